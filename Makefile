@@ -1,0 +1,64 @@
+# On a machine that has only python3.11 with venv, every command below sets up .venv by itself first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    := $(VENV)/.runtime-installed
+DEV    := $(VENV)/.dev-installed
+DOCS   := $(VENV)/.docs-installed
+
+# The settings of `make demo`.
+DEMO_FLAGS ?= --data shapes --teacher wrn-16-4 --student cam-net --out runs/demo
+
+.PHONY: help demo test check bench docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
+	@echo "make test    the tests, warnings are errors"
+	@echo "make check   format, lint, types, layering"
+	@echo "make bench   every script in benchmarks/"
+	@echo "make docs    the documentation, into docs/_build"
+	@echo "make clean   remove what the commands above made, except runs/"
+
+# A virtual environment without a working pip is what an interrupted set-up leaves: it is made anew.
+define environment
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+endef
+
+$(RUN): pyproject.toml requirements.txt
+	$(environment)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(DEV): pyproject.toml requirements.txt requirements-dev.txt
+	$(environment)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $(RUN) $@
+
+$(DOCS): pyproject.toml requirements.txt requirements-docs.txt
+	$(environment)
+	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
+	@touch $(RUN) $@
+
+demo: $(RUN)
+	$(BIN)/camkd train $(DEMO_FLAGS)
+
+test: $(DEV)
+	$(BIN)/python -m pytest -W error
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict src
+	$(BIN)/python -m pytest -W error tests/test_architecture.py
+
+bench: $(RUN)
+	@set -e; for script in benchmarks/*.py; do \
+		test -e "$$script" || continue; echo "== $$script" >&2; $(BIN)/python "$$script"; done
+
+docs: $(DOCS)
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

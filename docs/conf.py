@@ -1,0 +1,19 @@
+"""Sphinx settings: MyST Markdown, furo; built with warnings as errors."""
+
+from importlib.metadata import version as installed_version
+
+project = "camkd"
+author = "the camkd authors"
+copyright = "the camkd authors, Apache-2.0"
+release = version = installed_version("camkd")
+
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+nitpicky = True
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"camkd {release}"

@@ -1,0 +1,272 @@
+"""Data sets as memory-mapped arrays on disk, built once, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camkd.files import write_json
+from camkd.types import InputError
+
+VERSION = 1
+"""Goes up when the same source would be stored differently, so that older stores are not opened."""
+
+SPLITS = ("train", "val", "test")
+ROWS_AT_ONCE = 1024
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done, total, what)``: called now and then while something long goes on."""
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """The progress callback that says nothing."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures and labels: ``images (N, H, W, 3) uint8``, ``labels (N,) int64``.
+
+    ``masks (N, H, W) bool`` is true on the object where the source knows it, ``names`` says which file a
+    picture came from where there are files. ``images`` and ``masks`` are memory-mapped and read-only when
+    they come from a store.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.bool_] | None = None
+    names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> Split:
+        """The pictures at ``rows``, in that order, copied into memory."""
+        return Split(
+            self.images[rows],
+            self.labels[rows],
+            None if self.masks is None else self.masks[rows],
+            None if self.names is None else tuple(self.names[row] for row in rows),
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of labelled pictures, and a fingerprint that changes when any of it does.
+
+    ``fingerprint`` is a sha256 over sizes, pixels, labels, class names and split borders. ``notes`` are
+    sentences a person should know: pictures skipped, a split made here.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name, in the order train, val, test."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def limited(self, n: int) -> Dataset:
+        """The first ``n`` pictures of every split, taken class by class in turn, copied into memory.
+
+        The classes stay balanced to within one picture as far as their pictures reach. A smaller data set
+        is another data set, so its fingerprint differs. Raises `InputError` where ``n`` is not positive.
+        """
+        if n < 1:
+            raise InputError(f"limit is {n}, but at least one picture is needed; give a positive number")
+        if n >= max(len(split) for split in self.splits.values()):
+            return self
+        train, val, test = (split.take(_in_turn(split.labels, n)) for split in self.splits.values())
+        notes = (*self.notes, f"limited to the first {n:,} pictures of each split")
+        small = replace(self, train=train, val=val, test=test, notes=notes)
+        return replace(small, fingerprint=fingerprint(small.classes, small.splits))
+
+
+class Contents(NamedTuple):
+    """What a source hands to `build_or_open`: everything of a `Dataset` that is not computed from it."""
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    notes: tuple[str, ...] = ()
+
+
+def _in_turn(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Indices, ascending, of the first ``n`` labels when the classes take turns."""
+    rank = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rank[rows] = np.arange(len(rows))
+    return np.sort(np.lexsort((labels, rank))[:n])
+
+
+def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Choose ``fraction`` of every class at random, the same ones for the same labels and seed.
+
+    Returns ``(N,) bool``, true where held out. Each class gives ``round(fraction * count)`` pictures, but
+    at least one where it has two or more, and always keeps one.
+
+    >>> int(hold_out(np.repeat([0, 1], 50), 0.1).sum())
+    10
+    """
+    held = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        order = np.random.default_rng([seed, int(label)]).random(len(rows)).argsort(kind="stable")
+        held[rows[order[:count]]] = True
+    return held
+
+
+def fingerprint(classes: tuple[str, ...], splits: dict[str, Split]) -> str:
+    """The sha256 (hex) over sizes, pixels, labels, class names and split borders."""
+    shapes = {name: split.images.shape for name, split in splits.items()}
+    digest = hashlib.sha256(json.dumps([classes, shapes]).encode())
+    for split in splits.values():
+        digest.update(split.labels.astype("<i8").tobytes())
+        for start in range(0, len(split), ROWS_AT_ONCE):
+            digest.update(split.images[start : start + ROWS_AT_ONCE].tobytes())
+    return digest.hexdigest()
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """``cache`` itself, or else ``$CAMKD_CACHE``, or else ``~/.cache/camkd``."""
+    return cache or Path(os.environ.get("CAMKD_CACHE") or "~/.cache/camkd").expanduser()
+
+
+def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
+    """Create the file ``path`` as a writable memory-mapped array ``(count, size, size, 3) uint8``.
+
+    The space is reserved at once: a full disk is an `InputError` here rather than a crash in a later write.
+    """
+    shape = (count, size, size, 3)
+    images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        except AttributeError:  # not on this system: the file is sparse, and is filled as rows are written
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise InputError(
+                    f"there is no room in '{path.parent.parent}' for {images.nbytes / 1e9:,.1f} GB of "
+                    "decoded pictures; make room, choose a smaller size, or set CAMKD_CACHE to another folder"
+                ) from error
+    return images
+
+
+def keep_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Rewrite the array file ``path`` with ``rows`` of it alone, and open it."""
+    old = np.load(path, mmap_mode="r")
+    kept = new_images(path.with_suffix(".kept"), len(rows), old.shape[1])
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        chosen = rows[start : start + ROWS_AT_ONCE]
+        kept[start : start + len(chosen)] = old[chosen]
+    path.with_suffix(".kept").replace(path)
+    return kept
+
+
+def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Contents]) -> Dataset:
+    """Open the store of ``name`` and ``key`` under ``cache``; where there is none, ``build`` it first.
+
+    ``build(folder)`` gets an empty temporary folder. It may write ``folder / "train_images.npy"`` (and
+    ``val_``, ``test_``) itself with `new_images`; arrays it returns without having written them are saved.
+    The folder takes its final name when it is complete, and goes away on an exception or Ctrl-C.
+    """
+    safe = re.sub(r"[^\w.-]+", "_", name)[:60]
+    digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
+    folder = cache / "data" / f"{safe}-{digest[:16]}"
+    if not folder.exists():
+        with _building(folder) as temporary:
+            _save(temporary, name, build(temporary))
+    return _open(folder)
+
+
+@contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder`` that takes its place when the block ends well."""
+    try:
+        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"the cache folder '{folder.parent}' cannot be written ({error.strerror}); set CAMKD_CACHE to a "
+            "folder that can"
+        ) from error
+    try:
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:  # somebody else finished the same store first: theirs is as good
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(folder: Path, name: str, contents: Contents) -> None:
+    """Write the arrays that ``build`` did not write, and the manifest; flush all to disk."""
+    splits = {split: getattr(contents, split) for split in SPLITS}
+    for split, content in splits.items():
+        for field in ("images", "labels", "masks"):
+            array, path = getattr(content, field), folder / f"{split}_{field}.npy"
+            if array is not None and not path.exists():
+                np.save(path, array)
+    write_json(
+        folder / "dataset.json",
+        {
+            "version": VERSION,
+            "name": name,
+            "classes": list(contents.classes),
+            "fingerprint": fingerprint(contents.classes, splits),
+            "notes": list(contents.notes),
+            "names": {split: content.names for split, content in splits.items()},
+        },
+    )
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _open(folder: Path) -> Dataset:
+    try:
+        manifest = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"the data store '{folder}' is damaged ({error}); delete it to rebuild it") from error
+    return Dataset(
+        name=manifest["name"],
+        classes=tuple(manifest["classes"]),
+        train=train,
+        val=val,
+        test=test,
+        fingerprint=manifest["fingerprint"],
+        notes=tuple(manifest["notes"]),
+    )
+
+
+def _open_split(folder: Path, split: str, names: list[str] | None) -> Split:
+    def load(field: str, mode: Any = "r") -> NDArray[Any]:
+        array: NDArray[Any] = np.load(folder / f"{split}_{field}.npy", mmap_mode=mode)
+        return array
+
+    masks = load("masks") if (folder / f"{split}_masks.npy").exists() else None
+    return Split(load("images"), load("labels", None), masks, None if names is None else tuple(names))

@@ -1,0 +1,232 @@
+"""What lies in a folder of pictures: the splits, their classes, their files. Opens none of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from camkd.data.pictures import SUFFIXES
+from camkd.data.store import SPLITS
+from camkd.types import InputError
+
+FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SHARE = 0.1
+"""How much of each class is held out for a split that is missing."""
+LISTED = 10
+"""How many names a message gives before it only counts them."""
+
+
+class Picture(NamedTuple):
+    """A picture file: its path below the root, and what tells that it changed."""
+
+    name: str
+    bytes: int
+    modified_ns: int
+
+
+Classes = Mapping[str, Sequence[Picture]]
+"""The pictures of each class, by the class's name."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What lies in a folder: the pictures of each split's classes, and what a person should know of it."""
+
+    root: Path
+    splits: Mapping[str, Classes]
+    notes: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted(self.splits["train"]))
+
+    def rows(self, split: str) -> list[tuple[int, Picture]]:
+        """Label and picture for each row of ``split``, by class and then by name."""
+        found = self.splits[split]
+        return [(label, picture) for label, name in enumerate(self.classes) for picture in found[name]]
+
+
+def scan(root: Path) -> Tree:
+    """Find the pictures of every split and class below ``root``, without opening any.
+
+    Raises `InputError` where a person has to put something right first.
+    """
+    if not root.is_dir():
+        raise InputError(f"'{root}' is a file, but a folder with one folder of pictures a class is needed")
+    try:
+        found, notes = _find_splits(root)
+    except PermissionError as error:
+        raise InputError(f"'{error.filename}' cannot be opened; allow yourself to read it") from error
+    for split in found:
+        _check_split(root, split, found)
+    missing = [split for split in SPLITS if split not in found]
+    if missing:
+        found |= _make_splits(root, found["train"], missing)
+        counts = [f"{sum(map(len, found[split].values())):,} {split}" for split in ("train", *missing)]
+        notes.append(f"there was no {' and no '.join(missing)} folder, so the split was made here: {', '.join(counts)}")
+    return Tree(root, found, tuple(notes))
+
+
+def _make_splits(root: Path, train: Classes, missing: Sequence[str]) -> dict[str, Classes]:
+    """Train without what is held out, and each split in ``missing``."""
+    parts = {name: _divide(pictures, missing) for name, pictures in train.items()}
+    for split in missing:
+        if not any(divided[split] for divided in parts.values()):
+            raise InputError(
+                f"'{root}' has too few pictures to hold some out for {split}; add pictures, three a "
+                f"class at least, or a '{split}' folder"
+            )
+    return {split: {name: parts[name][split] for name in parts} for split in ("train", *missing)}
+
+
+def _find_splits(root: Path) -> tuple[dict[str, Classes], list[str]]:
+    folders = _split_folders(root)
+    found: dict[str, Classes] = {}
+    ignored = 0
+    for split, folder in folders.items():
+        found[split], others = _find_classes(root, folder)
+        ignored += others
+    return found, [f"{ignored:,} files that are no pictures of a class were ignored"] if ignored else []
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split that is there; ``{"train": root}`` for a plain ``<class>/*`` tree."""
+    folders = {}
+    for split, names in FOLDER_NAMES.items():
+        present = [root / name for name in names if (root / name).is_dir()]
+        if len(present) > 1:
+            raise InputError(f"'{root}' has '{present[0].name}' and '{present[1].name}', which mean the same; keep one")
+        if present:
+            folders[split] = present[0]
+    if not folders:
+        return {"train": root}
+    if "train" not in folders:
+        held = " and ".join(f"'{folder.name}'" for folder in folders.values())
+        raise InputError(f"'{root}' has {held} but no 'train' folder; add train/<class>/ with the pictures")
+    return folders
+
+
+def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
+    """The pictures of each class folder in ``folder``, sorted, and how many other files there are."""
+    above = {root.resolve(), folder.resolve()}
+    classes: dict[str, list[Picture]] = {}
+    ignored = loose = 0
+    for entry in _entries(folder):
+        if not _is_folder(entry):
+            loose += _is_picture(entry)
+            ignored += 1
+        elif (resolved := Path(entry.path).resolve()) not in above:
+            files = list(_walk(Path(entry.path), above | {resolved}))
+            pictures = [_picture(root, file) for file in files if _is_picture(file)]
+            classes[plain(entry.name)] = sorted(pictures)
+            ignored += len(files) - len(pictures)
+    if loose and not any(classes.values()):
+        raise InputError(
+            f"the {loose:,} pictures in '{folder}' lie directly in it, not in class folders; put each into a "
+            f"folder named after its class, such as '{folder / 'cat'}'"
+        )
+    return classes, ignored
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+
+
+def _walk(folder: Path, seen: set[Path]) -> Iterator[os.DirEntry[str]]:
+    """Every file below ``folder``; a folder that links lead to again is visited once."""
+    for entry in _entries(folder):
+        if not _is_folder(entry):
+            yield entry
+        elif (resolved := Path(entry.path).resolve()) not in seen:
+            seen.add(resolved)
+            yield from _walk(Path(entry.path), seen)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    """Whether it is named like a picture and is a file, or a link to nowhere: decoding reports those."""
+    if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+        return False
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
+
+
+def _picture(root: Path, entry: os.DirEntry[str]) -> Picture:
+    try:
+        status = os.stat(entry.path)
+    except OSError:  # a link to nowhere
+        status = os.lstat(entry.path)
+    return Picture(entry.path.removeprefix(f"{root}{os.sep}"), status.st_size, status.st_mtime_ns)
+
+
+def plain(name: str) -> str:
+    """``name`` as it can be written to UTF-8, whatever bytes the file system holds."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
+    """Raise `InputError` unless ``split`` has pictures of two or more classes, the same as train's."""
+    where = f"'{root}'" if split == "train" else f"the {split} folder of '{root}'"
+    classes, expected = found[split], found["train"]
+    if not any(classes.values()):
+        kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+        raise InputError(f"no pictures ({kinds}) were found in {where}; put them in one folder a class")
+    differing = {"lacks": expected.keys() - classes.keys(), "adds": classes.keys() - expected.keys()}
+    if any(differing.values()):
+        said = " and ".join(f"{verb} {quoted(sorted(names))}" for verb, names in differing.items() if names)
+        raise InputError(
+            f"{where} {said}, but its classes must be those of the train folder; rename or move the class "
+            f"folders, or do without {split}"
+        )
+    empty = [name for name, pictures in classes.items() if not pictures]
+    if empty:
+        raise InputError(f"{where} has no picture of {quoted(empty)}; add some, or remove the empty folder")
+    if len(classes) < 2:
+        (name,) = classes
+        nested = all(re.match(rf"{re.escape(name)}/.+/", picture.name) for picture in classes[name])
+        hint = f"is '{root / name}' the folder you mean?" if nested else "add a folder for each other class"
+        raise InputError(f"{where} has one class, '{name}', but two or more are needed; {hint}")
+
+
+def quoted(names: Sequence[str]) -> str:
+    """The first few of ``names`` in quotation marks, and how many more there are."""
+    return first([f"'{name}'" for name in names])
+
+
+def first(said: Sequence[str], between: str = ", ") -> str:
+    """The first few of ``said``, and how many more there are."""
+    more = [f"and {len(said) - LISTED:,} more"] if len(said) > LISTED else []
+    return between.join([*said[:LISTED], *more])
+
+
+def _place(picture: Picture) -> float:
+    """A number in 0..1 that depends on the path alone."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(picture.name)).digest()[:6], "big") / 2**48
+
+
+def _divide(pictures: Sequence[Picture], missing: Sequence[str]) -> dict[str, list[Picture]]:
+    """Part a class into train and the splits in ``missing``, a tenth each, by each picture's place.
+
+    Every split gets a picture, train first, as long as there are enough.
+    """
+    ordered = sorted(pictures, key=_place)
+    places = [_place(picture) for picture in ordered]
+    starts = [bisect_left(places, 1 - SHARE * shares) for shares in range(len(missing), 0, -1)]
+    starts.append(len(ordered))
+    for split in reversed(range(len(missing))):
+        starts[split] = min(starts[split], starts[split + 1] - 1)
+    for split in range(len(missing)):
+        starts[split] = min(max(starts[split], split + 1), len(ordered))
+    borders = zip(("train", *missing), [0, *starts], starts, strict=False)
+    return {split: sorted(ordered[start:stop]) for split, start, stop in borders}

@@ -1,0 +1,74 @@
+"""Where models look: their maps of the same class over the same pictures, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from camkd.cams import predict
+from camkd.data.pictures import decode
+from camkd.data.store import Split
+from camkd.figures import Column, heatmaps
+from camkd.models.modes import evaluating
+from camkd.types import InputError, Prediction
+
+
+def explain(
+    images: NDArray[np.uint8],
+    models: Mapping[str, nn.Module],
+    classes: Sequence[str],
+    path: Path,
+    truths: Sequence[str] | None = None,
+) -> list[dict[str, object]]:
+    """Draw each model's map over each picture, of the class that the first model predicts, and save it as PNG.
+
+    ``images (N, H, W, 3)`` uint8; ``models`` by title. Returns each model's prediction and confidence a picture.
+    """
+    answers = {title: _answer(model, images) for title, model in models.items()}
+    shown = next(iter(answers.values())).logits.argmax(1)
+    columns = []
+    for title, answer in answers.items():
+        confidence, label = answer.logits.softmax(1).max(1)
+        assert answer.cams is not None
+        maps = answer.cams[torch.arange(len(images)), shown].numpy()
+        columns.append(Column(title, maps, [classes[i] for i in label.tolist()], confidence.tolist()))
+    heatmaps(images, columns, path, shown=[classes[i] for i in shown.tolist()], truths=truths)
+    return [
+        {c.title: {"class": c.answers[i], "confidence": c.confidences[i]} for c in columns} for i in range(len(images))
+    ]
+
+
+def read_pictures(paths: Sequence[str | Path], size: int) -> NDArray[np.uint8]:
+    """Decode picture files to ``(N, size, size, 3)``. Raises ``InputError`` naming the first that cannot be read."""
+    images = []
+    for path in paths:
+        try:
+            images.append(decode(Path(path), size))
+        except ValueError as error:
+            raise InputError(f"{str(path)!r} cannot be read as a picture: {error}.") from error
+    return np.stack(images)
+
+
+def specimens(split: Split, count: int = 8) -> NDArray[np.int64]:
+    """The first picture of each class, class after class, ``count`` in all: chosen without looking at any answer."""
+    rows: list[int] = []
+    for rank in range(count):
+        for label in np.unique(split.labels):
+            places = np.flatnonzero(split.labels == label)
+            if rank < len(places) and len(rows) < count:
+                rows.append(int(places[rank]))
+    return np.array(rows)
+
+
+def _answer(model: nn.Module, images: NDArray[np.uint8]) -> Prediction:
+    device = next(model.parameters()).device
+    x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 255
+    with evaluating(model), torch.no_grad():
+        answer = predict(model, x)
+    assert answer.cams is not None
+    return Prediction(answer.logits.cpu(), answer.cams.cpu())

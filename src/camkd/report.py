@@ -1,0 +1,218 @@
+"""Run folders to one self-contained HTML page: the verdict first, then the numbers, curves and heatmaps.
+
+Reads run folders and nothing else. Whatever a folder lacks shows as a dash; a page always comes out.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from camkd import findings
+from camkd.drawing import SERIES, svg
+from camkd.figures import confusion_figure, curve
+from camkd.files import write_text
+from camkd.findings import DASH, ROWS, Run
+from camkd.types import InputError
+
+ROLES = ("teacher", "control", "student")
+MARKS = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")  # a folder with one of these is a run
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the report of ``runs`` to the file ``out`` and return it.
+
+    Each path is a run folder or a folder of ``camkd train`` with ``teacher``, ``control`` and ``student``
+    inside. The page needs no network and no script. Raises InputError for a path without a run and for a
+    file that is not JSON.
+
+    >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
+    """
+    folders = [folder for path in runs for folder in _folders(path)]
+    if not folders:
+        raise InputError("a report needs at least one run folder, but none was given; name one, as in runs/demo")
+    loader = jinja2.PackageLoader("camkd")
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    write_text(out, page.get_template("report.html").render(_content(_read_all(folders))))
+    return out
+
+
+# --- run folders to runs
+
+
+def _folders(path: Path) -> list[Path]:
+    inside = [path / role for role in ROLES if _is_run(path / role)]
+    if not inside and not _is_run(path):
+        raise InputError(f"{path} is no run folder: expected {', '.join(MARKS[:3])} or {', '.join(ROLES)} in it")
+    return inside or [path]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / mark).is_file() for mark in MARKS)
+
+
+def _read_all(folders: Sequence[Path]) -> list[Run]:
+    names = [folder.resolve().name for folder in folders]
+    unique = len(set(names)) == len(names)
+    paths = zip(folders, names, strict=True)
+    return [_read(path, name if unique else f"{path.resolve().parent.name}/{name}") for path, name in paths]
+
+
+def _read(folder: Path, name: str) -> Run:
+    model = _json(folder / "model.json")
+    role = model.get("role", folder.resolve().name)
+    figures = folder / "figures"
+    epochs = [(int(found[1]), path) for path in figures.glob("*.png") if (found := _epoch(path.name))]
+    return Run(
+        name=name,
+        role=role if role in ROLES else None,
+        metrics=_json(folder / "metrics.json"),
+        history=list(_history(_text(folder / "metrics.jsonl"))),
+        model=model,
+        config=_text(folder / "config.yaml"),
+        environment=_json(folder / "environment.json"),
+        heatmap=_png(figures / "cams.png"),
+        epochs=[(epoch, uri) for epoch, path in sorted(epochs) if (uri := _png(path))],
+    )
+
+
+def _epoch(name: str) -> re.Match[str] | None:
+    return re.fullmatch(r"cams-epoch-(\d+)\.png", name)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path) or "{}")
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); write it again or remove it") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _history(text: str) -> Iterator[dict[str, Any]]:
+    """The lines that are objects: a run that was killed may leave half a line."""
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _png(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+# --- runs to what the page shows
+
+
+def _content(runs: list[Run]) -> dict[str, Any]:
+    first = {role: next((run for run in runs if run.role == role), None) for role in ROLES}
+    student = first["student"] or runs[-1]
+    teacher, control = (first[role] if first[role] is not student else None for role in ROLES[:2])
+    histories = {run.name: run.history for run in runs}
+    return {
+        "dash": DASH,
+        "colours": SERIES,
+        "runs": runs,
+        "student": student,
+        "verdict": findings.verdict(student, control),
+        "accuracies": [(run, run.number("accuracy")) for run in runs],
+        "percent": findings.percent,
+        "gap": findings.gap(student, teacher),
+        "smaller": [findings.times(student, teacher, *what) for what in (("params", "parameters"), ("macs", "MACs"))],
+        "looks": findings.looks(student, control),
+        "facts": _facts(student),
+        "rows": ROWS,
+        "cells": {row.key: [_cell(run, row) for run in runs] for row in ROWS},
+        "tracks": [track for row in ROWS if row.key.startswith("cam_") and (track := _track(row, student, control))],
+        "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
+        "curves": [Markup(drawn) for drawn in _curves(histories)],  # our own SVG, which escapes its text
+        "confusion": Markup(svg(confusion_figure(student.confusion, student.classes))) if student.confusion else None,
+        "mistakes": _mistakes(student),
+        "classes": _classes(runs, student, control),
+        "environments": [(run.name, list(_flat(run.environment))) for run in runs if run.environment],
+    }
+
+
+def _facts(run: Run) -> list[str]:
+    model = run.model
+    size = model.get("size")
+    facts = [model.get("data"), f"{len(run.classes)} classes" if run.classes else None]
+    facts += [f"{size} × {size} pixels" if isinstance(size, int) else None]
+    facts += [f"{run.tested:,} test pictures" if run.tested else None]
+    facts += [f"{key} {model[key]}" for key in ("method", "seed") if model.get(key) is not None]
+    return [str(fact) for fact in facts if fact]
+
+
+def _cell(run: Run, row: findings.Row) -> tuple[str, list[str]]:
+    """The number and, for a map figure, its chance levels."""
+    value = run.number(row.key)
+    chance = [(word, run.number(f"{row.key}_{key}")) for word, key in (("other", "shuffled"), ("centre", "centre"))]
+    small = [f"{word} {level:.2f}".replace("-", "−") for word, level in chance if level is not None]
+    return DASH if value is None else row.show(value), small
+
+
+def _track(row: findings.Row, student: Run, control: Run | None) -> dict[str, Any] | None:
+    """A figure of likeness on the line from 0 to 1, beside its chance levels and the control's."""
+    found = [
+        ("student", "this student", student.number(row.key)),
+        ("control", "the same network without a teacher", control.number(row.key) if control else None),
+        ("other", "chance: the teacher's map of another picture", student.number(f"{row.key}_shuffled")),
+        ("centre", "chance: a blob in the middle", student.number(f"{row.key}_centre")),
+    ]
+    points = [(kind, words, row.show(v), 100 * min(max(v, 0), 1)) for kind, words, v in found if v is not None]
+    return {"label": row.label, "note": row.note, "points": points} if found[0][2] is not None else None
+
+
+def _curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    wanted = [("val_accuracy", "Validation accuracy", True), ("train_loss", "Training loss", False)]
+    wanted += [("val_cam_cosine", "CAM cosine with the teacher, validation", False)]
+    for key, title, percent in wanted:
+        if any(key in line for history in histories.values() for line in history):
+            yield svg(curve(histories, key, title, percent))
+
+
+def _mistakes(run: Run) -> list[tuple[str, str, int]]:
+    """The five commonest mistakes: true class, answer, how often."""
+    pairs = [
+        (-int(number), row, column)
+        for row, counts in enumerate(run.confusion or [])
+        for column, number in enumerate(counts)
+        if row != column and number
+    ]
+    return [(run.classes[row], run.classes[column], -number) for number, row, column in sorted(pairs)[:5]]
+
+
+def _classes(runs: list[Run], student: Run, control: Run | None) -> list[dict[str, Any]]:
+    """Accuracy by class of every run, and the student's gain over the control."""
+    rows: list[dict[str, Any]] = []
+    for place, name in enumerate(student.classes if student.confusion else []):
+        mine, base = student.class_accuracy(place), control.class_accuracy(place) if control else None
+        change = None if mine is None or base is None else 100 * (mine - base)
+        shares = [run.class_accuracy(place) for run in runs]
+        tested = int(sum((student.confusion or [])[place]))
+        rows.append({"name": name, "tested": tested, "shares": shares, "change": change})
+    longest = max([5.0, *(abs(row["change"]) for row in rows if row["change"] is not None)])
+    return [row | {"bar": 50 * (row["change"] or 0) / longest} for row in rows]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, str(value)

@@ -1,0 +1,198 @@
+"""Run folders: weights with their description, checkpoints, metrics and configuration.
+
+Nothing here unpickles: weights are safetensors, checkpoints are read with ``weights_only=True``. A model's description
+holds the checksum of its weights, so that a flipped byte is an error and not a worse model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from camkd.files import replacing, write_json, write_text
+from camkd.models import build
+from camkd.types import InputError
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``model.json`` says of the weights beside it."""
+
+    architecture: str
+    classes: tuple[str, ...]
+    size: int
+    params: int
+    macs: int
+    role: str  # teacher, control or student
+    method: str
+    data: str
+    data_fingerprint: str
+    seed: int
+    teacher: str | None = None  # where its teacher's run lay, as an absolute path
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the names inside it."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training and evaluation came to their end."""
+        return self.metrics.exists() and (self.folder / DESCRIPTION).exists()
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Write what is known before the first step: the resolved configuration and the environment."""
+        write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_json(self.folder / "environment.json", environment())
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration the run was started with; empty where there is none."""
+        path = self.folder / "config.yaml"
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def read_metrics(self) -> dict[str, Any]:
+        """The final figures; empty where there are none yet."""
+        return json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else {}
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """One entry an epoch."""
+        if not self.history.exists():
+            return []
+        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        with replacing(self.checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Raises ``InputError`` where there is none or it cannot be read."""
+        if not self.checkpoint.exists():
+            raise InputError(f"there is no checkpoint in {self.folder}: leave out --resume to start the run.")
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise InputError(
+                f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): delete it to start again."
+            ) from error
+        return state
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and threads: what a number of this run depends on."""
+    packages = ("camkd", "torch", "numpy", "pillow", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: metadata.version(name) for name in packages},
+        "command": sys.argv,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def save(model: nn.Module, folder: Path, description: Description) -> None:
+    """Write weights, then the description with their checksum; each file whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+        checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    write_json(folder / DESCRIPTION, {**asdict(description), "sha256": checksum})
+
+
+def shipped() -> dict[str, Path]:
+    """The trained models inside the package, by name."""
+    root = Path(str(resources.files("camkd"))) / "shipped"
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{DESCRIPTION}"))}
+
+
+def locate(source: str | Path) -> Path:
+    """The folder that holds the weights of ``source``: a run, a ``camkd train`` folder (its student), or a shipped name.
+
+    Raises ``InputError`` where there is no such model.
+    """
+    folder = Path(source)
+    for candidate in (folder, folder / "student", shipped().get(str(source))):
+        if candidate is not None and (candidate / DESCRIPTION).exists():
+            return candidate
+    names = ", ".join(shipped()) or "none"
+    raise InputError(
+        f"{str(source)!r} is neither a run folder with a trained model nor a shipped one (shipped: {names}): "
+        "train one with 'camkd train' or name its folder."
+    )
+
+
+def describe(source: str | Path) -> Description:
+    """Read ``model.json`` of a run folder or a shipped name. Raises ``InputError`` where it is not whole."""
+    path = locate(source) / DESCRIPTION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name: values[field.name] for field in fields(Description) if field.name in values}
+        return Description(**{**known, "classes": tuple(values["classes"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not describe a model ({error}): train the run again or restore it.") from error
+
+
+def load(source: str | Path) -> nn.Module:
+    """Load a trained model, in evaluation mode, from a run folder or a shipped name.
+
+    Raises ``InputError`` where there is none, where its weights are not what was written, or do not fit.
+
+    >>> model = camkd.load("cam-net-cifar10")                              # doctest: +SKIP
+    >>> logits, cams, _ = camkd.predict(model, torch.rand(1, 3, 32, 32))   # doctest: +SKIP
+    """
+    folder, description = locate(source), describe(source)
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise InputError(f"{folder} has a {DESCRIPTION} but no {WEIGHTS}: train the run again or restore it.")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != description.sha256:
+        raise InputError(f"{path} is not what was written (its checksum differs): train the run again or restore it.")
+    model = build(description.architecture, len(description.classes), description.size)
+    model.load_state_dict(load_file(path))
+    return model.eval()

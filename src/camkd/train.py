@@ -1,0 +1,318 @@
+"""The training loop: one for teachers, undistilled students and distilled ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkd.cams import predict
+from camkd.config import TrainConfig
+from camkd.data.store import Dataset
+from camkd.data.views import Batch, Views
+from camkd.metrics import cosine, match_size
+from camkd.models.modes import evaluating
+from camkd.objectives import Objective
+from camkd.runs import Run
+from camkd.types import InputError, Prediction
+
+EVALUATION_BATCH = 500
+
+Ask = Callable[[int, Tensor, Tensor], Prediction]
+"""``ask(epoch, samples, x)``: the teacher's answer for the views ``x`` of ``samples``."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved and ``--resume`` goes on from there."""
+
+
+class Watch:
+    """Looks on while a run trains; this one does nothing. Override what you want to see."""
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        """``steps`` training steps lie ahead, of which ``done`` were made before an interruption."""
+
+    def step(self, pictures: int) -> None:
+        """A step over ``pictures`` pictures was made."""
+
+    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+        """An epoch ended: its line of ``metrics.jsonl`` and the (averaged) model."""
+
+
+@dataclass
+class _State:
+    """Everything that decides the rest of a run."""
+
+    model: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: float = -1.0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            **{name: getattr(self, name) for name in self._plain()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        for name in self._plain():
+            setattr(self, name, state[name])
+
+    @staticmethod
+    def _plain() -> tuple[str, ...]:
+        return ("epoch", "batch", "step", "seconds", "sums", "best", "best_weights", "rows")
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    objective: Objective,
+    config: TrainConfig,
+    run: Run,
+    *,
+    teacher: nn.Module | None = None,
+    ask: Ask | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+) -> nn.Module:
+    """Train ``model`` and return its averaged weights of the epoch with the best validation accuracy.
+
+    ``ask`` answers for the teacher in training, ``teacher`` is compared with on the validation pictures. Writes
+    ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
+    saved; ``FloatingPointError`` where the loss is no longer finite.
+    """
+    device, watch = torch.device(pick_device(config.device)), watch or Watch()
+    bf16 = pick_precision(config.precision, device) == "bf16"
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = _State(model, copy.deepcopy(model).requires_grad_(False), _optimizer(model, config))
+    if resume:
+        state.load_state_dict(run.load_checkpoint())
+    views = Views(data.train.images, data.train.labels, len(data.classes), config.views, config.view_seed, device)
+    batches = max(1, round(len(views) / config.batch_size))
+    schedule = Schedule(config, batches)
+    referee = Referee(data, device, bf16, teacher)
+    with _stop_requests() as stop:
+        watch.start(run.folder.name, schedule.steps, state.step)
+        while state.epoch < config.epochs:
+            started = time.perf_counter()
+            model.train()
+            for samples in _order(len(views), config.view_seed, state.epoch, batches)[state.batch :]:
+                batch = views[state.epoch, samples]
+                known = ask(state.epoch, samples, batch.x) if ask else None
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    answer = _answer(model, batch.x, objective.needs)
+                loss, means = objective(_float(answer), known, batch.labels, state.step / schedule.steps)
+                _update(state, loss, schedule, config)
+                _accumulate(state, loss, means, len(samples))
+                watch.step(len(samples))
+                if stop:
+                    state.seconds += time.perf_counter() - started
+                    run.save_checkpoint(state.state_dict())
+                    raise Interrupted
+            state.seconds += time.perf_counter() - started
+            _end_epoch(state, referee, schedule)
+            run.write_history(state.rows)
+            run.save_checkpoint(state.state_dict())
+            watch.epoch(state.rows[-1], state.average)
+    state.average.load_state_dict(state.best_weights)
+    return state.average.eval()
+
+
+class Schedule:
+    """Linear warm-up, then a cosine to zero: the learning rate at each step."""
+
+    def __init__(self, config: TrainConfig, batches: int) -> None:
+        self.steps = config.epochs * batches
+        self.peak = config.lr * config.batch_size / 128
+        self.rise = max(1, round(config.warmup * self.steps))
+
+    def __call__(self, step: int) -> float:
+        if step < self.rise:
+            return self.peak * (step + 1) / self.rise
+        return self.peak * 0.5 * (1 + math.cos(math.pi * (step - self.rise) / max(1, self.steps - self.rise)))
+
+
+class Referee:
+    """Judges a model on the validation pictures; the teacher's answers to them are asked once."""
+
+    def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: nn.Module | None) -> None:
+        self.views = Views(data.val.images, data.val.labels, len(data.classes), "none", 0, device)
+        self.bf16, self.teacher = bf16, teacher
+        self.known = [] if teacher is None else [self._ask(teacher, batch) for batch in self._batches()]
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """``val_accuracy``, ``val_loss``, and with a teacher ``val_teacher_agreement`` and ``val_cam_cosine``."""
+        sums: dict[str, float] = {}
+        for index, batch in enumerate(self._batches()):
+            answer = self._ask(model, batch)
+            values = {
+                "val_accuracy": (answer.logits.argmax(1) == batch.labels).float(),
+                "val_loss": nn.functional.cross_entropy(answer.logits, batch.labels, reduction="none"),
+            }
+            if self.teacher is not None:
+                values |= _alike(answer, self.known[index])
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value.sum())
+        return {name: value / len(self.views) for name, value in sums.items()}
+
+    def _batches(self) -> Iterator[Batch]:
+        for samples in torch.arange(len(self.views)).split(EVALUATION_BATCH):
+            yield self.views[0, samples]
+
+    def _ask(self, model: nn.Module, batch: Batch) -> Prediction:
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16),
+        ):
+            return _float(predict(model, batch.x) if self.teacher else Prediction(model(batch.x)))
+
+
+def _alike(answer: Prediction, known: Prediction) -> dict[str, Tensor]:
+    """Same label, and the cosine between both maps of the class the teacher predicts."""
+    assert answer.cams is not None and known.cams is not None
+    label = known.logits.argmax(1)
+    rows = torch.arange(len(label), device=label.device)
+    ours, theirs = answer.cams[rows, label], known.cams[rows, label]
+    grid = (max(ours.shape[1], theirs.shape[1]), max(ours.shape[2], theirs.shape[2]))
+    return {
+        "val_teacher_agreement": (answer.logits.argmax(1) == label).float(),
+        "val_cam_cosine": cosine(match_size(ours, grid), match_size(theirs, grid)),
+    }
+
+
+def pick_device(name: str) -> str:
+    """Resolve ``auto`` to the best device there is. Raises ``InputError`` for one that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: take auto, cpu, or one this machine has.") from error
+    return name
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Resolve ``auto`` to bf16 where the processor computes in it, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _answer(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Prediction:
+    """Ask for no more than the objective reads."""
+    if needs <= {"logits"}:
+        return Prediction(model(x))
+    return predict(model, x, features="features" in needs)
+
+
+def _float(answer: Prediction) -> Prediction:
+    return Prediction(*(None if part is None else part.float() for part in answer))  # type: ignore[arg-type]
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Weight decay on matrices and kernels, none on biases and normalisation."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
+
+
+def _order(count: int, seed: int, epoch: int, batches: int) -> tuple[Tensor, ...]:
+    """The epoch's batches: all samples once, in an order that depends on (view seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator).tensor_split(batches)
+
+
+def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
+    if not math.isfinite(float(loss.detach())):
+        raise FloatingPointError(
+            f"the loss is {float(loss.detach())} in epoch {state.epoch + 1}, batch {state.batch + 1}: lower --lr."
+        )
+    for group in state.optimizer.param_groups:
+        group["lr"] = schedule(state.step)
+    state.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    state.optimizer.step()
+    state.step += 1
+    state.batch += 1
+    _average(state.average, state.model, min(config.ema, (1 + state.step) / (10 + state.step)))
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights and statistics a step of ``1 - decay`` towards the model's."""
+    ours, theirs = list(average.state_dict().values()), list(model.state_dict().values())
+    floating = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
+    torch._foreach_lerp_([ours[i] for i in floating], [theirs[i] for i in floating], 1 - decay)
+    for i in set(range(len(ours))) - set(floating):
+        ours[i].copy_(theirs[i])
+
+
+def _accumulate(state: _State, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
+    for name, value in {"": loss.detach(), **means}.items():
+        state.sums[name] = state.sums.get(name, 0.0) + float(value) * pictures
+    state.sums["pictures"] = state.sums.get("pictures", 0) + pictures
+
+
+def _end_epoch(state: _State, referee: Referee, schedule: Schedule) -> None:
+    pictures = state.sums.pop("pictures")
+    loss = state.sums.pop("") / pictures
+    judged = referee(state.average)
+    state.rows.append(
+        {
+            "epoch": state.epoch + 1,
+            "train_loss": loss,
+            "terms": {name: value / pictures for name, value in state.sums.items()},
+            "lr": schedule(state.step - 1),
+            **judged,
+            "images_per_second": pictures / state.seconds,
+            "seconds": state.seconds,
+        }
+    )
+    if judged["val_accuracy"] >= state.best:
+        state.best = judged["val_accuracy"]
+        state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
+    state.epoch, state.batch, state.seconds, state.sums = state.epoch + 1, 0, 0.0, {}
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying from them; the loop looks after each step."""
+    seen: list[int] = []
+    before = {
+        number: signal.signal(number, lambda received, frame: seen.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

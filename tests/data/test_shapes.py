@@ -1,0 +1,114 @@
+"""The drawn shapes: the same every time, each what its name says, with masks that lie on the object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from camkd.data.shapes import COUNTS, SHAPES, draw_split, open_shapes
+from camkd.data.store import silent
+from camkd.types import InputError
+
+AXIS = np.linspace(-1.4, 1.4, 561)
+X, Y = np.meshgrid(AXIS, AXIS)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return draw_split("train", 200, 32, silent)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_is_a_distance(name: str) -> None:
+    """Negative in one bounded piece, and it never grows faster than one moves (1-Lipschitz)."""
+    distance = SHAPES[name](X, Y)
+    inside = distance < 0
+    assert 0.2 < inside.mean() * 2.8**2 < np.pi
+    assert not inside[np.hypot(X, Y) > 1.15].any()
+    step = AXIS[1] - AXIS[0]
+    for axis in (0, 1):
+        assert np.abs(np.diff(distance, axis=axis)).max() <= step * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("name", "times"), [("triangle", 3), ("square", 4), ("pentagon", 5), ("star", 5), ("cross", 4)]
+)
+def test_a_shape_looks_the_same_when_turned_by_its_own_angle(name: str, times: int) -> None:
+    angle = 2 * np.pi / times
+    turned = SHAPES[name](X * np.cos(angle) - Y * np.sin(angle), X * np.sin(angle) + Y * np.cos(angle))
+    np.testing.assert_allclose(turned, SHAPES[name](X, Y), atol=1e-5)
+
+
+def test_areas_are_what_geometry_says() -> None:
+    cell = (AXIS[1] - AXIS[0]) ** 2
+    area = {name: float((shape(X, Y) < 0).sum() * cell) for name, shape in SHAPES.items()}
+    assert area["circle"] == pytest.approx(np.pi * 0.85**2, rel=0.01)
+    assert area["ring"] == pytest.approx(np.pi * (0.9**2 - 0.5**2), rel=0.01)
+    assert area["square"] == pytest.approx(2 * 1.05**2, rel=0.01)
+    assert area["triangle"] == pytest.approx(3 * np.sqrt(3) / 4 * 1.1**2, rel=0.01)
+    assert area["diamond"] == pytest.approx(2 * 0.62 * 1.1, rel=0.01)
+    assert area["cross"] == pytest.approx(2 * 1.9 * 0.6 - 0.6**2, rel=0.01)
+    assert area["star"] == pytest.approx(5 * 0.45 * 1.08 * np.sin(np.pi / 5), rel=0.01)
+
+
+def test_the_same_pictures_every_time(pictures) -> None:
+    again = draw_split("train", 200, 32, silent)
+    np.testing.assert_array_equal(pictures.images, again.images)
+    np.testing.assert_array_equal(pictures.masks, again.masks)
+
+
+def test_splits_and_chunks_are_different_pictures(pictures) -> None:
+    val = draw_split("val", 200, 32, silent)
+    assert (pictures.images != val.images).any((1, 2, 3)).all()
+    long = draw_split("train", 510, 16, silent)
+    assert (long.images[:10] != long.images[500:]).any((1, 2, 3)).all()
+
+
+def test_classes_are_balanced_and_masks_are_objects(pictures) -> None:
+    np.testing.assert_array_equal(np.bincount(pictures.labels), np.full(10, 20))
+    share = pictures.masks.mean((1, 2))
+    assert share.min() > 0.01
+    assert share.max() < 0.6
+
+
+def test_the_object_stands_out_from_the_rim_around_it(pictures) -> None:
+    """The colour inside the mask differs from the colour just outside, far more than at a shifted mask."""
+
+    def contrast(masks: np.ndarray) -> float:
+        near = sum(np.roll(masks, by, axis) for by in (-3, 3) for axis in (1, 2)) > 0
+        apart = []
+        for image, mask, rim in zip(pictures.images / 255, masks, near & ~masks, strict=True):
+            apart.append(np.linalg.norm(image[mask].mean(0) - image[rim].mean(0)))
+        return float(np.mean(apart))
+
+    assert contrast(pictures.masks) > 2 * contrast(np.roll(pictures.masks, 11, axis=(1, 2)))
+
+
+def test_a_larger_size_shows_the_same_scenes() -> None:
+    small, large = (draw_split("test", 30, size, silent) for size in (32, 64))
+    assert small.masks is not None
+    assert large.masks is not None
+    shrunk = large.masks.reshape(30, 32, 2, 32, 2).mean((2, 4)) > 0.5
+    overlap = (shrunk & small.masks).sum((1, 2)) / (shrunk | small.masks).sum((1, 2))
+    assert overlap.min() > 0.6
+    assert overlap.mean() > 0.9
+
+
+def test_a_store_of_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in COUNTS:
+        monkeypatch.setitem(COUNTS, name, 20)
+    heard: list[tuple[int, int, str]] = []
+    data = open_shapes(16, tmp_path, lambda *said: heard.append(said))
+    assert data.classes == tuple(SHAPES) == tuple(sorted(SHAPES))
+    assert data.train.images.shape == (20, 16, 16, 3)
+    assert data.train.masks is not None
+    assert data.train.masks.dtype == np.bool_
+    assert heard == [(20, 20, f"drawing {name} pictures") for name in ("train", "val", "test")]
+
+
+@pytest.mark.parametrize("size", [8, 1000])
+def test_a_size_that_cannot_be_drawn_is_refused(tmp_path: Path, size: int) -> None:
+    with pytest.raises(InputError, match=f"size is {size}.*16 to 256"):
+        open_shapes(size, tmp_path, silent)

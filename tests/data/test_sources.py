@@ -1,0 +1,101 @@
+"""Every source through one door: the same checks on each, and clear words for what is not a source."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camkd.data import SOURCES, Dataset, hold_out, open_data
+from camkd.data.shapes import COUNTS, SHAPES
+from camkd.types import InputError
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "pets" / name / f"{number}.png")
+    return tmp_path / "pets"
+
+
+@pytest.fixture(params=["shapes", "folder"])
+def data(request: pytest.FixtureRequest, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    for name in COUNTS:
+        monkeypatch.setitem(COUNTS, name, 20)
+    return open_data(str(pets) if request.param == "folder" else request.param, cache=tmp_path / "cache")
+
+
+def test_every_source_keeps_the_contract(data: Dataset) -> None:
+    assert len(data.classes) >= 2
+    assert len(data.fingerprint) == 64
+    for split in data.splits.values():
+        n, height, width, channels = split.images.shape
+        assert (height, channels) == (width, 3)
+        assert split.images.dtype == np.uint8
+        assert not split.images.flags.writeable
+        assert split.labels.shape == (n,) == (len(split),)
+        assert split.labels.dtype == np.int64
+        assert set(split.labels) <= set(range(len(data.classes)))
+        assert split.masks is None or split.masks.shape == (n, height, width)
+        assert split.names is None or len(split.names) == n
+    assert set(data.train.labels) == set(range(len(data.classes)))
+
+
+def test_what_is_said_about_a_source_is_so() -> None:
+    assert tuple(SOURCES) == ("shapes", "cifar10", "cifar100")
+    for source in SOURCES.values():
+        assert source.summary
+        assert "\n" not in source.summary
+    assert SOURCES["shapes"].classes == len(SHAPES)
+    assert SOURCES["shapes"].pictures == (10_000, 1_000, 2_000)
+    held = hold_out(np.repeat(np.arange(100), 500), 0.1)
+    assert SOURCES["cifar100"].pictures[1] == held.sum()
+
+
+def test_limit_and_size(pets: Path, tmp_path: Path) -> None:
+    small = open_data(pets, limit=6, size=12, cache=tmp_path / "cache")
+    assert small.train.images.shape == (6, 12, 12, 3)
+    np.testing.assert_array_equal(np.bincount(small.train.labels), [3, 3])
+    assert small.fingerprint != open_data(pets, size=12, cache=tmp_path / "cache").fingerprint
+
+
+def test_a_folder_relative_to_here_or_to_home(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(pets)
+    here, home = open_data("."), open_data("~/pets")
+    assert here.name == home.name == "pets"
+    assert here.train.names == home.train.names
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 1
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="called 'cifar11'; the built-in ones are shapes, cifar10, cifar100"):
+        open_data("cifar11", cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ({"size": 0}, "size is 0"),
+        ({"limit": -1}, "limit is -1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"bad_images": "ignore"}, "bad_images is 'ignore'.*'fail' or 'skip'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path: Path, option: dict[str, object], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        open_data("shapes", cache=tmp_path, **option)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_opening_data_needs_no_torch() -> None:
+    code = "import sys, camkd.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

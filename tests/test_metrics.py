@@ -1,0 +1,257 @@
+"""Metrics against hand-worked cases, scipy and numpy, and their mathematical properties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage, spatial, stats
+from torch import Tensor
+
+from camkd import metrics
+
+SIMILARITIES = [metrics.cosine, metrics.pearson, metrics.iou_top]
+Similarity = Callable[[Tensor, Tensor], Tensor]
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+seeds = st.integers(0, 10_000)
+
+
+# --- classification
+
+
+def test_accuracy_and_nll_by_hand() -> None:
+    logits = torch.tensor([[0.0, np.log(3.0)], [np.log(3.0), 0.0], [0.0, np.log(3.0)]])
+    labels = torch.tensor([1, 0, 0])
+    assert metrics.accuracy(logits, labels) == pytest.approx(2 / 3)
+    assert metrics.nll(logits, labels) == pytest.approx(-(2 * np.log(0.75) + np.log(0.25)) / 3, abs=1e-6)
+
+
+def test_confusion_has_true_rows_and_predicted_columns() -> None:
+    counts = metrics.confusion(torch.tensor([2, 2, 0, 1]), torch.tensor([0, 0, 0, 1]), 3)
+    assert counts.tolist() == [[1, 0, 2], [0, 1, 0], [0, 0, 0]]
+    assert counts.dtype == torch.int64
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_confusion_refuses_a_class_out_of_range(bad: int) -> None:
+    with pytest.raises(ValueError, match=rf"0\.\.2.*{bad}"):
+        metrics.confusion(torch.tensor([0, bad]), torch.tensor([0, 1]), 3)
+
+
+def ece_literally(logits: np.ndarray, labels: np.ndarray, bins: int) -> float:
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = shifted / shifted.sum(1, keepdims=True)
+    total = 0.0
+    for b in range(bins):
+        inside = [p for p in range(len(labels)) if b / bins < probabilities[p].max() <= (b + 1) / bins]
+        if inside:
+            right = np.mean([probabilities[p].argmax() == labels[p] for p in inside])
+            sure = np.mean([probabilities[p].max() for p in inside])
+            total += len(inside) / len(labels) * abs(right - sure)
+    return total
+
+
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.integers(1, 60), st.integers(2, 6), st.integers(1, 20))
+def test_ece_is_the_papers_sum(seed: int, n: int, k: int, bins: int) -> None:
+    logits = 3 * draw(seed, n, k)
+    labels = torch.randint(k, (n,), generator=torch.Generator().manual_seed(seed))
+    expected = ece_literally(logits.double().numpy(), labels.numpy(), bins)
+    assert metrics.ece(logits, labels, bins) == pytest.approx(expected, abs=1e-5)
+
+
+def test_ece_keeps_bins_apart_and_is_nought_when_calibrated() -> None:
+    quarter = torch.log(torch.tensor([[3.0, 1.0]])).expand(4, 2)
+    assert metrics.ece(quarter, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-6)
+    over_and_under = torch.tensor([[50.0, 0.0], [0.2, 0.0]])  # errors +1 and -0.45 must not cancel
+    assert metrics.ece(over_and_under, torch.tensor([1, 0])) == pytest.approx((1 + 0.45) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("figure", [metrics.accuracy, metrics.nll, metrics.ece])
+@pytest.mark.parametrize("shapes", [((0, 3), (0,)), ((2, 3), (3,)), ((2,), (2,))])
+def test_shapes_that_do_not_fit_are_refused(
+    figure: Callable[[Tensor, Tensor], float], shapes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    with pytest.raises(ValueError, match="logits"):
+        figure(torch.zeros(shapes[0]), torch.zeros(shapes[1], dtype=torch.int64))
+
+
+# --- maps
+
+
+def test_cosine_sees_positive_evidence_only() -> None:
+    a = torch.tensor([[[3.0, 4.0], [-100.0, 0.0]]])
+    b = torch.tensor([[[4.0, 3.0], [-1.0, -7.0]]])
+    assert metrics.cosine(a, b).item() == pytest.approx(24 / 25)
+    assert metrics.pearson(a, b).item() == pytest.approx(stats.pearsonr(a.flatten(), b.flatten())[0], abs=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(2, 7), st.integers(2, 7))
+def test_cosine_and_pearson_match_scipy(seed: int, h: int, w: int) -> None:
+    a, b = draw(seed, 3, h, w).double(), draw(seed + 1, 3, h, w).double()
+    a[:, 0, 0] = b[:, 0, 0] = 1.0  # some positive evidence in both
+    for i in range(3):
+        pair = a[i].flatten().numpy(), b[i].flatten().numpy()
+        positive = [np.maximum(side, 0) for side in pair]
+        assert metrics.cosine(a, b)[i].item() == pytest.approx(1 - spatial.distance.cosine(*positive), abs=1e-9)
+        assert metrics.pearson(a, b)[i].item() == pytest.approx(stats.pearsonr(*pair)[0], abs=1e-9)
+
+
+def test_iou_by_hand() -> None:
+    a = torch.arange(10.0).reshape(1, 2, 5)  # the top fifth: cells 8 and 9
+    assert metrics.iou_top(a, a).item() == 1
+    assert metrics.iou_top(a, -a).item() == 0
+    b = a.clone()
+    b[0, 0, 0] = 99  # cells 9 and 0
+    assert metrics.iou_top(a, b).item() == pytest.approx(1 / 3)
+
+
+def test_iou_ties_go_to_the_first_in_reading_order() -> None:
+    flat = torch.zeros(1, 2, 5)
+    first = torch.tensor([[[1.0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]])
+    last = first.flip(1, 2)
+    assert metrics.iou_top(flat, first).item() == 1
+    assert metrics.iou_top(flat, last).item() == 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.integers(1, 8), st.integers(1, 8), st.floats(0.01, 1))
+def test_iou_is_the_set_formula(seed: int, h: int, w: int, fraction: float) -> None:
+    a, b = draw(seed, 2, h, w).round(), draw(seed + 1, 2, h, w).round()  # rounded: many ties
+    k = max(1, int(np.floor(fraction * h * w + 0.5)))
+    for i in range(2):
+        one, other = (set(np.argsort(-m[i].flatten().numpy(), kind="stable")[:k].tolist()) for m in (a, b))
+        assert metrics.iou_top(a, b, fraction)[i].item() == pytest.approx(len(one & other) / len(one | other))
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01])
+def test_iou_refuses_a_senseless_fraction(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction"):
+        metrics.iou_top(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), fraction)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, h=st.integers(2, 6), w=st.integers(2, 6), power=st.integers(-25, 25))
+def test_every_similarity_is_symmetric_bounded_scale_free_and_per_sample(
+    similarity: Similarity, seed: int, h: int, w: int, power: int
+) -> None:
+    a, b = draw(seed, 5, h, w), draw(seed + 1, 5, h, w)
+    value = similarity(a, b)
+    assert value.shape == (5,)
+    assert (value.abs() <= 1).all()
+    torch.testing.assert_close(similarity(b, a), value)
+    torch.testing.assert_close(similarity(a * 2.0**power, b), value)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(similarity(a[order], b[order]), value[order])
+    places = torch.randperm(h * w, generator=torch.Generator().manual_seed(seed))
+    moved = [m.flatten(1)[:, places].reshape(m.shape) for m in (a, b)]
+    torch.testing.assert_close(similarity(*moved), value)  # no ties here, so where cells lie does not matter
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_a_map_agrees_fully_with_itself(similarity: Similarity) -> None:
+    torch.testing.assert_close(similarity(draw(0, 4, 5, 6), draw(0, 4, 5, 6)), torch.ones(4))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_different_sizes_are_refused(similarity: Similarity) -> None:
+    with pytest.raises(ValueError, match="match_size"):
+        similarity(torch.zeros(1, 2, 2), torch.zeros(1, 4, 4))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, -3.3, 1e30, 1e-30])
+def test_maps_without_a_message_score_nought(level: float) -> None:
+    flat, other = torch.full((1, 7, 7), level), draw(3, 1, 7, 7)
+    assert metrics.pearson(flat, other).item() == 0
+    if level <= 0:
+        assert metrics.cosine(flat, other).item() == 0
+        assert metrics.cosine(flat, flat).item() == 0
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_extreme_scales_neither_overflow_nor_vanish(scale: float) -> None:
+    a, b = draw(1, 2, 8, 8), draw(2, 2, 8, 8)
+    torch.testing.assert_close(metrics.cosine(a * scale, b), metrics.cosine(a, b))
+    torch.testing.assert_close(metrics.pearson(a * scale, b), metrics.pearson(a, b))
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    a, b = draw(1, 2, 8, 8).bfloat16(), draw(2, 2, 8, 8).bfloat16()
+    torch.testing.assert_close(metrics.pearson(a, b), metrics.pearson(a.float(), b.float()))
+
+
+def test_match_size_treats_cells_as_areas() -> None:
+    maps = draw(0, 2, 4, 4).double()
+    grown = metrics.match_size(maps, (8, 8))
+    for one, big in zip(maps.numpy(), grown.numpy(), strict=True):
+        np.testing.assert_allclose(ndimage.zoom(one, 2, order=1, mode="nearest", grid_mode=True), big, atol=1e-12)
+    assert metrics.match_size(maps, (4, 4)) is maps
+
+
+# --- chance levels
+
+
+def test_centre_prior_is_a_quarter_side_gaussian() -> None:
+    prior = metrics.centre_prior(8, 16)
+    assert prior.shape == (8, 16)
+    torch.testing.assert_close(prior, prior.flip(0))
+    torch.testing.assert_close(prior, prior.flip(1))
+    assert prior[0, 0].item() == pytest.approx(np.exp(-((3.5 / 2) ** 2 + (7.5 / 4) ** 2) / 2))
+
+
+@given(st.integers(2, 200), seeds)
+def test_shuffled_is_a_fixed_derangement(n: int, seed: int) -> None:
+    other = metrics.shuffled(n, seed)
+    assert sorted(other.tolist()) == list(range(n))
+    assert not (other == torch.arange(n)).any()
+    assert (other == metrics.shuffled(n, seed)).all()
+
+
+def test_shuffled_needs_another_picture() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        metrics.shuffled(1)
+
+
+def test_map_agreement_of_a_copy_is_full_and_above_chance() -> None:
+    teacher = draw(0, 64, 8, 8)
+    found = metrics.map_agreement(teacher * 3, teacher)
+    assert set(found) == {
+        f"cam_{name}{suffix}" for name in ("cosine", "pearson", "iou") for suffix in ("", "_shuffled", "_centre")
+    }
+    for name in ("cam_cosine", "cam_pearson", "cam_iou"):
+        assert found[name] == pytest.approx(1, abs=1e-6)
+    assert abs(found["cam_pearson_shuffled"]) < 0.06
+    assert found["cam_iou_shuffled"] == pytest.approx(0.11, abs=0.04)  # two random fifths
+
+
+def test_map_agreement_chance_levels_are_what_they_say() -> None:
+    student, teacher = draw(1, 6, 4, 4), draw(2, 6, 8, 8)
+    found = metrics.map_agreement(student, teacher)
+    big = metrics.match_size(student, (8, 8))
+    other = teacher[metrics.shuffled(6)]
+    assert found["cam_cosine"] == pytest.approx(metrics.cosine(big, teacher).mean().item())
+    assert found["cam_cosine_shuffled"] == pytest.approx(metrics.cosine(big, other).mean().item())
+    centre = metrics.centre_prior(8, 8).expand(6, 8, 8)
+    assert found["cam_pearson_centre"] == pytest.approx(metrics.pearson(big, centre).mean().item())
+
+
+def test_map_agreement_of_one_picture_has_no_other_picture() -> None:
+    found = metrics.map_agreement(draw(0, 1, 4, 4), draw(1, 1, 4, 4))
+    assert "cam_cosine_centre" in found
+    assert "cam_cosine_shuffled" not in found
+
+
+def test_map_agreement_refuses_unequal_numbers() -> None:
+    with pytest.raises(ValueError, match="2 student maps and 3 teacher maps"):
+        metrics.map_agreement(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
