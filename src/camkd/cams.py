@@ -124,7 +124,8 @@ def _gradient(model: nn.Module, head: _Head, x: Tensor) -> tuple[Tensor, Tensor,
 def _head_of(model: nn.Module, x: Tensor) -> _Head:
     head, modules = _heads.get(model), tuple(model.modules())[1:]  # without the model: it shall not keep itself alive
     if head is None or head.shape != x.shape[1:] or head.modules != modules:
-        layer, call, classifier = _find_head(model, x)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            layer, call, classifier = _find_head(model, x)
         head = _heads[model] = _Head(layer, call, classifier, x.shape[1:], modules)
     return head
 
@@ -133,13 +134,7 @@ def _find_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, int, nn.Linear |
     """Find the head by a dry run on noise: which layer's average is it that the last linear layer sees?"""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     probe = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
-    with (
-        evaluating(model),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(x.device.type, enabled=False),
-        _outputs_of(model.modules()) as seen,
-    ):
+    with evaluating(model), _outputs_of(model.modules()) as seen:
         logits = model(probe)
     spatial = [i for i, (_, output, _) in enumerate(seen) if output.ndim == 4 and output[0, 0].numel() > 1]
     if not spatial:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from camkd.config import DataConfig, TrainConfig
 from camkd.types import InputError
@@ -26,7 +28,8 @@ ALIASES = {"data": ("--dataset",)}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done. 2: the user's input is wrong, one sentence says what to do. 130: interrupted, the state is saved.
+    0: done. 1: it failed. 2: the user's input is wrong, one sentence says what to do. 130: interrupted; a training run's
+    state is saved and the command that goes on with it is printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
@@ -34,26 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        parsed = parser.parse_args(arguments)
-        command = parsed.command
-        options = parsed[command]
-        result = COMMANDS[command].run(options)
-        if options.get("json"):
-            print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-        return 0
+        options = parser.parse_args(arguments)
     except ArgumentError as error:
-        return _refuse(_last_line(error))
+        return _say(2, _plainly(str(error)))
+    command = COMMANDS[options.command]
+    options = options[options.command]
+    try:
+        result = command.run(options)
     except InputError as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if type(error).__name__ != "Interrupted":
-            raise
+        return _say(2, str(error))
+    except FloatingPointError as error:
+        return _say(1, str(error))
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            return _say(130, "interrupted.")
         again = arguments if "--resume" in arguments else [*arguments, "--resume"]
-        print(f"\ninterrupted; the state is saved. Go on with: {_quoted(again)}", file=sys.stderr)
-        return 130
+        return _say(130, f"interrupted; the state is saved. Go on with: {shlex.join([PROGRAM, *again])}")
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    return 0
 
 
 class _Command:
@@ -146,6 +148,10 @@ def _train(options: Namespace) -> dict[str, Any]:
 
     configs = _configs(options)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
+    lesson = _lesson(options)
+    pipeline.check_names(options.student, lesson, configs[1])
+    if options.teacher not in pipeline.MODELS:
+        pipeline.find_teacher(options.teacher, configs[0].data)
     with _screen() as screen:
         data = _open(configs[0], screen)
         results = pipeline.train_all(
@@ -154,7 +160,7 @@ def _train(options: Namespace) -> dict[str, Any]:
             options.teacher,
             options.student,
             configs,
-            _lesson(options),
+            lesson,
             teacher_epochs=options.teacher_epochs,
             resume=options.resume,
             watch=screen,
@@ -174,6 +180,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
 
     configs = _configs(options)
     folder = _out(options, configs[0], "teacher", options.model)
+    pipeline.check_names(options.model, pipeline.Lesson(), configs[1])
     with _screen() as screen:
         data = _open(configs[0], screen)
         metrics = pipeline.train_run(
@@ -203,16 +210,16 @@ def _distill_options(parser: ArgumentParser) -> None:
 
 def _distill(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.report import write_report
 
     configs = _configs(options)
     folder = _out(options, configs[0], options.student, options.method, "from", options.teacher)
+    lesson = _lesson(options)
+    pipeline.check_names(options.student, lesson, configs[1])
+    place = pipeline.find_teacher(options.teacher, configs[0].data)
     with _screen() as screen:
-        lesson = _lesson(options)
-        lesson.objective(configs[1])  # a wrong method is said before pictures are decoded
         data = _open(configs[0], screen)
-        teacher = pipeline.adopt_teacher(
-            pipeline.find_teacher(options.teacher, configs[0].data), data, configs[1].device
-        )
+        teacher = pipeline.adopt_teacher(place, data, configs[1].device)
         metrics = pipeline.train_run(
             folder,
             data,
@@ -224,7 +231,7 @@ def _distill(options: Namespace) -> dict[str, Any]:
             resume=options.resume,
             watch=screen,
         )
-        pipeline.write_report([folder], folder / "report.html")
+        write_report([folder], folder / "report.html")
         screen.say(
             f"{options.student}: {metrics['accuracy']:.1%} of the test pictures right, agrees with its teacher on "
             f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"
@@ -342,20 +349,16 @@ def _screen() -> Screen:
     return Screen()
 
 
-def _refuse(sentence: str) -> int:
+def _say(status: int, sentence: str) -> int:
     print(f"{PROGRAM}: {sentence}", file=sys.stderr)
-    return 2
+    return status
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
-
-
-def _quoted(arguments: Sequence[str]) -> str:
-    import shlex
-
-    return shlex.join([PROGRAM, *arguments])
+def _plainly(message: str) -> str:
+    """The parser's complaint in one line, with the flag as the user typed it."""
+    text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    return " ".join(text.split())
 
 
 def _short(value: float | str) -> str:

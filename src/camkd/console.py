@@ -26,7 +26,7 @@ class Screen(Watch):
         self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
         self.task: TaskID | None = None
         self.title = ""
-        self.total = self.done = self.pictures = 0
+        self.total = self.done = self.first = self.pictures = 0
         self.begun = self.said = time.monotonic()
 
     def __enter__(self) -> Screen:
@@ -35,7 +35,8 @@ class Screen(Watch):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if self.live:
+            self.bar.stop()
 
     def say(self, text: str) -> None:
         """One line for a person."""

@@ -16,12 +16,13 @@ from camkd.cams import predict
 from camkd.config import DataConfig, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset, Progress, Split, cache_folder
+from camkd.data.views import policy_named
 from camkd.evaluate import Examination, evaluate, examine
 from camkd.explain import explain, read_pictures, specimens
 from camkd.files import write_json
 from camkd.findings import verdict
 from camkd.knowledge import Knowledge, epochs_within, key_of, record
-from camkd.models import MODELS, build
+from camkd.models import MODELS, build, entry
 from camkd.models.modes import evaluating
 from camkd.models.profile import profile
 from camkd.objectives import Objective, objective
@@ -50,6 +51,14 @@ class Lesson:
 
     def objective(self, config: TrainConfig) -> Objective:
         return objective(self.method, smoothing=config.smoothing, cam_schedule=self.cam_schedule)
+
+
+def check_names(model: str, lesson: Lesson, config: TrainConfig) -> None:
+    """Say before any work if there is no such model, method, schedule, view policy or device: ``InputError``."""
+    entry(model)
+    lesson.objective(config)
+    policy_named(config.views)
+    pick_device(config.device)
 
 
 def default_folder(data: str, *names: str) -> Path:

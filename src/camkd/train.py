@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ Ask = Callable[[int, Tensor, Tensor], Prediction]
 """``ask(epoch, samples, x)``: the teacher's answer for the views ``x`` of ``samples``."""
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved and ``--resume`` goes on from there."""
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; its state is saved in the folder it names, and resuming goes on from there."""
 
 
 class Watch:
@@ -130,7 +131,7 @@ def fit(
                 if stop:
                     state.seconds += time.perf_counter() - started
                     run.save_checkpoint(state.state_dict())
-                    raise Interrupted
+                    raise Interrupted(str(run.folder))
             state.seconds += time.perf_counter() - started
             _end_epoch(state, referee, schedule)
             run.write_history(state.rows)
@@ -305,8 +306,14 @@ def _end_epoch(state: _State, referee: Referee, schedule: Schedule) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying from them; the loop looks after each step."""
+    """Collect SIGINT and SIGTERM instead of dying from them; the loop looks after each step.
+
+    Only a main thread may do so; elsewhere nothing is collected.
+    """
     seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
     before = {
         number: signal.signal(number, lambda received, frame: seen.append(received))
         for number in (signal.SIGINT, signal.SIGTERM)

@@ -42,6 +42,13 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+def policy_named(name: str) -> Policy:
+    """The policy called ``name``. Raises ``InputError`` that lists the names where there is none."""
+    if name not in POLICIES:
+        raise InputError(f"there is no view policy {name!r}: choose one of {', '.join(POLICIES)}.")
+    return POLICIES[name]
+
+
 class Batch(NamedTuple):
     """``x (B, 3, H, W)`` float32 in 0..1, channels last; labels ``(B,)`` int64, or ``(B, K)`` where pictures mix."""
 
@@ -77,8 +84,8 @@ _MIX, _PARTNER, _WEIGHT, _BOX_Y, _BOX_X, _PARTNER_LOW = range(9, 15)
 class Views:
     """The views of one split: ``views[epoch, samples]`` is a ``Batch`` on ``device``.
 
-    ``images`` is ``(N, H, W, 3)`` uint8, memory-mapped or not; ``samples`` is ``(B,)`` int64. Raises ``InputError`` for an
-    unknown policy.
+    ``images`` is ``(N, H, W, 3)`` uint8, memory-mapped or not; ``samples`` is ``(B,)`` int64. Raises ``InputError`` for
+    an unknown policy.
     """
 
     def __init__(
@@ -90,9 +97,7 @@ class Views:
         seed: int,
         device: torch.device,
     ) -> None:
-        if policy not in POLICIES:
-            raise InputError(f"there is no view policy {policy!r}: choose one of {', '.join(POLICIES)}.")
-        self.policy = POLICIES[policy]
+        self.policy = policy_named(policy)
         self.images, self.classes, self.seed, self.device = images, classes, seed, device
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(device)
 

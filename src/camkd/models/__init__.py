@@ -17,7 +17,7 @@ from camkd.models.resnet import BasicBlock, Bottleneck, ResNet
 from camkd.models.wide_resnet import WideResNet
 from camkd.types import InputError
 
-__all__ = ["MODELS", "ModelEntry", "Normalised", "Profile", "build", "profile"]
+__all__ = ["MODELS", "ModelEntry", "Normalised", "Profile", "build", "entry", "profile"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
+def entry(name: str) -> ModelEntry:
+    """The entry called ``name``. Raises ``InputError`` that lists the names where there is none."""
+    if name not in MODELS:
+        raise InputError(f"there is no model {name!r}: choose one of {', '.join(MODELS)}.")
+    return MODELS[name]
+
+
 def build(name: str, classes: int, size: int, seed: int = 0) -> Normalised:
     """Make the network ``name`` for ``classes`` classes and pictures of ``size`` pixels, drawn from ``seed``.
 
@@ -55,8 +62,7 @@ def build(name: str, classes: int, size: int, seed: int = 0) -> Normalised:
     >>> sum(p.numel() for p in build("cam-net", 10, 32).parameters()) <= 96_000
     True
     """
-    if name not in MODELS:
-        raise InputError(f"there is no model {name!r}: choose one of {', '.join(MODELS)}.")
+    make = entry(name).make
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name].make(classes, size)
+        return make(classes, size)

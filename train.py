@@ -1,0 +1,8 @@
+"""Train a teacher, a control and a distilled CAM-Net and compare them: on CIFAR-10 unless told otherwise."""
+
+import sys
+
+from camkd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "--data", "cifar10", *sys.argv[1:]]))

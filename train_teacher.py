@@ -1,0 +1,8 @@
+"""Train a teacher, as in ``python train_teacher.py --dataset cifar10 --model resnet50``."""
+
+import sys
+
+from camkd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["teacher", *sys.argv[1:]]))
