@@ -62,6 +62,7 @@ class Inverted(nn.Module):
 
 
 def candidate(channels: int, *layers: nn.Module) -> Callable[[int], Normalised]:
+    """A candidate whose body is ``layers``, ending in ``channels`` channels."""
     return lambda classes: Candidate(nn.Sequential(*layers), channels, classes)
 
 
@@ -75,9 +76,8 @@ def candidates() -> dict[str, Callable[[int], Normalised]]:
         "recurrent 48x3 at 16x16, one inverted residual at 8x8": candidate(
             64, unit(3, 16), unit(16, 48, stride=2), Recurrent(48, 3), unit(48, 64, stride=2), Inverted(64, 64, 112)
         ),
-        "recurrent 32x2 and 48x3, narrower stem": candidate(
-            48, unit(3, 16), unit(16, 32, stride=2), Recurrent(32, 2), Recurrent(32, 2), unit(32, 48, stride=2),
-            Recurrent(48, 2),
+        "recurrent 32x3 at 16x16, 56x2 at 8x8": candidate(
+            56, unit(3, 16), unit(16, 32, stride=2), Recurrent(32, 3), unit(32, 56, stride=2), Recurrent(56, 2)
         ),
         "inverted residuals, depthwise 3x3: 3x32 at 16x16, 3x48 at 8x8": candidate(
             48, unit(3, 16), unit(16, 32, stride=2), *[Inverted(32, 32, 128) for _ in range(2)],
@@ -88,6 +88,7 @@ def candidates() -> dict[str, Callable[[int], Normalised]]:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, float | str]]:
+    """Train every candidate once and read its validation accuracy."""
     data = open_data(options.data)
     mean, deviation = channel_statistics(data.train.images)
     rows = []
@@ -115,6 +116,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, float | str]]:
 
 
 def main() -> None:
+    """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/cifar10-jpeg")
     parser.add_argument("--epochs", type=int, default=4)

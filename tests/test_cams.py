@@ -607,7 +607,9 @@ def test_a_network_of_another_number_format_keeps_its_exact_form(dtype: torch.dt
     torch.testing.assert_close(cams, LINEAR_CAMS[None].to(dtype))
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), nn.Sequential(*pooled(), nn.Linear(3, 2))])
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), nn.Sequential(*pooled(), nn.Linear(3, 2))]
+)
 def test_a_network_without_a_spatial_layer_is_refused(model: nn.Module) -> None:
     with pytest.raises(InputError, match="Sequential has no layer with a spatial"):
         predict(model, pictures(1, 4))

@@ -1,7 +1,7 @@
 """Class activation maps of any classifier, in the forward pass that makes the prediction.
 
-*Exact form* (Zhou et al. 2016, arXiv 1512.04150). A head "global average, then linear" and a head "1x1 convolution, then
-global average" are one thing: with features ``A (C, h, w)`` and weights ``W (K, C)``,
+*Exact form* (Zhou et al. 2016, arXiv 1512.04150). A head "global average, then linear" and a head "1x1 convolution,
+then global average" are one thing: with features ``A (C, h, w)`` and weights ``W (K, C)``,
 
     cam[k] = sum_c W[k, c] A[c]        logit[k] = mean_xy(cam[k]) + bias[k]
 

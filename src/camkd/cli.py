@@ -28,8 +28,8 @@ ALIASES = {"data": ("--dataset",)}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done. 1: it failed. 2: the user's input is wrong, one sentence says what to do. 130: interrupted; a training run's
-    state is saved and the command that goes on with it is printed.
+    0: done. 1: it failed. 2: the user's input is wrong, one sentence says what to do. 130: interrupted; a training
+    run's state is saved and the command that goes on with it is printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
@@ -145,12 +145,13 @@ def _train_options(parser: ArgumentParser) -> None:
 
 def _train(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.models import MODELS
 
     configs = _configs(options)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
     lesson = _lesson(options)
     pipeline.check_names(options.student, lesson, configs[1])
-    if options.teacher not in pipeline.MODELS:
+    if options.teacher not in MODELS:
         pipeline.find_teacher(options.teacher, configs[0].data)
     with _screen() as screen:
         data = _open(configs[0], screen)

@@ -17,7 +17,7 @@ BATCH = 250
 
 
 class Examination(NamedTuple):
-    """A model's answers to every picture: ``logits (N, K)`` and the maps ``(N, h, w)`` of the classes ``shown (N,)``."""
+    """A model's answers to every picture: ``logits (N, K)``, and the maps ``(N, h, w)`` of the classes ``shown``."""
 
     logits: Tensor
     maps: Tensor

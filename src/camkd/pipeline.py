@@ -106,7 +106,7 @@ def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
         )
     if said.size != size:
         raise InputError(
-            f"the teacher in {folder} was trained on pictures of {said.size} pixels, not {size}: add --size {said.size}."
+            f"the teacher in {folder} was trained on {said.size} pixel pictures, not {size}: add --size {said.size}."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Teacher(model, folder, examine(model, data.test))

@@ -153,7 +153,7 @@ def shipped() -> dict[str, Path]:
 
 
 def locate(source: str | Path) -> Path:
-    """The folder that holds the weights of ``source``: a run, a ``camkd train`` folder (its student), or a shipped name.
+    """The folder with the weights of ``source``: a run, a ``camkd train`` folder (its student), or a shipped name.
 
     Raises ``InputError`` where there is no such model.
     """

@@ -259,7 +259,7 @@ def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig
     for group in state.optimizer.param_groups:
         group["lr"] = schedule(state.step)
     state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
     state.optimizer.step()
     state.step += 1

@@ -1,8 +1,8 @@
 """CAM-Net, the student: much computation from few weights, and a head that is its own heatmap.
 
 Residual blocks of two 3x3 convolutions run several times with the same weights, each time with batch normalisation of
-its own (Liao and Poggio 2016, arXiv 1604.03640). The head is a 1x1 convolution and then the global average, so the class
-activation maps are the head's own output. The candidates it was chosen from: docs/evidence.md.
+its own (Liao and Poggio 2016, arXiv 1604.03640). The head is a 1x1 convolution and then the global average, so the
+class activation maps are the head's own output. The candidates it was chosen from: docs/evidence.md.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from camkd.types import Prediction
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """``-sum_k q[k] log softmax(logits)[k]`` per picture, in nats: ``(N, K), labels -> (N,)``.
 
-    ``labels`` is ``(N,)`` class indices or ``(N, K)`` probabilities (mixed pictures). With smoothing ``s`` the target is
-    ``q = (1 - s) label + s / K`` (Szegedy et al. 2015, arXiv 1512.00567).
+    ``labels`` is ``(N,)`` class indices or ``(N, K)`` probabilities (mixed pictures). With smoothing ``s`` the target
+    is ``q = (1 - s) label + s / K`` (Szegedy et al. 2015, arXiv 1512.00567).
     """
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 

@@ -52,8 +52,8 @@ def cam_distance(
         d[k] = || n(pool(student[k])) - n(pool(teacher[k])) ||^2     (``raw``: divided by the number of cells)
 
     pooled to ``pool`` x ``pool`` cells and normalised by ``norm``; the mean over all classes, or the label's class
-    (mixed labels: weighted by the label). With ``l2`` this is ``2 - 2 cos`` and lies in 0..4 for every pair of networks,
-    so that a weight means the same thing from pair to pair. All classes, pooled and normalised: CAT-KD, Guo et al.
+    (mixed labels: weighted by the label). With ``l2`` this is ``2 - 2 cos`` and lies in 0..4 for every pair of
+    networks, so that a weight means the same thing from pair to pair. All classes, pooled and normalised: CAT-KD, Guo et al.
     2023, arXiv 2304.12777.
     """
     size = (pool, pool)
