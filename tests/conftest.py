@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from camkd.cli import main
+from camkd.data.store import Dataset, Split
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(2)
@@ -43,3 +51,53 @@ def cifar10_folder() -> Path:
     if not (Path(folder) / "train").is_dir():
         pytest.fail(f"CAMKD_CIFAR10={folder} has no folder train/: unset it, or name the right folder")
     return Path(folder)
+
+
+def _easy_split(rng: np.random.Generator, count: int, size: int) -> Split:
+    """Three classes that differ in colour: red, green, blue, all brighter in one corner, under noise."""
+    labels = np.arange(count, dtype=np.int64) % 3
+    images = rng.integers(0, 60, (count, size, size, 3))
+    images[np.arange(count), :, :, labels] += 90
+    images[:, : size // 2, : size // 2] += 60
+    return Split(images.astype(np.uint8), labels)
+
+
+@pytest.fixture(scope="session")
+def easy() -> Dataset:
+    """Pictures of 16 pixels that any network learns in a few steps: 96 to train, 24 to validate, 24 to test."""
+    rng = np.random.default_rng(0)
+    train, val, test = (_easy_split(rng, count, 16) for count in (96, 24, 24))
+    return Dataset("easy", ("berry", "leaf", "sky"), train, val, test, "f" * 64, ())
+
+
+@pytest.fixture(scope="session")
+def easy_folder(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of `easy` as PNG files, `train/<class>/<number>.png` and so on."""
+    root = tmp_path_factory.mktemp("pictures") / "easy"
+    for name, split in easy.splits.items():
+        for number, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            place = root / name / easy.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number:03d}.png")
+    return root
+
+
+class Finished(NamedTuple):
+    """What `camkd train --json` did: its exit status, what it printed, and the folder it left."""
+
+    folder: Path
+    options: list[str]
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A finished `camkd train` of a ResNet-8 and a CAM-Net on `easy_folder`; tests only read it."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    options = ["--data", str(easy_folder), "--epochs", "2", "--batch-size", "24", "--lr", "0.4", "--precision", "fp32"]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["train", "--teacher", "resnet8", *options, "--out", str(folder), "--json"])
+    return Finished(folder, options, status, out.getvalue(), err.getvalue())

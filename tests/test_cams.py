@@ -429,9 +429,9 @@ def test_captums_layer_gradcam_is_the_exact_map_with_its_sign(built: Callable[[s
 
 @pytest.mark.parametrize("hidden", [0, 5])
 def test_maps_can_be_differentiated_by_the_picture(hidden: int) -> None:
-    model, x = tiny(hidden=hidden), pictures(2, 4).double().requires_grad_()
+    model, x = tiny(hidden=hidden), pictures(1, 4).double().requires_grad_()
     assert form(model, x) == ("gradient" if hidden else "exact")
-    assert torch.autograd.gradcheck(lambda x: predict(model, x).cams, x)
+    assert torch.autograd.gradcheck(lambda x: predict(model, x).cams, x, fast_mode=True)
 
 
 @pytest.mark.parametrize("hidden", [0, 5])

@@ -1,0 +1,263 @@
+"""Terms on maps against literal loops over pictures, classes and cells, and their properties."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from camkd.objectives.maps import CAM, Attention, Classes, Norm, attention_distance, cam_distance, normalise, resize
+from camkd.types import Prediction
+
+NORMS: list[Norm] = ["l2", "minmax", "raw"]
+CLASSES: list[Classes] = ["all", "target"]
+
+seeds = st.integers(0, 10_000)
+sides = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- literal references
+
+
+def pool_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Cell i of n averages rows floor(i h / n) .. ceil((i + 1) h / n)."""
+    out = np.zeros(size)
+    for i, j in product(*map(range, size)):
+        rows = [i * plane.shape[0] // size[0], -(-(i + 1) * plane.shape[0] // size[0])]
+        columns = [j * plane.shape[1] // size[1], -(-(j + 1) * plane.shape[1] // size[1])]
+        out[i, j] = plane[slice(*rows), slice(*columns)].mean()
+    return out
+
+
+def grow_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear between cell centres, constant beyond the outermost."""
+    out = np.zeros(size)
+    for i, j in product(*map(range, size)):
+        spots = []
+        for place, old, new in ((i, plane.shape[0], size[0]), (j, plane.shape[1], size[1])):
+            at = min(max((place + 0.5) * old / new - 0.5, 0.0), old - 1.0)
+            low = min(math.floor(at), old - 1)
+            spots.append((low, min(low + 1, old - 1), at - low))
+        (top, bottom, v), (left, right, u) = spots
+        out[i, j] = (1 - v) * ((1 - u) * plane[top, left] + u * plane[top, right]) + v * (
+            (1 - u) * plane[bottom, left] + u * plane[bottom, right]
+        )
+    return out
+
+
+def resize_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    shrinks = plane.shape[0] >= size[0] and plane.shape[1] >= size[1]
+    return pool_literally(plane, size) if shrinks else grow_literally(plane, size)
+
+
+def normalise_literally(plane: np.ndarray, norm: Norm) -> np.ndarray:
+    if norm == "l2":
+        return plane / max(math.sqrt(sum(v * v for v in plane.flat)), 1e-6)
+    if norm == "minmax":
+        return (plane - plane.min()) / (plane.max() - plane.min() + 1e-6)
+    return plane
+
+
+def cam_literally(
+    student: Tensor, teacher: Tensor, labels: list[list[float]], classes: Classes, norm: Norm, pool: int
+) -> list[float]:
+    values = []
+    for ours, theirs, label in zip(student.numpy(), teacher.numpy(), labels, strict=True):
+        distances = []
+        for a, b in zip(ours, theirs, strict=True):
+            a, b = (normalise_literally(resize_literally(plane, (pool, pool)), norm) for plane in (a, b))
+            total = sum((x - y) ** 2 for x, y in zip(a.flat, b.flat, strict=True))
+            distances.append(total / pool**2 if norm == "raw" else total)
+        if classes == "all":
+            values.append(sum(distances) / len(distances))
+        else:
+            values.append(sum(d * weight for d, weight in zip(distances, label, strict=True)))
+    return values
+
+
+def attention_literally(student: Tensor, teacher: Tensor) -> list[float]:
+    values = []
+    for ours, theirs in zip(student.numpy(), teacher.numpy(), strict=True):
+        q_s, q_t = (sum(channel**2 for channel in features) for features in (ours, theirs))
+        q_s = resize_literally(q_s, q_t.shape)
+        q_s, q_t = normalise_literally(q_s, "l2"), normalise_literally(q_t, "l2")
+        values.append(float(((q_s - q_t) ** 2).mean()))
+    return values
+
+
+# --- the terms are what they say
+
+
+@settings(max_examples=40)
+@given(seeds, sides, sides)
+def test_resizing_averages_where_it_shrinks_and_is_bilinear_where_it_grows(
+    seed: int, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    maps = draw(seed, 2, 2, *before)
+    resized = resize(maps, after)
+    assert resized.shape == (2, 2, *after)
+    for n, k in product(range(2), range(2)):
+        expected = resize_literally(maps[n, k].numpy(), after)
+        np.testing.assert_allclose(resized[n, k].numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60)
+@given(
+    seeds,
+    st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    sides,
+    sides,
+    st.sampled_from(CLASSES),
+    st.sampled_from(NORMS),
+    st.integers(1, 5),
+)
+def test_cam_distance_is_the_formula(
+    seed: int,
+    batch: tuple[int, int],
+    ours: tuple[int, int],
+    theirs: tuple[int, int],
+    classes: Classes,
+    norm: Norm,
+    pool: int,
+) -> None:
+    student, teacher = draw(seed, *batch, *ours), draw(seed + 1, *batch, *theirs)
+    labels = torch.randint(batch[1], batch[:1], generator=torch.Generator().manual_seed(seed))
+    hard = torch.nn.functional.one_hot(labels, batch[1]).double()
+    values = cam_distance(student, teacher, labels, classes, norm, pool)
+    assert values.shape == batch[:1]
+    expected = cam_literally(student, teacher, hard.tolist(), classes, norm, pool)
+    assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert cam_distance(student, teacher, hard, classes, norm, pool).tolist() == pytest.approx(values.tolist())
+    soft = draw(seed + 2, *batch).softmax(1)
+    expected = cam_literally(student, teacher, soft.tolist(), classes, norm, pool)
+    assert cam_distance(student, teacher, soft, classes, norm, pool).tolist() == pytest.approx(
+        expected, rel=1e-6, abs=1e-9
+    )
+
+
+def test_cam_distance_by_hand() -> None:
+    one = torch.tensor([[[[3.0, 0.0], [4.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]])
+    two = torch.tensor([[[[0.0, 5.0], [0.0, 0.0]], [[-1.0, -1.0], [-1.0, -1.0]]]])
+    first = torch.tensor([0])
+    assert cam_distance(one, two, first, "target", "l2", 2).item() == pytest.approx(2)  # at right angles
+    assert cam_distance(one, two, first, "all", "l2", 2).item() == pytest.approx((2 + 4) / 2)  # and opposite
+    assert cam_distance(one, two, first, "target", "raw", 2).item() == pytest.approx((9 + 25 + 16) / 4)
+    assert cam_distance(one, two, first, "target", "raw", 1).item() == pytest.approx((7 / 4 - 5 / 4) ** 2)
+    expected = 0.75**2 + 1 + 1  # (3/4, 0, 1, 0) and (0, 1, 0, 0)
+    assert cam_distance(one, two, first, "target", "minmax", 2).item() == pytest.approx(expected, rel=1e-5)
+
+
+@settings(max_examples=40)
+@given(seeds, st.integers(1, 3), st.tuples(st.integers(1, 4), st.integers(1, 4)), sides, sides)
+def test_attention_distance_is_the_formula(
+    seed: int, batch: int, channels: tuple[int, int], ours: tuple[int, int], theirs: tuple[int, int]
+) -> None:
+    student, teacher = draw(seed, batch, channels[0], *ours), draw(seed + 1, batch, channels[1], *theirs)
+    values = attention_distance(student, teacher)
+    assert values.shape == (batch,)
+    assert values.tolist() == pytest.approx(attention_literally(student, teacher), rel=1e-6, abs=1e-12)
+
+
+def test_attention_distance_by_hand() -> None:
+    student = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])  # Q = (2, 0)
+    teacher = torch.tensor([[[[0.0, -3.0]]]])  # Q = (0, 9)
+    assert attention_distance(student, teacher).item() == pytest.approx((1 + 1) / 2)
+    assert attention_distance(student, -5 * student).item() == pytest.approx(0, abs=1e-9)
+
+
+# --- properties
+
+
+@settings(max_examples=40)
+@given(seeds, sides, sides, st.sampled_from(CLASSES), st.integers(1, 5))
+def test_l2_is_two_minus_two_cosines_within_0_and_4(
+    seed: int, ours: tuple[int, int], theirs: tuple[int, int], classes: Classes, pool: int
+) -> None:
+    student, teacher = draw(seed, 2, 3, *ours), draw(seed + 1, 2, 3, *theirs)
+    labels = torch.tensor([2, 0])
+    values = cam_distance(student, teacher, labels, classes, "l2", pool)
+    assert (values >= 0).all()
+    assert (values <= 4 + 1e-9).all()
+    angle = torch.nn.functional.cosine_similarity(
+        resize(student, (pool, pool)).flatten(2), resize(teacher, (pool, pool)).flatten(2), dim=2
+    )
+    expected = 2 - 2 * (angle.mean(1) if classes == "all" else angle[torch.arange(2), labels])
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+    opposite = cam_distance(student, -student, labels, classes, "l2", pool)
+    torch.testing.assert_close(opposite, torch.full_like(opposite, 4.0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "shift"), [("l2", 0.0), ("minmax", 7.0)])
+def test_the_scale_of_a_map_makes_no_difference(norm: Norm, shift: float) -> None:
+    student, teacher, labels = draw(1, 2, 3, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+    before = cam_distance(student, teacher, labels, "all", norm)
+    after = cam_distance(30 * student + shift, 0.2 * teacher - shift, labels, "all", norm)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
+    raw = cam_distance(30 * student, teacher, labels, "all", "raw")
+    assert (raw > 2 * cam_distance(student, teacher, labels, "all", "raw")).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_only_the_labels_class_counts_for_target(classes: Classes, norm: Norm) -> None:
+    student, teacher, labels = draw(1, 2, 3, 4, 4), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+    before = cam_distance(student, teacher, labels, classes, norm)
+    student[:, 1] += draw(3, 2, 4, 4)
+    changed = (cam_distance(student, teacher, labels, classes, norm) != before).tolist()
+    assert changed == [classes == "all"] * 2
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-9])
+def test_constant_maps_have_finite_distances_and_gradients(value: float, norm: Norm) -> None:
+    for student_value, teacher_value in ((value, 1.0), (1.0, value), (value, value)):
+        student = torch.full((2, 3, 8, 8), student_value, requires_grad=True)
+        teacher = torch.full((2, 3, 4, 4), teacher_value)
+        loss = cam_distance(student, teacher, torch.tensor([0, 1]), "all", norm)
+        loss.sum().backward()
+        assert loss.isfinite().all()
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+
+def test_minmax_turns_a_constant_map_into_noughts() -> None:
+    assert not normalise(torch.full((1, 2, 3, 3), 4.0), "minmax").any()
+    assert not normalise(torch.zeros(1, 2, 3, 3), "l2").any()
+
+
+def test_dead_features_have_finite_attention_and_gradients() -> None:
+    student = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    for teacher in (torch.zeros(2, 5, 4, 4), torch.rand(2, 5, 8, 8)):
+        loss = attention_distance(student, teacher)
+        loss.sum().backward()
+        assert loss.isfinite().all()
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_are_those_of_finite_differences(norm: Norm) -> None:
+    teacher, labels = draw(2, 2, 2, 4, 4), torch.tensor([0, 1])
+    student = draw(1, 2, 2, 6, 6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: cam_distance(s, teacher, labels, "all", norm, 3), student)
+    assert torch.autograd.gradcheck(lambda s: attention_distance(s, teacher), student)
+
+
+def test_the_terms_pass_their_settings_on() -> None:
+    student, teacher, labels = draw(1, 2, 3, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+    for classes, norm, pool in product(CLASSES, NORMS, (2, 4)):
+        value = CAM(classes, norm, pool)(Prediction(labels, student), Prediction(labels, teacher), labels)
+        torch.testing.assert_close(value, cam_distance(student, teacher, labels, classes, norm, pool))
+    value = Attention()(Prediction(labels, features=student), Prediction(labels, features=teacher), labels)
+    torch.testing.assert_close(value, attention_distance(student, teacher))
+    assert (CAM().classes, CAM().norm, CAM().pool) == ("all", "l2", 4)
