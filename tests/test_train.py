@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -319,7 +318,7 @@ def test_history_tells_the_rate_and_the_mean_of_the_terms(easy: Dataset, tmp_pat
     class Spy(CrossEntropy):
         def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
             values = super().__call__(student, teacher, labels)
-            losses.append((float(values.mean()), len(labels)))
+            losses.append((float(values.detach().mean()), len(labels)))
             return values
 
     config = settings(batch_size=20)  # 96 = 20 + 19 + 19 + 19 + 19
@@ -509,7 +508,9 @@ def test_device_that_is_not_there(name: str) -> None:
         pick_device(name)
 
 
-@pytest.mark.parametrize(("bf16", "amx", "picked"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")])
+@pytest.mark.parametrize(
+    ("bf16", "amx", "picked"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")]
+)
 def test_pick_precision(monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, picked: str) -> None:
     cpu: Callable[[str], torch.device] = torch.device
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)

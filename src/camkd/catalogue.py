@@ -21,6 +21,9 @@ def show(what: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
     lists = {"models": lambda: models(size, classes), "methods": methods, "data": sources}
     if what not in lists:
         raise InputError(f"there is no list of {what!r}: choose one of {', '.join(lists)}.")
+    for name, value in (("size", size), ("classes", classes)):
+        if value < 1:
+            raise InputError(f"{name} is {value}, but has to be 1 or more: give such a number.")
     return lists[what]()
 
 

@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(2, str(error))
     except FloatingPointError as error:
         return _say(1, str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _say(1, f"{error.filename}: {error.strerror}.")
     except KeyboardInterrupt as interrupt:
         if not interrupt.args:
             return _say(130, "interrupted.")
@@ -76,12 +80,13 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog=PROGRAM,
         exit_on_error=False,
+        allow_abbrev=False,
         version=__version__,
         description="Compress an image classifier into a tiny one that looks where its teacher looks.",
     )
     commands = parser.add_subcommands(dest="command")
     for name, command in COMMANDS.items():
-        sub = ArgumentParser(exit_on_error=False, description=command.summary)
+        sub = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=command.summary)
         command.options(sub)
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         commands.add_subcommand(name, sub, help=command.summary)
@@ -150,7 +155,7 @@ def _train(options: Namespace) -> dict[str, Any]:
     configs = _configs(options)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
     lesson = _lesson(options)
-    pipeline.check_names(options.student, lesson, configs[1])
+    pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
     if options.teacher not in MODELS:
         pipeline.find_teacher(options.teacher, configs[0].data)
     with _screen() as screen:
@@ -358,7 +363,9 @@ def _say(status: int, sentence: str) -> int:
 def _plainly(message: str) -> str:
     """The parser's complaint in one line, with the flag as the user typed it."""
     text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))
+    text = re.sub(r"(?s)Does not validate .*?\[(\w+), NoneType\].*Given value: ", r"Expected a \1. Got value: ", text)
+    text = text.replace("a typing.Literal", "one of ").replace(" a int", " an int")
     return " ".join(text.split())
 
 

@@ -39,6 +39,7 @@ class TrainConfig:
         clip: largest norm of the gradient.
         ema: decay a step of the averaged weights, which are what is evaluated and kept.
         views: how pictures are augmented: none, light (flip, crop), or strong (+ rotation, colour, cutout, mixing).
+        view_epochs: epochs after which the views come again, so that the teacher knows them (default: never).
         view_seed: seed of the views and of the pictures' order, the same for runs to be compared.
         seed: seed of the initial weights.
         precision: number format of the forward pass; auto takes bf16 where the processor is good at it.
@@ -55,6 +56,7 @@ class TrainConfig:
     clip: float = 5.0
     ema: float = 0.998
     views: str = "light"
+    view_epochs: int | None = None
     view_seed: int = 0
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,51 @@ class Lesson:
         return objective(self.method, smoothing=config.smoothing, cam_schedule=self.cam_schedule)
 
 
-def check_names(model: str, lesson: Lesson, config: TrainConfig) -> None:
-    """Say before any work if there is no such model, method, schedule, view policy or device: ``InputError``."""
+Range = tuple[str, Callable[[float], bool]]
+
+AT_LEAST_ONE: Range = ("1 or more", lambda value: value >= 1)
+NOT_NEGATIVE: Range = ("0 or more", lambda value: value >= 0)
+POSITIVE: Range = ("more than 0", lambda value: value > 0)
+SHARE: Range = ("between 0 and 1", lambda value: 0 <= value <= 1)
+SEED: Range = ("between 0 and 4,294,967,295", lambda value: 0 <= value < 1 << 32)
+
+RANGES: dict[str, Range] = {
+    "epochs": AT_LEAST_ONE,
+    "teacher_epochs": AT_LEAST_ONE,
+    "batch_size": AT_LEAST_ONE,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "warmup": SHARE,
+    "smoothing": SHARE,
+    "clip": POSITIVE,
+    "ema": SHARE,
+    "view_epochs": AT_LEAST_ONE,
+    "view_seed": SEED,
+    "seed": SEED,
+    "figure_every": NOT_NEGATIVE,
+    "knowledge_budget": NOT_NEGATIVE,
+}
+"""What each number a run is told has to be."""
+
+
+def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
+    """Say before any work if there is no such model, method, schedule, view policy or device: ``InputError``.
+
+    So it does where a number is out of its range.
+    """
     entry(model)
     lesson.objective(config)
     policy_named(config.views)
+    check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
     pick_device(config.device)
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for the first of ``values`` that is out of its range in ``RANGES``, or is not finite."""
+    for name, (wanted, holds) in RANGES.items():
+        value = values.get(name)
+        if value is not None and not (math.isfinite(value) and holds(value)):
+            raise InputError(f"{name} is {value}, but has to be {wanted}: give such a number.")
 
 
 def default_folder(data: str, *names: str) -> Path:
@@ -130,8 +170,8 @@ def train_run(
     folder holds a run and ``resume`` is not given, or one with another configuration.
     """
     run, (data_config, config) = Run(folder), configs
-    settings = {"model": model_name, "role": role, **asdict(lesson), **asdict(data_config), **asdict(config)}
-    settings["teacher"] = str(teacher.folder.resolve()) if teacher else None
+    place = str(teacher.folder.resolve()) if teacher else None
+    settings = _settings(model_name, role, configs, lesson, place)
     goal = lesson.objective(config)
     started = _claim(run, settings, resume)
     if run.finished:
@@ -166,7 +206,7 @@ def train_run(
             data=data_config.data,
             data_fingerprint=data.fingerprint,
             seed=config.seed,
-            teacher=settings["teacher"],
+            teacher=place,
         ),
     )
     return finish(run, data, best, teacher)
@@ -177,7 +217,8 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
     said, history = describe(run.folder), run.read_history()
     own = examine(model, data.test, teacher.examination.shown if teacher else None)
     labels = torch.from_numpy(np.array(data.test.labels))
-    best = max(history, key=lambda row: row["val_accuracy"], default={})
+    latest_first = reversed(history)  # of equals `fit` keeps the later
+    best: dict[str, Any] = max(latest_first, key=lambda row: row["val_accuracy"], default={})
     seconds = sum(row["seconds"] for row in history)
     figures = {
         **evaluate(own, labels, data.classes, teacher.examination if teacher else None),
@@ -214,7 +255,8 @@ def train_all(
 ) -> dict[str, dict[str, Any]]:
     """Teacher (unless ``teacher_name`` is a trained one), undistilled control, distilled student, report."""
     data_config, config = configs
-    teacher_config = replace(config, epochs=teacher_epochs or config.epochs, smoothing=0.0)
+    epochs = config.epochs if teacher_epochs is None else teacher_epochs
+    teacher_config = replace(config, epochs=epochs, smoothing=0.0)
     taught: dict[str, dict[str, Any]] = {}
     if teacher_name in MODELS:
         place = folder / "teacher"
@@ -258,16 +300,22 @@ def reevaluate(source: str, data: str | None, teacher: str | None, device: str, 
 
     It is compared with its teacher where that is still there. Raises ``InputError`` where the classes differ.
     """
-    said = describe(source)
-    pictures = open_data(data or said.data, size=said.size, progress=progress)
+    said, told = describe(source), Run(locate(source)).config()
+    pictures = open_data(
+        data or said.data,
+        size=said.size,
+        limit=None if data else told.get("limit"),
+        bad_images=told.get("bad_images", "fail"),
+        progress=progress,
+    )
     if pictures.classes != said.classes:
         raise InputError(
             f"{source!r} knows the classes {_listed(said.classes)}, but {data or said.data} has "
             f"{_listed(pictures.classes)}: evaluate it on pictures of its own classes."
         )
     model = load(source).to(pick_device(device))
-    place = teacher or (said.teacher if said.teacher and Path(said.teacher).exists() else None)
-    known = adopt_teacher(locate(place), pictures, device).examination if place else None
+    place = _teacher_of(said, teacher)
+    known = adopt_teacher(place, pictures, device).examination if place else None
     own = examine(model, pictures.test, known.shown if known else None)
     labels = torch.from_numpy(np.array(pictures.test.labels))
     return {
@@ -283,13 +331,20 @@ def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | 
     said = describe(source)
     pixels = read_pictures(images, said.size)
     models = {said.role: load(source)}
-    place = teacher or (said.teacher if said.teacher and Path(said.teacher).exists() else None)
+    place = _teacher_of(said, teacher)
     if place:
         theirs = describe(place)
         if (theirs.classes, theirs.size) != (said.classes, said.size):
-            raise InputError(f"{place!r} is no teacher of {source!r}: its classes or its picture size differ.")
+            raise InputError(f"{str(place)!r} is no teacher of {source!r}: its classes or its picture size differ.")
         models = {"teacher": load(place), **models}
     return explain(pixels, models, said.classes, out)
+
+
+def _teacher_of(said: Description, teacher: str | None) -> Path | None:
+    """The folder of ``teacher``, or else of the one a student learnt from where it is still there."""
+    if teacher is not None:
+        return find_teacher(teacher, said.data)
+    return Path(said.teacher) if said.teacher and (Path(said.teacher) / "model.json").exists() else None
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -305,8 +360,22 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     return mean.tolist(), deviation.tolist()
 
 
+def _settings(
+    model_name: str, role: str, configs: tuple[DataConfig, TrainConfig], lesson: Lesson, teacher: str | None
+) -> dict[str, Any]:
+    """What ``config.yaml`` holds: the options of ``camkd teacher`` or ``camkd distill``, which run it again."""
+    data_config, config = configs
+    if role == "teacher":
+        named: dict[str, Any] = {"model": model_name}
+    else:
+        named = {"teacher": teacher, "student": model_name, **asdict(lesson)}
+    return {**named, **asdict(data_config), **asdict(config)}
+
+
 def _claim(run: Run, settings: dict[str, Any], resume: bool) -> bool:
     """Take the folder for this run; whether there is a checkpoint to go on from."""
+    if run.folder.exists() and not run.folder.is_dir():
+        raise InputError(f"{run.folder} is a file, but a run is a folder: give another --out.")
     before = run.config()
     if not before:
         run.start(settings)
@@ -336,7 +405,8 @@ def _asking(teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson
             torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
         ):
             answer = predict(teacher.model, x, features="features" in goal.needs)
-        return Prediction(*(None if part is None else part.float() for part in answer))  # type: ignore[arg-type]
+        # the store keeps no strides, and sums over other strides have other last bits: what is asked is laid out alike
+        return Prediction(*(None if part is None else part.float().contiguous() for part in answer))  # type: ignore[arg-type]
 
     if "features" in goal.needs:
         return lambda epoch, samples, x: live(x)

@@ -119,9 +119,10 @@ def fit(
         while state.epoch < config.epochs:
             started = time.perf_counter()
             model.train()
+            view = state.epoch % (config.view_epochs or config.epochs)
             for samples in _order(len(views), config.view_seed, state.epoch, batches)[state.batch :]:
-                batch = views[state.epoch, samples]
-                known = ask(state.epoch, samples, batch.x) if ask else None
+                batch = views[view, samples]
+                known = ask(view, samples, batch.x) if ask else None
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     answer = _answer(model, batch.x, objective.needs)
                 loss, means = objective(_float(answer), known, batch.labels, state.step / schedule.steps)
@@ -137,6 +138,8 @@ def fit(
             run.write_history(state.rows)
             run.save_checkpoint(state.state_dict())
             watch.epoch(state.rows[-1], state.average)
+            if stop:  # it came after the last step; before any other the loop above would have seen it
+                raise Interrupted(str(run.folder))
     state.average.load_state_dict(state.best_weights)
     return state.average.eval()
 
@@ -209,7 +212,7 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # "meta" makes tensors too, but they hold no numbers
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used here: take auto, cpu, or one this machine has.") from error
     return name

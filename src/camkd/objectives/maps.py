@@ -53,8 +53,8 @@ def cam_distance(
 
     pooled to ``pool`` x ``pool`` cells and normalised by ``norm``; the mean over all classes, or the label's class
     (mixed labels: weighted by the label). With ``l2`` this is ``2 - 2 cos`` and lies in 0..4 for every pair of
-    networks, so that a weight means the same thing from pair to pair. All classes, pooled and normalised: CAT-KD, Guo et al.
-    2023, arXiv 2304.12777.
+    networks, so that a weight means the same thing from pair to pair. All classes, pooled and normalised: CAT-KD,
+    Guo et al. 2023, arXiv 2304.12777.
     """
     size = (pool, pool)
     difference = normalise(resize(student, size), norm) - normalise(resize(teacher, size), norm)

@@ -1,0 +1,483 @@
+"""The command line: what it accepts and refuses, its exit status, and that stdout is for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from camkd import cli, console, pipeline
+from camkd.cli import main
+from camkd.config import DataConfig, TrainConfig
+from camkd.models import MODELS
+from camkd.runs import Run, load
+from camkd.types import InputError
+
+ROOT = Path(__file__).parents[1]
+Captured = pytest.CaptureFixture[str]
+QUICK = ["--epochs", "1", "--batch-size", "24", "--lr", "0.4", "--precision", "fp32", "--figure-every", "0"]
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take longer than the training here."""
+    monkeypatch.setattr(pipeline, "_draw", lambda *arguments: None)
+
+
+@pytest.fixture
+def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture may be opened."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        pytest.fail("the pictures were opened")
+
+    monkeypatch.setattr(pipeline, "open_data", refuse)
+
+
+def only_json(captured: Any) -> dict[str, Any]:
+    """The one object on stdout, which has to be all there is."""
+    assert captured.out.count("\n") == 1
+    found = json.loads(captured.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert isinstance(found, dict)
+    return found
+
+
+def sentence(captured: Any) -> str:
+    """The one line on stderr, which has to be all there is."""
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("camkd: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Press Ctrl-C at one training step."""
+    done = 0
+
+    def press(screen: console.Screen, pictures: int) -> None:
+        nonlocal done
+        done += 1
+        if done == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(console.Screen, "step", press)
+
+
+# --- help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "--help"]])
+def test_help_answers_without_torch(arguments: list[str]) -> None:
+    code = f"""
+import sys
+import camkd.cli
+try:
+    camkd.cli.main({arguments})
+except SystemExit as done:
+    assert not done.code
+heavy = {{"torch", "matplotlib", "scipy", "PIL"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: camkd")
+    assert done.stderr == ""
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "camkd", "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, command in cli.COMMANDS.items():
+        assert name in done.stdout
+        assert command.summary.split()[0] in done.stdout
+
+
+def test_no_arguments_is_a_question(capsys: Captured) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: camkd")
+
+
+@pytest.mark.parametrize("command", ["train", "teacher", "distill"])
+def test_every_setting_is_a_flag_with_help(command: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert not done.value.code
+    page = " ".join(capsys.readouterr().out.partition("options:")[2].split())
+    for config in (DataConfig, TrainConfig):
+        helps = cli._helps(config)
+        for field in fields(config):
+            flag = "--" + field.name.replace("_", "-")
+            assert len(helps[field.name]) > 10
+            assert flag in page
+            assert re.sub(r"\W", "", helps[field.name]) in re.sub(r"\W", "", page)
+
+
+# --- what is refused, before any work
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--views", "wild", "no view policy 'wild': choose one of none, light, strong"),
+        ("--device", "quantum", "device 'quantum' cannot be used here"),
+        ("--precision", "fp8", "--precision: Expected one of ['auto', 'fp32', 'bf16']. Got value: fp8"),
+        ("--bad-images", "perhaps", "--bad-images: Expected one of ['fail', 'skip']. Got value: perhaps"),
+        ("--epochs", "many", "--epochs: Expected an int. Got value: many"),
+        ("--epochs", "1.5", "--epochs: Expected an int. Got value: 1.5"),
+        ("--limit", "few", "--limit: Expected an int. Got value: few"),
+        ("--size", "large", "--size: Expected an int. Got value: large"),
+        ("--lr", "fast", "--lr: Expected a float. Got value: fast"),
+        ("--lr", ".nan", "lr is nan, but has to be more than 0"),
+        ("--epochs", "0", "epochs is 0, but has to be 1 or more"),
+        ("--batch-size", "-8", "batch_size is -8, but has to be 1 or more"),
+        ("--warmup", "7", "warmup is 7.0, but has to be between 0 and 1"),
+        ("--ema", "-0.5", "ema is -0.5, but has to be between 0 and 1"),
+        ("--clip", "0", "clip is 0.0, but has to be more than 0"),
+        ("--seed", "-3", "seed is -3, but has to be between 0 and"),
+        ("--figure-every", "-1", "figure_every is -1, but has to be 0 or more"),
+    ],
+)
+def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured, tmp_path: Path) -> None:
+    assert main(["teacher", flag, value, "--out", str(tmp_path / "run")]) == 2
+    assert said in sentence(capsys.readouterr())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--student", "nope"], "'nope': choose one of cam-net"),
+        (["train", "--teacher", "nope"], "'nope'"),
+        (["train", "--method", "magic"], "'magic': choose one of plain"),
+        (["train", "--cam-schedule", "never"], "'never': choose one of constant"),
+        (["train", "--method", "kd", "--cam-schedule", "early"], "'kd' has no CAM term"),
+        (["train", "--epochs", "0"], "epochs is 0"),
+        (["distill", "--epochs", "0"], "epochs is 0"),
+        (["train", "--teacher-epochs", "0"], "teacher_epochs is 0"),
+        (["train", "--knowledge-budget", "-1"], "knowledge_budget is -1"),
+        (["teacher", "--model", "nope"], "'nope': choose one of"),
+        (["teacher", "--nope", "3"], "--nope"),
+        (["teacher", "--epo", "3"], "--epo"),
+        (["teacher", "--model"], "--model: expected one argument"),
+        (["teacher", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["distill", "--teacher", "nope"], "'nope'"),
+        (["distill", "--teacher", "resnet50", "--data", "cifar10"], "camkd teacher --data cifar10 --model resnet50"),
+        (["evaluate", "nowhere"], "'nowhere'"),
+        (["evaluate"], "required: run"),
+        (["explain", "nowhere", "x.png"], "'nowhere'"),
+        (["report", "nowhere"], "nowhere is no run folder"),
+        (["list", "cats"], "'cats': choose one of models, methods, data"),
+        (["list", "models", "--size", "0"], "size is 0"),
+        (["dance"], "'dance'"),
+        (["--json"], "--json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_one_sentence(
+    arguments: list[str], named: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert named in sentence(capsys.readouterr())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--data", "--dataset"])
+def test_pictures_that_are_not_there(flag: str, capsys: Captured, tmp_path: Path) -> None:
+    assert main(["teacher", flag, "nowhere", "--out", str(tmp_path / "run")]) == 2
+    assert "'nowhere'" in sentence(capsys.readouterr())
+
+
+@pytest.mark.parametrize("flag", ["--limit", "--size", "--workers"])
+def test_numbers_of_pictures(flag: str, capsys: Captured, tmp_path: Path, easy_folder: Path) -> None:
+    assert main(["teacher", "--data", str(easy_folder), flag, "0", "--out", str(tmp_path / "run")]) == 2
+    assert f"{flag.strip('-')} is 0" in sentence(capsys.readouterr())
+
+
+def test_run_that_is_there_is_not_overwritten(finished: Any, capsys: Captured) -> None:
+    arguments = ["train", "--teacher", "resnet8", *finished.options, "--out", str(finished.folder)]
+    assert main(arguments) == 2
+    assert "add --resume" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*arguments, "--resume", "--lr", "0.3"]) == 2
+    assert "lr = 0.4, now it is 0.3" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_place_that_cannot_be_written(easy_folder: Path, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    arguments = ["teacher", "--model", "resnet8", "--data", str(easy_folder), *QUICK, "--out"]
+    assert main([*arguments, str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*arguments, str(tmp_path / "file" / "below")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("camkd: ")
+    assert str(tmp_path / "file") in last
+
+
+# --- the commands, for machines
+
+
+def test_train_prints_one_object(finished: Any) -> None:
+    assert finished.status == 0
+    assert finished.out.count("\n") == 1
+    found = json.loads(finished.out)
+    assert set(found) == {"teacher", "control", "student", "out"}
+    for role in ("teacher", "control", "student"):
+        assert found[role] == Run(finished.folder / role).read_metrics()
+    assert found["out"] == str(finished.folder)
+    assert "96 training, 24 validation and 24 test pictures of 16 pixels in 3 classes" in finished.err
+    assert finished.err.count("epoch 2") == 3
+    assert str(finished.folder / "report.html") in finished.err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_teacher_then_distill(easy_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    data = ["--dataset", str(easy_folder), *QUICK, "--json"]
+    teacher, student = str(tmp_path / "teacher"), str(tmp_path / "student")
+    assert main(["teacher", "--model", "resnet8", *data, "--out", teacher]) == 0
+    found = only_json(capsys.readouterr())
+    assert found == {**Run(Path(teacher)).read_metrics(), "out": teacher}
+    assert (
+        main(["distill", "--teacher", teacher, "--student", "resnet8", "--method", "kd", *data, "--out", student]) == 0
+    )
+    found = only_json(capsys.readouterr())
+    assert found == {**Run(Path(student)).read_metrics(), "out": student}
+    assert found["teacher_accuracy"] == Run(Path(teacher)).read_metrics()["accuracy"]
+    assert (tmp_path / "student" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_default_places(easy_folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", str(easy_folder), *QUICK, "--json"]
+    assert main(["teacher", "--model", "resnet8", *data]) == 0
+    assert only_json(capsys.readouterr())["out"] == "runs/easy/teacher-resnet8"
+    assert main(["distill", "--teacher", "resnet8", "--method", "plain", *data]) == 0
+    assert only_json(capsys.readouterr())["out"] == "runs/easy/cam-net-plain-from-resnet8"
+    assert (tmp_path / "runs" / "easy" / "cam-net-plain-from-resnet8" / "metrics.json").exists()
+
+
+def test_evaluate(finished: Any, capsys: Captured) -> None:
+    student = str(finished.folder / "student")
+    assert main(["evaluate", student, "--json", "--device", "cpu"]) == 0
+    found = only_json(capsys.readouterr())
+    metrics = Run(finished.folder / "student").read_metrics()
+    assert found["confusion"] == metrics["confusion"]
+    assert found["cam_cosine"] == pytest.approx(metrics["cam_cosine"], rel=1e-3)
+    assert main(["evaluate", student]) == 0
+    captured = capsys.readouterr()
+    assert "teacher_agreement" in captured.out
+    assert "{" not in captured.out
+
+
+def test_evaluate_takes_a_folder_of_three_for_its_student(finished: Any, capsys: Captured) -> None:
+    assert main(["evaluate", str(finished.folder), "--json"]) == 0
+    found = only_json(capsys.readouterr())
+    assert found["params"] == Run(finished.folder / "student").read_metrics()["params"]
+
+
+def test_explain(finished: Any, easy_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    images = [str(path) for path in sorted((easy_folder / "test").rglob("*.png"))[:2]]
+    out = tmp_path / "cams.png"
+    assert main(["explain", str(finished.folder / "student"), *images, "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    found = only_json(captured)
+    assert list(found["pictures"]) == images
+    assert set(found["pictures"][images[0]]) == {"teacher", "student"}
+    assert found["out"] == str(out)
+    assert out.exists()
+    assert all(image in captured.err for image in images)
+
+
+def test_explain_names_the_broken_picture(finished: Any, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    out = tmp_path / "cams.png"
+    assert main(["explain", str(finished.folder), str(tmp_path / "broken.jpg"), "--out", str(out)]) == 2
+    assert "broken.jpg" in sentence(capsys.readouterr())
+    assert not out.exists()
+
+
+def test_report(finished: Any, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", str(finished.folder), "--out", str(out), "--json"]) == 0
+    assert only_json(capsys.readouterr()) == {"out": str(out)}
+    assert "<html" in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("what", ["methods", "data"])
+def test_list(what: str, capsys: Captured) -> None:
+    assert main(["list", what, "--json"]) == 0
+    found = only_json(capsys.readouterr())
+    assert main(["list", what]) == 0
+    table = capsys.readouterr().out
+    assert found
+    assert all(name in table for name in found)
+
+
+def test_list_models(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(MODELS) - {"cam-net", "resnet8"}:
+        monkeypatch.delitem(MODELS, name)  # test_catalogue has all of them
+    assert main(["list", "models", "--size", "16", "--classes", "3", "--json"]) == 0
+    found = only_json(capsys.readouterr())
+    assert set(found) == {"cam-net", "resnet8"}
+    assert found["cam-net"]["map"] == [4, 4]
+
+
+# --- configuration files
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_configuration_file(easy_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    settings = {"data": str(easy_folder), "model": "resnet8", "epochs": 1, "batch_size": 48, "lr": 0.25}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    out = tmp_path / "run"
+    assert main(["teacher", "--config", str(tmp_path / "a.yaml"), "--lr", "0.5", "--out", str(out), "--json"]) == 0
+    only_json(capsys.readouterr())
+    used = Run(out).config()
+    assert {name: used[name] for name in settings} == {**settings, "lr": 0.5}  # a later flag wins
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("command", "role"), [("teacher", "teacher"), ("distill", "student"), ("distill", "control")])
+def test_a_runs_own_configuration_runs_again(
+    finished: Any, command: str, role: str, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "again"
+    config = finished.folder / role / "config.yaml"
+    assert main([command, "--config", str(config), "--out", str(out), "--json"]) == 0
+    only_json(capsys.readouterr())
+    assert Run(out).config() == Run(finished.folder / role).config()
+    ours, theirs = load(out).state_dict(), load(finished.folder / role).state_dict()
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("epoch: 3\n", "'epoch'"), ("epochs: [\n", "config"), ("- 1\n", "config"), ("epochs: x", "x")]
+)
+def test_wrong_configuration_file(text: str, named: str, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    assert main(["teacher", "--config", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert named in sentence(capsys.readouterr())
+
+
+# --- how it ends
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_interrupted_and_gone_on_with_the_printed_command(
+    easy_folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a run"  # a name that a shell would split
+    arguments = ["teacher", "--model", "resnet8", "--data", str(easy_folder), *QUICK, "--json", "--out"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert main([*arguments, str(out)]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert "the state is saved" in last
+    program, *again = shlex.split(last.partition("Go on with: ")[2])
+    assert program == "camkd"
+    assert again == [*arguments, str(out), "--resume"]
+    assert Run(out).checkpoint.exists()
+    assert not Run(out).finished
+    assert main(again) == 0
+    assert only_json(capsys.readouterr())["epochs"] == 1
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    ours, theirs = load(out).state_dict(), load(tmp_path / "whole").state_dict()
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_interrupted_before_training(
+    easy_folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "open_pictures", press)
+    assert main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")]) == 130
+    assert sentence(capsys.readouterr()) == "camkd: interrupted.\n"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_loss_that_explodes_is_one_sentence(easy_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    arguments = ["teacher", "--model", "resnet8", "--data", str(easy_folder), "--batch-size", "24", "--lr", "1e30"]
+    assert main([*arguments, "--epochs", "1", "--out", str(tmp_path / "run"), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"camkd: the loss is \S+ in epoch 1, batch \d: lower --lr\.", captured.err.splitlines()[-1])
+    assert not Run(tmp_path / "run").finished
+
+
+def test_a_bug_is_not_dressed_up(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ValueError("a bug")
+
+    assert issubclass(InputError, ValueError)
+    monkeypatch.setattr(pipeline, "open_pictures", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")])
+
+
+# --- the write-up's own commands
+
+
+def test_write_up_without_a_network(tmp_path: Path) -> None:
+    closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = {**os.environ, **closed, "no_proxy": "", "NO_PROXY": "", "CAMKD_CACHE": str(tmp_path / "cache")}
+    script = [sys.executable, str(ROOT / "train_teacher.py"), "--dataset", "cifar10", "--model", "resnet50"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("camkd: cifar10 could not be downloaded from https://")
+    assert "--data PATH" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "named"),
+    [
+        ("train.py", [], "cifar10 could not be downloaded"),
+        ("train.py", ["--dataset", "nowhere"], "'nowhere'"),
+        (
+            "distill.py",
+            ["--dataset", "cifar10", "--teacher", "resnet50", "--student", "cam-net"],
+            "camkd teacher --data cifar10 --model resnet50",
+        ),
+    ],
+)
+def test_write_up_scripts(
+    script: str,
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first call
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert done.value.code == 2
+    assert named in sentence(capsys.readouterr())

@@ -1,0 +1,106 @@
+"""A reader sees the old content or the new one, never half of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from camkd.files import replacing, write_json, write_text
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def test_the_new_content_takes_the_place_of_the_old_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == tmp_path, "a rename must stay on one file system"
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_an_exception_the_old_file_is_whole_and_nothing_else_lies_there(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "notes.txt"
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("old")
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_removed_its_file_is_an_error_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing(path) as temporary:
+        temporary.unlink()
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_follows_the_umask_and_the_umask_stays(tmp_path: Path, mask: int, mode: int) -> None:
+    path = tmp_path / "notes.txt"
+    path.touch(0o600)
+    with umask(mask):
+        write_text(path, "new")
+        assert os.umask(mask) == mask
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_folders_are_made_and_two_writers_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "notes.txt"
+    with replacing(path) as first, replacing(path) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # the outer block ended last
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    write_text(tmp_path / "text", "Übung 猫\n")
+    assert (tmp_path / "text").read_bytes() == "Übung 猫\n".encode()
+
+
+def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+    value = {"accuracy": 0.1 + 0.2, "classes": ["Übung", "猫"], "nothing": None, "count": 1 << 60}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "猫" in text
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path: Path, value: float) -> None:
+    write_json(tmp_path / "a.json", {"accuracy": 1.0})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"accuracy": value})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"accuracy": 1.0}
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,465 @@
+"""Run folders from pictures: what is in them, when they are refused, and that a teacher is asked once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from camkd import pipeline
+from camkd.config import DataConfig, TrainConfig
+from camkd.data.sources import open_data
+from camkd.data.store import Dataset
+from camkd.models import MODELS, ModelEntry
+from camkd.models.resnet import BasicBlock, ResNet
+from camkd.pipeline import Lesson, Teacher, adopt_teacher, channel_statistics, find_teacher, train_all, train_run
+from camkd.runs import Run, describe, load
+from camkd.train import Interrupted, Referee, Watch
+from camkd.types import InputError
+
+METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
+METRICS |= {"per_class", "confusion", "cam_form"}
+MAP_FIGURES = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_shuffled", "_centre")}
+TAUGHT = {"teacher_accuracy", "teacher_agreement", *MAP_FIGURES}
+HISTORY = {"epoch", "train_loss", "terms", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
+HISTORY_TAUGHT = {"val_teacher_agreement", "val_cam_cosine"}
+DATA = DataConfig(data="easy")
+ONE = TrainConfig(epochs=1, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=0)
+TWO = replace(ONE, epochs=2)
+PLAIN = Lesson()
+
+
+class Steps(Watch):
+    """Counts the steps, and stops at one if told to."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.count, self.stop_at = 0, stop_at
+
+    def step(self, pictures: int) -> None:
+        self.count += 1
+        if self.count == self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Counter(Watch):
+    """Counts the pictures a teacher is shown between the first step of a run and the end of its last epoch."""
+
+    def __init__(self, teacher: nn.Module, epochs: int) -> None:
+        self.epochs, self.on, self.pictures = epochs, False, 0
+        teacher.register_forward_hook(self.see)
+
+    def see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.pictures += len(output) * self.on
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        self.on, self.pictures = True, 0
+
+    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+        self.on = row["epoch"] < self.epochs
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained teacher run on `easy`: a ResNet-8."""
+    folder = tmp_path_factory.mktemp("teacher") / "resnet8"
+    train_run(folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson())
+    return folder
+
+
+@pytest.fixture
+def taught(easy: Dataset, wide_teacher: Path) -> Teacher:
+    return adopt_teacher(wide_teacher, easy, "cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache of this test's own."""
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "knowledge"
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take longer than the training here."""
+    monkeypatch.setattr(pipeline, "_draw", lambda *arguments: None)
+
+
+# --- what is in the folders
+
+
+@pytest.mark.parametrize("role", ["teacher", "control", "student"])
+def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> None:
+    folder = finished.folder / role
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
+    assert files == pages | {"checkpoints/last.pt", "figures/cams.png", "figures/cams-epoch-001.png"}
+    metrics = Run(folder).read_metrics()
+    assert set(metrics) >= METRICS | (TAUGHT if role != "teacher" else set())
+    if role == "teacher":
+        assert not TAUGHT & set(metrics)
+    rows = Run(folder).read_history()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(set(row) == HISTORY | (HISTORY_TAUGHT if role != "teacher" else set()) for row in rows)
+    assert metrics["val_accuracy"] == max(row["val_accuracy"] for row in rows)
+    assert metrics["epochs"] == 2
+    assert metrics["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert metrics["images_per_second"] == pytest.approx(2 * 96 / metrics["seconds"])
+
+
+def test_description_and_figures_agree_with_the_model(finished: Any, easy: Dataset) -> None:
+    said = describe(finished.folder / "student")
+    model = load(finished.folder / "student")
+    metrics = Run(finished.folder / "student").read_metrics()
+    assert (said.architecture, said.role, said.method) == ("cam-net", "student", "cam-kd")
+    assert (said.classes, said.size) == (easy.classes, 16)
+    assert said.teacher == str((finished.folder / "teacher").resolve())
+    assert said.params == metrics["params"] == sum(p.numel() for p in model.parameters())
+    counts = np.array(metrics["confusion"])
+    assert counts.sum() == len(easy.test)
+    assert counts.sum(1).tolist() == [8, 8, 8]
+    assert metrics["accuracy"] == pytest.approx(np.trace(counts) / 24)
+    assert metrics["per_class"] == pytest.approx(dict(zip(easy.classes, np.diag(counts) / 8, strict=True)))
+
+
+def test_three_runs_and_a_report(finished: Any) -> None:
+    found = {path.name for path in finished.folder.iterdir()}
+    assert found == {"teacher", "control", "student", "report.html"}
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 1
+    control, student = (Run(finished.folder / role).config() for role in ("control", "student"))
+    assert (control["method"], student["method"]) == ("plain", "cam-kd")
+    different = {name for name in student if student[name] != control[name]}
+    assert different == {"method"}
+    assert pipeline.summary(finished.folder)
+
+
+def test_normalisation_is_that_of_the_training_pictures(finished: Any, easy: Dataset) -> None:
+    pixels = easy.train.images.reshape(-1, 3) / 255.0
+    model = load(finished.folder / "student")
+    assert model.mean.flatten().tolist() == pytest.approx(pixels.mean(0).tolist(), rel=1e-5)
+    assert model.std.flatten().tolist() == pytest.approx(pixels.std(0).tolist(), rel=1e-4)
+
+
+def test_channel_statistics_over_several_blocks() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2050, 4, 4, 3)).astype(np.uint8)
+    images[..., 2] = 77  # no deviation at all
+    mean, deviation = channel_statistics(images)
+    pixels = images.reshape(-1, 3).astype(np.float64) / 255
+    assert mean == pytest.approx(pixels.mean(0).tolist(), rel=1e-6)
+    assert deviation[:2] == pytest.approx(pixels.std(0)[:2].tolist(), rel=1e-5)
+    assert deviation[2] == pytest.approx(1e-3)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.9, 0.9, 0.1])
+    monkeypatch.setattr(Referee, "__call__", lambda self, model: {"val_accuracy": next(scores), "val_loss": 1.0})
+    seen: list[Tensor] = []
+
+    class Averages(Watch):
+        def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+            seen.append(model.state_dict()["fc.weight"].clone())
+
+    config = replace(ONE, epochs=3, batch_size=96)
+    metrics = train_run(tmp_path, easy, "resnet8", "teacher", (DATA, config), Lesson(), watch=Averages())
+    assert metrics["val_accuracy"] == 0.9
+    assert torch.equal(load(tmp_path).state_dict()["fc.weight"], seen[metrics["best_epoch"] - 1])
+
+
+# --- folders that hold something already
+
+
+def test_folder_with_a_run_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+    before = weights(wide_teacher)
+    with pytest.raises(InputError, match=r"holds a finished run: add --resume"):
+        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson())
+    assert weights(wide_teacher) == before
+
+
+def test_finished_run_is_returned_as_it_is(easy: Dataset, wide_teacher: Path) -> None:
+    steps, before = Steps(), Run(wide_teacher).read_metrics()
+    metrics = train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson(), resume=True, watch=steps)
+    assert metrics == before
+    assert steps.count == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"epochs": 3}, "epochs = 1, now it is 3"), ({"lr": 0.2}, "lr = 0.4, now it is 0.2"), ({"seed": 5}, "seed = 0")],
+)
+def test_other_settings_are_refused_by_name(
+    easy: Dataset, wide_teacher: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, replace(ONE, **changes)), Lesson(), resume=True)
+
+
+def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+    with pytest.raises(InputError, match="model = resnet8, now it is cam-net"):
+        train_run(wide_teacher, easy, "cam-net", "teacher", (DATA, ONE), Lesson(), resume=True)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+    train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson())
+    with pytest.raises(InputError, match="method = plain, now it is kd"):
+        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("kd"), resume=True)
+    with pytest.raises(InputError, match="teacher = None, now it is "):
+        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson(), taught, resume=True)
+
+
+def test_file_in_the_place_of_a_run_is_refused(easy: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="taken is a file"):
+        train_run(tmp_path / "taken", easy, "resnet8", "teacher", (DATA, ONE), Lesson())
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+def test_everything_finished_trains_nothing(finished: Any, easy_folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")}
+    steps, data = Steps(), open_data(easy_folder)
+    config = TrainConfig(epochs=2, batch_size=24, lr=0.4, precision="fp32")
+    configs = (DataConfig(data=str(easy_folder)), config)
+    results = train_all(
+        finished.folder, data, "resnet8", "cam-net", configs, Lesson("cam-kd"), resume=True, watch=steps
+    )
+    assert steps.count == 0
+    assert {role: Run(finished.folder / role).read_metrics() for role in results} == results
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")} == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_interrupted_in_the_student_goes_on_to_the_same_bits(
+    finished: Any, easy_folder: Path, tmp_path: Path, store: Path
+) -> None:
+    data = open_data(easy_folder)
+    configs = (DataConfig(data=str(easy_folder)), TrainConfig(epochs=2, batch_size=24, lr=0.4, precision="fp32"))
+
+    def again(watch: Watch, resume: bool) -> dict[str, Any]:
+        teacher = str(finished.folder)  # the folder of `camkd train`: its teacher
+        return train_all(
+            tmp_path / "run", data, teacher, "cam-net", configs, Lesson("cam-kd"), resume=resume, watch=watch
+        )
+
+    with pytest.raises(Interrupted, match="student"):
+        again(Steps(stop_at=8 + 6), False)
+    assert not Run(tmp_path / "run" / "student").finished
+    steps = Steps()
+    results = again(steps, True)
+    assert steps.count == 2
+    assert set(results) == {"teacher", "control", "student"}
+    assert not (tmp_path / "run" / "teacher").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+    for role in ("control", "student"):
+        assert weights(tmp_path / "run" / role) == weights(finished.folder / role)
+    assert results["student"]["accuracy"] == Run(finished.folder / "student").read_metrics()["accuracy"]
+
+
+# --- teachers
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
+    asked = {}
+
+    def student(name: str, model: str, lesson: Lesson, config: TrainConfig = TWO) -> None:
+        counter = Counter(taught.model, config.epochs)
+        train_run(tmp_path / name, easy, model, "student", (DATA, config), lesson, taught, watch=counter)
+        asked[name] = counter.pictures
+
+    student("cold", "cam-net", Lesson("cam-kd"))
+    student("warm", "cam-net", Lesson("cam-kd"))
+    student("other-model", "resnet8", Lesson("cam-kd"), replace(TWO, seed=3))
+    student("other-method", "resnet8", Lesson("kd"), replace(TWO, lr=0.2))
+    student("other-views", "resnet8", Lesson("kd"), replace(ONE, view_seed=1))
+    student("no-store", "resnet8", Lesson("kd", knowledge_budget=0.0), replace(ONE, view_seed=1))
+    student("plain", "resnet8", Lesson("plain"), ONE)
+    twice, once = 2 * 96, 96
+    assert asked == {
+        "cold": twice,
+        "warm": 0,
+        "other-model": 0,
+        "other-method": 0,
+        "other-views": once,
+        "no-store": once,
+        "plain": 0,
+    }
+    assert weights(tmp_path / "cold") == weights(tmp_path / "warm")
+    assert len(list(store.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_attention_is_asked_live(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
+    counter = Counter(taught.model, 1)
+    metrics = train_run(tmp_path / "at", easy, "cam-net", "student", (DATA, ONE), Lesson("at"), taught, watch=counter)
+    assert counter.pictures == 96
+    assert not store.exists()
+    assert Run(tmp_path / "at").read_history()[0]["terms"]["at"] > 0
+    assert set(metrics) >= TAUGHT
+
+
+@pytest.mark.usefixtures("undrawn", "store")
+@pytest.mark.parametrize("method", ["cam-kd", "at"])
+def test_teacher_stays_as_it_was(easy: Dataset, tmp_path: Path, taught: Teacher, method: str) -> None:
+    before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
+    taught.model.layer2.train()
+    modes = [module.training for module in taught.model.modules()]
+    train_run(tmp_path / "run", easy, "cam-net", "student", (DATA, ONE), Lesson(method), taught)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in taught.model.state_dict().items())
+    assert [module.training for module in taught.model.modules()] == modes
+    assert all(p.grad is None and not p.requires_grad for p in taught.model.parameters())
+
+
+@pytest.mark.usefixtures("undrawn", "store")
+def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(classes: int, size: int) -> ResNet:
+        return ResNet(BasicBlock, (8, 16), (1, 1), classes, size, hidden=6)
+
+    monkeypatch.setitem(MODELS, "tiny-mlp", ModelEntry(make, "for this test"))
+    place = tmp_path / "teacher"
+    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, ONE), Lesson())
+    teacher = adopt_teacher(place, easy, "cpu")
+    metrics = train_run(tmp_path / "run", easy, "cam-net", "student", (DATA, ONE), Lesson("cam-kd"), teacher)
+    assert (own["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
+    assert -1 <= metrics["cam_cosine"] <= 1
+    assert metrics["teacher_accuracy"] == own["accuracy"]
+
+
+def test_teacher_of_other_pictures_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have a, b, c"):
+        adopt_teacher(wide_teacher, replace(easy, classes=("a", "b", "c")), "cpu")
+    larger = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
+    with pytest.raises(InputError, match=r"trained on .*16 .*, not 32: add --size 16"):
+        adopt_teacher(wide_teacher, replace(easy, train=larger), "cpu")
+
+
+def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_teacher(str(wide_teacher), "easy") == wide_teacher
+    assert find_teacher(str(finished.folder), "easy") == finished.folder / "teacher"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as refused:
+        find_teacher("resnet50", "cifar10")
+    assert "camkd teacher --data cifar10 --model resnet50" in str(refused.value)
+    with pytest.raises(InputError, match="'nobody' is neither a run folder"):
+        find_teacher("nobody", "cifar10")
+    default = tmp_path / "runs" / "cifar10" / "teacher-resnet50"
+    default.mkdir(parents=True)
+    (default / "model.json").write_text("{}", encoding="utf-8")
+    assert find_teacher("resnet50", "cifar10").resolve() == default.resolve()
+
+
+# --- afterwards
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str) -> None:
+    metrics = Run(finished.folder / role).read_metrics()
+    again = pipeline.reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None)
+    assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
+    for name, value in again.items():
+        assert value == (
+            pytest.approx(metrics[name], rel=1e-3, abs=1e-5) if isinstance(value, float) else metrics[name]
+        )
+
+
+def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path, tmp_path: Path) -> None:
+    data_config = DataConfig(data=str(easy_folder), limit=9)
+    data = open_data(easy_folder, limit=9)
+    metrics = train_run(
+        tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), Lesson()
+    )
+    again = pipeline.reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None)
+    assert again["test_pictures"] == metrics["test_pictures"] == 9
+    assert again["confusion"] == metrics["confusion"]
+    other = pipeline.reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None)
+    assert other["test_pictures"] == 24
+
+
+def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
+    control = str(finished.folder / "control")
+    given = pipeline.reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None)
+    assert given == pipeline.reevaluate(control, None, None, "cpu", lambda *done: None)
+
+
+def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for split in ("train", "val", "test"):
+        (tmp_path / "other" / split).mkdir()
+        for old, new in (("berry", "apple"), ("leaf", "leaf")):
+            (tmp_path / "other" / split / new).symlink_to(easy_folder / split / old)
+    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but .* has apple, leaf \(2\)"):
+        pipeline.reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None)
+
+
+def test_explaining_files_shows_teacher_and_student(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+    files = sorted(str(path) for path in (easy_folder / "test" / "leaf").iterdir())[:2]
+    answers = pipeline.explain_files(str(finished.folder / "student"), files, tmp_path / "cams.png", None)
+    assert [set(answer) for answer in answers] == [{"teacher", "student"}] * 2
+    assert (tmp_path / "cams.png").read_bytes().startswith(b"\x89PNG")
+    alone = pipeline.explain_files(str(finished.folder / "teacher"), files, tmp_path / "own.png", None)
+    assert [set(answer) for answer in alone] == [{"teacher"}] * 2
+    assert alone[0]["teacher"] == answers[0]["teacher"]
+
+
+# --- names and numbers
+
+
+@dataclass(frozen=True)
+class Wrong:
+    named: str
+    model: str = "resnet8"
+    lesson: Lesson = PLAIN
+    config: TrainConfig = ONE
+    teacher_epochs: int | None = None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Wrong("no model 'nope'", model="nope"),
+        Wrong("no method 'magic'", lesson=Lesson("magic")),
+        Wrong("no schedule 'never'", lesson=Lesson("cam-kd", "never")),
+        Wrong("has no CAM term", lesson=Lesson("kd", "early")),
+        Wrong("no view policy 'wild'", config=replace(ONE, views="wild")),
+        Wrong("device 'quantum'", config=replace(ONE, device="quantum")),
+        Wrong("epochs is 0", config=replace(ONE, epochs=0)),
+        Wrong("teacher_epochs is 0", teacher_epochs=0),
+        Wrong("batch_size is -1", config=replace(ONE, batch_size=-1)),
+        Wrong("lr is 0.0", config=replace(ONE, lr=0.0)),
+        Wrong("lr is nan", config=replace(ONE, lr=float("nan"))),
+        Wrong("lr is inf", config=replace(ONE, lr=float("inf"))),
+        Wrong("weight_decay is -0.1", config=replace(ONE, weight_decay=-0.1)),
+        Wrong("warmup is 1.5", config=replace(ONE, warmup=1.5)),
+        Wrong("smoothing is 2.0", config=replace(ONE, smoothing=2.0)),
+        Wrong("clip is 0.0", config=replace(ONE, clip=0.0)),
+        Wrong("ema is 1.1", config=replace(ONE, ema=1.1)),
+        Wrong("seed is -1", config=replace(ONE, seed=-1)),
+        Wrong("view_seed is 10000000000", config=replace(ONE, view_seed=10**10)),
+        Wrong("figure_every is -1", config=replace(ONE, figure_every=-1)),
+        Wrong("knowledge_budget is -1", lesson=Lesson("kd", knowledge_budget=-1)),
+    ],
+    ids=lambda wrong: wrong.named,
+)
+def test_wrong_names_and_numbers_are_named(wrong: Wrong) -> None:
+    with pytest.raises(InputError, match=wrong.named):
+        pipeline.check_names(wrong.model, wrong.lesson, wrong.config, wrong.teacher_epochs)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), ONE, replace(ONE, warmup=0.0, ema=0.0, weight_decay=0.0, clip=1e-9)])
+def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
+    pipeline.check_names("cam-net", Lesson("cam-kd", "early", 0.0), config, 1)
+    json.dumps(config.__dict__)

@@ -1,0 +1,345 @@
+"""Run folders: what is saved comes back whole, and what is not whole is said so."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import camkd
+from camkd import runs
+from camkd.models import build
+from camkd.runs import DESCRIPTION, WEIGHTS, Description, Run, describe, load, locate, save, shipped
+from camkd.types import InputError
+
+SAID = Description(
+    architecture="resnet8",
+    classes=("Katze", "犬", "bird"),
+    size=8,
+    params=1,
+    macs=2,
+    role="student",
+    method="cam-kd",
+    data="shapes",
+    data_fingerprint="abc",
+    seed=3,
+    teacher="/somewhere/teacher",
+)
+
+
+def network(seed: int = 5) -> nn.Module:
+    model = build("resnet8", 3, 8, seed=seed)
+    model.normalise_with([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
+    model(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))  # statistics of its own
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    save(network(), folder, SAID)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A run folder with a model, the test's own."""
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+# --- weights
+
+
+def test_a_model_comes_back_with_every_number(folder: Path) -> None:
+    model, back = network(), load(folder)
+    assert type(back) is type(model)
+    assert back.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value), name
+        assert back.state_dict()[name].dtype == value.dtype
+    assert not any(module.training for module in back.modules())
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(back(x), model.eval()(x))
+    assert camkd.load is load
+
+
+def test_a_description_comes_back_with_the_weights_checksum(folder: Path) -> None:
+    said = describe(folder)
+    assert replace(said, sha256="") == SAID
+    assert len(said.sha256) == 64
+    assert sorted(path.name for path in folder.iterdir()) == [DESCRIPTION, WEIGHTS]
+
+
+def test_saving_does_not_touch_the_model_and_takes_any_memory_format(tmp_path: Path) -> None:
+    model = network().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    save(model, tmp_path, SAID)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(load(tmp_path).state_dict()["conv1.weight"], model.state_dict()["conv1.weight"])
+
+
+def test_saving_again_replaces_both_files(folder: Path) -> None:
+    save(network(seed=6), folder, replace(SAID, seed=6))
+    assert describe(folder).seed == 6
+    assert torch.equal(load(folder).state_dict()["fc.weight"], network(6).state_dict()["fc.weight"])
+
+
+@pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
+def test_a_flipped_byte_is_found(folder: Path, place: float) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors is not what was written"):
+        load(folder)
+
+
+def test_weights_cut_short_or_missing_are_found(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[:-1])
+    with pytest.raises(InputError, match="is not what was written"):
+        load(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"has a model\.json but no model\.safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"architecture": "resn',
+        "",
+        "[]",
+        "3",
+        '"resnet8"',
+        "{}",
+        json.dumps({"classes": ["a"], "size": 8}),
+        json.dumps({"architecture": "resnet8", "classes": None}),
+        b"\xff\xfe{}",
+    ],
+)
+def test_a_broken_description_is_an_input_error(folder: Path, text: str | bytes) -> None:
+    (folder / DESCRIPTION).write_bytes(text if isinstance(text, bytes) else text.encode())
+    for read in (describe, load):
+        with pytest.raises(InputError, match=r"model\.json does not describe a model"):
+            read(folder)
+
+
+def test_an_entry_from_a_later_version_is_passed_over(folder: Path) -> None:
+    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    (folder / DESCRIPTION).write_text(json.dumps({**values, "colour": "blue"}))
+    assert describe(folder).seed == SAID.seed
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "vgg"}, "there is no model 'vgg'"),
+        ({"architecture": "resnet20"}, "fit"),
+        ({"classes": ["a", "b"]}, "fit"),
+        ({"architecture": "wrn-16-4"}, "fit"),
+    ],
+)
+def test_weights_that_do_not_fit_their_description_are_an_input_error(
+    folder: Path, change: dict[str, Any], message: str
+) -> None:
+    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    (folder / DESCRIPTION).write_text(json.dumps({**values, **change}))
+    with pytest.raises(InputError, match=message):
+        load(folder)
+
+
+# --- where a model lies
+
+
+def test_a_train_folder_means_its_student_and_a_name_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(network(), tmp_path / "demo" / "student", SAID)
+    save(network(), tmp_path / "shipped", SAID)
+    monkeypatch.setattr(runs, "shipped", lambda: {"tiny": tmp_path / "shipped", "tinier": tmp_path / "shipped"})
+    assert locate(tmp_path / "demo") == tmp_path / "demo" / "student"
+    assert locate(str(tmp_path / "demo" / "student")) == tmp_path / "demo" / "student"
+    assert locate("tiny") == tmp_path / "shipped"
+    load("tiny")
+
+
+def test_an_unknown_source_names_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "shipped", lambda: {"tiny": tmp_path, "tinier": tmp_path})
+    for source in ("nothing", tmp_path / "nowhere", tmp_path):
+        for read in (locate, describe, load):
+            with pytest.raises(InputError, match="shipped: tiny, tinier") as caught:
+                read(source)
+            assert repr(str(source)) in str(caught.value)
+    monkeypatch.setattr(runs, "shipped", dict)
+    with pytest.raises(InputError, match="shipped: none"):
+        load("nothing")
+
+
+def test_every_shipped_model_loads_and_is_what_it_says() -> None:
+    for name in shipped():
+        said, model = describe(name), load(name)
+        assert sum(parameter.numel() for parameter in model.parameters()) == said.params, name
+        assert model(torch.rand(1, 3, said.size, said.size)).shape == (1, len(said.classes)), name
+        assert said.teacher is None or not Path(said.teacher).is_absolute(), f"{name}: a path of this machine"
+
+
+# --- files
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_every_file_of_a_run_follows_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    run = Run(tmp_path / "run")
+    with umask(mask):
+        run.start({"epochs": 3})
+        save(network(), run.folder, SAID)
+        run.save_checkpoint({"step": 1})
+        run.write_history([{"epoch": 1}])
+    files = [path for path in run.folder.rglob("*") if path.is_file()]
+    assert len(files) == 6
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(
+        (path.name for path in files), oct(mode)
+    )
+
+
+# --- checkpoints
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    model, run = network(), Run(tmp_path)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.rand(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "rows": [{"epoch": 1, "terms": {"ce": 0.5}}],
+        "best": -1.0,
+    }
+    run.save_checkpoint(state)
+    back = run.load_checkpoint()
+    assert back.keys() == state.keys()
+    assert back["rows"] == state["rows"]
+    assert torch.equal(back["random"], torch.get_rng_state())
+    twin = network(seed=9)
+    twin.load_state_dict(back["model"])
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), model.parameters(), strict=True))
+    other = torch.optim.SGD(twin.parameters(), lr=9.0, momentum=0.9)
+    other.load_state_dict(back["optimizer"])
+    assert other.param_groups[0]["lr"] == 0.1
+    assert torch.equal(other.state[twin.conv1.weight]["momentum_buffer"], model.conv1.weight.grad)
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no checkpoint in .*: leave out --resume"):
+        Run(tmp_path).load_checkpoint()
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("write", ["torch", "pickle"])
+def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path: Path, write: str) -> None:
+    run, marker = Run(tmp_path / "run"), tmp_path / "executed"
+    run.checkpoint.parent.mkdir(parents=True)
+    state = {"model": {"weight": torch.zeros(2)}, "extra": Evil(marker)}
+    if write == "torch":
+        torch.save(state, run.checkpoint)
+        torch.load(run.checkpoint, weights_only=False)  # the danger is there
+    else:
+        run.checkpoint.write_bytes(pickle.dumps(state["extra"]))
+        pickle.loads(run.checkpoint.read_bytes())
+    assert marker.exists()
+    marker.unlink()
+    with pytest.raises(InputError, match=r"cannot be read .*: delete it"):
+        run.load_checkpoint()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
+    run = Run(tmp_path)
+    run.save_checkpoint({"step": 1, "model": network().state_dict()})
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:keep])
+    with pytest.raises(InputError, match="cannot be read"):
+        run.load_checkpoint()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save_checkpoint({"step": 1})
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        run.save_checkpoint({"step": lambda: 2})
+    assert run.load_checkpoint() == {"step": 1}
+    assert [path.name for path in run.checkpoint.parent.iterdir()] == ["last.pt"]
+
+
+# --- numbers and settings
+
+
+def test_history_and_metrics_come_back(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.read_history() == []
+    assert run.read_metrics() == {}
+    rows = [{"epoch": e, "train_loss": 1 / e, "terms": {"ce": 0.1 + 0.2}, "name": "é\u2028"} for e in (1, 2, 3)]
+    run.write_history(rows)
+    assert run.read_history() == rows
+    assert len(run.history.read_text(encoding="utf-8").split("\n")) == 4, "one line an epoch"
+    run.metrics.write_text(json.dumps({"accuracy": 0.5}))
+    assert run.read_metrics() == {"accuracy": 0.5}
+
+
+def test_a_number_that_is_none_is_refused_and_the_old_history_stays(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.write_history([{"epoch": 1}])
+    with pytest.raises(ValueError, match="JSON"):
+        run.write_history([{"epoch": 1}, {"epoch": 2, "train_loss": math.nan}])
+    assert run.read_history() == [{"epoch": 1}]
+
+
+def test_the_configuration_comes_back_and_the_environment_is_written(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert run.config() == {}
+    config = {"data": "Bilder/Übung", "epochs": 30, "lr": 0.1, "weight_decay": 5e-4, "size": None, "clip": 1e-8}
+    run.start(config)
+    assert run.config() == config
+    assert list(run.config()) == list(config)
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert environment["threads"] == torch.get_num_threads()
+
+
+def test_a_run_is_finished_when_it_has_figures_and_a_model(folder: Path, tmp_path: Path) -> None:
+    assert not Run(tmp_path / "empty").finished
+    assert not Run(folder).finished
+    Run(folder).metrics.write_text("{}")
+    assert Run(folder).finished
+    (folder / DESCRIPTION).unlink()
+    assert not Run(folder).finished
