@@ -20,7 +20,7 @@ from camkd.cli import main
 from camkd.data.store import Dataset, Split
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("camkd", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("camkd")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from camkd import cli, console, pipeline
+from camkd import cli, console, flags, pipeline
 from camkd.cli import main
 from camkd.config import DataConfig, TrainConfig
 from camkd.models import MODELS
@@ -119,7 +119,7 @@ def test_every_setting_is_a_flag_with_help(command: str, capsys: Captured) -> No
     assert not done.value.code
     page = " ".join(capsys.readouterr().out.partition("options:")[2].split())
     for config in (DataConfig, TrainConfig):
-        helps = cli._helps(config)
+        helps = flags._helps(config)
         for field in fields(config):
             flag = "--" + field.name.replace("_", "-")
             assert len(helps[field.name]) > 10

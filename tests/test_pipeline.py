@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from camkd import pipeline
-from camkd.config import DataConfig, TrainConfig
+from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
 from camkd.models import MODELS, ModelEntry
 from camkd.models.resnet import BasicBlock, ResNet
-from camkd.pipeline import Lesson, Teacher, adopt_teacher, channel_statistics, find_teacher, train_all, train_run
+from camkd.pipeline import channel_statistics, train_all, train_run
+from camkd.referee import Referee
 from camkd.runs import Run, describe, load
-from camkd.train import Interrupted, Referee, Watch
+from camkd.teachers import Teacher, adopt_teacher, find_teacher
+from camkd.train import Interrupted, Watch
+from camkd.trained import explain_files, reevaluate
 from camkd.types import InputError
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
@@ -36,7 +39,7 @@ HISTORY_TAUGHT = {"val_teacher_agreement", "val_cam_cosine"}
 DATA = DataConfig(data="easy")
 ONE = TrainConfig(epochs=1, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=0)
 TWO = replace(ONE, epochs=2)
-PLAIN = Lesson()
+PLAIN = Lesson("plain")
 
 
 class Steps(Watch):
@@ -76,7 +79,7 @@ def weights(folder: Path) -> str:
 def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained teacher run on `easy`: a ResNet-8."""
     folder = tmp_path_factory.mktemp("teacher") / "resnet8"
-    train_run(folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson())
+    train_run(folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
     return folder
 
 
@@ -175,7 +178,7 @@ def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, m
             seen.append(model.state_dict()["fc.weight"].clone())
 
     config = replace(ONE, epochs=3, batch_size=96)
-    metrics = train_run(tmp_path, easy, "resnet8", "teacher", (DATA, config), Lesson(), watch=Averages())
+    metrics = train_run(tmp_path, easy, "resnet8", "teacher", (DATA, config), Lesson("plain"), watch=Averages())
     assert metrics["val_accuracy"] == 0.9
     assert torch.equal(load(tmp_path).state_dict()["fc.weight"], seen[metrics["best_epoch"] - 1])
 
@@ -186,13 +189,15 @@ def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, m
 def test_folder_with_a_run_is_refused(easy: Dataset, wide_teacher: Path) -> None:
     before = weights(wide_teacher)
     with pytest.raises(InputError, match=r"holds a finished run: add --resume"):
-        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson())
+        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
     assert weights(wide_teacher) == before
 
 
 def test_finished_run_is_returned_as_it_is(easy: Dataset, wide_teacher: Path) -> None:
     steps, before = Steps(), Run(wide_teacher).read_metrics()
-    metrics = train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson(), resume=True, watch=steps)
+    metrics = train_run(
+        wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"), resume=True, watch=steps
+    )
     assert metrics == before
     assert steps.count == 0
 
@@ -205,27 +210,29 @@ def test_other_settings_are_refused_by_name(
     easy: Dataset, wide_teacher: Path, changes: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InputError, match=named):
-        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, replace(ONE, **changes)), Lesson(), resume=True)
+        train_run(
+            wide_teacher, easy, "resnet8", "teacher", (DATA, replace(ONE, **changes)), Lesson("plain"), resume=True
+        )
 
 
 def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
     with pytest.raises(InputError, match="model = resnet8, now it is cam-net"):
-        train_run(wide_teacher, easy, "cam-net", "teacher", (DATA, ONE), Lesson(), resume=True)
+        train_run(wide_teacher, easy, "cam-net", "teacher", (DATA, ONE), Lesson("plain"), resume=True)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
-    train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson())
+    train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("plain"))
     with pytest.raises(InputError, match="method = plain, now it is kd"):
         train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("kd"), resume=True)
     with pytest.raises(InputError, match="teacher = None, now it is "):
-        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson(), taught, resume=True)
+        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("plain"), taught, resume=True)
 
 
 def test_file_in_the_place_of_a_run_is_refused(easy: Dataset, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="taken is a file"):
-        train_run(tmp_path / "taken", easy, "resnet8", "teacher", (DATA, ONE), Lesson())
+        train_run(tmp_path / "taken", easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
@@ -331,7 +338,7 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(MODELS, "tiny-mlp", ModelEntry(make, "for this test"))
     place = tmp_path / "teacher"
-    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, ONE), Lesson())
+    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, ONE), Lesson("plain"))
     teacher = adopt_teacher(place, easy, "cpu")
     metrics = train_run(tmp_path / "run", easy, "cam-net", "student", (DATA, ONE), Lesson("cam-kd"), teacher)
     assert (own["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
@@ -368,7 +375,7 @@ def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str) -> None:
     metrics = Run(finished.folder / role).read_metrics()
-    again = pipeline.reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None)
+    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None)
     assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
     for name, value in again.items():
         assert value == (
@@ -380,19 +387,19 @@ def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path,
     data_config = DataConfig(data=str(easy_folder), limit=9)
     data = open_data(easy_folder, limit=9)
     metrics = train_run(
-        tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), Lesson()
+        tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), Lesson("plain")
     )
-    again = pipeline.reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None)
+    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None)
     assert again["test_pictures"] == metrics["test_pictures"] == 9
     assert again["confusion"] == metrics["confusion"]
-    other = pipeline.reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None)
+    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None)
     assert other["test_pictures"] == 24
 
 
 def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
     control = str(finished.folder / "control")
-    given = pipeline.reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None)
-    assert given == pipeline.reevaluate(control, None, None, "cpu", lambda *done: None)
+    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None)
+    assert given == reevaluate(control, None, None, "cpu", lambda *done: None)
 
 
 def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:
@@ -402,15 +409,15 @@ def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, e
         for old, new in (("berry", "apple"), ("leaf", "leaf")):
             (tmp_path / "other" / split / new).symlink_to(easy_folder / split / old)
     with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but .* has apple, leaf \(2\)"):
-        pipeline.reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None)
+        reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None)
 
 
 def test_explaining_files_shows_teacher_and_student(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
     files = sorted(str(path) for path in (easy_folder / "test" / "leaf").iterdir())[:2]
-    answers = pipeline.explain_files(str(finished.folder / "student"), files, tmp_path / "cams.png", None)
+    answers = explain_files(str(finished.folder / "student"), files, tmp_path / "cams.png", None)
     assert [set(answer) for answer in answers] == [{"teacher", "student"}] * 2
     assert (tmp_path / "cams.png").read_bytes().startswith(b"\x89PNG")
-    alone = pipeline.explain_files(str(finished.folder / "teacher"), files, tmp_path / "own.png", None)
+    alone = explain_files(str(finished.folder / "teacher"), files, tmp_path / "own.png", None)
     assert [set(answer) for answer in alone] == [{"teacher"}] * 2
     assert alone[0]["teacher"] == answers[0]["teacher"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from camkd.config import DataConfig, TrainConfig
+from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
-from camkd.pipeline import Lesson, train_run
+from camkd.pipeline import train_run
 from camkd.train import Watch
 
 
@@ -49,6 +49,8 @@ def test_one_epoch_is_better_than_chance(photographs: Dataset, tmp_path: Path) -
             steps.append(pictures)
 
     config = TrainConfig(epochs=1, batch_size=16, lr=0.2, device="cpu")
-    metrics = train_run(tmp_path, photographs, "resnet8", "teacher", (DataConfig(), config), Lesson(), watch=Steps())
+    metrics = train_run(
+        tmp_path, photographs, "resnet8", "teacher", (DataConfig(), config), Lesson("plain"), watch=Steps()
+    )
     assert sum(steps) == len(photographs.train)
     assert metrics["accuracy"] > 0.15  # chance is 0.10 +- 0.02 on 200 pictures

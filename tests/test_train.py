@@ -16,16 +16,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd import train
+from camkd import referee
 from camkd.cams import predict
 from camkd.config import TrainConfig
 from camkd.data.store import Dataset
+from camkd.devices import pick_device, pick_precision
 from camkd.metrics import cosine, match_size
 from camkd.models import build
+from camkd.models.modes import evaluating
 from camkd.objectives import Objective, Weighted, objective
 from camkd.objectives.logits import CrossEntropy
+from camkd.referee import Referee
 from camkd.runs import Run
-from camkd.train import Ask, Interrupted, Referee, Schedule, Watch, fit, pick_device, pick_precision
+from camkd.train import Ask, Interrupted, Schedule, Watch, fit
 from camkd.types import InputError, Prediction
 
 PLAIN = objective("plain")
@@ -82,7 +85,7 @@ class Asked:
 
     def __call__(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
         self.calls.append((epoch, samples.clone(), x.clone()))
-        with train.evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
             return predict(self.model, x)
 
 
@@ -467,7 +470,7 @@ def test_returned_model_is_ready_to_use(easy: Dataset, tmp_path: Path) -> None:
 
 
 def test_referee_is_the_literal_loop(easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "EVALUATION_BATCH", 7)  # 24 = 7 + 7 + 7 + 3
+    monkeypatch.setattr(referee, "EVALUATION_BATCH", 7)  # 24 = 7 + 7 + 7 + 3
     student, teacher = network(3, "cam-net").eval(), network(4).eval()
     found = Referee(easy, torch.device("cpu"), False, teacher)(student)
     right, losses, agree, alike = [], [], [], []

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from camkd.config import DataConfig, TrainConfig
+from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.flags import add, plainly, take
 from camkd.types import InputError
 
 if TYPE_CHECKING:
     from camkd.console import Screen
-    from camkd.pipeline import Lesson
 
 PROGRAM = "camkd"
-ALIASES = {"data": ("--dataset",)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
     except ArgumentError as error:
-        return _say(2, _plainly(str(error)))
+        return _say(2, plainly(str(error)))
     command = COMMANDS[options.command]
     options = options[options.command]
     try:
@@ -75,13 +73,11 @@ class _Command:
 
 
 def _parser() -> ArgumentParser:
-    from camkd import __version__
-
     parser = ArgumentParser(
         prog=PROGRAM,
         exit_on_error=False,
         allow_abbrev=False,
-        version=__version__,
+        version=version(PROGRAM),
         description="Compress an image classifier into a tiny one that looks where its teacher looks.",
     )
     commands = parser.add_subcommands(dest="command")
@@ -93,29 +89,12 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _add(parser: ArgumentParser, *configs: type) -> None:
-    """One flag a field of the configuration dataclasses, its help from their docstring."""
-    for config in configs:
-        hints, helps = get_type_hints(config), _helps(config)
-        for field in fields(config):
-            flag = "--" + field.name.replace("_", "-")
-            names = (flag, *ALIASES.get(field.name, ()))
-            parser.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
-
-
-def _helps(config: type) -> dict[str, str]:
-    return dict(re.findall(r"^ +(\w+): (.+)$", config.__doc__ or "", re.MULTILINE))
-
-
 def _configs(options: Namespace) -> tuple[DataConfig, TrainConfig]:
-    def take(config: type) -> Any:
-        return config(**{field.name: options[field.name] for field in fields(config)})
-
-    return take(DataConfig), take(TrainConfig)
+    return take(DataConfig, options), take(TrainConfig, options)
 
 
 def _training_options(parser: ArgumentParser) -> None:
-    _add(parser, DataConfig, TrainConfig)
+    add(parser, DataConfig, TrainConfig)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder (default: under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
@@ -123,22 +102,7 @@ def _training_options(parser: ArgumentParser) -> None:
 
 def _lesson_options(parser: ArgumentParser) -> None:
     parser.add_argument("--student", type=str, default="cam-net", help="the small network: see 'camkd list models'")
-    parser.add_argument("--method", type=str, default="cam-kd", help="what it learns from: see 'camkd list methods'")
-    parser.add_argument(
-        "--cam-schedule",
-        type=str | None,
-        default=None,
-        help="weight of the CAM term: constant, early or decay",
-    )
-    parser.add_argument(
-        "--knowledge-budget", type=float, default=8.0, help="gigabytes of teacher's answers to keep on disk"
-    )
-
-
-def _lesson(options: Namespace) -> Lesson:
-    from camkd.pipeline import Lesson
-
-    return Lesson(options.method, options.cam_schedule, options.knowledge_budget)
+    add(parser, Lesson)
 
 
 def _train_options(parser: ArgumentParser) -> None:
@@ -151,13 +115,14 @@ def _train_options(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
     from camkd.models import MODELS
+    from camkd.teachers import find_teacher
 
     configs = _configs(options)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
-    lesson = _lesson(options)
+    lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
     if options.teacher not in MODELS:
-        pipeline.find_teacher(options.teacher, configs[0].data)
+        find_teacher(options.teacher, configs[0].data)
     with _screen() as screen:
         data = _open(configs[0], screen)
         results = pipeline.train_all(
@@ -186,7 +151,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
 
     configs = _configs(options)
     folder = _out(options, configs[0], "teacher", options.model)
-    pipeline.check_names(options.model, pipeline.Lesson(), configs[1])
+    pipeline.check_names(options.model, Lesson("plain"), configs[1])
     with _screen() as screen:
         data = _open(configs[0], screen)
         metrics = pipeline.train_run(
@@ -195,7 +160,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
             options.model,
             "teacher",
             configs,
-            pipeline.Lesson(),
+            Lesson("plain"),
             resume=options.resume,
             watch=screen,
         )
@@ -217,15 +182,16 @@ def _distill_options(parser: ArgumentParser) -> None:
 def _distill(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
     from camkd.report import write_report
+    from camkd.teachers import adopt_teacher, find_teacher
 
     configs = _configs(options)
     folder = _out(options, configs[0], options.student, options.method, "from", options.teacher)
-    lesson = _lesson(options)
+    lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1])
-    place = pipeline.find_teacher(options.teacher, configs[0].data)
+    place = find_teacher(options.teacher, configs[0].data)
     with _screen() as screen:
         data = _open(configs[0], screen)
-        teacher = pipeline.adopt_teacher(place, data, configs[1].device)
+        teacher = adopt_teacher(place, data, configs[1].device)
         metrics = pipeline.train_run(
             folder,
             data,
@@ -253,15 +219,14 @@ def _evaluate_options(parser: ArgumentParser) -> None:
 
 
 def _evaluate(options: Namespace) -> dict[str, Any]:
-    from camkd import console, pipeline
+    from camkd.console import print_table
+    from camkd.trained import reevaluate
 
     with _screen() as screen:
-        figures = pipeline.reevaluate(
-            options.run, options.data, options.teacher, options.device, progress=screen.progress
-        )
+        figures = reevaluate(options.run, options.data, options.teacher, options.device, progress=screen.progress)
     if not options.json:
         shown = {k: v for k, v in figures.items() if isinstance(v, int | float | str)}
-        console.print_table(options.run, ["figure", "value"], [[k, _short(v)] for k, v in shown.items()])
+        print_table(options.run, ["figure", "value"], [[k, _short(v)] for k, v in shown.items()])
     return figures
 
 
@@ -273,9 +238,9 @@ def _explain_options(parser: ArgumentParser) -> None:
 
 
 def _explain(options: Namespace) -> dict[str, Any]:
-    from camkd import pipeline
+    from camkd.trained import explain_files
 
-    answers = pipeline.explain_files(options.run, options.images, Path(options.out), options.teacher)
+    answers = explain_files(options.run, options.images, Path(options.out), options.teacher)
     for image, answer in zip(options.images, answers, strict=True):
         said = ", ".join(f"{who} {what['class']} ({what['confidence']:.0%})" for who, what in answer.items())
         print(f"{image}: {said}", file=sys.stderr)
@@ -329,11 +294,11 @@ COMMANDS: dict[str, _Command] = {
 
 
 def _out(options: Namespace, data: DataConfig, *names: str) -> Path:
-    from camkd import pipeline
+    from camkd.runs import default_folder
 
     if options.out:
         return Path(options.out)
-    return pipeline.default_folder(data.data, *(Path(name).name for name in names))
+    return default_folder(data.data, *(Path(name).name for name in names))
 
 
 def _open(config: DataConfig, screen: Screen) -> Any:
@@ -358,15 +323,6 @@ def _screen() -> Screen:
 def _say(status: int, sentence: str) -> int:
     print(f"{PROGRAM}: {sentence}", file=sys.stderr)
     return status
-
-
-def _plainly(message: str) -> str:
-    """The parser's complaint in one line, with the flag as the user typed it."""
-    text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
-    text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))
-    text = re.sub(r"(?s)Does not validate .*?\[(\w+), NoneType\].*Given value: ", r"Expected a \1. Got value: ", text)
-    text = text.replace("a typing.Literal", "one of ").replace(" a int", " an int")
-    return " ".join(text.split())
 
 
 def _short(value: float | str) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from camkd.types import InputError
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,53 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     figure_every: int = 5
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from, beside the pictures.
+
+    Args:
+        method: see 'camkd list methods'.
+        cam_schedule: weight of the CAM term over the run: constant, early or decay (default: the method's own).
+        knowledge_budget: gigabytes of the teacher's answers to keep on disk; views beyond are asked each time.
+    """
+
+    method: str = "cam-kd"
+    cam_schedule: str | None = None
+    knowledge_budget: float = 8.0
+
+
+Range = tuple[str, Callable[[float], bool]]
+
+AT_LEAST_ONE: Range = ("1 or more", lambda value: value >= 1)
+NOT_NEGATIVE: Range = ("0 or more", lambda value: value >= 0)
+POSITIVE: Range = ("more than 0", lambda value: value > 0)
+SHARE: Range = ("between 0 and 1", lambda value: 0 <= value <= 1)
+SEED: Range = ("between 0 and 4,294,967,295", lambda value: 0 <= value < 1 << 32)
+
+RANGES: dict[str, Range] = {
+    "epochs": AT_LEAST_ONE,
+    "teacher_epochs": AT_LEAST_ONE,
+    "batch_size": AT_LEAST_ONE,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "warmup": SHARE,
+    "smoothing": SHARE,
+    "clip": POSITIVE,
+    "ema": SHARE,
+    "view_epochs": AT_LEAST_ONE,
+    "view_seed": SEED,
+    "seed": SEED,
+    "figure_every": NOT_NEGATIVE,
+    "knowledge_budget": NOT_NEGATIVE,
+}
+"""What each number a run is told has to be."""
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for the first of ``values`` that is out of its range in ``RANGES``, or is not finite."""
+    for name, (wanted, holds) in RANGES.items():
+        value = values.get(name)
+        if value is not None and not (math.isfinite(value) and holds(value)):
+            raise InputError(f"{name} is {value}, but has to be {wanted}: give such a number.")

@@ -99,6 +99,9 @@ def epochs_within(budget: float, count: int, bytes_each: int) -> int:
 
 
 def _rounded(fresh: Prediction) -> Prediction:
-    """As it will be read back: a run that fills the store learns from the same numbers as one that reads it."""
+    """As it will be read back, so that a run that fills the store ends bit for bit as one that reads it.
+
+    The layout in memory too: sums over other strides have other last bits.
+    """
     assert fresh.cams is not None
-    return Prediction(fresh.logits.float(), fresh.cams.half().float())
+    return Prediction(fresh.logits.float().contiguous(), fresh.cams.half().float().contiguous())

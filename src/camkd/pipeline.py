@@ -2,83 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from camkd import findings
-from camkd.cams import predict
-from camkd.config import DataConfig, TrainConfig
+from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers
 from camkd.data.sources import open_data
-from camkd.data.store import Dataset, Progress, Split, cache_folder
+from camkd.data.store import Dataset, Progress, Split
 from camkd.data.views import policy_named
-from camkd.evaluate import Examination, evaluate, examine
-from camkd.explain import explain, read_pictures, specimens
+from camkd.devices import pick_device
+from camkd.evaluate import evaluate, examine
+from camkd.explain import explain, specimens
 from camkd.files import write_json
-from camkd.findings import verdict
-from camkd.knowledge import Knowledge, epochs_within, key_of, record
 from camkd.models import MODELS, build, entry
-from camkd.models.modes import evaluating
 from camkd.models.profile import profile
 from camkd.objectives import Objective, objective
 from camkd.report import write_report
-from camkd.runs import Description, Run, describe, load, locate, save
-from camkd.train import Ask, Watch, fit, pick_device, pick_precision
-from camkd.types import InputError, Prediction
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A trained network to learn from, frozen, with its answers to the test pictures."""
-
-    model: nn.Module
-    folder: Path
-    examination: Examination
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a student is to learn, beside the pictures: a method and its options."""
-
-    method: str = "plain"
-    cam_schedule: str | None = None
-    knowledge_budget: float = 8.0
-
-    def objective(self, config: TrainConfig) -> Objective:
-        return objective(self.method, smoothing=config.smoothing, cam_schedule=self.cam_schedule)
-
-
-Range = tuple[str, Callable[[float], bool]]
-
-AT_LEAST_ONE: Range = ("1 or more", lambda value: value >= 1)
-NOT_NEGATIVE: Range = ("0 or more", lambda value: value >= 0)
-POSITIVE: Range = ("more than 0", lambda value: value > 0)
-SHARE: Range = ("between 0 and 1", lambda value: 0 <= value <= 1)
-SEED: Range = ("between 0 and 4,294,967,295", lambda value: 0 <= value < 1 << 32)
-
-RANGES: dict[str, Range] = {
-    "epochs": AT_LEAST_ONE,
-    "teacher_epochs": AT_LEAST_ONE,
-    "batch_size": AT_LEAST_ONE,
-    "lr": POSITIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "warmup": SHARE,
-    "smoothing": SHARE,
-    "clip": POSITIVE,
-    "ema": SHARE,
-    "view_epochs": AT_LEAST_ONE,
-    "view_seed": SEED,
-    "seed": SEED,
-    "figure_every": NOT_NEGATIVE,
-    "knowledge_budget": NOT_NEGATIVE,
-}
-"""What each number a run is told has to be."""
+from camkd.runs import Description, Run, describe, load, save
+from camkd.teachers import Teacher, adopt_teacher, asking, find_teacher
+from camkd.train import Watch, fit
+from camkd.types import InputError
 
 
 def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
@@ -87,23 +35,15 @@ def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs:
     So it does where a number is out of its range.
     """
     entry(model)
-    lesson.objective(config)
+    objective_of(lesson, config)
     policy_named(config.views)
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
     pick_device(config.device)
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for the first of ``values`` that is out of its range in ``RANGES``, or is not finite."""
-    for name, (wanted, holds) in RANGES.items():
-        value = values.get(name)
-        if value is not None and not (math.isfinite(value) and holds(value)):
-            raise InputError(f"{name} is {value}, but has to be {wanted}: give such a number.")
-
-
-def default_folder(data: str, *names: str) -> Path:
-    """Where a run goes that is given no place: ``runs/<data>/<names>``."""
-    return Path("runs", Path(data).name, "-".join(names))
+def objective_of(lesson: Lesson, config: TrainConfig) -> Objective:
+    """The objective a lesson names, with the run's label smoothing."""
+    return objective(lesson.method, smoothing=config.smoothing, cam_schedule=lesson.cam_schedule)
 
 
 def open_pictures(config: DataConfig, progress: Progress) -> Dataset:
@@ -116,40 +56,6 @@ def open_pictures(config: DataConfig, progress: Progress) -> Dataset:
         bad_images=config.bad_images,
         progress=progress,
     )
-
-
-def find_teacher(name: str, data: str) -> Path:
-    """The folder of a trained teacher: a run, a shipped name, or a model name trained on ``data`` at its default place.
-
-    Raises ``InputError`` with the command that trains it where there is none.
-    """
-    default = default_folder(data, "teacher", name)
-    for place in (Path(name), Path(name) / "teacher", default):
-        if (place / "model.json").exists():
-            return place
-    if name in MODELS:
-        raise InputError(
-            f"there is no trained {name} for {data!r} in {default}: train it with "
-            f"'camkd teacher --data {data} --model {name}', or give --teacher the folder of one."
-        )
-    return locate(name)
-
-
-def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
-    """Load a teacher, check that it knows these classes, freeze it and ask it about the test pictures."""
-    said = describe(folder)
-    size = data.train.images.shape[1]
-    if said.classes != data.classes:
-        raise InputError(
-            f"the teacher in {folder} knows the classes {_listed(said.classes)}, but the pictures have "
-            f"{_listed(data.classes)}: train a teacher on these pictures."
-        )
-    if said.size != size:
-        raise InputError(
-            f"the teacher in {folder} was trained on {said.size} pixel pictures, not {size}: add --size {said.size}."
-        )
-    model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(model, folder, examine(model, data.test))
 
 
 def train_run(
@@ -172,7 +78,7 @@ def train_run(
     run, (data_config, config) = Run(folder), configs
     place = str(teacher.folder.resolve()) if teacher else None
     settings = _settings(model_name, role, configs, lesson, place)
-    goal = lesson.objective(config)
+    goal = objective_of(lesson, config)
     started = _claim(run, settings, resume)
     if run.finished:
         return run.read_metrics()
@@ -180,7 +86,7 @@ def train_run(
     model = build(model_name, len(data.classes), size, config.seed)
     model.normalise_with(*channel_statistics(data.train.images))
     cost = profile(model, size)
-    ask = _asking(teacher, data, config, lesson, goal) if teacher and goal.asks_teacher else None
+    ask = asking(teacher, data, config, lesson, goal) if teacher and goal.asks_teacher else None
     best = fit(
         model,
         data,
@@ -266,7 +172,7 @@ def train_all(
             teacher_name,
             "teacher",
             (data_config, teacher_config),
-            Lesson(),
+            Lesson("plain"),
             resume=resume,
             watch=watch,
         )
@@ -274,7 +180,7 @@ def train_all(
         place = find_teacher(teacher_name, data_config.data)
         taught["teacher"] = Run(place).read_metrics()
     teacher = adopt_teacher(place, data, config.device)
-    for role, what in (("control", Lesson()), ("student", lesson)):
+    for role, what in (("control", Lesson("plain")), ("student", lesson)):
         taught[role] = train_run(
             folder / role, data, student_name, role, configs, what, teacher, resume=resume, watch=watch
         )
@@ -291,60 +197,8 @@ def train_all(
 def summary(folder: Path) -> str:
     """Whether distillation helped, and by how much, in one line."""
     student, control = (Run(folder / role).read_metrics() for role in ("student", "control"))
-    said = verdict(findings.Run("student", metrics=student), findings.Run("control", metrics=control))
+    said = findings.verdict(findings.Run("student", metrics=student), findings.Run("control", metrics=control))
     return f"{said.sentence} {said.grounds}"
-
-
-def reevaluate(source: str, data: str | None, teacher: str | None, device: str, progress: Progress) -> dict[str, Any]:
-    """Measure a trained model on the test pictures it was made for, or on those of ``data``.
-
-    It is compared with its teacher where that is still there. Raises ``InputError`` where the classes differ.
-    """
-    said, told = describe(source), Run(locate(source)).config()
-    pictures = open_data(
-        data or said.data,
-        size=said.size,
-        limit=None if data else told.get("limit"),
-        bad_images=told.get("bad_images", "fail"),
-        progress=progress,
-    )
-    if pictures.classes != said.classes:
-        raise InputError(
-            f"{source!r} knows the classes {_listed(said.classes)}, but {data or said.data} has "
-            f"{_listed(pictures.classes)}: evaluate it on pictures of its own classes."
-        )
-    model = load(source).to(pick_device(device))
-    place = _teacher_of(said, teacher)
-    known = adopt_teacher(place, pictures, device).examination if place else None
-    own = examine(model, pictures.test, known.shown if known else None)
-    labels = torch.from_numpy(np.array(pictures.test.labels))
-    return {
-        **evaluate(own, labels, pictures.classes, known),
-        "params": said.params,
-        "macs": said.macs,
-        "test_pictures": len(pictures.test),
-    }
-
-
-def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | None) -> list[dict[str, Any]]:
-    """Draw where a trained model looks in picture files, with its teacher beside it where that is at hand."""
-    said = describe(source)
-    pixels = read_pictures(images, said.size)
-    models = {said.role: load(source)}
-    place = _teacher_of(said, teacher)
-    if place:
-        theirs = describe(place)
-        if (theirs.classes, theirs.size) != (said.classes, said.size):
-            raise InputError(f"{str(place)!r} is no teacher of {source!r}: its classes or its picture size differ.")
-        models = {"teacher": load(place), **models}
-    return explain(pixels, models, said.classes, out)
-
-
-def _teacher_of(said: Description, teacher: str | None) -> Path | None:
-    """The folder of ``teacher``, or else of the one a student learnt from where it is still there."""
-    if teacher is not None:
-        return find_teacher(teacher, said.data)
-    return Path(said.teacher) if said.teacher and (Path(said.teacher) / "model.json").exists() else None
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -393,38 +247,6 @@ def _claim(run: Run, settings: dict[str, Any], resume: bool) -> bool:
     return run.checkpoint.exists()
 
 
-def _asking(teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson, goal: Objective) -> Ask:
-    """How the loop asks the teacher: through the store, or live where a term reads features, which it does not keep."""
-    device = torch.device(pick_device(config.device))
-    precision = pick_precision(config.precision, device)
-
-    def live(x: Tensor) -> Prediction:
-        with (
-            evaluating(teacher.model),
-            torch.no_grad(),
-            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            answer = predict(teacher.model, x, features="features" in goal.needs)
-        # the store keeps no strides, and sums over other strides have other last bits: what is asked is laid out alike
-        return Prediction(*(None if part is None else part.float().contiguous() for part in answer))  # type: ignore[arg-type]
-
-    if "features" in goal.needs:
-        return lambda epoch, samples, x: live(x)
-    key = key_of(
-        teacher.model,
-        {
-            "data": data.fingerprint,
-            "views": config.views,
-            "view_seed": config.view_seed,
-            "precision": precision,
-        },
-    )
-    _, classes = teacher.examination.logits.shape
-    _, height, width = teacher.examination.maps.shape
-    kept = epochs_within(lesson.knowledge_budget, len(data.train), record(classes, height, width).itemsize)
-    return Knowledge(live, cache_folder(None) / "knowledge" / key, len(data.train), kept)
-
-
 def _draw(path: Path, split: Split, classes: tuple[str, ...], models: dict[str, nn.Module]) -> None:
     rows = specimens(split)
     explain(split.images[rows], models, classes, path, [classes[label] for label in split.labels[rows]])
@@ -447,7 +269,3 @@ class _Drawing(Watch):
             path = self.run.figures / f"cams-epoch-{number:03d}.png"
             _draw(path, self.data.val, self.data.classes, {**models, self.role: model})
         self.inner.epoch(row, model)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)})"

@@ -113,6 +113,11 @@ class Run:
         return state
 
 
+def default_folder(data: str, *names: str) -> Path:
+    """Where a run goes that is given no place: ``runs/<data>/<names>``."""
+    return Path("runs", Path(data).name, "-".join(names))
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions and threads: what a number of this run depends on."""
     packages = ("camkd", "torch", "numpy", "pillow", "safetensors")

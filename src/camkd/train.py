@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from camkd.cams import predict
 from camkd.config import TrainConfig
 from camkd.data.store import Dataset
-from camkd.data.views import Batch, Views
-from camkd.metrics import cosine, match_size
-from camkd.models.modes import evaluating
+from camkd.data.views import Views
+from camkd.devices import pick_device, pick_precision
 from camkd.objectives import Objective
+from camkd.referee import Referee
 from camkd.runs import Run
-from camkd.types import InputError, Prediction
-
-EVALUATION_BATCH = 500
+from camkd.types import Prediction
 
 Ask = Callable[[int, Tensor, Tensor], Prediction]
 """``ask(epoch, samples, x)``: the teacher's answer for the views ``x`` of ``samples``."""
@@ -125,7 +123,7 @@ def fit(
                 known = ask(view, samples, batch.x) if ask else None
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     answer = _answer(model, batch.x, objective.needs)
-                loss, means = objective(_float(answer), known, batch.labels, state.step / schedule.steps)
+                loss, means = objective(answer.float(), known, batch.labels, state.step / schedule.steps)
                 _update(state, loss, schedule, config)
                 _accumulate(state, loss, means, len(samples))
                 watch.step(len(samples))
@@ -158,84 +156,11 @@ class Schedule:
         return self.peak * 0.5 * (1 + math.cos(math.pi * (step - self.rise) / max(1, self.steps - self.rise)))
 
 
-class Referee:
-    """Judges a model on the validation pictures; the teacher's answers to them are asked once."""
-
-    def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: nn.Module | None) -> None:
-        self.views = Views(data.val.images, data.val.labels, len(data.classes), "none", 0, device)
-        self.bf16, self.teacher = bf16, teacher
-        self.known = [] if teacher is None else [self._ask(teacher, batch) for batch in self._batches()]
-
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """``val_accuracy``, ``val_loss``, and with a teacher ``val_teacher_agreement`` and ``val_cam_cosine``."""
-        sums: dict[str, float] = {}
-        for index, batch in enumerate(self._batches()):
-            answer = self._ask(model, batch)
-            values = {
-                "val_accuracy": (answer.logits.argmax(1) == batch.labels).float(),
-                "val_loss": nn.functional.cross_entropy(answer.logits, batch.labels, reduction="none"),
-            }
-            if self.teacher is not None:
-                values |= _alike(answer, self.known[index])
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + float(value.sum())
-        return {name: value / len(self.views) for name, value in sums.items()}
-
-    def _batches(self) -> Iterator[Batch]:
-        for samples in torch.arange(len(self.views)).split(EVALUATION_BATCH):
-            yield self.views[0, samples]
-
-    def _ask(self, model: nn.Module, batch: Batch) -> Prediction:
-        with (
-            evaluating(model),
-            torch.no_grad(),
-            torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16),
-        ):
-            return _float(predict(model, batch.x) if self.teacher else Prediction(model(batch.x)))
-
-
-def _alike(answer: Prediction, known: Prediction) -> dict[str, Tensor]:
-    """Same label, and the cosine between both maps of the class the teacher predicts."""
-    assert answer.cams is not None and known.cams is not None
-    label = known.logits.argmax(1)
-    rows = torch.arange(len(label), device=label.device)
-    ours, theirs = answer.cams[rows, label], known.cams[rows, label]
-    grid = (max(ours.shape[1], theirs.shape[1]), max(ours.shape[2], theirs.shape[2]))
-    return {
-        "val_teacher_agreement": (answer.logits.argmax(1) == label).float(),
-        "val_cam_cosine": cosine(match_size(ours, grid), match_size(theirs, grid)),
-    }
-
-
-def pick_device(name: str) -> str:
-    """Resolve ``auto`` to the best device there is. Raises ``InputError`` for one that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()  # "meta" makes tensors too, but they hold no numbers
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: take auto, cpu, or one this machine has.") from error
-    return name
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """Resolve ``auto`` to bf16 where the processor computes in it, else fp32."""
-    if name != "auto":
-        return name
-    if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-
-
 def _answer(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Prediction:
     """Ask for no more than the objective reads."""
     if needs <= {"logits"}:
         return Prediction(model(x))
     return predict(model, x, features="features" in needs)
-
-
-def _float(answer: Prediction) -> Prediction:
-    return Prediction(*(None if part is None else part.float() for part in answer))  # type: ignore[arg-type]
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

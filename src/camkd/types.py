@@ -23,3 +23,7 @@ class Prediction(NamedTuple):
     logits: Tensor
     cams: Tensor | None = None
     features: Tensor | None = None
+
+    def float(self) -> Prediction:
+        """The same in fp32."""
+        return Prediction(*(None if part is None else part.float() for part in self))  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""Command-line flags out of configuration dataclasses, and the parser's complaints in plain words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import TypeVar, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+Config = TypeVar("Config")
+
+ALIASES = {"data": ("--dataset",)}
+
+
+def add(parser: ArgumentParser, *configs: type) -> None:
+    """One flag a field of the configuration dataclasses, its help from their docstring."""
+    for config in configs:
+        hints, helps = get_type_hints(config), _helps(config)
+        for field in fields(config):
+            flag = "--" + field.name.replace("_", "-")
+            names = (flag, *ALIASES.get(field.name, ()))
+            parser.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
+
+
+def _helps(config: type) -> dict[str, str]:
+    return dict(re.findall(r"^ +(\w+): (.+)$", config.__doc__ or "", re.MULTILINE))
+
+
+def take(config: type[Config], options: Namespace) -> Config:
+    """The configuration ``config`` with the values that were given."""
+    return config(**{field.name: options[field.name] for field in fields(config)})  # type: ignore[arg-type]
+
+
+def plainly(message: str) -> str:
+    """The parser's complaint in one line, with the flag as the user typed it."""
+    text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
+    text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))
+    text = re.sub(r"(?s)Does not validate .*?\[(\w+), NoneType\].*Given value: ", r"Expected a \1. Got value: ", text)
+    text = text.replace("a typing.Literal", "one of ").replace(" a int", " an int")
+    return " ".join(text.split())

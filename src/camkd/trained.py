@@ -1,0 +1,71 @@
+"""What one does with a trained model: measure it again, look where it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from camkd.data.sources import open_data
+from camkd.data.store import Progress
+from camkd.devices import pick_device
+from camkd.evaluate import evaluate, examine
+from camkd.explain import explain, read_pictures
+from camkd.runs import Description, Run, describe, load, locate
+from camkd.teachers import adopt_teacher, find_teacher, listed
+from camkd.types import InputError
+
+
+def reevaluate(source: str, data: str | None, teacher: str | None, device: str, progress: Progress) -> dict[str, Any]:
+    """Measure a trained model on the test pictures it was made for, or on those of ``data``.
+
+    It is compared with its teacher where that is still there. Raises ``InputError`` where the classes differ.
+    """
+    said, told = describe(source), Run(locate(source)).config()
+    pictures = open_data(
+        data or said.data,
+        size=said.size,
+        limit=None if data else told.get("limit"),
+        bad_images=told.get("bad_images", "fail"),
+        progress=progress,
+    )
+    if pictures.classes != said.classes:
+        raise InputError(
+            f"{source!r} knows the classes {listed(said.classes)}, but {data or said.data} has "
+            f"{listed(pictures.classes)}: evaluate it on pictures of its own classes."
+        )
+    model = load(source).to(pick_device(device))
+    place = _teacher_of(said, teacher)
+    known = adopt_teacher(place, pictures, device).examination if place else None
+    own = examine(model, pictures.test, known.shown if known else None)
+    labels = torch.from_numpy(np.array(pictures.test.labels))
+    return {
+        **evaluate(own, labels, pictures.classes, known),
+        "params": said.params,
+        "macs": said.macs,
+        "test_pictures": len(pictures.test),
+    }
+
+
+def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | None) -> list[dict[str, Any]]:
+    """Draw where a trained model looks in picture files, with its teacher beside it where that is at hand."""
+    said = describe(source)
+    pixels = read_pictures(images, said.size)
+    models = {said.role: load(source)}
+    place = _teacher_of(said, teacher)
+    if place:
+        theirs = describe(place)
+        if (theirs.classes, theirs.size) != (said.classes, said.size):
+            raise InputError(f"{str(place)!r} is no teacher of {source!r}: its classes or its picture size differ.")
+        models = {"teacher": load(place), **models}
+    return explain(pixels, models, said.classes, out)
+
+
+def _teacher_of(said: Description, teacher: str | None) -> Path | None:
+    """The folder of ``teacher``, or else of the one a student learnt from where it is still there."""
+    if teacher is not None:
+        return find_teacher(teacher, said.data)
+    return Path(said.teacher) if said.teacher and (Path(said.teacher) / "model.json").exists() else None
