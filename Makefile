@@ -7,7 +7,7 @@ DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
 
 # The settings of `make demo`.
-DEMO_FLAGS ?= --data shapes --teacher wrn-16-4 --student cam-net --out runs/demo
+DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --epochs 5 --figure-every 1 --out runs/demo --resume
 
 .PHONY: help demo test check bench docs clean
 .DELETE_ON_ERROR:

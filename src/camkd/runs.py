@@ -199,5 +199,11 @@ def load(source: str | Path) -> nn.Module:
     if hashlib.sha256(path.read_bytes()).hexdigest() != description.sha256:
         raise InputError(f"{path} is not what was written (its checksum differs): train the run again or restore it.")
     model = build(description.architecture, len(description.classes), description.size)
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} does not fit the {description.architecture} that {DESCRIPTION} beside it describes: "
+            "train the run again or restore it."
+        ) from error
     return model.eval()
