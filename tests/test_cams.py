@@ -592,7 +592,7 @@ def test_autocast_gives_the_same_map_coarsely(name: str, grad: bool, built: Call
     assert cams is not None
     assert fine is not None
     # the mean: a hidden unit of the MLP head near zero may switch in bf16 and move one picture's map
-    assert (cams.float() - fine).abs().mean() < 0.05 * fine.abs().mean()
+    assert (cams.float() - fine).abs().mean() < 0.1 * fine.abs().mean()
     if grad:
         cams.float().square().sum().backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

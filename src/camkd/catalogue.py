@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from camkd.cams import form, predict
 from camkd.data.sources import SOURCES
-from camkd.models import MODELS, build
+from camkd.models import MODELS
 from camkd.models.profile import profile
 from camkd.objectives import METHODS
 from camkd.types import InputError
@@ -31,24 +30,11 @@ def models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
     """Parameters, multiply-accumulates and map of every built-in network for pictures of ``size`` pixels."""
     found, rows = {}, []
     for name, entry in MODELS.items():
-        model = build(name, classes, size).eval()
-        x = torch.zeros(1, 3, size, size)
-        cost = profile(model, size)
-        with torch.no_grad():
-            cams = predict(model, x).cams
-        assert cams is not None
-        grid, kind = tuple(cams.shape[2:]), form(model, x)
-        found[name] = {"params": cost.params, "macs": cost.macs, "map": list(grid), "form": kind}
-        rows.append(
-            [
-                name,
-                f"{cost.params:,}",
-                f"{cost.macs / 1e6:,.1f} M",
-                "x".join(map(str, grid)),
-                kind,
-                entry.summary,
-            ]
-        )
+        with torch.device("meta"):  # shapes alone: nothing is drawn and nothing computed
+            cost = profile(entry.make(classes, size), size)
+        found[name] = {"params": cost.params, "macs": cost.macs, "map": list(cost.grid), "form": entry.form}
+        grid = "x".join(map(str, cost.grid))
+        rows.append([name, f"{cost.params:,}", f"{cost.macs / 1e6:,.1f} M", grid, entry.form, entry.summary])
     return found, (["model", "parameters", "MACs", "map", "form", ""], rows)
 
 

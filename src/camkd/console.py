@@ -105,7 +105,8 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table for a person, on stderr when it accompanies JSON on stdout, so always there."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        numbers = all(row[index][:1].isdigit() or not row[index] for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(file=sys.stdout, highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-accumulates."""
+"""What a network costs, and how fine its map is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from camkd.models.modes import evaluating
 
 
 class Profile(NamedTuple):
-    """Parameters, multiply-accumulates of one picture (convolutions and linear layers)."""
+    """Parameters, multiply-accumulates of one picture (convolutions and linear layers), and the map's cells."""
 
     params: int
     macs: int
+    grid: tuple[int, int]
 
 
 def _macs(module: nn.Module, output: Tensor) -> int:
@@ -26,13 +27,16 @@ def _macs(module: nn.Module, output: Tensor) -> int:
 def profile(model: nn.Module, size: int) -> Profile:
     """Count the cost of ``model`` on one picture of ``size`` x ``size`` pixels.
 
-    Layers used several times are counted as often as they run. Modes are left as they were.
+    A network on the ``meta`` device is counted without computing anything. Layers used several times are counted as
+    often as they run. Modes are left as they were.
     """
-    total = 0
+    total, grid = 0, (1, 1)
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal total
+        nonlocal total, grid
         total += _macs(module, output)
+        if output.ndim == 4:
+            grid = (output.shape[2], output.shape[3])
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -43,4 +47,4 @@ def profile(model: nn.Module, size: int) -> Profile:
     finally:
         for hook in hooks:
             hook.remove()
-    return Profile(sum(p.numel() for p in model.parameters()), total)
+    return Profile(sum(p.numel() for p in model.parameters()), total, grid)
