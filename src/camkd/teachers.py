@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.config import Lesson, TrainConfig
-from camkd.data.store import Dataset, cache_folder
+from camkd.data.store import Dataset, Split, cache_folder
 from camkd.devices import pick_device, pick_precision
 from camkd.evaluate import Examination, examine
 from camkd.knowledge import Knowledge, epochs_within, key_of, record
@@ -24,11 +25,16 @@ from camkd.types import InputError, Prediction
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network to learn from, frozen, with its answers to the test pictures."""
+    """A trained network to learn from, frozen."""
 
     model: nn.Module
     folder: Path
-    examination: Examination
+    test: Split
+
+    @cached_property
+    def examination(self) -> Examination:
+        """Its answers to the test pictures, asked when a student is finished and not before."""
+        return examine(self.model, self.test)
 
 
 def find_teacher(name: str, data: str) -> Path:
@@ -49,7 +55,7 @@ def find_teacher(name: str, data: str) -> Path:
 
 
 def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
-    """Load a teacher, check that it knows these classes, freeze it and ask it about the test pictures."""
+    """Load a teacher, check that it knows these classes, and freeze it."""
     said = describe(folder)
     size = data.train.images.shape[1]
     if said.classes != data.classes:
@@ -62,7 +68,7 @@ def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
             f"the teacher in {folder} was trained on {said.size} pixel pictures, not {size}: add --size {said.size}."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(model, folder, examine(model, data.test))
+    return Teacher(model, folder, data.test)
 
 
 def asking(teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson, goal: Objective) -> Ask:
@@ -89,9 +95,9 @@ def asking(teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson,
             "precision": precision,
         },
     )
-    _, classes = teacher.examination.logits.shape
-    _, height, width = teacher.examination.maps.shape
-    kept = epochs_within(lesson.knowledge_budget, len(data.train), record(classes, height, width).itemsize)
+    cams = live(torch.zeros(1, 3, *data.train.images.shape[1:3], device=device)).cams
+    assert cams is not None
+    kept = epochs_within(lesson.knowledge_budget, len(data.train), record(*cams.shape[1:]).itemsize)
     return Knowledge(live, cache_folder(None) / "knowledge" / key, len(data.train), kept)
 
 
