@@ -81,7 +81,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with; empty where there is none."""
         path = self.folder / "config.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
     def read_metrics(self) -> dict[str, Any]:
         """The final figures; empty where there are none yet."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from camkd.cams import predict
 from camkd.config import Lesson, TrainConfig
 from camkd.data.store import Dataset, Split, cache_folder
+from camkd.data.views import policy_named
 from camkd.devices import pick_device, pick_precision
 from camkd.evaluate import Examination, examine
 from camkd.knowledge import Knowledge, epochs_within, key_of, record
@@ -90,7 +91,7 @@ def asking(teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson,
         teacher.model,
         {
             "data": data.fingerprint,
-            "views": config.views,
+            "views": repr(policy_named(config.views)),
             "view_seed": config.view_seed,
             "precision": precision,
         },

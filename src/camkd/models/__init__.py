@@ -70,5 +70,5 @@ def build(name: str, classes: int, size: int, seed: int = 0) -> Normalised:
     """
     make = entry(name).make
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return make(classes, size)
