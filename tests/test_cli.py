@@ -412,7 +412,9 @@ def test_interrupted_before_training(
 
     monkeypatch.setattr(pipeline, "open_pictures", press)
     assert main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")]) == 130
-    assert sentence(capsys.readouterr()) == "camkd: interrupted.\n"
+    said = sentence(capsys.readouterr())
+    assert said.startswith("camkd: interrupted; the state is saved. Go on with: camkd teacher")
+    assert said.endswith(" --resume\n")
 
 
 @pytest.mark.usefixtures("undrawn")

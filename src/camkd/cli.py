@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         return _say(1, f"{error.filename}: {error.strerror}.")
-    except KeyboardInterrupt as interrupt:
-        if not interrupt.args:
+    except KeyboardInterrupt:
+        if "resume" not in options:
             return _say(130, "interrupted.")
         again = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return _say(130, f"interrupted; the state is saved. Go on with: {shlex.join([PROGRAM, *again])}")
@@ -203,7 +203,7 @@ def _distill(options: Namespace) -> dict[str, Any]:
             resume=options.resume,
             watch=screen,
         )
-        write_report([folder], folder / "report.html")
+        write_report([place, folder], folder / "report.html")
         screen.say(
             f"{options.student}: {metrics['accuracy']:.1%} of the test pictures right, agrees with its teacher on "
             f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"

@@ -18,7 +18,7 @@ class DataConfig:
         data: shapes, cifar10, cifar100, or a folder of pictures with one folder a class.
         size: side of the pictures in pixels (default: the source's own, 64 for mixed folders).
         limit: use the first N pictures of each split, class-balanced, for trials.
-        workers: processes that decode a folder (default: all cores).
+        workers: threads that decode a folder (default: all cores).
         bad_images: what to do about unreadable pictures: stop and list them, or go on without them.
     """
 
@@ -35,11 +35,11 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training pictures.
-        batch_size: pictures a step.
+        batch_size: pictures a step; an epoch is split evenly, so a step may have a few more or fewer.
         lr: peak learning rate for a batch of 128; scaled in proportion for other sizes.
         weight_decay: of all weights but normalisation and biases.
         warmup: share of the run over which the learning rate rises.
-        smoothing: label smoothing.
+        smoothing: label smoothing, of students alone under 'camkd train'.
         clip: largest norm of the gradient.
         ema: decay a step of the averaged weights, which are what is evaluated and kept.
         views: how pictures are augmented: none, light (flip, crop), or strong (+ rotation, colour, cutout, mixing).

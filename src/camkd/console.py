@@ -102,7 +102,7 @@ class Screen(Watch):
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table for a person, on stderr when it accompanies JSON on stdout, so always there."""
+    """A table for a person, on stdout: it is what the command was asked for."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numbers = all(row[index][:1].isdigit() or not row[index] for row in rows)

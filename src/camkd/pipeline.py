@@ -28,6 +28,9 @@ from camkd.teachers import Teacher, adopt_teacher, asking, find_teacher
 from camkd.train import Watch, fit
 from camkd.types import InputError
 
+HARMLESS = ("workers", "figure_every", "knowledge_budget")
+"""Settings that change no result, so that a run may go on with others."""
+
 
 def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
     """Say before any work if there is no such model, method, schedule, view policy or device: ``InputError``.
@@ -79,7 +82,7 @@ def train_run(
     place = str(teacher.folder.resolve()) if teacher else None
     settings = _settings(model_name, role, configs, lesson, place)
     goal = objective_of(lesson, config)
-    started = _claim(run, settings, resume)
+    started = _claim(run, settings, data.fingerprint, resume)
     if run.finished:
         return run.read_metrics()
     size = int(data.train.images.shape[1])
@@ -226,18 +229,22 @@ def _settings(
     return {**named, **asdict(data_config), **asdict(config)}
 
 
-def _claim(run: Run, settings: dict[str, Any], resume: bool) -> bool:
+def _claim(run: Run, settings: dict[str, Any], fingerprint: str, resume: bool) -> bool:
     """Take the folder for this run; whether there is a checkpoint to go on from."""
     if run.folder.exists() and not run.folder.is_dir():
         raise InputError(f"{run.folder} is a file, but a run is a folder: give another --out.")
     before = run.config()
     if not before:
-        run.start(settings)
+        run.start(settings, fingerprint)
         return False
     if not resume:
         state = "a finished run" if run.finished else "an unfinished run"
         raise InputError(f"{run.folder} holds {state}: add --resume to go on with it, or give another --out.")
-    changed = [name for name in settings if settings[name] != before.get(name)]
+    if run.pictures() not in (None, fingerprint):
+        raise InputError(
+            f"the pictures of {settings['data']!r} are not those {run.folder} was started with: give another --out."
+        )
+    changed = [name for name in settings if name not in HARMLESS and settings[name] != before.get(name)]
     if changed:
         name = changed[0]
         raise InputError(

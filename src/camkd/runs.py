@@ -73,19 +73,23 @@ class Run:
         """Whether training and evaluation came to their end."""
         return self.metrics.exists() and (self.folder / DESCRIPTION).exists()
 
-    def start(self, config: dict[str, Any]) -> None:
-        """Write what is known before the first step: the resolved configuration and the environment."""
+    def start(self, config: dict[str, Any], fingerprint: str) -> None:
+        """Write what is known before the first step: the resolved configuration, the pictures, the environment."""
         write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_json(self.folder / "environment.json", environment())
+        write_json(self.folder / "environment.json", {"pictures": fingerprint, **environment()})
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with; empty where there is none."""
         path = self.folder / "config.yaml"
         return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
+    def pictures(self) -> str | None:
+        """The fingerprint of the pictures the run was started with."""
+        return _read_json(self.folder / "environment.json").get("pictures")
+
     def read_metrics(self) -> dict[str, Any]:
         """The final figures; empty where there are none yet."""
-        return json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else {}
+        return _read_json(self.metrics)
 
     def read_history(self) -> list[dict[str, Any]]:
         """One entry an epoch."""
@@ -116,6 +120,15 @@ class Run:
 def default_folder(data: str, *names: str) -> Path:
     """Where a run goes that is given no place: ``runs/<data>/<names>``."""
     return Path("runs", Path(data).name, "-".join(names))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of ours, empty where there is none. Raises ``InputError`` where it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and resume the run.") from error
+    return found
 
 
 def environment() -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Recurrent(nn.Module):
 class CamNet(Normalised):
     """Stem at full resolution, recurrent blocks at a half and a quarter of it, 1x1 convolution, global average.
 
-    A 32x32 picture has an 8x8 map. ``logits = head(body(x)).mean_xy``.
+    A 32x32 picture has an 8x8 map. 95,306 parameters for ten classes, 49 more for each further one.
+    ``logits = head(body(x)).mean_xy``.
     """
 
     def __init__(self, classes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,12 @@ class Normalised(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Weights from elsewhere, torchvision's say, know no statistics: then those of this network stay."""
+        for name in ("mean", "std"):
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def normalise_with(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the statistics of the training pictures, per channel, in units of 0..1."""
