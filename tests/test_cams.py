@@ -204,7 +204,7 @@ def test_a_linear_head_gives_the_map_worked_out_on_paper(head: str, kind: str) -
     make, expected_form, bias = LINEAR_HEADS[head]
     model = make().eval()
     with gradients(kind):
-        logits, cams, _ = predict(model, PICTURE)
+        logits, cams, *_ = predict(model, PICTURE)
     assert form(model, PICTURE) == expected_form
     assert cams is not None
     torch.testing.assert_close(cams.detach().clone(), LINEAR_CAMS[None])
@@ -213,7 +213,7 @@ def test_a_linear_head_gives_the_map_worked_out_on_paper(head: str, kind: str) -
 
 def test_the_maps_of_a_1x1_convolution_on_the_picture_itself() -> None:
     head = with_weights(nn.Conv2d(3, 2, 1), tensor([2, 0, -1], [0, 4, 1]), tensor(0.5, -1))
-    logits, cams, _ = predict(ConvHead(nn.Identity(), head), PICTURE)
+    logits, cams, *_ = predict(ConvHead(nn.Identity(), head), PICTURE)
     torch.testing.assert_close(cams, tensor([[[2, 0], [-1, -1]], [[0, 4], [1, 1]]]))
     torch.testing.assert_close(logits, tensor([0.5, 0.5]))
 
@@ -221,8 +221,8 @@ def test_the_maps_of_a_1x1_convolution_on_the_picture_itself() -> None:
 def test_dropout_in_training_changes_the_logits_and_not_the_map() -> None:
     model = LINEAR_HEADS["dropout"][0]().train()
     drawn = [predict(model, PICTURE) for _ in range(20)]
-    assert len({tuple(logits[0].tolist()) for logits, _, _ in drawn}) > 1
-    for _, cams, _ in drawn:
+    assert len({tuple(logits[0].tolist()) for logits, *_ in drawn}) > 1
+    for _, cams, *_ in drawn:
         torch.testing.assert_close(cams, LINEAR_CAMS[None])
 
 
@@ -262,7 +262,7 @@ def test_another_head_gives_the_gradient_map_worked_out_on_paper(head: str, kind
     make, expected_logits, expected_cams = OTHER_HEADS[head]
     model = make().eval()
     with gradients(kind):
-        logits, cams, _ = predict(model, PICTURE)
+        logits, cams, *_ = predict(model, PICTURE)
     assert form(model, PICTURE) == "gradient"
     assert cams is not None
     torch.testing.assert_close(logits.detach().clone(), expected_logits)
@@ -284,7 +284,7 @@ def test_a_linear_layer_that_computes_something_else_is_not_taken_for_linear() -
             return nn.functional.linear(x, nn.functional.normalize(self.weight, dim=1))
 
     model = Functional(body(nn.ReLU()), Cosine(2, 2))
-    logits, cams, _ = predict(model, PICTURE)
+    logits, cams, *_ = predict(model, PICTURE)
     assert form(model, PICTURE) == "gradient"
     assert cams is not None
     torch.testing.assert_close(cams.mean((2, 3)), logits)
@@ -299,7 +299,7 @@ def test_logits_of_a_built_in_network_are_its_maps_average_and_the_bias(
 ) -> None:
     model, x = built(name), pictures(1)
     with torch.no_grad():
-        logits, cams, features = predict(model, x, features=True)
+        logits, cams, features, _ = predict(model, x, features=True)
         torch.testing.assert_close(logits, model(x))
     assert cams is not None
     assert features is not None
@@ -335,7 +335,7 @@ def hirescam(layer: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
 def test_an_mlp_teachers_map_is_hirescam(grad: bool, built: Callable[[str], Normalised]) -> None:
     model, x = built("small-mlp"), pictures(2)
     with torch.set_grad_enabled(grad):
-        _, cams, features = predict(model, x, features=True)
+        _, cams, features, _ = predict(model, x, features=True)
     assert cams is not None
     assert features is not None
     expected = hirescam(features, lambda a: model.fc(a.mean((2, 3))))  # type: ignore[operator]
@@ -472,7 +472,7 @@ def test_without_gradients_the_numbers_are_the_same_and_nothing_is_recorded(hidd
         without = predict(model, x.clone(), features=True)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
     assert torch.is_grad_enabled()
-    for part, other in zip(without, with_gradients, strict=True):
+    for part, other in zip(without[:3], with_gradients[:3], strict=True):
         assert part is not None
         assert other is not None
         assert not part.requires_grad
@@ -604,7 +604,7 @@ def test_autocast_gives_the_same_map_coarsely(name: str, grad: bool, built: Call
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_of_another_number_format_keeps_its_exact_form(dtype: torch.dtype) -> None:
     model = copy.deepcopy(LINEAR_HEADS["linear"][0]()).to(dtype)
-    logits, cams, _ = predict(model, PICTURE.to(dtype))
+    logits, cams, *_ = predict(model, PICTURE.to(dtype))
     assert form(model, PICTURE.to(dtype)) == "exact"
     assert cams is not None
     assert logits.dtype == cams.dtype == dtype
@@ -629,7 +629,7 @@ def test_a_replaced_classifier_is_seen() -> None:
     model.fc = with_weights(nn.Linear(2, 2), tensor([0, 1], [1, 0]), tensor(0, 0))
     torch.testing.assert_close(predict(model, PICTURE).cams, A.flip(0)[None])
     model.fc = with_weights(nn.Linear(2, 1), tensor([1, 1]), tensor(5))
-    logits, cams, _ = predict(model, PICTURE)
+    logits, cams, *_ = predict(model, PICTURE)
     torch.testing.assert_close(cams, A.sum(0)[None, None])
     torch.testing.assert_close(logits, tensor([1.25 + 5]))
     model.fc = mlp()
@@ -655,7 +655,7 @@ def test_another_picture_size_is_looked_at_anew() -> None:
     """At 4 pixels the last layer has one cell, so the map comes from an earlier one; larger pictures shall not."""
     model = Functional(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1)), nn.Linear(4, 2))
     assert form(model, pictures(1, 4)) == "gradient"
-    logits, cams, _ = predict(model, pictures(1, 16))
+    logits, cams, *_ = predict(model, pictures(1, 16))
     assert form(model, pictures(1, 16)) == "exact"
     assert cams is not None
     assert cams.shape == (1, 2, 4, 4)

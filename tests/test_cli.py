@@ -15,15 +15,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from torch import nn
 
-from camkd import cli, console, flags, pipeline
+from camkd import cli, console, filling, flags, pipeline
 from camkd.cli import main
 from camkd.config import DataConfig, TrainConfig
-from camkd.models import MODELS
-from camkd.runs import Run, load
-from camkd.types import InputError
+from camkd.data import sources
+from camkd.data.store import Dataset
+from camkd.knowledge import Layout, Manifest, Store, store_folder
+from camkd.models import MODELS, build
+from camkd.runs import Description, Run, load, save
+from camkd.types import InputError, Prediction
 
 ROOT = Path(__file__).parents[1]
 Captured = pytest.CaptureFixture[str]
@@ -43,7 +49,7 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         pytest.fail("the pictures were opened")
 
-    monkeypatch.setattr(pipeline, "open_data", refuse)
+    monkeypatch.setattr(sources, "_open", refuse)
 
 
 def only_json(captured: Any) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["train", "--epochs", "0"], "epochs is 0"),
         (["distill", "--epochs", "0"], "epochs is 0"),
         (["train", "--teacher-epochs", "0"], "teacher_epochs is 0"),
-        (["train", "--knowledge-budget", "-1"], "knowledge_budget is -1"),
+        (["train", "--knowledge-budget", "-1"], "knowledge_budget is '-1'"),
         (["teacher", "--model", "nope"], "'nope': choose one of"),
         (["teacher", "--nope", "3"], "--nope"),
         (["teacher", "--epo", "3"], "--epo"),
@@ -410,7 +416,7 @@ def test_interrupted_before_training(
     def press(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "open_pictures", press)
+    monkeypatch.setattr(sources, "open_pictures", press)
     assert main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")]) == 130
     said = sentence(capsys.readouterr())
     assert said.startswith("camkd: interrupted; the state is saved. Go on with: camkd teacher")
@@ -432,9 +438,317 @@ def test_a_bug_is_not_dressed_up(easy_folder: Path, tmp_path: Path, monkeypatch:
         raise ValueError("a bug")
 
     assert issubclass(InputError, ValueError)
-    monkeypatch.setattr(pipeline, "open_pictures", broken)
+    monkeypatch.setattr(sources, "open_pictures", broken)
     with pytest.raises(ValueError, match="a bug"):
         main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")])
+
+
+# --- what the teacher knows
+
+
+FILLED = 8 + 2 * 3 * 4 * 4  # bytes of an answer: a checksum and three maps of 4x4 cells
+
+
+@pytest.fixture(scope="module")
+def old_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of `camkd train`: a ResNet-8 that was a teacher, a CAM-Net that was its student."""
+    folder = tmp_path_factory.mktemp("runs") / "all"
+    for role, name in (("teacher", "resnet8"), ("student", "cam-net")):
+        said = Description(name, easy.classes, 16, 0, 0, role, "plain", easy.name, easy.fingerprint, 0)
+        save(build(name, 3, 16, seed=3), folder / role, said)
+    return str(folder)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this test's own; the folder of its stores."""
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "knowledge"
+
+
+@pytest.fixture
+def fill(old_teacher: str, easy_folder: Path, cache: Path) -> list[str]:
+    """The command that asks the teacher about two epochs of the easy pictures."""
+    arguments = ["--epochs", "2", "--batch-size", "4", "--precision", "fp32", "--device", "cpu", "--json"]
+    return ["knowledge", "fill", "--teacher", old_teacher, "--data", str(easy_folder), *arguments]
+
+
+def run_json(capsys: Captured, *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json"] if "--json" not in arguments else arguments) == 0
+    return only_json(capsys.readouterr())
+
+
+def a_store(name: str, used: int, count: int) -> Path:
+    """A store of ``count`` pictures with one answer, last used at some time."""
+    layout = Layout(3, 2, 2)
+    store = Store(store_folder(name), Manifest("there", "resnet8", "easy", "none", 0, "fp32", count, layout))
+    store.write(0, np.array([1]), layout.encode(Prediction(torch.ones(1, 3), torch.ones(1, 3, 2, 2))))
+    os.utime(store.folder / "store.json", (used, used))
+    return store.folder
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def left(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir())
+
+
+def test_knowledge_is_filled_listed_verified_and_removed(
+    fill: list[str], cache: Path, old_teacher: str, capsys: Captured
+) -> None:
+    assert run_json(capsys, "knowledge", "list") == {}
+    found = run_json(capsys, *fill)
+    (folder,) = cache.iterdir()
+    assert found == {"folder": str(folder), "epochs": [0, 1], "bytes": 2 * 96 * FILLED}
+    assert [path.stat().st_size for path in folder.glob("*.bin")] == [96 * FILLED] * 2
+    listed = run_json(capsys, "knowledge", "list")
+    assert listed == {
+        folder.name: {
+            "teacher": str((Path(old_teacher) / "teacher").resolve()),
+            "architecture": "resnet8",
+            "data": "easy",
+            "views": "light",
+            "view_seed": 0,
+            "precision": "fp32",
+            "count": 96,
+            "map": [4, 4],
+            "classes": 3,
+            "epochs": 2,
+            "bytes": size_of(folder),
+        }
+    }
+    assert main(["knowledge", "list"]) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in (folder.name[:12], "resnet8", "easy", "light", "4x4", "fp32"))
+    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 192, "damaged": 0}}
+    assert run_json(capsys, "knowledge", "verify", folder.name[:5]) == {folder.name: {"known": 192, "damaged": 0}}
+    size = size_of(folder)
+    removed = run_json(capsys, "knowledge", "prune", folder.name[:5])
+    assert removed == {"removed": [folder.name], "bytes": size, "dry_run": False}
+    assert left(cache) == []
+    assert run_json(capsys, "knowledge", "list") == run_json(capsys, "knowledge", "verify") == {}
+
+
+def test_a_flipped_byte_is_found_by_verifying_and_mended_by_filling(
+    fill: list[str], cache: Path, capsys: Captured
+) -> None:
+    folder = Path(run_json(capsys, *fill)["folder"])
+    path = folder / "epoch-0001.bin"
+    sound = path.read_bytes()
+    flipped = bytearray(sound)
+    flipped[40 * FILLED + 33] ^= 4
+    path.write_bytes(flipped)
+    assert main(["knowledge", "verify", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert only_json(captured) == {folder.name: {"known": 191, "damaged": 1}}
+    assert "damaged" in captured.err
+    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 191, "damaged": 0}}
+    assert run_json(capsys, *fill)["epochs"] == [0, 1]
+    assert path.read_bytes() == sound
+    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 192, "damaged": 0}}
+    path.write_bytes(flipped)
+    run_json(capsys, *fill)
+    assert path.read_bytes() == sound, "filling alone mends it too"
+
+
+def test_filling_that_is_interrupted_goes_on(
+    fill: list[str], cache: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(screen: console.Screen, done: int, total: int, what: str) -> None:
+        if what == "asking the teacher" and done >= 64:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(console.Screen, "progress", press)
+        assert main(fill) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("camkd: interrupted")
+    (folder,) = cache.iterdir()
+    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 64, "damaged": 0}}
+    assert run_json(capsys, *fill, "--dry-run")["asked_before"] == 64
+    assert run_json(capsys, *fill)["epochs"] == [0, 1]
+    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 192, "damaged": 0}}
+
+
+def test_a_dry_run_says_what_filling_takes_and_asks_nothing(fill: list[str], cache: Path, capsys: Captured) -> None:
+    assert main([*fill, "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    found = only_json(captured)
+    speed, seconds = found.pop("pictures_per_second"), found.pop("seconds")
+    assert found == {
+        "bytes_per_picture": FILLED,
+        "pictures": 96,
+        "epochs": 2,
+        "asked_before": 0,
+        "bytes_per_epoch": 96 * FILLED,
+        "bytes": 2 * 96 * FILLED,
+    }
+    assert seconds == pytest.approx(192 / speed)
+    assert f"96 pictures x 2 epochs x {FILLED} bytes = 20.0 kB (10.0 kB an epoch)" in captured.err
+    assert not cache.exists()
+    assert run_json(capsys, *fill)["bytes"] == found["bytes"]
+    after = run_json(capsys, *fill, "--dry-run")
+    assert (after["asked_before"], after["seconds"]) == (192, 0)
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_dry_run_for_pictures_that_are_not_there(cache: Path, capsys: Captured) -> None:
+    options = ["--size", "16", "--epochs", "3", "--batch-size", "4", "--precision", "fp32", "--views", "strong"]
+    arguments = ["knowledge", "fill", "--teacher", "resnet8", "--dry-run", *options]
+    found = run_json(capsys, *arguments, "--pictures", "1.28k", "--classes", "1000")
+    record = 8 + 10 * 4 * 4 * 2 + 1000 * 2 + 10 * 4
+    assert found["bytes_per_picture"] == record == 8 * 296
+    assert (found["pictures"], found["epochs"], found["asked_before"]) == (1280, 3, 0)
+    assert (found["bytes_per_epoch"], found["bytes"]) == (1280 * record, 3 * 1280 * record)
+    assert found["seconds"] == pytest.approx(3 * 1280 / found["pictures_per_second"])
+    bounded = run_json(capsys, *arguments, "--pictures", "1.28M", "--knowledge-budget", "25MB")
+    assert bounded["bytes_per_picture"] == 8 + 10 * 4 * 4 * 2
+    assert bounded["epochs"] == bounded["bytes"] == 0
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("shipped", [False, True], ids=["a folder of all three", "a shipped one"])
+def test_for_pictures_that_are_not_there_the_teacher_is_found_as_for_those_that_are(
+    old_teacher: str, shipped: bool, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filling asks the ResNet-8 in teacher/ of a folder of all three, and a shipped network by its name."""
+    built: list[str] = []
+
+    def watched(name: str, *sizes: int) -> nn.Module:
+        built.append(name)
+        return build(name, *sizes)
+
+    monkeypatch.setattr(filling, "build", watched)
+    name = "cam-net-cifar10" if shipped else old_teacher
+    options = ["--size", "16", "--batch-size", "4", "--precision", "fp32", "--pictures", "1k", "--dry-run"]
+    run_json(capsys, "knowledge", "fill", "--teacher", name, *options)
+    assert built == ["cam-net" if shipped else "resnet8"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "keep", "less", "going"),
+    [
+        (["aa"], None, 0, ["aa22", "aa11"]),
+        (["cc", "aa22"], None, 0, ["aa22", "cc33"]),
+        (["bb"], None, 0, ["bb"]),
+        ([], [], 0, ["aa22", "bb", "aa11", "cc33"]),
+        ([], ["cc33"], 0, ["aa22", "bb", "aa11"]),
+        ([], ["aa11", "cc33"], 0, ["aa22", "bb"]),
+        ([], ["aa11", "cc33"], 1, ["aa22", "bb", "aa11"]),
+        ([], ["bb", "aa11", "cc33"], 0, ["aa22"]),
+        ([], ["aa22", "bb", "aa11", "cc33"], 0, []),
+        (["aa"], ["aa11"], 0, ["aa22"]),
+        (["aa"], [], 0, ["aa22", "aa11"]),
+    ],
+)
+def test_pruning_removes_those_named_or_those_least_recently_used(
+    keys: list[str], keep: list[str] | None, less: int, going: list[str], cache: Path, capsys: Captured
+) -> None:
+    """``keep``: as many bytes as these stores have, less ``less``."""
+    folders = {name: a_store(name, 1000 + n, 20 + n) for n, name in enumerate(("aa22", "bb", "aa11", "cc33"))}
+    sizes = {name: size_of(folder) for name, folder in folders.items()}
+    limit = [] if keep is None else ["--keep", f"{sum(sizes[name] for name in keep) - less}B"]
+    expected = {"removed": going, "bytes": sum(sizes[name] for name in going)}
+    command = ["knowledge", "prune", *keys, *limit]
+    assert run_json(capsys, *command, "--dry-run") == {**expected, "dry_run": True}
+    assert left(cache) == sorted(folders)
+    assert run_json(capsys, *command) == {**expected, "dry_run": False}
+    assert left(cache) == sorted(set(folders) - set(going))
+
+
+def test_pruning_takes_sizes_as_people_write_them(cache: Path, capsys: Captured) -> None:
+    a_store("one", 1000, 20)
+    assert run_json(capsys, "knowledge", "prune", "--keep", "1.5TB")["removed"] == []
+    assert main(["knowledge", "prune", "--keep", "0 GB"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("freed ")
+    assert "one" in captured.err
+    assert left(cache) == []
+
+
+def test_looking_at_the_stores_is_no_use_of_them(cache: Path, capsys: Captured) -> None:
+    folders = [a_store(name, 1000 + n, 20) for n, name in enumerate(("zz", "mm", "aa"))]
+    used = [(folder / "store.json").stat().st_mtime for folder in folders]
+    assert list(run_json(capsys, "knowledge", "list")) == ["zz", "mm", "aa"]
+    assert list(run_json(capsys, "knowledge", "verify")) == ["zz", "mm", "aa"]
+    assert [(folder / "store.json").stat().st_mtime for folder in folders] == used
+
+
+def test_filling_is_a_use(fill: list[str], cache: Path, capsys: Captured) -> None:
+    folder = Path(run_json(capsys, *fill)["folder"])
+    os.utime(folder / "store.json", (1000, 1000))
+    a_store("other", 2000, 20)
+    run_json(capsys, *fill)
+    assert list(run_json(capsys, "knowledge", "list")) == ["other", folder.name]
+
+
+def test_a_store_that_says_nothing_of_itself_is_named_and_can_be_removed(cache: Path, capsys: Captured) -> None:
+    a_store("good", 1000, 20)
+    (a_store("torn", 2000, 20) / "store.json").write_text('{"teacher": "th', encoding="utf-8")
+    for command in ("list", "verify"):
+        assert main(["knowledge", command]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"camkd: {cache / 'torn'} is not a whole knowledge store")
+    assert run_json(capsys, "knowledge", "prune", "torn")["removed"] == ["torn"]
+    assert list(run_json(capsys, "knowledge", "list")) == ["good"]
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("stores", [0, 1])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("prune", "give --keep with a size like 10GB"),
+        ("prune --dry-run", "give --keep with a size like 10GB"),
+        ("prune nope", "there is no knowledge store 'nope': see 'camkd knowledge list'"),
+        ("verify nope", "there is no knowledge store 'nope': see 'camkd knowledge list'"),
+        ("prune --keep much", "keep is 'much', but has to be a quantity"),
+        ("prune --keep -1GB", "--keep"),
+        ("fill --pictures 1M", "--pictures stands for pictures that are not here: add --dry-run"),
+        ("fill --pictures many --dry-run --teacher resnet8", "pictures is 'many', but has to be a quantity"),
+        ("fill --pictures 0 --dry-run --teacher resnet8", "pictures"),
+        ("fill --pictures 5 --dry-run --teacher nope", "'nope'"),
+        ("fill --pictures 5 --dry-run --teacher resnet8 --size -4", "size is -4"),
+        ("fill --pictures 5 --dry-run --teacher resnet8 --size 0", "size is 0"),
+        ("fill --pictures 5 --dry-run --teacher resnet8 --classes 0", "classes is 0"),
+        ("fill --processes 0", "processes is 0"),
+        ("fill --epochs 0", "epochs is 0"),
+        ("fill --knowledge-map 0", "knowledge_map is 0"),
+        ("fill --knowledge-budget some", "knowledge_budget is 'some', but has to be a quantity"),
+        ("fill --views wild", "no view policy 'wild'"),
+        ("fill --teacher nope", "'nope'"),
+        ("fill --lr 0.1", "--lr"),
+        ("dance", "'dance'"),
+        ("", "command"),
+    ],
+)
+def test_wrong_input_about_knowledge_is_one_sentence(
+    arguments: str,
+    named: str,
+    stores: int,
+    capsys: Captured,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(stores):
+        a_store("there", 1000, 20)
+    assert main(["knowledge", *arguments.split()]) == 2
+    assert named in sentence(capsys.readouterr())
+    assert (left(cache) if cache.exists() else []) == ["there"] * stores
+
+
+def test_a_budget_without_room_for_an_epoch(fill: list[str], cache: Path, capsys: Captured) -> None:
+    assert main([*fill, "--knowledge-budget", f"{96 * FILLED - 1}B"]) == 2
+    assert "has no room for one epoch" in capsys.readouterr().err.splitlines()[-1]
+    assert not cache.exists()
+    assert run_json(capsys, *fill, "--knowledge-budget", f"{96 * FILLED}B")["epochs"] == [0]
 
 
 # --- the write-up's own commands

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage, spatial, stats
+from scipy import spatial, stats
 from torch import Tensor
 
 from camkd import metrics
+from camkd.cams import resize
 
 SIMILARITIES = [metrics.cosine, metrics.pearson, metrics.iou_top]
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -166,7 +167,7 @@ def test_a_map_agrees_fully_with_itself(similarity: Similarity) -> None:
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_different_sizes_are_refused(similarity: Similarity) -> None:
-    with pytest.raises(ValueError, match="match_size"):
+    with pytest.raises(ValueError, match="resize"):
         similarity(torch.zeros(1, 2, 2), torch.zeros(1, 4, 4))
 
 
@@ -189,14 +190,6 @@ def test_extreme_scales_neither_overflow_nor_vanish(scale: float) -> None:
 def test_half_precision_is_computed_in_single() -> None:
     a, b = draw(1, 2, 8, 8).bfloat16(), draw(2, 2, 8, 8).bfloat16()
     torch.testing.assert_close(metrics.pearson(a, b), metrics.pearson(a.float(), b.float()))
-
-
-def test_match_size_treats_cells_as_areas() -> None:
-    maps = draw(0, 2, 4, 4).double()
-    grown = metrics.match_size(maps, (8, 8))
-    for one, big in zip(maps.numpy(), grown.numpy(), strict=True):
-        np.testing.assert_allclose(ndimage.zoom(one, 2, order=1, mode="nearest", grid_mode=True), big, atol=1e-12)
-    assert metrics.match_size(maps, (4, 4)) is maps
 
 
 # --- chance levels
@@ -238,7 +231,7 @@ def test_map_agreement_of_a_copy_is_full_and_above_chance() -> None:
 def test_map_agreement_chance_levels_are_what_they_say() -> None:
     student, teacher = draw(1, 6, 4, 4), draw(2, 6, 8, 8)
     found = metrics.map_agreement(student, teacher)
-    big = metrics.match_size(student, (8, 8))
+    big = resize(student, (8, 8))
     other = teacher[metrics.shuffled(6)]
     assert found["cam_cosine"] == pytest.approx(metrics.cosine(big, teacher).mean().item())
     assert found["cam_cosine_shuffled"] == pytest.approx(metrics.cosine(big, other).mean().item())

@@ -22,7 +22,7 @@ from camkd.data.sources import open_data
 from camkd.data.store import Dataset
 from camkd.models import MODELS, ModelEntry
 from camkd.models.resnet import BasicBlock, ResNet
-from camkd.pipeline import channel_statistics, train_all, train_run
+from camkd.pipeline import channel_statistics, taught_by, train_all, train_run
 from camkd.referee import Referee
 from camkd.runs import Run, describe, load
 from camkd.teachers import Teacher, adopt_teacher, find_teacher
@@ -52,23 +52,6 @@ class Steps(Watch):
         self.count += 1
         if self.count == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
-
-
-class Counter(Watch):
-    """Counts the pictures a teacher is shown between the first step of a run and the end of its last epoch."""
-
-    def __init__(self, teacher: nn.Module, epochs: int) -> None:
-        self.epochs, self.on, self.pictures = epochs, False, 0
-        teacher.register_forward_hook(self.see)
-
-    def see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.pictures += len(output) * self.on
-
-    def start(self, name: str, steps: int, done: int) -> None:
-        self.on, self.pictures = True, 0
-
-    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        self.on = row["epoch"] < self.epochs
 
 
 def weights(folder: Path) -> str:
@@ -279,21 +262,28 @@ def test_interrupted_in_the_student_goes_on_to_the_same_bits(
 # --- teachers
 
 
+def learn(
+    folder: Path, data: Dataset, model: str, taught: Teacher, lesson: Lesson, config: TrainConfig
+) -> tuple[int, TrainConfig]:
+    """Train a student; about how many pictures the teacher was asked meanwhile, and the configuration used."""
+    knowledge, config = taught_by(taught, data, config, lesson)
+    train_run(folder, data, model, "student", (DATA, config), lesson, taught, knowledge)
+    return knowledge.asked if knowledge else 0, config
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
     asked = {}
 
     def student(name: str, model: str, lesson: Lesson, config: TrainConfig = TWO) -> None:
-        counter = Counter(taught.model, config.epochs)
-        train_run(tmp_path / name, easy, model, "student", (DATA, config), lesson, taught, watch=counter)
-        asked[name] = counter.pictures
+        asked[name], _ = learn(tmp_path / name, easy, model, taught, lesson, config)
 
     student("cold", "cam-net", Lesson("cam-kd"))
     student("warm", "cam-net", Lesson("cam-kd"))
     student("other-model", "resnet8", Lesson("cam-kd"), replace(TWO, seed=3))
     student("other-method", "resnet8", Lesson("kd"), replace(TWO, lr=0.2))
     student("other-views", "resnet8", Lesson("kd"), replace(ONE, view_seed=1))
-    student("no-store", "resnet8", Lesson("kd", knowledge_budget=0.0), replace(ONE, view_seed=1))
+    student("no-store", "resnet8", Lesson("kd", knowledge_budget="0"), replace(ONE, view_seed=1))
     student("plain", "resnet8", Lesson("plain"), ONE)
     twice, once = 2 * 96, 96
     assert asked == {
@@ -309,14 +299,26 @@ def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, s
     assert len(list(store.iterdir())) == 2
 
 
+@pytest.mark.usefixtures("undrawn", "store")
+def test_a_full_budget_brings_the_views_again(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+    knowledge, _ = taught_by(taught, easy, TWO, Lesson("kd"))
+    assert knowledge is not None
+    assert knowledge.store is not None
+    budget = f"{knowledge.store.epoch_bytes + 1}B"
+    asked, config = learn(tmp_path / "run", easy, "cam-net", taught, Lesson("kd", knowledge_budget=budget), TWO)
+    assert (asked, config.view_epochs) == (96, 1)
+    assert Run(tmp_path / "run").config()["view_epochs"] == 1
+    assert Run(tmp_path / "run").read_metrics()["view_epochs"] == 1
+    assert knowledge.store.epochs() == [0]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_attention_is_asked_live(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
-    counter = Counter(taught.model, 1)
-    metrics = train_run(tmp_path / "at", easy, "cam-net", "student", (DATA, ONE), Lesson("at"), taught, watch=counter)
-    assert counter.pictures == 96
+    asked, _ = learn(tmp_path / "at", easy, "cam-net", taught, Lesson("at"), ONE)
+    assert asked == 96
     assert not store.exists()
     assert Run(tmp_path / "at").read_history()[0]["terms"]["at"] > 0
-    assert set(metrics) >= TAUGHT
+    assert set(Run(tmp_path / "at").read_metrics()) >= TAUGHT
 
 
 @pytest.mark.usefixtures("undrawn", "store")
@@ -325,7 +327,7 @@ def test_teacher_stays_as_it_was(easy: Dataset, tmp_path: Path, taught: Teacher,
     before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
     taught.model.layer2.train()
     modes = [module.training for module in taught.model.modules()]
-    train_run(tmp_path / "run", easy, "cam-net", "student", (DATA, ONE), Lesson(method), taught)
+    learn(tmp_path / "run", easy, "cam-net", taught, Lesson(method), ONE)
     assert all(torch.equal(tensor, before[name]) for name, tensor in taught.model.state_dict().items())
     assert [module.training for module in taught.model.modules()] == modes
     assert all(p.grad is None and not p.requires_grad for p in taught.model.parameters())
@@ -340,7 +342,8 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
     place = tmp_path / "teacher"
     own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, ONE), Lesson("plain"))
     teacher = adopt_teacher(place, easy, "cpu")
-    metrics = train_run(tmp_path / "run", easy, "cam-net", "student", (DATA, ONE), Lesson("cam-kd"), teacher)
+    learn(tmp_path / "run", easy, "cam-net", teacher, Lesson("cam-kd"), ONE)
+    metrics = Run(tmp_path / "run").read_metrics()
     assert (own["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
     assert -1 <= metrics["cam_cosine"] <= 1
     assert metrics["teacher_accuracy"] == own["accuracy"]

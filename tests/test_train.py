@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd import referee
-from camkd.cams import predict
+from camkd import devices, referee
+from camkd.cams import predict, resize
 from camkd.config import TrainConfig
 from camkd.data.store import Dataset
 from camkd.devices import pick_device, pick_precision
-from camkd.metrics import cosine, match_size
+from camkd.knowledge import Knowledge
+from camkd.metrics import cosine
 from camkd.models import build
 from camkd.models.modes import evaluating
 from camkd.objectives import Objective, Weighted, objective
 from camkd.objectives.logits import CrossEntropy
 from camkd.referee import Referee
 from camkd.runs import Run
-from camkd.train import Ask, Interrupted, Schedule, Watch, fit
+from camkd.train import Interrupted, Schedule, Watch, fit
 from camkd.types import InputError, Prediction
 
 PLAIN = objective("plain")
@@ -76,17 +76,21 @@ class Stop(Watch):
             os.kill(os.getpid(), self.number)
 
 
-class Asked:
+class Asked(Knowledge):
     """A teacher that notes what it is asked."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
         self.calls: list[tuple[int, Tensor, Tensor]] = []
 
-    def __call__(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
+        def answer(x: Tensor) -> Prediction:
+            with evaluating(model), torch.no_grad():
+                return predict(model, x)
+
+        super().__init__(answer)
+
+    def ask(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
         self.calls.append((epoch, samples.clone(), x.clone()))
-        with evaluating(self.model), torch.no_grad():
-            return predict(self.model, x)
+        return super().ask(epoch, samples, x)
 
 
 def copied(model: nn.Module) -> Weights:
@@ -114,12 +118,12 @@ def fitted(
     watch: Watch | None = None,
     resume: bool = False,
     teacher: nn.Module | None = None,
-    ask: Ask | None = None,
+    ask: Knowledge | None = None,
 ) -> tuple[Weights, list[dict[str, Any]]]:
     """The weights and the history of a run."""
     run = Run(folder)
     best = fit(
-        network(seed), data, goal, config or settings(), run, resume=resume, watch=watch, teacher=teacher, ask=ask
+        network(seed), data, goal, config or settings(), run, resume=resume, watch=watch, teacher=teacher, knowledge=ask
     )
     return copied(best), run.read_history()
 
@@ -410,7 +414,7 @@ def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) ->
 
 def test_student_trains_in_training_mode_in_every_epoch(easy: Dataset, tmp_path: Path) -> None:
     model, teacher = network(), network(9)
-    fit(model, easy, objective("cam-kd"), settings(), Run(tmp_path), teacher=teacher, ask=Asked(teacher))
+    fit(model, easy, objective("cam-kd"), settings(), Run(tmp_path), teacher=teacher, knowledge=Asked(teacher))
     tracked = [int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert tracked
     assert set(tracked) == {8}
@@ -433,7 +437,15 @@ def test_teacher_is_left_as_it_was(easy: Dataset, tmp_path: Path) -> None:
     teacher.train()
     teacher.layer1.eval()
     before, modes = copied(teacher), [module.training for module in teacher.modules()]
-    fit(network(), easy, objective("cam-kd"), settings(epochs=1), Run(tmp_path), teacher=teacher, ask=Asked(teacher))
+    fit(
+        network(),
+        easy,
+        objective("cam-kd"),
+        settings(epochs=1),
+        Run(tmp_path),
+        teacher=teacher,
+        knowledge=Asked(teacher),
+    )
     assert same(copied(teacher), before)
     assert [module.training for module in teacher.modules()] == modes
     assert all(p.grad is None for p in teacher.parameters())
@@ -485,7 +497,7 @@ def test_referee_is_the_literal_loop(easy: Dataset, monkeypatch: pytest.MonkeyPa
         assert ours.cams is not None
         assert theirs.cams is not None
         grid = max(ours.cams.shape[2:], theirs.cams.shape[2:])
-        pair = (match_size(cams[:, said], grid) for cams in (ours.cams, theirs.cams))
+        pair = (resize(cams[:, said], grid) for cams in (ours.cams, theirs.cams))
         alike.append(float(cosine(*pair)))
     expected = {"val_accuracy": right, "val_loss": losses, "val_teacher_agreement": agree, "val_cam_cosine": alike}
     assert found == pytest.approx({name: sum(values) / 24 for name, values in expected.items()}, rel=1e-3, abs=1e-5)
@@ -511,14 +523,19 @@ def test_device_that_is_not_there(name: str) -> None:
         pick_device(name)
 
 
-@pytest.mark.parametrize(
-    ("bf16", "amx", "picked"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")]
-)
-def test_pick_precision(monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, picked: str) -> None:
-    cpu: Callable[[str], torch.device] = torch.device
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert pick_precision("auto", cpu("cpu")) == picked
-    assert pick_precision("fp32", cpu("cpu")) == "fp32"
-    assert pick_precision("bf16", cpu("cpu")) == "bf16"
+@pytest.mark.parametrize(("gain", "picked"), [(2.5, "bf16"), (1.1, "fp32"), (0.3, "fp32")])
+def test_pick_precision(monkeypatch: pytest.MonkeyPatch, gain: float, picked: str) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(devices, "bf16_gain", lambda: gain)
+    assert pick_precision("auto", cpu) == picked
+    assert pick_precision("fp32", cpu) == "fp32"
+    assert pick_precision("bf16", cpu) == "bf16"
+    assert devices.choice("auto", cpu).startswith(f"cpu in {picked}, ")
+    assert devices.choice("fp32", cpu) == "cpu in fp32"
     assert pick_precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_measuring_the_processor_leaves_the_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    assert 0 < devices.bf16_gain.__wrapped__() < 100
+    assert torch.equal(torch.get_rng_state(), before)

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from camkd.models.modes import evaluating
 from camkd.types import InputError, Prediction
@@ -59,7 +60,7 @@ def predict(model: nn.Module, x: Tensor, *, features: bool = False) -> Predictio
     Raises ``InputError`` for a network without a spatial layer.
 
     >>> model = camkd.build("cam-net", classes=10, size=32)                     # doctest: +SKIP
-    >>> logits, cams, _ = camkd.predict(model, torch.rand(4, 3, 32, 32))        # doctest: +SKIP
+    >>> logits, cams, *_ = camkd.predict(model, torch.rand(4, 3, 32, 32))        # doctest: +SKIP
     >>> torch.allclose(logits, cams.mean((2, 3)) + model.head.bias, atol=1e-5)  # doctest: +SKIP
     True
     """
@@ -71,6 +72,28 @@ def predict(model: nn.Module, x: Tensor, *, features: bool = False) -> Predictio
 def form(model: nn.Module, x: Tensor) -> Form:
     """Say whether the maps of ``model`` are ``exact`` or ``gradient``-based, trying pictures shaped like ``x``."""
     return _head_of(model, x).form
+
+
+def bias(model: nn.Module, x: Tensor) -> Tensor | None:
+    """The ``b (K,)`` in ``logits = cams.mean((2, 3)) + b`` for pictures shaped like ``x``; None for gradient form."""
+    classifier = _head_of(model, x).classifier
+    if classifier is None:
+        return None
+    return classifier.weight.new_zeros(len(classifier.weight)) if classifier.bias is None else classifier.bias
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps ``(..., h, w)`` to ``size`` cells: average-pooled where they shrink, bilinear where they grow.
+
+    Cells are areas (``align_corners=False``).
+    """
+    height, width = maps.shape[-2:]
+    if (height, width) == size:
+        return maps
+    if height >= size[0] and width >= size[1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    flat = maps.reshape(1, -1, height, width)
+    return F.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
 
 def _exact(model: nn.Module, head: _Head, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +176,7 @@ def _find_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, int, nn.Linear |
         if i in spatial:
             return *called(i), module
         average = _averaged(inputs)
-        if _same(nn.functional.linear(average, module.weight.flatten(1), module.bias), logits):
+        if _same(F.linear(average, module.weight.flatten(1), module.bias), logits):
             for j in reversed(spatial):
                 if _same(_averaged(seen[j][1]), average):
                     return *called(j), module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,12 +76,14 @@ class Lesson:
     Args:
         method: see 'camkd list methods'.
         cam_schedule: weight of the CAM term over the run: constant, early or decay (default: the method's own).
-        knowledge_budget: gigabytes of the teacher's answers to keep on disk; views beyond are asked each time.
+        knowledge_budget: disk space for the teacher's answers, like 4GB; once it is full the views come again.
+        knowledge_map: side of the maps that are kept, in cells (default: the teacher's own, at most 8).
     """
 
     method: str = "cam-kd"
     cam_schedule: str | None = None
-    knowledge_budget: float = 8.0
+    knowledge_budget: str = "8GB"
+    knowledge_map: int | None = None
 
 
 Range = tuple[str, Callable[[float], bool]]
@@ -105,7 +108,7 @@ RANGES: dict[str, Range] = {
     "view_seed": SEED,
     "seed": SEED,
     "figure_every": NOT_NEGATIVE,
-    "knowledge_budget": NOT_NEGATIVE,
+    "knowledge_map": AT_LEAST_ONE,
 }
 """What each number a run is told has to be."""
 
@@ -116,3 +119,29 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (math.isfinite(value) and holds(value)):
             raise InputError(f"{name} is {value}, but has to be {wanted}: give such a number.")
+
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def quantity(text: str, name: str, unit: str = "") -> int:
+    """``1.28M`` or ``4GB`` as a number: decimal factors k, M, G and T, then ``unit``, in any case.
+
+    Raises ``InputError`` where ``text`` is no such quantity.
+
+    >>> quantity("1.28M", "pictures"), quantity("4GB", "knowledge_budget", "B")
+    (1280000, 4000000000)
+    """
+    found = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*([kmgt]?){unit.lower()}?\s*", str(text).lower())
+    if found is None:
+        example = f"500M{unit}, 4G{unit}" if unit else "500k, 1.28M"
+        raise InputError(f"{name} is {text!r}, but has to be a quantity like {example}: give such a one.")
+    return round(float(found[1]) * UNITS[found[2]])
+
+
+def written(quantity: float, unit: str = "B") -> str:
+    """A quantity for people: ``1.3 GB``."""
+    for factor, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if quantity >= factor:
+            return f"{quantity / factor:,.1f} {prefix}{unit}"
+    return f"{quantity:,.0f} {unit}"

@@ -42,6 +42,9 @@ class Screen(Watch):
         """One line for a person."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        self.say(text)
+
     def progress(self, done: int, total: int, what: str) -> None:
         """The callback of the data sources."""
         if what != self.title or done < self.done:

@@ -254,6 +254,13 @@ ROWS = (
     Row("params", "Parameters", count, "Numbers that the network has learnt."),
     Row("macs", "MACs", count, "Multiply-accumulate operations for one picture."),
     Row("epochs", "Epochs", _whole, "Passes over the training pictures."),
+    Row(
+        "view_epochs",
+        "Views of a picture",
+        _whole,
+        "How many different views of each picture were seen: one an epoch, or fewer where they came again, because the "
+        "knowledge budget was full or --view-epochs says so.",
+    ),
     Row("seconds", "Training time", seconds, "Wall-clock time of training on the machine named below."),
     Row("images_per_second", "Pictures a second", _whole, "Training throughput on the machine named below."),
 )

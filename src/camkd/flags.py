@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from typing import TypeVar, get_type_hints
 
@@ -13,14 +14,15 @@ Config = TypeVar("Config")
 ALIASES = {"data": ("--dataset",)}
 
 
-def add(parser: ArgumentParser, *configs: type) -> None:
-    """One flag a field of the configuration dataclasses, its help from their docstring."""
+def add(parser: ArgumentParser, *configs: type, only: Collection[str] | None = None) -> None:
+    """One flag a field of the configuration dataclasses (of those named in ``only``), its help from their docstring."""
     for config in configs:
         hints, helps = get_type_hints(config), _helps(config)
         for field in fields(config):
-            flag = "--" + field.name.replace("_", "-")
-            names = (flag, *ALIASES.get(field.name, ()))
-            parser.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
+            if only is None or field.name in only:
+                flag = "--" + field.name.replace("_", "-")
+                names = (flag, *ALIASES.get(field.name, ()))
+                parser.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
 
 
 def _helps(config: type) -> dict[str, str]:
@@ -28,8 +30,8 @@ def _helps(config: type) -> dict[str, str]:
 
 
 def take(config: type[Config], options: Namespace) -> Config:
-    """The configuration ``config`` with the values that were given."""
-    return config(**{field.name: options[field.name] for field in fields(config)})  # type: ignore[arg-type]
+    """The configuration ``config`` with the values that were given, and its own for those that were not offered."""
+    return config(**{field.name: options[field.name] for field in fields(config) if field.name in options})  # type: ignore[arg-type]
 
 
 def plainly(message: str) -> str:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from camkd.cams import resize
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of pictures whose largest logit is the label's, 0 to 1; ``logits (N,K)``, ``labels (N,)``.
@@ -122,17 +124,6 @@ def iou_top(a: Tensor, b: Tensor, fraction: float = 0.2) -> Tensor:
     return shared / (2 * k - shared)
 
 
-def match_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps ``(N,h,w)`` on the grid ``size``, bilinear with cells as areas (``align_corners=False``).
-
-    >>> match_size(torch.ones(2, 4, 4), (8, 8)).shape
-    torch.Size([2, 8, 8])
-    """
-    if maps.shape[-2:] == size:
-        return maps
-    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-
-
 def centre_prior(h: int, w: int) -> Tensor:
     """The map ``(h,w)`` of one who looks at the middle: a Gaussian, sigma a quarter of each side, peak 1.
 
@@ -177,7 +168,7 @@ def map_agreement(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, float
             f"{len(student_maps)} student maps and {len(teacher_maps)} teacher maps: give one pair a picture"
         )
     h, w = (max(student_maps.shape[i], teacher_maps.shape[i]) for i in (1, 2))
-    student, teacher = match_size(student_maps, (h, w)), match_size(teacher_maps, (h, w))
+    student, teacher = resize(student_maps, (h, w)), resize(teacher_maps, (h, w))
     against = {"": teacher, "_centre": centre_prior(h, w).to(teacher).expand_as(teacher)}
     if len(teacher) > 1:
         against["_shuffled"] = teacher[shuffled(len(teacher)).to(teacher.device)]
@@ -197,7 +188,7 @@ def _check(logits: Tensor, labels: Tensor) -> None:
 
 def _check_maps(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 3:
-        raise ValueError(f"maps {tuple(a.shape)} and {tuple(b.shape)} must both be (N, h, w); see match_size")
+        raise ValueError(f"maps {tuple(a.shape)} and {tuple(b.shape)} must both be (N, h, w); see resize")
 
 
 def _flat(maps: Tensor) -> Tensor:

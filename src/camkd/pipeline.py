@@ -11,20 +11,20 @@ import torch
 from torch import nn
 
 from camkd import findings
-from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers
-from camkd.data.sources import open_data
-from camkd.data.store import Dataset, Progress, Split
+from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, quantity, written
+from camkd.data.store import Dataset, Split
 from camkd.data.views import policy_named
-from camkd.devices import pick_device
+from camkd.devices import choice, pick_device
 from camkd.evaluate import evaluate, examine
 from camkd.explain import explain, specimens
 from camkd.files import write_json
+from camkd.knowledge import Knowledge
 from camkd.models import MODELS, build, entry
 from camkd.models.profile import profile
 from camkd.objectives import Objective, objective
 from camkd.report import write_report
 from camkd.runs import Description, Run, describe, load, save
-from camkd.teachers import Teacher, adopt_teacher, asking, find_teacher
+from camkd.teachers import Teacher, adopt_teacher, find_teacher, knowledge_of
 from camkd.train import Watch, fit
 from camkd.types import InputError
 
@@ -41,24 +41,13 @@ def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs:
     objective_of(lesson, config)
     policy_named(config.views)
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
+    quantity(lesson.knowledge_budget, "knowledge_budget", "B")
     pick_device(config.device)
 
 
 def objective_of(lesson: Lesson, config: TrainConfig) -> Objective:
     """The objective a lesson names, with the run's label smoothing."""
     return objective(lesson.method, smoothing=config.smoothing, cam_schedule=lesson.cam_schedule)
-
-
-def open_pictures(config: DataConfig, progress: Progress) -> Dataset:
-    """Open the configured pictures, building their store the first time."""
-    return open_data(
-        config.data,
-        size=config.size,
-        limit=config.limit,
-        workers=config.workers,
-        bad_images=config.bad_images,
-        progress=progress,
-    )
 
 
 def train_run(
@@ -69,14 +58,16 @@ def train_run(
     configs: tuple[DataConfig, TrainConfig],
     lesson: Lesson,
     teacher: Teacher | None = None,
+    knowledge: Knowledge | None = None,
     *,
     resume: bool = False,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and draw one network; everything is in ``folder`` afterwards. Returns its metrics.
 
-    With ``resume`` a finished run is returned as it is and an unfinished one goes on. Raises ``InputError`` where the
-    folder holds a run and ``resume`` is not given, or one with another configuration.
+    ``knowledge`` is what the teacher says in training, from `taught_by`. With ``resume`` a finished run is returned as
+    it is and an unfinished one goes on. Raises ``InputError`` where the folder holds a run and ``resume`` is not given,
+    or one with another configuration.
     """
     run, (data_config, config) = Run(folder), configs
     place = str(teacher.folder.resolve()) if teacher else None
@@ -89,7 +80,8 @@ def train_run(
     model = build(model_name, len(data.classes), size, config.seed)
     model.normalise_with(*channel_statistics(data.train.images))
     cost = profile(model, size)
-    ask = asking(teacher, data, config, lesson, goal) if teacher and goal.asks_teacher else None
+    watch = watch or Watch()
+    watch.note(f"{folder.name}: {model_name}, {choice(config.precision, torch.device(pick_device(config.device)))}")
     best = fit(
         model,
         data,
@@ -97,9 +89,9 @@ def train_run(
         config,
         run,
         teacher=teacher.model if teacher else None,
-        ask=ask,
+        knowledge=knowledge,
         resume=started,
-        watch=_Drawing(run, data, teacher, role, config, watch or Watch()),
+        watch=_Drawing(run, data, teacher, role, config, watch),
     )
     save(
         best,
@@ -136,6 +128,7 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
         "params": said.params,
         "macs": said.macs,
         "epochs": len(history),
+        "view_epochs": min(run.config().get("view_epochs") or len(history), len(history)),
         "seconds": seconds,
         "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
         "test_pictures": len(data.test),
@@ -183,9 +176,19 @@ def train_all(
         place = find_teacher(teacher_name, data_config.data)
         taught["teacher"] = Run(place).read_metrics()
     teacher = adopt_teacher(place, data, config.device)
-    for role, what in (("control", Lesson("plain")), ("student", lesson)):
+    knowledge, config = taught_by(teacher, data, config, lesson, watch)
+    for role, what, known in (("control", Lesson("plain"), None), ("student", lesson, knowledge)):
         taught[role] = train_run(
-            folder / role, data, student_name, role, configs, what, teacher, resume=resume, watch=watch
+            folder / role,
+            data,
+            student_name,
+            role,
+            (data_config, config),
+            what,
+            teacher,
+            known,
+            resume=resume,
+            watch=watch,
         )
     _draw(
         folder / "student" / "figures" / "cams.png",
@@ -195,6 +198,40 @@ def train_all(
     )
     write_report([place, folder / "control", folder / "student"], folder / "report.html")
     return taught
+
+
+def taught_by(
+    teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson, watch: Watch | None = None
+) -> tuple[Knowledge | None, TrainConfig]:
+    """What the teacher knows, and the configuration with as many different views as the budget has room for.
+
+    None where the lesson does not ask a teacher. ``watch`` is told the size and what is known already.
+    """
+    goal, watch = objective_of(lesson, config), watch or Watch()
+    if not goal.asks_teacher:
+        return None, config
+    knowledge = knowledge_of(teacher, data, config, lesson, features="features" in goal.needs)
+    store, budget = knowledge.store, quantity(lesson.knowledge_budget, "knowledge_budget", "B")
+    if store is None:
+        watch.note(f"{lesson.method} reads the teacher's features, which are not kept: it is asked at every step")
+        return knowledge, config
+    epochs = min(config.view_epochs or config.epochs, config.epochs)
+    room = budget // store.epoch_bytes
+    if not room:
+        watch.note(
+            f"the teacher is asked at every step: {written(store.epoch_bytes)} an epoch do not fit into a knowledge "
+            f"budget of {written(budget)}"
+        )
+        return Knowledge(knowledge.teacher), config
+    known = sum(epoch < min(epochs, room) for epoch in store.epochs())
+    watch.note(
+        f"the teacher's answers: {min(epochs, room)} epochs of views, {written(store.epoch_bytes * min(epochs, room))} "
+        f"in {store.folder}; {known} asked before"
+    )
+    if room < epochs:
+        watch.note(f"a knowledge budget of {written(budget)} is full then: the views come again every {room} epochs")
+        config = replace(config, view_epochs=room)
+    return knowledge, config
 
 
 def summary(folder: Path) -> str:

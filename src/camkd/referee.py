@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from camkd.cams import predict
+from camkd.cams import predict, resize
 from camkd.data.store import Dataset
 from camkd.data.views import Batch, Views
-from camkd.metrics import cosine, match_size
+from camkd.metrics import cosine
 from camkd.models.modes import evaluating
 from camkd.types import Prediction
 
@@ -62,5 +62,5 @@ def _alike(answer: Prediction, known: Prediction) -> dict[str, Tensor]:
     grid = (max(ours.shape[1], theirs.shape[1]), max(ours.shape[2], theirs.shape[2]))
     return {
         "val_teacher_agreement": (answer.logits.argmax(1) == label).float(),
-        "val_cam_cosine": cosine(match_size(ours, grid), match_size(theirs, grid)),
+        "val_cam_cosine": cosine(resize(ours, grid), resize(theirs, grid)),
     }

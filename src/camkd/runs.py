@@ -203,7 +203,7 @@ def load(source: str | Path) -> nn.Module:
     Raises ``InputError`` where there is none, where its weights are not what was written, or do not fit.
 
     >>> model = camkd.load("cam-net-cifar10")                              # doctest: +SKIP
-    >>> logits, cams, _ = camkd.predict(model, torch.rand(1, 3, 32, 32))   # doctest: +SKIP
+    >>> logits, cams, *_ = camkd.predict(model, torch.rand(1, 3, 32, 32))   # doctest: +SKIP
     """
     folder, description = locate(source), describe(source)
     path = folder / WEIGHTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,19 +10,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from camkd.cams import predict
+from camkd.cams import bias, predict
 from camkd.config import Lesson, TrainConfig
-from camkd.data.store import Dataset, Split, cache_folder
+from camkd.data.store import Dataset, Split
+from camkd.data.views import VERSION as VIEWS
 from camkd.data.views import policy_named
 from camkd.devices import pick_device, pick_precision
 from camkd.evaluate import Examination, examine
-from camkd.knowledge import Knowledge, epochs_within, key_of, record
+from camkd.knowledge import Knowledge, Layout, Manifest, Store, key_of, store_folder
+from camkd.knowledge.records import ALL_CLASSES
 from camkd.models import MODELS
-from camkd.models.modes import evaluating
-from camkd.objectives import Objective
+from camkd.models.folding import folded
 from camkd.runs import default_folder, describe, load, locate
-from camkd.train import Ask
 from camkd.types import InputError, Prediction
+
+PART = 32
+"""Pictures a teacher is asked about at once on a processor: their activations stay in its caches."""
+
+LARGEST_MAP = 8
+"""Cells a side of the maps that are kept, unless asked for otherwise."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +79,69 @@ def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
     return Teacher(model, folder, data.test)
 
 
-def asking(teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson, goal: Objective) -> Ask:
-    """How the loop asks the teacher: through the store, or live where a term reads features, which it does not keep."""
-    device = torch.device(pick_device(config.device))
-    precision = pick_precision(config.precision, device)
-
-    def live(x: Tensor) -> Prediction:
-        with (
-            evaluating(teacher.model),
-            torch.no_grad(),
-            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            return predict(teacher.model, x, features="features" in goal.needs).float()
-
-    if "features" in goal.needs:
-        return lambda epoch, samples, x: live(x)
-    key = key_of(
-        teacher.model,
-        {
-            "data": data.fingerprint,
-            "views": repr(policy_named(config.views)),
-            "view_seed": config.view_seed,
-            "precision": precision,
-        },
+def knowledge_of(
+    teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson, *, features: bool = False
+) -> Knowledge:
+    """The teacher behind its store; without one where ``features`` are asked for, which are not kept."""
+    size = int(data.train.images.shape[1])
+    answer = answering(teacher.model, size, config, features=features)
+    if features:
+        return Knowledge(answer)
+    layout = layout_of(teacher.model, size, answer, lesson.knowledge_map)
+    precision = pick_precision(config.precision, torch.device(pick_device(config.device)))
+    manifest = Manifest(
+        teacher=str(teacher.folder.resolve()),
+        architecture=describe(teacher.folder).architecture,
+        data=data.name,
+        views=config.views,
+        view_seed=config.view_seed,
+        precision=precision,
+        count=len(data.train),
+        layout=layout,
     )
-    cams = live(torch.zeros(1, 3, *data.train.images.shape[1:3], device=device)).cams
+    policy = (VIEWS, repr(policy_named(config.views)), config.view_seed)
+    asked = {"data": data.fingerprint, "views": policy, "layout": repr(layout), "precision": precision}
+    return Knowledge(answer, Store(store_folder(key_of(teacher.model, asked)), manifest))
+
+
+def answering(
+    model: nn.Module, size: int, config: TrainConfig, *, features: bool = False
+) -> Callable[[Tensor], Prediction]:
+    """How a frozen network is asked quickly: batch normalisation folded, in parts that fit a processor's caches."""
+    device = torch.device(pick_device(config.device))
+    bf16 = pick_precision(config.precision, device) == "bf16"
+    quick = folded(model, _probe(model, size))
+
+    def answer(x: Tensor) -> Prediction:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            parts = [predict(quick, part, features=features) for part in x.split(PART if x.is_cpu else len(x))]
+        return _joined(parts).float()
+
+    return answer
+
+
+def layout_of(model: nn.Module, size: int, answer: Callable[[Tensor], Prediction], side: int | None) -> Layout:
+    """How to keep such answers: maps of ``side`` cells (None: their own up to 8), never more than they have.
+
+    Pooling by a whole factor keeps a map's mean, so where the head is linear the logits follow from the maps.
+    """
+    probe = _probe(model, size)
+    cams, offset = answer(probe).cams, bias(model, probe)
     assert cams is not None
-    kept = epochs_within(lesson.knowledge_budget, len(data.train), record(*cams.shape[1:]).itemsize)
-    return Knowledge(live, cache_folder(None) / "knowledge" / key, len(data.train), kept)
+    _, classes, *own = cams.shape
+    height, width = (min(cells, LARGEST_MAP if side is None else side) for cells in own)
+    follows = offset is not None and own[0] % height == own[1] % width == 0 and classes <= ALL_CLASSES
+    return Layout(classes, height, width, tuple(offset.tolist()) if follows and offset is not None else None)
+
+
+def _probe(model: nn.Module, size: int) -> Tensor:
+    device = next(model.parameters()).device
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    """The answers to a batch out of those to its parts."""
+    return Prediction(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 def listed(names: tuple[str, ...]) -> str:

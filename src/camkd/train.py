@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from camkd.cams import predict
 from camkd.config import TrainConfig
 from camkd.data.store import Dataset
-from camkd.data.views import Views
-from camkd.devices import pick_device, pick_precision
+from camkd.data.views import Batch, Views, batches, epoch_order
+from camkd.devices import keep_freed_memory, pick_device, pick_precision
+from camkd.knowledge import Knowledge
 from camkd.objectives import Objective
 from camkd.referee import Referee
 from camkd.runs import Run
 from camkd.types import Prediction
-
-Ask = Callable[[int, Tensor, Tensor], Prediction]
-"""``ask(epoch, samples, x)``: the teacher's answer for the views ``x`` of ``samples``."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,6 +33,9 @@ class Interrupted(KeyboardInterrupt):
 
 class Watch:
     """Looks on while a run trains; this one does nothing. Override what you want to see."""
+
+    def note(self, text: str) -> None:
+        """One line a person should know."""
 
     def start(self, name: str, steps: int, done: int) -> None:
         """``steps`` training steps lie ahead, of which ``done`` were made before an interruption."""
@@ -53,11 +54,12 @@ class _State:
     model: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
+    precision: str
     epoch: int = 0
     batch: int = 0  # batches of this epoch that are done
     step: int = 0
     seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
     best: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -81,7 +83,7 @@ class _State:
 
     @staticmethod
     def _plain() -> tuple[str, ...]:
-        return ("epoch", "batch", "step", "seconds", "sums", "best", "best_weights", "rows")
+        return ("precision", "epoch", "batch", "step", "seconds", "sums", "best", "best_weights", "rows")
 
 
 def fit(
@@ -92,25 +94,27 @@ def fit(
     run: Run,
     *,
     teacher: nn.Module | None = None,
-    ask: Ask | None = None,
+    knowledge: Knowledge | None = None,
     resume: bool = False,
     watch: Watch | None = None,
 ) -> nn.Module:
     """Train ``model`` and return its averaged weights of the epoch with the best validation accuracy.
 
-    ``ask`` answers for the teacher in training, ``teacher`` is compared with on the validation pictures. Writes
+    ``knowledge`` answers for the teacher in training, ``teacher`` is compared with on the validation pictures. Writes
     ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
     saved; ``FloatingPointError`` where the loss is no longer finite.
     """
     device, watch = torch.device(pick_device(config.device)), watch or Watch()
-    bf16 = pick_precision(config.precision, device) == "bf16"
+    keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = _State(model, copy.deepcopy(model).requires_grad_(False), _optimizer(model, config))
+    average = copy.deepcopy(model).requires_grad_(False)
+    state = _State(model, average, _optimizer(model, config), pick_precision(config.precision, device))
     if resume:
         state.load_state_dict(run.load_checkpoint())
+    bf16 = state.precision == "bf16"
     views = Views(data.train.images, data.train.labels, len(data.classes), config.views, config.view_seed, device)
-    batches = max(1, round(len(views) / config.batch_size))
-    schedule = Schedule(config, batches)
+    schedule = Schedule(config, batches(len(views), config.batch_size))
+    follow = _Average(average, model)
     referee = Referee(data, device, bf16, teacher)
     with _stop_requests() as stop:
         watch.start(run.folder.name, schedule.steps, state.step)
@@ -118,21 +122,23 @@ def fit(
             started = time.perf_counter()
             model.train()
             view = state.epoch % (config.view_epochs or config.epochs)
-            for samples in _order(len(views), config.view_seed, state.epoch, batches)[state.batch :]:
-                batch = views[view, samples]
-                known = ask(view, samples, batch.x) if ask else None
+            order = epoch_order(len(views), config.view_seed, state.epoch, config.batch_size)[state.batch :]
+            for samples, batch, known in _lessons(views, knowledge, view, order):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     answer = _answer(model, batch.x, objective.needs)
                 loss, means = objective(answer.float(), known, batch.labels, state.step / schedule.steps)
                 _update(state, loss, schedule, config)
+                follow(min(config.ema, (1 + state.step) / (10 + state.step)))
                 _accumulate(state, loss, means, len(samples))
                 watch.step(len(samples))
                 if stop:
                     state.seconds += time.perf_counter() - started
                     run.save_checkpoint(state.state_dict())
                     raise Interrupted(str(run.folder))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             state.seconds += time.perf_counter() - started
-            _end_epoch(state, referee, schedule)
+            _end_epoch(state, referee, schedule, len(views))
             run.write_history(state.rows)
             run.save_checkpoint(state.state_dict())
             watch.epoch(state.rows[-1], state.average)
@@ -156,6 +162,19 @@ class Schedule:
         return self.peak * 0.5 * (1 + math.cos(math.pi * (step - self.rise) / max(1, self.steps - self.rise)))
 
 
+def _lessons(
+    views: Views, knowledge: Knowledge | None, view: int, order: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Batch, Prediction | None]]:
+    """Each batch of the epoch with what the teacher says of it."""
+    for samples in order:
+        batch = views[view, samples]
+        if knowledge is None:
+            yield samples, batch, None
+        else:
+            known = knowledge.recall(view, samples)
+            yield samples, batch, knowledge.ask(view, samples, batch.x) if known is None else known.to(batch.x.device)
+
+
 def _answer(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Prediction:
     """Ask for no more than the objective reads."""
     if needs <= {"logits"}:
@@ -173,14 +192,8 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
 
 
-def _order(count: int, seed: int, epoch: int, batches: int) -> tuple[Tensor, ...]:
-    """The epoch's batches: all samples once, in an order that depends on (view seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator).tensor_split(batches)
-
-
 def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
-    if not math.isfinite(float(loss.detach())):
+    if loss.is_cpu and not math.isfinite(float(loss.detach())):  # a device would have to wait: it is asked each epoch
         raise FloatingPointError(
             f"the loss is {float(loss.detach())} in epoch {state.epoch + 1}, batch {state.batch + 1}: lower --lr."
         )
@@ -192,34 +205,42 @@ def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig
     state.optimizer.step()
     state.step += 1
     state.batch += 1
-    _average(state.average, state.model, min(config.ema, (1 + state.step) / (10 + state.step)))
 
 
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the averaged weights and statistics a step of ``1 - decay`` towards the model's."""
-    ours, theirs = list(average.state_dict().values()), list(model.state_dict().values())
-    floating = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
-    torch._foreach_lerp_([ours[i] for i in floating], [theirs[i] for i in floating], 1 - decay)
-    for i in set(range(len(ours))) - set(floating):
-        ours[i].copy_(theirs[i])
+class _Average:
+    """Follows a model's weights and statistics: ``average += (1 - decay) (model - average)``."""
+
+    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+        pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+        self.averaged = tuple(zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True))
+        self.counted = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def __call__(self, decay: float) -> None:
+        ours, theirs = self.averaged
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for our, their in self.counted:
+            our.copy_(their)
 
 
 def _accumulate(state: _State, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
-    for name, value in {"": loss.detach(), **means}.items():
-        state.sums[name] = state.sums.get(name, 0.0) + float(value) * pictures
-    state.sums["pictures"] = state.sums.get("pictures", 0) + pictures
+    """Add up where the numbers are, so that nobody waits for them."""
+    for name, mean in {"": loss.detach(), **means}.items():
+        value = mean * pictures
+        state.sums[name] = state.sums[name].to(value) + value if name in state.sums else value
 
 
-def _end_epoch(state: _State, referee: Referee, schedule: Schedule) -> None:
-    pictures = state.sums.pop("pictures")
-    loss = state.sums.pop("") / pictures
+def _end_epoch(state: _State, referee: Referee, schedule: Schedule, pictures: int) -> None:
+    sums = {name: float(value) for name, value in state.sums.items()}
+    loss = sums.pop("")
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} in epoch {state.epoch + 1}: lower --lr.")
     judged = referee(state.average)
     state.rows.append(
         {
             "epoch": state.epoch + 1,
-            "train_loss": loss,
-            "terms": {name: value / pictures for name, value in state.sums.items()},
+            "train_loss": loss / pictures,
+            "terms": {name: value / pictures for name, value in sums.items()},
             "lr": schedule(state.step - 1),
             **judged,
             "images_per_second": pictures / state.seconds,

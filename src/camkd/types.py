@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -18,12 +19,22 @@ class Prediction(NamedTuple):
     ``logits`` is ``(N, K)``. ``cams`` is ``(N, K, h, w)``: each class's evidence at each place of the
     last spatial layer, in logit units, so that ``logits = cams.mean((2, 3)) + bias`` where the head is
     linear. ``features`` is ``(N, C, h, w)``, that layer itself. What nobody asked for is ``None``.
+    Where ``shown (N, k)`` is given, ``cams`` is ``(N, k, h, w)``: the maps of these classes alone.
     """
 
     logits: Tensor
     cams: Tensor | None = None
     features: Tensor | None = None
+    shown: Tensor | None = None
 
     def float(self) -> Prediction:
         """The same in fp32."""
-        return Prediction(*(None if part is None else part.float() for part in self))  # type: ignore[arg-type]
+        return Prediction(self.logits.float(), _float(self.cams), _float(self.features), self.shown)
+
+    def to(self, device: torch.device) -> Prediction:
+        """The same on ``device``, without the host waiting for it."""
+        return Prediction(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
+
+
+def _float(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.float()

@@ -175,6 +175,88 @@ def test_attention_distance_by_hand() -> None:
     assert attention_distance(student, -5 * student).item() == pytest.approx(0, abs=1e-9)
 
 
+# --- where only some classes have maps
+
+
+@settings(max_examples=40)
+@given(
+    seeds,
+    st.tuples(st.integers(1, 3), st.integers(1, 6)),
+    st.data(),
+    st.sampled_from(CLASSES),
+    st.sampled_from(NORMS),
+    st.integers(1, 5),
+)
+def test_cam_distance_to_some_classes_is_the_formula_for_these(
+    seed: int, batch: tuple[int, int], data: st.DataObject, classes: Classes, norm: Norm, pool: int
+) -> None:
+    count, width = batch[0], data.draw(st.integers(1, batch[1]))
+    ours, theirs = data.draw(sides), data.draw(sides)
+    orders = [data.draw(st.permutations(range(batch[1])))[:width] for _ in range(count)]
+    student, teacher, shown = draw(seed, *batch, *ours), draw(seed + 1, count, width, *theirs), torch.tensor(orders)
+    labels = torch.randint(batch[1], (count,), generator=torch.Generator().manual_seed(seed))
+    hard = torch.nn.functional.one_hot(labels, batch[1]).double()
+    soft = draw(seed + 2, *batch).softmax(1)
+    chosen = torch.stack([maps[order] for maps, order in zip(student, orders, strict=True)])
+    for given_, weights in ((labels, hard), (hard, hard), (soft, soft)):
+        of_shown = [[row[k] for k in order] for row, order in zip(weights.tolist(), orders, strict=True)]
+        expected = cam_literally(chosen, teacher, of_shown, classes, norm, pool)
+        values = cam_distance(student, teacher, given_, classes, norm, pool, shown)
+        assert values.shape == (count,)
+        assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_maps_of_all_classes_in_any_order_are_the_maps_of_all_classes(soft: bool, classes: Classes, norm: Norm) -> None:
+    student, teacher = draw(1, 3, 4, 8, 8), draw(2, 3, 4, 4, 4)
+    labels = draw(3, 3, 4).softmax(1) if soft else torch.tensor([0, 3, 1])
+    shown = torch.stack([torch.randperm(4) for _ in range(3)])
+    listed = teacher.gather(1, shown[:, :, None, None].expand(-1, -1, 4, 4))
+    values = cam_distance(student, listed, labels, classes, norm, 4, shown)
+    torch.testing.assert_close(values, cam_distance(student, teacher, labels, classes, norm, 4))
+
+
+def test_a_label_without_a_map_costs_nothing_by_hand() -> None:
+    student = torch.tensor([[[[3.0, 4.0]], [[1.0, 0.0]], [[0.0, 2.0]]]])
+    teacher = torch.tensor([[[[0.0, 1.0]], [[-3.0, -4.0]]]])  # of classes 1 and 0
+    shown = torch.tensor([[1, 0]])
+    for label, expected in ((0, 4.0), (1, 2.0), (2, 0.0)):
+        value = cam_distance(student, teacher, torch.tensor([label]), "target", "raw", 1, shown)
+        assert value.item() == pytest.approx({0: (3.5 + 3.5) ** 2, 1: 0.0, 2: 0.0}[label])
+        wide = [maps.repeat_interleave(2, 2) for maps in (student, teacher)]  # a square, so that no cell is pooled
+        value = cam_distance(*wide, torch.tensor([label]), "target", "l2", 2, shown)
+        assert value.item() == pytest.approx(expected)
+    mixed = torch.tensor([[0.25, 0.25, 0.5]])
+    wide = [maps.repeat_interleave(2, 2) for maps in (student, teacher)]
+    assert cam_distance(*wide, mixed, "target", "l2", 2, shown).item() == pytest.approx(0.25 * 4 + 0.25 * 2)
+    assert cam_distance(*wide, mixed, "all", "l2", 2, shown).item() == pytest.approx((4 + 2) / 2)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_maps_of_classes_that_are_not_shown_get_no_gradient(classes: Classes, norm: Norm) -> None:
+    student = draw(1, 2, 5, 4, 4).requires_grad_()
+    teacher, shown, labels = draw(2, 2, 2, 4, 4), torch.tensor([[4, 0], [1, 2]]), torch.tensor([0, 1])
+    value = cam_distance(student, teacher, labels, classes, norm, 4, shown)
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    reached = gradient.flatten(2).abs().sum(2) > 0
+    all_shown = torch.zeros(2, 5, dtype=torch.bool).scatter(1, shown, True)
+    only_labels = torch.nn.functional.one_hot(labels, 5).bool()
+    assert torch.equal(reached, all_shown if classes == "all" else only_labels)
+    assert torch.autograd.gradcheck(lambda s: cam_distance(s, teacher, labels, classes, norm, 3, shown), student)
+
+
+def test_the_term_reads_which_classes_the_teacher_shows() -> None:
+    student, teacher, labels = draw(1, 2, 5, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+    shown = torch.tensor([[4, 0, 1], [2, 3, 0]])
+    logits = draw(3, 2, 5)
+    for classes in CLASSES:
+        value = CAM(classes)(Prediction(logits, student), Prediction(logits, teacher, None, shown), labels)
+        torch.testing.assert_close(value, cam_distance(student, teacher, labels, classes, shown=shown))
+
+
 # --- properties
 
 

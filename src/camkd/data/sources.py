@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
 from camkd.data.folder import BadImages, open_folder
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
@@ -78,6 +79,18 @@ def open_data(
         raise InputError(f"bad_images is '{bad_images}', but 'fail' or 'skip' is needed; choose one of them")
     data = _open(name, size, workers, bad_images, cache_folder(cache), progress)
     return data if limit is None else data.limited(limit)
+
+
+def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
+    """Open the pictures a run is configured with."""
+    return open_data(
+        config.data,
+        size=config.size,
+        limit=config.limit,
+        workers=config.workers,
+        bad_images=config.bad_images,
+        progress=progress,
+    )
 
 
 def _open(

@@ -8,18 +8,22 @@ at which a run was interrupted.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkd.hashing import GOLDEN, scrambled, stream_of
 from camkd.types import InputError
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+VERSION = 2
+"""Goes up when the same policy would give other pictures: what was said of the older ones does not hold for them."""
+
 _STREAMS = 16
 
 
@@ -56,25 +60,26 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
-def _mix64(z: int) -> int:
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
-    return z ^ (z >> 31)
-
-
 def uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
     """Numbers in [0, 1) that depend on nothing but (seed, epoch, sample, stream): ``(B,)`` to ``(B, 16 streams)``.
 
     SplitMix64 (Steele, Lea and Flood 2014) in counter mode, its upper 24 bits.
     """
-    key = _mix64(_mix64(seed & _MASK) ^ (epoch * _GOLDEN & _MASK))
-    base = samples.cpu().numpy().astype(np.uint64)[:, None] * np.uint64(_STREAMS)
-    z = base + np.arange(_STREAMS, dtype=np.uint64)[None] + np.uint64(1)
-    z = z * np.uint64(_GOLDEN) + np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return torch.from_numpy((z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
+    places = samples.cpu().numpy()[:, None] * _STREAMS + np.arange(1, _STREAMS + 1)
+    counters: NDArray[np.uint64] = places.astype(np.uint64)
+    bits = scrambled(counters * np.uint64(GOLDEN) + np.uint64(stream_of(seed, epoch)))
+    return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
+
+
+def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
+    """An epoch's batches: all ``count`` samples once, in an order that depends on (view seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator).tensor_split(batches(count, batch_size))
+
+
+def batches(count: int, batch_size: int) -> int:
+    """How many batches an epoch is split into, evenly."""
+    return max(1, round(count / batch_size))
 
 
 _CROP_Y, _CROP_X, _FLIP, _ANGLE, _BRIGHT, _CONTRAST, _SATURATE, _CUT_Y, _CUT_X = range(9)
@@ -98,60 +103,64 @@ class Views:
         device: torch.device,
     ) -> None:
         self.policy = policy_named(policy)
-        self.images, self.classes, self.seed, self.device = images, classes, seed, device
+        self.classes, self.seed, self.device = classes, seed, device
+        with warnings.catch_warnings():  # a read-only array is what we want: nothing here writes into it
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self.pixels = torch.from_numpy(images)
+        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            self.pixels = self.pixels.to(device)
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(device)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels)
 
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
         epoch, samples = key
-        x = self._alone(epoch, samples)
-        labels = self.labels[samples.to(self.device)]
-        return self._mixed(epoch, samples, x, labels) if self.policy.mix else Batch(x, labels)
+        u = uniform(self.seed, epoch, samples)
+        x = self._alone(samples, self._there(u))
+        labels = self.labels[self._there(samples)]
+        if self.policy.mix:
+            x, labels = self._mixed(epoch, u, x, labels)
+        return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation loses it
 
-    def _alone(self, epoch: int, samples: Tensor) -> Tensor:
+    def _there(self, small: Tensor) -> Tensor:
+        """On the device, without the host waiting for it."""
+        return small.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else small
+
+    def _alone(self, samples: Tensor, u: Tensor) -> Tensor:
         """The views before mixing, ``(B, 3, H, W)`` in 0..1."""
         policy = self.policy
-        pixels = torch.from_numpy(self.images[samples.numpy()]).to(self.device)
-        if policy == POLICIES["none"]:
-            return _to_float(pixels)
-        u = uniform(self.seed, epoch, samples).to(self.device)
+        pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True)).to(self.device)
         if policy.crop or policy.flip:
             pixels = _shifted(pixels, u, policy)
-        x = _to_float(pixels)
+        x = torch.div(pixels, 255).permute(0, 3, 1, 2)
         if policy.rotation:
             x = _rotated(x, (2 * u[:, _ANGLE] - 1) * math.radians(policy.rotation))
         if policy.colour:
             x = _recoloured(x, 1 + policy.colour * (2 * u[:, _BRIGHT : _SATURATE + 1] - 1))
         if policy.cutout:
             x = _cut_out(x, u[:, _CUT_Y], u[:, _CUT_X], policy.cutout)
-        return x.contiguous(memory_format=torch.channels_last)  # rotation loses it
+        return x
 
-    def _mixed(self, epoch: int, samples: Tensor, x: Tensor, labels: Tensor) -> Batch:
+    def _mixed(self, epoch: int, u: Tensor, x: Tensor, labels: Tensor) -> Batch:
         """Mixup (Zhang et al. 2017, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899), alpha = 1.
 
         The partner is drawn from the whole split, and is seen in its own view of the same epoch.
         """
-        u = uniform(self.seed, epoch, samples)
-        fraction = (u[:, _PARTNER].double() + u[:, _PARTNER_LOW].double() / (1 << 24)) * len(self)
+        rows = (u[:, _MIX] < self.policy.mix).nonzero().squeeze(1)  # on the host, so that nothing waits for a device
+        fraction = (u[rows, _PARTNER].double() + u[rows, _PARTNER_LOW].double() / (1 << 24)) * len(self)
         partners = fraction.long().clamp_max(len(self) - 1)
-        u = u.to(self.device)
+        theirs = self._alone(partners, self._there(uniform(self.seed, epoch, partners)))
+        rows, partners, u = self._there(rows), self._there(partners), self._there(u[rows])
         blend = u[:, _MIX] < self.policy.mix / 2
-        paste = ~blend & (u[:, _MIX] < self.policy.mix)
-        rows, columns = _box(u, x.shape[-2], x.shape[-1])
-        inside = rows[:, :, None] & columns[:, None, :] & paste[:, None, None]
-        share = torch.where(blend[:, None, None], u[:, _WEIGHT, None, None], 0.0) + inside
-        mixed = torch.lerp(x, self._alone(epoch, partners), share[:, None].expand_as(x))
+        across, down = _box(u, x.shape[-2], x.shape[-1])
+        inside = across[:, :, None] & down[:, None, :] & ~blend[:, None, None]
+        share = torch.where(blend[:, None, None], u[:, _WEIGHT, None, None], inside.float())
+        x = x.index_copy(0, rows, torch.lerp(x[rows], theirs, share[:, None].expand_as(theirs)))
+        mixed = F.one_hot(labels, self.classes).float()
         weight = share.mean((1, 2))[:, None]
-        ours = F.one_hot(labels, self.classes).float()
-        theirs = F.one_hot(self.labels[partners.to(self.device)], self.classes).float()
-        return Batch(mixed.contiguous(memory_format=torch.channels_last), torch.lerp(ours, theirs, weight))
-
-
-def _to_float(pixels: Tensor) -> Tensor:
-    """``(B, H, W, 3)`` uint8 to ``(B, 3, H, W)`` in 0..1; the memory stays channels-last."""
-    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        partner_labels = F.one_hot(self.labels[partners], self.classes).float()
+        return Batch(x, mixed.index_copy(0, rows, torch.lerp(mixed[rows], partner_labels, weight)))
 
 
 def _shifted(pixels: Tensor, u: Tensor, policy: Policy) -> Tensor:
@@ -163,7 +172,9 @@ def _shifted(pixels: Tensor, u: Tensor, policy: Policy) -> Tensor:
     if policy.crop:
         rows = _reflected(rows + _offset(u[:, _CROP_Y], height)[:, None], height)
         columns = _reflected(columns + _offset(u[:, _CROP_X], width)[:, None], width)
-    return pixels[torch.arange(batch, device=pixels.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows = rows + torch.arange(0, batch * height, height, device=pixels.device)[:, None]
+    places = rows[:, :, None] * width + columns[:, None, :]
+    return pixels.view(-1, 3).index_select(0, places.view(-1)).view_as(pixels)
 
 
 def _offset(u: Tensor, side: int) -> Tensor:
@@ -176,11 +187,13 @@ def _reflected(index: Tensor, side: int) -> Tensor:
 
 
 def _rotated(x: Tensor, angle: Tensor) -> Tensor:
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    aspect = x.shape[-2] / x.shape[-1]
-    theta = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    """Turn about the centre; the border is reflected."""
+    height, width = x.shape[-2:]
+    down, across = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=x.device) for n in (height, width))
+    cos, sin, aspect = angle.cos()[:, None, None], angle.sin()[:, None, None], height / width
+    columns = cos * across - sin * aspect * down[:, None]
+    rows = sin / aspect * across + cos * down[:, None]
+    return F.grid_sample(x, torch.stack([columns, rows], 3), padding_mode="reflection", align_corners=False)
 
 
 def _recoloured(x: Tensor, factors: Tensor) -> Tensor:

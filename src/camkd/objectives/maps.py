@@ -8,20 +8,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkd.cams import resize
 from camkd.types import Prediction
 
 Classes = Literal["all", "target"]
 Norm = Literal["l2", "minmax", "raw"]
 EPSILON = 1e-6
-
-
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring ``(N, K, h, w)`` to ``size`` cells: average-pooled where it shrinks, bilinear where it grows."""
-    if maps.shape[-2:] == size:
-        return maps
-    if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
-        return F.adaptive_avg_pool2d(maps, size)
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def normalise(maps: Tensor, norm: Norm) -> Tensor:
@@ -46,6 +38,7 @@ def cam_distance(
     classes: Classes = "all",
     norm: Norm = "l2",
     pool: int = 4,
+    shown: Tensor | None = None,
 ) -> Tensor:
     """How far the student's maps are from the teacher's: two ``(N, K, h, w)`` to ``(N,)``.
 
@@ -55,7 +48,14 @@ def cam_distance(
     (mixed labels: weighted by the label). With ``l2`` this is ``2 - 2 cos`` and lies in 0..4 for every pair of
     networks, so that a weight means the same thing from pair to pair. All classes, pooled and normalised: CAT-KD,
     Guo et al. 2023, arXiv 2304.12777.
+
+    Where ``shown (N, k)`` says which classes the teacher's maps are of, the others take no part: ``all`` is the mean
+    over the ``k``, and a label that is not among them costs nothing.
     """
+    if shown is not None:
+        weights = labels if labels.ndim == 2 else F.one_hot(labels, int(student.shape[1]))
+        labels = weights.gather(1, shown)
+        student = student.gather(1, shown[:, :, None, None].expand(-1, -1, *student.shape[2:]))
     size = (pool, pool)
     difference = normalise(resize(student, size), norm) - normalise(resize(teacher, size), norm)
     per_class = difference.square().mean(2) if norm == "raw" else difference.square().sum(2)
@@ -90,7 +90,8 @@ class CAM:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert student.cams is not None and teacher is not None and teacher.cams is not None
-        return cam_distance(student.cams, teacher.cams.detach(), labels, self.classes, self.norm, self.pool)
+        maps = teacher.cams.detach()
+        return cam_distance(student.cams, maps, labels, self.classes, self.norm, self.pool, teacher.shown)
 
 
 @dataclass(frozen=True)

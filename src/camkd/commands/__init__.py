@@ -1,0 +1,19 @@
+"""What the command line offers: one file a family of commands. Torch is imported inside a command, not before."""
+
+from camkd.commands.common import Command, Group
+from camkd.commands.knowledge import KNOWLEDGE
+from camkd.commands.trained import EVALUATE, EXPLAIN, LIST, REPORT
+from camkd.commands.training import DISTILL, TEACHER, TRAIN
+
+__all__ = ["COMMANDS", "Command", "Group"]
+
+COMMANDS: dict[str, Command | Group] = {
+    "train": TRAIN,
+    "teacher": TEACHER,
+    "distill": DISTILL,
+    "evaluate": EVALUATE,
+    "explain": EXPLAIN,
+    "report": REPORT,
+    "knowledge": KNOWLEDGE,
+    "list": LIST,
+}

@@ -1,0 +1,59 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from camkd.config import DataConfig
+
+if TYPE_CHECKING:
+    from camkd.console import Screen
+    from camkd.data.store import Dataset
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does in a line, its options, and the function that returns what ``--json`` prints."""
+
+    summary: str
+    options: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands about one thing."""
+
+    summary: str
+    commands: dict[str, Command]
+
+
+def open_screen() -> Screen:
+    """Where a command shows its progress."""
+    from camkd.console import Screen
+
+    return Screen()
+
+
+def open_data(config: DataConfig, screen: Screen) -> Dataset:
+    """Open the pictures a command is about, and say what they are."""
+    from camkd.data.sources import open_pictures
+
+    data = open_pictures(config, screen.progress)
+    screen.say(
+        f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test pictures "
+        f"of {data.train.images.shape[1]} pixels in {len(data.classes)} classes"
+    )
+    for note in data.notes:
+        screen.say(f"  {note}")
+    return data
+
+
+def print_plainly(text: str) -> None:
+    """One line for a person, on stderr."""
+    print(text, file=sys.stderr)

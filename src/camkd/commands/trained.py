@@ -1,0 +1,87 @@
+"""Commands about what is trained already: evaluate, explain, report; and list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from camkd.commands.common import Command, open_screen, print_plainly
+
+
+def _evaluate_options(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="a run folder or a shipped model")
+    parser.add_argument("--data", "--dataset", type=str | None, default=None, help="other pictures than the run's own")
+    parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+
+
+def _evaluate(options: Namespace) -> dict[str, Any]:
+    from camkd.console import print_table
+    from camkd.trained import reevaluate
+
+    with open_screen() as screen:
+        figures = reevaluate(options.run, options.data, options.teacher, options.device, progress=screen.progress)
+    if not options.json:
+        shown = {k: v for k, v in figures.items() if isinstance(v, int | float | str)}
+        print_table(options.run, ["figure", "value"], [[k, _short(v)] for k, v in shown.items()])
+    return figures
+
+
+def _explain_options(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="a run folder or a shipped model")
+    parser.add_argument("images", type=str, nargs="+", help="picture files")
+    parser.add_argument("--out", type=str, default="cams.png", help="where the figure goes")
+    parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
+
+
+def _explain(options: Namespace) -> dict[str, Any]:
+    from camkd.trained import explain_files
+
+    answers = explain_files(options.run, options.images, Path(options.out), options.teacher)
+    for image, answer in zip(options.images, answers, strict=True):
+        said = ", ".join(f"{who} {what['class']} ({what['confidence']:.0%})" for who, what in answer.items())
+        print_plainly(f"{image}: {said}")
+    print_plainly(f"written: {options.out}")
+    return {"out": options.out, "pictures": dict(zip(options.images, answers, strict=True))}
+
+
+def _report_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or one folder of 'camkd train'")
+    parser.add_argument("--out", type=str | None, default=None, help="(default: report.html in the first)")
+
+
+def _report(options: Namespace) -> dict[str, Any]:
+    from camkd.report import write_report
+
+    out = Path(options.out or Path(options.runs[0]) / "report.html")
+    write_report([Path(run) for run in options.runs], out)
+    print_plainly(f"written: {out}")
+    return {"out": str(out)}
+
+
+def _list_options(parser: ArgumentParser) -> None:
+    parser.add_argument("what", type=str, help="models, methods or data")
+    parser.add_argument("--size", type=int, default=32, help="picture side for the models' costs")
+    parser.add_argument("--classes", type=int, default=10, help="number of classes for the models' costs")
+
+
+def _list(options: Namespace) -> dict[str, Any]:
+    from camkd.catalogue import show
+    from camkd.console import print_table
+
+    found, (columns, rows) = show(options.what, options.size, options.classes)
+    if not options.json:
+        print_table(options.what, columns, rows)
+    return found
+
+
+def _short(value: float | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
+
+
+EVALUATE = Command("Measure a trained model on test pictures.", _evaluate_options, _evaluate)
+EXPLAIN = Command("Show where a model looks in pictures.", _explain_options, _explain)
+REPORT = Command("Write the HTML report of run folders.", _report_options, _report)
+LIST = Command("List models, methods or data sets.", _list_options, _list)

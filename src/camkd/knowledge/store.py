@@ -1,0 +1,192 @@
+"""A folder of answers: a file an epoch, memory-mapped, written through, safe to read beside other writers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camkd.config import written
+from camkd.data.store import cache_folder
+from camkd.files import write_json
+from camkd.knowledge.records import Layout, checksums
+from camkd.types import InputError, Prediction
+
+MANIFEST = "store.json"
+ROWS_AT_ONCE = 4096
+
+
+class DamagedKnowledge(UserWarning):
+    """Stored answers were not what had been written; they are asked again."""
+
+
+class NoRoom(InputError):
+    """The disk has no space for an epoch of answers."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a person should know of a store; ``store.json``."""
+
+    teacher: str
+    architecture: str
+    data: str
+    views: str
+    view_seed: int
+    precision: str
+    count: int
+    layout: Layout
+
+    @classmethod
+    def of(cls, folder: Path) -> Manifest:
+        """Raises ``InputError`` where there is none that can be read."""
+        try:
+            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            known = {field.name: values[field.name] for field in fields(cls)}
+            bias = known["layout"]["bias"]
+            layout = Layout(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
+            return cls(**{**known, "layout": layout})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder} is not a whole knowledge store ({error}): remove it.") from error
+
+
+class Store:
+    """The answers of one teacher, as ``manifest`` describes them, in ``folder``; it is made with the first answer.
+
+    Several processes may read and write it at once: a record is complete or it does not count.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.count, self.layout = manifest.count, manifest.layout
+        self._open: tuple[int, NDArray[np.void]] | None = None
+
+    def touch(self) -> None:
+        """Note that it is used now, where there is something to use."""
+        if (self.folder / MANIFEST).exists():
+            os.utime(self.folder / MANIFEST)
+
+    @property
+    def epoch_bytes(self) -> int:
+        """What an epoch takes on disk."""
+        return self.count * self.layout.dtype.itemsize
+
+    def epochs(self) -> list[int]:
+        """The epochs of which something is known."""
+        return sorted(int(path.stem.removeprefix("epoch-")) for path in self.folder.glob("epoch-*.bin"))
+
+    def read(self, epoch: int, rows: NDArray[np.int64]) -> Prediction | None:
+        """The answers for samples ``rows``, or None where one of them is not known. Warns where one is damaged."""
+        found, known = self._found(epoch, rows)
+        if known.all():
+            return self.layout.decode(found)
+        damaged = int((~known & (found["sum"] != 0)).sum())
+        if damaged:
+            warnings.warn(
+                f"{damaged} of the teacher's answers in {self.path(epoch)} are damaged; they are asked again.",
+                DamagedKnowledge,
+                stacklevel=2,
+            )
+        return None
+
+    def knows(self, epoch: int, rows: NDArray[np.int64]) -> bool:
+        """Whether there is a sound answer for each of ``rows``."""
+        return bool(self._found(epoch, rows)[1].all())
+
+    def write(self, epoch: int, rows: NDArray[np.int64], encoded: NDArray[np.void]) -> None:
+        """Keep encoded answers for samples ``rows``. Raises ``NoRoom`` where the disk is full."""
+        encoded["sum"] = checksums(encoded, epoch, rows)
+        records = self._records(epoch, create=True)
+        assert records is not None
+        records[rows] = encoded
+
+    def examine(self, epoch: int, *, mend: bool = False) -> tuple[int, int]:
+        """How many records of an epoch are known and how many are damaged; ``mend`` makes these unknown."""
+        known = damaged = 0
+        for start in range(0, self.count, ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, self.count))
+            found, good = self._found(epoch, rows)
+            bad = ~good & (found["sum"] != 0)
+            known, damaged = known + int(good.sum()), damaged + int(bad.sum())
+            records = self._records(epoch)
+            if mend and bad.any() and records is not None:
+                records[rows[bad]] = np.zeros(1, self.layout.dtype)
+        return known, damaged
+
+    def path(self, epoch: int) -> Path:
+        """The file of an epoch."""
+        return self.folder / f"epoch-{epoch:04d}.bin"
+
+    def _found(self, epoch: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """A copy of the records of ``rows``, and which of them are whole."""
+        records = self._records(epoch)
+        if records is None:
+            return np.zeros(len(rows), self.layout.dtype), np.zeros(len(rows), np.bool_)
+        found = records[rows]
+        return found, found["sum"] == checksums(found, epoch, rows)
+
+    def _records(self, epoch: int, *, create: bool = False) -> NDArray[np.void] | None:
+        opened = self._open
+        if opened is not None and opened[0] == epoch:
+            return opened[1]
+        path = self.path(epoch)
+        if not path.exists() and not create:
+            return None
+        with _needing(self.epoch_bytes, path):
+            if not path.exists():
+                write_json(self.folder / MANIFEST, asdict(self.manifest))
+            _reserve(path, self.epoch_bytes)
+        records: NDArray[np.void] = np.memmap(path, self.layout.dtype, "r+", shape=(self.count,))
+        self._open = epoch, records
+        return records
+
+
+@contextmanager
+def _needing(size: int, path: Path) -> Iterator[None]:
+    """A full disk, or a quota or limit that is reached, becomes one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise NoRoom(
+            f"there is no room for {written(size)} of the teacher's answers in {path.parent}: make room with "
+            "'camkd knowledge prune', lower --knowledge-budget, or set CAMKD_CACHE to another folder."
+        ) from error
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make ``path`` a file of ``size`` bytes, new ones zero, with its space taken: a full disk shows here."""
+    new = not path.exists()
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if os.fstat(handle).st_size < size:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)
+            else:
+                os.ftruncate(handle, size)
+    except OSError:
+        if new:
+            path.unlink()
+        raise
+    finally:
+        os.close(handle)
+
+
+def store_folder(key: str) -> Path:
+    """The folder of the store called ``key``."""
+    return cache_folder() / "knowledge" / key
+
+
+def stores() -> list[Path]:
+    """The folders of all knowledge stores, least recently used first."""
+    found = store_folder("").glob(f"*/{MANIFEST}")
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
