@@ -81,8 +81,8 @@ def _exact(model: nn.Module, head: _Head, x: Tensor) -> tuple[Tensor, Tensor, Te
     _, output, features = seen[head.call]
     if head.layer is classifier:  # the map is there already, with the bias on every cell
         return logits, output if classifier.bias is None else output - classifier.bias.view(-1, 1, 1), features
-    weight = classifier.weight.view(*classifier.weight.shape[:2], 1, 1).to(output.dtype)
-    return logits, nn.functional.conv2d(output, weight), output
+    weight = classifier.weight.to(output.dtype)
+    return logits, nn.functional.conv2d(output, weight.reshape(len(weight), -1, 1, 1)), output
 
 
 def _gradient(model: nn.Module, head: _Head, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
