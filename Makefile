@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
+# The programs that benchmarks compare with have an environment of their own.
+PEERS  := $(VENV)-bench/.bench-installed
 
 # The settings of `make demo`.
 DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --epochs 5 --figure-every 1 --out runs/demo --resume
@@ -16,13 +18,13 @@ help:
 	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
 	@echo "make test    the tests, warnings are errors"
 	@echo "make check   format, lint, types, layering"
-	@echo "make bench   every script in benchmarks/"
+	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
 	@echo "make docs    the documentation, into docs/_build"
 	@echo "make clean   remove what the commands above made, except runs/"
 
 # A virtual environment without a working pip is what an interrupted set-up leaves: it is made anew.
 define environment
-@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
 endef
 
 $(RUN): pyproject.toml requirements.txt
@@ -40,6 +42,11 @@ $(DOCS): pyproject.toml requirements.txt requirements-docs.txt
 	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	@touch $(RUN) $@
 
+$(PEERS): pyproject.toml requirements.txt requirements-bench.txt
+	$(environment)
+	$(@D)/bin/python -m pip install --quiet -r requirements-bench.txt
+	@touch $@
+
 demo: $(RUN)
 	$(BIN)/camkd train $(DEMO_FLAGS)
 
@@ -52,13 +59,12 @@ check: $(DEV)
 	$(BIN)/mypy --strict src
 	$(BIN)/python -m pytest -W error tests/test_architecture.py
 
-bench: $(RUN)
-	@set -e; for script in benchmarks/*.py; do \
-		test -e "$$script" || continue; echo "== $$script" >&2; $(BIN)/python "$$script"; done
+bench: $(PEERS)
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script" >&2; $(VENV)-bench/bin/python "$$script"; done
 
 docs: $(DOCS)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
