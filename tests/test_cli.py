@@ -79,7 +79,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 # --- help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
 def test_help_answers_without_torch(arguments: list[str]) -> None:
     code = f"""
 import sys

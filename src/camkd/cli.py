@@ -219,7 +219,7 @@ def _evaluate_options(parser: ArgumentParser) -> None:
 
 
 def _evaluate(options: Namespace) -> dict[str, Any]:
-    from camkd.console import print_table
+    from camkd.tables import print_table
     from camkd.trained import reevaluate
 
     with _screen() as screen:
@@ -270,7 +270,7 @@ def _list_options(parser: ArgumentParser) -> None:
 
 def _list(options: Namespace) -> dict[str, Any]:
     from camkd.catalogue import show
-    from camkd.console import print_table
+    from camkd.tables import print_table
 
     found, (columns, rows) = show(options.what, options.size, options.classes)
     if not options.json:
