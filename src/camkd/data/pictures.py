@@ -39,7 +39,8 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
                 raise ValueError(f"{image.width} x {image.height} pixels are more than is safe to decode")
             image.draft(None, (2 * size, 2 * size))
-            return np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_square(_rgb(image), size))
     except UnidentifiedImageError as error:
         raise ValueError("not a picture in a known format") from error
     except OSError as error:
@@ -49,6 +50,8 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image  # which convert() would copy
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
