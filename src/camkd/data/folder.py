@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from camkd.data.pictures import decode_into, own_size
+from camkd.data.decoders import Decoders
+from camkd.data.pictures import own_size
 from camkd.data.store import SPLITS, Contents, Dataset, Progress, Split, build_or_open, keep_rows, new_images
 from camkd.data.tree import Tree, first, plain, quoted, scan
 from camkd.types import InputError
@@ -39,7 +40,7 @@ def open_folder(
     """
     tree = scan(root)
     if size is None:
-        size = own_size(root / picture.name for _, picture in tree.rows("train")) or DEFAULT_SIZE
+        size = own_size(tree.paths("train")) or DEFAULT_SIZE
     listing = hashlib.sha256(f"{os.fsencode(root.resolve())!r} {size} {bad_images} {tree.splits}".encode())
     return build_or_open(
         root.resolve().name,
@@ -54,10 +55,11 @@ def _build(
 ) -> Contents:
     """Decode every picture of ``tree`` into ``folder``, then judge those that could not be read."""
     bad = {}
-    for split in SPLITS:
-        paths = [tree.root / picture.name for _, picture in tree.rows(split)]
-        images = new_images(folder / f"{split}_images.npy", len(paths), size)
-        bad[split] = decode_into(images, paths, workers=workers, progress=progress, what=f"reading {split} pictures")
+    with Decoders(workers) as decoders:
+        for split in SPLITS:
+            paths, file = tree.paths(split), folder / f"{split}_images.npy"
+            new_images(file, len(paths), size)
+            bad[split] = decoders.fill(file, paths, progress, f"reading {split} pictures")
     said = [
         f"{plain(tree.rows(split)[row][1].name)}: {reason}"
         for split, reasons in bad.items()

@@ -63,7 +63,7 @@ def open_data(
     """Open the built-in data set or the folder of pictures called ``name``; the first time, build its store.
 
     ``size`` is the side of the square pictures in pixels (None: the source's own), ``limit`` keeps the first
-    pictures of each split. ``workers`` threads decode a folder; pictures of it that cannot be read are an
+    pictures of each split. ``workers`` processes decode a folder; pictures of it that cannot be read are an
     error, or left out with ``bad_images="skip"``. The store lies under ``cache`` (None: ``$CAMKD_CACHE``, or
     else ``~/.cache/camkd``). Raises `InputError` where something about the input has to change.
 

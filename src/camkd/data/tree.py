@@ -51,6 +51,10 @@ class Tree:
         found = self.splits[split]
         return [(label, picture) for label, name in enumerate(self.classes) for picture in found[name]]
 
+    def paths(self, split: str) -> list[str]:
+        """Where the picture of each row of ``split`` lies."""
+        return [os.path.join(self.root, picture.name) for _, picture in self.rows(split)]
+
 
 def scan(root: Path) -> Tree:
     """Find the pictures of every split and class below ``root``, without opening any.
@@ -220,8 +224,8 @@ def _divide(pictures: Sequence[Picture], missing: Sequence[str]) -> dict[str, li
 
     Every split gets a picture, train first, as long as there are enough.
     """
-    ordered = sorted(pictures, key=_place)
-    places = [_place(picture) for picture in ordered]
+    placed = sorted((_place(picture), picture) for picture in pictures)
+    places, ordered = [place for place, _ in placed], [picture for _, picture in placed]
     starts = [bisect_left(places, 1 - SHARE * shares) for shares in range(len(missing), 0, -1)]
     starts.append(len(ordered))
     for split in reversed(range(len(missing))):
