@@ -14,7 +14,7 @@ from PIL import Image
 
 from camkd.data import decoders
 from camkd.data.decoders import Decoders
-from camkd.data.folder import open_folder
+from camkd.data.sources import open_data
 from camkd.data.store import new_images, silent
 from camkd.types import InputError
 
@@ -104,7 +104,7 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from camkd.data import decoders
-from camkd.data.folder import open_folder
+from camkd.data.sources import open_data
 
 print("started", flush=True)
 decoders.SECONDS_ALONE = 0.0
@@ -116,7 +116,7 @@ def progress(done, total, what):
         sys.stdin.read()
 
 root, cache = map(Path, sys.argv[1:3])
-data = open_folder(root, size=4, workers=2, bad_images="fail", cache=cache, progress=progress)
+data = open_data(root, size=4, workers=2, cache=cache, progress=progress)
 print("finished", data.fingerprint)
 """
 
@@ -149,7 +149,7 @@ def test_a_script_needs_no_guard(tmp_path: Path, root: Path) -> None:
     assert err == ""
     assert out.splitlines()[0] == "started"
     assert out.count("started") == 1
-    alone = open_folder(root, size=4, workers=1, bad_images="fail", cache=tmp_path / "here", progress=silent)
+    alone = open_data(root, size=4, workers=1, cache=tmp_path / "here")
     assert out.splitlines()[-1] == f"finished {alone.fingerprint}"
 
 

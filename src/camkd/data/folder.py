@@ -24,6 +24,7 @@ def open_folder(
     root: Path,
     *,
     size: int | None,
+    limit: int | None,
     workers: int | None,
     bad_images: BadImages,
     cache: Path,
@@ -33,7 +34,8 @@ def open_folder(
 
     Splits that are missing are made here, by a hash of each picture's path, so that adding one moves no
     other. The pictures become squares of ``size`` pixels (None: their own size where they share a small one,
-    or else 64). They are decoded the first time, and again when a file's path, size or time changes.
+    or else 64). They are decoded the first time, and again when a file's path, size or time changes. With ``limit``
+    only the first pictures of each split are, the classes taking turns.
 
     Raises `InputError` where the folder is not such a tree, or where a picture cannot be read and
     ``bad_images`` is "fail"; with "skip" such pictures are left out and counted in the notes.
@@ -41,6 +43,8 @@ def open_folder(
     tree = scan(root)
     if size is None:
         size = own_size(tree.paths("train")) or DEFAULT_SIZE
+    if limit is not None:
+        tree = tree.limited(limit)
     listing = hashlib.sha256(f"{os.fsencode(root.resolve())!r} {size} {bad_images} {tree.splits}".encode())
     return build_or_open(
         root.resolve().name,
@@ -72,7 +76,7 @@ def _build(
         )
     notes = [f"{len(said):,} unreadable pictures were left out: {first(said, '; ')}"] if said else []
     train, val, test = (_split(folder, split, tree, bad[split]) for split in SPLITS)
-    lost = [name for label, name in enumerate(tree.classes) if label not in train.labels]
+    lost = [name for label, name in enumerate(tree.classes) if tree.splits["train"][name] and label not in train.labels]
     if lost:
         raise InputError(f"no readable training picture of {quoted(lost)} is in '{tree.root}'; add some")
     return Contents(tree.classes, train, val, test, (*tree.notes, *notes))
