@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from camkd.catalogue import show
+from camkd.catalogue import COSTS, COSTS_AT, costs, show, stored_costs
 from camkd.data.sources import SOURCES
 from camkd.models import MODELS, build
 from camkd.objectives import METHODS
 from camkd.types import InputError
+
+WRITE = f"""python -c "from camkd.catalogue import *; from camkd.files import write_json; \
+write_json(COSTS, costs(*COSTS_AT))" writes {COSTS.name} again"""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +31,30 @@ def test_every_model_is_listed_with_its_cost(models: dict[str, Any]) -> None:
     for name in ("cam-net", "resnet8"):
         assert models[name]["params"] == sum(p.numel() for p in build(name, 10, 32).parameters())
     assert all(entry["macs"] > entry["params"] for entry in models.values())
+    assert all(entry["summary"] and "\n" not in entry["summary"] for entry in models.values())
+
+
+def test_the_costs_that_are_kept_are_those_that_are_counted(models: dict[str, Any]) -> None:
+    assert stored_costs().keys() == MODELS.keys(), f"give each model summary and form in {COSTS.name}, then: {WRITE}"
+    assert models == costs(*COSTS_AT), WRITE
+
+
+def test_other_pictures_and_classes_are_counted(monkeypatch: pytest.MonkeyPatch, models: dict[str, Any]) -> None:
+    for name in set(MODELS) - {"cam-net"}:
+        monkeypatch.delitem(MODELS, name)
+    wide, many = (show("models", *given)[0]["cam-net"] for given in ((64, 10), (32, 100)))
+    assert wide["map"] == [16, 16]
+    assert wide["params"] == models["cam-net"]["params"]
+    assert many["params"] > models["cam-net"]["params"]
+    assert many["macs"] < wide["macs"] < 5 * models["cam-net"]["macs"]
+
+
+@pytest.mark.parametrize("what", ["models", "data"])
+def test_a_list_answers_without_torch(what: str) -> None:
+    code = f"import sys; from camkd.cli import main; sys.exit(main(['list', '{what}']) or 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in (MODELS if what == "models" else SOURCES))
 
 
 def test_the_student_is_small_and_its_map_is_not(models: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 # --- help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
 def test_help_answers_without_torch(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -558,7 +558,7 @@ def test_filling_that_is_interrupted_goes_on(
 ) -> None:
     def press(screen: console.Screen, done: int, total: int, what: str) -> None:
         if what == "asking the teacher" and done >= 64:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(console.Screen, "progress", press)

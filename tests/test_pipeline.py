@@ -20,7 +20,7 @@ from camkd import pipeline
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
-from camkd.models import MODELS, ModelEntry
+from camkd.models import MODELS
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.pipeline import channel_statistics, taught_by, train_all, train_run
 from camkd.referee import Referee
@@ -338,7 +338,7 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
     def make(classes: int, size: int) -> ResNet:
         return ResNet(BasicBlock, (8, 16), (1, 1), classes, size, hidden=6)
 
-    monkeypatch.setitem(MODELS, "tiny-mlp", ModelEntry(make, "for this test"))
+    monkeypatch.setitem(MODELS, "tiny-mlp", make)
     place = tmp_path / "teacher"
     own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, ONE), Lesson("plain"))
     teacher = adopt_teacher(place, easy, "cpu")

@@ -1,18 +1,23 @@
-"""What there is to choose from: models with their cost, methods with their source, data sets."""
+"""What there is to choose from: models with their cost, methods with their source, data sets.
+
+Each list imports what it needs itself, and torch only where it has to count or to name terms.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from camkd.data.sources import SOURCES
-from camkd.models import MODELS
-from camkd.models.profile import profile
-from camkd.objectives import METHODS
 from camkd.types import InputError
 
 Table = tuple[list[str], list[list[str]]]
+
+COSTS = Path(__file__).with_name("models") / "costs.json"
+"""What to say of every built-in network, and what it costs at ``COSTS_AT``: read as a file, so without torch."""
+
+COSTS_AT = (32, 10)
+"""Picture size and number of classes of the costs in ``COSTS``."""
 
 
 def show(what: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
@@ -28,18 +33,39 @@ def show(what: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
 
 def models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
     """Parameters, multiply-accumulates and map of every built-in network for pictures of ``size`` pixels."""
-    found, rows = {}, []
-    for name, entry in MODELS.items():
-        with torch.device("meta"):  # shapes alone: nothing is drawn and nothing computed
-            cost = profile(entry.make(classes, size), size)
-        found[name] = {"params": cost.params, "macs": cost.macs, "map": list(cost.grid), "form": entry.form}
-        grid = "x".join(map(str, cost.grid))
-        rows.append([name, f"{cost.params:,}", f"{cost.macs / 1e6:,.1f} M", grid, entry.form, entry.summary])
+    found = stored_costs() if (size, classes) == COSTS_AT else costs(size, classes)
+    rows = []
+    for name, said in found.items():
+        grid = "x".join(map(str, said["map"]))
+        rows.append([name, f"{said['params']:,}", f"{said['macs'] / 1e6:,.1f} M", grid, said["form"], said["summary"]])
     return found, (["model", "parameters", "MACs", "map", "form", ""], rows)
+
+
+def stored_costs() -> dict[str, dict[str, Any]]:
+    """The content of ``COSTS``."""
+    found: dict[str, dict[str, Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
+    return found
+
+
+def costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
+    """The like of ``COSTS`` for pictures of ``size`` pixels in ``classes`` classes, counted now."""
+    import torch
+
+    from camkd.models import MODELS
+    from camkd.models.profile import profile
+
+    said, found = stored_costs(), {}
+    for name, make in MODELS.items():
+        with torch.device("meta"):  # shapes alone: nothing is drawn and nothing computed
+            cost = profile(make(classes, size), size)
+        found[name] = {**said[name], "params": cost.params, "macs": cost.macs, "map": list(cost.grid)}
+    return found
 
 
 def methods() -> tuple[dict[str, Any], Table]:
     """The terms and weights of every method, and where it comes from."""
+    from camkd.objectives import METHODS
+
     found, rows = {}, []
     for name, method in METHODS.items():
         terms = {term: weighted.weight for term, weighted in method.terms.items()}
@@ -57,6 +83,8 @@ def methods() -> tuple[dict[str, Any], Table]:
 
 def sources() -> tuple[dict[str, Any], Table]:
     """The built-in data sets; any folder of pictures is one too."""
+    from camkd.data.sources import SOURCES
+
     found, rows = {}, []
     for name, source in SOURCES.items():
         found[name] = {

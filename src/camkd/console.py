@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import nn
 
 from camkd.train import Watch
@@ -102,14 +100,3 @@ class Screen(Watch):
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
-
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table for a person, on stdout: it is what the command was asked for."""
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        numbers = all(row[index][:1].isdigit() or not row[index] for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(file=sys.stdout, highlight=False).print(table)

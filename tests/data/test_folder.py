@@ -35,6 +35,7 @@ def tree(root: Path, *classes: str, count: int = 10) -> Path:
 def opened(root: Path, cache: Path, **options: object) -> Dataset:
     given: dict[str, object] = {
         "size": None,
+        "limit": None,
         "workers": 2,
         "bad_images": "fail",
         "cache": cache,
@@ -212,6 +213,27 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         opened(tree(tmp_path / "pets", "a", "b", count=150), tmp_path / "cache", progress=interrupt)
     assert not list((tmp_path / "cache" / "data").iterdir())
+
+
+def test_limited_only_the_first_are_decoded(tmp_path: Path) -> None:
+    root, heard = tree(tmp_path / "pets", "a", "b", "c", count=40), []
+    given = opened(root, tmp_path / "cache").limited(7)
+    (root / "c" / "39.png").write_text("no picture, and not among the first")
+    data = opened(root, tmp_path / "cache", limit=7, progress=lambda *said: heard.append(said))
+    assert data.fingerprint == given.fingerprint
+    assert [split.names for split in data.splits.values()] == [split.names for split in given.splits.values()]
+    assert data.notes == given.notes
+    assert isinstance(data.train.images, np.memmap)
+    assert {total for _, total, _ in heard} == {7}
+
+
+def test_a_limit_may_leave_classes_out_and_may_leave_all_in(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", "a", "b", "c", count=40)
+    two = opened(root, tmp_path / "cache", limit=2)
+    assert (two.classes, two.train.labels.tolist()) == (("a", "b", "c"), [0, 1])
+    whole = opened(root, tmp_path / "cache")
+    assert opened(root, tmp_path / "cache", limit=len(whole.train)).notes == whole.notes
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 2
 
 
 # What is wrong with a folder

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.data.pictures import decode, decode_into, own_size
-from camkd.data.store import silent
+from camkd.data.pictures import decode, decode_rows, own_size
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -26,6 +25,16 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     pixels = decode(tmp_path / "x.png", 16)
     assert tuple(pixels[2, 2]) == RED
     assert tuple(pixels[13, 2]) == BLUE
+
+
+def test_a_photograph_taken_upright_is_cropped_as_it_is_seen(tmp_path: Path) -> None:
+    """Stored lying, 24 x 8, and turned by a quarter: its middle third is the middle of the upright picture."""
+    image = Image.new("RGB", (24, 8), RED)
+    image.paste(BLUE, (8, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.png", exif=exif)
+    assert (decode(tmp_path / "x.png", 8) == BLUE).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA-png", "RGB-key"])
@@ -126,7 +135,7 @@ def test_own_size(tmp_path: Path, sizes: list[tuple[int, int]], expected: int | 
     for path, size in zip(paths, sizes, strict=True):
         Image.new("L", size).save(path)
     (tmp_path / "broken.png").write_bytes(b"")
-    assert own_size([tmp_path / "broken.png", *paths]) == expected
+    assert own_size(map(str, [tmp_path / "broken.png", *paths])) == expected
 
 
 def bomb(path: Path) -> None:
@@ -170,20 +179,10 @@ def test_rows_that_cannot_be_read_are_told_and_the_others_are_filled(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name, width in (("good.png", 10), ("large.png", 15), ("huge.png", 30)):
         Image.new("RGB", (width, 10), RED).save(tmp_path / name)
-    images = np.zeros((4, 10, 10, 3), np.uint8)
-    paths = [tmp_path / name for name in ("large.png", "good.png", "huge.png", "good.png")]
-    heard: list[tuple[int, int, str]] = []
-    bad = decode_into(images, paths, workers=2, progress=lambda *said: heard.append(said), what="reading")
-    assert sorted(bad) == [0, 2]
-    assert bad[0] == "15 x 10 pixels are more than is safe to decode"
-    assert (images[[1, 3]] == RED).all()
-    assert heard == [(4, 4, "reading")]
-
-
-def test_many_chunks_land_in_their_rows(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{row}.png" for row in range(200)]
-    for row, path in enumerate(paths):
-        Image.new("L", (4, 4), row).save(path)
-    images = np.zeros((200, 4, 4, 3), np.uint8)
-    assert decode_into(images, paths, workers=3, progress=silent, what="reading") == {}
-    np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(200))
+    images = np.zeros((5, 10, 10, 3), np.uint8)
+    paths = [str(tmp_path / name) for name in ("large.png", "good.png", "huge.png", "good.png")]
+    bad = decode_rows(images, 1, paths)
+    assert sorted(bad) == [1, 3]
+    assert bad[1] == "15 x 10 pixels are more than is safe to decode"
+    assert (images[[2, 4]] == RED).all()
+    assert not images[0].any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from camkd.data import store
 from camkd.data.store import (
     Contents,
     Dataset,
@@ -23,6 +25,7 @@ from camkd.data.store import (
     hold_out,
     keep_rows,
     new_images,
+    rows_within,
 )
 from camkd.types import InputError
 
@@ -201,6 +204,27 @@ def test_the_fingerprint_changes_with(change: Callable[[Contents], Contents]) ->
 def test_the_fingerprint_is_over_content_alone(tmp_path: Path) -> None:
     given_ = contents(extras=False)
     assert mark(given_) == mark(contents()) == opened(tmp_path).fingerprint
+
+
+def test_what_is_read_at_once_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = new_images(tmp_path / "x.npy", 100, 224)  # 15 MB
+    whole = Split(images, np.zeros(100, np.int64))
+    monkeypatch.setattr(store, "BYTES_AT_ONCE", 1 << 20)
+    tracemalloc.start()
+    one = fingerprint(("a",), {"train": whole})
+    keep_rows(tmp_path / "x.npy", np.arange(99))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4 << 20
+    monkeypatch.undo()
+    assert one == fingerprint(("a",), {"train": whole})
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "rows"), [(1000, (10, 10, 3), 3), (299, (10, 10, 3), 1), (300, (10, 10, 3), 1)]
+)
+def test_rows_within(size: int, shape: tuple[int, ...], rows: int) -> None:
+    assert rows_within(size, np.zeros((4, *shape), np.uint8)) == rows
 
 
 @settings(deadline=None)

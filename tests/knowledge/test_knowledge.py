@@ -31,7 +31,7 @@ from camkd.data import views as views_module
 from camkd.data.store import Dataset, Split
 from camkd.data.views import Policy, Views
 from camkd.knowledge import DamagedKnowledge, Knowledge, Layout, Manifest, NoRoom, Store, key_of
-from camkd.models import MODELS, ModelEntry, build
+from camkd.models import MODELS, build
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.runs import Description, save
 from camkd.teachers import Teacher, adopt_teacher, knowledge_of
@@ -335,6 +335,13 @@ def test_a_teacher_in_bf16_has_a_key() -> None:
     assert key_of(model, PARTS) == key_of(copy.deepcopy(model), PARTS) != key_of(Network(), PARTS)
 
 
+def test_equal_bytes_of_another_number_format_have_another_key() -> None:
+    one, other = nn.Identity(), nn.Identity()
+    one.register_buffer("offset", torch.zeros(3))
+    other.register_buffer("offset", torch.zeros(3, dtype=torch.int32))
+    assert key_of(one, PARTS) != key_of(other, PARTS)
+
+
 def test_records_of_another_kind_have_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Network()
     before = key_of(model, PARTS)
@@ -356,7 +363,7 @@ def _mlp(classes: int, size: int) -> ResNet:
 def _known_here() -> Iterator[None]:
     """A network with gradient-based maps among the built-in ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny-mlp", ModelEntry(_mlp, "for this test", "gradient"))
+        patch.setitem(MODELS, "tiny-mlp", _mlp)
         yield
 
 

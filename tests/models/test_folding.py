@@ -163,17 +163,17 @@ class Before(Net):
 
 
 def test_a_normalisation_before_a_convolution_is_not_folded() -> None:
-    check(Before(norm=nn.BatchNorm2d(3), conv=conv()), 1)
+    check(Before(norm=nn.BatchNorm2d(3), conv=nn.Sequential(conv(), nn.BatchNorm2d(6))), 1)
 
 
 class Beside(Net):
     def middle(self, x: Tensor) -> Tensor:
-        y = self.conv(x)  # type: ignore[operator]
+        y = self.conv(self.first(self.stem(x)))  # type: ignore[operator]
         return y - self.norm(y).relu()  # type: ignore[operator, no-any-return]
 
 
 def test_a_convolution_whose_output_is_used_elsewhere_is_not_folded() -> None:
-    check(Beside(conv=conv(), norm=nn.BatchNorm2d(6)), 1)
+    check(Beside(stem=conv(), first=nn.BatchNorm2d(6), conv=conv(6), norm=nn.BatchNorm2d(6)), 1)
 
 
 class Shared(Net):
@@ -186,7 +186,8 @@ def test_a_normalisation_that_two_convolutions_share_is_folded_into_both() -> No
 
 
 def test_a_normalisation_without_statistics_is_not_folded() -> None:
-    check(Net(conv=conv(), norm=nn.BatchNorm2d(6, track_running_stats=False)), 1)
+    stem = nn.Sequential(conv(), nn.BatchNorm2d(6), conv(6))
+    check(Net(conv=stem, norm=nn.BatchNorm2d(6, track_running_stats=False)), 1)
 
 
 @pytest.mark.parametrize("between", [nn.ReLU, nn.Identity])

@@ -38,7 +38,7 @@ def pictures(count: int = 3, size: int = SIZE) -> Tensor:
 def outline(name: str, classes: int, size: int) -> Normalised:
     """A network without numbers, for counting."""
     with torch.device("meta"):
-        return MODELS[name].make(classes, size)
+        return MODELS[name](classes, size)
 
 
 def count(name: str, classes: int, size: int) -> int:
@@ -200,8 +200,7 @@ def test_normalisation_is_inside(name: str, built: Callable[[str], Normalised]) 
 
 
 @every_model
-def test_it_takes_any_number_of_classes_and_has_a_summary(name: str) -> None:
-    assert MODELS[name].summary
+def test_it_takes_any_number_of_classes(name: str) -> None:
     for classes in (2, 1000):
         model = outline(name, classes, 32)
         assert model(torch.zeros(1, 3, 32, 32, device="meta")).shape == (1, classes)

@@ -74,8 +74,8 @@ def _keys_option(parser: ArgumentParser) -> None:
 
 
 def _list(options: Namespace) -> dict[str, Any]:
-    from camkd.console import print_table
     from camkd.knowledge import Manifest, Store
+    from camkd.tables import print_table
 
     found, rows = {}, []
     for folder in _chosen([]):

@@ -18,7 +18,7 @@ def _evaluate_options(parser: ArgumentParser) -> None:
 
 
 def _evaluate(options: Namespace) -> dict[str, Any]:
-    from camkd.console import print_table
+    from camkd.tables import print_table
     from camkd.trained import reevaluate
 
     with open_screen() as screen:
@@ -69,7 +69,7 @@ def _list_options(parser: ArgumentParser) -> None:
 
 def _list(options: Namespace) -> dict[str, Any]:
     from camkd.catalogue import show
-    from camkd.console import print_table
+    from camkd.tables import print_table
 
     found, (columns, rows) = show(options.what, options.size, options.classes)
     if not options.json:

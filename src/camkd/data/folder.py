@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from camkd.data.pictures import decode_into, own_size
+from camkd.data.decoders import Decoders
+from camkd.data.pictures import own_size
 from camkd.data.store import SPLITS, Contents, Dataset, Progress, Split, build_or_open, keep_rows, new_images
 from camkd.data.tree import Tree, first, plain, quoted, scan
 from camkd.types import InputError
@@ -23,6 +24,7 @@ def open_folder(
     root: Path,
     *,
     size: int | None,
+    limit: int | None,
     workers: int | None,
     bad_images: BadImages,
     cache: Path,
@@ -32,14 +34,17 @@ def open_folder(
 
     Splits that are missing are made here, by a hash of each picture's path, so that adding one moves no
     other. The pictures become squares of ``size`` pixels (None: their own size where they share a small one,
-    or else 64). They are decoded the first time, and again when a file's path, size or time changes.
+    or else 64). They are decoded the first time, and again when a file's path, size or time changes. With ``limit``
+    only the first pictures of each split are, the classes taking turns.
 
     Raises `InputError` where the folder is not such a tree, or where a picture cannot be read and
     ``bad_images`` is "fail"; with "skip" such pictures are left out and counted in the notes.
     """
     tree = scan(root)
     if size is None:
-        size = own_size(root / picture.name for _, picture in tree.rows("train")) or DEFAULT_SIZE
+        size = own_size(tree.paths("train")) or DEFAULT_SIZE
+    if limit is not None:
+        tree = tree.limited(limit)
     listing = hashlib.sha256(f"{os.fsencode(root.resolve())!r} {size} {bad_images} {tree.splits}".encode())
     return build_or_open(
         root.resolve().name,
@@ -54,10 +59,11 @@ def _build(
 ) -> Contents:
     """Decode every picture of ``tree`` into ``folder``, then judge those that could not be read."""
     bad = {}
-    for split in SPLITS:
-        paths = [tree.root / picture.name for _, picture in tree.rows(split)]
-        images = new_images(folder / f"{split}_images.npy", len(paths), size)
-        bad[split] = decode_into(images, paths, workers=workers, progress=progress, what=f"reading {split} pictures")
+    with Decoders(workers) as decoders:
+        for split in SPLITS:
+            paths, file = tree.paths(split), folder / f"{split}_images.npy"
+            new_images(file, len(paths), size)
+            bad[split] = decoders.fill(file, paths, progress, f"reading {split} pictures")
     said = [
         f"{plain(tree.rows(split)[row][1].name)}: {reason}"
         for split, reasons in bad.items()
@@ -70,7 +76,7 @@ def _build(
         )
     notes = [f"{len(said):,} unreadable pictures were left out: {first(said, '; ')}"] if said else []
     train, val, test = (_split(folder, split, tree, bad[split]) for split in SPLITS)
-    lost = [name for label, name in enumerate(tree.classes) if label not in train.labels]
+    lost = [name for label, name in enumerate(tree.classes) if tree.splits["train"][name] and label not in train.labels]
     if lost:
         raise InputError(f"no readable training picture of {quoted(lost)} is in '{tree.root}'; add some")
     return Contents(tree.classes, train, val, test, (*tree.notes, *notes))

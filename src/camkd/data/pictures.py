@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -14,18 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from camkd.data.store import Progress
-
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """What a file may hold, whatever its suffix claims. Not EPS and the like, whose decoders run programs."""
 
-FILES_AT_ONCE = 64
 LARGEST_OWN_SIZE = 64
 HEADERS_READ = 300
 
 
-def decode(path: Path, size: int) -> NDArray[np.uint8]:
+def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
     """The picture at ``path`` as ``(size, size, 3) uint8``: upright, on white, its centre square.
 
     The shorter side becomes ``size``, antialiased, and the longer one is cropped. An animation gives its
@@ -39,7 +34,8 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
                 raise ValueError(f"{image.width} x {image.height} pixels are more than is safe to decode")
             image.draft(None, (2 * size, 2 * size))
-            return np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_square(_rgb(image), size))
     except UnidentifiedImageError as error:
         raise ValueError("not a picture in a known format") from error
     except OSError as error:
@@ -49,6 +45,8 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image  # which convert() would copy
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -66,7 +64,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
 
 
-def own_size(paths: Iterable[Path]) -> int | None:
+def own_size(paths: Iterable[str]) -> int | None:
     """The side that the first 300 pictures share, where they are all squares of at most 64 pixels."""
     sizes = set()
     for path in islice(paths, HEADERS_READ):
@@ -81,46 +79,24 @@ def own_size(paths: Iterable[Path]) -> int | None:
     return width if width == height <= LARGEST_OWN_SIZE else None
 
 
-def decode_into(
-    images: NDArray[np.uint8],
-    paths: Sequence[Path],
-    *,
-    workers: int | None,
-    progress: Progress,
-    what: str,
-) -> dict[int, str]:
-    """Decode ``paths[i]`` into ``images[i]``, an ``(N, size, size, 3) uint8`` array, with several threads.
+def decode_rows(images: NDArray[np.uint8], start: int, paths: Iterable[str]) -> dict[int, str]:
+    """Decode ``paths`` into ``images (N, size, size, 3) uint8`` from row ``start`` on.
 
-    Pillow and the file system leave the interpreter free while they work, so threads keep all cores busy and,
-    unlike processes, write straight into the array and ask nothing of the caller's main module. ``workers``
-    is their number (default: one a core). Returns the reason for each row that could not be read.
+    Returns the reason for each row that could not be read.
     """
-
-    def decode_chunk(start: int) -> dict[int, str]:
-        reasons = {}
-        for row in range(start, min(start + FILES_AT_ONCE, len(paths))):
+    reasons = {}
+    with _quiet():
+        for row, path in enumerate(paths, start):
             try:
-                images[row] = decode(paths[row], images.shape[1])
+                images[row] = decode(path, images.shape[1])
             except ValueError as error:
                 reasons[row] = str(error)
-        return reasons
-
-    bad: dict[int, str] = {}
-    starts = range(0, len(paths), FILES_AT_ONCE)
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        with _quiet():
-            for start, reasons in zip(starts, pool.map(decode_chunk, starts), strict=True):
-                bad.update(reasons)
-                progress(min(start + FILES_AT_ONCE, len(paths)), len(paths), what)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return bad
+    return reasons
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of Pillow's, in any thread, as long as it lasts: `decode` judges the files itself."""
+    """No warnings of Pillow's as long as it lasts: `decode` judges the files itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -64,7 +64,7 @@ def open_data(
     """Open the built-in data set or the folder of pictures called ``name``; the first time, build its store.
 
     ``size`` is the side of the square pictures in pixels (None: the source's own), ``limit`` keeps the first
-    pictures of each split. ``workers`` threads decode a folder; pictures of it that cannot be read are an
+    pictures of each split. ``workers`` processes decode a folder; pictures of it that cannot be read are an
     error, or left out with ``bad_images="skip"``. The store lies under ``cache`` (None: ``$CAMKD_CACHE``, or
     else ``~/.cache/camkd``). Raises `InputError` where something about the input has to change.
 
@@ -77,8 +77,7 @@ def open_data(
             raise InputError(f"{option} is {value}, but has to be 1 or more; give such a number or none")
     if bad_images not in ("fail", "skip"):
         raise InputError(f"bad_images is '{bad_images}', but 'fail' or 'skip' is needed; choose one of them")
-    data = _open(name, size, workers, bad_images, cache_folder(cache), progress)
-    return data if limit is None else data.limited(limit)
+    return _open(name, size, limit, workers, bad_images, cache_folder(cache), progress)
 
 
 def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
@@ -96,17 +95,21 @@ def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
 def _open(
     name: str | Path,
     size: int | None,
+    limit: int | None,
     workers: int | None,
     bad_images: BadImages,
     cache: Path,
     progress: Progress,
 ) -> Dataset:
     if name in SOURCES:
-        return SOURCES[str(name)].open(size, cache, progress)
+        data = SOURCES[str(name)].open(size, cache, progress)
+        return data if limit is None else data.limited(limit)
     root = Path(name).expanduser()
     if not root.exists():
         raise InputError(
             f"there is no folder and no built-in data set called '{name}'; the built-in ones are "
             f"{', '.join(SOURCES)}, and anything else has to be a folder with one folder of pictures a class"
         )
-    return open_folder(root, size=size, workers=workers, bad_images=bad_images, cache=cache, progress=progress)
+    return open_folder(
+        root, size=size, limit=limit, workers=workers, bad_images=bad_images, cache=cache, progress=progress
+    )

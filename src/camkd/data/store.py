@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -25,7 +26,9 @@ VERSION = 1
 """Goes up when the same source would be stored differently, so that older stores are not opened."""
 
 SPLITS = ("train", "val", "test")
-ROWS_AT_ONCE = 1024
+BYTES_AT_ONCE = 1 << 24
+
+LIMITED = "limited to the first {:,} pictures of each split"
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, what)``: called now and then while something long goes on."""
@@ -93,8 +96,8 @@ class Dataset:
             raise InputError(f"limit is {n}, but at least one picture is needed; give a positive number")
         if n >= max(len(split) for split in self.splits.values()):
             return self
-        train, val, test = (split.take(_in_turn(split.labels, n)) for split in self.splits.values())
-        notes = (*self.notes, f"limited to the first {n:,} pictures of each split")
+        train, val, test = (split.take(in_turn(split.labels, n)) for split in self.splits.values())
+        notes = (*self.notes, LIMITED.format(n))
         small = replace(self, train=train, val=val, test=test, notes=notes)
         return replace(small, fingerprint=fingerprint(small.classes, small.splits))
 
@@ -109,7 +112,7 @@ class Contents(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def _in_turn(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def in_turn(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Indices, ascending, of the first ``n`` labels when the classes take turns."""
     rank = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
@@ -136,14 +139,24 @@ def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArr
     return held
 
 
+def rows_within(size: int, images: NDArray[np.uint8]) -> int:
+    """How many of ``images`` fit into ``size`` bytes, but at least one: what is read at once stays bounded.
+
+    >>> rows_within(1_000_000, np.zeros((5, 224, 224, 3), np.uint8))
+    6
+    """
+    return max(1, size // max(1, math.prod(images.shape[1:])))
+
+
 def fingerprint(classes: tuple[str, ...], splits: dict[str, Split]) -> str:
     """The sha256 (hex) over sizes, pixels, labels, class names and split borders."""
     shapes = {name: split.images.shape for name, split in splits.items()}
     digest = hashlib.sha256(json.dumps([classes, shapes]).encode())
     for split in splits.values():
         digest.update(split.labels.astype("<i8").tobytes())
-        for start in range(0, len(split), ROWS_AT_ONCE):
-            digest.update(split.images[start : start + ROWS_AT_ONCE].tobytes())
+        rows = rows_within(BYTES_AT_ONCE, split.images)
+        for start in range(0, len(split), rows):
+            digest.update(np.ascontiguousarray(split.images[start : start + rows]).data)
     return digest.hexdigest()
 
 
@@ -177,8 +190,9 @@ def keep_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Rewrite the array file ``path`` with ``rows`` of it alone, and open it."""
     old = np.load(path, mmap_mode="r")
     kept = new_images(path.with_suffix(".kept"), len(rows), old.shape[1])
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        chosen = rows[start : start + ROWS_AT_ONCE]
+    many = rows_within(BYTES_AT_ONCE, old)
+    for start in range(0, len(rows), many):
+        chosen = rows[start : start + many]
         kept[start : start + len(chosen)] = old[chosen]
     path.with_suffix(".kept").replace(path)
     return kept

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from camkd.data.pictures import SUFFIXES
-from camkd.data.store import SPLITS
+from camkd.data.store import LIMITED, SPLITS, in_turn
 from camkd.types import InputError
 
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -50,6 +52,24 @@ class Tree:
         """Label and picture for each row of ``split``, by class and then by name."""
         found = self.splits[split]
         return [(label, picture) for label, name in enumerate(self.classes) for picture in found[name]]
+
+    def paths(self, split: str) -> list[str]:
+        """Where the picture of each row of ``split`` lies."""
+        return [os.path.join(self.root, picture.name) for _, picture in self.rows(split)]
+
+    def limited(self, n: int) -> Tree:
+        """The first ``n`` pictures of every split, taken class by class in turn, as `Dataset.limited` does it."""
+        if n >= max(len(self.rows(split)) for split in SPLITS):
+            return self
+        classes, splits = self.classes, {}
+        for split in SPLITS:
+            rows = self.rows(split)
+            kept: dict[str, list[Picture]] = {name: [] for name in classes}
+            for row in in_turn(np.array([label for label, _ in rows], np.int64), n):
+                label, picture = rows[row]
+                kept[classes[label]].append(picture)
+            splits[split] = kept
+        return Tree(self.root, splits, (*self.notes, LIMITED.format(n)))
 
 
 def scan(root: Path) -> Tree:
@@ -220,8 +240,8 @@ def _divide(pictures: Sequence[Picture], missing: Sequence[str]) -> dict[str, li
 
     Every split gets a picture, train first, as long as there are enough.
     """
-    ordered = sorted(pictures, key=_place)
-    places = [_place(picture) for picture in ordered]
+    placed = sorted((_place(picture), picture) for picture in pictures)
+    places, ordered = [place for place, _ in placed], [picture for _, picture in placed]
     starts = [bisect_left(places, 1 - SHARE * shares) for shares in range(len(missing), 0, -1)]
     starts.append(len(ordered))
     for split in reversed(range(len(missing))):
