@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 _library: torch.library.Library | None = None  # what it declares is gone when it is
 
 
+@cache
 def peer(name: str) -> Any:
     """Import the module ``name``; where that fails, say so in one line and return None."""
     try:
