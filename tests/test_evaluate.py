@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd import evaluate as module
+from camkd import referee
 from camkd.cams import predict
 from camkd.data.store import Dataset
 from camkd.evaluate import Examination, evaluate, examine
@@ -42,6 +43,20 @@ def test_examine_is_the_literal_loop(model: nn.Module, easy: Dataset, monkeypatc
     assert torch.equal(found.shown, logits.argmax(1))
     torch.testing.assert_close(found.maps, cams[torch.arange(24), logits.argmax(1)], rtol=1e-4, atol=1e-4)
     assert found.form == "exact"
+
+
+def test_of_large_pictures_a_few_are_asked_about_at_a_time(
+    model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_BYTES", 5 * 16 * 16 * 3)
+    monkeypatch.setattr(referee, "EVALUATION_BYTES", 7 * 16 * 16 * 3)
+    seen: list[int] = []
+    with model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
+        examine(model, easy.test)
+        assert max(seen) == 5
+        seen.clear()
+        referee.Referee(easy, torch.device("cpu"), False, None)(model)
+        assert max(seen) == 7
 
 
 def test_maps_are_of_the_classes_shown(model: nn.Module, easy: Dataset) -> None:

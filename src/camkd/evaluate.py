@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import form, predict
-from camkd.data.store import Split
+from camkd.data.store import Split, rows_within
 from camkd.data.views import Views
 from camkd.metrics import accuracy, confusion, ece, map_agreement, nll
 from camkd.models.modes import evaluating
 
 BATCH = 250
+BATCH_BYTES = 1 << 22
+"""The most pictures examined at once, and the most bytes of them: 27 pictures of 224 pixels."""
 
 
 class Examination(NamedTuple):
@@ -33,8 +35,9 @@ def examine(model: nn.Module, split: Split, shown: Tensor | None = None) -> Exam
     device = next(model.parameters()).device
     views = Views(split.images, split.labels, 0, "none", 0, device)
     logits, maps, classes = [], [], []
+    batch = min(BATCH, rows_within(BATCH_BYTES, split.images))
     with evaluating(model), torch.no_grad():
-        for samples in torch.arange(len(views)).split(BATCH):
+        for samples in torch.arange(len(views)).split(batch):
             x = views[0, samples].x
             answer = predict(model, x)
             assert answer.cams is not None

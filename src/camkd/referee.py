@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import predict, resize
-from camkd.data.store import Dataset
+from camkd.data.store import Dataset, rows_within
 from camkd.data.views import Batch, Views
 from camkd.metrics import cosine
 from camkd.models.modes import evaluating
 from camkd.types import Prediction
 
 EVALUATION_BATCH = 500
+EVALUATION_BYTES = 1 << 22
+"""The most pictures judged at once, and the most bytes of them: 27 pictures of 224 pixels."""
 
 
 class Referee:
@@ -23,6 +25,7 @@ class Referee:
     def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: nn.Module | None) -> None:
         self.views = Views(data.val.images, data.val.labels, len(data.classes), "none", 0, device)
         self.bf16, self.teacher = bf16, teacher
+        self.batch = min(EVALUATION_BATCH, rows_within(EVALUATION_BYTES, data.val.images))
         self.known = [] if teacher is None else [self._ask(teacher, batch) for batch in self._batches()]
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -41,7 +44,7 @@ class Referee:
         return {name: value / len(self.views) for name, value in sums.items()}
 
     def _batches(self) -> Iterator[Batch]:
-        for samples in torch.arange(len(self.views)).split(EVALUATION_BATCH):
+        for samples in torch.arange(len(self.views)).split(self.batch):
             yield self.views[0, samples]
 
     def _ask(self, model: nn.Module, batch: Batch) -> Prediction:
