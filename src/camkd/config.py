@@ -69,6 +69,11 @@ class TrainConfig:
     figure_every: int = 5
 
 
+def views_of(config: TrainConfig) -> int:
+    """How many epochs of different views a run sees."""
+    return min(config.view_epochs or config.epochs, config.epochs)
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What a student learns from, beside the pictures.
@@ -142,6 +147,6 @@ def quantity(text: str, name: str, unit: str = "") -> int:
 def written(quantity: float, unit: str = "B") -> str:
     """A quantity for people: ``1.3 GB``."""
     for factor, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if quantity >= factor:
+        if quantity >= 0.99995 * factor:  # 999,999 is 1.0 M, not 1,000.0 k
             return f"{quantity / factor:,.1f} {prefix}{unit}"
     return f"{quantity:,.0f} {unit}"

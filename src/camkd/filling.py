@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from camkd.config import DataConfig, Lesson, TrainConfig, quantity
+from camkd.config import DataConfig, Lesson, TrainConfig, quantity, views_of
 from camkd.data.sources import open_pictures
 from camkd.data.store import Dataset, Progress
 from camkd.data.views import Views, batches, epoch_order
@@ -82,7 +82,7 @@ class _Filler:
     def epochs(self) -> int:
         """As many as there is room for."""
         budget = quantity(self.job.lesson.knowledge_budget, "knowledge_budget", "B")
-        return min(self.job.train.epochs, budget // self.store.epoch_bytes)
+        return min(views_of(self.job.train), budget // self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
         """(epoch, first batch) of each piece of work."""
@@ -167,7 +167,7 @@ def cost_of(architecture: str, config: TrainConfig, lesson: Lesson, pictures: in
     layout = layout_of(model, size, answer, lesson.knowledge_map)
     x = torch.rand(config.batch_size, 3, size, size).to(device, memory_format=torch.channels_last)
     budget = quantity(lesson.knowledge_budget, "knowledge_budget", "B")
-    epochs = min(config.epochs, budget // (pictures * layout.dtype.itemsize))
+    epochs = min(views_of(config), budget // (pictures * layout.dtype.itemsize))
     return Cost(layout.dtype.itemsize, pictures, epochs, _speed(answer, x))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from camkd import findings
-from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, quantity, written
+from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, quantity, views_of, written
 from camkd.data.store import Dataset, Split
 from camkd.data.views import policy_named
 from camkd.devices import choice, pick_device
@@ -215,7 +215,7 @@ def taught_by(
     if store is None:
         watch.note(f"{lesson.method} reads the teacher's features, which are not kept: it is asked at every step")
         return knowledge, config
-    epochs = min(config.view_epochs or config.epochs, config.epochs)
+    epochs = views_of(config)
     room = budget // store.epoch_bytes
     if not room:
         watch.note(

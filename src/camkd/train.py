@@ -201,7 +201,7 @@ def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig
         group["lr"] = schedule(state.step)
     state.optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    nn.utils.clip_grad_norm_([p for group in state.optimizer.param_groups for p in group["params"]], config.clip)
     state.optimizer.step()
     state.step += 1
     state.batch += 1

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -468,8 +468,8 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_manifest_is_an_input_error(tmp_path: Path, damage: str) -> None:
-    values = json.loads(json.dumps(asdict(manifest())))
-    (tmp_path / "store.json").write_text(json.dumps(values), encoding="utf-8")
+    manifest().write(tmp_path)
+    values = json.loads((tmp_path / "store.json").read_text(encoding="utf-8"))
     assert Manifest.of(tmp_path) == manifest()
     (tmp_path / "store.json").write_text(json.dumps(DAMAGES[damage](values)), encoding="utf-8")
     with pytest.raises(InputError, match=r"is not a whole knowledge store \(.*\): remove it\."):
@@ -501,3 +501,29 @@ def test_the_stores_come_least_recently_used_first(cache: Path) -> None:
     store(store_folder("c")).touch()
     assert [path.name for path in stores()] == ["a", "b", "c"]
     assert store_folder("a").parent == cache / "knowledge"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"height": 2', '"height": 3'), (f'"count": {COUNT}', '"count": "10"'), ("}", "")]
+)
+def test_a_changed_manifest_is_refused_and_the_next_run_mends_it(tmp_path: Path, old: str, new: str) -> None:
+    whole = store(tmp_path)
+    write(whole, 0, 1, 2)
+    text, answers = (tmp_path / "store.json").read_text(), whole.path(0).read_bytes()
+    assert old in text
+    (tmp_path / "store.json").write_text(text.replace(old, new))
+    with pytest.raises(InputError, match="not a whole knowledge store"):
+        Manifest.of(tmp_path)
+    store(tmp_path).touch()
+    assert Manifest.of(tmp_path) == whole.manifest
+    (tmp_path / "store.json").unlink()
+    store(tmp_path).touch()
+    assert Manifest.of(tmp_path) == whole.manifest
+    assert whole.path(0).read_bytes() == answers
+
+
+def test_a_file_of_somebody_elses_is_no_epoch(tmp_path: Path) -> None:
+    write(store(tmp_path), 3, 1)
+    for name in ("epoch-old.bin", "epoch-0001.bin.bak", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    assert store(tmp_path).epochs() == [3]

@@ -12,7 +12,8 @@ from camkd.commands.common import Command, Group, open_data, open_screen, print_
 from camkd.config import DataConfig, Lesson, TrainConfig, quantity, written
 from camkd.flags import add, take
 
-VIEWED = {"epochs", "batch_size", "views", "view_seed", "precision", "device", "knowledge_budget", "knowledge_map"}
+VIEWED = {"epochs", "batch_size", "views", "view_epochs", "view_seed", "precision", "device"}
+VIEWED |= {"knowledge_budget", "knowledge_map"}
 """The options of a run that decide which answers it needs."""
 
 

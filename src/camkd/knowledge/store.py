@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camkd.config import written
 from camkd.data.store import cache_folder
-from camkd.files import write_json
+from camkd.files import write_text
 from camkd.knowledge.records import Layout, checksums
 from camkd.types import InputError, Prediction
 
@@ -47,15 +50,32 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path) -> Manifest:
-        """Raises ``InputError`` where there is none that can be read."""
+        """Raises ``InputError`` where there is none, or where it is not what was written."""
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if values["sha256"] != _digest(values):
+                raise ValueError("its checksum differs")
             known = {field.name: values[field.name] for field in fields(cls)}
             bias = known["layout"]["bias"]
             layout = Layout(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
             return cls(**{**known, "layout": layout})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder} is not a whole knowledge store ({error}): remove it.") from error
+
+    def write(self, folder: Path) -> None:
+        """Write it where it is missing or differs, and note that the store is used now."""
+        path, values = folder / MANIFEST, asdict(self)
+        text = json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False) + "\n"
+        if path.exists() and path.read_bytes() == text.encode():
+            os.utime(path)
+        else:
+            write_text(path, text)
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Of a manifest's values but the digest itself."""
+    said = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class Store:
@@ -71,8 +91,8 @@ class Store:
 
     def touch(self) -> None:
         """Note that it is used now, where there is something to use."""
-        if (self.folder / MANIFEST).exists():
-            os.utime(self.folder / MANIFEST)
+        if self.folder.is_dir():
+            self.manifest.write(self.folder)
 
     @property
     def epoch_bytes(self) -> int:
@@ -81,7 +101,8 @@ class Store:
 
     def epochs(self) -> list[int]:
         """The epochs of which something is known."""
-        return sorted(int(path.stem.removeprefix("epoch-")) for path in self.folder.glob("epoch-*.bin"))
+        names = (re.fullmatch(r"epoch-(\d+)\.bin", path.name) for path in self.folder.glob("epoch-*"))
+        return sorted(int(name[1]) for name in names if name)
 
     def read(self, epoch: int, rows: NDArray[np.int64]) -> Prediction | None:
         """The answers for samples ``rows``, or None where one of them is not known. Warns where one is damaged."""
@@ -142,7 +163,7 @@ class Store:
             return None
         with _needing(self.epoch_bytes, path):
             if not path.exists():
-                write_json(self.folder / MANIFEST, asdict(self.manifest))
+                self.manifest.write(self.folder)
             _reserve(path, self.epoch_bytes)
         records: NDArray[np.void] = np.memmap(path, self.layout.dtype, "r+", shape=(self.count,))
         self._open = epoch, records
