@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from camkd.cams import form, predict
 from camkd.data.store import Split, rows_within
 from camkd.data.views import Views
+from camkd.devices import keep_freed_memory
 from camkd.metrics import accuracy, confusion, ece, map_agreement, nll
 from camkd.models.modes import evaluating
 
@@ -32,6 +33,7 @@ def examine(model: nn.Module, split: Split, shown: Tensor | None = None) -> Exam
 
     ``shown`` says of which class each map is (default: the one the model itself predicts).
     """
+    keep_freed_memory()
     device = next(model.parameters()).device
     views = Views(split.images, split.labels, 0, "none", 0, device)
     logits, maps, classes = [], [], []
