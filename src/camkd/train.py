@@ -199,9 +199,11 @@ def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig
         )
     for group in state.optimizer.param_groups:
         group["lr"] = schedule(state.step)
-    state.optimizer.zero_grad()
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = None
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in state.optimizer.param_groups for p in group["params"]], config.clip)
+    nn.utils.clip_grad_norm_(parameters, config.clip)
     state.optimizer.step()
     state.step += 1
     state.batch += 1
