@@ -5,14 +5,14 @@
 Pictures a second in training, validation aside, of: (a) plain training; (b) CAM-KD with a store that is being filled;
 (c) CAM-KD with a filled one; (d) the usual loop, plain and with a teacher: DataLoader with two worker processes,
 per-picture PIL transforms, fp32, the teacher asked at every step, forward hooks for the maps; (e) torchdistill's loop,
-where it can be imported. Runs alternate; the figure is the median over rounds. The networks are untrained and the
-pictures are drawn shapes: neither changes the work.
+where it can be imported; (d) and (e) each in a process of its own, as camkd's memory settings are for a whole process.
+Runs alternate; the figure is the median over rounds. The networks are untrained and the pictures are drawn shapes:
+neither changes the work.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import statistics
@@ -20,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ from camkd.teachers import Teacher, adopt_teacher, answering, knowledge_of
 from camkd.train import fit
 
 BATCH = 128
-PAIRS = (("resnet8", "wrn-16-4"), ("cam-net", "wrn-16-4"), ("resnet8", "resnet50"), ("cam-net", "resnet50"))
+PAIRS = (("resnet8", "wrn-16-4"), ("cam-net", "wrn-16-4"), ("resnet8", "resnet50"))
 STEPS = {"wrn-16-4": 24, "resnet50": 6}  # an epoch's batches: a big teacher takes seconds for one
 LAYERS = {"cam-net": "head", "resnet8": "layer3", "resnet50": "layer4", "wrn-16-4": "relu"}
 TARGETS = {
@@ -56,7 +58,6 @@ TARGETS = {
 }
 
 
-TORCHDISTILL = ("core.distillation", "losses.mid_level", "losses.high_level")
 TRANSFORMS = peer("torchvision.transforms")
 
 
@@ -67,10 +68,9 @@ class Bench:
         self.student, self.rounds, self.steps = student, rounds, steps
         self.data = pictures(steps * BATCH)
         self.folder = folder / f"{student}-{teacher}"
-        self.config = TrainConfig(epochs=2, batch_size=BATCH)
-        self.teacher = self._teacher(teacher)
-        self.plain_teacher = copy.deepcopy(self.teacher.model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        self.usual_teacher = Hooked(copy.deepcopy(self.plain_teacher), LAYERS[teacher])
+        os.environ["CAMKD_CACHE"] = str(self.folder / "cache")  # a store of its own: cold is cold
+        self.config = TrainConfig(epochs=2, batch_size=BATCH, device="cpu")
+        self.teacher_name, self.teacher = teacher, self._teacher(teacher)
 
     def _teacher(self, name: str) -> Teacher:
         """A frozen network in a run folder, as a student's teacher lies there."""
@@ -99,11 +99,11 @@ class Bench:
             "plain": lambda n: self.ours("plain", n, 6),
             "cold": lambda n: self.ours("cam-kd", n, 2),
             "warm": lambda n: self.ours("cam-kd", n, 6),
-            "usual_plain": lambda n: usual(self.student, None, self.data, 80),
-            "usual": lambda n: usual(self.student, self.usual_teacher, self.data, few),
-            "torchdistill": lambda n: torchdistill_loop(self.student, self.plain_teacher, self.data, few),
+            "usual_plain": lambda n: apart(usual, self.student, None, 80),
+            "usual": lambda n: apart(usual, self.student, self.teacher_name, few),
+            "torchdistill": lambda n: apart(torchdistill_loop, self.student, self.teacher_name, few),
             "teacher": lambda n: forward(answering(self.teacher.model, 32, self.config), 3),
-            "usual_teacher": lambda n: forward(torch.no_grad()(self.usual_teacher), 2),
+            "usual_teacher": lambda n: apart(usual_forward, self.teacher_name, 2),
         }
         found: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(self.rounds):
@@ -113,6 +113,12 @@ class Bench:
                     found[name].append(speed)
                     print(f"{self.folder.name} {name}: {speed:,.0f} pictures/s", file=sys.stderr)
         return {name: statistics.median(values) for name, values in found.items() if values}
+
+
+def apart(case: Callable[..., float | None], *arguments: Any) -> float | None:
+    """Run a case in a process of its own, where nothing of camkd's has touched the memory settings."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(case, *arguments).result()
 
 
 def pictures(count: int) -> Dataset:
@@ -139,11 +145,13 @@ class UsualPictures(TorchDataset[tuple[Tensor, int]]):
         return self.prepare(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def usual(student_name: str, teacher: Hooked | None, data: Dataset, steps: int) -> float:
+def usual(student_name: str, teacher_name: str | None, steps: int) -> float:
     """Pictures a second of the usual loop over ``steps`` steps, after one to warm up."""
+    data = pictures(24 * BATCH)
     student = build(student_name, len(data.classes), 32).train()
+    teacher = None if teacher_name is None else Hooked(build(teacher_name, len(data.classes), 32).eval(), teacher_name)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    learning = Hooked(student, LAYERS[student_name])
+    learning = Hooked(student, student_name)
     loader = DataLoader(UsualPictures(data), BATCH, shuffle=True, num_workers=2, drop_last=True)
     batches = iter(loader)
     started, done = 0.0, 0
@@ -171,11 +179,11 @@ def usual(student_name: str, teacher: Hooked | None, data: Dataset, steps: int) 
 
 
 class Hooked:
-    """A network in the plain memory format, with a forward hook on what its head averages, and the maps from it."""
+    """A network with a forward hook on what its head averages, and the maps from it."""
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
-        self.model, self.layer = model.to(memory_format=torch.contiguous_format), layer  # type: ignore[call-overload]
-        model.get_submodule(layer).register_forward_hook(self.see)
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model, self.layer = model, LAYERS[name]
+        model.get_submodule(self.layer).register_forward_hook(self.see)
 
     def see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.features = output
@@ -187,14 +195,10 @@ class Hooked:
         return logits, torch.einsum("nchw,kc->nkhw", self.features, self.model.fc.weight)
 
 
-def torchdistill_loop(student_name: str, teacher: nn.Module, data: Dataset, steps: int) -> float | None:
+def torchdistill_loop(student_name: str, teacher_name: str, steps: int) -> float | None:
     """Pictures a second of torchdistill's own loop (KD on logits: it has no maps); None where it cannot be imported."""
-    box_of = peer("torchdistill.core.distillation")
-    if (
-        box_of is None
-        or peer("torchdistill.losses.mid_level") is None
-        or peer("torchdistill.losses.high_level") is None
-    ):
+    parts = [peer(f"torchdistill.{name}") for name in ("core.distillation", "losses.mid_level", "losses.high_level")]
+    if None in parts:
         return None
     side = {"forward_proc": "forward_batch_only", "sequential": [], "forward_hook": {"input": [], "output": []}}
     whole = {"student_module_path": ".", "student_module_io": "output"}
@@ -212,9 +216,10 @@ def torchdistill_loop(student_name: str, teacher: nn.Module, data: Dataset, step
         "optimizer": {"key": "SGD", "kwargs": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": kd}}},
     }
-    student = build(student_name, len(data.classes), 32)
-    box = box_of.get_distillation_box(
-        teacher, student, {"train": UsualPictures(data)}, settings, torch.device("cpu"), None, False, 1
+    data = pictures(24 * BATCH)
+    student, teacher = (build(name, len(data.classes), 32) for name in (student_name, teacher_name))
+    box = parts[0].get_distillation_box(
+        teacher.eval(), student, {"train": UsualPictures(data)}, settings, torch.device("cpu"), None, False, 1
     )
     box.pre_epoch_process(epoch=0)
     batches, started = iter(box.train_data_loader), 0.0
@@ -224,6 +229,11 @@ def torchdistill_loop(student_name: str, teacher: nn.Module, data: Dataset, step
             started = time.perf_counter()
         box.post_forward_process(loss=box.forward_process(x, labels, more))
     return steps * BATCH / (time.perf_counter() - started)
+
+
+def usual_forward(teacher_name: str, times: int) -> float:
+    """Pictures a second of a teacher alone as the usual loop asks it."""
+    return forward(torch.no_grad()(Hooked(build(teacher_name, 10, 32).eval(), teacher_name)), times)
 
 
 def forward(ask: Callable[[Tensor], Any], times: int) -> float:
@@ -259,7 +269,6 @@ def main() -> None:
         raise SystemExit("the usual loop needs torchvision: run this in the environment that 'make bench' makes.")
     pairs = {}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["CAMKD_CACHE"] = str(Path(folder) / "cache")
         for student, teacher in PAIRS[:1] if options.quick else PAIRS:
             speeds = Bench(student, teacher, Path(folder), 1 if options.quick else 3, STEPS[teacher]).measure()
             pairs[f"{student} from {teacher}"] = {"images_per_second": speeds, "ratios": ratios(speeds)}

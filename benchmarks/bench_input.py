@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--pictures", type=int, default=10_000, help="JPEGs of the store section")
-    parser.add_argument("--stored", type=int, default=10_000, help="pictures of the memory section, 0.15 MB each")
+    parser.add_argument("--stored", type=int, default=16_000, help="pictures of the memory section, 0.15 MB each")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="2,000 JPEGs and one round")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd import pipeline
+from camkd import devices, pipeline
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
@@ -473,3 +473,34 @@ def test_wrong_names_and_numbers_are_named(wrong: Wrong) -> None:
 def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
     pipeline.check_names("cam-net", Lesson("cam-kd", "early", 0.0), config, 1)
     json.dumps(config.__dict__)
+
+
+def test_what_is_not_said_is_settled_once(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bf16_gain", lambda: 3.0)
+    auto = replace(ONE, precision="auto", device="cpu")
+    assert pipeline.settled(auto).precision == "bf16"
+    assert pipeline.settled(replace(auto, precision="fp32")).precision == "fp32"
+    for folder, said in {
+        "teacher": {"model": "resnet8", "precision": "fp32", "view_epochs": 5},
+        "control": {"student": "cam-net", "method": "plain", "precision": "bf16", "view_epochs": 2},
+    }.items():
+        Run(tmp_path / folder).start(said, "abc")
+    folders = [tmp_path / role for role in ("teacher", "control", "student")]
+    begun = pipeline.settled(auto, *folders)
+    assert (begun.precision, begun.view_epochs) == ("fp32", 2), "as the first was begun, with the control's views"
+    assert pipeline.settled(replace(auto, view_epochs=7), *folders).view_epochs == 7
+
+
+@pytest.mark.usefixtures("undrawn", "store")
+def test_a_run_goes_on_with_its_views_whatever_the_budget_is_now(
+    easy: Dataset, tmp_path: Path, taught: Teacher
+) -> None:
+    small = Lesson("kd", knowledge_budget="15kB")
+    run = tmp_path / "run"
+    asked, config = learn(run, easy, "cam-net", taught, small, TWO)
+    assert (asked, config.view_epochs) == (96, 1)
+    config = pipeline.settled(TWO, run)
+    assert config.view_epochs == 1
+    knowledge, config = taught_by(taught, easy, config, Lesson("kd"))
+    again = train_run(run, easy, "cam-net", "student", (DATA, config), Lesson("kd"), taught, knowledge, resume=True)
+    assert again["view_epochs"] == 1

@@ -60,7 +60,7 @@ def predict(model: nn.Module, x: Tensor, *, features: bool = False) -> Predictio
     Raises ``InputError`` for a network without a spatial layer.
 
     >>> model = camkd.build("cam-net", classes=10, size=32)                     # doctest: +SKIP
-    >>> logits, cams, *_ = camkd.predict(model, torch.rand(4, 3, 32, 32))        # doctest: +SKIP
+    >>> logits, cams, *_ = camkd.predict(model, torch.rand(4, 3, 32, 32))       # doctest: +SKIP
     >>> torch.allclose(logits, cams.mean((2, 3)) + model.head.bias, atol=1e-5)  # doctest: +SKIP
     True
     """
@@ -105,7 +105,7 @@ def _exact(model: nn.Module, head: _Head, x: Tensor) -> tuple[Tensor, Tensor, Te
     if head.layer is classifier:  # the map is there already, with the bias on every cell
         return logits, output if classifier.bias is None else output - classifier.bias.view(-1, 1, 1), features
     weight = classifier.weight.to(output.dtype)
-    return logits, nn.functional.conv2d(output, weight.reshape(len(weight), -1, 1, 1)), output
+    return logits, F.conv2d(output, weight.reshape(len(weight), -1, 1, 1)), output
 
 
 def _gradient(model: nn.Module, head: _Head, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,10 +135,10 @@ def _gradient(model: nn.Module, head: _Head, x: Tensor) -> tuple[Tensor, Tensor,
         torch.set_grad_enabled(True)
         features = captured[-1]
         maps = [
-            (features * torch.autograd.grad(logit.sum(), features, retain_graph=True, create_graph=training)[0])
+            (features * torch.autograd.grad(logit.sum(), features, retain_graph=True, create_graph=training)[0]).sum(1)
             for logit in logits.unbind(1)
         ]
-        cams = torch.stack([m.sum(1) for m in maps], 1) * features.shape[2] * features.shape[3]
+        cams = torch.stack(maps, 1) * features.shape[2] * features.shape[3]
     if training:
         return logits, cams, features
     return logits.detach(), cams.detach(), features.detach()

@@ -19,7 +19,7 @@ class DataConfig:
         data: shapes, cifar10, cifar100, or a folder of pictures with one folder a class.
         size: side of the pictures in pixels (default: the source's own, 64 for mixed folders).
         limit: use the first N pictures of each split, class-balanced, for trials.
-        workers: threads that decode a folder (default: all cores).
+        workers: processes that decode a folder (default: one a core; 1: this one alone).
         bad_images: what to do about unreadable pictures: stop and list them, or go on without them.
     """
 
@@ -81,7 +81,7 @@ class Lesson:
     Args:
         method: see 'camkd list methods'.
         cam_schedule: weight of the CAM term over the run: constant, early or decay (default: the method's own).
-        knowledge_budget: disk space for the teacher's answers, like 4GB; once it is full the views come again.
+        knowledge_budget: disk space for the teacher's answers, like 4GB; once full, the views come again.
         knowledge_map: side of the maps that are kept, in cells (default: the teacher's own, at most 8).
     """
 
@@ -89,6 +89,11 @@ class Lesson:
     cam_schedule: str | None = None
     knowledge_budget: str = "8GB"
     knowledge_map: int | None = None
+
+
+def epochs_within(config: TrainConfig, lesson: Lesson, epoch_bytes: int) -> int:
+    """How many epochs of views the knowledge budget has room for, of those that a run sees."""
+    return min(views_of(config), quantity(lesson.knowledge_budget, "knowledge_budget", "B") // epoch_bytes)
 
 
 Range = tuple[str, Callable[[float], bool]]

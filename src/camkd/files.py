@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -35,6 +36,27 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a full disk, a quota or a limit that is reached."""
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make ``path`` a file of at least ``size`` bytes, new ones zero, with its space taken where the system can do so.
+
+    Raises ``OSError`` with one of ``NO_SPACE`` where there is no room.
+    """
+    with path.open("ab") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except AttributeError:  # not on every system
+            pass
+        except OSError as error:  # nor on every file system
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+        if os.fstat(stream.fileno()).st_size < size:
+            os.ftruncate(stream.fileno(), size)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from camkd.config import DataConfig, Lesson, TrainConfig, quantity, views_of
+from camkd.config import DataConfig, Lesson, TrainConfig, epochs_within
 from camkd.data.sources import open_pictures
-from camkd.data.store import Dataset, Progress
+from camkd.data.store import Dataset, Progress, silent
 from camkd.data.views import Views, batches, epoch_order
 from camkd.devices import keep_freed_memory, pick_device
 from camkd.knowledge import Store
@@ -81,8 +81,7 @@ class _Filler:
     @property
     def epochs(self) -> int:
         """As many as there is room for."""
-        budget = quantity(self.job.lesson.knowledge_budget, "knowledge_budget", "B")
-        return min(views_of(self.job.train), budget // self.store.epoch_bytes)
+        return epochs_within(self.job.train, self.job.lesson, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
         """(epoch, first batch) of each piece of work."""
@@ -145,11 +144,14 @@ def fill(job: Job, data: Dataset, processes: int, progress: Progress) -> Store:
     return filler.store
 
 
-def cost(job: Job, data: Dataset) -> Cost:
-    """What `fill` would take here, by measuring the teacher for a moment."""
+def cost(job: Job, data: Dataset, progress: Progress = silent) -> Cost:
+    """What `fill` would take here in one process: what is known is read, and the teacher measured for a moment."""
     filler = _Filler(job, data)
-    store = filler.store
-    known = sum(store.examine(epoch)[0] for epoch in store.epochs() if epoch < filler.epochs)
+    store, known = filler.store, 0
+    begun = [epoch for epoch in store.epochs() if epoch < filler.epochs]
+    for done, epoch in enumerate(begun, 1):
+        known += store.examine(epoch)[0]
+        progress(done, len(begun), "reading what is known")
     x = filler.views[0, torch.arange(min(job.train.batch_size, len(filler.views)))].x
     speed = _speed(filler.knowledge.teacher, x)
     return Cost(store.layout.dtype.itemsize, len(data.train), filler.epochs, speed, known)
@@ -166,8 +168,7 @@ def cost_of(architecture: str, config: TrainConfig, lesson: Lesson, pictures: in
     answer = answering(model, size, config)
     layout = layout_of(model, size, answer, lesson.knowledge_map)
     x = torch.rand(config.batch_size, 3, size, size).to(device, memory_format=torch.channels_last)
-    budget = quantity(lesson.knowledge_budget, "knowledge_budget", "B")
-    epochs = min(views_of(config), budget // (pictures * layout.dtype.itemsize))
+    epochs = epochs_within(config, lesson, pictures * layout.dtype.itemsize)
     return Cost(layout.dtype.itemsize, pictures, epochs, _speed(answer, x))
 
 

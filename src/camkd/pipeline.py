@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from camkd import findings
-from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, quantity, views_of, written
-from camkd.data.store import Dataset, Split
+from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_within, quantity, views_of, written
+from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
-from camkd.devices import choice, pick_device
+from camkd.devices import choice, pick_device, pick_precision
 from camkd.evaluate import evaluate, examine
 from camkd.explain import explain, specimens
 from camkd.files import write_json
@@ -33,11 +33,13 @@ HARMLESS = ("workers", "figure_every", "knowledge_budget")
 
 
 def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
-    """Say before any work if there is no such model, method, schedule, view policy or device: ``InputError``.
-
-    So it does where a number is out of its range.
-    """
+    """Say before any work if there is no such model, or what `check_settings` says: ``InputError``."""
     entry(model)
+    check_settings(lesson, config, teacher_epochs)
+
+
+def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
+    """Say if there is no such method, schedule, view policy or device, or a number is out of range: ``InputError``."""
     objective_of(lesson, config)
     policy_named(config.views)
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
@@ -81,7 +83,6 @@ def train_run(
     model.normalise_with(*channel_statistics(data.train.images))
     cost = profile(model, size)
     watch = watch or Watch()
-    watch.note(f"{folder.name}: {model_name}, {choice(config.precision, torch.device(pick_device(config.device)))}")
     best = fit(
         model,
         data,
@@ -157,6 +158,7 @@ def train_all(
 ) -> dict[str, dict[str, Any]]:
     """Teacher (unless ``teacher_name`` is a trained one), undistilled control, distilled student, report."""
     data_config, config = configs
+    config = settled(config, *(folder / role for role in ("teacher", "control", "student")), watch=watch)
     epochs = config.epochs if teacher_epochs is None else teacher_epochs
     teacher_config = replace(config, epochs=epochs, smoothing=0.0)
     taught: dict[str, dict[str, Any]] = {}
@@ -211,27 +213,41 @@ def taught_by(
     if not goal.asks_teacher:
         return None, config
     knowledge = knowledge_of(teacher, data, config, lesson, features="features" in goal.needs)
-    store, budget = knowledge.store, quantity(lesson.knowledge_budget, "knowledge_budget", "B")
+    store = knowledge.store
     if store is None:
         watch.note(f"{lesson.method} reads the teacher's features, which are not kept: it is asked at every step")
         return knowledge, config
-    epochs = views_of(config)
-    room = budget // store.epoch_bytes
-    if not room:
+    epochs = epochs_within(config, lesson, store.epoch_bytes)
+    budget = f"a knowledge budget of {lesson.knowledge_budget}"
+    if not epochs:
         watch.note(
-            f"the teacher is asked at every step: {written(store.epoch_bytes)} an epoch do not fit into a knowledge "
-            f"budget of {written(budget)}"
+            f"the teacher is asked at every step: {budget} has no room for {written(store.epoch_bytes)} an epoch"
         )
-        return Knowledge(knowledge.teacher), config
-    known = sum(epoch < min(epochs, room) for epoch in store.epochs())
+        return Knowledge(knowledge.teacher, layout=store.layout), config
+    begun = sum(epoch < epochs for epoch in store.epochs())
     watch.note(
-        f"the teacher's answers: {min(epochs, room)} epochs of views, {written(store.epoch_bytes * min(epochs, room))} "
-        f"in {store.folder}; {known} asked before"
+        f"the teacher's answers: {epochs} epochs of views, {written(store.epoch_bytes * epochs)} in {store.folder}; "
+        f"{begun} of them begun before"
     )
-    if room < epochs:
-        watch.note(f"a knowledge budget of {written(budget)} is full then: the views come again every {room} epochs")
-        config = replace(config, view_epochs=room)
+    if epochs < views_of(config):
+        watch.note(f"{budget} is full then: the views come again every {epochs} epochs")
+        config = replace(config, view_epochs=epochs)
     return knowledge, config
+
+
+def settled(config: TrainConfig, *folders: Path, watch: Watch | None = None) -> TrainConfig:
+    """The configuration with what ``auto`` stands for here, and with what the runs in ``folders`` were begun with.
+
+    Those go on in the number format and with the views that they began with, whatever is measured or free today.
+    """
+    for before in (Run(folder).config() for folder in folders):
+        if config.precision == "auto" and before:
+            config = replace(config, precision=before["precision"])
+        if config.view_epochs is None and "student" in before:  # its control, too, sees as many views as it
+            config = replace(config, view_epochs=before["view_epochs"])
+    device = torch.device(pick_device(config.device))
+    (watch or Watch()).note(f"computing on {choice(config.precision, device)}")
+    return replace(config, precision=pick_precision(config.precision, device))
 
 
 def summary(folder: Path) -> str:
@@ -243,14 +259,13 @@ def summary(folder: Path) -> str:
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each colour over all pictures ``(N, H, W, 3)``, in units of 0..1."""
-    total, squares, count = np.zeros(3), np.zeros(3), 0
-    for start in range(0, len(images), 1024):
-        pixels = images[start : start + 1024].reshape(-1, 3).astype(np.float32) / 255
-        total += pixels.sum(0, dtype=np.float64)
-        squares += np.square(pixels).sum(0, dtype=np.float64)
-        count += len(pixels)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
+    counts, rows = np.zeros((3, 256), np.int64), rows_within(BYTES_AT_ONCE // 16, images)
+    for start in range(0, len(images), rows):
+        for colour, values in enumerate(images[start : start + rows].reshape(-1, 3).T):
+            counts[colour] += np.bincount(values, minlength=256)
+    value, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = share @ value
+    deviation = np.sqrt(np.maximum(share @ value**2 - mean**2, 1e-6))
     return mean.tolist(), deviation.tolist()
 
 

@@ -26,7 +26,7 @@ class Referee:
         self.views = Views(data.val.images, data.val.labels, len(data.classes), "none", 0, device)
         self.bf16, self.teacher = bf16, teacher
         self.batch = min(EVALUATION_BATCH, rows_within(EVALUATION_BYTES, data.val.images))
-        self.known = [] if teacher is None else [self._ask(teacher, batch) for batch in self._batches()]
+        self.known = [] if teacher is None else [_said(self._ask(teacher, batch)) for batch in self._batches()]
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """``val_accuracy``, ``val_loss``, and with a teacher ``val_teacher_agreement`` and ``val_cam_cosine``."""
@@ -38,7 +38,7 @@ class Referee:
                 "val_loss": nn.functional.cross_entropy(answer.logits, batch.labels, reduction="none"),
             }
             if self.teacher is not None:
-                values |= _alike(answer, self.known[index])
+                values |= _alike(answer, *self.known[index])
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
         return {name: value / len(self.views) for name, value in sums.items()}
@@ -56,12 +56,16 @@ class Referee:
             return (predict(model, batch.x) if self.teacher else Prediction(model(batch.x))).float()
 
 
-def _alike(answer: Prediction, known: Prediction) -> dict[str, Tensor]:
-    """Same label, and the cosine between both maps of the class the teacher predicts."""
-    assert answer.cams is not None and known.cams is not None
-    label = known.logits.argmax(1)
-    rows = torch.arange(len(label), device=label.device)
-    ours, theirs = answer.cams[rows, label], known.cams[rows, label]
+def _said(answer: Prediction, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A label for each picture (None: the predicted one), and the map of that class alone."""
+    assert answer.cams is not None
+    label = answer.logits.argmax(1) if label is None else label
+    return label, answer.cams[torch.arange(len(label), device=label.device), label]
+
+
+def _alike(answer: Prediction, label: Tensor, theirs: Tensor) -> dict[str, Tensor]:
+    """Same label as the teacher's, and the cosine between both maps of that class."""
+    _, ours = _said(answer, label)
     grid = (max(ours.shape[1], theirs.shape[1]), max(ours.shape[2], theirs.shape[2]))
     return {
         "val_teacher_agreement": (answer.logits.argmax(1) == label).float(),

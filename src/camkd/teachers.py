@@ -27,6 +27,9 @@ from camkd.types import InputError, Prediction
 PART = 32
 """Pictures a teacher is asked about at once on a processor: their activations stay in its caches."""
 
+ANSWERS = 1
+"""Goes up when the same weights would answer otherwise: another ``forward``, other maps, another way of asking."""
+
 LARGEST_MAP = 8
 """Cells a side of the maps that are kept, unless asked for otherwise."""
 
@@ -100,7 +103,8 @@ def knowledge_of(
         layout=layout,
     )
     policy = (VIEWS, repr(policy_named(config.views)), config.view_seed)
-    asked = {"data": data.fingerprint, "views": policy, "layout": repr(layout), "precision": precision}
+    how = (ANSWERS, pick_device(config.device).partition(":")[0], precision)
+    asked = {"data": data.fingerprint, "views": policy, "layout": repr(layout), "how": how}
     return Knowledge(answer, Store(store_folder(key_of(teacher.model, asked)), manifest))
 
 

@@ -32,8 +32,14 @@ class Prediction(NamedTuple):
         return Prediction(self.logits.float(), _float(self.cams), _float(self.features), self.shown)
 
     def to(self, device: torch.device) -> Prediction:
-        """The same on ``device``, without the host waiting for it."""
-        return Prediction(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
+        """The same on ``device``; a GPU fetches it without the host waiting."""
+        return Prediction(*(None if part is None else _moved(part, device) for part in self))  # type: ignore[arg-type]
+
+
+def _moved(part: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and not part.is_cuda:
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)
 
 
 def _float(part: Tensor | None) -> Tensor | None:

@@ -588,3 +588,22 @@ def test_the_teacher_is_asked_in_parts_that_change_nothing(taught: Teacher, easy
         torch.testing.assert_close(part.logits, whole.logits[some], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(part.cams, whole.cams[some], rtol=1e-5, atol=1e-5)
     assert not whole.logits.requires_grad
+
+
+def test_without_a_store_the_answers_are_what_a_store_would_give(tmp_path: Path) -> None:
+    layout = Layout(120, 2, 2)
+    logits, cams = torch.randn(3, 120), torch.randn(3, 120, 2, 2)
+    rows, x = torch.tensor([4, 0, 2]), torch.zeros(3, 3, 4, 4)
+    kept = Knowledge(
+        lambda x: Prediction(logits, cams), Store(tmp_path, Manifest("t", "a", "d", "none", 0, "fp32", 9, layout))
+    )
+    unkept = Knowledge(lambda x: Prediction(logits, cams), layout=layout)
+    first, read, live = kept.ask(0, rows, x), kept.recall(0, rows), unkept.ask(0, rows, x)
+    assert read is not None
+    for said in (read, live):
+        for part, other in zip(said, first, strict=True):
+            assert (part is None) == (other is None)
+            assert part is None or torch.equal(part, other)
+    assert live.shown is not None
+    assert live.shown.shape == (3, 10)
+    assert unkept.recall(0, rows) is None

@@ -185,7 +185,8 @@ def test_every_flipped_byte_is_noticed_and_mended_by_asking_again(tmp_path: Path
         patch(path, place, bytes([sound[place] ^ 0x10]))
         with pytest.warns(DamagedKnowledge, match=rf"1 of .* {re.escape(str(path))} are damaged"):
             assert read(ours, 0, 3, 4, 5) is None
-        assert not ours.knows(0, np.array([4]))
+        with pytest.warns(DamagedKnowledge):
+            assert not ours.knows(0, np.array([4]))
         assert holds(ours, 0, *(row for row in range(COUNT) if row != 4))
         write(ours, 0, 4)
         assert holds(ours, 0, 3, 4, 5)
@@ -472,15 +473,15 @@ def test_a_damaged_manifest_is_an_input_error(tmp_path: Path, damage: str) -> No
     values = json.loads((tmp_path / "store.json").read_text(encoding="utf-8"))
     assert Manifest.of(tmp_path) == manifest()
     (tmp_path / "store.json").write_text(json.dumps(DAMAGES[damage](values)), encoding="utf-8")
-    with pytest.raises(InputError, match=r"is not a whole knowledge store \(.*\): remove it\."):
+    with pytest.raises(InputError, match=r"is not a whole knowledge store \(.*\): the next run"):
         Manifest.of(tmp_path)
 
 
 def test_a_folder_without_a_manifest_or_with_bytes_for_one_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="remove it"):
+    with pytest.raises(InputError, match="the next run"):
         Manifest.of(tmp_path)
     (tmp_path / "store.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="remove it"):
+    with pytest.raises(InputError, match="the next run"):
         Manifest.of(tmp_path)
 
 

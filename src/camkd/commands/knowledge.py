@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from camkd.commands.common import Command, Group, open_data, open_screen, print_plainly
-from camkd.config import DataConfig, Lesson, TrainConfig, quantity, written
+from camkd.config import DataConfig, Lesson, TrainConfig, epochs_within, quantity, views_of, written
 from camkd.flags import add, take
 
 VIEWED = {"epochs", "batch_size", "views", "view_epochs", "view_seed", "precision", "device"}
@@ -23,7 +23,7 @@ def _fill_options(parser: ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=1, help="how many ask at once")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and ask nothing")
     parser.add_argument("--pictures", type=str | None, default=None, help="with --dry-run: so many, like 1.28M")
-    parser.add_argument("--classes", type=int, default=10, help="with --pictures: of so many classes")
+    parser.add_argument("--classes", type=int | None, default=None, help="with --pictures: of so many classes")
 
 
 def _fill(options: Namespace) -> dict[str, Any]:
@@ -34,21 +34,28 @@ def _fill(options: Namespace) -> dict[str, Any]:
     from camkd.types import InputError
 
     data_config, config, lesson = take(DataConfig, options), take(TrainConfig, options), take(Lesson, options)
-    pipeline.check_names("cam-net", lesson, config)
+    pipeline.check_settings(lesson, config)
     pictures = None if options.pictures is None else quantity(options.pictures, "pictures")
     numbers = {"processes": options.processes, "classes": options.classes, "size": data_config.size}
     for name, number in {**numbers, "pictures": pictures}.items():
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}, but has to be 1 or more: give such a number.")
+    if options.classes and not pictures:
+        raise InputError("--classes goes with --pictures, which are not here: leave it out, or add --pictures.")
     if pictures and not options.dry_run:
         raise InputError("--pictures stands for pictures that are not here: add --dry-run.")
+    place = None if pictures and options.teacher in MODELS else find_teacher(options.teacher, data_config.data)
     with open_screen() as screen:
+        config = pipeline.settled(config, watch=screen)
         if pictures:
-            known = options.teacher in MODELS
-            name = options.teacher if known else describe(find_teacher(options.teacher, data_config.data)).architecture
-            cost = filling.cost_of(name, config, lesson, pictures, options.classes, data_config.size or 32)
+            said = describe(place) if place else None
+            classes = options.classes or (len(said.classes) if said else 10)
+            size = data_config.size or (said.size if said else 32)
+            name = said.architecture if said else options.teacher
+            cost = filling.cost_of(name, config, lesson, pictures, classes, size)
         else:
-            job = filling.Job(find_teacher(options.teacher, data_config.data), data_config, config, lesson)
+            assert place is not None
+            job = filling.Job(place, data_config, config, lesson)
             data = open_data(data_config, screen)
             if not options.dry_run:
                 try:
@@ -56,10 +63,13 @@ def _fill(options: Namespace) -> dict[str, Any]:
                 except KeyboardInterrupt:
                     screen.say("the answers so far are kept; the same command goes on with the rest")
                     raise
-                size = store.epoch_bytes * len(store.epochs())
-                screen.say(f"{len(store.epochs())} epochs of views are known: {written(size)} in {store.folder}")
-                return {"folder": str(store.folder), "epochs": store.epochs(), "bytes": size}
-            cost = filling.cost(job, data)
+                epochs = epochs_within(config, lesson, store.epoch_bytes)
+                size = store.epoch_bytes * epochs
+                screen.say(f"{epochs} epochs of views are known: {written(size)} in {store.folder}")
+                if epochs < views_of(config):
+                    screen.say(f"a knowledge budget of {lesson.knowledge_budget} has no room for more")
+                return {"folder": str(store.folder), "epochs": list(range(epochs)), "bytes": size}
+            cost = filling.cost(job, data, screen.progress)
         found = cost.figures
         screen.say(
             f"{found['pictures']:,} pictures x {found['epochs']} epochs x {found['bytes_per_picture']:,} bytes = "
@@ -77,10 +87,15 @@ def _keys_option(parser: ArgumentParser) -> None:
 def _list(options: Namespace) -> dict[str, Any]:
     from camkd.knowledge import Manifest, Store
     from camkd.tables import print_table
+    from camkd.types import InputError
 
     found, rows = {}, []
     for folder in _chosen([]):
-        store = Store(folder, Manifest.of(folder))
+        try:
+            store = Store(folder, Manifest.of(folder))
+        except InputError as error:
+            print_plainly(str(error))
+            continue
         said, layout, size = store.manifest, store.layout, _bytes(folder)
         epochs = len(store.epochs())
         found[folder.name] = {
@@ -98,11 +113,16 @@ def _list(options: Namespace) -> dict[str, Any]:
 
 def _verify(options: Namespace) -> dict[str, Any]:
     from camkd.knowledge import Manifest, Store
+    from camkd.types import InputError
 
     found = {}
     with open_screen() as screen:
         for folder in _chosen(options["keys"]):
-            store = Store(folder, Manifest.of(folder))
+            try:
+                store = Store(folder, Manifest.of(folder))
+            except InputError as error:
+                screen.say(str(error))
+                continue
             known = damaged = 0
             for done, epoch in enumerate(epochs := store.epochs(), 1):
                 good, bad = store.examine(epoch, mend=True)

@@ -82,7 +82,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
             data,
             options.model,
             "teacher",
-            configs,
+            (configs[0], pipeline.settled(configs[1], folder, watch=screen)),
             Lesson("plain"),
             resume=options.resume,
             watch=screen,
@@ -115,7 +115,8 @@ def _distill(options: Namespace) -> dict[str, Any]:
     with open_screen() as screen:
         data = open_data(configs[0], screen)
         teacher = adopt_teacher(place, data, configs[1].device)
-        knowledge, config = pipeline.taught_by(teacher, data, configs[1], lesson, screen)
+        config = pipeline.settled(configs[1], folder, watch=screen)
+        knowledge, config = pipeline.taught_by(teacher, data, config, lesson, screen)
         metrics = pipeline.train_run(
             folder,
             data,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.files import write_json
+from camkd.files import NO_SPACE, reserve, write_json
 from camkd.types import InputError
 
 VERSION = 1
@@ -172,17 +171,15 @@ def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
     """
     shape = (count, size, size, 3)
     images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    with path.open("r+b") as stream:
-        try:
-            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-        except AttributeError:  # not on this system: the file is sparse, and is filled as rows are written
-            pass
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise InputError(
-                    f"there is no room in '{path.parent.parent}' for {images.nbytes / 1e9:,.1f} GB of "
-                    "decoded pictures; make room, choose a smaller size, or set CAMKD_CACHE to another folder"
-                ) from error
+    try:
+        reserve(path, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise InputError(
+            f"there is no room in '{path.parent.parent}' for {images.nbytes / 1e9:,.1f} GB of decoded pictures; make "
+            "room, choose a smaller size, or set CAMKD_CACHE to another folder"
+        ) from error
     return images
 
 

@@ -123,14 +123,17 @@ class Views:
             x, labels = self._mixed(epoch, u, x, labels)
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation loses it
 
-    def _there(self, small: Tensor) -> Tensor:
+    def _there(self, part: Tensor) -> Tensor:
         """On the device, without the host waiting for it."""
-        return small.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else small
+        if self.device.type == "cuda" and not part.is_cuda:
+            return part.pin_memory().to(self.device, non_blocking=True)
+        return part.to(self.device)
 
     def _alone(self, samples: Tensor, u: Tensor) -> Tensor:
         """The views before mixing, ``(B, 3, H, W)`` in 0..1."""
         policy = self.policy
-        pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True)).to(self.device)
+        pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True))
+        pixels = self._there(pixels)
         if policy.crop or policy.flip:
             pixels = _shifted(pixels, u, policy)
         x = torch.div(pixels, 255).permute(0, 3, 1, 2)
@@ -200,11 +203,15 @@ def _recoloured(x: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast about the picture's mean grey, saturation about each pixel's grey (ITU-R 601)."""
     bright, contrast, saturate = factors[:, :, None, None, None].unbind(1)
     x = x * bright
-    luma = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)
-    grey = (x * luma).sum(1, keepdim=True)
-    x = torch.lerp(grey.mean((2, 3), keepdim=True).expand_as(x), x, contrast.expand_as(x))
-    grey = (x * luma).sum(1, keepdim=True)
-    return torch.lerp(grey.expand_as(x), x, saturate.expand_as(x)).clamp_(0, 1)
+    mean = _grey(x).mean((2, 3), keepdim=True)
+    x = torch.lerp(mean.expand_as(x), x, contrast.expand_as(x))
+    return torch.lerp(_grey(x).expand_as(x), x, saturate.expand_as(x)).clamp_(0, 1)
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = x.split(1, 1)
+    grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R 601
+    return grey
 
 
 def _cut_out(x: Tensor, u_y: Tensor, u_x: Tensor, share: float) -> Tensor:

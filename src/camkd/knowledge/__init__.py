@@ -38,12 +38,15 @@ def key_of(teacher: nn.Module, parts: Mapping[str, Any]) -> str:
 class Knowledge:
     """A teacher whose answers are kept: ``recall`` what is known, ``ask`` for what is not.
 
-    ``teacher`` answers a batch of pictures. Without a ``store`` nothing is kept and it is asked every time. ``asked``
-    counts the pictures it was asked about.
+    ``teacher`` answers a batch of pictures. Without a ``store`` it is asked every time; with a ``layout`` its answers
+    are then what a store would give. ``asked`` counts the pictures it was asked about.
     """
 
-    def __init__(self, teacher: Callable[[Tensor], Prediction], store: Store | None = None) -> None:
+    def __init__(
+        self, teacher: Callable[[Tensor], Prediction], store: Store | None = None, layout: Layout | None = None
+    ) -> None:
         self.teacher, self.store = teacher, store
+        self.layout = layout if store is None else store.layout
         self.asked = 0
         if store is not None:
             store.touch()
@@ -59,11 +62,12 @@ class Knowledge:
         """The teacher's answers to the views ``x`` of ``samples``, from now on known."""
         self.asked += len(x)
         answer = self.teacher(x)
-        if self.store is None:
+        if self.layout is None:
             return answer
-        records = self.store.layout.encode(answer)
+        records = self.layout.encode(answer)
         try:
-            self.store.write(epoch, samples.numpy(), records)
+            if self.store is not None:
+                self.store.write(epoch, samples.numpy(), records)
         except NoRoom as full:
             warnings.warn(f"{full} Until then the teacher is asked at every step.", stacklevel=2)
-        return self.store.layout.decode(records).to(x.device)
+        return self.layout.decode(records).to(x.device)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 
 from camkd.config import written
 from camkd.data.store import cache_folder
-from camkd.files import write_text
+from camkd.files import NO_SPACE, reserve, write_text
 from camkd.knowledge.records import Layout, checksums
 from camkd.types import InputError, Prediction
 
@@ -60,7 +58,9 @@ class Manifest:
             layout = Layout(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
             return cls(**{**known, "layout": layout})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is not a whole knowledge store ({error}): remove it.") from error
+            raise InputError(
+                f"{folder} is not a whole knowledge store ({error}): the next run that uses it mends it."
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Write it where it is missing or differs, and note that the store is used now."""
@@ -107,20 +107,21 @@ class Store:
     def read(self, epoch: int, rows: NDArray[np.int64]) -> Prediction | None:
         """The answers for samples ``rows``, or None where one of them is not known. Warns where one is damaged."""
         found, known = self._found(epoch, rows)
-        if known.all():
-            return self.layout.decode(found)
+        return self.layout.decode(found) if self._all(epoch, found, known) else None
+
+    def knows(self, epoch: int, rows: NDArray[np.int64]) -> bool:
+        """Whether there is a sound answer for each of ``rows``. Warns where one is damaged."""
+        return self._all(epoch, *self._found(epoch, rows))
+
+    def _all(self, epoch: int, found: NDArray[np.void], known: NDArray[np.bool_]) -> bool:
         damaged = int((~known & (found["sum"] != 0)).sum())
         if damaged:
             warnings.warn(
                 f"{damaged} of the teacher's answers in {self.path(epoch)} are damaged; they are asked again.",
                 DamagedKnowledge,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return None
-
-    def knows(self, epoch: int, rows: NDArray[np.int64]) -> bool:
-        """Whether there is a sound answer for each of ``rows``."""
-        return bool(self._found(epoch, rows)[1].all())
+        return bool(known.all())
 
     def write(self, epoch: int, rows: NDArray[np.int64], encoded: NDArray[np.void]) -> None:
         """Keep encoded answers for samples ``rows``. Raises ``NoRoom`` where the disk is full."""
@@ -161,45 +162,23 @@ class Store:
         path = self.path(epoch)
         if not path.exists() and not create:
             return None
-        with _needing(self.epoch_bytes, path):
-            if not path.exists():
+        new = not path.exists()
+        try:
+            if new:
                 self.manifest.write(self.folder)
-            _reserve(path, self.epoch_bytes)
+            reserve(path, self.epoch_bytes)
+        except OSError as error:
+            if new:
+                path.unlink(missing_ok=True)
+            if error.errno not in NO_SPACE:
+                raise
+            raise NoRoom(
+                f"there is no room for {written(self.epoch_bytes)} of the teacher's answers in {self.folder}: make "
+                "room with 'camkd knowledge prune', lower --knowledge-budget, or set CAMKD_CACHE to another folder."
+            ) from error
         records: NDArray[np.void] = np.memmap(path, self.layout.dtype, "r+", shape=(self.count,))
         self._open = epoch, records
         return records
-
-
-@contextmanager
-def _needing(size: int, path: Path) -> Iterator[None]:
-    """A full disk, or a quota or limit that is reached, becomes one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise NoRoom(
-            f"there is no room for {written(size)} of the teacher's answers in {path.parent}: make room with "
-            "'camkd knowledge prune', lower --knowledge-budget, or set CAMKD_CACHE to another folder."
-        ) from error
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Make ``path`` a file of ``size`` bytes, new ones zero, with its space taken: a full disk shows here."""
-    new = not path.exists()
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if os.fstat(handle).st_size < size:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            else:
-                os.ftruncate(handle, size)
-    except OSError:
-        if new:
-            path.unlink()
-        raise
-    finally:
-        os.close(handle)
 
 
 def store_folder(key: str) -> Path:
