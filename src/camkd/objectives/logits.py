@@ -47,8 +47,8 @@ def dkd(
     """``alpha TCKD + beta NCKD`` per picture: two ``(N, K)`` and labels to ``(N,)``, in nats.
 
     With ``p = softmax(z / T)``: TCKD is ``T^2 KL`` between ``(p[label], 1 - p[label])`` of both, NCKD is ``T^2 KL``
-    between ``p`` over the other classes, made to sum to one. Hinton's is ``TCKD + (1 - p_teacher[label]) NCKD``. Zhao et
-    al. 2022, arXiv 2203.08679. Where pictures are mixed, the label is the larger part's.
+    between ``p`` over the other classes, made to sum to one. Hinton's is ``TCKD + (1 - p_teacher[label]) NCKD``.
+    Zhao et al. 2022, arXiv 2203.08679. Where pictures are mixed, the label is the larger part's.
     """
     label = labels if labels.ndim == 1 else labels.argmax(1)
     on = F.one_hot(label, student.shape[1]).bool()
