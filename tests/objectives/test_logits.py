@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkd.objectives.logits import KD, CrossEntropy, cross_entropy, kd
+from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD, cross_entropy, dkd, kd, standardised
 from camkd.types import Prediction
 
 seeds = st.integers(0, 10_000)
@@ -122,3 +122,74 @@ def test_the_terms_pass_their_settings_on() -> None:
     )
     torch.testing.assert_close(KD(2.5)(Prediction(student), Prediction(teacher), labels), kd(student, teacher, 2.5))
     assert KD().temperature == 4.0
+
+
+# --- what became of Hinton's
+
+
+def dkd_literally(student: Tensor, teacher: Tensor, labels: list[int], a: float, b: float, t: float) -> list[float]:
+    values = []
+    for ours, theirs, label in zip(student.tolist(), teacher.tolist(), labels, strict=True):
+        q, p = softmax([z / t for z in ours]), softmax([z / t for z in theirs])
+        target = p[label] * math.log(p[label] / q[label]) + (1 - p[label]) * math.log((1 - p[label]) / (1 - q[label]))
+        others = [k for k in range(len(p)) if k != label]
+        rest = sum(p[k] / (1 - p[label]) * math.log(p[k] / (1 - p[label]) * (1 - q[label]) / q[k]) for k in others)
+        values.append(t**2 * (a * target + b * rest))
+    return values
+
+
+@settings(max_examples=25)
+@given(seeds, shapes, st.sampled_from([1.0, 4.0]), st.floats(0, 10), st.floats(0, 10))
+def test_dkd_is_its_formula(seed: int, shape: tuple[int, int], temperature: float, alpha: float, beta: float) -> None:
+    student, teacher = 3 * draw(seed, *shape), 3 * draw(seed + 1, *shape)
+    labels = torch.arange(shape[0]) % shape[1]
+    values = dkd(student, teacher, labels, alpha, beta, temperature)
+    expected = dkd_literally(student, teacher, labels.tolist(), alpha, beta, temperature)
+    assert values.tolist() == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+
+@settings(max_examples=25)
+@given(seeds, shapes, st.sampled_from([1.0, 4.0]))
+def test_dkd_coupled_again_is_hintons(seed: int, shape: tuple[int, int], temperature: float) -> None:
+    student, teacher = 3 * draw(seed, *shape), 3 * draw(seed + 1, *shape)
+    labels = torch.arange(shape[0]) % shape[1]
+    others = 1 - F.softmax(teacher / temperature, 1).gather(1, labels[:, None]).squeeze(1)
+    target, rest = (dkd(student, teacher, labels, *weights, temperature) for weights in ((1.0, 0.0), (0.0, 1.0)))
+    torch.testing.assert_close(target + others * rest, kd(student, teacher, temperature))
+
+
+def test_dkd_of_mixed_labels_is_that_of_the_larger_part() -> None:
+    student, teacher, labels = draw(0, 4, 5), draw(1, 4, 5), torch.tensor([0, 4, 2, 2])
+    mixed = 0.7 * F.one_hot(labels, 5) + 0.3 * F.one_hot((labels + 1) % 5, 5)
+    torch.testing.assert_close(dkd(student, teacher, mixed), dkd(student, teacher, labels))
+
+
+def test_dkd_is_finite_where_a_prediction_is_certain() -> None:
+    student = torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]], requires_grad=True)
+    values = dkd(student, torch.tensor([[0.0, 100.0, 0.0], [300.0, 0.0, 0.0]]), torch.tensor([0, 0]))
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_standardised_logits_have_mean_nought_and_deviation_one() -> None:
+    logits = 5 * draw(3, 6, 7) + 2
+    torch.testing.assert_close(standardised(logits).mean(1), torch.zeros(6).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(standardised(logits).std(1), torch.ones(6).double(), atol=1e-6, rtol=0)
+    assert not standardised(torch.full((1, 4), 3.0)).any()
+
+
+@settings(max_examples=25)
+@given(seeds, st.tuples(st.integers(1, 5), st.integers(3, 6)), st.floats(0.1, 10), st.floats(-5, 5))
+def test_scale_and_shift_of_logits_are_nothing_to_standardised_kd(
+    seed: int, shape: tuple[int, int], scale: float, shift: float
+) -> None:
+    student, teacher, labels = draw(seed, *shape), draw(seed + 1, *shape), torch.zeros(shape[0]).long()
+    term = StandardisedKD()
+    values = term(Prediction(student), Prediction(teacher), labels)
+    z = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (student, teacher)]
+    assert values.tolist() == pytest.approx(kd_literally(*z, 2.0), rel=1e-5, abs=1e-9)
+    changed = term(Prediction(scale * student + shift), Prediction(teacher), labels)
+    torch.testing.assert_close(changed, values, rtol=1e-4, atol=1e-7)
+    assert DKD().needs == term.needs == {"logits"}

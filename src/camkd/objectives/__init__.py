@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from camkd.objectives.logits import KD, CrossEntropy
+from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
 from camkd.objectives.maps import CAM, Attention
 from camkd.types import InputError, Prediction
 
@@ -31,7 +31,14 @@ class Term(Protocol):
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor: ...
 
 
-TERMS: dict[str, Callable[..., Term]] = {"ce": CrossEntropy, "kd": KD, "cam": CAM, "at": Attention}
+TERMS: dict[str, Callable[..., Term]] = {
+    "ce": CrossEntropy,
+    "kd": KD,
+    "lskd": StandardisedKD,
+    "dkd": DKD,
+    "cam": CAM,
+    "at": Attention,
+}
 
 #: A term's weight over the run, as a factor at progress 0..1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -98,6 +105,16 @@ METHODS: dict[str, Method] = {
         {"ce": Weighted(CrossEntropy(), 0.1), "kd": Weighted(KD(), 0.9)},
         "the teacher's softened prediction, T = 4",
         "Hinton et al. 2015, arXiv 1503.02531",
+    ),
+    "lskd": Method(
+        {"ce": Weighted(CrossEntropy(), 0.1), "lskd": Weighted(StandardisedKD(), 9.0)},
+        "the same between standardised logits, T = 2",
+        "Sun et al. 2024, arXiv 2403.01427",
+    ),
+    "dkd": Method(
+        {"ce": Weighted(CrossEntropy()), "dkd": Weighted(DKD())},
+        "label and other classes decoupled, alpha = 1, beta = 8, T = 4; no warm-up",
+        "Zhao et al. 2022, arXiv 2203.08679",
     ),
     "at": Method(
         {"ce": Weighted(CrossEntropy()), "at": Weighted(Attention(), 1000.0)},
