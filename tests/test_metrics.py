@@ -13,7 +13,7 @@ from scipy import spatial, stats
 from torch import Tensor
 
 from camkd import metrics
-from camkd.cams import resize
+from camkd.cams import centre_prior, resize
 
 SIMILARITIES = [metrics.cosine, metrics.pearson, metrics.iou_top]
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -196,7 +196,7 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 def test_centre_prior_is_a_quarter_side_gaussian() -> None:
-    prior = metrics.centre_prior(8, 16)
+    prior = centre_prior(8, 16)
     assert prior.shape == (8, 16)
     torch.testing.assert_close(prior, prior.flip(0))
     torch.testing.assert_close(prior, prior.flip(1))
@@ -235,7 +235,7 @@ def test_map_agreement_chance_levels_are_what_they_say() -> None:
     other = teacher[metrics.shuffled(6)]
     assert found["cam_cosine"] == pytest.approx(metrics.cosine(big, teacher).mean().item())
     assert found["cam_cosine_shuffled"] == pytest.approx(metrics.cosine(big, other).mean().item())
-    centre = metrics.centre_prior(8, 8).expand(6, 8, 8)
+    centre = centre_prior(8, 8).expand(6, 8, 8)
     assert found["cam_pearson_centre"] == pytest.approx(metrics.pearson(big, centre).mean().item())
 
 

@@ -442,8 +442,8 @@ class Wrong:
     [
         Wrong("no model 'nope'", model="nope"),
         Wrong("no method 'magic'", lesson=Lesson("magic")),
-        Wrong("no schedule 'never'", lesson=Lesson("cam-kd", "never")),
-        Wrong("has no CAM term", lesson=Lesson("kd", "early")),
+        Wrong("'never' in 'cam=1:schedule=never' is none of", lesson=Lesson("ce=1,cam=1:schedule=never")),
+        Wrong("kd has no setting 'pool'", lesson=Lesson("ce=1,kd=1:pool=4")),
         Wrong("no view policy 'wild'", config=replace(ONE, views="wild")),
         Wrong("device 'quantum'", config=replace(ONE, device="quantum")),
         Wrong("epochs is 0", config=replace(ONE, epochs=0)),
@@ -471,7 +471,7 @@ def test_wrong_names_and_numbers_are_named(wrong: Wrong) -> None:
 
 @pytest.mark.parametrize("config", [TrainConfig(), ONE, replace(ONE, warmup=0.0, ema=0.0, weight_decay=0.0, clip=1e-9)])
 def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
-    pipeline.check_names("cam-net", Lesson("cam-kd", "early", 0.0), config, 1)
+    pipeline.check_names("cam-net", Lesson("ce=0.1,cam=1:schedule=early", "1GB"), config, 1)
     json.dumps(config.__dict__)
 
 

@@ -245,7 +245,11 @@ def test_interrupted_after_the_last_step(easy: Dataset, tmp_path: Path, whole: A
 
 
 def test_interruption_with_mixed_pictures_and_a_teacher(easy: Dataset, tmp_path: Path) -> None:
-    goal, config, teacher = objective("cam-kd", cam_schedule="decay"), settings(views="strong", epochs=1), network(9)
+    goal, config, teacher = (
+        objective("ce=0.1,kd=0.9,cam=1:schedule=decay"),
+        settings(views="strong", epochs=1),
+        network(9),
+    )
     parts: dict[str, Any] = {"config": config, "goal": goal, "teacher": teacher}
     weights, rows = fitted(easy, tmp_path / "whole", ask=Asked(teacher), **parts)
     with pytest.raises(Interrupted):

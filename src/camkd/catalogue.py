@@ -1,14 +1,16 @@
 """What there is to choose from: models with their cost, methods with their source, data sets.
 
-Each list imports what it needs itself, and torch only where it has to count or to name terms.
+Each list imports what it needs itself, and torch only where it has to count.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from camkd.methods import METHODS
 from camkd.types import InputError
 
 Table = tuple[list[str], list[list[str]]]
@@ -63,22 +65,10 @@ def costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
 
 
 def methods() -> tuple[dict[str, Any], Table]:
-    """The terms and weights of every method, and where it comes from."""
-    from camkd.objectives import METHODS
-
-    found, rows = {}, []
-    for name, method in METHODS.items():
-        terms = {term: weighted.weight for term, weighted in method.terms.items()}
-        found[name] = {"terms": terms, "summary": method.summary, "source": method.source}
-        rows.append(
-            [
-                name,
-                ", ".join(f"{term} {weight:g}" for term, weight in terms.items()),
-                method.summary,
-                method.source,
-            ]
-        )
-    return found, (["method", "terms and weights", "", "source"], rows)
+    """The sum of terms of every method, and where it comes from."""
+    found = {name: asdict(method) for name, method in METHODS.items()}
+    rows = [[name, method.terms, method.summary, method.source] for name, method in METHODS.items()]
+    return found, (["method", "terms", "", "source"], rows)
 
 
 def sources() -> tuple[dict[str, Any], Table]:

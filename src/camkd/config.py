@@ -79,14 +79,12 @@ class Lesson:
     """What a student learns from, beside the pictures.
 
     Args:
-        method: see 'camkd list methods'.
-        cam_schedule: weight of the CAM term over the run: constant, early or decay (default: the method's own).
+        method: a name of 'camkd list methods', or a sum of terms like ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early.
         knowledge_budget: disk space for the teacher's answers, like 4GB; once full, the views come again.
         knowledge_map: side of the maps that are kept, in cells (default: the teacher's own, at most 8).
     """
 
     method: str = "cam-kd"
-    cam_schedule: str | None = None
     knowledge_budget: str = "8GB"
     knowledge_map: int | None = None
 

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 Config = TypeVar("Config")
 
-ALIASES = {"data": ("--dataset",)}
+ALIASES = {"data": ("--dataset",), "method": ("--terms",)}
 
 
 def add(parser: ArgumentParser, *configs: type, only: Collection[str] | None = None) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camkd.cams import resize
+from camkd.cams import centre_prior, resize
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -122,16 +122,6 @@ def iou_top(a: Tensor, b: Tensor, fraction: float = 0.2) -> Tensor:
     k = max(1, int(fraction * cells + 0.5))
     shared = (_top(_flat(a), k) & _top(_flat(b), k)).sum(1)
     return shared / (2 * k - shared)
-
-
-def centre_prior(h: int, w: int) -> Tensor:
-    """The map ``(h,w)`` of one who looks at the middle: a Gaussian, sigma a quarter of each side, peak 1.
-
-    >>> centre_prior(3, 3)[1, 1].item()
-    1.0
-    """
-    y, x = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (h, w))
-    return torch.exp(-(y[:, None] ** 2 + x**2) / 2)
 
 
 def shuffled(n: int, seed: int = 0) -> Tensor:

@@ -39,7 +39,7 @@ def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs:
 
 
 def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
-    """Say if there is no such method, schedule, view policy or device, or a number is out of range: ``InputError``."""
+    """Say if there is no such method, view policy or device, or a number is out of range: ``InputError``."""
     objective_of(lesson, config)
     policy_named(config.views)
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
@@ -49,7 +49,7 @@ def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | No
 
 def objective_of(lesson: Lesson, config: TrainConfig) -> Objective:
     """The objective a lesson names, with the run's label smoothing."""
-    return objective(lesson.method, smoothing=config.smoothing, cam_schedule=lesson.cam_schedule)
+    return objective(lesson.method, smoothing=config.smoothing)
 
 
 def train_run(

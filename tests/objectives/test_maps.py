@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,11 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camkd.objectives.maps import CAM, Attention, Classes, Norm, attention_distance, cam_distance, normalise, resize
+from camkd.cams import centre_prior
+from camkd.objectives.maps import (
+    CAM,
+    Attention,
+    Classes,
+    Control,
+    Norm,
+    attention_distance,
+    cam_distance,
+    falsified,
+    normalise,
+    resize,
+)
 from camkd.types import Prediction
 
 NORMS: list[Norm] = ["l2", "minmax", "raw"]
-CLASSES: list[Classes] = ["all", "target"]
+CLASSES: list[Literal["all", "target"]] = ["all", "target"]
 
 seeds = st.integers(0, 10_000)
 sides = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -73,11 +86,13 @@ def cam_literally(
 ) -> list[float]:
     values = []
     for ours, theirs, label in zip(student.numpy(), teacher.numpy(), labels, strict=True):
-        distances = []
+        distances, squares = [], []
         for a, b in zip(ours, theirs, strict=True):
             a, b = (normalise_literally(resize_literally(plane, (pool, pool)), norm) for plane in (a, b))
-            total = sum((x - y) ** 2 for x, y in zip(a.flat, b.flat, strict=True))
-            distances.append(total / pool**2 if norm == "raw" else total)
+            distances.append(sum((x - y) ** 2 for x, y in zip(a.flat, b.flat, strict=True)))
+            squares.append(sum(y**2 for y in b.flat))
+        if norm == "raw":
+            distances = [distance / (sum(squares) / len(squares) + 1e-6) for distance in distances]
         if classes == "all":
             values.append(sum(distances) / len(distances))
         else:
@@ -151,8 +166,10 @@ def test_cam_distance_by_hand() -> None:
     first = torch.tensor([0])
     assert cam_distance(one, two, first, "target", "l2", 2).item() == pytest.approx(2)  # at right angles
     assert cam_distance(one, two, first, "all", "l2", 2).item() == pytest.approx((2 + 4) / 2)  # and opposite
-    assert cam_distance(one, two, first, "target", "raw", 2).item() == pytest.approx((9 + 25 + 16) / 4)
-    assert cam_distance(one, two, first, "target", "raw", 1).item() == pytest.approx((7 / 4 - 5 / 4) ** 2)
+    assert cam_distance(one, two, first, "target", "raw", 2).item() == pytest.approx((9 + 25 + 16) / ((25 + 4) / 2))
+    assert cam_distance(one, two, first, "target", "raw", 1).item() == pytest.approx(
+        (7 / 4 - 5 / 4) ** 2 / ((25 / 16 + 1) / 2)
+    )
     expected = 0.75**2 + 1 + 1  # (3/4, 0, 1, 0) and (0, 1, 0, 0)
     assert cam_distance(one, two, first, "target", "minmax", 2).item() == pytest.approx(expected, rel=1e-5)
 
@@ -224,7 +241,7 @@ def test_a_label_without_a_map_costs_nothing_by_hand() -> None:
     shown = torch.tensor([[1, 0]])
     for label, expected in ((0, 4.0), (1, 2.0), (2, 0.0)):
         value = cam_distance(student, teacher, torch.tensor([label]), "target", "raw", 1, shown)
-        assert value.item() == pytest.approx({0: (3.5 + 3.5) ** 2, 1: 0.0, 2: 0.0}[label])
+        assert value.item() == pytest.approx({0: (3.5 + 3.5) ** 2 / ((3.5**2 + 0.5**2) / 2), 1: 0.0, 2: 0.0}[label])
         wide = [maps.repeat_interleave(2, 2) for maps in (student, teacher)]  # a square, so that no cell is pooled
         value = cam_distance(*wide, torch.tensor([label]), "target", "l2", 2, shown)
         assert value.item() == pytest.approx(expected)
@@ -286,7 +303,57 @@ def test_the_scale_of_a_map_makes_no_difference(norm: Norm, shift: float) -> Non
     after = cam_distance(30 * student + shift, 0.2 * teacher - shift, labels, "all", norm)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
     raw = cam_distance(30 * student, teacher, labels, "all", "raw")
-    assert (raw > 2 * cam_distance(student, teacher, labels, "all", "raw")).all()
+    assert (raw > 2 * cam_distance(student, teacher, labels, "all", "raw")).all(), "raw compares sizes"
+
+
+@pytest.mark.parametrize("units", [1 / 50, 600])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_the_units_of_a_pair_of_networks_make_no_difference(classes: Classes, norm: Norm, units: float) -> None:
+    student, teacher, labels = draw(1, 2, 3, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+    before = cam_distance(student, teacher, labels, classes, norm)
+    after = cam_distance(units * student, units * teacher, labels, classes, norm)
+    torch.testing.assert_close(after, before, rtol=2e-2, atol=0)
+
+
+# --- the teacher's class, and false maps
+
+
+def test_half_the_distance_of_the_teachers_class_is_e2kd() -> None:
+    student, teacher = draw(1, 4, 3, 8, 8), draw(2, 4, 3, 8, 8)
+    logits, labels = draw(3, 4, 3), torch.tensor([0, 1, 2, 0])
+    value = CAM("top-1", pool=8)(Prediction(logits, student), Prediction(logits, teacher), labels)
+    for n, k in enumerate(logits.argmax(1).tolist()):
+        a, b = student[n, k].flatten(), teacher[n, k].flatten()
+        assert value[n].item() / 2 == pytest.approx(1 - (a @ b / a.norm() / b.norm()).item())
+
+
+def test_the_teachers_class_is_found_among_those_it_shows() -> None:
+    student, teacher = draw(1, 2, 5, 8, 8), draw(2, 2, 5, 8, 8)
+    logits = torch.tensor([[0.0, 1.0, 9.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0, 8.0]])
+    shown = logits.topk(2, dim=1).indices
+    listed = teacher.gather(1, shown[:, :, None, None].expand(-1, -1, 8, 8))
+    term, labels = CAM("top-1"), torch.tensor([0, 0])
+    value = term(Prediction(logits, student), Prediction(logits, listed, None, shown), labels)
+    torch.testing.assert_close(value, term(Prediction(logits, student), Prediction(logits, teacher), labels))
+
+
+@pytest.mark.parametrize("control", ["shuffled", "centre"])
+def test_false_maps_lie_about_places_alone(control: Control) -> None:
+    maps = draw(4, 5, 3, 8, 6)
+    false = falsified(maps, control)
+    torch.testing.assert_close(false.mean((2, 3)), maps.mean((2, 3)))
+    assert falsified(maps, "none") is maps
+    layout = false - false.mean((2, 3), keepdim=True)
+    if control == "shuffled":
+        own = maps - maps.mean((2, 3), keepdim=True)
+        torch.testing.assert_close(layout, own[[4, 0, 1, 2, 3]])
+    else:
+        blob = centre_prior(8, 6).double()
+        torch.testing.assert_close(false / false[..., :1, :1], (blob / blob[0, 0]).expand_as(false))
+    value = CAM(control=control)(Prediction(maps, maps), Prediction(maps, maps), torch.zeros(5).long())
+    torch.testing.assert_close(value, cam_distance(maps, false, torch.zeros(5).long()))
+    assert (value > 0.1).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

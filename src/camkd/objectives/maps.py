@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkd.cams import resize
+from camkd.cams import centre_prior, resize
 from camkd.types import Prediction
 
-Classes = Literal["all", "target"]
+Classes = Literal["all", "target", "top-1"]
 Norm = Literal["l2", "minmax", "raw"]
+Control = Literal["none", "shuffled", "centre"]
 EPSILON = 1e-6
 
 
@@ -35,35 +36,50 @@ def cam_distance(
     student: Tensor,
     teacher: Tensor,
     labels: Tensor,
-    classes: Classes = "all",
+    classes: Literal["all", "target"] = "all",
     norm: Norm = "l2",
     pool: int = 4,
     shown: Tensor | None = None,
 ) -> Tensor:
     """How far the student's maps are from the teacher's: two ``(N, K, h, w)`` to ``(N,)``.
 
-        d[k] = || n(pool(student[k])) - n(pool(teacher[k])) ||^2     (``raw``: divided by the number of cells)
+        d[k] = || n(pool(student[k])) - n(pool(teacher[k])) ||^2
 
     pooled to ``pool`` x ``pool`` cells and normalised by ``norm``; the mean over all classes, or the label's class
-    (mixed labels: weighted by the label). With ``l2`` this is ``2 - 2 cos`` and lies in 0..4 for every pair of
-    networks, so that a weight means the same thing from pair to pair. All classes, pooled and normalised: CAT-KD,
-    Guo et al. 2023, arXiv 2304.12777.
+    (mixed labels: weighted by the label).
+
+    No weight depends on the units of a pair of networks. With ``l2`` this is ``2 - 2 cos``, in 0..4; with ``raw`` it is
+    the mean over the cells divided by the mean over classes and cells of ``pool(teacher)^2``, a relative squared error.
+    All classes, pooled and normalised: CAT-KD, Guo et al. 2023, arXiv 2304.12777.
 
     Where ``shown (N, k)`` says which classes the teacher's maps are of, the others take no part: ``all`` is the mean
     over the ``k``, and a label that is not among them costs nothing.
     """
+    weights = labels if labels.ndim == 2 else F.one_hot(labels, int(student.shape[1]))
     if shown is not None:
-        weights = labels if labels.ndim == 2 else F.one_hot(labels, int(student.shape[1]))
-        labels = weights.gather(1, shown)
+        weights = weights.gather(1, shown)
         student = student.gather(1, shown[:, :, None, None].expand(-1, -1, *student.shape[2:]))
-    size = (pool, pool)
-    difference = normalise(resize(student, size), norm) - normalise(resize(teacher, size), norm)
-    per_class = difference.square().mean(2) if norm == "raw" else difference.square().sum(2)
-    if classes == "all":
-        return per_class.mean(1)
-    if labels.ndim == 1:
-        return per_class.gather(1, labels[:, None]).squeeze(1)
-    return (per_class * labels).sum(1)
+    ours, theirs = resize(student, (pool, pool)), resize(teacher, (pool, pool))
+    per_class = (normalise(ours, norm) - normalise(theirs, norm)).square().sum(2)
+    if norm == "raw":
+        per_class = per_class / (theirs.square().sum((2, 3)).mean(1, keepdim=True) + EPSILON)
+    return per_class.mean(1) if classes == "all" else (per_class * weights).sum(1)
+
+
+def falsified(maps: Tensor, control: Control) -> Tensor:
+    """Maps ``(N, K, h, w)`` that say the same about each class, ``mean_xy``, but lie about where it is.
+
+    ``shuffled``: the layout of another picture of the batch; ``centre``: a Gaussian in the middle of each.
+    For controls: what a student gains from them is not where the teacher looks.
+    """
+    own = maps.mean((2, 3), keepdim=True)
+    if control == "shuffled":
+        other = maps.roll(1, 0)
+        return other - other.mean((2, 3), keepdim=True) + own
+    if control == "centre":
+        blob = centre_prior(*(int(side) for side in maps.shape[2:])).to(maps)
+        return own * (blob / blob.mean())
+    return maps
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -80,18 +96,26 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CAM:
-    """Distance between student's and teacher's class activation maps."""
+    """Distance between student's and teacher's class activation maps, or, as a control, false ones.
+
+    ``classes``: all, the label's, or the one the teacher predicts (``top-1``); that one's with ``l2``, halved, is the
+    ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv 2402.03119.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
     asks_teacher: ClassVar[bool] = True
     classes: Classes = "all"
     norm: Norm = "l2"
     pool: int = 4
+    control: Control = "none"
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert student.cams is not None and teacher is not None and teacher.cams is not None
-        maps = teacher.cams.detach()
-        return cam_distance(student.cams, maps, labels, self.classes, self.norm, self.pool, teacher.shown)
+        maps = falsified(teacher.cams.detach(), self.control)
+        if self.classes == "all":
+            return cam_distance(student.cams, maps, labels, "all", self.norm, self.pool, teacher.shown)
+        which = teacher.logits.argmax(1) if self.classes == "top-1" else labels
+        return cam_distance(student.cams, maps, which, "target", self.norm, self.pool, teacher.shown)
 
 
 @dataclass(frozen=True)

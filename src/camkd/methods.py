@@ -1,0 +1,72 @@
+"""The methods by name: each a sum of terms, as ``--method`` and ``--terms`` take it. Imports no torch.
+
+Adding one: a line in ``METHODS``. What a sum may hold: ``camkd.objectives.sums``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from camkd.types import InputError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named sum of terms, one line for the list, and its source."""
+
+    terms: str
+    summary: str
+    source: str
+
+
+METHODS: dict[str, Method] = {
+    "plain": Method("ce=1", "labels alone: no teacher", "-"),
+    "kd": Method(
+        "ce=0.1,kd=0.9:T=4",
+        "the teacher's softened prediction",
+        "Hinton et al. 2015, arXiv 1503.02531",
+    ),
+    "lskd": Method(
+        "ce=0.1,lskd=9:T=2",
+        "the same between standardised logits",
+        "Sun et al. 2024, arXiv 2403.01427",
+    ),
+    "dkd": Method(
+        "ce=1,dkd=1:alpha=1:beta=8:T=4",
+        "label and other classes decoupled; no warm-up",
+        "Zhao et al. 2022, arXiv 2203.08679",
+    ),
+    "at": Method(
+        "ce=1,at=1000",
+        "attention transfer on the last spatial layer",
+        "Zagoruyko and Komodakis 2016, arXiv 1612.03928",
+    ),
+    "cat-kd": Method(
+        "ce=1,cam=5:pool=2",
+        "all classes' maps, pooled to 2x2 and normalised",
+        "Guo et al. 2023, arXiv 2304.12777",
+    ),
+    "cam-kd": Method(
+        "ce=0.1,kd=0.9:T=4,cam=1:pool=4",
+        "ours: prediction and all classes' maps, pooled to 4x4 and normalised",
+        "this project",
+    ),
+}
+
+
+def sum_of(method: str) -> str:
+    """The sum of terms that ``method`` stands for: a name's own, or a sum written out (it has a ``=``) as it is.
+
+    Raises ``InputError`` that lists the names where there is none.
+
+    >>> sum_of("plain"), sum_of("ce=1,at=500")
+    ('ce=1', 'ce=1,at=500')
+    """
+    if method in METHODS:
+        return METHODS[method].terms
+    if "=" in method:
+        return method
+    raise InputError(
+        f"there is no method {method!r}: choose one of {', '.join(METHODS)}, or write a sum of terms like "
+        f"{METHODS['cam-kd'].terms}."
+    )

@@ -1,0 +1,139 @@
+"""Weighted sums of terms, and how to write one: ``ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early``.
+
+A term is ``name=weight``, then its settings, each ``:name=value``; ``+`` separates terms as well as ``,`` does. ``T``
+is the temperature; ``schedule``, which every term has, says how its weight changes over the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from camkd.methods import sum_of
+from camkd.objectives.logits import CrossEntropy
+from camkd.objectives.terms import TERMS, Term
+from camkd.types import InputError, Prediction
+
+#: A term's weight over the run, as a factor at progress 0..1.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "early": lambda progress: 1.0 if progress < 0.3 else 0.0,
+    "decay": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "ramp": lambda progress: min(1.0, progress / 0.3),
+}
+
+SHORT = {"T": "temperature"}
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A term, its weight, and how the weight changes over the run."""
+
+    term: Term
+    weight: float = 1.0
+    schedule: str = "constant"
+
+    def weight_at(self, progress: float) -> float:
+        return self.weight * SCHEDULES[self.schedule](progress)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``loss = mean_n sum_i weight_i(progress) term_i[n]``."""
+
+    terms: Mapping[str, Weighted]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which parts of a ``Prediction`` the terms read."""
+        return frozenset().union(*(weighted.term.needs for weighted in self.terms.values()))
+
+    @property
+    def asks_teacher(self) -> bool:
+        return any(weighted.term.asks_teacher for weighted in self.terms.values())
+
+    def __call__(
+        self, student: Prediction, teacher: Prediction | None, labels: Tensor, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise (a scalar) and each active term's mean, unweighted and detached."""
+        loss = torch.zeros((), device=student.logits.device)
+        means = {}
+        for name, weighted in self.terms.items():
+            weight = weighted.weight_at(progress)
+            if weight > 0:
+                mean = weighted.term(student, teacher, labels).mean()
+                loss = loss + weight * mean
+                means[name] = mean.detach()
+        return loss, means
+
+
+def objective(method: str, *, smoothing: float = 0.0) -> Objective:
+    """The objective that ``method``, a name or a sum of terms, stands for, its cross-entropy smoothed.
+
+    Raises ``InputError`` that says what there is instead for a method, term, setting or value that there is not.
+
+    >>> objective("ce=1,kd=2:T=3").terms["kd"]
+    Weighted(term=KD(temperature=3.0), weight=2.0, schedule='constant')
+    """
+    terms: dict[str, Weighted] = {}
+    for text in sum_of(method).replace("+", ",").split(","):
+        name, weighted = _read(text.strip())
+        if isinstance(weighted.term, CrossEntropy) and smoothing:
+            weighted = replace(weighted, term=CrossEntropy(smoothing))
+        number = 2
+        while name in terms:  # the same term with other settings
+            name, number = f"{name.partition(' ')[0]} {number}", number + 1
+        terms[name] = weighted
+    return Objective(terms)
+
+
+def _read(text: str) -> tuple[str, Weighted]:
+    """One term: its name, and what was said of it."""
+    head, *settings = text.split(":")
+    name, is_weighted, weight = (part.strip() for part in head.partition("="))
+    if name not in TERMS:
+        raise InputError(f"there is no term {name!r} in {text!r}: choose one of {', '.join(TERMS)}.")
+    if not is_weighted:
+        raise InputError(f"the term {text!r} has no weight: write {name}=1.")
+    make, said, schedule = TERMS[name], {}, "constant"
+    choices = _settings_of(make)
+    for setting in settings:
+        key, _, value = (part.strip() for part in setting.partition("="))
+        key = SHORT.get(key, key)
+        if key == "schedule":
+            schedule = _value(Literal[tuple(SCHEDULES)], value, text)
+        elif key in choices:
+            said[key] = _value(choices[key], value, text)
+            if key == "temperature" and not said[key]:
+                raise InputError(f"the temperature in {text!r} has to be more than 0: give such a number.")
+        else:
+            raise InputError(
+                f"{name} has no setting {key!r} in {text!r}: choose from {', '.join([*choices, 'schedule'])}."
+            )
+    return name, Weighted(make(**said), _value(float, weight, text), schedule)
+
+
+def _settings_of(make: Callable[..., Term]) -> dict[str, Any]:
+    hints = get_type_hints(make)
+    return {field.name: hints[field.name] for field in fields(make)}  # type: ignore[arg-type]
+
+
+def _value(kind: Any, text: str, where: str) -> Any:
+    """``text`` as a number or as one of the words of a ``Literal``."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise InputError(f"{text!r} in {where!r} is none of {', '.join(get_args(kind))}: choose one of them.")
+        return text
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or (kind is int and value < 1):
+        least = "a whole number of 1 or more" if kind is int else "a number of 0 or more"
+        raise InputError(f"{text!r} in {where!r} has to be {least}: give such a number.")
+    return value

@@ -1,0 +1,34 @@
+"""The terms by name. Adding one: a function and a small dataclass beside its like, a line here, a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
+from camkd.objectives.maps import CAM, Attention
+from camkd.types import Prediction
+
+
+class Term(Protocol):
+    """A distance between student and teacher, or student and labels, one value a picture.
+
+    ``needs`` says which parts of a ``Prediction`` it reads.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    asks_teacher: ClassVar[bool]
+
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor: ...
+
+
+TERMS: dict[str, Callable[..., Term]] = {
+    "ce": CrossEntropy,
+    "kd": KD,
+    "lskd": StandardisedKD,
+    "dkd": DKD,
+    "cam": CAM,
+    "at": Attention,
+}
