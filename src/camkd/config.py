@@ -19,6 +19,7 @@ class DataConfig:
         data: shapes, cifar10, cifar100, or a folder of pictures with one folder a class.
         size: side of the pictures in pixels (default: the source's own, 64 for mixed folders).
         limit: use the first N pictures of each split, class-balanced, for trials.
+        train_limit: use the first N training pictures alone, class-balanced, and all others: what if labels were few?
         workers: processes that decode a folder (default: one a core; 1: this one alone).
         bad_images: what to do about unreadable pictures: stop and list them, or go on without them.
     """
@@ -26,6 +27,7 @@ class DataConfig:
     data: str = "shapes"
     size: int | None = None
     limit: int | None = None
+    train_limit: int | None = None
     workers: int | None = None
     bad_images: Literal["fail", "skip"] = "fail"
 

@@ -227,6 +227,16 @@ def test_limited_only_the_first_are_decoded(tmp_path: Path) -> None:
     assert {total for _, total, _ in heard} == {7}
 
 
+def test_few_training_pictures_and_all_others(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", "a", "b", "c", count=40)
+    whole = opened(root, tmp_path / "cache")
+    few = opened(root, tmp_path / "cache", train_limit=7)
+    assert few.fingerprint == whole.limited(7, ("train",)).fingerprint
+    assert few.notes == whole.limited(7, ("train",)).notes
+    assert few.test.names == whole.test.names
+    assert few.val.names == whole.val.names
+
+
 def test_a_limit_may_leave_classes_out_and_may_leave_all_in(tmp_path: Path) -> None:
     root = tree(tmp_path / "pets", "a", "b", "c", count=40)
     two = opened(root, tmp_path / "cache", limit=2)

@@ -86,6 +86,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     [
         ({"size": 0}, "size is 0"),
         ({"limit": -1}, "limit is -1"),
+        ({"train_limit": 0}, "train_limit is 0"),
         ({"workers": 0}, "workers is 0"),
         ({"bad_images": "ignore"}, "bad_images is 'ignore'.*'fail' or 'skip'"),
     ],

@@ -256,6 +256,10 @@ def test_limited_is_another_data_set_unless_nothing_goes(tmp_path: Path) -> None
     assert small.fingerprint == data.limited(6).fingerprint != data.fingerprint
     assert any("first 6 pictures" in note for note in small.notes)
     assert data.limited(12) is data
+    few = data.limited(3, ("train",))
+    assert (len(few.train), len(few.val), len(few.test)) == (3, len(data.val), len(data.test))
+    assert few.notes[-1] == "limited to the first 3 pictures of train"
+    assert few.fingerprint not in (data.fingerprint, small.fingerprint)
     with pytest.raises(InputError, match="limit is 0"):
         data.limited(0)
 

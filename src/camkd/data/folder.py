@@ -25,6 +25,7 @@ def open_folder(
     *,
     size: int | None,
     limit: int | None,
+    train_limit: int | None = None,
     workers: int | None,
     bad_images: BadImages,
     cache: Path,
@@ -35,7 +36,7 @@ def open_folder(
     Splits that are missing are made here, by a hash of each picture's path, so that adding one moves no
     other. The pictures become squares of ``size`` pixels (None: their own size where they share a small one,
     or else 64). They are decoded the first time, and again when a file's path, size or time changes. With ``limit``
-    only the first pictures of each split are, the classes taking turns.
+    only the first pictures of each split are, the classes taking turns; with ``train_limit`` of train alone.
 
     Raises `InputError` where the folder is not such a tree, or where a picture cannot be read and
     ``bad_images`` is "fail"; with "skip" such pictures are left out and counted in the notes.
@@ -45,6 +46,8 @@ def open_folder(
         size = own_size(tree.paths("train")) or DEFAULT_SIZE
     if limit is not None:
         tree = tree.limited(limit)
+    if train_limit is not None:
+        tree = tree.limited(train_limit, ("train",))
     listing = hashlib.sha256(f"{os.fsencode(root.resolve())!r} {size} {bad_images} {tree.splits}".encode())
     return build_or_open(
         root.resolve().name,

@@ -56,6 +56,7 @@ def open_data(
     *,
     size: int | None = None,
     limit: int | None = None,
+    train_limit: int | None = None,
     workers: int | None = None,
     bad_images: BadImages = "fail",
     cache: Path | None = None,
@@ -64,20 +65,21 @@ def open_data(
     """Open the built-in data set or the folder of pictures called ``name``; the first time, build its store.
 
     ``size`` is the side of the square pictures in pixels (None: the source's own), ``limit`` keeps the first
-    pictures of each split. ``workers`` processes decode a folder; pictures of it that cannot be read are an
-    error, or left out with ``bad_images="skip"``. The store lies under ``cache`` (None: ``$CAMKD_CACHE``, or
-    else ``~/.cache/camkd``). Raises `InputError` where something about the input has to change.
+    pictures of each split, ``train_limit`` the first training pictures and all others. ``workers`` processes decode
+    a folder; pictures of it that cannot be read are an error, or left out with ``bad_images="skip"``. The store lies
+    under ``cache`` (None: ``$CAMKD_CACHE``, or else ``~/.cache/camkd``). Raises `InputError` where something about
+    the input has to change.
 
     >>> data = open_data("shapes", limit=100)      # doctest: +SKIP
     >>> data.train.images.shape                    # doctest: +SKIP
     (100, 32, 32, 3)
     """
-    for option, value in (("size", size), ("limit", limit), ("workers", workers)):
+    for option, value in (("size", size), ("limit", limit), ("train_limit", train_limit), ("workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option} is {value}, but has to be 1 or more; give such a number or none")
     if bad_images not in ("fail", "skip"):
         raise InputError(f"bad_images is '{bad_images}', but 'fail' or 'skip' is needed; choose one of them")
-    return _open(name, size, limit, workers, bad_images, cache_folder(cache), progress)
+    return _open(name, size, (limit, train_limit), workers, bad_images, cache_folder(cache), progress)
 
 
 def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
@@ -86,6 +88,7 @@ def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
         config.data,
         size=config.size,
         limit=config.limit,
+        train_limit=config.train_limit,
         workers=config.workers,
         bad_images=config.bad_images,
         progress=progress,
@@ -95,15 +98,17 @@ def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
 def _open(
     name: str | Path,
     size: int | None,
-    limit: int | None,
+    limits: tuple[int | None, int | None],
     workers: int | None,
     bad_images: BadImages,
     cache: Path,
     progress: Progress,
 ) -> Dataset:
+    limit, train_limit = limits
     if name in SOURCES:
         data = SOURCES[str(name)].open(size, cache, progress)
-        return data if limit is None else data.limited(limit)
+        data = data if limit is None else data.limited(limit)
+        return data if train_limit is None else data.limited(train_limit, ("train",))
     root = Path(name).expanduser()
     if not root.exists():
         raise InputError(
@@ -111,5 +116,12 @@ def _open(
             f"{', '.join(SOURCES)}, and anything else has to be a folder with one folder of pictures a class"
         )
     return open_folder(
-        root, size=size, limit=limit, workers=workers, bad_images=bad_images, cache=cache, progress=progress
+        root,
+        size=size,
+        limit=limit,
+        train_limit=train_limit,
+        workers=workers,
+        bad_images=bad_images,
+        cache=cache,
+        progress=progress,
     )

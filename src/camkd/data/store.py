@@ -27,7 +27,11 @@ VERSION = 1
 SPLITS = ("train", "val", "test")
 BYTES_AT_ONCE = 1 << 24
 
-LIMITED = "limited to the first {:,} pictures of each split"
+
+def limited_to(n: int, splits: tuple[str, ...]) -> str:
+    """The note on a data set of which only the first pictures are used."""
+    return f"limited to the first {n:,} pictures of {'each split' if splits == SPLITS else ' and '.join(splits)}"
+
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, what)``: called now and then while something long goes on."""
@@ -85,19 +89,18 @@ class Dataset:
         """The splits by name, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
-    def limited(self, n: int) -> Dataset:
-        """The first ``n`` pictures of every split, taken class by class in turn, copied into memory.
+    def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> Dataset:
+        """The first ``n`` pictures of each of ``splits``, taken class by class in turn, copied into memory.
 
         The classes stay balanced to within one picture as far as their pictures reach. A smaller data set
         is another data set, so its fingerprint differs. Raises `InputError` where ``n`` is not positive.
         """
         if n < 1:
             raise InputError(f"limit is {n}, but at least one picture is needed; give a positive number")
-        if n >= max(len(split) for split in self.splits.values()):
+        if n >= max(len(self.splits[name]) for name in splits):
             return self
-        train, val, test = (split.take(in_turn(split.labels, n)) for split in self.splits.values())
-        notes = (*self.notes, LIMITED.format(n))
-        small = replace(self, train=train, val=val, test=test, notes=notes)
+        taken = {name: self.splits[name].take(in_turn(self.splits[name].labels, n)) for name in splits}
+        small = replace(self, **taken, notes=(*self.notes, limited_to(n, splits)))  # type: ignore[arg-type]
         return replace(small, fingerprint=fingerprint(small.classes, small.splits))
 
 

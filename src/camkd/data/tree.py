@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from camkd.data.pictures import SUFFIXES
-from camkd.data.store import LIMITED, SPLITS, in_turn
+from camkd.data.store import SPLITS, in_turn, limited_to
 from camkd.types import InputError
 
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -57,19 +57,19 @@ class Tree:
         """Where the picture of each row of ``split`` lies."""
         return [os.path.join(self.root, picture.name) for _, picture in self.rows(split)]
 
-    def limited(self, n: int) -> Tree:
-        """The first ``n`` pictures of every split, taken class by class in turn, as `Dataset.limited` does it."""
-        if n >= max(len(self.rows(split)) for split in SPLITS):
+    def limited(self, n: int, of: tuple[str, ...] = SPLITS) -> Tree:
+        """The first ``n`` pictures of each split ``of`` these, the classes taking turns, as in `Dataset.limited`."""
+        if n >= max(len(self.rows(split)) for split in of):
             return self
-        classes, splits = self.classes, {}
-        for split in SPLITS:
+        classes, splits = self.classes, dict(self.splits)
+        for split in of:
             rows = self.rows(split)
             kept: dict[str, list[Picture]] = {name: [] for name in classes}
             for row in in_turn(np.array([label for label, _ in rows], np.int64), n):
                 label, picture = rows[row]
                 kept[classes[label]].append(picture)
             splits[split] = kept
-        return Tree(self.root, splits, (*self.notes, LIMITED.format(n)))
+        return Tree(self.root, splits, (*self.notes, limited_to(n, of)))
 
 
 def scan(root: Path) -> Tree:
