@@ -1,6 +1,7 @@
 """What the command line offers: one file a family of commands. Torch is imported inside a command, not before."""
 
 from camkd.commands.common import Command, Group
+from camkd.commands.comparing import COMPARE
 from camkd.commands.knowledge import KNOWLEDGE
 from camkd.commands.trained import EVALUATE, EXPLAIN, LIST, REPORT
 from camkd.commands.training import DISTILL, TEACHER, TRAIN
@@ -11,6 +12,7 @@ COMMANDS: dict[str, Command | Group] = {
     "train": TRAIN,
     "teacher": TEACHER,
     "distill": DISTILL,
+    "compare": COMPARE,
     "evaluate": EVALUATE,
     "explain": EXPLAIN,
     "report": REPORT,

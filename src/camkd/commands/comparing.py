@@ -1,0 +1,73 @@
+"""The command that compares methods: compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
+
+from camkd.commands.common import Command, open_data, open_screen
+from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.flags import add, take
+
+
+def _options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--teacher",
+        type=str,
+        default="wrn-16-4",
+        help="a trained run, or a model trained before on these pictures",
+    )
+    parser.add_argument("--student", type=str, default="cam-net", help="the small network: see 'camkd list models'")
+    parser.add_argument(
+        "--methods",
+        type=str,
+        default="plain,kd,cam-kd",
+        help="names of 'camkd list methods', or sums of terms like ce=0.1+kd=0.9+cam=1:schedule=early",
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="so many runs a method, from --seed upwards")
+    parser.add_argument("--processes", type=int, default=1, help="how many runs at once; they share the cores")
+    add(parser, DataConfig, TrainConfig)
+    add(parser, Lesson, only={"knowledge_budget", "knowledge_map"})
+    parser.add_argument("--out", type=str | None, default=None, help="the comparison's folder (default: under runs/)")
+    parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out, or add to it")
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
+
+
+def _compare(options: Namespace) -> dict[str, Any]:
+    from dataclasses import replace
+
+    from camkd import compare, pipeline
+    from camkd.comparison_page import table, write_comparison
+    from camkd.runs import default_folder
+    from camkd.tables import print_table
+    from camkd.teachers import find_teacher
+    from camkd.types import InputError
+
+    data_config, config, lesson = take(DataConfig, options), take(TrainConfig, options), take(Lesson, options)
+    methods = compare.methods_of(options.methods)
+    for name in ("seeds", "processes"):
+        if options[name] < 1:
+            raise InputError(f"{name} is {options[name]}, but has to be 1 or more: give such a number.")
+    for method in methods:
+        pipeline.check_names(options.student, replace(lesson, method=method), config)
+    teacher = find_teacher(options.teacher, data_config.data)
+    out = Path(options.out) if options.out else default_folder(data_config.data, "compare", options.student)
+    seeds = tuple(range(config.seed, config.seed + options.seeds))
+    plan = compare.Plan(out, teacher, options.student, methods, seeds, data_config, config, lesson)
+    with open_screen() as screen:
+        data = open_data(data_config, screen)
+        compare.claim(plan, resume=options.resume)
+        found = compare.carry_out(plan, data, options.processes, screen, screen.progress)
+        page = write_comparison(found, out, plan.settings())
+    if not options.json:
+        print_table(f"{options.student} on {data.name}, {config.epochs} epochs, per cent", *table(found))
+    for difference in found.differences:
+        screen.say(difference.sentence)
+    if found.best:
+        screen.say(f"Best on the validation pictures: {found.best.method}. Page: {page}")
+    return {"out": str(out), **found.summary()}
+
+
+COMPARE = Command("Compare methods over seeds, paired, under one budget.", _options, _compare)

@@ -1,0 +1,201 @@
+"""What several methods over several seeds amount to: means, intervals, paired differences, and a plain sentence.
+
+Runs with the same seed share initial weights, views and order, so differences are taken seed by seed; their interval
+is Student's. Plain numbers in, plain numbers and strings out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+FIGURES = ("accuracy", "val_accuracy", "ece", "nll", "teacher_agreement", "cam_cosine", "cam_pearson", "cam_iou")
+COSTS = ("params", "macs", "epochs", "seconds", "images_per_second")
+
+BASELINES = ("plain", "kd")
+"""The methods that every other one is compared with, where they take part."""
+
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean over ``runs`` runs and half the width of its 95 % interval by Student's t (None for a single run)."""
+
+    mean: float
+    half: float | None
+    runs: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """``mean +- t(0.975, n - 1) s / sqrt(n)``.
+
+    >>> estimate([1.0, 2.0, 3.0])
+    Estimate(mean=2.0, half=2.484137711992749, runs=3)
+    """
+    count = len(values)
+    if count < 2:
+        return Estimate(float(np.mean(values)), None, count)
+    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count)
+    return Estimate(float(np.mean(values)), float(half), count)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one method's test accuracy differs from another's, seed by seed, with the p-value of a paired t-test.
+
+    ``p`` is None for a single seed; ``p_holm`` is ``p`` adjusted for all the comparisons in the table (Holm 1979).
+    """
+
+    one: str
+    other: str
+    seeds: tuple[int, ...]
+    each: tuple[float, ...]
+    p: float | None
+    p_holm: float | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        return estimate(self.each)
+
+    @property
+    def outcome(self) -> str:
+        """``ahead`` or ``behind`` where the interval excludes zero, else ``noise``; ``unknown`` for a single seed."""
+        mean, half, _ = self.estimate
+        if half is None:
+            return "unknown"
+        return "noise" if abs(mean) <= half else "ahead" if mean > 0 else "behind"
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in words.
+
+        >>> Difference("cam-kd", "kd", (0, 1), (0.004, 0.006), 0.1257).sentence
+        'cam-kd and kd: +0.50 ± 1.27 points over 2 paired seeds, within noise (p = 0.126).'
+        """
+        mean, half, count = self.estimate
+        if half is None:
+            return f"{self.one} and {self.other}: {points(mean)} points with one seed; noise cannot be told from it."
+        said = f"{points(mean)} ± {100 * half:.2f} points over {count} paired seeds"
+        assert self.p is not None
+        if self.outcome == "noise":
+            return f"{self.one} and {self.other}: {said}, within noise ({p_value(self.p)})."
+        return f"{self.one} is {self.outcome} of {self.other}: {said} ({p_value(self.p)})."
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method: its metrics by seed."""
+
+    method: str
+    runs: Mapping[int, Mapping[str, Any]]
+
+    def values(self, key: str) -> list[float]:
+        """A figure of every run that has it."""
+        return [float(run[key]) for run in self.runs.values() if run.get(key) is not None]
+
+    def estimate(self, key: str) -> Estimate | None:
+        values = self.values(key)
+        return estimate(values) if values else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several methods under one budget."""
+
+    arms: tuple[Arm, ...]
+
+    @property
+    def best(self) -> Arm | None:
+        """The method that the validation pictures are for; the test pictures have no say in it."""
+        judged = [(found.mean, arm) for arm in self.arms if (found := arm.estimate("val_accuracy"))]
+        return max(judged, key=lambda pair: pair[0])[1] if judged else None
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """Every method against each of `BASELINES` that takes part."""
+        by_name = {arm.method: arm for arm in self.arms}
+        pairs = [(arm, by_name[base]) for base in BASELINES if base in by_name for arm in self.arms]
+        found = [paired(one, other) for one, other in pairs if _rank(one.method) > _rank(other.method)]
+        return adjusted([difference for difference in found if difference.each])
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        best = self.best
+        return {
+            "methods": {
+                arm.method: {
+                    key: found._asdict() for key in (*FIGURES, *COSTS) if (found := arm.estimate(key)) is not None
+                }
+                for arm in self.arms
+            },
+            "differences": [
+                {
+                    "one": d.one,
+                    "other": d.other,
+                    **d.estimate._asdict(),
+                    "each": dict(zip(map(str, d.seeds), d.each, strict=True)),
+                    "p": d.p,
+                    "p_holm": d.p_holm,
+                    "outcome": d.outcome,
+                    "sentence": d.sentence,
+                }
+                for d in self.differences
+            ],
+            "best_on_validation": best.method if best else None,
+        }
+
+
+def paired(one: Arm, other: Arm, key: str = "accuracy") -> Difference:
+    """The differences at the seeds that both have."""
+    seeds = [seed for seed in one.runs if seed in other.runs]
+    each = [float(one.runs[seed][key]) - float(other.runs[seed][key]) for seed in seeds]
+    p = None
+    if len(each) > 1:
+        same = max(each) == min(each)  # no spread: the t statistic is infinite, or 0 / 0
+        p = float(each[0] == 0) if same else float(stats.ttest_1samp(each, 0.0).pvalue)
+    return Difference(one.method, other.method, tuple(seeds), tuple(each), p)
+
+
+def adjusted(differences: Sequence[Difference]) -> tuple[Difference, ...]:
+    """With Holm's adjustment: the i-th smallest of m p-values times (m - i), never falling, at most 1."""
+    order = sorted((d.p, place) for place, d in enumerate(differences) if d.p is not None)
+    holm: dict[int, float] = {}
+    level = 0.0
+    for rank, (p, place) in enumerate(order):
+        level = max(level, min(1.0, p * (len(order) - rank)))
+        holm[place] = level
+    return tuple(
+        Difference(d.one, d.other, d.seeds, d.each, d.p, holm.get(place)) for place, d in enumerate(differences)
+    )
+
+
+def points(difference: float) -> str:
+    """``0.005`` as ``+0.50``."""
+    return f"{100 * difference:+.2f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """A p-value as papers write it."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def percent(found: Estimate | None, digits: int = 2) -> str:
+    """An estimate of a share in per cent: ``83.48 ± 0.16``.
+
+    >>> percent(Estimate(0.8348, 0.0016, 3))
+    '83.48 ± 0.16'
+    """
+    if found is None:
+        return "–"
+    half = "" if found.half is None else f" ± {100 * found.half:.{digits}f}"
+    return f"{100 * found.mean:.{digits}f}{half}"
+
+
+def _rank(method: str) -> int:
+    """plain, then kd, then all others: each is compared with those before it."""
+    return BASELINES.index(method) if method in BASELINES else len(BASELINES)

@@ -1,0 +1,96 @@
+"""A comparison as files: one line a run (CSV), everything as data (JSON), and a page with a plot of every run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from camkd.comparison import COSTS, FIGURES, Arm, Comparison, Estimate, p_value, percent, points
+from camkd.drawing import SERIES, drawing, shorten, svg
+from camkd.files import write_json, write_text
+from camkd.findings import ROWS
+
+SHOWN = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_pearson", "cam_iou")
+LABELS = {row.key: row.label for row in ROWS}
+
+
+def write_comparison(comparison: Comparison, folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Write ``comparison.csv``, ``comparison.json`` and ``comparison.html`` into ``folder``; returns the page."""
+    write_text(folder / "comparison.csv", _csv(comparison))
+    write_json(folder / "comparison.json", {"settings": dict(settings), **comparison.summary()})
+    page = folder / "comparison.html"
+    write_text(page, _page(comparison, settings))
+    return page
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows for a terminal: shares in per cent, mean and half the 95 % interval."""
+    columns = ["method", "seeds", "test", "validation", "as teacher", "CAM cosine", "seconds", "pictures/s"]
+    rows = []
+    for arm in comparison.arms:
+        shares = [percent(arm.estimate(key)) for key in ("accuracy", "val_accuracy", "teacher_agreement", "cam_cosine")]
+        costs = [_number(arm.estimate(key)) for key in ("seconds", "images_per_second")]
+        rows.append([arm.method, str(len(arm.runs)), *shares, *costs])
+    return columns, rows
+
+
+def _number(found: Estimate | None) -> str:
+    return "–" if found is None else f"{found.mean:,.0f}"
+
+
+def _csv(comparison: Comparison) -> str:
+    stream = io.StringIO()
+    lines = csv.writer(stream, lineterminator="\n")
+    lines.writerow(["method", "seed", *FIGURES, *COSTS])
+    for arm in comparison.arms:
+        for seed, run in arm.runs.items():
+            lines.writerow([arm.method, seed, *("" if run.get(k) is None else run[k] for k in (*FIGURES, *COSTS))])
+    return stream.getvalue()
+
+
+def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
+    loader = jinja2.PackageLoader("camkd")
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    arms = [arm for arm in comparison.arms if arm.runs]
+    return page.get_template("comparison.html").render(
+        colours=SERIES,
+        arms=arms,
+        best=comparison.best,
+        differences=comparison.differences,
+        settings=settings,
+        shown=[(key, LABELS[key]) for key in SHOWN if any(arm.values(key) for arm in arms)],
+        costs=[(key, LABELS[key]) for key in ("params", "macs", "seconds", "images_per_second")],
+        row={row.key: row for row in ROWS},
+        percent=percent,
+        points=points,
+        p_value=p_value,
+        plot=Markup(svg(spread(arms))) if arms else None,  # our own SVG, which escapes its text
+    )
+
+
+def spread(arms: list[Arm]) -> Figure:
+    """Test accuracy of every run as a point, a row a method, with the mean and its 95 % interval."""
+    with drawing():
+        figure = Figure((8.2, 1.0 + 0.46 * len(arms)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, arm in enumerate(arms):
+            values, colour = [100 * value for value in arm.values("accuracy")], SERIES[place % len(SERIES)]
+            found = arm.estimate("accuracy")
+            assert found is not None
+            axes.plot(values, [place + 0.17] * len(values), "o", color=colour, alpha=0.55, markersize=5, mew=0)
+            half = None if found.half is None else 100 * found.half
+            axes.errorbar(100 * found.mean, place - 0.12, xerr=half, fmt="D", color=colour, capsize=4, markersize=5)
+        axes.set_yticks(range(len(arms)), [shorten(arm.method, 44) for arm in arms])
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.set_xlabel("test accuracy, %: each run (dots), mean and 95 % interval (diamonds)")
+        axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    return figure
