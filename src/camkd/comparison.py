@@ -17,6 +17,9 @@ from scipy import stats
 FIGURES = ("accuracy", "val_accuracy", "ece", "nll", "teacher_agreement", "cam_cosine", "cam_pearson", "cam_iou")
 COSTS = ("params", "macs", "epochs", "seconds", "images_per_second")
 
+COMPARED = ("accuracy", "teacher_agreement", "cam_cosine")
+"""The figures of which differences are taken."""
+
 BASELINES = ("plain", "kd")
 """The methods that every other one is compared with, where they take part."""
 
@@ -46,7 +49,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How one method's test accuracy differs from another's, seed by seed, with the p-value of a paired t-test.
+    """How a figure of one method differs from another's, seed by seed, with the p-value of a paired t-test.
 
     ``p`` is None for a single seed; ``p_holm`` is ``p`` adjusted for all the comparisons in the table (Holm 1979).
     """
@@ -86,6 +89,18 @@ class Difference:
             return f"{self.one} and {self.other}: {said}, within noise ({p_value(self.p)})."
         return f"{self.one} is {self.outcome} of {self.other}: {said} ({p_value(self.p)})."
 
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {
+            "one": self.one,
+            "other": self.other,
+            **self.estimate._asdict(),
+            "each": dict(zip(map(str, self.seeds), self.each, strict=True)),
+            "p": self.p,
+            "p_holm": self.p_holm,
+            "outcome": self.outcome,
+        }
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -110,22 +125,32 @@ class Comparison:
     arms: tuple[Arm, ...]
 
     @property
-    def best(self) -> Arm | None:
-        """The method that the validation pictures are for; the test pictures have no say in it."""
-        judged = [(found.mean, arm) for arm in self.arms if (found := arm.estimate("val_accuracy"))]
-        return max(judged, key=lambda pair: pair[0])[1] if judged else None
+    def ranked(self) -> list[Arm]:
+        """The methods as the validation pictures order them, best first; the test pictures have no say in it."""
+        judged = [arm for arm in self.arms if arm.values("val_accuracy")]
+        return sorted(judged, key=lambda arm: -float(np.mean(arm.values("val_accuracy"))))
 
     @property
-    def differences(self) -> tuple[Difference, ...]:
-        """Every method against each of `BASELINES` that takes part."""
+    def choice(self) -> str:
+        """Which method the validation pictures are for, and whether that is more than noise."""
+        if not self.ranked:
+            return "No run is finished yet."
+        first, *others = self.ranked
+        if not others:
+            return f"{first.method} is the only method."
+        lead = paired(first, others[0], "val_accuracy")
+        certain = "beyond noise" if lead.outcome == "ahead" else "but not beyond noise"
+        return f"Best on the validation pictures is {first.method}, ahead of {others[0].method} {certain}."
+
+    def differences(self, key: str = "accuracy") -> tuple[Difference, ...]:
+        """Every method against each of `BASELINES` that takes part, in one figure."""
         by_name = {arm.method: arm for arm in self.arms}
         pairs = [(arm, by_name[base]) for base in BASELINES if base in by_name for arm in self.arms]
-        found = [paired(one, other) for one, other in pairs if _rank(one.method) > _rank(other.method)]
+        found = [paired(one, other, key) for one, other in pairs if _rank(one.method) > _rank(other.method)]
         return adjusted([difference for difference in found if difference.each])
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain data."""
-        best = self.best
         return {
             "methods": {
                 arm.method: {
@@ -133,26 +158,15 @@ class Comparison:
                 }
                 for arm in self.arms
             },
-            "differences": [
-                {
-                    "one": d.one,
-                    "other": d.other,
-                    **d.estimate._asdict(),
-                    "each": dict(zip(map(str, d.seeds), d.each, strict=True)),
-                    "p": d.p,
-                    "p_holm": d.p_holm,
-                    "outcome": d.outcome,
-                    "sentence": d.sentence,
-                }
-                for d in self.differences
-            ],
-            "best_on_validation": best.method if best else None,
+            "differences": {key: [difference.summary() for difference in self.differences(key)] for key in COMPARED},
+            "ranked_on_validation": [arm.method for arm in self.ranked],
+            "choice": self.choice,
         }
 
 
 def paired(one: Arm, other: Arm, key: str = "accuracy") -> Difference:
-    """The differences at the seeds that both have."""
-    seeds = [seed for seed in one.runs if seed in other.runs]
+    """The differences in a figure at the seeds at which both have it."""
+    seeds = [seed for seed in one.runs if all(arm.runs.get(seed, {}).get(key) is not None for arm in (one, other))]
     each = [float(one.runs[seed][key]) - float(other.runs[seed][key]) for seed in seeds]
     p = None
     if len(each) > 1:

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from camkd.comparison import COSTS, FIGURES, Arm, Comparison, Estimate, p_value, percent, points
+from camkd.comparison import COMPARED, COSTS, FIGURES, Arm, Comparison, Estimate, p_value, percent, points
 from camkd.drawing import SERIES, drawing, shorten, svg
 from camkd.files import write_json, write_text
 from camkd.findings import ROWS
@@ -62,8 +62,9 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     return page.get_template("comparison.html").render(
         colours=SERIES,
         arms=arms,
-        best=comparison.best,
-        differences=comparison.differences,
+        choice=comparison.choice,
+        best=next(iter(comparison.ranked), None),
+        differences={LABELS[key]: found for key in COMPARED if (found := comparison.differences(key))},
         settings=settings,
         shown=[(key, LABELS[key]) for key in SHOWN if any(arm.values(key) for arm in arms)],
         costs=[(key, LABELS[key]) for key in ("params", "macs", "seconds", "images_per_second")],

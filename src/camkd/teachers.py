@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from camkd.cams import bias, predict
+from camkd.cams import bias, form, predict
 from camkd.config import Lesson, TrainConfig
 from camkd.data.store import Dataset, Split
 from camkd.data.views import VERSION as VIEWS
@@ -114,7 +114,10 @@ def answering(
     """How a frozen network is asked quickly: batch normalisation folded, in parts that fit a processor's caches."""
     device = torch.device(pick_device(config.device))
     bf16 = pick_precision(config.precision, device) == "bf16"
-    quick = folded(model, _probe(model, size))
+    probe = _probe(model, size)
+    quick = folded(model, probe)
+    if form(quick, probe) != form(model, probe):  # tracing lost the layer that is averaged: slower maps would follow
+        quick = model
 
     def answer(x: Tensor) -> Prediction:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -63,10 +63,10 @@ def _compare(options: Namespace) -> dict[str, Any]:
         page = write_comparison(found, out, plan.settings())
     if not options.json:
         print_table(f"{options.student} on {data.name}, {config.epochs} epochs, per cent", *table(found))
-    for difference in found.differences:
+    for difference in found.differences():
         screen.say(difference.sentence)
-    if found.best:
-        screen.say(f"Best on the validation pictures: {found.best.method}. Page: {page}")
+    screen.say(found.choice)
+    screen.say(f"page: {page}")
     return {"out": str(out), **found.summary()}
 
 

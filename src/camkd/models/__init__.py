@@ -14,6 +14,7 @@ from camkd.models.cam_net import CamNet
 from camkd.models.normalise import Normalised
 from camkd.models.profile import Profile, profile
 from camkd.models.resnet import BasicBlock, Bottleneck, ResNet
+from camkd.models.resnet11 import ResNet11
 from camkd.models.wide_resnet import WideResNet
 from camkd.types import InputError
 
@@ -37,6 +38,7 @@ MODELS: dict[str, Make] = {
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),
     "resnet56": _cifar_resnet(9),
+    "resnet11": lambda classes, size: ResNet11(classes),
     "wrn-16-4": lambda classes, size: WideResNet(16, 4, classes),
     "resnet50": _resnet50(),
     "resnet50-mlp": _resnet50(hidden=2048),
