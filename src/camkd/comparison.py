@@ -87,7 +87,8 @@ class Difference:
         assert self.p is not None
         if self.outcome == "noise":
             return f"{self.one} and {self.other}: {said}, within noise ({p_value(self.p)})."
-        return f"{self.one} is {self.outcome} of {self.other}: {said} ({p_value(self.p)})."
+        where = "ahead of" if self.outcome == "ahead" else "behind"
+        return f"{self.one} is {where} {self.other}: {said} ({p_value(self.p)})."
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain data."""
