@@ -220,14 +220,14 @@ def _in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int) ->
             crew[ours] = context.Process(target=_serve, args=(plan, threads, theirs), daemon=True)
             crew[ours].start()
             theirs.close()
-            ours.send(waiting.pop())
+            _send(ours, waiting.pop())
         busy = list(crew)
         while busy:
             connection = wait(busy)[0]
             assert isinstance(connection, Connection)
             yield _received(connection)
             if waiting:
-                connection.send(waiting.pop())
+                _send(connection, waiting.pop())
             else:
                 connection.close()
                 busy.remove(connection)
@@ -240,10 +240,15 @@ def _in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int) ->
             process.join()
 
 
+def _send(connection: Connection, run: tuple[str, int]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens: what comes back will say so
+        connection.send(run)
+
+
 def _received(connection: Connection) -> tuple[str, int]:
     try:
         said: tuple[str, int] | Exception = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise InputError(
             "a process of the comparison died, perhaps for lack of memory: add --resume, and give fewer --processes."
         ) from None

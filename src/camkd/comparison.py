@@ -24,6 +24,7 @@ BASELINES = ("plain", "kd")
 """The methods that every other one is compared with, where they take part."""
 
 LEVEL = 0.95
+ROUNDING = 1e-9
 
 
 class Estimate(NamedTuple):
@@ -71,7 +72,7 @@ class Difference:
         mean, half, _ = self.estimate
         if half is None:
             return "unknown"
-        return "noise" if abs(mean) <= half else "ahead" if mean > 0 else "behind"
+        return "noise" if abs(mean) <= max(half, ROUNDING) else "ahead" if mean > 0 else "behind"
 
     @property
     def sentence(self) -> str:
@@ -171,8 +172,8 @@ def paired(one: Arm, other: Arm, key: str = "accuracy") -> Difference:
     each = [float(one.runs[seed][key]) - float(other.runs[seed][key]) for seed in seeds]
     p = None
     if len(each) > 1:
-        same = max(each) == min(each)  # no spread: the t statistic is infinite, or 0 / 0
-        p = float(each[0] == 0) if same else float(stats.ttest_1samp(each, 0.0).pvalue)
+        same = max(each) - min(each) < ROUNDING  # no spread: the t statistic is infinite, or 0 / 0
+        p = float(abs(each[0]) < ROUNDING) if same else float(stats.ttest_1samp(each, 0.0).pvalue)
     return Difference(one.method, other.method, tuple(seeds), tuple(each), p)
 
 

@@ -1,0 +1,259 @@
+"""Comparing methods: the runs are those of the single commands, in one process or several, and it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camkd import compare, pipeline
+from camkd.cli import main
+from camkd.compare import Plan, carry_out, claim, methods_of, slug
+from camkd.comparison_page import write_comparison
+from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.data.sources import open_pictures
+from camkd.data.store import Dataset, silent
+from camkd.files import write_text
+from camkd.knowledge import stores
+from camkd.runs import Run
+from camkd.teachers import adopt_teacher
+from camkd.train import Interrupted, Watch
+from camkd.types import InputError
+
+TRAIN = TrainConfig(epochs=1, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=0)
+METHODS = ("plain", "kd", "ce=0.1+cam=1:pool=2")
+
+
+@pytest.fixture
+def plan(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A comparison of three methods and two seeds, with a small trained teacher and a store of its own."""
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pipeline, "_draw", lambda *arguments: None)
+    data_config = DataConfig(data=str(easy_folder))
+    data = open_pictures(data_config)
+    pipeline.train_run(tmp_path / "teacher", data, "resnet8", "teacher", (data_config, TRAIN), Lesson("plain"))
+    return Plan(tmp_path / "out", tmp_path / "teacher", "resnet8", METHODS, (3, 4), data_config, TRAIN, Lesson())
+
+
+@pytest.fixture
+def data(plan: Plan) -> Dataset:
+    return open_pictures(plan.data)
+
+
+class Notes(Watch):
+    """Remembers what is said, and may stop after so many steps."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.said: list[str] = []
+        self.left = stop_at
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def step(self, pictures: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def timeless(plan: Plan) -> dict[tuple[str, int], Any]:
+    """What the runs came to, without how long they took, and their weights' checksums."""
+    found = {}
+    for method, seed in plan.runs:
+        run = plan.place(method, seed)
+        metrics = {k: v for k, v in run.read_metrics().items() if k not in ("seconds", "images_per_second")}
+        found[method, seed] = metrics, json.loads((run.folder / "model.json").read_text())["sha256"]
+    return found
+
+
+def run(plan: Plan, data: Dataset, processes: int = 1, watch: Watch | None = None) -> Any:
+    return carry_out(plan, data, processes, watch or Watch(), silent)
+
+
+def test_every_run_is_that_of_the_single_command(plan: Plan, data: Dataset, tmp_path: Path) -> None:
+    found = run(plan, data)
+    assert [(arm.method, sorted(arm.runs)) for arm in found.arms] == [(method, [3, 4]) for method in METHODS]
+    teacher = adopt_teacher(plan.teacher, data, "cpu")
+    for method, seed in plan.runs:
+        lesson, config = Lesson(method), replace(TRAIN, seed=seed)
+        knowledge, config = pipeline.taught_by(teacher, data, config, lesson)
+        alone = tmp_path / "alone" / slug(method) / str(seed)
+        configs = (plan.data, config)
+        metrics = pipeline.train_run(alone, data, "resnet8", "student", configs, lesson, teacher, knowledge)
+        ours = plan.place(method, seed)
+        assert ours.read_metrics()["accuracy"] == metrics["accuracy"]
+        assert ours.read_metrics()["teacher_agreement"] == metrics["teacher_agreement"]
+        weights = [json.loads((place / "model.json").read_text())["sha256"] for place in (ours.folder, alone)]
+        assert weights[0] == weights[1]
+
+
+def test_one_store_is_asked_once_and_first(plan: Plan, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    fill, train_run = compare.fill, pipeline.train_run
+    monkeypatch.setattr(compare, "fill", lambda *given: (order.append("fill"), fill(*given))[1])
+    monkeypatch.setattr(
+        pipeline, "train_run", lambda *given, **more: (order.append("run"), train_run(*given, **more))[1]
+    )
+    run(plan, data)
+    assert order == ["fill"] + ["run"] * 6
+    assert len(stores()) == 1
+
+
+def test_several_processes_make_the_same_runs(plan: Plan, data: Dataset) -> None:
+    notes = Notes()
+    found = run(replace(plan, folder=plan.folder / "two"), data, 2, notes)
+    run(replace(plan, folder=plan.folder / "one"), data)
+    assert timeless(replace(plan, folder=plan.folder / "two")) == timeless(replace(plan, folder=plan.folder / "one"))
+    assert len(found.arms[0].runs) == 2
+    assert notes.said[-1].endswith("6 of 6 runs are done")
+
+
+def test_it_goes_on_where_it_stopped(plan: Plan, data: Dataset) -> None:
+    whole = replace(plan, folder=plan.folder / "whole")
+    run(whole, data)
+    with pytest.raises(Interrupted):
+        run(plan, data, watch=Notes(stop_at=6))
+    assert len(plan.missing()) == 5, "the first run was finished, the second was on its way"
+    assert plan.place(*plan.runs[1]).checkpoint.exists()
+    run(plan, data)
+    assert not plan.missing()
+    assert timeless(plan) == timeless(whole)
+
+
+def test_more_methods_and_seeds_are_added(plan: Plan, data: Dataset) -> None:
+    run(replace(plan, methods=METHODS[:1], seeds=(3,)), data)
+    before = plan.place("plain", 3).metrics.stat().st_mtime_ns
+    found = run(plan, data)
+    assert plan.place("plain", 3).metrics.stat().st_mtime_ns == before
+    assert [len(arm.runs) for arm in found.arms] == [2, 2, 2]
+
+
+def test_a_budget_brings_the_views_again_for_every_method(plan: Plan, data: Dataset) -> None:
+    epoch = len(data.train) * (8 + 2 * 3 * 4 * 4)
+    tight = replace(
+        plan,
+        methods=("plain", "kd"),
+        seeds=(0,),
+        train=replace(TRAIN, epochs=2),
+        lesson=Lesson(knowledge_budget=f"{epoch / 1000}kB"),
+    )
+    found = run(tight, data)
+    assert [arm.runs[0]["view_epochs"] for arm in found.arms] == [1, 1]
+
+
+def _die(*arguments: Any) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_serve", _die)
+    with pytest.raises(InputError, match="a process of the comparison died"):
+        list(compare._in_parallel(plan, plan.runs, 2))
+
+
+def test_what_is_wrong_in_a_process_is_said_here(plan: Plan) -> None:
+    broken = replace(plan, teacher=plan.folder / "nowhere")
+    with pytest.raises(InputError, match="nowhere"):
+        list(compare._in_parallel(broken, plan.runs[:1], 2))
+
+
+# --- the folder
+
+
+def test_a_folder_belongs_to_one_comparison(plan: Plan) -> None:
+    claim(plan, resume=False)
+    claim(replace(plan, methods=("plain",), seeds=(9,)), resume=True)
+    claim(replace(plan, train=replace(TRAIN, figure_every=7, seed=5)), resume=True)
+    with pytest.raises(InputError, match="holds a comparison: add --resume"):
+        claim(plan, resume=False)
+    with pytest.raises(InputError, match=r"started with lr = 0.4, now it is 0.2"):
+        claim(replace(plan, train=replace(TRAIN, lr=0.2)), resume=True)
+    with pytest.raises(InputError, match="started with student = resnet8"):
+        claim(replace(plan, student="cam-net"), resume=True)
+
+
+def test_a_file_in_its_place_is_refused(plan: Plan) -> None:
+    write_text(plan.folder, "no folder")
+    with pytest.raises(InputError, match="is a file"):
+        claim(plan, resume=False)
+
+
+def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
+    assert methods_of("plain, kd,ce=1+cam=1:pool=2") == ("plain", "kd", "ce=1+cam=1:pool=2")
+    for text, said in (("", "needs methods"), (" , ", "needs methods"), ("kd,plain,kd", "'kd' is given twice")):
+        with pytest.raises(InputError, match=said):
+            methods_of(text)
+
+
+def test_slugs_of_different_methods_differ() -> None:
+    methods = ["cat-kd", "cat+kd", "ce=1+cam=1:pool=2", "ce=1+cam=12"]
+    assert len({slug(method) for method in methods}) == len(methods)
+
+
+# --- files and the command
+
+
+def test_the_files(plan: Plan, data: Dataset) -> None:
+    found = run(plan, data)
+    page = write_comparison(found, plan.folder, {**plan.settings(), "data": "<b>pictures</b>"})
+    rows = list(csv.DictReader((plan.folder / "comparison.csv").read_text().splitlines()))
+    assert [(row["method"], int(row["seed"])) for row in rows] == [(m, s) for m in METHODS for s in (3, 4)]
+    for row in rows:
+        metrics = plan.place(row["method"], int(row["seed"])).read_metrics()
+        assert float(row["accuracy"]) == metrics["accuracy"]
+        assert float(row["cam_cosine"]) == metrics["cam_cosine"]
+    said = json.loads((plan.folder / "comparison.json").read_text())
+    assert said["methods"]["kd"]["accuracy"]["runs"] == 2
+    assert said["settings"]["student"] == "resnet8"
+    html = page.read_text()
+    assert "&lt;b&gt;pictures" in html
+    assert "<b>pictures" not in html
+    assert "ce=0.1+cam=1:pool=2 − kd" in html
+    assert not re.search(r'(src|href)="http', html)
+
+
+def test_a_comparison_that_has_only_begun_has_a_page_too(plan: Plan) -> None:
+    page = write_comparison(compare.collect(plan), plan.folder, plan.settings())
+    assert "No run is finished yet" in page.read_text()
+
+
+def test_the_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    out = plan.folder
+    arguments = ["compare", "--data", plan.data.data, "--teacher", str(plan.teacher), "--student", "resnet8"]
+    arguments += ["--methods", "plain,kd", "--seeds", "2", "--epochs", "1", "--batch-size", "24", "--out", str(out)]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["methods"]["kd"]["accuracy"]["runs"] == 2
+    assert (out / "comparison.html").exists()
+    assert Run(out / "kd" / "seed-1").finished
+    assert main([*arguments, "--resume"]) == 0
+    said = capsys.readouterr()
+    assert "kd" in said.out
+    assert "kd and plain" in said.err or "kd is" in said.err
+    assert main(arguments) == 2
+    assert "add --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--methods", "plain,magic"], "there is no method 'magic'"),
+        (["--seeds", "0"], "seeds is 0"),
+        (["--processes", "0"], "processes is 0"),
+        (["--student", "nope"], "'nope'"),
+        (["--teacher", "/nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_named_before_any_work(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--out", str(tmp_path / "out"), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
