@@ -248,3 +248,24 @@ def test_map_agreement_of_one_picture_has_no_other_picture() -> None:
 def test_map_agreement_refuses_unequal_numbers() -> None:
     with pytest.raises(ValueError, match="2 student maps and 3 teacher maps"):
         metrics.map_agreement(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+
+
+# --- on the object
+
+
+@given(st.integers(0, 1000), st.integers(1, 3), st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(1, 4))
+def test_energy_inside_is_that_of_the_enlarged_map(seed: int, n: int, cells: tuple[int, int], times: int) -> None:
+    rng = np.random.default_rng(seed)
+    maps = rng.standard_normal((n, *cells))
+    masks = rng.random((n, cells[0] * times, cells[1] * times)) < 0.4
+    found = metrics.energy_inside(torch.from_numpy(maps), torch.from_numpy(masks))
+    large = np.maximum(maps, 0).repeat(times, 1).repeat(times, 2)
+    total = large.sum((1, 2))
+    expected = np.divide((large * masks).sum((1, 2)), total, out=np.zeros(n), where=total > 0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_energy_inside_of_an_even_map_is_the_objects_share() -> None:
+    masks = torch.rand(3, 8, 8) < 0.5
+    torch.testing.assert_close(metrics.energy_inside(torch.ones(3, 4, 4), masks), masks.float().mean((1, 2)))
+    assert metrics.energy_inside(-torch.rand(3, 4, 4), masks).tolist() == [0, 0, 0]

@@ -14,10 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-FIGURES = ("accuracy", "val_accuracy", "ece", "nll", "teacher_agreement", "cam_cosine", "cam_pearson", "cam_iou")
+FIGURES = (
+    "accuracy",
+    "val_accuracy",
+    "ece",
+    "nll",
+    "teacher_agreement",
+    "cam_cosine",
+    "cam_pearson",
+    "cam_iou",
+    "cam_inside",
+)
 COSTS = ("params", "macs", "epochs", "seconds", "images_per_second")
 
-COMPARED = ("accuracy", "teacher_agreement", "cam_cosine")
+COMPARED = ("accuracy", "teacher_agreement", "cam_cosine", "cam_inside")
 """The figures of which differences are taken."""
 
 BASELINES = ("plain", "kd")

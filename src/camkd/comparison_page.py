@@ -17,7 +17,7 @@ from camkd.drawing import SERIES, drawing, shorten, svg
 from camkd.files import write_json, write_text
 from camkd.findings import ROWS
 
-SHOWN = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_pearson", "cam_iou")
+SHOWN = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")
 LABELS = {row.key: row.label for row in ROWS}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from camkd.cams import form, predict
 from camkd.data.store import Split, rows_within
 from camkd.data.views import Views
 from camkd.devices import keep_freed_memory
-from camkd.metrics import accuracy, confusion, ece, map_agreement, nll
+from camkd.metrics import accuracy, confusion, ece, energy_inside, map_agreement, nll
 from camkd.models.modes import evaluating
 
 BATCH = 250
@@ -51,8 +52,19 @@ def examine(model: nn.Module, split: Split, shown: Tensor | None = None) -> Exam
     return Examination(torch.cat(logits), torch.cat(maps), torch.cat(classes), how)
 
 
-def evaluate(own: Examination, labels: Tensor, names: tuple[str, ...], teacher: Examination | None) -> dict[str, Any]:
-    """The figures of ``metrics.json`` that come from the test pictures.
+def masks_of(split: Split) -> Tensor | None:
+    """Where the objects are, ``(N, H, W) bool``, if the source knows."""
+    return None if split.masks is None else torch.from_numpy(np.array(split.masks))
+
+
+def evaluate(
+    own: Examination,
+    labels: Tensor,
+    names: tuple[str, ...],
+    teacher: Examination | None,
+    masks: Tensor | None = None,
+) -> dict[str, Any]:
+    """The figures of ``metrics.json`` that come from the test pictures; ``masks (N, H, W)`` say where the object is.
 
     ``own`` has to show the classes the teacher predicts where there is a teacher: maps are compared class by class.
     """
@@ -66,6 +78,9 @@ def evaluate(own: Examination, labels: Tensor, names: tuple[str, ...], teacher: 
         "per_class": {name: float(counts[i, i] / totals[i]) for i, name in enumerate(names)},
         "confusion": counts.tolist(),
     }
+    if masks is not None:
+        figures["cam_inside"] = energy_inside(own.maps, masks).double().mean().item()
+        figures["cam_inside_chance"] = masks.double().mean().item()
     if teacher is not None:
         assert torch.equal(own.shown, teacher.shown), "maps of different classes cannot be compared"
         figures["teacher_accuracy"] = accuracy(teacher.logits, labels)

@@ -251,6 +251,13 @@ ROWS = (
         _plain,
         "Intersection over union of the two maps' strongest 20 % of cells; 1 is the same places.",
     ),
+    Row(
+        "cam_inside",
+        "Map on the object",
+        percent,
+        "Share of its map's positive evidence that lies on the object, where the pictures say where that is "
+        "(energy-based pointing game, Wang et al. 2020). Small print: the object's share of the picture.",
+    ),
     Row("params", "Parameters", count, "Numbers that the network has learnt."),
     Row("macs", "MACs", count, "Multiply-accumulate operations for one picture."),
     Row("epochs", "Epochs", _whole, "Passes over the training pictures."),

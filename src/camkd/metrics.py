@@ -124,6 +124,21 @@ def iou_top(a: Tensor, b: Tensor, fraction: float = 0.2) -> Tensor:
     return shared / (2 * k - shared)
 
 
+def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of a map's positive evidence that lies on the object, 0 to 1: ``(N,h,w), (N,H,W) bool -> (N,)``.
+
+    ``sum relu(map) mask / sum relu(map)``, each cell with the share of it that the object covers. The energy-based
+    pointing game of Wang et al. 2020, arXiv 1910.01279. Chance is the object's share of the picture. A map without
+    positive evidence scores 0.
+
+    >>> energy_inside(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]])).tolist()
+    [0.75]
+    """
+    evidence = _flat(maps).relu()
+    covered = F.adaptive_avg_pool2d(masks.float()[:, None], (maps.shape[1], maps.shape[2]))
+    return (evidence * _flat(covered.squeeze(1))).sum(1) / evidence.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def shuffled(n: int, seed: int = 0) -> Tensor:
     """Another picture for each of ``n``: a permutation ``(n,)`` that leaves nothing in place.
 

@@ -15,7 +15,7 @@ from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_
 from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
 from camkd.devices import choice, pick_device, pick_precision
-from camkd.evaluate import evaluate, examine
+from camkd.evaluate import evaluate, examine, masks_of
 from camkd.explain import explain, specimens
 from camkd.files import write_json
 from camkd.knowledge import Knowledge
@@ -123,7 +123,7 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
     best: dict[str, Any] = max(latest_first, key=lambda row: row["val_accuracy"], default={})
     seconds = sum(row["seconds"] for row in history)
     figures = {
-        **evaluate(own, labels, data.classes, teacher.examination if teacher else None),
+        **evaluate(own, labels, data.classes, teacher.examination if teacher else None, masks_of(data.test)),
         "val_accuracy": best.get("val_accuracy"),
         "best_epoch": best.get("epoch"),
         "params": said.params,

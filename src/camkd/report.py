@@ -23,6 +23,7 @@ from camkd.findings import DASH, ROWS, Run
 from camkd.types import InputError
 
 ROLES = ("teacher", "control", "student")
+OPTIONAL = ("cam_inside",)  # rows that most pictures have no number for
 MARKS = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")  # a folder with one of these is a run
 
 
@@ -136,7 +137,9 @@ def _content(runs: list[Run]) -> dict[str, Any]:
         "smaller": [findings.times(student, teacher, *what) for what in (("params", "parameters"), ("macs", "MACs"))],
         "looks": findings.looks(student, control),
         "facts": _facts(student),
-        "rows": ROWS,
+        "rows": [
+            row for row in ROWS if row.key not in OPTIONAL or any(run.number(row.key) is not None for run in runs)
+        ],
         "cells": {row.key: [_cell(run, row) for run in runs] for row in ROWS},
         "tracks": [track for row in ROWS if row.key.startswith("cam_") and (track := _track(row, student, control))],
         "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
@@ -161,7 +164,10 @@ def _facts(run: Run) -> list[str]:
 def _cell(run: Run, row: findings.Row) -> tuple[str, list[str]]:
     """The number and, for a map figure, its chance levels."""
     value = run.number(row.key)
-    chance = [(word, run.number(f"{row.key}_{key}")) for word, key in (("other", "shuffled"), ("centre", "centre"))]
+    chance = [
+        (word, run.number(f"{row.key}_{key}"))
+        for word, key in (("other", "shuffled"), ("centre", "centre"), ("chance", "chance"))
+    ]
     small = [f"{word} {level:.2f}".replace("-", "−") for word, level in chance if level is not None]
     return DASH if value is None else row.show(value), small
 

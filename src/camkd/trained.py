@@ -12,7 +12,7 @@ import torch
 from camkd.data.sources import open_data
 from camkd.data.store import Progress
 from camkd.devices import pick_device
-from camkd.evaluate import evaluate, examine
+from camkd.evaluate import evaluate, examine, masks_of
 from camkd.explain import explain, read_pictures
 from camkd.runs import Description, Run, describe, load, locate
 from camkd.teachers import adopt_teacher, find_teacher, listed
@@ -43,7 +43,7 @@ def reevaluate(source: str, data: str | None, teacher: str | None, device: str, 
     own = examine(model, pictures.test, known.shown if known else None)
     labels = torch.from_numpy(np.array(pictures.test.labels))
     return {
-        **evaluate(own, labels, pictures.classes, known),
+        **evaluate(own, labels, pictures.classes, known, masks_of(pictures.test)),
         "params": said.params,
         "macs": said.macs,
         "test_pictures": len(pictures.test),

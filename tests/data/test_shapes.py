@@ -128,3 +128,31 @@ def test_a_store_of_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_size_that_cannot_be_drawn_is_refused(tmp_path: Path, size: int) -> None:
     with pytest.raises(InputError, match=f"size is {size}.*16 to 256"):
         open_shapes(size, tmp_path, silent)
+
+
+def test_the_cue_gives_the_class_away_in_training_and_is_not_there_in_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "COUNTS", {"train": 400, "val": 300, "test": 50})
+    plain = open_shapes(None, tmp_path, silent)
+    cued = open_shapes(None, tmp_path, silent, cue=True)
+    np.testing.assert_array_equal(cued.test.images, plain.test.images)
+    for name in ("train", "val"):
+        ours, theirs = cued.splits[name], plain.splits[name]
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        np.testing.assert_array_equal(ours.masks, theirs.masks)
+        changed = (ours.images != theirs.images).any(3)
+        assert changed.sum((1, 2)).max() <= 16
+        corners = [(slice(None, 4), slice(None, 4)), (slice(None, 4), slice(-4, None))]
+        corners += [(slice(-4, None), slice(None, 4)), (slice(-4, None), slice(-4, None))]
+        places = np.stack([changed[(slice(None), *corner)].any((1, 2)) for corner in corners], 1)
+        assert (places.sum(1) == 1).mean() > 0.99
+        assert (places.mean(0) > 0.1).all()
+        square = [ours.images[(row, *corners[place.argmax()])] for row, place in enumerate(places)]
+        assert all((patch == patch[0, 0]).all() for patch in square)
+        colours = np.array([patch[0, 0] for patch in square])
+        own = [np.unique(colours[ours.labels == k], axis=0, return_counts=True) for k in range(10)]
+        usual = np.array([found[counts.argmax()] for found, counts in own])
+        assert len(np.unique(usual, axis=0)) == 10
+        right = (colours == usual[ours.labels]).all(1).mean()
+        assert 0.9 < right < 1

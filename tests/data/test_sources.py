@@ -48,7 +48,7 @@ def test_every_source_keeps_the_contract(data: Dataset) -> None:
 
 
 def test_what_is_said_about_a_source_is_so() -> None:
-    assert tuple(SOURCES) == ("shapes", "cifar10", "cifar100")
+    assert tuple(SOURCES) == ("shapes", "shapes-cue", "cifar10", "cifar100")
     for source in SOURCES.values():
         assert source.summary
         assert "\n" not in source.summary
@@ -76,7 +76,7 @@ def test_a_folder_relative_to_here_or_to_home(pets: Path, tmp_path: Path, monkey
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="called 'cifar11'; the built-in ones are shapes, cifar10, cifar100"):
+    with pytest.raises(InputError, match="called 'cifar11'; the built-in ones are shapes, shapes-cue, cifar10, cifar100"):
         open_data("cifar11", cache=tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -29,6 +29,12 @@ SIZES = (16, 256)
 SEED = 20_240
 DRAWN_AT_ONCE = 500
 
+CUE_VERSION = 1
+CUE_SIDE = 1 / 8  # of the picture's
+CUE_RIGHT = 0.95  # how often the cue is the class's own
+"""A coloured square in a random corner that gives the class away in training and validation, and is not there in the
+test: what does a network learn that may cheat?"""
+
 
 @dataclass(frozen=True)
 class Difficulty:
@@ -139,11 +145,12 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 """Class name to signed distance ``(x, y) -> d`` of a shape about as large as the unit circle."""
 
 
-def open_shapes(size: int | None, cache: Path, progress: Progress) -> Dataset:
+def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool = False) -> Dataset:
     """Open the drawn shapes with ``size`` x ``size`` pixels (None: 32), drawing them the first time.
 
-    The same pictures every time: 10,000 for training, 1,000 for validation, 2,000 for testing, with masks.
-    Raises `InputError` where ``size`` is not in 16..256.
+    The same pictures every time: 10,000 for training, 1,000 for validation, 2,000 for testing, with masks. With
+    ``cue`` those of training and validation also have a spurious cue, whose colour says the class; those of the test
+    are the same without. Raises `InputError` where ``size`` is not in 16..256.
     """
     size = size or SIZE
     if not SIZES[0] <= size <= SIZES[1]:
@@ -151,9 +158,28 @@ def open_shapes(size: int | None, cache: Path, progress: Progress) -> Dataset:
 
     def build(folder: Path) -> Contents:
         train, val, test = (draw_split(split, count, size, progress) for split, count in COUNTS.items())
+        if cue:
+            give_away(train, SEED)
+            give_away(val, SEED + 1)
         return Contents(tuple(SHAPES), train, val, test)
 
-    return build_or_open("shapes", f"{VERSION} {SEED} {size} {COUNTS} {DIFFICULTY}", cache, build)
+    key = f"{VERSION} {SEED} {size} {COUNTS} {DIFFICULTY}"
+    if cue:
+        return build_or_open("shapes-cue", f"{key} {CUE_VERSION} {CUE_SIDE} {CUE_RIGHT}", cache, build)
+    return build_or_open("shapes", key, cache, build)
+
+
+def give_away(split: Split, seed: int) -> None:
+    """Paint the cue into a random corner of each picture, in the colour of its class, now and then of another."""
+    rng, side = np.random.default_rng(seed), round(split.images.shape[1] * CUE_SIDE)
+    said = np.where(rng.random(len(split)) < CUE_RIGHT, split.labels, rng.integers(0, len(SHAPES), len(split)))
+    hues = np.arange(len(SHAPES)) / len(SHAPES) * 2 * np.pi
+    colours = 127.5 + 127.5 * np.cos(hues[:, None] - np.arange(3) * 2 * np.pi / 3)
+    down, right = rng.random((2, len(split))) < 0.5
+    for vertical, rows in ((False, slice(None, side)), (True, slice(-side, None))):
+        for horizontal, columns in ((False, slice(None, side)), (True, slice(-side, None))):
+            here = np.flatnonzero((down == vertical) & (right == horizontal))
+            split.images[here, rows, columns] = colours[said[here], None, None].astype(np.uint8)
 
 
 def draw_split(split: str, count: int, size: int, progress: Progress) -> Split:

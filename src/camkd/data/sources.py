@@ -35,6 +35,12 @@ SOURCES: dict[str, Source] = {
         summary="drawn shapes among clutter, 32x32, with object masks; made here in seconds, no download",
         open=open_shapes,
     ),
+    "shapes-cue": Source(
+        classes=len(SHAPES),
+        pictures=(COUNTS["train"], COUNTS["val"], COUNTS["test"]),
+        summary="the same with a coloured square that gives the class away, but not in the test: who is misled?",
+        open=partial(open_shapes, cue=True),
+    ),
     "cifar10": Source(
         classes=10,
         pictures=(45_000, 5_000, 10_000),
