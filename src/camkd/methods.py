@@ -38,8 +38,18 @@ METHODS: dict[str, Method] = {
     ),
     "at": Method(
         "ce=1,at=1000",
-        "attention transfer on the last spatial layer",
+        "attention transfer, summed over the stages",
         "Zagoruyko and Komodakis 2016, arXiv 1612.03928",
+    ),
+    "sp": Method(
+        "ce=1,sp=3000",
+        "which pictures of a batch resemble each other",
+        "Tung and Mori 2019, arXiv 1907.09682",
+    ),
+    "rkd": Method(
+        "ce=1,rkd-d=25,rkd-a=50",
+        "distances and angles between the pictures of a batch",
+        "Park et al. 2019, arXiv 1904.05068",
     ),
     "cat-kd": Method(
         "ce=1,cam=5:pool=2",

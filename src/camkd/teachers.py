@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,10 +113,13 @@ def knowledge_of(
 def answering(
     model: nn.Module, size: int, config: TrainConfig, *, features: bool = False
 ) -> Callable[[Tensor], Prediction]:
-    """How a frozen network is asked quickly: batch normalisation folded, in parts that fit a processor's caches."""
+    """How a frozen network is asked quickly: batch normalisation folded, in parts that fit a processor's caches.
+
+    Asked for ``features`` it stays as it is: folding would take its stages apart.
+    """
     device = torch.device(pick_device(config.device))
     bf16 = pick_precision(config.precision, device) == "bf16"
-    quick = folded(model, _probe(model, size))
+    quick = copy.deepcopy(model).eval().requires_grad_(False) if features else folded(model, _probe(model, size))
 
     def answer(x: Tensor) -> Prediction:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -145,7 +150,13 @@ def _probe(model: nn.Module, size: int) -> Tensor:
 
 def _joined(parts: Sequence[Prediction]) -> Prediction:
     """The answers to a batch out of those to its parts."""
-    return Prediction(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+    def joined(part: Sequence[Any]) -> Any:
+        if isinstance(part[0], tuple):
+            return tuple(joined(stage) for stage in zip(*part, strict=True))
+        return None if part[0] is None else torch.cat(list(part))
+
+    return Prediction(*(joined(part) for part in zip(*parts, strict=True)))
 
 
 def listed(names: tuple[str, ...]) -> str:

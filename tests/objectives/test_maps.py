@@ -16,11 +16,9 @@ from torch import Tensor
 from camkd.cams import centre_prior
 from camkd.objectives.maps import (
     CAM,
-    Attention,
     Classes,
     Control,
     Norm,
-    attention_distance,
     cam_distance,
     falsified,
     normalise,
@@ -100,16 +98,6 @@ def cam_literally(
     return values
 
 
-def attention_literally(student: Tensor, teacher: Tensor) -> list[float]:
-    values = []
-    for ours, theirs in zip(student.numpy(), teacher.numpy(), strict=True):
-        q_s, q_t = (sum(channel**2 for channel in features) for features in (ours, theirs))
-        q_s = resize_literally(q_s, q_t.shape)
-        q_s, q_t = normalise_literally(q_s, "l2"), normalise_literally(q_t, "l2")
-        values.append(float(((q_s - q_t) ** 2).mean()))
-    return values
-
-
 # --- the terms are what they say
 
 
@@ -172,24 +160,6 @@ def test_cam_distance_by_hand() -> None:
     )
     expected = 0.75**2 + 1 + 1  # (3/4, 0, 1, 0) and (0, 1, 0, 0)
     assert cam_distance(one, two, first, "target", "minmax", 2).item() == pytest.approx(expected, rel=1e-5)
-
-
-@settings(max_examples=40)
-@given(seeds, st.integers(1, 3), st.tuples(st.integers(1, 4), st.integers(1, 4)), sides, sides)
-def test_attention_distance_is_the_formula(
-    seed: int, batch: int, channels: tuple[int, int], ours: tuple[int, int], theirs: tuple[int, int]
-) -> None:
-    student, teacher = draw(seed, batch, channels[0], *ours), draw(seed + 1, batch, channels[1], *theirs)
-    values = attention_distance(student, teacher)
-    assert values.shape == (batch,)
-    assert values.tolist() == pytest.approx(attention_literally(student, teacher), rel=1e-6, abs=1e-12)
-
-
-def test_attention_distance_by_hand() -> None:
-    student = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])  # Q = (2, 0)
-    teacher = torch.tensor([[[[0.0, -3.0]]]])  # Q = (0, 9)
-    assert attention_distance(student, teacher).item() == pytest.approx((1 + 1) / 2)
-    assert attention_distance(student, -5 * student).item() == pytest.approx(0, abs=1e-9)
 
 
 # --- where only some classes have maps
@@ -384,22 +354,11 @@ def test_minmax_turns_a_constant_map_into_noughts() -> None:
     assert not normalise(torch.zeros(1, 2, 3, 3), "l2").any()
 
 
-def test_dead_features_have_finite_attention_and_gradients() -> None:
-    student = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    for teacher in (torch.zeros(2, 5, 4, 4), torch.rand(2, 5, 8, 8)):
-        loss = attention_distance(student, teacher)
-        loss.sum().backward()
-        assert loss.isfinite().all()
-        assert student.grad is not None
-        assert student.grad.isfinite().all()
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_gradients_are_those_of_finite_differences(norm: Norm) -> None:
     teacher, labels = draw(2, 2, 2, 4, 4), torch.tensor([0, 1])
     student = draw(1, 2, 2, 6, 6).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: cam_distance(s, teacher, labels, "all", norm, 3), student, fast_mode=True)
-    assert torch.autograd.gradcheck(lambda s: attention_distance(s, teacher), student, fast_mode=True)
 
 
 def test_the_terms_pass_their_settings_on() -> None:
@@ -407,6 +366,4 @@ def test_the_terms_pass_their_settings_on() -> None:
     for classes, norm, pool in product(CLASSES, NORMS, (2, 4)):
         value = CAM(classes, norm, pool)(Prediction(labels, student), Prediction(labels, teacher), labels)
         torch.testing.assert_close(value, cam_distance(student, teacher, labels, classes, norm, pool))
-    value = Attention()(Prediction(labels, features=student), Prediction(labels, features=teacher), labels)
-    torch.testing.assert_close(value, attention_distance(student, teacher))
     assert (CAM().classes, CAM().norm, CAM().pool) == ("all", "l2", 4)

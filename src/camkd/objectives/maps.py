@@ -1,4 +1,4 @@
-"""Terms on maps: class activation maps and attention."""
+"""Terms on class activation maps."""
 
 from __future__ import annotations
 
@@ -82,18 +82,6 @@ def falsified(maps: Tensor, control: Control) -> Tensor:
     return maps
 
 
-def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Attention transfer between features ``(N, C, h, w)`` and ``(N, C', h', w')``: ``-> (N,)``.
-
-    ``mean_xy (Q_s / |Q_s| - Q_t / |Q_t|)^2`` with ``Q = sum_c A[c]^2``, on the teacher's grid. Zagoruyko and Komodakis
-    2016, arXiv 1612.03928, the mean over cells as in the authors' program, whose weight for it is 1,000.
-    """
-    grid = (int(teacher.shape[-2]), int(teacher.shape[-1]))
-    ours = normalise(resize(student.square().sum(1, keepdim=True), grid), "l2")
-    theirs = normalise(teacher.square().sum(1, keepdim=True), "l2")
-    return (ours - theirs).square().mean((1, 2))
-
-
 @dataclass(frozen=True)
 class CAM:
     """Distance between student's and teacher's class activation maps, or, as a control, false ones.
@@ -116,15 +104,3 @@ class CAM:
             return cam_distance(student.cams, maps, labels, "all", self.norm, self.pool, teacher.shown)
         which = teacher.logits.argmax(1) if self.classes == "top-1" else labels
         return cam_distance(student.cams, maps, which, "target", self.norm, self.pool, teacher.shown)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Attention transfer on the last spatial layer."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
-
-    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        assert student.features is not None and teacher is not None and teacher.features is not None
-        return attention_distance(student.features, teacher.features.detach())

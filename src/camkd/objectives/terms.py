@@ -7,15 +7,17 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from camkd.objectives.features import Attention, RelationalAngle, RelationalDistance, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
-from camkd.objectives.maps import CAM, Attention
+from camkd.objectives.maps import CAM
 from camkd.types import Prediction
 
 
 class Term(Protocol):
     """A distance between student and teacher, or student and labels, one value a picture.
 
-    ``needs`` says which parts of a ``Prediction`` it reads.
+    ``needs`` says which parts of a ``Prediction`` it reads. A value may depend on the other pictures of the batch; the
+    mean over the batch is what a paper states.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -31,4 +33,7 @@ TERMS: dict[str, Callable[..., Term]] = {
     "dkd": DKD,
     "cam": CAM,
     "at": Attention,
+    "sp": Similarity,
+    "rkd-d": RelationalDistance,
+    "rkd-a": RelationalAngle,
 }
