@@ -36,6 +36,11 @@ METHODS: dict[str, Method] = {
         "label and other classes decoupled; no warm-up",
         "Zhao et al. 2022, arXiv 2203.08679",
     ),
+    "fitnet": Method(
+        "ce=1,hint=100",
+        "the middle stage, regressed; learnt in one go",
+        "Romero et al. 2014, arXiv 1412.6550",
+    ),
     "at": Method(
         "ce=1,at=1000",
         "attention transfer, summed over the stages",
@@ -50,6 +55,11 @@ METHODS: dict[str, Method] = {
         "ce=1,rkd-d=25,rkd-a=50",
         "distances and angles between the pictures of a batch",
         "Park et al. 2019, arXiv 1904.05068",
+    ),
+    "reviewkd": Method(
+        "ce=1,review=1:schedule=ramp",
+        "all stages, each fused with the deeper ones",
+        "Chen et al. 2021, arXiv 2104.09044",
     ),
     "cat-kd": Method(
         "ce=1,cam=5:pool=2",

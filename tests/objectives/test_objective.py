@@ -10,14 +10,15 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.methods import METHODS
 from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective
-from camkd.objectives.features import Attention, RelationalAngle, RelationalDistance, Similarity
+from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
 from camkd.objectives.maps import CAM
+from camkd.objectives.terms import Connects
 from camkd.types import InputError, Prediction
 
 N, K = 5, 3
@@ -42,9 +43,15 @@ def teacher() -> Prediction:
     return prediction(20, 4, 3)
 
 
+def connected(term: Term) -> Term:
+    """With the weights that it needs, the same ones each time."""
+    torch.manual_seed(0)
+    return term.connect(student(), teacher()) if isinstance(term, Connects) else term
+
+
 #: every entry of TERMS as it comes, and more settings of those there are
 VARIANTS: dict[str, Term] = {
-    **{name: make() for name, make in TERMS.items()},
+    **{name: connected(make()) for name, make in TERMS.items()},
     "ce smoothed": CrossEntropy(0.1),
     "kd at T = 1": KD(1.0),
     "cam of the target": CAM("target"),
@@ -54,7 +61,7 @@ VARIANTS: dict[str, Term] = {
 }
 
 #: those whose value for a picture depends on the others of the batch
-RELATIONAL = {"sp", "rkd-d", "rkd-a"}
+RELATIONAL = {"sp", "rkd-d", "rkd-a", "review"}
 
 
 def labels() -> Tensor:
@@ -93,7 +100,9 @@ def test_a_term_gives_one_finite_value_a_picture_from_what_it_says_it_needs(term
     torch.testing.assert_close(term(student(), teacher(), labels()), values)
 
 
-@pytest.mark.parametrize("name", [name for name, term in VARIANTS.items() if term.asks_teacher])
+@pytest.mark.parametrize(
+    "name", [name for name, term in VARIANTS.items() if term.asks_teacher and not isinstance(term, nn.Module)]
+)
 def test_a_distance_is_nought_where_the_student_is_the_teacher(name: str) -> None:
     term = VARIANTS[name]
     assert term(teacher(), teacher(), labels()).abs().max() < 1e-5
@@ -160,6 +169,9 @@ def test_a_term_is_finite_on_constant_answers_and_so_are_its_gradients(term: Ter
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_loss_is_its_weighted_sum(method: str) -> None:
     goal, ours, theirs = objective(method), student(), teacher()
+    if goal.connects:
+        torch.manual_seed(0)
+        goal = goal.connected(ours, theirs)
     answer = only(theirs, goal.needs) if goal.asks_teacher else None
     loss, means = goal(only(ours, goal.needs), answer, labels(), 0.0)
     assert loss.shape == ()
@@ -190,9 +202,12 @@ def test_the_methods_are_the_papers() -> None:
     assert weights["lskd"] == {"ce": (0.1, CrossEntropy()), "lskd": (9.0, StandardisedKD(2.0))}
     assert weights["dkd"] == {"ce": (1.0, CrossEntropy()), "dkd": (1.0, DKD(1.0, 8.0, 4.0))}
     assert weights["at"] == {"ce": (1.0, CrossEntropy()), "at": (1000.0, Attention())}
+    assert weights["fitnet"] == {"ce": (1.0, CrossEntropy()), "hint": (100.0, Hint())}
     assert weights["sp"] == {"ce": (1.0, CrossEntropy()), "sp": (3000.0, Similarity())}
     rkd = {"rkd-d": (25.0, RelationalDistance()), "rkd-a": (50.0, RelationalAngle())}
     assert weights["rkd"] == {"ce": (1.0, CrossEntropy()), **rkd}
+    assert weights["reviewkd"] == {"ce": (1.0, CrossEntropy()), "review": (1.0, Review())}
+    assert objective("reviewkd").terms["review"].schedule == "ramp"
     assert weights["cat-kd"]["cam"] == (5.0, CAM("all", "l2", 2))
     assert weights["cam-kd"] == {**weights["kd"], "cam": (1.0, CAM("all", "l2", 4))}
     assert not objective("plain").asks_teacher
@@ -201,6 +216,7 @@ def test_the_methods_are_the_papers() -> None:
     assert objective("at").needs == {"logits", "features"}
     for name in ("cam-kd",):  # what a store of answers has
         assert objective(name).needs == {"logits", "cams"}
+    assert {name for name in METHODS if objective(name).connects} == {"fitnet", "reviewkd"}
 
 
 # --- objectives
@@ -251,6 +267,34 @@ def test_a_schedule_is_a_factor_within_0_and_1_that_goes_one_way(schedule: str) 
     downwards = factors if schedule != "ramp" else factors[::-1]
     assert downwards[0] == 1
     assert all(0 <= after <= before <= 1 for before, after in pairwise(downwards))
+
+
+# --- terms with weights of their own
+
+
+def test_connecting_makes_the_weights_and_leaves_the_rest() -> None:
+    goal = objective("ce=1,hint=2:schedule=decay,kd=3,hint=1,review=1")
+    assert goal.connects
+    assert len(goal.modules()) == 0
+    torch.manual_seed(0)
+    ready = goal.connected(student(), teacher())
+    assert not ready.connects
+    assert goal.connects
+    assert list(ready.terms) == list(goal.terms)
+    assert ready.terms["ce"] == goal.terms["ce"]
+    assert [(w.weight, w.schedule) for w in ready.terms.values()] == [
+        (w.weight, w.schedule) for w in goal.terms.values()
+    ]
+    assert (ready.needs, ready.asks_teacher) == (goal.needs, goal.asks_teacher)
+    modules = list(ready.modules())
+    assert modules == [ready.terms[name].term for name in ("hint", "hint 2", "review")]
+    assert not torch.equal(modules[0].regressor.weight, modules[1].regressor.weight)  # type: ignore[arg-type, union-attr]
+    ready(student(), teacher(), labels(), 0.0)[0].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in ready.modules().parameters())
+    plain = objective("cam-kd")
+    assert not plain.connects
+    assert plain.connected(student(), teacher()) == plain
+    assert len(plain.modules()) == 0
 
 
 # --- sums of terms

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from camkd.objectives.features import Attention, RelationalAngle, RelationalDistance, Similarity
+from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
 from camkd.objectives.maps import CAM
 from camkd.types import Prediction
@@ -26,6 +26,18 @@ class Term(Protocol):
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class Connects(Protocol):
+    """A term with weights of its own, which are learnt beside the student's and thrown away at the end."""
+
+    def connect(self, student: Prediction, teacher: Prediction) -> Term:
+        """The term, a fresh ``nn.Module``, for two networks that answer with the shapes of ``student`` and ``teacher``.
+
+        Its weights are drawn from the global random state.
+        """
+        ...
+
+
 TERMS: dict[str, Callable[..., Term]] = {
     "ce": CrossEntropy,
     "kd": KD,
@@ -33,7 +45,9 @@ TERMS: dict[str, Callable[..., Term]] = {
     "dkd": DKD,
     "cam": CAM,
     "at": Attention,
+    "hint": Hint,
     "sp": Similarity,
     "rkd-d": RelationalDistance,
     "rkd-a": RelationalAngle,
+    "review": Review,
 }
