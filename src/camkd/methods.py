@@ -36,6 +36,11 @@ METHODS: dict[str, Method] = {
         "label and other classes decoupled; no warm-up",
         "Zhao et al. 2022, arXiv 2203.08679",
     ),
+    "sdd": Method(
+        "ce=0.1,sdd=0.9:T=4:beta=2:pool=4",
+        "kd in each region of 1x1, 2x2 and 4x4 grids",
+        "Wei et al. 2024, arXiv 2403.13512",
+    ),
     "fitnet": Method(
         "ce=1,hint=100",
         "the middle stage, regressed; learnt in one go",

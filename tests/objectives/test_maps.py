@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from camkd.cams import centre_prior
+from camkd.objectives.logits import kd
 from camkd.objectives.maps import (
     CAM,
+    SDD,
     Classes,
     Control,
     Norm,
@@ -23,6 +25,7 @@ from camkd.objectives.maps import (
     falsified,
     normalise,
     resize,
+    sdd,
 )
 from camkd.types import Prediction
 
@@ -367,3 +370,111 @@ def test_the_terms_pass_their_settings_on() -> None:
         value = CAM(classes, norm, pool)(Prediction(labels, student), Prediction(labels, teacher), labels)
         torch.testing.assert_close(value, cam_distance(student, teacher, labels, classes, norm, pool))
     assert (CAM().classes, CAM().norm, CAM().pool) == ("all", "l2", 4)
+
+
+# --- logits of regions
+
+
+def softmax(logits: list[float], temperature: float) -> list[float]:
+    exponentials = [math.exp((z - max(logits)) / temperature) for z in logits]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def sdd_literally(
+    student: Prediction, teacher: Prediction, beta: float, temperature: float, sides: list[int]
+) -> list[float]:
+    values = []
+    for n in range(len(teacher.logits)):
+        classes = range(teacher.logits.shape[1])
+        known = list(classes) if teacher.shown is None else teacher.shown[n].tolist()
+        whole = max(classes, key=lambda k: teacher.logits[n, k].item())
+        parts = []
+        for side in sides:
+            grids: list[list[np.ndarray]] = []
+            for said, rows in ((student, known), (teacher, range(len(known)))):
+                assert said.cams is not None
+                planes = []
+                for row, k in zip(rows, known, strict=True):
+                    plane = said.cams[n, row].numpy()
+                    bias = said.logits[n, k].item() - sum(plane.flat) / plane.size
+                    planes.append(resize_literally(plane + bias, (side, side)))
+                grids.append(planes)
+            for i, j in product(range(side), range(side)):
+                ours, theirs = ([plane[i, j] for plane in planes] for planes in grids)
+                if side == 1:
+                    ours, theirs = student.logits[n].tolist(), teacher.logits[n].tolist()
+                q, p = softmax(ours, temperature), softmax(theirs, temperature)
+                here = whole if side == 1 else known[max(range(len(known)), key=lambda k: theirs[k])]
+                weight = 1 if here == whole else beta
+                parts.append(weight * temperature**2 * sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
+        values.append(sum(parts) / len(parts))
+    return values
+
+
+def answer(seed: int, count: int, classes: int, side: tuple[int, int]) -> Prediction:
+    return Prediction(draw(seed, count, classes), 3 * draw(seed + 1, count, classes, *side))
+
+
+@settings(max_examples=30)
+@given(
+    seeds,
+    st.tuples(st.integers(1, 3), st.integers(2, 5)),
+    sides,
+    sides,
+    st.sampled_from([0.0, 1.0, 2.0]),
+    st.sampled_from([1.0, 4.0]),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_sdd_is_its_formula(
+    seed: int,
+    batch: tuple[int, int],
+    ours: tuple[int, int],
+    theirs: tuple[int, int],
+    beta: float,
+    temperature: float,
+    pool: int,
+    data: st.DataObject,
+) -> None:
+    student, teacher = answer(seed, *batch, ours), answer(seed + 2, *batch, theirs)
+    grids = [side for side in (1, 2, 4, 8) if side <= pool]
+    values = sdd(student, teacher, beta, temperature, pool)
+    assert values.shape == batch[:1]
+    expected = sdd_literally(student, teacher, beta, temperature, grids)
+    assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    width = data.draw(st.integers(1, batch[1]))
+    shown = torch.tensor([data.draw(st.permutations(range(batch[1])))[:width] for _ in range(batch[0])])
+    assert teacher.cams is not None
+    kept = teacher.cams.gather(1, shown[:, :, None, None].expand(-1, -1, *theirs))
+    some = teacher._replace(cams=kept, shown=shown)
+    values = sdd(student, some, beta, temperature, pool)
+    assert values.tolist() == pytest.approx(sdd_literally(student, some, beta, temperature, grids), rel=1e-6, abs=1e-9)
+
+
+def test_sdd_by_hand() -> None:
+    ours, theirs = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
+    theirs[0, 0] = torch.tensor([[3.0, 3.0], [3.0, -5.0]])  # 1 on the average: class 0, but for one cell
+    logits = torch.tensor([[2.0, 0.0]])  # so that 1 is added on each cell
+    unsure = Prediction(torch.zeros(1, 2), ours)
+
+    def divergence(z: float) -> float:
+        p = 1 / (1 + math.exp(-z))
+        return p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+
+    expected = (divergence(2) + 3 * divergence(4) + 5 * divergence(-4)) / 5
+    assert sdd(unsure, Prediction(logits, theirs), 5.0, 1.0, 2).item() == pytest.approx(expected, rel=1e-6)
+    assert sdd(unsure, Prediction(logits, theirs), 5.0, 1.0, 1).item() == pytest.approx(divergence(2), rel=1e-6)
+
+
+def test_sdd_of_flat_maps_is_hintons() -> None:
+    student, teacher = (Prediction(draw(n, 3, 4), draw(n, 3, 4, 1, 1).expand(-1, -1, 4, 4)) for n in (1, 2))
+    torch.testing.assert_close(sdd(student, teacher, 7.0, 2.0), kd(student.logits, teacher.logits, 2.0))
+
+
+def test_sdds_settings_are_passed_on() -> None:
+    student, teacher, labels = answer(1, 2, 3, (8, 8)), answer(5, 2, 3, (4, 4)), torch.tensor([0, 2])
+    value = SDD(2.0, 3.0, 2)(student, teacher, labels)
+    torch.testing.assert_close(value, sdd(student, teacher, 3.0, 2.0, 2))
+    assert (SDD().temperature, SDD().beta, SDD().pool) == (4.0, 2.0, 4)
+    all_shown = torch.arange(3).expand(2, 3)
+    torch.testing.assert_close(SDD()(student, teacher._replace(shown=all_shown), labels), sdd(student, teacher))

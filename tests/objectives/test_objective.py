@@ -17,7 +17,7 @@ from camkd.methods import METHODS
 from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective
 from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
-from camkd.objectives.maps import CAM
+from camkd.objectives.maps import CAM, SDD
 from camkd.objectives.terms import Connects
 from camkd.types import InputError, Prediction
 
@@ -58,6 +58,7 @@ VARIANTS: dict[str, Term] = {
     "cam minmax": CAM(norm="minmax"),
     "cam raw": CAM(norm="raw", pool=2),
     "cam of the teacher's class": CAM("top-1"),
+    "sdd on 2x2 cells": SDD(1.0, 0.5, 2),
 }
 
 #: those whose value for a picture depends on the others of the batch
@@ -202,6 +203,7 @@ def test_the_methods_are_the_papers() -> None:
     assert weights["lskd"] == {"ce": (0.1, CrossEntropy()), "lskd": (9.0, StandardisedKD(2.0))}
     assert weights["dkd"] == {"ce": (1.0, CrossEntropy()), "dkd": (1.0, DKD(1.0, 8.0, 4.0))}
     assert weights["at"] == {"ce": (1.0, CrossEntropy()), "at": (1000.0, Attention())}
+    assert weights["sdd"] == {"ce": (0.1, CrossEntropy()), "sdd": (0.9, SDD(4.0, 2.0, 4))}
     assert weights["fitnet"] == {"ce": (1.0, CrossEntropy()), "hint": (100.0, Hint())}
     assert weights["sp"] == {"ce": (1.0, CrossEntropy()), "sp": (3000.0, Similarity())}
     rkd = {"rkd-d": (25.0, RelationalDistance()), "rkd-a": (50.0, RelationalAngle())}
@@ -214,7 +216,7 @@ def test_the_methods_are_the_papers() -> None:
     assert all(objective(name).asks_teacher for name in METHODS if name != "plain")
     assert objective("kd").needs == {"logits"}
     assert objective("at").needs == {"logits", "features"}
-    for name in ("cam-kd",):  # what a store of answers has
+    for name in ("cam-kd", "sdd"):  # what a store of answers has
         assert objective(name).needs == {"logits", "cams"}
     assert {name for name in METHODS if objective(name).connects} == {"fitnet", "reviewkd"}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
-from camkd.objectives.maps import CAM
+from camkd.objectives.maps import CAM, SDD
 from camkd.types import Prediction
 
 
@@ -44,6 +44,7 @@ TERMS: dict[str, Callable[..., Term]] = {
     "lskd": StandardisedKD,
     "dkd": DKD,
     "cam": CAM,
+    "sdd": SDD,
     "at": Attention,
     "hint": Hint,
     "sp": Similarity,
