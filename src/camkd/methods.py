@@ -71,6 +71,16 @@ METHODS: dict[str, Method] = {
         "all classes' maps, pooled to 2x2 and normalised",
         "Guo et al. 2023, arXiv 2304.12777",
     ),
+    "cat+kd": Method(
+        "ce=0.1,kd=0.9:T=4,cam=5:pool=2",
+        "cat-kd's maps beside kd's prediction",
+        "the sum of the two",
+    ),
+    "e2kd": Method(
+        "kd=1:T=1,cam=0.5:classes=top-1:pool=8",
+        "prediction and the map of the teacher's class, 1 - cosine; no labels",
+        "Parchami-Araghi et al. 2024, arXiv 2402.03119",
+    ),
     "cam-kd": Method(
         "ce=0.1,kd=0.9:T=4,cam=1:pool=4",
         "ours: prediction and all classes' maps, pooled to 4x4 and normalised",

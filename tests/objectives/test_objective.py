@@ -193,7 +193,7 @@ def test_a_methods_loss_is_its_weighted_sum(method: str) -> None:
 def test_a_method_says_what_it_is(method: str) -> None:
     assert METHODS[method].summary
     assert METHODS[method].source
-    assert "ce" in objective(method).terms
+    assert ("ce" in objective(method).terms) == (method != "e2kd")
 
 
 def test_the_methods_are_the_papers() -> None:
@@ -211,12 +211,14 @@ def test_the_methods_are_the_papers() -> None:
     assert weights["reviewkd"] == {"ce": (1.0, CrossEntropy()), "review": (1.0, Review())}
     assert objective("reviewkd").terms["review"].schedule == "ramp"
     assert weights["cat-kd"]["cam"] == (5.0, CAM("all", "l2", 2))
+    assert weights["cat+kd"] == {**weights["kd"], "cam": weights["cat-kd"]["cam"]}
+    assert weights["e2kd"] == {"kd": (1.0, KD(1.0)), "cam": (0.5, CAM("top-1", "l2", 8))}
     assert weights["cam-kd"] == {**weights["kd"], "cam": (1.0, CAM("all", "l2", 4))}
     assert not objective("plain").asks_teacher
     assert all(objective(name).asks_teacher for name in METHODS if name != "plain")
     assert objective("kd").needs == {"logits"}
     assert objective("at").needs == {"logits", "features"}
-    for name in ("cam-kd", "sdd"):  # what a store of answers has
+    for name in ("cam-kd", "sdd", "e2kd", "cat+kd"):  # what a store of answers has
         assert objective(name).needs == {"logits", "cams"}
     assert {name for name in METHODS if objective(name).connects} == {"fitnet", "reviewkd"}
 

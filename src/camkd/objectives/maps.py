@@ -119,7 +119,8 @@ class CAM:
     """Distance between student's and teacher's class activation maps, or, as a control, false ones.
 
     ``classes``: all, the label's, or the one the teacher predicts (``top-1``); that one's with ``l2``, halved, is the
-    ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv 2402.03119.
+    ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv 2402.03119: there of the positive part of Grad-CAM, here of
+    the map as it is. The authors' program leaves the labels out and gives it a weight of 1 beside Hinton's at T = 1.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
