@@ -275,8 +275,105 @@ def test_features_are_the_averaged_layer_and_only_where_asked_for() -> None:
         model = LINEAR_HEADS[head][0]()
         assert predict(model, PICTURE).features is None
         features = predict(model, PICTURE, features=True).features
-        torch.testing.assert_close(features, A[None], msg=head)
-    torch.testing.assert_close(predict(OneRectifier(True), PICTURE, features=True).features, A[None])
+        torch.testing.assert_close(features, (A[None],), msg=head)
+    torch.testing.assert_close(predict(OneRectifier(True), PICTURE, features=True).features, (A[None],))
+
+
+class Block(nn.Module):
+    """Halves the resolution between two convolutions; not an ``nn.Sequential``, so one layer to the outside."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(inputs, inputs, 3, 1, 1), nn.Conv2d(inputs, outputs, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+class Staged(nn.Module):
+    """Resolutions 16, 8 and 4, a rectifier for two of them, and what is not a stage before, within and after."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.fc, self.pool = head, nn.AdaptiveAvgPool2d(1)  # not in the order in which they run
+        self.last = Block(6, 5)
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+        self.block = nn.Sequential(Block(4, 6), nn.Conv2d(6, 6, 1))
+        self.unused = nn.Conv2d(3, 3, 1)
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        one = self.relu(self.stem(x))
+        two = self.relu(self.block(one))
+        return one, two, self.last(two)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.stages(x)[-1]).flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["grad", "no_grad", "inference"])
+@pytest.mark.parametrize("hidden", [0, 7])
+def test_a_stage_is_the_last_output_at_its_resolution(hidden: int, kind: str) -> None:
+    head = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 2)) if hidden else nn.Linear(5, 2)
+    model, x = Staged(head).eval(), pictures()
+    with gradients(kind):
+        expected = model.stages(x)
+        answer = predict(model, x, features=True)
+    assert form(model, x) == ("gradient" if hidden else "exact")
+    assert [stage.shape[1:] for stage in expected] == [(4, 16, 16), (6, 8, 8), (5, 4, 4)]
+    assert answer.features is not None
+    for found, stage in zip(answer.features, expected, strict=True):
+        assert found.requires_grad == (kind == "grad")
+        torch.testing.assert_close(found.detach().clone(), stage.detach().clone())
+    if kind == "grad":
+        answer.features[0].sum().backward()
+        assert all(p.grad is not None for p in model.stem.parameters())
+        assert all(p.grad is None for p in model.block.parameters())
+    assert hooks(model) == 0
+    torch.testing.assert_close(
+        predict(nn.Sequential(model, nn.Identity()), x, features=True).features, answer.features[-1:]
+    )
+
+
+def test_nobody_looks_at_the_stages_that_nobody_asked_for() -> None:
+    counts = []
+
+    class Counting(Staged):
+        def forward(self, x: Tensor) -> Tensor:
+            counts.append(hooks(self))
+            return super().forward(x)
+
+    model, x = Counting(nn.Linear(5, 2)), pictures()
+    predict(model, x)
+    counts.clear()
+    predict(model, x)
+    predict(model, x, features=True)
+    assert counts == [1, 2]  # the averaged layer; the rectifier of both other stages beside it
+
+
+STAGES = {
+    "cam-net": ["body.0", "body.2", "body.4"],
+    "resnet8": ["layer1", "layer2", "layer3"],
+    "resnet20": ["layer1", "layer2", "layer3"],
+    "resnet56": ["layer1", "layer2", "layer3"],
+    "wrn-16-4": ["layers.0", "layers.1", "relu"],
+    "resnet50": ["layer1", "layer2", "layer3", "layer4"],
+    "resnet50-mlp": ["layer1", "layer2", "layer3", "layer4"],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_stages_of_a_built_in_network(name: str, built: Callable[[str], Normalised]) -> None:
+    model, x, seen = built(name), pictures(1), {}
+    for layer in STAGES[name]:
+        module = model.get_submodule(layer)
+        module.register_forward_hook(lambda module, inputs, output, layer=layer: seen.update({layer: output.clone()}))
+    with torch.no_grad():
+        found = predict(model, x, features=True).features
+    for module in model.modules():
+        module._forward_hooks.clear()
+    assert found is not None
+    torch.testing.assert_close(found, tuple(seen[layer] for layer in STAGES[name]))
 
 
 def test_a_linear_layer_that_computes_something_else_is_not_taken_for_linear() -> None:
@@ -305,7 +402,7 @@ def test_logits_of_a_built_in_network_are_its_maps_average_and_the_bias(
     assert cams is not None
     assert features is not None
     assert cams.shape[:2] == (1, CLASSES)
-    assert cams.shape[2:] == features.shape[2:]
+    assert cams.shape[2:] == features[-1].shape[2:]
     assert cams[0, 0].numel() > 1
     assert form(model, x) == stored_costs()[name]["form"]
     if form(model, x) == "gradient":
@@ -313,7 +410,7 @@ def test_logits_of_a_built_in_network_are_its_maps_average_and_the_bias(
     last = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
     bias = torch.zeros(CLASSES) if last.bias is None else last.bias
     torch.testing.assert_close(logits, cams.mean((2, 3)) + bias, rtol=1e-4, atol=1e-4)
-    weighted = torch.einsum("nchw,kc->nkhw", features, last.weight.flatten(1))
+    weighted = torch.einsum("nchw,kc->nkhw", features[-1], last.weight.flatten(1))
     torch.testing.assert_close(cams, weighted, rtol=1e-4, atol=1e-4)
 
 
@@ -338,7 +435,7 @@ def test_an_mlp_teachers_map_is_hirescam(grad: bool, built: Callable[[str], Norm
         _, cams, features, _ = predict(model, x, features=True)
     assert cams is not None
     assert features is not None
-    expected = hirescam(features, lambda a: model.fc(a.mean((2, 3))))  # type: ignore[operator]
+    expected = hirescam(features[-1], lambda a: model.fc(a.mean((2, 3))))  # type: ignore[operator]
     torch.testing.assert_close(cams.detach(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -472,7 +569,10 @@ def test_without_gradients_the_numbers_are_the_same_and_nothing_is_recorded(hidd
         without = predict(model, x.clone(), features=True)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
     assert torch.is_grad_enabled()
-    for part, other in zip(without[:3], with_gradients[:3], strict=True):
+    assert without.features is not None
+    assert with_gradients.features is not None
+    parts, others = (*without[:2], *without.features), (*with_gradients[:2], *with_gradients.features)
+    for part, other in zip(parts, others, strict=True):
         assert part is not None
         assert other is not None
         assert not part.requires_grad

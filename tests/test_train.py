@@ -28,7 +28,7 @@ from camkd.objectives import Objective, Weighted, objective
 from camkd.objectives.logits import CrossEntropy
 from camkd.referee import Referee
 from camkd.runs import Run
-from camkd.train import Interrupted, Schedule, Watch, fit
+from camkd.train import Interrupted, Schedule, Watch, _connected, fit
 from camkd.types import InputError, Prediction
 
 PLAIN = objective("plain")
@@ -84,7 +84,7 @@ class Asked(Knowledge):
 
         def answer(x: Tensor) -> Prediction:
             with evaluating(model), torch.no_grad():
-                return predict(model, x)
+                return predict(model, x, features=True)
 
         super().__init__(answer)
 
@@ -259,6 +259,86 @@ def test_interruption_with_mixed_pictures_and_a_teacher(easy: Dataset, tmp_path:
     assert len(asked.calls) == 2
     assert same(weights, again)
     assert timeless(rows) == timeless(rows_again)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_interruption_with_terms_that_have_weights(easy: Dataset, tmp_path: Path, step: int) -> None:
+    """One that learns from the second step on, one until the last."""
+    goal, config = objective("ce=1,review=1:schedule=ramp,hint=10:schedule=decay"), settings(epochs=1)
+    teacher = network(9, "cam-net")
+    weights, rows = fitted(easy, tmp_path / "whole", config, goal, ask=Asked(teacher))
+    with pytest.raises(Interrupted):
+        fitted(easy, tmp_path / "cut", config, goal, ask=Asked(teacher), watch=Stop(step))
+    again, rows_again = fitted(easy, tmp_path / "cut", config, goal, ask=Asked(teacher), resume=True)
+    assert same(weights, again)
+    assert timeless(rows) == timeless(rows_again)
+    assert rows[0]["terms"].keys() == {"ce", "review", "hint"}
+
+
+# --- terms with weights of their own
+
+
+def learnt(run: Run) -> Weights:
+    weights: Weights = run.load_checkpoint()["terms"]
+    return weights
+
+
+def test_terms_learn_beside_the_student_from_the_models_seed(easy: Dataset, tmp_path: Path) -> None:
+    goal, teacher = objective("ce=1,hint=10"), network(9, "cam-net")
+    found = {}
+    for name, epochs, seed in (("one", 1, 0), ("two", 2, 0), ("again", 1, 0), ("other", 1, 5)):
+        fitted(easy, tmp_path / name, settings(epochs=epochs, seed=seed), goal, ask=Asked(teacher))
+        found[name] = learnt(Run(tmp_path / name))
+    assert found["one"]["0.regressor.weight"].shape == (40, 32, 1, 1)
+    assert same(found["one"], found["again"])
+    assert not same(found["one"], found["two"])
+    assert not same(found["one"], found["other"])
+    rows = Run(tmp_path / "two").read_history()
+    assert rows[1]["terms"]["hint"] < rows[0]["terms"]["hint"]
+
+
+def test_a_term_without_weight_in_the_sum_leaves_everything_as_it_is(easy: Dataset, tmp_path: Path, whole: Any) -> None:
+    """Neither the student's first weights, nor the random numbers, nor its optimiser see that there are more."""
+    teacher, random, model = network(9, "cam-net"), torch.get_rng_state(), network()
+    model.train()
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    goal = objective("ce=1,hint=0,review=0")
+    weights, _ = fitted(easy, tmp_path, goal=goal, ask=Asked(teacher))
+    assert same(weights, whole[0])
+    assert torch.equal(torch.get_rng_state(), random)
+    x = torch.rand(2, 3, 16, 16)
+    before = copied(model)
+    ready = _connected(goal, model, Asked(teacher), x, 0)
+    assert [module.training for module in model.modules()] == modes
+    assert same(copied(model), before)
+    assert all(module.training for module in ready.modules())
+    kept = learnt(Run(tmp_path))
+    assert same(kept, dict(ready.modules().state_dict()))
+
+
+def test_an_older_checkpoint_without_terms_goes_on(easy: Dataset, tmp_path: Path, whole: Any) -> None:
+    with pytest.raises(Interrupted):
+        fitted(easy, tmp_path, watch=Stop(3))
+    run = Run(tmp_path)
+    state = run.load_checkpoint()
+    assert state.pop("terms") == {}
+    run.save_checkpoint(state)
+    assert same(fitted(easy, tmp_path, resume=True)[0], whole[0])
+
+
+@pytest.mark.parametrize("method", ["fitnet", "at", "sp", "rkd", "reviewkd"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_methods_on_features_train_with_mixed_pictures(
+    easy: Dataset, tmp_path: Path, method: str, precision: str
+) -> None:
+    config = settings(epochs=1, views="strong", precision=precision)
+    student = build("resnet8", 3, 16, 0)
+    best = fit(student, easy, objective(method), config, Run(tmp_path), knowledge=Asked(network(9, "cam-net")))
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in best.parameters())
+    terms = Run(tmp_path).read_history()[0]["terms"]
+    assert set(terms) == set(objective(method).terms)
+    assert all(math.isfinite(value) for value in terms.values())
 
 
 @pytest.mark.parametrize("ends", ["well", "interrupted", "broken"])

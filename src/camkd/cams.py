@@ -41,6 +41,7 @@ class _Head:
     layer: nn.Module
     call: int  # which of the layer's calls in a forward pass: a rectifier may be used in several places
     classifier: nn.Linear | nn.Conv2d | None  # None: no linear head, so the map is gradient-based
+    stages: list[tuple[nn.Module, int]]  # layer and call of each stage before the averaged layer
     shape: torch.Size
     modules: list[nn.Module | None]
 
@@ -56,8 +57,11 @@ def predict(model: nn.Module, x: Tensor, *, features: bool = False) -> Predictio
     """Logits and class activation maps of ``model`` for the pictures ``x (N, 3, H, W)``, RGB in 0..1.
 
     Differentiable where gradients are enabled: the maps can be part of a loss. Modes, hooks and gradients are
-    left as they were. ``features=True`` also returns the averaged layer ``(N, C, h, w)``.
-    Raises ``InputError`` for a network without a spatial layer.
+    left as they were. Raises ``InputError`` for a network without a spatial layer.
+
+    ``features=True`` also returns the network's stages, each ``(N, C, h, w)``, from the input to the averaged layer,
+    which is always the last. A stage is the last output at each spatial resolution among the network's own layers and
+    those reached from it through ``nn.Sequential`` alone: a block of any other kind is one layer.
 
     >>> model = camkd.build("cam-net", classes=10, size=32)                     # doctest: +SKIP
     >>> logits, cams, *_ = camkd.predict(model, torch.rand(4, 3, 32, 32))       # doctest: +SKIP
@@ -65,8 +69,14 @@ def predict(model: nn.Module, x: Tensor, *, features: bool = False) -> Predictio
     True
     """
     head = _head_of(model, x)
-    logits, cams, layer = _exact(model, head, x) if head.classifier is not None else _gradient(model, head, x)
-    return Prediction(logits, cams, layer if features else None)
+    answer = _exact if head.classifier is not None else _gradient
+    if not features:
+        logits, cams, _ = answer(model, head, x)
+        return Prediction(logits, cams)
+    with _outputs_of(dict.fromkeys(layer for layer, _ in head.stages)) as seen:
+        logits, cams, last = answer(model, head, x)
+    stages = [[output for module, output, _ in seen if module is layer][call] for layer, call in head.stages]
+    return Prediction(logits, cams, (*stages, last))
 
 
 def form(model: nn.Module, x: Tensor) -> Form:
@@ -158,8 +168,7 @@ def _head_of(model: nn.Module, x: Tensor) -> _Head:
     head, modules = _heads.get(model), _modules_below(model)  # without the model: it shall not keep itself alive
     if head is None or head.shape != x.shape[1:] or head.modules != modules:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            layer, call, classifier = _find_head(model, x)
-        head = _heads[model] = _Head(layer, call, classifier, x.shape[1:], modules)
+            head = _heads[model] = _Head(*_find_head(model, x), x.shape[1:], modules)
     return head
 
 
@@ -172,8 +181,13 @@ def _modules_below(model: nn.Module) -> list[nn.Module | None]:
     return found
 
 
-def _find_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, int, nn.Linear | nn.Conv2d | None]:
-    """Find the head by a dry run on noise: which layer's average is it that the last linear layer sees?"""
+def _find_head(
+    model: nn.Module, x: Tensor
+) -> tuple[nn.Module, int, nn.Linear | nn.Conv2d | None, list[tuple[nn.Module, int]]]:
+    """Find the head by a dry run on noise: which layer's average is it that the last linear layer sees?
+
+    The averaged layer, its call, the linear layer, and the stages before the averaged one.
+    """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     probe = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
     with evaluating(model), _outputs_of(model.modules()) as seen:
@@ -188,18 +202,29 @@ def _find_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, int, nn.Linear |
     def called(i: int) -> tuple[nn.Module, int]:
         return seen[i][0], sum(module is seen[i][0] for module, _, _ in seen[:i])
 
+    def before(i: int, resolution: torch.Size) -> list[tuple[nn.Module, int]]:
+        own = set(_own_layers(model))
+        last = {seen[j][1].shape[2:]: j for j in spatial if j < i and seen[j][0] in own}  # the later of equal ones
+        return [called(j) for size, j in sorted(last.items(), key=lambda item: item[1]) if size != resolution]
+
     for i in reversed(range(len(seen))):
         module, output, inputs = seen[i]
         if not _is_linear_head(module) or not _same(_averaged(output), logits):
             continue
         if i in spatial:
-            return *called(i), module
+            return *called(i), module, before(i, inputs.shape[2:])
         average = _averaged(inputs)
         if _same(F.linear(average, module.weight.flatten(1), module.bias), logits):
             for j in reversed(spatial):
                 if _same(_averaged(seen[j][1]), average):
-                    return *called(j), module
-    return *called(spatial[-1]), None
+                    return *called(j), module, before(j, seen[j][1].shape[2:])
+    return *called(spatial[-1]), None, before(spatial[-1], seen[spatial[-1]][1].shape[2:])
+
+
+def _own_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The children of ``module``, an ``nn.Sequential`` among them replaced by its own, and so on."""
+    for child in module.children():
+        yield from _own_layers(child) if isinstance(child, nn.Sequential) else (child,)
 
 
 def _is_linear_head(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:

@@ -36,15 +36,50 @@ METHODS: dict[str, Method] = {
         "label and other classes decoupled; no warm-up",
         "Zhao et al. 2022, arXiv 2203.08679",
     ),
+    "sdd": Method(
+        "ce=0.1,sdd=0.9:T=4:beta=2:pool=4",
+        "kd in each region of 1x1, 2x2 and 4x4 grids",
+        "Wei et al. 2024, arXiv 2403.13512",
+    ),
+    "fitnet": Method(
+        "ce=1,hint=100",
+        "the middle stage, regressed; learnt in one go",
+        "Romero et al. 2014, arXiv 1412.6550",
+    ),
     "at": Method(
         "ce=1,at=1000",
-        "attention transfer on the last spatial layer",
+        "attention transfer, summed over the stages",
         "Zagoruyko and Komodakis 2016, arXiv 1612.03928",
+    ),
+    "sp": Method(
+        "ce=1,sp=3000",
+        "which pictures of a batch resemble each other",
+        "Tung and Mori 2019, arXiv 1907.09682",
+    ),
+    "rkd": Method(
+        "ce=1,rkd-d=25,rkd-a=50",
+        "distances and angles between the pictures of a batch",
+        "Park et al. 2019, arXiv 1904.05068",
+    ),
+    "reviewkd": Method(
+        "ce=1,review=1:schedule=ramp",
+        "all stages, each fused with the deeper ones",
+        "Chen et al. 2021, arXiv 2104.09044",
     ),
     "cat-kd": Method(
         "ce=1,cam=5:pool=2",
         "all classes' maps, pooled to 2x2 and normalised",
         "Guo et al. 2023, arXiv 2304.12777",
+    ),
+    "cat+kd": Method(
+        "ce=0.1,kd=0.9:T=4,cam=5:pool=2",
+        "cat-kd's maps beside kd's prediction",
+        "the sum of the two",
+    ),
+    "e2kd": Method(
+        "kd=1:T=1,cam=0.5:classes=top-1:pool=8",
+        "prediction and the map of the teacher's class, 1 - cosine; no labels",
+        "Parchami-Araghi et al. 2024, arXiv 2402.03119",
     ),
     "cam-kd": Method(
         "ce=0.1,kd=0.9:T=4,cam=1:pool=4",

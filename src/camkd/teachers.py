@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,13 +113,15 @@ def knowledge_of(
 def answering(
     model: nn.Module, size: int, config: TrainConfig, *, features: bool = False
 ) -> Callable[[Tensor], Prediction]:
-    """How a frozen network is asked quickly: batch normalisation folded, in parts that fit a processor's caches."""
+    """How a frozen network is asked quickly: batch normalisation folded, in parts that fit a processor's caches.
+
+    Asked for ``features`` it stays as it is: folding would take its stages apart.
+    """
     device = torch.device(pick_device(config.device))
     bf16 = pick_precision(config.precision, device) == "bf16"
-    probe = _probe(model, size)
-    quick = folded(model, probe)
-    if form(quick, probe) != form(model, probe):  # tracing lost the layer that is averaged: slower maps would follow
-        quick = model
+    quick = copy.deepcopy(model).eval().requires_grad_(False)
+    if not features:
+        quick = _folded(quick, _probe(model, size))
 
     def answer(x: Tensor) -> Prediction:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -125,6 +129,12 @@ def answering(
         return _joined(parts).float()
 
     return answer
+
+
+def _folded(model: nn.Module, probe: Tensor) -> nn.Module:
+    """Folded, unless tracing loses the layer that is averaged: slower maps would follow."""
+    quick = folded(model, probe)
+    return quick if form(quick, probe) == form(model, probe) else model
 
 
 def layout_of(model: nn.Module, size: int, answer: Callable[[Tensor], Prediction], side: int | None) -> Layout:
@@ -148,7 +158,13 @@ def _probe(model: nn.Module, size: int) -> Tensor:
 
 def _joined(parts: Sequence[Prediction]) -> Prediction:
     """The answers to a batch out of those to its parts."""
-    return Prediction(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+    def joined(part: Sequence[Any]) -> Any:
+        if isinstance(part[0], tuple):
+            return tuple(joined(stage) for stage in zip(*part, strict=True))
+        return None if part[0] is None else torch.cat(list(part))
+
+    return Prediction(*(joined(part) for part in zip(*parts, strict=True)))
 
 
 def listed(names: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from camkd.data.store import Dataset
 from camkd.data.views import Batch, Views, batches, epoch_order
 from camkd.devices import keep_freed_memory, pick_device, pick_precision
 from camkd.knowledge import Knowledge
+from camkd.models.modes import evaluating
 from camkd.objectives import Objective
 from camkd.referee import Referee
 from camkd.runs import Run
@@ -53,6 +54,7 @@ class _State:
 
     model: nn.Module
     average: nn.Module
+    terms: nn.ModuleList  # those of the objective that have weights
     optimizer: torch.optim.Optimizer
     precision: str
     epoch: int = 0
@@ -68,6 +70,7 @@ class _State:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
+            "terms": self.terms.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             **{name: getattr(self, name) for name in self._plain()},
@@ -76,6 +79,7 @@ class _State:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
+        self.terms.load_state_dict(state.get("terms", {}))  # a run begun before terms had weights has none
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         for name in self._plain():
@@ -100,7 +104,8 @@ def fit(
 ) -> nn.Module:
     """Train ``model`` and return its averaged weights of the epoch with the best validation accuracy.
 
-    ``knowledge`` answers for the teacher in training, ``teacher`` is compared with on the validation pictures. Writes
+    ``knowledge`` answers for the teacher in training, ``teacher`` is compared with on the validation pictures. Terms
+    with weights of their own get them from ``config.seed``, learn beside the model and end with the run. Writes
     ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
     saved; ``FloatingPointError`` where the loss is no longer finite.
     """
@@ -108,11 +113,16 @@ def fit(
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
-    state = _State(model, average, _optimizer(model, config), pick_precision(config.precision, device))
+    views = Views(data.train.images, data.train.labels, len(data.classes), config.views, config.view_seed, device)
+    if objective.connects:
+        assert knowledge is not None
+        objective = _connected(objective, model, knowledge, views[0, torch.arange(min(2, len(views)))].x, config.seed)
+    terms = objective.modules()
+    optimizer, precision = _optimizer([model, *terms], config), pick_precision(config.precision, device)
+    state = _State(model, average, terms, optimizer, precision)
     if resume:
         state.load_state_dict(run.load_checkpoint())
     bf16 = state.precision == "bf16"
-    views = Views(data.train.images, data.train.labels, len(data.classes), config.views, config.view_seed, device)
     schedule = Schedule(config, batches(len(views), config.batch_size))
     follow = _Average(average, model)
     referee = Referee(data, device, bf16, teacher)
@@ -175,6 +185,18 @@ def _lessons(
             yield samples, batch, knowledge.ask(view, samples, batch.x) if known is None else known.to(batch.x.device)
 
 
+def _connected(objective: Objective, model: nn.Module, knowledge: Knowledge, x: Tensor, seed: int) -> Objective:
+    """The objective with the weights of its terms made, for networks that answer as these do to ``x``.
+
+    The global random state is left as it was.
+    """
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        connected = objective.connected(_answer(model, x, objective.needs), knowledge.teacher(x))
+    connected.modules().to(x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return connected
+
+
 def _answer(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Prediction:
     """Ask for no more than the objective reads."""
     if needs <= {"logits"}:
@@ -182,13 +204,18 @@ def _answer(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Prediction:
     return predict(model, x, features="features" in needs)
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels, none on biases and normalisation."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
+    """Weight decay on matrices and kernels, none on biases and normalisation.
+
+    Each module has groups of its own: the fused step wants all of a group to have had a gradient, or none.
+    """
+    groups = []
+    for module in modules:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
 
 

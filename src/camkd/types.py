@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -18,29 +18,31 @@ class Prediction(NamedTuple):
 
     ``logits`` is ``(N, K)``. ``cams`` is ``(N, K, h, w)``: each class's evidence at each place of the
     last spatial layer, in logit units, so that ``logits = cams.mean((2, 3)) + bias`` where the head is
-    linear. ``features`` is ``(N, C, h, w)``, that layer itself. What nobody asked for is ``None``.
+    linear. ``features`` are the network's stages from the input on, each ``(N, C, h, w)``, the last one
+    that layer itself (``camkd.predict`` says what a stage is). What nobody asked for is ``None``.
     Where ``shown (N, k)`` is given, ``cams`` is ``(N, k, h, w)``: the maps of these classes alone.
     """
 
     logits: Tensor
     cams: Tensor | None = None
-    features: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
     shown: Tensor | None = None
 
     def float(self) -> Prediction:
         """The same in fp32."""
-        return Prediction(self.logits.float(), _float(self.cams), _float(self.features), self.shown)
+        stages = None if self.features is None else tuple(stage.float() for stage in self.features)
+        return Prediction(self.logits.float(), None if self.cams is None else self.cams.float(), stages, self.shown)
 
     def to(self, device: torch.device) -> Prediction:
         """The same on ``device``; a GPU fetches it without the host waiting."""
-        return Prediction(*(None if part is None else _moved(part, device) for part in self))  # type: ignore[arg-type]
+        return Prediction(*(_moved(part, device) for part in self))  # type: ignore[arg-type]
 
 
-def _moved(part: Tensor, device: torch.device) -> Tensor:
+def _moved(part: Tensor | tuple[Tensor, ...] | None, device: torch.device) -> Tensor | tuple[Any, ...] | None:
+    if part is None:
+        return None
+    if isinstance(part, tuple):
+        return tuple(_moved(stage, device) for stage in part)
     if device.type == "cuda" and not part.is_cuda:
         return part.pin_memory().to(device, non_blocking=True)
     return part.to(device)
-
-
-def _float(part: Tensor | None) -> Tensor | None:
-    return None if part is None else part.float()

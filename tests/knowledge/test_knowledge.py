@@ -478,7 +478,11 @@ def test_features_are_not_kept(taught: Teacher, easy: Dataset, tmp_path: Path) -
     with torch.no_grad():
         expected = predict(taught.model, x, features=True).features
     assert expected is not None
+    assert [stage.shape[1:] for stage in said.features] == [(16, 16, 16), (32, 8, 8), (64, 4, 4)]
     torch.testing.assert_close(said.features, expected, rtol=1e-4, atol=1e-4)
+    many = known.ask(0, torch.arange(40), torch.rand(40, 3, 16, 16)).features  # more than are asked at once
+    assert many is not None
+    assert all(len(stage) == 40 and stage.dtype == torch.float32 for stage in many)
     assert not (tmp_path / "cache").exists()
 
 

@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from camkd.cams import centre_prior
+from camkd.objectives.logits import kd
 from camkd.objectives.maps import (
     CAM,
-    Attention,
+    SDD,
     Classes,
     Control,
     Norm,
-    attention_distance,
     cam_distance,
     falsified,
     normalise,
     resize,
+    sdd,
 )
 from camkd.types import Prediction
 
@@ -100,16 +101,6 @@ def cam_literally(
     return values
 
 
-def attention_literally(student: Tensor, teacher: Tensor) -> list[float]:
-    values = []
-    for ours, theirs in zip(student.numpy(), teacher.numpy(), strict=True):
-        q_s, q_t = (sum(channel**2 for channel in features) for features in (ours, theirs))
-        q_s = resize_literally(q_s, q_t.shape)
-        q_s, q_t = normalise_literally(q_s, "l2"), normalise_literally(q_t, "l2")
-        values.append(float(((q_s - q_t) ** 2).mean()))
-    return values
-
-
 # --- the terms are what they say
 
 
@@ -172,24 +163,6 @@ def test_cam_distance_by_hand() -> None:
     )
     expected = 0.75**2 + 1 + 1  # (3/4, 0, 1, 0) and (0, 1, 0, 0)
     assert cam_distance(one, two, first, "target", "minmax", 2).item() == pytest.approx(expected, rel=1e-5)
-
-
-@settings(max_examples=40)
-@given(seeds, st.integers(1, 3), st.tuples(st.integers(1, 4), st.integers(1, 4)), sides, sides)
-def test_attention_distance_is_the_formula(
-    seed: int, batch: int, channels: tuple[int, int], ours: tuple[int, int], theirs: tuple[int, int]
-) -> None:
-    student, teacher = draw(seed, batch, channels[0], *ours), draw(seed + 1, batch, channels[1], *theirs)
-    values = attention_distance(student, teacher)
-    assert values.shape == (batch,)
-    assert values.tolist() == pytest.approx(attention_literally(student, teacher), rel=1e-6, abs=1e-12)
-
-
-def test_attention_distance_by_hand() -> None:
-    student = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])  # Q = (2, 0)
-    teacher = torch.tensor([[[[0.0, -3.0]]]])  # Q = (0, 9)
-    assert attention_distance(student, teacher).item() == pytest.approx((1 + 1) / 2)
-    assert attention_distance(student, -5 * student).item() == pytest.approx(0, abs=1e-9)
 
 
 # --- where only some classes have maps
@@ -384,22 +357,11 @@ def test_minmax_turns_a_constant_map_into_noughts() -> None:
     assert not normalise(torch.zeros(1, 2, 3, 3), "l2").any()
 
 
-def test_dead_features_have_finite_attention_and_gradients() -> None:
-    student = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    for teacher in (torch.zeros(2, 5, 4, 4), torch.rand(2, 5, 8, 8)):
-        loss = attention_distance(student, teacher)
-        loss.sum().backward()
-        assert loss.isfinite().all()
-        assert student.grad is not None
-        assert student.grad.isfinite().all()
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_gradients_are_those_of_finite_differences(norm: Norm) -> None:
     teacher, labels = draw(2, 2, 2, 4, 4), torch.tensor([0, 1])
     student = draw(1, 2, 2, 6, 6).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: cam_distance(s, teacher, labels, "all", norm, 3), student, fast_mode=True)
-    assert torch.autograd.gradcheck(lambda s: attention_distance(s, teacher), student, fast_mode=True)
 
 
 def test_the_terms_pass_their_settings_on() -> None:
@@ -407,6 +369,112 @@ def test_the_terms_pass_their_settings_on() -> None:
     for classes, norm, pool in product(CLASSES, NORMS, (2, 4)):
         value = CAM(classes, norm, pool)(Prediction(labels, student), Prediction(labels, teacher), labels)
         torch.testing.assert_close(value, cam_distance(student, teacher, labels, classes, norm, pool))
-    value = Attention()(Prediction(labels, features=student), Prediction(labels, features=teacher), labels)
-    torch.testing.assert_close(value, attention_distance(student, teacher))
     assert (CAM().classes, CAM().norm, CAM().pool) == ("all", "l2", 4)
+
+
+# --- logits of regions
+
+
+def softmax(logits: list[float], temperature: float) -> list[float]:
+    exponentials = [math.exp((z - max(logits)) / temperature) for z in logits]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def sdd_literally(
+    student: Prediction, teacher: Prediction, beta: float, temperature: float, sides: list[int]
+) -> list[float]:
+    values = []
+    for n in range(len(teacher.logits)):
+        classes = range(teacher.logits.shape[1])
+        known = list(classes) if teacher.shown is None else teacher.shown[n].tolist()
+        whole = max(classes, key=lambda k: teacher.logits[n, k].item())
+        parts = []
+        for side in sides:
+            grids: list[list[np.ndarray]] = []
+            for said, rows in ((student, known), (teacher, range(len(known)))):
+                assert said.cams is not None
+                planes = []
+                for row, k in zip(rows, known, strict=True):
+                    plane = said.cams[n, row].numpy()
+                    bias = said.logits[n, k].item() - sum(plane.flat) / plane.size
+                    planes.append(resize_literally(plane + bias, (side, side)))
+                grids.append(planes)
+            for i, j in product(range(side), range(side)):
+                ours, theirs = ([plane[i, j] for plane in planes] for planes in grids)
+                if side == 1:
+                    ours, theirs = student.logits[n].tolist(), teacher.logits[n].tolist()
+                q, p = softmax(ours, temperature), softmax(theirs, temperature)
+                here = whole if side == 1 else known[max(range(len(known)), key=lambda k: theirs[k])]
+                weight = 1 if here == whole else beta
+                parts.append(weight * temperature**2 * sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
+        values.append(sum(parts) / len(parts))
+    return values
+
+
+def answer(seed: int, count: int, classes: int, side: tuple[int, int]) -> Prediction:
+    return Prediction(draw(seed, count, classes), 3 * draw(seed + 1, count, classes, *side))
+
+
+@settings(max_examples=30)
+@given(
+    seeds,
+    st.tuples(st.integers(1, 3), st.integers(2, 5)),
+    sides,
+    sides,
+    st.sampled_from([0.0, 1.0, 2.0]),
+    st.sampled_from([1.0, 4.0]),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_sdd_is_its_formula(
+    seed: int,
+    batch: tuple[int, int],
+    ours: tuple[int, int],
+    theirs: tuple[int, int],
+    beta: float,
+    temperature: float,
+    pool: int,
+    data: st.DataObject,
+) -> None:
+    student, teacher = answer(seed, *batch, ours), answer(seed + 2, *batch, theirs)
+    grids = [side for side in (1, 2, 4, 8) if side <= pool]
+    values = sdd(student, teacher, beta, temperature, pool)
+    assert values.shape == batch[:1]
+    expected = sdd_literally(student, teacher, beta, temperature, grids)
+    assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    width = data.draw(st.integers(1, batch[1]))
+    shown = torch.tensor([data.draw(st.permutations(range(batch[1])))[:width] for _ in range(batch[0])])
+    assert teacher.cams is not None
+    kept = teacher.cams.gather(1, shown[:, :, None, None].expand(-1, -1, *theirs))
+    some = teacher._replace(cams=kept, shown=shown)
+    values = sdd(student, some, beta, temperature, pool)
+    assert values.tolist() == pytest.approx(sdd_literally(student, some, beta, temperature, grids), rel=1e-6, abs=1e-9)
+
+
+def test_sdd_by_hand() -> None:
+    ours, theirs = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
+    theirs[0, 0] = torch.tensor([[3.0, 3.0], [3.0, -5.0]])  # 1 on the average: class 0, but for one cell
+    logits = torch.tensor([[2.0, 0.0]])  # so that 1 is added on each cell
+    unsure = Prediction(torch.zeros(1, 2), ours)
+
+    def divergence(z: float) -> float:
+        p = 1 / (1 + math.exp(-z))
+        return p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+
+    expected = (divergence(2) + 3 * divergence(4) + 5 * divergence(-4)) / 5
+    assert sdd(unsure, Prediction(logits, theirs), 5.0, 1.0, 2).item() == pytest.approx(expected, rel=1e-6)
+    assert sdd(unsure, Prediction(logits, theirs), 5.0, 1.0, 1).item() == pytest.approx(divergence(2), rel=1e-6)
+
+
+def test_sdd_of_flat_maps_is_hintons() -> None:
+    student, teacher = (Prediction(draw(n, 3, 4), draw(n, 3, 4, 1, 1).expand(-1, -1, 4, 4)) for n in (1, 2))
+    torch.testing.assert_close(sdd(student, teacher, 7.0, 2.0), kd(student.logits, teacher.logits, 2.0))
+
+
+def test_sdds_settings_are_passed_on() -> None:
+    student, teacher, labels = answer(1, 2, 3, (8, 8)), answer(5, 2, 3, (4, 4)), torch.tensor([0, 2])
+    value = SDD(2.0, 3.0, 2)(student, teacher, labels)
+    torch.testing.assert_close(value, sdd(student, teacher, 3.0, 2.0, 2))
+    assert (SDD().temperature, SDD().beta, SDD().pool) == (4.0, 2.0, 4)
+    all_shown = torch.arange(3).expand(2, 3)
+    torch.testing.assert_close(SDD()(student, teacher._replace(shown=all_shown), labels), sdd(student, teacher))

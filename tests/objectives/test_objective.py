@@ -10,28 +10,19 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.methods import METHODS
 from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective
+from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
-from camkd.objectives.maps import CAM, Attention
+from camkd.objectives.maps import CAM, SDD
+from camkd.objectives.terms import Connects
 from camkd.types import InputError, Prediction
 
 N, K = 5, 3
 PARTS = ("logits", "cams", "features")
-
-#: every entry of TERMS as it comes, and more settings of those there are
-VARIANTS: dict[str, Term] = {
-    **{name: make() for name, make in TERMS.items()},
-    "ce smoothed": CrossEntropy(0.1),
-    "kd at T = 1": KD(1.0),
-    "cam of the target": CAM("target"),
-    "cam minmax": CAM(norm="minmax"),
-    "cam raw": CAM(norm="raw", pool=2),
-    "cam of the teacher's class": CAM("top-1"),
-}
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -39,16 +30,39 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def prediction(seed: int, side: int, channels: int) -> Prediction:
-    parts = draw(seed, N, K), draw(seed + 1, N, K, side, side), draw(seed + 2, N, channels, side, side)
-    return Prediction(*(part.requires_grad_() for part in parts))
+    logits, cams = draw(seed, N, K).requires_grad_(), draw(seed + 1, N, K, side, side).requires_grad_()
+    shapes = [(N, channels * part, 4 * side // part, 4 * side // part) for part in (1, 2, 4)]
+    return Prediction(logits, cams, tuple(draw(seed + n, *shape).requires_grad_() for n, shape in enumerate(shapes, 2)))
 
 
 def student() -> Prediction:
-    return prediction(10, 8, 4)
+    return prediction(10, 8, 2)
 
 
 def teacher() -> Prediction:
-    return prediction(20, 4, 6)
+    return prediction(20, 4, 3)
+
+
+def connected(term: Term) -> Term:
+    """With the weights that it needs, the same ones each time."""
+    torch.manual_seed(0)
+    return term.connect(student(), teacher()) if isinstance(term, Connects) else term
+
+
+#: every entry of TERMS as it comes, and more settings of those there are
+VARIANTS: dict[str, Term] = {
+    **{name: connected(make()) for name, make in TERMS.items()},
+    "ce smoothed": CrossEntropy(0.1),
+    "kd at T = 1": KD(1.0),
+    "cam of the target": CAM("target"),
+    "cam minmax": CAM(norm="minmax"),
+    "cam raw": CAM(norm="raw", pool=2),
+    "cam of the teacher's class": CAM("top-1"),
+    "sdd on 2x2 cells": SDD(1.0, 0.5, 2),
+}
+
+#: those whose value for a picture depends on the others of the batch
+RELATIONAL = {"sp", "rkd-d", "rkd-a", "review"}
 
 
 def labels() -> Tensor:
@@ -60,7 +74,14 @@ def only(said: Prediction, needs: frozenset[str]) -> Prediction:
 
 
 def taken(said: Prediction, rows: Tensor) -> Prediction:
-    return Prediction(*(None if part is None else part[rows] for part in said))
+    assert said.features is not None
+    return Prediction(*(part[rows] for part in said[:2]), tuple(stage[rows] for stage in said.features))
+
+
+def parts_of(said: Prediction) -> list[Tensor]:
+    assert said.cams is not None
+    assert said.features is not None
+    return [said.logits, said.cams, *said.features]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -80,26 +101,38 @@ def test_a_term_gives_one_finite_value_a_picture_from_what_it_says_it_needs(term
     torch.testing.assert_close(term(student(), teacher(), labels()), values)
 
 
-@pytest.mark.parametrize("name", [name for name, term in VARIANTS.items() if term.asks_teacher])
+@pytest.mark.parametrize(
+    "name", [name for name, term in VARIANTS.items() if term.asks_teacher and not isinstance(term, nn.Module)]
+)
 def test_a_distance_is_nought_where_the_student_is_the_teacher(name: str) -> None:
     term = VARIANTS[name]
     assert term(teacher(), teacher(), labels()).abs().max() < 1e-5
-    assert (term(student(), prediction(20, 8, 4), labels()) > 1e-4).all()
+    assert (term(student(), prediction(20, 8, 3), labels()) > 1e-5).all()
 
 
 def test_a_term_teaches_the_student_and_never_the_teacher(term: Term) -> None:
     ours, theirs = student(), teacher()
     term(ours, theirs, labels()).sum().backward()
-    slopes = [part.grad for part in ours if part is not None and part.grad is not None]
+    slopes = [part.grad for part in parts_of(ours) if part.grad is not None]
     assert slopes
     assert all(slope.isfinite().all() and slope.any() for slope in slopes)
-    assert all(part is not None and part.grad is None for part in theirs[:3])
+    assert all(part.grad is None for part in parts_of(theirs))
 
 
-def test_a_term_treats_each_picture_for_itself(term: Term) -> None:
+def test_the_order_of_the_pictures_is_the_order_of_the_values(term: Term) -> None:
     ours, theirs, order = student(), teacher(), torch.tensor([3, 0, 4, 1, 2])
     values = term(ours, theirs, labels())
     torch.testing.assert_close(term(taken(ours, order), taken(theirs, order), labels()[order]), values[order])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_term_treats_each_picture_for_itself_unless_it_relates_them(name: str) -> None:
+    term, ours, theirs = VARIANTS[name], student(), teacher()
+    values = term(ours, theirs, labels())
+    if name in RELATIONAL:
+        three = torch.arange(3)
+        assert not torch.allclose(term(taken(ours, three), taken(theirs, three), labels()[three]), values[three])
+        return
     for n in range(N):
         alone = torch.tensor([n])
         torch.testing.assert_close(term(taken(ours, alone), taken(theirs, alone), labels()[alone]), values[alone])
@@ -113,24 +146,22 @@ def test_certain_mixed_labels_are_the_labels(term: Term) -> None:
 def test_a_term_leaves_what_it_is_given_as_it_was(term: Term) -> None:
     ours, theirs = student(), teacher()
     term(ours, theirs, labels())
-    for part, other in zip((*ours[:3], *theirs[:3]), (*student()[:3], *teacher()[:3]), strict=True):
-        assert part is not None
-        assert other is not None
-        assert torch.equal(part, other)
+    for said, before in ((ours, student()), (theirs, teacher())):
+        assert all(torch.equal(*pair) for pair in zip(parts_of(said), parts_of(before), strict=True))
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0])
 def test_a_term_is_finite_on_constant_answers_and_so_are_its_gradients(term: Term, value: float) -> None:
-    def constant(side: int, channels: int) -> Prediction:
-        shapes = (N, K), (N, K, side, side), (N, channels, side, side)
-        return Prediction(*(torch.full(shape, value, requires_grad=True) for shape in shapes))
+    def constant(said: Prediction) -> Prediction:
+        logits, cams, *stages = (torch.full_like(part, value, requires_grad=True) for part in parts_of(said))
+        return Prediction(logits, cams, tuple(stages))
 
-    for theirs in (constant(4, 6), teacher()):
-        ours = constant(8, 4)
+    for theirs in (constant(teacher()), teacher()):
+        ours = constant(student())
         values = term(ours, theirs, labels())
         values.sum().backward()
         assert values.isfinite().all()
-        assert all(part.grad.isfinite().all() for part in ours if part is not None and part.grad is not None)
+        assert all(part.grad.isfinite().all() for part in parts_of(ours) if part.grad is not None)
 
 
 # --- every method
@@ -139,6 +170,9 @@ def test_a_term_is_finite_on_constant_answers_and_so_are_its_gradients(term: Ter
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_loss_is_its_weighted_sum(method: str) -> None:
     goal, ours, theirs = objective(method), student(), teacher()
+    if goal.connects:
+        torch.manual_seed(0)
+        goal = goal.connected(ours, theirs)
     answer = only(theirs, goal.needs) if goal.asks_teacher else None
     loss, means = goal(only(ours, goal.needs), answer, labels(), 0.0)
     assert loss.shape == ()
@@ -152,14 +186,14 @@ def test_a_methods_loss_is_its_weighted_sum(method: str) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert ours.logits.grad is not None
-    assert all(part is not None and part.grad is None for part in theirs[:3])
+    assert all(part.grad is None for part in parts_of(theirs))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_says_what_it_is(method: str) -> None:
     assert METHODS[method].summary
     assert METHODS[method].source
-    assert "ce" in objective(method).terms
+    assert ("ce" in objective(method).terms) == (method != "e2kd")
 
 
 def test_the_methods_are_the_papers() -> None:
@@ -169,13 +203,24 @@ def test_the_methods_are_the_papers() -> None:
     assert weights["lskd"] == {"ce": (0.1, CrossEntropy()), "lskd": (9.0, StandardisedKD(2.0))}
     assert weights["dkd"] == {"ce": (1.0, CrossEntropy()), "dkd": (1.0, DKD(1.0, 8.0, 4.0))}
     assert weights["at"] == {"ce": (1.0, CrossEntropy()), "at": (1000.0, Attention())}
+    assert weights["sdd"] == {"ce": (0.1, CrossEntropy()), "sdd": (0.9, SDD(4.0, 2.0, 4))}
+    assert weights["fitnet"] == {"ce": (1.0, CrossEntropy()), "hint": (100.0, Hint())}
+    assert weights["sp"] == {"ce": (1.0, CrossEntropy()), "sp": (3000.0, Similarity())}
+    rkd = {"rkd-d": (25.0, RelationalDistance()), "rkd-a": (50.0, RelationalAngle())}
+    assert weights["rkd"] == {"ce": (1.0, CrossEntropy()), **rkd}
+    assert weights["reviewkd"] == {"ce": (1.0, CrossEntropy()), "review": (1.0, Review())}
+    assert objective("reviewkd").terms["review"].schedule == "ramp"
     assert weights["cat-kd"]["cam"] == (5.0, CAM("all", "l2", 2))
+    assert weights["cat+kd"] == {**weights["kd"], "cam": weights["cat-kd"]["cam"]}
+    assert weights["e2kd"] == {"kd": (1.0, KD(1.0)), "cam": (0.5, CAM("top-1", "l2", 8))}
     assert weights["cam-kd"] == {**weights["kd"], "cam": (1.0, CAM("all", "l2", 4))}
     assert not objective("plain").asks_teacher
     assert all(objective(name).asks_teacher for name in METHODS if name != "plain")
     assert objective("kd").needs == {"logits"}
     assert objective("at").needs == {"logits", "features"}
-    assert objective("cam-kd").needs == {"logits", "cams"}
+    for name in ("cam-kd", "sdd", "e2kd", "cat+kd"):  # what a store of answers has
+        assert objective(name).needs == {"logits", "cams"}
+    assert {name for name in METHODS if objective(name).connects} == {"fitnet", "reviewkd"}
 
 
 # --- objectives
@@ -226,6 +271,34 @@ def test_a_schedule_is_a_factor_within_0_and_1_that_goes_one_way(schedule: str) 
     downwards = factors if schedule != "ramp" else factors[::-1]
     assert downwards[0] == 1
     assert all(0 <= after <= before <= 1 for before, after in pairwise(downwards))
+
+
+# --- terms with weights of their own
+
+
+def test_connecting_makes_the_weights_and_leaves_the_rest() -> None:
+    goal = objective("ce=1,hint=2:schedule=decay,kd=3,hint=1,review=1")
+    assert goal.connects
+    assert len(goal.modules()) == 0
+    torch.manual_seed(0)
+    ready = goal.connected(student(), teacher())
+    assert not ready.connects
+    assert goal.connects
+    assert list(ready.terms) == list(goal.terms)
+    assert ready.terms["ce"] == goal.terms["ce"]
+    assert [(w.weight, w.schedule) for w in ready.terms.values()] == [
+        (w.weight, w.schedule) for w in goal.terms.values()
+    ]
+    assert (ready.needs, ready.asks_teacher) == (goal.needs, goal.asks_teacher)
+    modules = list(ready.modules())
+    assert modules == [ready.terms[name].term for name in ("hint", "hint 2", "review")]
+    assert not torch.equal(modules[0].regressor.weight, modules[1].regressor.weight)  # type: ignore[arg-type, union-attr]
+    ready(student(), teacher(), labels(), 0.0)[0].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in ready.modules().parameters())
+    plain = objective("cam-kd")
+    assert not plain.connects
+    assert plain.connected(student(), teacher()) == plain
+    assert len(plain.modules()) == 0
 
 
 # --- sums of terms

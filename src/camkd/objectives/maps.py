@@ -1,14 +1,16 @@
-"""Terms on maps: class activation maps and attention."""
+"""Terms on class activation maps, alone and as logits of regions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from camkd.cams import centre_prior, resize
+from camkd.objectives.logits import kd
 from camkd.types import Prediction
 
 Classes = Literal["all", "target", "top-1"]
@@ -82,16 +84,34 @@ def falsified(maps: Tensor, control: Control) -> Tensor:
     return maps
 
 
-def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Attention transfer between features ``(N, C, h, w)`` and ``(N, C', h', w')``: ``-> (N,)``.
+def sdd(student: Prediction, teacher: Prediction, beta: float = 2.0, temperature: float = 4.0, pool: int = 4) -> Tensor:
+    """``mean_j w[j] T^2 KL(softmax(t[j] / T) || softmax(s[j] / T))`` per picture, in nats: ``-> (N,)``.
 
-    ``mean_xy (Q_s / |Q_s| - Q_t / |Q_t|)^2`` with ``Q = sum_c A[c]^2``, on the teacher's grid. Zagoruyko and Komodakis
-    2016, arXiv 1612.03928, the mean over cells as in the authors' program, whose weight for it is 1,000.
+    ``s[j]`` and ``t[j]`` are spatial logits (the map with ``logits - mean_xy(map)`` on each cell), averaged over region
+    ``j`` of the grids of 1x1, 2x2, 4x4 and so on up to ``pool`` x ``pool`` cells, all regions counting alike. Where the
+    teacher's largest logit in a region is of the class of its largest in the whole picture ``w`` is 1, elsewhere
+    ``beta``. Scale decoupled distillation (with Hinton's divergence: SD-KD), Wei et al. 2024, arXiv 2403.13512; the
+    mean and 2.0 are the authors' program's, the split by class the paper's (in the program: by right and wrong).
+
+    Where ``teacher.shown (N, k)`` says which classes the teacher's maps are of, regions are compared among these
+    classes alone; the whole picture, of which all logits are known, among all.
     """
-    grid = (int(teacher.shape[-2]), int(teacher.shape[-1]))
-    ours = normalise(resize(student.square().sum(1, keepdim=True), grid), "l2")
-    theirs = normalise(teacher.square().sum(1, keepdim=True), "l2")
-    return (ours - theirs).square().mean((1, 2))
+    assert student.cams is not None and teacher.cams is not None
+    shown, everywhere = teacher.shown, teacher.logits.argmax(1, keepdim=True)
+    ours = student.cams + (student.logits - student.cams.mean((2, 3)))[:, :, None, None]
+    if shown is None:
+        theirs = teacher.cams + (teacher.logits - teacher.cams.mean((2, 3)))[:, :, None, None]
+    else:
+        theirs = teacher.cams + (teacher.logits.gather(1, shown) - teacher.cams.mean((2, 3)))[:, :, None, None]
+        ours = ours.gather(1, shown[:, :, None, None].expand(-1, -1, *ours.shape[2:]))
+    total, regions, cells = kd(student.logits, teacher.logits, temperature), 1, 2
+    while cells <= pool:
+        s, t = (resize(maps, (cells, cells)).flatten(2).transpose(1, 2) for maps in (ours, theirs))
+        apart = kd(s.flatten(0, 1), t.flatten(0, 1), temperature).view(len(t), -1)
+        here = t.argmax(2) if shown is None else shown.gather(1, t.argmax(2))
+        total = total + torch.where(here == everywhere, apart, beta * apart).sum(1)
+        regions, cells = regions + cells * cells, 2 * cells
+    return total / regions
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,8 @@ class CAM:
     """Distance between student's and teacher's class activation maps, or, as a control, false ones.
 
     ``classes``: all, the label's, or the one the teacher predicts (``top-1``); that one's with ``l2``, halved, is the
-    ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv 2402.03119.
+    ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv 2402.03119: there of the positive part of Grad-CAM, here of
+    the map as it is. The authors' program leaves the labels out and gives it a weight of 1 beside Hinton's at T = 1.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
@@ -119,12 +140,16 @@ class CAM:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Attention transfer on the last spatial layer."""
+class SDD:
+    """Hinton's divergence in regions of the picture, as in scale decoupled distillation."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
     asks_teacher: ClassVar[bool] = True
+    temperature: float = 4.0
+    beta: float = 2.0
+    pool: int = 4
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        assert student.features is not None and teacher is not None and teacher.features is not None
-        return attention_distance(student.features, teacher.features.detach())
+        assert teacher is not None and teacher.cams is not None
+        fixed = teacher._replace(logits=teacher.logits.detach(), cams=teacher.cams.detach())
+        return sdd(student, fixed, self.beta, self.temperature, self.pool)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camkd.methods import sum_of
 from camkd.objectives.logits import CrossEntropy
-from camkd.objectives.terms import TERMS, Term
+from camkd.objectives.terms import TERMS, Connects, Term
 from camkd.types import InputError, Prediction
 
 #: A term's weight over the run, as a factor at progress 0..1.
@@ -56,6 +56,25 @@ class Objective:
     @property
     def asks_teacher(self) -> bool:
         return any(weighted.term.asks_teacher for weighted in self.terms.values())
+
+    @property
+    def connects(self) -> bool:
+        """Whether a term has weights of its own that are not made yet."""
+        return any(isinstance(weighted.term, Connects) for weighted in self.terms.values())
+
+    def connected(self, student: Prediction, teacher: Prediction) -> Objective:
+        """The same with the weights of its terms made, for two networks that answer with these shapes."""
+        terms = {}
+        for name, weighted in self.terms.items():
+            term = weighted.term
+            terms[name] = (
+                replace(weighted, term=term.connect(student, teacher)) if isinstance(term, Connects) else weighted
+            )
+        return Objective(terms)
+
+    def modules(self) -> nn.ModuleList:
+        """The terms that have weights."""
+        return nn.ModuleList(weighted.term for weighted in self.terms.values() if isinstance(weighted.term, nn.Module))
 
     def __call__(
         self, student: Prediction, teacher: Prediction | None, labels: Tensor, progress: float
