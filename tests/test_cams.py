@@ -356,6 +356,7 @@ STAGES = {
     "resnet8": ["layer1", "layer2", "layer3"],
     "resnet20": ["layer1", "layer2", "layer3"],
     "resnet56": ["layer1", "layer2", "layer3"],
+    "resnet11": ["body.1", "body.4", "body.9"],
     "wrn-16-4": ["layers.0", "layers.1", "relu"],
     "resnet50": ["layer1", "layer2", "layer3", "layer4"],
     "resnet50-mlp": ["layer1", "layer2", "layer3", "layer4"],
