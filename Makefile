@@ -9,7 +9,7 @@ DOCS   := $(VENV)/.docs-installed
 PEERS  := $(VENV)-bench/.bench-installed
 
 # The settings of `make demo`.
-DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --epochs 5 --figure-every 1 --out runs/demo --resume
+DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --terms ce=1,cam=1 --epochs 5 --figure-every 1 --out runs/demo --resume
 
 .PHONY: help demo test check bench docs clean
 .DELETE_ON_ERROR:
