@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import signal
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from camkd.objectives import Objective, Weighted, objective
 from camkd.objectives.logits import CrossEntropy
 from camkd.referee import Referee
 from camkd.runs import Run
-from camkd.train import Interrupted, Schedule, Watch, _connected, fit
+from camkd.train import Interrupted, Schedule, Watch, _connected, _optimizer, fit
 from camkd.types import InputError, Prediction
 
 PLAIN = objective("plain")
@@ -375,6 +376,29 @@ def test_runs_in_any_thread(easy: Dataset, tmp_path: Path, whole: Any) -> None:
 
 
 # --- the update
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_optimizer_is_the_one_named_and_spares_biases(name: Literal["sgd", "adamw"]) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    twin = copy.deepcopy(model)
+    config = settings(optimizer=name, lr=0.01, weight_decay=0.3)
+    ours = _optimizer([model], config)
+    groups = [
+        {"params": [layer.weight for layer in twin], "weight_decay": 0.3},
+        {"params": [layer.bias for layer in twin], "weight_decay": 0.0},
+    ]
+    theirs: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.01)
+    if name == "sgd":
+        theirs = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
+    for step in range(3):
+        x = torch.rand(4, 3, generator=torch.Generator().manual_seed(step))
+        for network, optimizer in ((model, ours), (twin, theirs)):
+            optimizer.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+    for mine, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected)
 
 
 def test_schedule_closed_form() -> None:
