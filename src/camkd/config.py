@@ -39,7 +39,7 @@ class TrainConfig:
     Args:
         epochs: passes over the training pictures.
         batch_size: pictures a step; an epoch is split evenly, so a step may have a few more or fewer.
-        optimizer: sgd (Nesterov momentum 0.9), or adamw for networks with layer normalisation, with an lr of about 0.003.
+        optimizer: sgd (Nesterov momentum 0.9); or adamw, for networks with layer normalisation, lr about 0.003.
         lr: peak learning rate for a batch of 128; scaled in proportion for other sizes.
         weight_decay: of all weights but normalisation and biases.
         warmup: share of the run over which the learning rate rises.
