@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.methods import METHODS
-from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective
+from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective, written
 from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
 from camkd.objectives.maps import CAM, SDD
@@ -321,6 +321,26 @@ def test_a_term_may_come_twice() -> None:
     assert terms["cam 2"] == Weighted(CAM(pool=8), 0.5)
 
 
+def test_early_and_ramp_together_leave_no_gap_and_numbers_may_have_exponents() -> None:
+    assert set(objective("ce=1e+2:schedule=early+kd=1e-1:schedule=ramp").terms) == {"ce", "kd"}
+    assert objective("ce=1e+2,kd=1e-1").terms["ce"].weight == 100
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sum_is_written_as_it_is_read_and_equal_ones_alike(method: str) -> None:
+    text = written(objective(method))
+    assert objective(text) == objective(method)
+    assert written(objective(text)) == text
+    assert " " not in text
+
+
+def test_what_goes_without_saying_is_not_written() -> None:
+    goal = objective(
+        "ce=1.0:smoothing=0,cam=2 : pool=4:norm=raw, cam=1:pool=2 , kd=0.50:temperature=4:schedule=constant"
+    )
+    assert written(goal) == "ce=1+cam=2:norm=raw+cam=1:pool=2+kd=0.5"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_sum_written_out_is_the_method(method: str) -> None:
     assert objective(METHODS[method].terms) == objective(method)
@@ -330,6 +350,7 @@ def test_smoothing_is_the_cross_entropys() -> None:
     assert objective("cam-kd", smoothing=0.1).terms["ce"] == Weighted(CrossEntropy(0.1), 0.1)
     assert objective("cam-kd", smoothing=0.1).terms["kd"] == objective("cam-kd").terms["kd"]
     assert objective("ce=1:smoothing=0.2").terms["ce"] == Weighted(CrossEntropy(0.2))
+    assert objective("ce=1:smoothing=0.2", smoothing=0.1).terms["ce"] == Weighted(CrossEntropy(0.2)), "said of the term"
 
 
 @pytest.mark.parametrize(
@@ -344,7 +365,12 @@ def test_smoothing_is_the_cross_entropys() -> None:
         ("ce=nan", "'nan' in 'ce=nan' has to be a number"),
         ("ce=much", "'much' in 'ce=much' has to be a number"),
         ("ce=", "'' in 'ce=' has to be a number"),
-        ("kd=1:T=0", "the temperature in 'kd=1:T=0' has to be more than 0"),
+        ("kd=1:T=0", "temperature in 'kd=1:T=0' has to be more than 0"),
+        ("ce=1:smoothing=3", "smoothing in 'ce=1:smoothing=3' has to be between 0 and 1"),
+        ("ce=1,kd=1:T=4:T=2", "temperature is said twice in 'kd=1:T=4:T=2'"),
+        ("ce=0", "nothing is learnt in a part of the run from 'ce=0'"),
+        ("kd=1:schedule=early", "nothing is learnt in a part of the run"),
+        ("kd=1:schedule=ramp,ce=0", "nothing is learnt in a part of the run"),
         ("kd=1:pool=2", "kd has no setting 'pool' in 'kd=1:pool=2': choose from temperature, schedule"),
         ("cam=1:pool=0", "'0' in 'cam=1:pool=0' has to be a whole number of 1 or more"),
         ("cam=1:pool=1.5", "'1.5' in 'cam=1:pool=1.5' has to be a whole number"),

@@ -7,6 +7,7 @@ is the temperature; ``schedule``, which every term has, says how its weight chan
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from camkd.config import POSITIVE, SHARE
 from camkd.methods import sum_of
 from camkd.objectives.logits import CrossEntropy
 from camkd.objectives.terms import TERMS, Connects, Term
@@ -27,7 +29,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "ramp": lambda progress: min(1.0, progress / 0.3),
 }
 
+RANGES = {"temperature": POSITIVE, "smoothing": SHARE}
 SHORT = {"T": "temperature"}
+SEPARATOR = re.compile(r",|\+(?=\s*[a-z])")  # not the plus of 1e+2
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,41 @@ def objective(method: str, *, smoothing: float = 0.0) -> Objective:
     Weighted(term=KD(temperature=3.0), weight=2.0, schedule='constant')
     """
     terms: dict[str, Weighted] = {}
-    for text in sum_of(method).replace("+", ",").split(","):
+    for text in SEPARATOR.split(sum_of(method)):
         name, weighted = _read(text.strip())
-        if isinstance(weighted.term, CrossEntropy) and smoothing:
+        if weighted.term == CrossEntropy() and smoothing:
             weighted = replace(weighted, term=CrossEntropy(smoothing))
         number = 2
         while name in terms:  # the same term with other settings
             name, number = f"{name.partition(' ')[0]} {number}", number + 1
         terms[name] = weighted
+    if not all(any(weighted.weight_at(progress) for weighted in terms.values()) for progress in (0.0, 0.29, 0.3, 0.99)):
+        raise InputError(
+            f"nothing is learnt in a part of the run from {method!r}: give a term a weight above 0 that is not only "
+            "early or a ramp."
+        )
     return Objective(terms)
+
+
+def written(goal: Objective) -> str:
+    """The sum that stands for an objective, without what goes without saying: equal objectives, equal text.
+
+    >>> written(objective("ce=1, kd=2:T=4:schedule=early"))
+    'ce=1+kd=2:schedule=early'
+    """
+    return "+".join(_written(name.partition(" ")[0], weighted) for name, weighted in goal.terms.items())
+
+
+def _written(name: str, weighted: Weighted) -> str:
+    short = {long: word for word, long in SHORT.items()}
+    default, parts = TERMS[name](), [f"{name}={weighted.weight:g}"]
+    for key in _settings_of(TERMS[name]):
+        value = getattr(weighted.term, key)
+        if value != getattr(default, key):
+            parts.append(f"{short.get(key, key)}={value:g}" if isinstance(value, float) else f"{key}={value}")
+    if weighted.schedule != "constant":
+        parts.append(f"schedule={weighted.schedule}")
+    return ":".join(parts)
 
 
 def _read(text: str) -> tuple[str, Weighted]:
@@ -120,16 +150,19 @@ def _read(text: str) -> tuple[str, Weighted]:
     if not is_weighted:
         raise InputError(f"the term {text!r} has no weight: write {name}=1.")
     make, said, schedule = TERMS[name], {}, "constant"
-    choices = _settings_of(make)
+    choices, given = _settings_of(make), set()
     for setting in settings:
         key, _, value = (part.strip() for part in setting.partition("="))
         key = SHORT.get(key, key)
+        if key in given:
+            raise InputError(f"{key} is said twice in {text!r}: say it once.")
+        given.add(key)
         if key == "schedule":
             schedule = _value(Literal[tuple(SCHEDULES)], value, text)
         elif key in choices:
             said[key] = _value(choices[key], value, text)
-            if key == "temperature" and not said[key]:
-                raise InputError(f"the temperature in {text!r} has to be more than 0: give such a number.")
+            if key in RANGES and not RANGES[key][1](said[key]):
+                raise InputError(f"{key} in {text!r} has to be {RANGES[key][0]}: give such a number.")
         else:
             raise InputError(
                 f"{name} has no setting {key!r} in {text!r}: choose from {', '.join([*choices, 'schedule'])}."
