@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from camkd import compare, pipeline
 from camkd.cli import main
-from camkd.compare import Plan, carry_out, claim, methods_of, slug
+from camkd.compare import Plan, carry_out, collect, methods_of, prepare, slug
+from camkd.comparison import Comparison
 from camkd.comparison_page import write_comparison
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_pictures
@@ -73,8 +75,10 @@ def timeless(plan: Plan) -> dict[tuple[str, int], Any]:
     return found
 
 
-def run(plan: Plan, data: Dataset, processes: int = 1, watch: Watch | None = None) -> Any:
-    return carry_out(plan, data, processes, watch or Watch(), silent)
+def run(plan: Plan, data: Dataset, processes: int = 1, watch: Watch | None = None) -> Comparison:
+    plan = prepare(plan, data, resume=True, watch=Watch())
+    assert carry_out(plan, data, processes, watch or Watch(), silent) == {}
+    return collect(plan)
 
 
 def test_every_run_is_that_of_the_single_command(plan: Plan, data: Dataset, tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_several_processes_make_the_same_runs(plan: Plan, data: Dataset) -> None
 
 
 def test_it_goes_on_where_it_stopped(plan: Plan, data: Dataset) -> None:
-    whole = replace(plan, folder=plan.folder / "whole")
+    whole = replace(plan, folder=plan.folder.parent / "whole")
     run(whole, data)
     with pytest.raises(Interrupted):
         run(plan, data, watch=Notes(stop_at=6))
@@ -154,7 +158,7 @@ def _die(*arguments: Any) -> None:
 
 def test_a_process_that_dies_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "_serve", _die)
-    with pytest.raises(InputError, match="a process of the comparison died"):
+    with pytest.raises(ChildProcessError, match="a process of the comparison died"):
         list(compare._in_parallel(plan, plan.runs, 2))
 
 
@@ -167,33 +171,107 @@ def test_what_is_wrong_in_a_process_is_said_here(plan: Plan) -> None:
 # --- the folder
 
 
-def test_a_folder_belongs_to_one_comparison(plan: Plan) -> None:
-    claim(plan, resume=False)
-    claim(replace(plan, methods=("plain",), seeds=(9,)), resume=True)
-    claim(replace(plan, train=replace(TRAIN, figure_every=7, seed=5)), resume=True)
+def test_a_folder_belongs_to_one_comparison(plan: Plan, data: Dataset) -> None:
+    def again(**changes: Any) -> Plan:
+        return prepare(replace(plan, **changes), data, resume=True, watch=Watch())
+
+    settled = prepare(plan, data, resume=False, watch=Watch())
+    assert again(methods=("plain",), seeds=(9,)).train == settled.train
+    assert again(train=replace(TRAIN, figure_every=7, seed=5)).train.figure_every == 7
+    assert again(threads=7).threads == settled.threads, "results depend on them to the bit"
     with pytest.raises(InputError, match="holds a comparison: add --resume"):
-        claim(plan, resume=False)
+        prepare(plan, data, resume=False, watch=Watch())
     with pytest.raises(InputError, match=r"started with lr = 0.4, now it is 0.2"):
-        claim(replace(plan, train=replace(TRAIN, lr=0.2)), resume=True)
+        again(train=replace(TRAIN, lr=0.2))
     with pytest.raises(InputError, match="started with student = resnet8"):
-        claim(replace(plan, student="cam-net"), resume=True)
+        again(student="cam-net")
+    with pytest.raises(InputError, match="started with pictures"):
+        prepare(plan, replace(data, fingerprint="0" * 64), resume=True, watch=Watch())
 
 
-def test_a_file_in_its_place_is_refused(plan: Plan) -> None:
+def test_it_goes_on_in_the_number_format_it_was_begun_with(plan: Plan, data: Dataset) -> None:
+    auto = replace(plan, train=replace(TRAIN, precision="auto"))
+    prepare(plan, data, resume=False, watch=Watch())
+    assert prepare(auto, data, resume=True, watch=Watch()).train.precision == "fp32"
+
+
+def test_another_teacher_at_the_same_place_is_refused(plan: Plan, data: Dataset) -> None:
+    prepare(plan, data, resume=False, watch=Watch())
+    shutil.rmtree(plan.teacher)
+    configs = (plan.data, replace(TRAIN, seed=8))
+    pipeline.train_run(plan.teacher, data, "resnet8", "teacher", configs, Lesson("plain"))
+    with pytest.raises(InputError, match="started with teacher_weights"):
+        prepare(plan, data, resume=True, watch=Watch())
+
+
+def test_a_finished_run_of_another_origin_is_refused(plan: Plan, data: Dataset) -> None:
+    one = replace(plan, methods=("plain",), seeds=(3,))
+    run(one, data)
+    place = one.place("plain", 3).folder / "environment.json"
+    said = json.loads(place.read_text())
+    write_text(place, json.dumps({**said, "terms": "ce=2"}))
+    with pytest.raises(InputError, match="the method's terms are not those"):
+        run(one, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("thesis.txt", "mine"),
+        ("comparison.yaml", "- a list"),
+        ("comparison.yaml", "a: [b"),
+        ("comparison.yaml", "a: 1"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(plan: Plan, data: Dataset, name: str, content: str) -> None:
+    write_text(plan.folder / name, content)
+    with pytest.raises(InputError, match="holds something else than a comparison"):
+        prepare(plan, data, resume=True, watch=Watch())
+    assert [path.name for path in plan.folder.iterdir()] == [name]
+
+
+def test_a_file_in_its_place_is_refused(plan: Plan, data: Dataset) -> None:
     write_text(plan.folder, "no folder")
     with pytest.raises(InputError, match="is a file"):
-        claim(plan, resume=False)
+        prepare(plan, data, resume=False, watch=Watch())
+
+
+def test_wrong_input_leaves_the_folder_free(plan: Plan, data: Dataset) -> None:
+    with pytest.raises(InputError, match=r"neither a run folder"):
+        prepare(replace(plan, teacher=plan.folder / "gone"), data, resume=False, watch=Watch())
+    assert not plan.folder.exists()
+    prepare(plan, data, resume=False, watch=Watch())
+
+
+def test_a_run_that_diverges_is_named_and_the_others_go_on(plan: Plan, data: Dataset) -> None:
+    wild = "ce=1e+39"
+    mixed = prepare(replace(plan, methods=(wild, "plain"), seeds=(3,)), data, resume=False, watch=Watch())
+    failed = carry_out(mixed, data, 1, Watch(), silent)
+    assert list(failed) == [f"{wild}, seed 3"]
+    assert "lower --lr" in failed[f"{wild}, seed 3"]
+    assert [len(arm.runs) for arm in collect(mixed).arms] == [0, 1]
 
 
 def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
     assert methods_of("plain, kd,ce=1+cam=1:pool=2") == ("plain", "kd", "ce=1+cam=1:pool=2")
-    for text, said in (("", "needs methods"), (" , ", "needs methods"), ("kd,plain,kd", "'kd' is given twice")):
+    assert methods_of("ce=1.0 + cam=1: pool=2,ce=2") == ("ce=1+cam=1:pool=2", "ce=2"), "in one form"
+    wrong = {
+        "": "needs methods",
+        " , ": "needs methods",
+        "kd,plain,kd": "'kd' is the same method as 'kd'",
+        "plain,ce=1": "'ce=1' is the same method as 'plain'",
+        "ce=1+kd=1,kd=1.0+ce=1": "is the same method as",
+        "ce=0.1,kd=0.9:T=4": "write the sum as ce=0.1\\+kd=0.9:T=4",
+    }
+    for text, said in wrong.items():
         with pytest.raises(InputError, match=said):
             methods_of(text)
 
 
 def test_slugs_of_different_methods_differ() -> None:
     methods = ["cat-kd", "cat+kd", "ce=1+cam=1:pool=2", "ce=1+cam=12"]
+    methods += ["+".join(["ce=1"] * 40), "+".join(["ce=1"] * 41)]
+    assert max(len(slug(method)) for method in methods) <= 100
     assert len({slug(method) for method in methods}) == len(methods)
 
 
@@ -202,7 +280,8 @@ def test_slugs_of_different_methods_differ() -> None:
 
 def test_the_files(plan: Plan, data: Dataset) -> None:
     found = run(plan, data)
-    page = write_comparison(found, plan.folder, {**plan.settings(), "data": "<b>pictures</b>"})
+    settings = {**plan.settings(data.fingerprint), "data": "<b>pictures</b>", "processes": 2}
+    page = write_comparison(found, plan.folder, settings)
     rows = list(csv.DictReader((plan.folder / "comparison.csv").read_text().splitlines()))
     assert [(row["method"], int(row["seed"])) for row in rows] == [(m, s) for m in METHODS for s in (3, 4)]
     for row in rows:
@@ -220,7 +299,7 @@ def test_the_files(plan: Plan, data: Dataset) -> None:
 
 
 def test_a_comparison_that_has_only_begun_has_a_page_too(plan: Plan) -> None:
-    page = write_comparison(compare.collect(plan), plan.folder, plan.settings())
+    page = write_comparison(collect(plan), plan.folder, {**plan.settings("0"), "processes": 1})
     assert "No run is finished yet" in page.read_text()
 
 
@@ -235,8 +314,9 @@ def test_the_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     assert Run(out / "kd" / "seed-1").finished
     assert main([*arguments, "--resume"]) == 0
     said = capsys.readouterr()
-    assert "kd" in said.out
-    assert "kd and plain" in said.err or "kd is" in said.err
+    assert said.out.count("kd") == 2, "two tables"
+    assert "kd and plain: " in said.err
+    assert "validation pictures" in said.err
     assert main(arguments) == 2
     assert "add --resume" in capsys.readouterr().err
 
@@ -246,6 +326,8 @@ def test_the_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--methods", "plain,magic"], "there is no method 'magic'"),
         (["--seeds", "0"], "seeds is 0"),
+        (["--seed", "4294967295", "--seeds", "2"], "seed is 4294967296"),
+        (["--methods", "plain,reviewkd", "--batch-size", "1"], "reviewkd compares pictures of a batch"),
         (["--processes", "0"], "processes is 0"),
         (["--student", "nope"], "'nope'"),
         (["--teacher", "/nowhere"], "nowhere"),

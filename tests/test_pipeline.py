@@ -484,7 +484,7 @@ def test_what_is_not_said_is_settled_once(easy: Dataset, tmp_path: Path, monkeyp
         "teacher": {"model": "resnet8", "precision": "fp32", "view_epochs": 5},
         "control": {"student": "cam-net", "method": "plain", "precision": "bf16", "view_epochs": 2},
     }.items():
-        Run(tmp_path / folder).start(said, "abc")
+        Run(tmp_path / folder).start(said, {"pictures": "abc"})
     folders = [tmp_path / role for role in ("teacher", "control", "student")]
     begun = pipeline.settled(auto, *folders)
     assert (begun.precision, begun.view_epochs) == ("fp32", 2), "as the first was begun, with the control's views"

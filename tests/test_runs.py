@@ -210,7 +210,7 @@ def test_every_shipped_model_loads_and_is_what_it_says() -> None:
 def test_every_file_of_a_run_follows_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
     run = Run(tmp_path / "run")
     with umask(mask):
-        run.start({"epochs": 3}, "abc")
+        run.start({"epochs": 3}, {"pictures": "abc"})
         save(network(), run.folder, SAID)
         run.save_checkpoint({"step": 1})
         run.write_history([{"epoch": 1}])
@@ -328,7 +328,7 @@ def test_the_configuration_comes_back_and_the_environment_is_written(tmp_path: P
     run = Run(tmp_path / "run")
     assert run.config() == {}
     config = {"data": "Bilder/Übung", "epochs": 30, "lr": 0.1, "weight_decay": 5e-4, "size": None, "clip": 1e-8}
-    run.start(config, "abc")
+    run.start(config, {"pictures": "abc"})
     assert run.config() == config
     assert list(run.config()) == list(config)
     environment = json.loads((run.folder / "environment.json").read_text())

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = command.run(options)
     except InputError as error:
         return _say(2, str(error))
-    except FloatingPointError as error:
+    except (FloatingPointError, ChildProcessError) as error:
         return _say(1, str(error))
     except OSError as error:
         if error.filename is None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import multiprocessing
+import os
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -21,17 +25,21 @@ from camkd.data.sources import open_pictures
 from camkd.data.store import Dataset, Progress
 from camkd.files import write_text
 from camkd.filling import Job, fill
-from camkd.runs import Run
+from camkd.knowledge import Knowledge
+from camkd.methods import METHODS
+from camkd.objectives import objective, written
+from camkd.runs import Run, describe
 from camkd.teachers import adopt_teacher
 from camkd.train import Watch
 from camkd.types import InputError
 
 PLAN = "comparison.yaml"
+LONGEST_SLUG = 100
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, and what all have in common."""
+    """What is compared, and what all have in common. ``threads`` is of each run: results depend on it to the bit."""
 
     folder: Path
     teacher: Path
@@ -41,6 +49,7 @@ class Plan:
     data: DataConfig
     train: TrainConfig
     lesson: Lesson
+    threads: int = 1
 
     def place(self, method: str, seed: int) -> Run:
         """The folder of one run."""
@@ -55,26 +64,39 @@ class Plan:
         """The runs that are not finished yet."""
         return [(method, seed) for method, seed in self.runs if not self.place(method, seed).finished]
 
-    def settings(self) -> dict[str, Any]:
+    def taught(self, method: str) -> Lesson:
+        return replace(self.lesson, method=method)
+
+    def settings(self, pictures: str) -> dict[str, Any]:
         """What all runs have in common: runs with other settings are another comparison."""
         harmless = (*pipeline.HARMLESS, "seed", "method")
         everything = {**asdict(self.data), **asdict(self.train), **asdict(self.lesson)}
         common = {name: value for name, value in everything.items() if name not in harmless}
-        return {"teacher": str(self.teacher.resolve()), "student": self.student, **common}
+        weights = describe(self.teacher).sha256
+        named = {"teacher": str(self.teacher.resolve()), "teacher_weights": weights, "student": self.student}
+        return {**named, "pictures": pictures, **common, "threads": self.threads}
 
 
 def methods_of(text: str) -> tuple[str, ...]:
     """``plain, kd, ce=0.1+cam=1:pool=2``: methods separated by commas, the terms of a written sum by ``+``.
 
-    Raises ``InputError`` where there is none, or one comes twice.
+    Sums come back in the form of `camkd.objectives.written`. Raises ``InputError`` where there is none, or one comes
+    twice, or commas leave it open where a sum ends.
     """
-    methods = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not methods:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
         raise InputError("a comparison needs methods: give --methods some, like plain,kd,cam-kd.")
-    twice = next((method for place, method in enumerate(methods) if method in methods[:place]), None)
-    if twice:
-        raise InputError(f"the method {twice!r} is given twice: name each once.")
-    return methods
+    terms = [part for part in parts if "=" in part and len(objective(part).terms) == 1]
+    if len(terms) > 1:
+        raise InputError(
+            f"{terms[0]!r} and {terms[1]!r} may be two methods or two terms of one: write the sum as "
+            f"{terms[0]}+{terms[1]}, as commas separate methods."
+        )
+    goals = [objective(part) for part in parts]
+    for place, (part, goal) in enumerate(zip(parts, goals, strict=True)):
+        if goal in goals[:place]:
+            raise InputError(f"{part!r} is the same method as {parts[goals.index(goal)]!r}: name each once.")
+    return tuple(part if part in METHODS else written(goal) for part, goal in zip(parts, goals, strict=True))
 
 
 def slug(method: str) -> str:
@@ -83,55 +105,88 @@ def slug(method: str) -> str:
     >>> slug("ce=0.1+cam=1:pool=2")
     'ce=0.1+cam=1_pool=2'
     """
-    return re.sub(r"[^\w.+=-]+", "_", method)
+    safe = re.sub(r"[^\w.+=-]", "_", method)
+    if len(safe) <= LONGEST_SLUG:
+        return safe
+    return f"{safe[: LONGEST_SLUG - 9]}-{hashlib.sha256(method.encode()).hexdigest()[:8]}"
 
 
-def claim(plan: Plan, *, resume: bool) -> None:
-    """Take the folder for this comparison.
+def prepare(plan: Plan, data: Dataset, *, resume: bool, watch: Watch) -> Plan:
+    """Settle what all runs have in common, take the folder, and return the plan as it will be carried out.
 
-    Raises ``InputError`` where it holds another, or one that was begun and ``resume`` is not given.
+    A comparison goes on in the number format, with the views and the threads that it was begun with. Raises
+    ``InputError`` where the folder is another's, where a setting, the pictures or the teacher are not those that it, or
+    one of its finished runs, was begun with, and where ``resume`` is not given for one that was begun.
     """
-    path, settings = plan.folder / PLAN, plan.settings()
-    if plan.folder.exists() and not plan.folder.is_dir():
-        raise InputError(f"{plan.folder} is a file, but a comparison is a folder: give another --out.")
-    if not path.exists():
-        write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        return
-    if not resume:
-        raise InputError(f"{plan.folder} holds a comparison: add --resume to go on with it, or give another --out.")
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    changed = next((name for name in settings if settings[name] != before.get(name)), None)
-    if changed:
-        raise InputError(
-            f"{plan.folder} was started with {changed} = {before.get(changed)}, now it is {settings[changed]}: "
-            "resume with the same settings, or give another --out."
-        )
-
-
-def carry_out(plan: Plan, data: Dataset, processes: int, watch: Watch, progress: Progress) -> Comparison:
-    """Make the runs that are missing, one after another or in ``processes`` at once, and return what they amount to.
-
-    The teacher is asked first, about all views that any run will see. Raises ``Interrupted`` after Ctrl-C: what is
-    done is kept, and runs that were on their way go on from where they stopped.
-    """
-    missing = plan.missing()
-    if missing:
-        plan = _within_budget(plan, data, watch)
-        if any(pipeline.objective_of(_lesson(plan, method), plan.train).asks_teacher for method, _ in missing):
-            _ask_first(plan, data, processes, progress)
-        ended: Iterator[tuple[str, int]]
-        if processes == 1:
-            worker = _Worker(plan, data)
-            ended = (worker(method, seed, watch) for method, seed in missing)
-        else:
-            ended = _in_parallel(plan, missing, processes)
-        for method, seed in ended:
-            found, done = plan.place(method, seed).read_metrics(), len(plan.runs) - len(plan.missing())
-            watch.note(
-                f"{method}, seed {seed}: validation {found['val_accuracy']:.1%}, {found['seconds']:,.0f} s; "
-                f"{done} of {len(plan.runs)} runs are done"
+    before = _begun(plan.folder, resume)
+    if before:
+        precision = before["precision"] if plan.train.precision == "auto" else plan.train.precision
+        view_epochs = plan.train.view_epochs or before["view_epochs"]
+        train = replace(plan.train, precision=precision, view_epochs=view_epochs)
+        plan = replace(plan, train=train, threads=before["threads"])
+    teacher = adopt_teacher(plan.teacher, data, plan.train.device)
+    config = pipeline.settled(plan.train, watch=watch)
+    stored = _stored(plan)
+    if stored is not None:
+        _, config = pipeline.taught_by(teacher, data, config, plan.taught(stored), watch)
+    plan = replace(plan, train=config)
+    settings = plan.settings(data.fingerprint)
+    for name, value in settings.items():
+        if before and value != before.get(name):
+            raise InputError(
+                f"{plan.folder} was started with {name} = {before.get(name)}, now it is {value}: "
+                "resume with the same settings, or give another --out."
             )
-    return collect(plan)
+    write_text(plan.folder / PLAN, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    worker = _Worker(plan, data)
+    for method, seed in plan.runs:
+        if plan.place(method, seed).finished:
+            worker(method, seed, Watch())  # nothing is trained: it says if the run was another
+    return plan
+
+
+def _begun(folder: Path, resume: bool) -> dict[str, Any]:
+    """What the comparison in ``folder`` was started with, empty where it is free."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, but a comparison is a folder: give another --out.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return {}
+    try:
+        before = yaml.safe_load((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict) or not {"precision", "view_epochs", "threads"} <= before.keys():
+        raise InputError(f"{folder} holds something else than a comparison: give another --out.")
+    if not resume:
+        raise InputError(f"{folder} holds a comparison: add --resume to go on with it, or give another --out.")
+    return before
+
+
+def carry_out(plan: Plan, data: Dataset, processes: int, watch: Watch, progress: Progress) -> dict[str, str]:
+    """Make the runs that are missing, one after another or in ``processes`` at once.
+
+    The teacher is asked first, about all views that any run will see. A run that diverges is left as it is and the
+    others go on; returned is what was said of each such run. After Ctrl-C what is done is kept, and runs that were on
+    their way go on from where they stopped when the comparison is resumed.
+    """
+    missing, failed = plan.missing(), {}
+    stored = _stored(replace(plan, methods=tuple(method for method, _ in missing)))
+    if stored is not None:
+        knowledge, _ = _Worker(plan, data).knowledge(stored)
+        if knowledge is not None and knowledge.store is not None:
+            fill(Job(plan.teacher, plan.data, plan.train, plan.taught(stored)), data, processes, progress)
+    for (method, seed), error in _made(plan, data, missing, processes, watch):
+        name = f"{method}, seed {seed}"
+        if error is not None:
+            failed[name] = str(error)
+            watch.note(f"{name} failed: {error}")
+            continue
+        found, done = plan.place(method, seed).read_metrics(), len(plan.runs) - len(plan.missing())
+        watch.note(
+            f"{name}: validation {found['val_accuracy']:.1%}, {found['seconds']:,.0f} s; "
+            f"{done} of {len(plan.runs)} runs are done"
+        )
+    return failed
 
 
 def collect(plan: Plan) -> Comparison:
@@ -143,33 +198,30 @@ def collect(plan: Plan) -> Comparison:
     return Comparison(tuple(arms))
 
 
-def _lesson(plan: Plan, method: str) -> Lesson:
-    return replace(plan.lesson, method=method)
-
-
 def _stored(plan: Plan) -> str | None:
     """A method whose teacher's answers are kept; all such methods share one store."""
     for method in plan.methods:
-        goal = pipeline.objective_of(_lesson(plan, method), plan.train)
+        goal = pipeline.objective_of(plan.taught(method), plan.train)
         if goal.asks_teacher and "features" not in goal.needs:
             return method
     return None
 
 
-def _within_budget(plan: Plan, data: Dataset, watch: Watch) -> Plan:
-    """As many different views as the knowledge budget has room for, for every method alike."""
-    config = pipeline.settled(plan.train, *(plan.place(*run).folder for run in plan.runs), watch=watch)
-    method = _stored(plan)
-    if method is not None:
-        teacher = adopt_teacher(plan.teacher, data, config.device)
-        _, config = pipeline.taught_by(teacher, data, config, _lesson(plan, method), watch)
-    return replace(plan, train=config)
+Made = tuple[tuple[str, int], Exception | None]
+"""Which run ended, and why if it failed."""
 
 
-def _ask_first(plan: Plan, data: Dataset, processes: int, progress: Progress) -> None:
-    method = _stored(plan)
-    if method is not None:
-        fill(Job(plan.teacher, plan.data, plan.train, _lesson(plan, method)), data, processes, progress)
+def _made(plan: Plan, data: Dataset, runs: Sequence[tuple[str, int]], processes: int, watch: Watch) -> Iterator[Made]:
+    if processes > 1:
+        yield from _in_parallel(plan, runs, processes)
+        return
+    threads, worker = torch.get_num_threads(), _Worker(plan, data)
+    torch.set_num_threads(plan.threads)
+    try:
+        for run in runs:
+            yield run, worker(*run, watch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Worker:
@@ -178,66 +230,78 @@ class _Worker:
     def __init__(self, plan: Plan, data: Dataset) -> None:
         self.plan, self.data = plan, data
         self.teacher = adopt_teacher(plan.teacher, data, plan.train.device)
+        self.known: dict[str, tuple[Knowledge | None, TrainConfig]] = {}
 
-    def __call__(self, method: str, seed: int, watch: Watch) -> tuple[str, int]:
-        plan = self.plan
-        config, lesson = replace(plan.train, seed=seed), _lesson(plan, method)
-        knowledge, config = pipeline.taught_by(self.teacher, self.data, config, lesson)
-        run = plan.place(method, seed)
-        pipeline.train_run(
-            run.folder,
-            self.data,
-            plan.student,
-            "student" if knowledge else "control",
-            (plan.data, config),
-            lesson,
-            self.teacher,
-            knowledge,
-            resume=True,
-            watch=_Steps(watch),
-        )
-        return method, seed
+    def knowledge(self, method: str) -> tuple[Knowledge | None, TrainConfig]:
+        """What `pipeline.taught_by` says for a method, asked once."""
+        if method not in self.known:
+            self.known[method] = pipeline.taught_by(self.teacher, self.data, self.plan.train, self.plan.taught(method))
+        return self.known[method]
+
+    def __call__(self, method: str, seed: int, watch: Watch) -> Exception | None:
+        """Make one run; the error it ended with, if it diverged."""
+        plan, (knowledge, config) = self.plan, self.knowledge(method)
+        try:
+            pipeline.train_run(
+                plan.place(method, seed).folder,
+                self.data,
+                plan.student,
+                "student" if knowledge else "control",
+                (plan.data, replace(config, seed=seed)),
+                plan.taught(method),
+                self.teacher,
+                knowledge,
+                resume=True,
+                watch=_Steps(watch, method),
+            )
+        except FloatingPointError as error:
+            return error
+        return None
 
 
 class _Steps(Watch):
     """Shows the steps of a run, not its epochs: a comparison has too many of them."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.start, self.step = watch.start, watch.step  # type: ignore[method-assign]
+    def __init__(self, watch: Watch, method: str) -> None:
+        self.watch, self.method = watch, method
+        self.step = watch.step  # type: ignore[method-assign]
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        self.watch.start(f"{self.method}, {name}", steps, done)
 
 
 # --- several processes
 
 
-def _in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int) -> Iterator[tuple[str, int]]:
-    """Yield (method, seed) of each run as it ends; a process gets its next run as soon as it is free."""
+def _in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int) -> Iterator[Made]:
+    """Yield each run as it ends; a process gets its next run as soon as it is free."""
     context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // processes)
     waiting, crew = list(reversed(runs)), {}
-    try:
-        for _ in range(min(processes, len(runs))):
-            ours, theirs = context.Pipe()
-            crew[ours] = context.Process(target=_serve, args=(plan, threads, theirs), daemon=True)
-            crew[ours].start()
-            theirs.close()
-            _send(ours, waiting.pop())
-        busy = list(crew)
-        while busy:
-            connection = wait(busy)[0]
-            assert isinstance(connection, Connection)
-            yield _received(connection)
-            if waiting:
-                _send(connection, waiting.pop())
-            else:
-                connection.close()
-                busy.remove(connection)
-    except BaseException:
-        for process in crew.values():
-            process.terminate()  # it saves the state of its run first
-        raise
-    finally:
-        for process in crew.values():
-            process.join()
+    with _termination_interrupts():
+        try:
+            for _ in range(min(processes, len(runs))):
+                ours, theirs = context.Pipe()
+                crew[ours] = context.Process(target=_serve, args=(plan, theirs), daemon=True)
+                crew[ours].start()
+                theirs.close()
+                _send(ours, waiting.pop())
+            busy = list(crew)
+            while busy:
+                connection = wait(busy)[0]
+                assert isinstance(connection, Connection)
+                yield _received(connection)
+                if waiting:
+                    _send(connection, waiting.pop())
+                else:
+                    connection.close()
+                    busy.remove(connection)
+        except BaseException:
+            for process in crew.values():
+                process.terminate()  # it saves the state of its run first
+            raise
+        finally:
+            for process in crew.values():
+                process.join()
 
 
 def _send(connection: Connection, run: tuple[str, int]) -> None:
@@ -245,11 +309,11 @@ def _send(connection: Connection, run: tuple[str, int]) -> None:
         connection.send(run)
 
 
-def _received(connection: Connection) -> tuple[str, int]:
+def _received(connection: Connection) -> Made:
     try:
-        said: tuple[str, int] | Exception = connection.recv()
+        said: Made | Exception = connection.recv()
     except (EOFError, ConnectionError):
-        raise InputError(
+        raise ChildProcessError(
             "a process of the comparison died, perhaps for lack of memory: add --resume, and give fewer --processes."
         ) from None
     if isinstance(said, Exception):
@@ -257,15 +321,39 @@ def _received(connection: Connection) -> tuple[str, int]:
     return said
 
 
-def _serve(plan: Plan, threads: int, connection: Connection) -> None:
+def _serve(plan: Plan, connection: Connection) -> None:
     """One process: a run for each (method, seed) it is sent, until nobody listens any more."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(plan.threads)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         try:
             worker = _Worker(plan, open_pictures(plan.data))
             while True:
                 method, seed = connection.recv()
-                worker(method, seed, Watch())
-                connection.send((method, seed))
-        except (InputError, FloatingPointError, OSError) as error:
+                connection.send(((method, seed), worker(method, seed, Watch())))
+        except (InputError, OSError) as error:
             connection.send(error)
+
+
+def _stop_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # the run's state is saved
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """SIGTERM is an interruption like Ctrl-C, so that the processes are told; only a main thread may say so."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

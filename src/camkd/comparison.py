@@ -62,7 +62,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 class Difference:
     """How a figure of one method differs from another's, seed by seed, with the p-value of a paired t-test.
 
-    ``p`` is None for a single seed; ``p_holm`` is ``p`` adjusted for all the comparisons in the table (Holm 1979).
+    ``p`` is None where there is no spread to judge by; ``p_holm`` is ``p`` adjusted for all the comparisons in the
+    table (Holm 1979).
     """
 
     one: str
@@ -78,11 +79,15 @@ class Difference:
 
     @property
     def outcome(self) -> str:
-        """``ahead`` or ``behind`` where the interval excludes zero, else ``noise``; ``unknown`` for a single seed."""
-        mean, half, _ = self.estimate
-        if half is None:
+        """``ahead`` or ``behind`` where the (adjusted) p-value is below 0.05, else ``noise``.
+
+        ``unknown`` where nothing can be said of noise: one seed, or seeds that all differ by the same amount, as a few
+        seeds on few pictures may by chance.
+        """
+        p = self.p if self.p_holm is None else self.p_holm
+        if p is None:
             return "unknown"
-        return "noise" if abs(mean) <= max(half, ROUNDING) else "ahead" if mean > 0 else "behind"
+        return "noise" if p > 1 - LEVEL else "ahead" if self.estimate.mean > 0 else "behind"
 
     @property
     def sentence(self) -> str:
@@ -92,14 +97,15 @@ class Difference:
         'cam-kd and kd: +0.50 ± 1.27 points over 2 paired seeds, within noise (p = 0.126).'
         """
         mean, half, count = self.estimate
-        if half is None:
-            return f"{self.one} and {self.other}: {points(mean)} points with one seed; noise cannot be told from it."
+        if self.p is None or half is None:
+            seeds = "one seed" if count == 1 else f"{count} seeds that all differ by the same"
+            return f"{self.one} and {self.other}: {points(mean)} points with {seeds}; noise cannot be told from it."
         said = f"{points(mean)} ± {100 * half:.2f} points over {count} paired seeds"
-        assert self.p is not None
+        level = p_value(self.p) + ("" if self.p_holm in (None, self.p) else f", adjusted {p_value(self.p_holm)}")
         if self.outcome == "noise":
-            return f"{self.one} and {self.other}: {said}, within noise ({p_value(self.p)})."
+            return f"{self.one} and {self.other}: {said}, within noise ({level})."
         where = "ahead of" if self.outcome == "ahead" else "behind"
-        return f"{self.one} is {where} {self.other}: {said} ({p_value(self.p)})."
+        return f"{self.one} is {where} {self.other}: {said} ({level})."
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -150,9 +156,14 @@ class Comparison:
         first, *others = self.ranked
         if not others:
             return f"{first.method} is the only method."
-        lead = paired(first, others[0], "val_accuracy")
-        certain = "beyond noise" if lead.outcome == "ahead" else "but not beyond noise"
-        return f"Best on the validation pictures is {first.method}, ahead of {others[0].method} {certain}."
+        second = others[0]
+        lead = paired(first, second, "val_accuracy")
+        if abs(lead.estimate.mean) < ROUNDING:
+            return f"On the validation pictures {first.method} and {second.method} are equally good."
+        certain = {"ahead": "beyond noise", "noise": "within noise"}.get(
+            lead.outcome, "beyond or within noise, one cannot tell"
+        )
+        return f"Best on the validation pictures is {first.method}; it is ahead of {second.method} {certain}."
 
     def differences(self, key: str = "accuracy") -> tuple[Difference, ...]:
         """Every method against each of `BASELINES` that takes part, in one figure."""
@@ -180,10 +191,8 @@ def paired(one: Arm, other: Arm, key: str = "accuracy") -> Difference:
     """The differences in a figure at the seeds at which both have it."""
     seeds = [seed for seed in one.runs if all(arm.runs.get(seed, {}).get(key) is not None for arm in (one, other))]
     each = [float(one.runs[seed][key]) - float(other.runs[seed][key]) for seed in seeds]
-    p = None
-    if len(each) > 1:
-        same = max(each) - min(each) < ROUNDING  # no spread: the t statistic is infinite, or 0 / 0
-        p = float(abs(each[0]) < ROUNDING) if same else float(stats.ttest_1samp(each, 0.0).pvalue)
+    spread = bool(each) and max(each) - min(each) > ROUNDING  # without one the t statistic is infinite, or 0 / 0
+    p = float(stats.ttest_1samp(each, 0.0).pvalue) if spread else None
     return Difference(one.method, other.method, tuple(seeds), tuple(each), p)
 
 

@@ -18,6 +18,8 @@ from camkd.files import write_json, write_text
 from camkd.findings import ROWS
 
 SHOWN = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")
+TERMINAL = {"accuracy": "test", "val_accuracy": "val", "teacher_agreement": "as teacher", "cam_cosine": "CAM cosine"}
+TERMINAL_COSTS = {"params": "parameters", "macs": "MACs", "seconds": "seconds", "images_per_second": "pictures/s"}
 LABELS = {row.key: row.label for row in ROWS}
 
 
@@ -30,15 +32,21 @@ def write_comparison(comparison: Comparison, folder: Path, settings: Mapping[str
     return page
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows for a terminal: shares in per cent, mean and half the 95 % interval."""
-    columns = ["method", "seeds", "test", "validation", "as teacher", "CAM cosine", "seconds", "pictures/s"]
-    rows = []
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Title, columns and rows for a terminal: what the methods reach, and what they cost."""
+    reached: Table = ("per cent, mean ± half the 95 % interval", ["method", *TERMINAL.values()], [])
+    costs: Table = (
+        "cost of a run, without asking the teacher ahead",
+        ["method", "seeds", *TERMINAL_COSTS.values()],
+        [],
+    )
     for arm in comparison.arms:
-        shares = [percent(arm.estimate(key)) for key in ("accuracy", "val_accuracy", "teacher_agreement", "cam_cosine")]
-        costs = [_number(arm.estimate(key)) for key in ("seconds", "images_per_second")]
-        rows.append([arm.method, str(len(arm.runs)), *shares, *costs])
-    return columns, rows
+        reached[2].append([arm.method, *(percent(arm.estimate(key)) for key in TERMINAL)])
+        costs[2].append([arm.method, str(len(arm.runs)), *(_number(arm.estimate(key)) for key in TERMINAL_COSTS)])
+    return [reached, costs]
 
 
 def _number(found: Estimate | None) -> str:
@@ -90,6 +98,8 @@ def spread(arms: list[Arm]) -> Figure:
             axes.errorbar(100 * found.mean, place - 0.12, xerr=half, fmt="D", color=colour, capsize=4, markersize=5)
         axes.set_yticks(range(len(arms)), [shorten(arm.method, 44) for arm in arms])
         axes.set_ylim(len(arms) - 0.5, -0.5)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, 0), min(high, 100))
         axes.set_xlabel("test accuracy, %: each run (dots), mean and 95 % interval (diamonds)")
         axes.grid(axis="x", alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,6 +140,11 @@ def fill(job: Job, data: Dataset, processes: int, progress: Progress) -> Store:
         for answered in pool.map(_work, tasks):
             done += answered
             progress(done, total, "asking the teacher")
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "a process that asked the teacher died, perhaps for lack of memory: what is known is kept, give fewer "
+            "--processes."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
     return filler.store

@@ -22,6 +22,7 @@ from camkd.knowledge import Knowledge
 from camkd.models import MODELS, build, entry
 from camkd.models.profile import profile
 from camkd.objectives import Objective, objective
+from camkd.objectives import written as written_sum
 from camkd.report import write_report
 from camkd.runs import Description, Run, describe, load, save
 from camkd.teachers import Teacher, adopt_teacher, find_teacher, knowledge_of
@@ -40,7 +41,9 @@ def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs:
 
 def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
     """Say if there is no such method, view policy or device, or a number is out of range: ``InputError``."""
-    objective_of(lesson, config)
+    goal = objective_of(lesson, config)
+    if goal.connects and config.batch_size < 2:
+        raise InputError(f"{lesson.method} compares pictures of a batch: give a --batch-size of 2 or more.")
     policy_named(config.views)
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
     quantity(lesson.knowledge_budget, "knowledge_budget", "B")
@@ -75,7 +78,7 @@ def train_run(
     place = str(teacher.folder.resolve()) if teacher else None
     settings = _settings(model_name, role, configs, lesson, place)
     goal = objective_of(lesson, config)
-    started = _claim(run, settings, data.fingerprint, resume)
+    started = _claim(run, settings, origin_of(data, teacher, goal), resume)
     if run.finished:
         return run.read_metrics()
     size = int(data.train.images.shape[1])
@@ -281,21 +284,26 @@ def _settings(
     return {**named, **asdict(data_config), **asdict(config)}
 
 
-def _claim(run: Run, settings: dict[str, Any], fingerprint: str, resume: bool) -> bool:
+def origin_of(data: Dataset, teacher: Teacher | None, goal: Objective) -> dict[str, Any]:
+    """What the names in a run's configuration stand for today: pictures, teacher, method."""
+    weights = describe(teacher.folder).sha256 if teacher else None
+    return {"pictures": data.fingerprint, "teacher_weights": weights, "terms": written_sum(goal)}
+
+
+ORIGINS = {"pictures": "the pictures", "teacher_weights": "the teacher's weights", "terms": "the method's terms"}
+
+
+def _claim(run: Run, settings: dict[str, Any], origin: dict[str, Any], resume: bool) -> bool:
     """Take the folder for this run; whether there is a checkpoint to go on from."""
     if run.folder.exists() and not run.folder.is_dir():
         raise InputError(f"{run.folder} is a file, but a run is a folder: give another --out.")
     before = run.config()
     if not before:
-        run.start(settings, fingerprint)
+        run.start(settings, origin)
         return False
     if not resume:
         state = "a finished run" if run.finished else "an unfinished run"
         raise InputError(f"{run.folder} holds {state}: add --resume to go on with it, or give another --out.")
-    if run.pictures() not in (None, fingerprint):
-        raise InputError(
-            f"the pictures of {settings['data']!r} are not those {run.folder} was started with: give another --out."
-        )
     changed = [name for name in settings if name not in HARMLESS and settings[name] != before.get(name)]
     if changed:
         name = changed[0]
@@ -303,6 +311,10 @@ def _claim(run: Run, settings: dict[str, Any], fingerprint: str, resume: bool) -
             f"{run.folder} was started with {name} = {before.get(name)}, now it is {settings[name]}: "
             "resume with the same settings, or give another --out."
         )
+    begun_from = run.origin()
+    for name, words in ORIGINS.items():
+        if name in begun_from and begun_from[name] != origin[name]:
+            raise InputError(f"{words} are not those {run.folder} was started with: give another --out.")
     return run.checkpoint.exists()
 
 

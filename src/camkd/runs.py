@@ -73,19 +73,22 @@ class Run:
         """Whether training and evaluation came to their end."""
         return self.metrics.exists() and (self.folder / DESCRIPTION).exists()
 
-    def start(self, config: dict[str, Any], fingerprint: str) -> None:
-        """Write what is known before the first step: the resolved configuration, the pictures, the environment."""
+    def start(self, config: dict[str, Any], origin: dict[str, Any]) -> None:
+        """Write what is known before the first step: the resolved configuration, and beside the environment its origin.
+
+        ``origin`` is what names in the configuration stand for: the pictures' fingerprint, the teacher's weights.
+        """
         write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_json(self.folder / "environment.json", {"pictures": fingerprint, **environment()})
+        write_json(self.folder / "environment.json", {**origin, **environment()})
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with; empty where there is none."""
         path = self.folder / "config.yaml"
         return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
-    def pictures(self) -> str | None:
-        """The fingerprint of the pictures the run was started with."""
-        return _read_json(self.folder / "environment.json").get("pictures")
+    def origin(self) -> dict[str, Any]:
+        """What the run was started from, and the environment of that time."""
+        return _read_json(self.folder / "environment.json")
 
     def read_metrics(self) -> dict[str, Any]:
         """The final figures; empty where there are none yet."""

@@ -38,8 +38,10 @@ def _options(parser: ArgumentParser) -> None:
 def _compare(options: Namespace) -> dict[str, Any]:
     from dataclasses import replace
 
+    import torch
+
     from camkd import compare, pipeline
-    from camkd.comparison_page import table, write_comparison
+    from camkd.comparison_page import tables, write_comparison
     from camkd.runs import default_folder
     from camkd.tables import print_table
     from camkd.teachers import find_teacher
@@ -50,23 +52,30 @@ def _compare(options: Namespace) -> dict[str, Any]:
     for name in ("seeds", "processes"):
         if options[name] < 1:
             raise InputError(f"{name} is {options[name]}, but has to be 1 or more: give such a number.")
+    seeds = tuple(range(config.seed, config.seed + options.seeds))
     for method in methods:
-        pipeline.check_names(options.student, replace(lesson, method=method), config)
+        pipeline.check_names(options.student, replace(lesson, method=method), replace(config, seed=seeds[-1]))
     teacher = find_teacher(options.teacher, data_config.data)
     out = Path(options.out) if options.out else default_folder(data_config.data, "compare", options.student)
-    seeds = tuple(range(config.seed, config.seed + options.seeds))
-    plan = compare.Plan(out, teacher, options.student, methods, seeds, data_config, config, lesson)
+    threads = max(1, torch.get_num_threads() // options.processes)
+    plan = compare.Plan(out, teacher, options.student, methods, seeds, data_config, config, lesson, threads)
     with open_screen() as screen:
         data = open_data(data_config, screen)
-        compare.claim(plan, resume=options.resume)
-        found = compare.carry_out(plan, data, options.processes, screen, screen.progress)
-        page = write_comparison(found, out, plan.settings())
+        plan = compare.prepare(plan, data, resume=options.resume, watch=screen)
+        try:
+            failed = compare.carry_out(plan, data, options.processes, screen, screen.progress)
+        finally:  # what is done is shown, whatever happened to the rest
+            found = compare.collect(plan)
+            page = write_comparison(found, out, {**plan.settings(data.fingerprint), "processes": options.processes})
     if not options.json:
-        print_table(f"{options.student} on {data.name}, {config.epochs} epochs, per cent", *table(found))
+        for title, columns, rows in tables(found):
+            print_table(title, columns, rows)
     for difference in found.differences():
         screen.say(difference.sentence)
     screen.say(found.choice)
     screen.say(f"page: {page}")
+    if failed:
+        raise FloatingPointError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
     return {"out": str(out), **found.summary()}
 
 
