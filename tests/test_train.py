@@ -318,16 +318,6 @@ def test_a_term_without_weight_in_the_sum_leaves_everything_as_it_is(easy: Datas
     assert same(kept, dict(ready.modules().state_dict()))
 
 
-def test_an_older_checkpoint_without_terms_goes_on(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    with pytest.raises(Interrupted):
-        fitted(easy, tmp_path, watch=Stop(3))
-    run = Run(tmp_path)
-    state = run.load_checkpoint()
-    assert state.pop("terms") == {}
-    run.save_checkpoint(state)
-    assert same(fitted(easy, tmp_path, resume=True)[0], whole[0])
-
-
 @pytest.mark.parametrize("method", ["fitnet", "at", "sp", "rkd", "reviewkd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_methods_on_features_train_with_mixed_pictures(

@@ -79,7 +79,7 @@ class _State:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.terms.load_state_dict(state.get("terms", {}))  # a run begun before terms had weights has none
+        self.terms.load_state_dict(state["terms"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         for name in self._plain():
