@@ -28,6 +28,7 @@ from camkd.objectives.maps import (
     sdd,
 )
 from camkd.types import Prediction
+from literally import draw, resize_literally
 
 NORMS: list[Norm] = ["l2", "minmax", "raw"]
 CLASSES: list[Literal["all", "target"]] = ["all", "target"]
@@ -36,42 +37,7 @@ seeds = st.integers(0, 10_000)
 sides = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 # --- literal references
-
-
-def pool_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cell i of n averages rows floor(i h / n) .. ceil((i + 1) h / n)."""
-    out = np.zeros(size)
-    for i, j in product(*map(range, size)):
-        rows = [i * plane.shape[0] // size[0], -(-(i + 1) * plane.shape[0] // size[0])]
-        columns = [j * plane.shape[1] // size[1], -(-(j + 1) * plane.shape[1] // size[1])]
-        out[i, j] = plane[slice(*rows), slice(*columns)].mean()
-    return out
-
-
-def grow_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear between cell centres, constant beyond the outermost."""
-    out = np.zeros(size)
-    for i, j in product(*map(range, size)):
-        spots = []
-        for place, old, new in ((i, plane.shape[0], size[0]), (j, plane.shape[1], size[1])):
-            at = min(max((place + 0.5) * old / new - 0.5, 0.0), old - 1.0)
-            low = min(math.floor(at), old - 1)
-            spots.append((low, min(low + 1, old - 1), at - low))
-        (top, bottom, v), (left, right, u) = spots
-        out[i, j] = (1 - v) * ((1 - u) * plane[top, left] + u * plane[top, right]) + v * (
-            (1 - u) * plane[bottom, left] + u * plane[bottom, right]
-        )
-    return out
-
-
-def resize_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    shrinks = plane.shape[0] >= size[0] and plane.shape[1] >= size[1]
-    return pool_literally(plane, size) if shrinks else grow_literally(plane, size)
 
 
 def normalise_literally(plane: np.ndarray, norm: Norm) -> np.ndarray:
