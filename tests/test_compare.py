@@ -16,7 +16,7 @@ import pytest
 
 from camkd import compare, pipeline
 from camkd.cli import main
-from camkd.compare import Plan, carry_out, collect, methods_of, prepare, slug
+from camkd.compare import Plan, carry_out, collect, methods_of, prepare, slug, workers
 from camkd.comparison import Comparison
 from camkd.comparison_page import write_comparison
 from camkd.config import DataConfig, Lesson, TrainConfig
@@ -157,15 +157,15 @@ def _die(*arguments: Any) -> None:
 
 
 def test_a_process_that_dies_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "_serve", _die)
+    monkeypatch.setattr(workers, "_serve", _die)
     with pytest.raises(ChildProcessError, match="a process of the comparison died"):
-        list(compare._in_parallel(plan, plan.runs, 2))
+        list(workers.in_parallel(plan, plan.runs, 2))
 
 
 def test_what_is_wrong_in_a_process_is_said_here(plan: Plan) -> None:
     broken = replace(plan, teacher=plan.folder / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
-        list(compare._in_parallel(broken, plan.runs[:1], 2))
+        list(workers.in_parallel(broken, plan.runs[:1], 2))
 
 
 # --- the folder
