@@ -35,6 +35,7 @@ def _resnet50(hidden: int = 0) -> Make:
 
 MODELS: dict[str, Make] = {
     "cam-net": lambda classes, size: CamNet(classes),
+    "cam-net-lite": lambda classes, size: CamNet(classes, lite=True),
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),
     "resnet56": _cifar_resnet(9),
