@@ -207,5 +207,5 @@ def test_it_takes_any_number_of_classes(name: str) -> None:
 
 
 def test_a_network_that_is_not_there_is_refused_with_the_choices() -> None:
-    with pytest.raises(InputError, match="there is no model 'vgg': choose one of cam-net, resnet8"):
+    with pytest.raises(InputError, match="there is no model 'vgg': choose one of cam-net, cam-net-lite, resnet8"):
         build("vgg", 10, 32)
