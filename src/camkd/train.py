@@ -21,7 +21,7 @@ from camkd.data.store import Dataset
 from camkd.data.views import Batch, Views, batches, epoch_order
 from camkd.devices import keep_freed_memory, pick_device, pick_precision
 from camkd.knowledge import Knowledge
-from camkd.models.modes import evaluating
+from camkd.models.modes import dilated_in_fp32, evaluating
 from camkd.objectives import Objective
 from camkd.referee import Referee
 from camkd.runs import Run
@@ -126,7 +126,7 @@ def fit(
     schedule = Schedule(config, batches(len(views), config.batch_size))
     follow = _Average(average, model)
     referee = Referee(data, device, bf16, teacher)
-    with _stop_requests() as stop:
+    with _stop_requests() as stop, dilated_in_fp32(model):
         watch.start(run.folder.name, schedule.steps, state.step)
         while state.epoch < config.epochs:
             started = time.perf_counter()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from camkd.models.modes import evaluating
+from camkd.models.modes import dilated_in_fp32, evaluating
 
 
 def network() -> nn.Module:
@@ -46,3 +46,30 @@ def test_also_one_inside_another_and_a_network_in_evaluation() -> None:
     with evaluating(model.eval()):
         assert not any(modes(model))
     assert not any(modes(model))
+
+
+@pytest.mark.parametrize(("groups", "dilation"), [(48, 2), (48, 3), (4, 2), (48, 1), (1, 2)])
+def test_gradients_in_bf16_are_right(groups: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(48, 48, 3, padding=dilation, dilation=dilation, groups=groups)
+    x, gradient = torch.randn(8, 48, 32, 32), torch.randn(8, 48, 32, 32)
+    exact = torch.autograd.grad(layer.double()(x.double()), layer.weight, gradient.double())[0]
+    model = nn.Sequential(layer.float()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with dilated_in_fp32(model), torch.autocast("cpu", torch.bfloat16):
+        seen = model(x.to(memory_format=torch.channels_last))
+    seen.backward(gradient.to(seen.dtype))
+    assert layer.weight.grad is not None
+    assert (layer.weight.grad - exact).norm() < 0.01 * exact.norm()
+
+
+def test_a_network_computes_in_bf16_again_afterwards() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2, groups=4), nn.Conv2d(4, 4, 1))
+    before = {name: vars(module).copy() for name, module in model.named_modules()}
+    with pytest.raises(RuntimeError), dilated_in_fp32(model):
+        model(torch.zeros(1, 99, 8, 8))  # does not fit
+    assert {name: vars(module) for name, module in model.named_modules()} == before
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[0](torch.zeros(1, 4, 8, 8)).dtype == torch.bfloat16
+        with dilated_in_fp32(model):
+            assert model[0](torch.zeros(1, 4, 8, 8)).dtype == torch.float32
+            assert model(torch.zeros(1, 4, 8, 8)).dtype == torch.bfloat16
