@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = command.run(options)
     except InputError as error:
         return _say(2, str(error))
-    except (FloatingPointError, ChildProcessError) as error:
+    except FloatingPointError as error:
+        return _say(1, f"{error}.")
+    except ChildProcessError as error:
         return _say(1, str(error))
     except OSError as error:
         if error.filename is None:

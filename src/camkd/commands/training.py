@@ -20,6 +20,12 @@ def _training_options(parser: ArgumentParser) -> None:
     add(parser, DataConfig, TrainConfig)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder (default: under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--accept",
+        type=str,
+        default="",
+        help="with --resume: settings that may differ from those it was begun with, like epochs,lr",
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
 
 
@@ -37,10 +43,11 @@ def _train_options(parser: ArgumentParser) -> None:
 
 def _train(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.claims import acceptable
     from camkd.models import MODELS
     from camkd.teachers import find_teacher
 
-    configs = _configs(options)
+    configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
     lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
@@ -57,6 +64,7 @@ def _train(options: Namespace) -> dict[str, Any]:
             lesson,
             teacher_epochs=options.teacher_epochs,
             resume=options.resume,
+            accept=accepted,
             watch=screen,
         )
         screen.say(pipeline.summary(folder))
@@ -71,8 +79,9 @@ def _teacher_options(parser: ArgumentParser) -> None:
 
 def _teacher(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.claims import acceptable
 
-    configs = _configs(options)
+    configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], "teacher", options.model)
     pipeline.check_names(options.model, Lesson("plain"), configs[1])
     with open_screen() as screen:
@@ -85,6 +94,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
             (configs[0], pipeline.settled(configs[1], folder, watch=screen)),
             Lesson("plain"),
             resume=options.resume,
+            accept=accepted,
             watch=screen,
         )
         screen.say(f"{options.model}: {metrics['accuracy']:.1%} of the test pictures right; the run is {folder}")
@@ -104,10 +114,11 @@ def _distill_options(parser: ArgumentParser) -> None:
 
 def _distill(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.claims import acceptable
     from camkd.report import write_report
     from camkd.teachers import adopt_teacher, find_teacher
 
-    configs = _configs(options)
+    configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], options.student, options.method, "from", options.teacher)
     lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1])
@@ -127,6 +138,7 @@ def _distill(options: Namespace) -> dict[str, Any]:
             teacher,
             knowledge,
             resume=options.resume,
+            accept=accepted,
             watch=screen,
         )
         write_report([place, folder], folder / "report.html")
