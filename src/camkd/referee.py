@@ -31,7 +31,7 @@ class Referee:
     """Judges a model on the validation pictures, beside what its teacher said of them."""
 
     def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: Shown | None) -> None:
-        self.views = Views(data.val.images, data.val.labels, len(data.classes), "none", 0, device)
+        self.views = Views(data.val, len(data.classes), "none", 0, device)
         self.bf16, self.teacher = bf16, teacher
         self.batch = min(EVALUATION_BATCH, rows_within(EVALUATION_BYTES, data.val.images))
 

@@ -126,7 +126,7 @@ def fit(
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
-    views = Views(data.train.images, data.train.labels, len(data.classes), config.views, config.view_seed, device)
+    views = Views(data.train, len(data.classes), config.views, config.view_seed, device)
     if objective.connects:
         assert knowledge is not None
         objective = _connected(objective, model, knowledge, views[0, torch.arange(min(2, len(views)))].x, config.seed)
