@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_
 from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
 from camkd.devices import choice, pick_device, pick_precision
+from camkd.distributed import first_does, team
 from camkd.evaluate import evaluate, examine, masks_of
 from camkd.explain import explain, specimens
 from camkd.files import write_json
@@ -79,14 +81,21 @@ def train_run(
     place = str(teacher.folder.resolve()) if teacher else None
     settings = _settings(model_name, role, configs, lesson, place)
     goal = objective_of(lesson, config)
-    with owned(run):
-        started = claim(run, settings, origin_of(data, teacher, goal), resume, accept)
-        if run.finished:
-            return run.read_metrics()
+    with ExitStack() as held:
+
+        def take() -> tuple[bool, dict[str, Any]]:
+            held.enter_context(owned(run))
+            started = claim(run, settings, origin_of(data, teacher, goal), resume, accept)
+            return started, run.read_metrics() if run.finished else {}
+
+        started, finished = first_does(take)
+        if finished:
+            return finished
         size = int(data.train.images.shape[1])
         model = build(model_name, len(data.classes), size, config.seed)
         model.normalise_with(*channel_statistics(data.train.images))
         cost = profile(model, size)
+        watch = watch or Watch()
         best = fit(
             model,
             data,
@@ -96,26 +105,27 @@ def train_run(
             teacher=teacher.shown if teacher else None,
             knowledge=knowledge,
             resume=started,
-            watch=_Drawing(run, data, teacher, role, config, watch or Watch()),
+            watch=_Drawing(run, data, teacher, role, config, watch) if team().rank == 0 else watch,
         )
-        save(
-            best,
-            folder,
-            Description(
-                architecture=model_name,
-                classes=data.classes,
-                size=size,
-                params=cost.params,
-                macs=cost.macs,
-                role=role,
-                method=lesson.method,
-                data=data_config.data,
-                data_fingerprint=data.fingerprint,
-                seed=config.seed,
-                teacher=place,
-            ),
+        said = Description(
+            architecture=model_name,
+            classes=data.classes,
+            size=size,
+            params=cost.params,
+            macs=cost.macs,
+            role=role,
+            method=lesson.method,
+            data=data_config.data,
+            data_fingerprint=data.fingerprint,
+            seed=config.seed,
+            teacher=place,
         )
-        return finish(run, data, best, teacher)
+
+        def end() -> dict[str, Any]:
+            save(best, folder, said)
+            return finish(run, data, best, teacher)
+
+        return first_does(end)
 
 
 def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
@@ -199,14 +209,15 @@ def train_all(
             accept=accept,
             watch=watch,
         )
-    _draw(
-        folder / "student" / "figures" / "cams.png",
-        data.test,
-        data.classes,
-        {"teacher": teacher.model, "student": load(folder / "student"), "control": load(folder / "control")},
-    )
-    write_report([place, folder / "control", folder / "student"], folder / "report.html")
+    first_does(lambda: _compared(folder, place, data, teacher))
     return taught
+
+
+def _compared(folder: Path, place: Path, data: Dataset, teacher: Teacher) -> None:
+    """All three networks in one picture, and in one report."""
+    models = {"teacher": teacher.model, "student": load(folder / "student"), "control": load(folder / "control")}
+    _draw(folder / "student" / "figures" / "cams.png", data.test, data.classes, models)
+    write_report([place, folder / "control", folder / "student"], folder / "report.html")
 
 
 def taught_by(
@@ -255,7 +266,7 @@ def settled(config: TrainConfig, *folders: Path, watch: Watch | None = None) -> 
             config = replace(config, view_epochs=before["view_epochs"])
     device = torch.device(pick_device(config.device))
     (watch or Watch()).note(f"computing on {choice(config.precision, device)}")
-    return replace(config, precision=pick_precision(config.precision, device))
+    return replace(config, precision=first_does(lambda: pick_precision(config.precision, device)))
 
 
 def summary(folder: Path) -> str:

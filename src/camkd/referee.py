@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from camkd.cams import predict, resize
 from camkd.data.store import Dataset, rows_within
 from camkd.data.views import Batch, Views
+from camkd.distributed import summed, team
 from camkd.metrics import cosine
 from camkd.models.modes import evaluating
 from camkd.types import Prediction
@@ -38,7 +39,7 @@ class Referee:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """``val_accuracy``, ``val_loss``, and with a teacher ``val_teacher_agreement`` and ``val_cam_cosine``."""
         sums: dict[str, float] = {}
-        for samples, batch in self._batches():
+        for samples, batch in self._batches():  # of several processes each judges its share
             answer = self._ask(model, batch)
             values = {
                 "val_accuracy": (answer.logits.argmax(1) == batch.labels).float(),
@@ -48,11 +49,13 @@ class Referee:
                 values |= _alike(answer, *(part[samples].to(batch.x.device) for part in self.teacher))
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
-        return {name: value / len(self.views) for name, value in sums.items()}
+        totals = summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.views.device))
+        return {name: float(total) / len(self.views) for name, total in zip(sums, totals, strict=True)}
 
     def _batches(self) -> Iterator[tuple[Tensor, Batch]]:
         for samples in torch.arange(len(self.views)).split(self.batch):
-            yield samples, self.views[0, samples]
+            share = team().share(samples)
+            yield share, self.views[0, share]
 
     def _ask(self, model: nn.Module, batch: Batch) -> Prediction:
         with (

@@ -20,8 +20,10 @@ from camkd.config import TrainConfig
 from camkd.data.store import Dataset
 from camkd.data.views import Batch, Views, batches, epoch_order
 from camkd.devices import keep_freed_memory, pick_device, pick_precision
+from camkd.distributed import add_gradients, first_does, gathered, summed, team
 from camkd.knowledge import Knowledge
 from camkd.models.modes import dilated_in_fp32, evaluating
+from camkd.models.synced import synced
 from camkd.objectives import Objective
 from camkd.referee import Referee, Shown
 from camkd.runs import Run
@@ -69,7 +71,9 @@ class _State:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, run: Run) -> None:
-        """Keep the state, and the best weights in a file of their own."""
+        """Keep the state, and the best weights in a file of their own; of several processes the first does."""
+        if team().rank > 0:
+            return
         state = {
             **{name: getattr(self, name).state_dict() for name in self._parts()},
             **{name: getattr(self, name) for name in self._plain()},
@@ -81,7 +85,7 @@ class _State:
 
     def load(self, run: Run, watch: Watch) -> None:
         """Go back to the newest state that is whole; with its number of threads, on which the bits depend."""
-        state, best = run.checkpoints.load()
+        state, best = first_does(run.checkpoints.load)
         for name in self._parts():
             getattr(self, name).load_state_dict(state[name])
         for name in self._plain():
@@ -139,18 +143,20 @@ def fit(
     schedule = Schedule(config, batches(len(views), config.batch_size))
     follow = _Average(average, model)
     referee = Referee(data, device, bf16, teacher)
-    with _stop_requests() as stop, dilated_in_fp32(model):
+    with _stop_requests() as stop, dilated_in_fp32(model), synced(model):
         watch.start(run.folder.name, schedule.steps, state.step)
         while state.epoch < config.epochs:
             started = time.perf_counter()
             model.train()
             view = state.epoch % (config.view_epochs or config.epochs)
             order = epoch_order(len(views), config.view_seed, state.epoch, config.batch_size)[state.batch :]
-            for samples, batch, known in _lessons(views, knowledge, view, order):
+            for size, batch, known in _lessons(views, knowledge, view, order):
                 before = _buffers(model, terms) if config.on_nan == "skip" else []
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     answer = _answer(model, batch.x, objective.needs)
-                loss, means = objective(answer.float(), known, batch.labels, state.step / schedule.steps)
+                told = None if known is None else _together(known)
+                done = state.step / schedule.steps
+                loss, means = objective(_together(answer.float()), told, gathered(batch.labels), done)
                 try:
                     _update(state, loss, schedule, config)
                 except FloatingPointError as error:
@@ -160,9 +166,9 @@ def fit(
                     _restore(model, terms, before)
                 else:
                     follow(min(config.ema, (1 + state.step) / (10 + state.step)))
-                    _accumulate(state, loss, means, len(samples))
-                watch.step(len(samples))
-                if stop:
+                    _accumulate(state, loss, means, size)
+                watch.step(size)
+                if _anywhere(stop, device):
                     state.seconds += time.perf_counter() - started
                     state.save(run)
                     raise Interrupted(str(run.folder))
@@ -170,10 +176,13 @@ def fit(
                 torch.cuda.synchronize(device)
             state.seconds += time.perf_counter() - started
             _end_epoch(state, referee, schedule, len(views))
-            run.write_history(state.rows)
+            if team().rank == 0:
+                run.write_history(state.rows)
             state.save(run)
             watch.epoch(state.rows[-1], state.average)
-            if stop:  # it came after the last step; before any other the loop above would have seen it
+            if _anywhere(
+                stop, device
+            ):  # it came after the last step; before any other the loop above would have seen it
                 raise Interrupted(str(run.folder))
     state.average.load_state_dict(state.best_weights)
     return state.average.eval()
@@ -195,15 +204,26 @@ class Schedule:
 
 def _lessons(
     views: Views, knowledge: Knowledge | None, view: int, order: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Batch, Prediction | None]]:
-    """Each batch of the epoch with what the teacher says of it."""
-    for samples in order:
-        batch = views[view, samples]
+) -> Iterator[tuple[int, Batch, Prediction | None]]:
+    """The size of each batch of the epoch, this process's share of it, and what the teacher says of that."""
+    for batch in order:
+        samples = team().share(batch)
+        seen = views[view, samples]
         if knowledge is None:
-            yield samples, batch, None
+            yield len(batch), seen, None
         else:
             known = knowledge.recall(view, samples)
-            yield samples, batch, knowledge.ask(view, samples, batch.x) if known is None else known.to(batch.x.device)
+            told = knowledge.ask(view, samples, seen.x) if known is None else known.to(seen.x.device)
+            yield len(batch), seen, told
+
+
+def _together(said: Prediction) -> Prediction:
+    """The whole batch's answers out of all processes' shares."""
+    if team().size == 1:
+        return said
+    stages = None if said.features is None else tuple(map(gathered, said.features))
+    cams, shown = (None if part is None else gathered(part) for part in (said.cams, said.shown))
+    return Prediction(gathered(said.logits), cams, stages, shown)
 
 
 def _connected(objective: Objective, model: nn.Module, knowledge: Knowledge, x: Tensor, seed: int) -> Objective:
@@ -257,7 +277,8 @@ def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig
     state.batch += 1
     if looks:
         _check(loss, "loss", where)
-    loss.backward()
+    (loss / team().size).backward()  # each process has the whole loss, and all their gradients are added up
+    add_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, config.clip)
     if looks:
         _check(norm, "norm of the gradient", where)
@@ -325,6 +346,11 @@ def _end_epoch(state: _State, referee: Referee, schedule: Schedule, pictures: in
         state.best, state.best_epoch = judged["val_accuracy"], state.epoch + 1
         state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
     state.epoch, state.batch, state.seconds, state.pictures, state.sums = state.epoch + 1, 0, 0.0, 0, {}
+
+
+def _anywhere(stop: Sequence[int], device: torch.device) -> bool:
+    """Whether any process was asked to stop: they stop after the same step."""
+    return bool(stop) if team().size == 1 else bool(summed(torch.tensor(len(stop), device=device)))
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def _train_options(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
     from camkd.claims import acceptable
+    from camkd.distributed import joined
     from camkd.models import MODELS
     from camkd.teachers import find_teacher
 
@@ -53,7 +54,7 @@ def _train(options: Namespace) -> dict[str, Any]:
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
     if options.teacher not in MODELS:
         find_teacher(options.teacher, configs[0].data)
-    with open_screen() as screen:
+    with joined(configs[1].device), open_screen() as screen:
         data = open_data(configs[0], screen)
         results = pipeline.train_all(
             folder,
@@ -80,11 +81,12 @@ def _teacher_options(parser: ArgumentParser) -> None:
 def _teacher(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
     from camkd.claims import acceptable
+    from camkd.distributed import joined
 
     configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], "teacher", options.model)
     pipeline.check_names(options.model, Lesson("plain"), configs[1])
-    with open_screen() as screen:
+    with joined(configs[1].device), open_screen() as screen:
         data = open_data(configs[0], screen)
         metrics = pipeline.train_run(
             folder,
@@ -115,6 +117,7 @@ def _distill_options(parser: ArgumentParser) -> None:
 def _distill(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
     from camkd.claims import acceptable
+    from camkd.distributed import joined
     from camkd.report import write_report
     from camkd.teachers import adopt_teacher, find_teacher
 
@@ -123,7 +126,7 @@ def _distill(options: Namespace) -> dict[str, Any]:
     lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1])
     place = find_teacher(options.teacher, configs[0].data)
-    with open_screen() as screen:
+    with joined(configs[1].device), open_screen() as screen:
         data = open_data(configs[0], screen)
         teacher = adopt_teacher(place, data, configs[1].device)
         config = pipeline.settled(configs[1], folder, watch=screen)
