@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _say(130, "interrupted.")
         again = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return _say(130, f"interrupted; the state is saved. Go on with: {shlex.join([PROGRAM, *again])}")
-    if options.json:
+    if options.json and result:  # of several processes the first one has it
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from camkd.types import InputError
 
@@ -43,15 +44,15 @@ def team() -> Team:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Meet the processes that the environment names while the block runs; ``cuda`` is then this one's own.
+def joined(device: str) -> Iterator[Team]:
+    """Meet the processes that the environment names while the block runs; ``cuda`` is then this one's own device.
 
     Does nothing where it names none, or where they have met already (Ray Train). Raises ``InputError`` where the
     environment is not whole or the others do not come.
     """
     named = _named(os.environ)
     if named is None or dist.is_initialized():
-        yield
+        yield team()
         return
     rank, size, local, address = named
     on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
@@ -59,14 +60,17 @@ def joined(device: str) -> Iterator[None]:
         torch.cuda.set_device(local)
     backend = "nccl" if on_gpu else "gloo"
     try:
-        dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=PATIENCE)
+        store, *_ = next(rendezvous(f"tcp://{address}", rank, size, timeout=PATIENCE))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else one would find the addresses of the dead
+        store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the {size} processes could not meet at {address} ({str(error).splitlines()[0]}): look whether all were "
             "started, with the same MASTER_ADDR and MASTER_PORT."
         ) from error
     try:
-        yield
+        yield team()
     finally:
         dist.destroy_process_group()
 
@@ -95,6 +99,17 @@ def _first_host(nodes: str) -> str:
     return listed.stdout.split()[0]
 
 
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """A place where all processes come together. Raises ``ChildProcessError`` where one does not."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ChildProcessError(
+            f"another of the {team().size} processes ended: start them again with --resume."
+        ) from error
+
+
 def first_does(call: Callable[[], T]) -> T:
     """What ``call`` returns, made by the first process alone; where it raises there, it raises everywhere."""
     if team().size == 1:
@@ -105,7 +120,8 @@ def first_does(call: Callable[[], T]) -> T:
             said[0] = call()
         except Exception as error:
             said[1] = error
-    dist.broadcast_object_list(said)
+    with _meeting():
+        dist.broadcast_object_list(said)
     if said[1] is not None:
         raise said[1]
     result: T = said[0]
@@ -116,7 +132,8 @@ def summed(x: Tensor) -> Tensor:
     """``x`` added up over all processes."""
     if team().size > 1:
         x = x.clone()
-        dist.all_reduce(x)
+        with _meeting():
+            dist.all_reduce(x)
     return x
 
 
@@ -137,12 +154,14 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, part: Tensor) -> Tensor:
         own = torch.tensor([len(part)], device=part.device)
         sizes = [torch.zeros_like(own) for _ in range(team().size)]
-        dist.all_gather(sizes, own)
+        with _meeting():
+            dist.all_gather(sizes, own)
         ctx.sizes = [int(size) for size in sizes]
         padded = part.new_zeros((max(ctx.sizes), *part.shape[1:]))
         padded[: len(part)] = part
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
+        with _meeting():
+            dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, ctx.sizes, strict=True)])
 
     @staticmethod

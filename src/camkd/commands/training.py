@@ -54,7 +54,7 @@ def _train(options: Namespace) -> dict[str, Any]:
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
     if options.teacher not in MODELS:
         find_teacher(options.teacher, configs[0].data)
-    with joined(configs[1].device), open_screen() as screen:
+    with joined(configs[1].device) as who, open_screen() as screen:
         data = open_data(configs[0], screen)
         results = pipeline.train_all(
             folder,
@@ -70,7 +70,7 @@ def _train(options: Namespace) -> dict[str, Any]:
         )
         screen.say(pipeline.summary(folder))
         screen.say(f"report: {folder / 'report.html'}")
-    return {**results, "out": str(folder)}
+    return {**results, "out": str(folder)} if who.rank == 0 else {}
 
 
 def _teacher_options(parser: ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
     configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], "teacher", options.model)
     pipeline.check_names(options.model, Lesson("plain"), configs[1])
-    with joined(configs[1].device), open_screen() as screen:
+    with joined(configs[1].device) as who, open_screen() as screen:
         data = open_data(configs[0], screen)
         metrics = pipeline.train_run(
             folder,
@@ -100,7 +100,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
             watch=screen,
         )
         screen.say(f"{options.model}: {metrics['accuracy']:.1%} of the test pictures right; the run is {folder}")
-    return {**metrics, "out": str(folder)}
+    return {**metrics, "out": str(folder)} if who.rank == 0 else {}
 
 
 def _distill_options(parser: ArgumentParser) -> None:
@@ -117,7 +117,7 @@ def _distill_options(parser: ArgumentParser) -> None:
 def _distill(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
     from camkd.claims import acceptable
-    from camkd.distributed import joined
+    from camkd.distributed import first_does, joined
     from camkd.report import write_report
     from camkd.teachers import adopt_teacher, find_teacher
 
@@ -126,7 +126,7 @@ def _distill(options: Namespace) -> dict[str, Any]:
     lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1])
     place = find_teacher(options.teacher, configs[0].data)
-    with joined(configs[1].device), open_screen() as screen:
+    with joined(configs[1].device) as who, open_screen() as screen:
         data = open_data(configs[0], screen)
         teacher = adopt_teacher(place, data, configs[1].device)
         config = pipeline.settled(configs[1], folder, watch=screen)
@@ -144,12 +144,12 @@ def _distill(options: Namespace) -> dict[str, Any]:
             accept=accepted,
             watch=screen,
         )
-        write_report([place, folder], folder / "report.html")
+        first_does(lambda: write_report([place, folder], folder / "report.html"))
         screen.say(
             f"{options.student}: {metrics['accuracy']:.1%} of the test pictures right, agrees with its teacher on "
             f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"
         )
-    return {**metrics, "out": str(folder)}
+    return {**metrics, "out": str(folder)} if who.rank == 0 else {}
 
 
 def _out(options: Namespace, data: DataConfig, *names: str) -> Path:
