@@ -125,6 +125,16 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(begun: Run, other: Any) ->
     assert not (begun.folder / ".lock").exists()
 
 
+def test_what_a_killed_process_left_half_written_goes(begun: Run) -> None:
+    begun.figures.mkdir()
+    left = [begun.folder / ".metrics.jsonl.abc.part", begun.figures / ".cams.png.xyz.part"]
+    for path in left:
+        path.write_text("half")
+    enter(begun)
+    assert not any(path.exists() for path in left)
+    assert begun.config() == BEFORE
+
+
 def test_a_lock_is_given_back_after_an_error(begun: Run) -> None:
     with pytest.raises(KeyError), owned(begun):
         raise KeyError

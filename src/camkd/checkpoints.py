@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from camkd.files import PART, replacing, sealed, unsealed, write_text
+from camkd.files import replacing, sealed, unsealed, write_text
 from camkd.types import InputError
 
 KEPT = 2
@@ -122,10 +122,10 @@ class Checkpoints:
         return state
 
     def _tidy(self) -> None:
-        """Take away what no kept manifest names: older checkpoints, and what a killed process left."""
+        """Take away what no kept manifest names."""
         for manifest in self._manifests()[:-KEPT]:
             manifest.unlink()
         wanted = {*(path.name for path in self._manifests()), *self._known()}
         for path in self.folder.iterdir():
-            if path.name not in wanted and (path.suffix == PART or path.name.startswith(("last-", "best-"))):
+            if path.name not in wanted and path.name.startswith(("last-", "best-")):
                 path.unlink()

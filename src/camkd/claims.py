@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from camkd.files import locked
+from camkd.files import PART, locked
 from camkd.runs import Run
 from camkd.types import InputError
 
@@ -30,7 +30,7 @@ def acceptable(names: str) -> tuple[str, ...]:
 
 @contextmanager
 def owned(run: Run) -> Iterator[None]:
-    """Be the only one that works on a run, in a folder that can be written."""
+    """Be the only one that works on a run, in a folder that can be written; a killed one's half-written files go."""
     if run.folder.exists() and not run.folder.is_dir():
         raise InputError(f"{run.folder} is a file, but a run is a folder: give another --out.")
     with ExitStack() as stack:
@@ -40,6 +40,8 @@ def owned(run: Run) -> Iterator[None]:
             raise InputError(f"{run.folder}: {error.strerror}; wait for it, stop it, or give another --out.") from error
         except OSError as error:
             raise InputError(f"{run.folder} cannot be written ({error.strerror}): give another --out.") from error
+        for path in run.folder.rglob(f".*{PART}"):
+            path.unlink()
         yield
 
 
