@@ -123,7 +123,7 @@ def one_round(root: Path, size: int, cache: Path, workers: int) -> dict[str, flo
     rates = {"imagefolder_first": count / seconds_of(lambda: sum(len(x) for x, _ in loader))}
     rates["build"] = count / seconds_of(lambda: open_data(root, size=size, workers=workers, cache=cache))
     data = open_data(root, size=size, cache=cache)
-    views = Views(data.train.images, data.train.labels, len(data.classes), "none", 0, torch.device("cpu"))
+    views = Views(data.train, len(data.classes), "none", 0, torch.device("cpu"))
     batches = torch.randperm(len(views)).split(BATCH)
     rates["imagefolder_later"] = count / seconds_of(lambda: sum(len(x) for x, _ in loader))
     rates["store_epoch"] = len(views) / seconds_of(lambda: sum(len(views[0, samples].x) for samples in batches))

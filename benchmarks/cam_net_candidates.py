@@ -105,7 +105,7 @@ def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[s
         model = candidates()[name](len(data.classes))
     model.normalise_with(*channel_statistics(data.train.images))
     cost = profile(model, size)
-    best = fit(model, data, objective("plain"), config, run, resume=run.checkpoint.exists())
+    best = fit(model, data, objective("plain"), config, run, resume=bool(run.checkpoints))
     history = run.read_history()
     row = {
         "candidate": name,

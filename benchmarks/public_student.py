@@ -121,7 +121,7 @@ def train(data: Dataset, config: TrainConfig, folder: Path) -> dict[str, Any]:
         model = PublicStudent(len(data.classes))
     model.normalise_with(*channel_statistics(data.train.images))
     cost = profile(model, data.train.images.shape[1])
-    best = fit(model, data, objective("plain"), config, run, resume=run.checkpoint.exists())
+    best = fit(model, data, objective("plain"), config, run, resume=bool(run.checkpoints))
     history = run.read_history()
     figures = {
         **evaluate(examine(best, data.test), torch.from_numpy(data.test.labels.copy()), data.classes, None),

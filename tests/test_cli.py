@@ -402,7 +402,7 @@ def test_interrupted_and_gone_on_with_the_printed_command(
     program, *again = shlex.split(last.partition("Go on with: ")[2])
     assert program == "camkd"
     assert again == [*arguments, str(out), "--resume"]
-    assert Run(out).checkpoint.exists()
+    assert Run(out).checkpoints
     assert not Run(out).finished
     assert main(again) == 0
     assert only_json(capsys.readouterr())["epochs"] == 1

@@ -125,7 +125,7 @@ def test_it_goes_on_where_it_stopped(plan: Plan, data: Dataset) -> None:
     with pytest.raises(Interrupted):
         run(plan, data, watch=Notes(stop_at=6))
     assert len(plan.missing()) == 5, "the first run was finished, the second was on its way"
-    assert plan.place(*plan.runs[1]).checkpoint.exists()
+    assert plan.place(*plan.runs[1]).checkpoints
     run(plan, data)
     assert not plan.missing()
     assert timeless(plan) == timeless(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from camkd import devices, pipeline
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
-from camkd.models import MODELS
+from camkd.models import MODELS, Normalised
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.pipeline import channel_statistics, taught_by, train_all, train_run
 from camkd.referee import Referee
@@ -92,7 +93,12 @@ def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> No
     folder = finished.folder / role
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
-    assert files == pages | {"checkpoints/last.pt", "figures/cams.png", "figures/cams-epoch-001.png"}
+    kept = {name for name in files if name.startswith("checkpoints/")}
+    assert files - kept == pages | {"figures/cams.png", "figures/cams-epoch-001.png"}
+    assert sorted(Path(name).name.partition("-")[0] + Path(name).suffix for name in kept if "best" not in name) == [
+        "last.json", "last.json", "last.pt", "last.pt",
+    ]  # fmt: skip
+    assert f"checkpoints/best-{Run(folder).read_metrics()['best_epoch']:05d}.pt" in kept
     metrics = Run(folder).read_metrics()
     assert set(metrics) >= METRICS | (TAUGHT if role != "teacher" else set())
     if role == "teacher":
@@ -340,7 +346,7 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(MODELS, "tiny-mlp", make)
     place = tmp_path / "teacher"
-    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, ONE), Lesson("plain"))
+    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, replace(ONE, epochs=6)), Lesson("plain"))
     teacher = adopt_teacher(place, easy, "cpu")
     learn(tmp_path / "run", easy, "cam-net", teacher, Lesson("cam-kd"), ONE)
     metrics = Run(tmp_path / "run").read_metrics()
@@ -504,3 +510,38 @@ def test_a_run_goes_on_with_its_views_whatever_the_budget_is_now(
     knowledge, config = taught_by(taught, easy, config, Lesson("kd"))
     again = train_run(run, easy, "cam-net", "student", (DATA, config), Lesson("kd"), taught, knowledge, resume=True)
     assert again["view_epochs"] == 1
+
+
+# --- a teacher that knows nothing of these pictures
+
+
+def spoil(teacher: Teacher, way: str) -> Teacher:
+    model = copy.deepcopy(teacher.model)
+    assert isinstance(model, Normalised)
+    with torch.no_grad():
+        if way == "order of classes":
+            model.fc.weight.copy_(model.fc.weight.roll(1, 0))
+            model.fc.bias.copy_(model.fc.bias.roll(1, 0))
+        elif way == "normalisation":
+            model.normalise_with([90.0] * 3, [0.01] * 3)
+        else:
+            for parameter in model.parameters():
+                parameter.normal_()
+    return replace(teacher, model=model)
+
+
+def test_a_good_teacher_is_introduced(easy: Dataset, taught: Teacher) -> None:
+    right = (taught.shown.labels.numpy() == easy.val.labels).mean()
+    assert taught.check() == pytest.approx(right)
+    steps = Steps()
+    said: list[str] = []
+    steps.note = said.append  # type: ignore[method-assign]
+    pipeline.taught_by(taught, easy, ONE, Lesson("kd"), steps)
+    assert said[0] == f"the teacher is right on {right:.1%} of the validation pictures"
+
+
+@pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
+def test_a_teacher_near_chance_is_refused_before_the_first_step(easy: Dataset, taught: Teacher, way: str) -> None:
+    with pytest.raises(InputError, match=r"of the validation pictures, and guessing is on 33\.3%"):
+        pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("cam-kd"))
+    assert pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("plain")) == (None, ONE)

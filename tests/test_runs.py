@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,93 +211,13 @@ def test_every_file_of_a_run_follows_the_umask(tmp_path: Path, mask: int, mode: 
     with umask(mask):
         run.start({"epochs": 3}, {"pictures": "abc"})
         save(network(), run.folder, SAID)
-        run.save_checkpoint({"step": 1})
+        run.checkpoints.save(1, {"step": 1}, (1, {"weight": torch.zeros(1)}))
         run.write_history([{"epoch": 1}])
     files = [path for path in run.folder.rglob("*") if path.is_file()]
-    assert len(files) == 6
+    assert len(files) == 8
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(
         (path.name for path in files), oct(mode)
     )
-
-
-# --- checkpoints
-
-
-def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
-    model, run = network(), Run(tmp_path)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.rand(2, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "rows": [{"epoch": 1, "terms": {"ce": 0.5}}],
-        "best": -1.0,
-    }
-    run.save_checkpoint(state)
-    back = run.load_checkpoint()
-    assert back.keys() == state.keys()
-    assert back["rows"] == state["rows"]
-    assert torch.equal(back["random"], torch.get_rng_state())
-    twin = network(seed=9)
-    twin.load_state_dict(back["model"])
-    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), model.parameters(), strict=True))
-    other = torch.optim.SGD(twin.parameters(), lr=9.0, momentum=0.9)
-    other.load_state_dict(back["optimizer"])
-    assert other.param_groups[0]["lr"] == 0.1
-    assert torch.equal(other.state[twin.conv1.weight]["momentum_buffer"], model.conv1.weight.grad)
-
-
-def test_a_run_without_a_checkpoint_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no checkpoint in .*: leave out --resume"):
-        Run(tmp_path).load_checkpoint()
-
-
-class Evil:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
-
-
-@pytest.mark.parametrize("write", ["torch", "pickle"])
-def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path: Path, write: str) -> None:
-    run, marker = Run(tmp_path / "run"), tmp_path / "executed"
-    run.checkpoint.parent.mkdir(parents=True)
-    state = {"model": {"weight": torch.zeros(2)}, "extra": Evil(marker)}
-    if write == "torch":
-        torch.save(state, run.checkpoint)
-        torch.load(run.checkpoint, weights_only=False)  # the danger is there
-    else:
-        run.checkpoint.write_bytes(pickle.dumps(state["extra"]))
-        pickle.loads(run.checkpoint.read_bytes())
-    assert marker.exists()
-    marker.unlink()
-    with pytest.raises(InputError, match=r"cannot be read .*: delete it"):
-        run.load_checkpoint()
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("keep", [0, 10, -1])
-def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
-    run = Run(tmp_path)
-    run.save_checkpoint({"step": 1, "model": network().state_dict()})
-    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:keep])
-    with pytest.raises(InputError, match="cannot be read"):
-        run.load_checkpoint()
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.save_checkpoint({"step": 1})
-    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-        run.save_checkpoint({"step": lambda: 2})
-    assert run.load_checkpoint() == {"step": 1}
-    assert [path.name for path in run.checkpoint.parent.iterdir()] == ["last.pt"]
 
 
 # --- numbers and settings

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import signal
 import threading
 from dataclasses import dataclass, field, replace
@@ -21,13 +22,14 @@ from camkd.cams import predict, resize
 from camkd.config import TrainConfig
 from camkd.data.store import Dataset
 from camkd.devices import pick_device, pick_precision
+from camkd.evaluate import examine
 from camkd.knowledge import Knowledge
 from camkd.metrics import cosine
 from camkd.models import build
 from camkd.models.modes import evaluating
 from camkd.objectives import Objective, Weighted, objective
 from camkd.objectives.logits import CrossEntropy
-from camkd.referee import Referee
+from camkd.referee import Referee, Shown
 from camkd.runs import Run
 from camkd.train import Interrupted, Schedule, Watch, _connected, _optimizer, fit
 from camkd.types import InputError, Prediction
@@ -106,6 +108,12 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
 
 
+def shown(teacher: nn.Module, data: Dataset) -> Shown:
+    """What a teacher says of the validation pictures."""
+    said = examine(teacher, data.val)
+    return Shown(said.shown, said.maps)
+
+
 def network(seed: int = 0, name: str = "resnet8") -> nn.Module:
     return build(name, 3, 16, seed)
 
@@ -124,7 +132,15 @@ def fitted(
     """The weights and the history of a run."""
     run = Run(folder)
     best = fit(
-        network(seed), data, goal, config or settings(), run, resume=resume, watch=watch, teacher=teacher, knowledge=ask
+        network(seed),
+        data,
+        goal,
+        config or settings(),
+        run,
+        resume=resume,
+        watch=watch,
+        teacher=None if teacher is None else shown(teacher, data),
+        knowledge=ask,
     )
     return copied(best), run.read_history()
 
@@ -203,7 +219,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(easy: Dataset, tmp_path: Path,
     with pytest.raises(Interrupted, match=tmp_path.name):
         fitted(easy, tmp_path, watch=Stop(step))
     run = Run(tmp_path)
-    assert run.checkpoint.exists()
+    assert run.checkpoints
     assert [row["epoch"] for row in run.read_history()] == [1] * (step > 4)
     seen = Seen()
     weights, rows = fitted(easy, tmp_path, resume=True, watch=seen)
@@ -280,7 +296,7 @@ def test_interruption_with_terms_that_have_weights(easy: Dataset, tmp_path: Path
 
 
 def learnt(run: Run) -> Weights:
-    weights: Weights = run.load_checkpoint()["terms"]
+    weights: Weights = run.checkpoints.load()[0]["terms"]
     return weights
 
 
@@ -290,7 +306,7 @@ def test_terms_learn_beside_the_student_from_the_models_seed(easy: Dataset, tmp_
     for name, epochs, seed in (("one", 1, 0), ("two", 2, 0), ("again", 1, 0), ("other", 1, 5)):
         fitted(easy, tmp_path / name, settings(epochs=epochs, seed=seed), goal, ask=Asked(teacher))
         found[name] = learnt(Run(tmp_path / name))
-    assert found["one"]["0.regressor.weight"].shape == (40, 32, 1, 1)
+    assert found["one"]["0.regressor.weight"].shape == (32, 32, 1, 1)
     assert same(found["one"], found["again"])
     assert not same(found["one"], found["two"])
     assert not same(found["one"], found["other"])
@@ -503,16 +519,25 @@ def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) ->
     with pytest.raises(FloatingPointError, match="inf in epoch 2, batch 3"):
         fitted(easy, tmp_path, goal=Objective({"ce": Weighted(Bursts())}), watch=seen)
     assert len(seen.sizes) == 6
-    kept = Run(tmp_path).load_checkpoint()
+    kept, best = Run(tmp_path).checkpoints.load()
+    assert best is not None
     assert (kept["epoch"], kept["step"]) == (1, 4)
-    assert all(tensor.isfinite().all() for tensor in kept["best_weights"].values())
+    assert all(tensor.isfinite().all() for tensor in best.values())
     assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]
     json.dumps(Run(tmp_path).read_history(), allow_nan=False)
 
 
 def test_student_trains_in_training_mode_in_every_epoch(easy: Dataset, tmp_path: Path) -> None:
     model, teacher = network(), network(9)
-    fit(model, easy, objective("cam-kd"), settings(), Run(tmp_path), teacher=teacher, knowledge=Asked(teacher))
+    fit(
+        model,
+        easy,
+        objective("cam-kd"),
+        settings(),
+        Run(tmp_path),
+        teacher=shown(teacher, easy),
+        knowledge=Asked(teacher),
+    )
     tracked = [int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert tracked
     assert set(tracked) == {8}
@@ -541,7 +566,7 @@ def test_teacher_is_left_as_it_was(easy: Dataset, tmp_path: Path) -> None:
         objective("cam-kd"),
         settings(epochs=1),
         Run(tmp_path),
-        teacher=teacher,
+        teacher=shown(teacher, easy),
         knowledge=Asked(teacher),
     )
     assert same(copied(teacher), before)
@@ -582,7 +607,7 @@ def test_returned_model_is_ready_to_use(easy: Dataset, tmp_path: Path) -> None:
 def test_referee_is_the_literal_loop(easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(referee, "EVALUATION_BATCH", 7)  # 24 = 7 + 7 + 7 + 3
     student, teacher = network(3, "cam-net").eval(), network(4).eval()
-    found = Referee(easy, torch.device("cpu"), False, teacher)(student)
+    found = Referee(easy, torch.device("cpu"), False, shown(teacher, easy))(student)
     right, losses, agree, alike = [], [], [], []
     for image, label in zip(easy.val.images, easy.val.labels, strict=True):
         x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
@@ -637,3 +662,78 @@ def test_measuring_the_processor_leaves_the_random_numbers_alone() -> None:
     before = torch.get_rng_state()
     assert 0 < devices.bf16_gain.__wrapped__() < 100
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- batches that cannot be learnt from
+
+
+@dataclass(frozen=True)
+class Spoilt(CrossEntropy):
+    """Cross-entropy whose loss, or whose gradient alone, is not finite at the given calls, counted from 1."""
+
+    calls: list[int] = field(default_factory=list)
+    at: tuple[int, ...] = ()
+    gradient: bool = False
+
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
+        self.calls.append(len(labels))
+        loss = super().__call__(student, teacher, labels)
+        if len(self.calls) not in self.at:
+            return loss
+        return loss + (student.logits[:, 0] * 0).sqrt() if self.gradient else loss * math.nan
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_batch_that_is_not_finite_is_passed_over(easy: Dataset, tmp_path: Path, gradient: bool) -> None:
+    goal = Objective({"ce": Weighted(Spoilt(at=(3, 6), gradient=gradient))})
+    said: list[str] = []
+    seen = Seen()
+    seen.note = said.append  # type: ignore[method-assign]
+    weights, rows = fitted(easy, tmp_path, settings(on_nan="skip"), goal, watch=seen)
+    what = r"the norm of the gradient is (nan|inf)" if gradient else "the loss is nan"
+    assert [bool(re.match(f"{what} in epoch {epoch}, batch {batch}: .* passed over", line))
+            for (epoch, batch), line in zip(((1, 3), (2, 2)), said, strict=True)] == [True, True]  # fmt: skip
+    assert [row["passed_over"] for row in rows] == [24, 24]
+    assert all(math.isfinite(row["train_loss"]) for row in rows)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_is_passed_over_leaves_no_trace(easy: Dataset, tmp_path: Path, gradient: bool) -> None:
+    """Weights and running statistics after the spoilt batch are those before it."""
+    model = network()
+    seen = Seen(model)
+    goal = Objective({"ce": Weighted(Spoilt(at=(2,), gradient=gradient))})
+    fit(model, easy, goal, settings(epochs=1, on_nan="skip"), Run(tmp_path), watch=seen)
+    assert same(seen.weights[0], seen.weights[1])
+    assert not same(seen.weights[1], seen.weights[2])
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"norm of the gradient is (nan|inf) in epoch 1, batch 4"):
+        fitted(easy, tmp_path, goal=Objective({"ce": Weighted(Spoilt(at=(4,), gradient=True))}))
+
+
+def test_an_epoch_of_nothing_but_such_batches_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
+    goal = Objective({"ce": Weighted(Spoilt(at=tuple(range(5, 9))))})
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2"):
+        fitted(easy, tmp_path, settings(on_nan="skip"), goal)
+    assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]
+
+
+# --- going on elsewhere
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(easy: Dataset, tmp_path: Path, whole: Any) -> None:
+    with pytest.raises(Interrupted):
+        fitted(easy, tmp_path, watch=Stop(3))
+    before, said, seen = torch.get_num_threads(), [], Seen()
+    seen.note = said.append  # type: ignore[method-assign]
+    torch.set_num_threads(before + 1)
+    try:
+        weights, _ = fitted(easy, tmp_path, resume=True, watch=seen)
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+    assert said == [f"going on with {before} threads, as the run was begun"]
+    assert same(weights, whole[0])

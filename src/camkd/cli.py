@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = command.run(options)
     except InputError as error:
         return _say(2, str(error))
-    except (FloatingPointError, ChildProcessError) as error:
+    except FloatingPointError as error:
+        return _say(1, f"{error}.")
+    except ChildProcessError as error:
         return _say(1, str(error))
     except OSError as error:
         if error.filename is None:
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _say(130, "interrupted.")
         again = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return _say(130, f"interrupted; the state is saved. Go on with: {shlex.join([PROGRAM, *again])}")
-    if options.json:
+    if options.json and result:  # of several processes the first one has it
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0
 

@@ -45,6 +45,7 @@ class TrainConfig:
         warmup: share of the run over which the learning rate rises.
         smoothing: label smoothing, of students alone under 'camkd train'.
         clip: largest norm of the gradient.
+        on_nan: where loss or gradient of a batch is not finite: stop, or skip the batch.
         ema: decay a step of the averaged weights, which are what is evaluated and kept.
         views: how pictures are augmented: none, light (flip, crop), or strong (+ rotation, colour, cutout, mixing).
         view_epochs: epochs after which the views come again, so that the teacher knows them (default: never).
@@ -63,6 +64,7 @@ class TrainConfig:
     warmup: float = 0.2
     smoothing: float = 0.0
     clip: float = 5.0
+    on_nan: Literal["stop", "skip"] = "stop"
     ema: float = 0.998
     views: str = "light"
     view_epochs: int | None = None

@@ -17,8 +17,8 @@ EVERY = 10.0  # seconds between two plain lines of a long job
 class Screen(Watch):
     """Shows the progress of decoding and training; use it as a context manager."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.live = self.console.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)

@@ -36,7 +36,7 @@ def examine(model: nn.Module, split: Split, shown: Tensor | None = None) -> Exam
     """
     keep_freed_memory()
     device = next(model.parameters()).device
-    views = Views(split.images, split.labels, 0, "none", 0, device)
+    views = Views(split, 0, "none", 0, device)
     logits, maps, classes = [], [], []
     batch = min(BATCH, rows_within(BATCH_BYTES, split.images))
     with evaluating(model), torch.no_grad():

@@ -1,29 +1,36 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Writing so that a reader sees the old content or the new, never half of it; one process at a time in a folder."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
+import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a full disk, a quota or a limit that is reached."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends well it takes ``path``'s place.
 
-    The content is flushed to disk before the rename. On an exception the temporary file is removed and
-    ``path`` is as it was. The file's mode follows the umask.
+    Content and name are flushed to disk before the block is left. On an exception the temporary file is removed and
+    ``path`` is as it was; where the disk is full the ``OSError`` says for which file and how far it came. The file's
+    mode follows the umask.
 
     >>> with replacing(Path("notes.txt")) as temporary:      # doctest: +SKIP
     ...     temporary.write_text("all of it, or nothing")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,15 +38,63 @@ def replacing(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        room = f"{error.strerror} after {temporary.stat().st_size:,} bytes; what was there before is untouched"
+        raise OSError(error.errno, room, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The errors of a full disk, a quota or a limit that is reached."""
+PART = ".part"
+"""How the name of a file ends that is not whole yet; it begins with a dot."""
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that works in ``folder`` while the block runs.
+
+    The system lets go of the lock when its process ends, however it ends, so none is ever stale. Raises
+    ``BlockingIOError`` that names the other process where there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    handle = _lock(path)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    """Open and lock the file ``path``, made anew if its last owner took it away meanwhile."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                return handle
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise BlockingIOError(errno.EWOULDBLOCK, f"{owner} is working in it", str(path.parent)) from None
+        os.close(handle)
 
 
 def reserve(path: Path, size: int) -> None:
@@ -68,3 +123,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, whole or not at all. NaN is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sealed(values: Mapping[str, Any]) -> str:
+    """``values`` as indented JSON with a checksum of all of them; see `unsealed`."""
+    return json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """What was `sealed` in the file ``path``. Raises ``ValueError`` where it is not what was written."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
+        raise ValueError("its checksum differs")
+    return values
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

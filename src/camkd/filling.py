@@ -71,7 +71,7 @@ class _Filler:
         self.knowledge = knowledge_of(teacher, data, job.train, job.lesson)
         device = torch.device(pick_device(job.train.device))
         policy, seed = job.train.views, job.train.view_seed
-        self.views = Views(train.images, train.labels, len(data.classes), policy, seed, device)
+        self.views = Views(train, len(data.classes), policy, seed, device)
 
     @property
     def store(self) -> Store:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import torch
 from torch import nn
 
 from camkd import findings
+from camkd.claims import claim, owned
 from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_within, quantity, views_of, written
 from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
 from camkd.devices import choice, pick_device, pick_precision
+from camkd.distributed import first_does, team
 from camkd.evaluate import evaluate, examine, masks_of
 from camkd.explain import explain, specimens
 from camkd.files import write_json
@@ -28,9 +32,6 @@ from camkd.runs import Description, Run, describe, load, save
 from camkd.teachers import Teacher, adopt_teacher, find_teacher, knowledge_of
 from camkd.train import Watch, fit
 from camkd.types import InputError
-
-HARMLESS = ("workers", "figure_every", "knowledge_budget")
-"""Settings that change no result, so that a run may go on with others."""
 
 
 def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
@@ -66,41 +67,47 @@ def train_run(
     knowledge: Knowledge | None = None,
     *,
     resume: bool = False,
+    accept: Collection[str] = (),
     watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and draw one network; everything is in ``folder`` afterwards. Returns its metrics.
 
     ``knowledge`` is what the teacher says in training, from `taught_by`. With ``resume`` a finished run is returned as
-    it is and an unfinished one goes on. Raises ``InputError`` where the folder holds a run and ``resume`` is not given,
-    or one with another configuration.
+    it is and an unfinished one goes on; settings in ``accept`` may then differ from those that it was begun with.
+    Raises ``InputError`` where the folder holds a run and ``resume`` is not given, or one with another configuration,
+    and where another process works on it.
     """
     run, (data_config, config) = Run(folder), configs
     place = str(teacher.folder.resolve()) if teacher else None
     settings = _settings(model_name, role, configs, lesson, place)
     goal = objective_of(lesson, config)
-    started = _claim(run, settings, origin_of(data, teacher, goal), resume)
-    if run.finished:
-        return run.read_metrics()
-    size = int(data.train.images.shape[1])
-    model = build(model_name, len(data.classes), size, config.seed)
-    model.normalise_with(*channel_statistics(data.train.images))
-    cost = profile(model, size)
-    watch = watch or Watch()
-    best = fit(
-        model,
-        data,
-        goal,
-        config,
-        run,
-        teacher=teacher.model if teacher else None,
-        knowledge=knowledge,
-        resume=started,
-        watch=_Drawing(run, data, teacher, role, config, watch),
-    )
-    save(
-        best,
-        folder,
-        Description(
+    with ExitStack() as held:
+
+        def take() -> tuple[bool, dict[str, Any]]:
+            held.enter_context(owned(run))
+            started = claim(run, settings, origin_of(data, teacher, goal), resume, accept)
+            return started, run.read_metrics() if run.finished else {}
+
+        started, finished = first_does(take)
+        if finished:
+            return finished
+        size = int(data.train.images.shape[1])
+        model = build(model_name, len(data.classes), size, config.seed)
+        model.normalise_with(*channel_statistics(data.train.images))
+        cost = profile(model, size)
+        watch = watch or Watch()
+        best = fit(
+            model,
+            data,
+            goal,
+            config,
+            run,
+            teacher=teacher.shown if teacher else None,
+            knowledge=knowledge,
+            resume=started,
+            watch=_Drawing(run, data, teacher, role, config, watch) if team().rank == 0 else watch,
+        )
+        said = Description(
             architecture=model_name,
             classes=data.classes,
             size=size,
@@ -112,9 +119,13 @@ def train_run(
             data_fingerprint=data.fingerprint,
             seed=config.seed,
             teacher=place,
-        ),
-    )
-    return finish(run, data, best, teacher)
+        )
+
+        def end() -> dict[str, Any]:
+            save(best, folder, said)
+            return finish(run, data, best, teacher)
+
+        return first_does(end)
 
 
 def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
@@ -157,6 +168,7 @@ def train_all(
     *,
     teacher_epochs: int | None = None,
     resume: bool = False,
+    accept: Collection[str] = (),
     watch: Watch | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Teacher (unless ``teacher_name`` is a trained one), undistilled control, distilled student, report."""
@@ -175,6 +187,7 @@ def train_all(
             (data_config, teacher_config),
             Lesson("plain"),
             resume=resume,
+            accept=accept,
             watch=watch,
         )
     else:
@@ -193,16 +206,18 @@ def train_all(
             teacher,
             known,
             resume=resume,
+            accept=accept,
             watch=watch,
         )
-    _draw(
-        folder / "student" / "figures" / "cams.png",
-        data.test,
-        data.classes,
-        {"teacher": teacher.model, "student": load(folder / "student"), "control": load(folder / "control")},
-    )
-    write_report([place, folder / "control", folder / "student"], folder / "report.html")
+    first_does(lambda: _compared(folder, place, data, teacher))
     return taught
+
+
+def _compared(folder: Path, place: Path, data: Dataset, teacher: Teacher) -> None:
+    """All three networks in one picture, and in one report."""
+    models = {"teacher": teacher.model, "student": load(folder / "student"), "control": load(folder / "control")}
+    _draw(folder / "student" / "figures" / "cams.png", data.test, data.classes, models)
+    write_report([place, folder / "control", folder / "student"], folder / "report.html")
 
 
 def taught_by(
@@ -215,6 +230,7 @@ def taught_by(
     goal, watch = objective_of(lesson, config), watch or Watch()
     if not goal.asks_teacher:
         return None, config
+    watch.note(f"the teacher is right on {teacher.check():.1%} of the validation pictures")
     knowledge = knowledge_of(teacher, data, config, lesson, features="features" in goal.needs)
     store = knowledge.store
     if store is None:
@@ -250,7 +266,7 @@ def settled(config: TrainConfig, *folders: Path, watch: Watch | None = None) -> 
             config = replace(config, view_epochs=before["view_epochs"])
     device = torch.device(pick_device(config.device))
     (watch or Watch()).note(f"computing on {choice(config.precision, device)}")
-    return replace(config, precision=pick_precision(config.precision, device))
+    return replace(config, precision=first_does(lambda: pick_precision(config.precision, device)))
 
 
 def summary(folder: Path) -> str:
@@ -288,34 +304,6 @@ def origin_of(data: Dataset, teacher: Teacher | None, goal: Objective) -> dict[s
     """What the names in a run's configuration stand for today: pictures, teacher, method."""
     weights = describe(teacher.folder).sha256 if teacher else None
     return {"pictures": data.fingerprint, "teacher_weights": weights, "terms": written_sum(goal)}
-
-
-ORIGINS = {"pictures": "the pictures", "teacher_weights": "the teacher's weights", "terms": "the method's terms"}
-
-
-def _claim(run: Run, settings: dict[str, Any], origin: dict[str, Any], resume: bool) -> bool:
-    """Take the folder for this run; whether there is a checkpoint to go on from."""
-    if run.folder.exists() and not run.folder.is_dir():
-        raise InputError(f"{run.folder} is a file, but a run is a folder: give another --out.")
-    before = run.config()
-    if not before:
-        run.start(settings, origin)
-        return False
-    if not resume:
-        state = "a finished run" if run.finished else "an unfinished run"
-        raise InputError(f"{run.folder} holds {state}: add --resume to go on with it, or give another --out.")
-    changed = [name for name in settings if name not in HARMLESS and settings[name] != before.get(name)]
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"{run.folder} was started with {name} = {before.get(name)}, now it is {settings[name]}: "
-            "resume with the same settings, or give another --out."
-        )
-    begun_from = run.origin()
-    for name, words in ORIGINS.items():
-        if name in begun_from and begun_from[name] != origin[name]:
-            raise InputError(f"{words} are not those {run.folder} was started with: give another --out.")
-    return run.checkpoint.exists()
 
 
 def _draw(path: Path, split: Split, classes: tuple[str, ...], models: dict[str, nn.Module]) -> None:

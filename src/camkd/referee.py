@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from camkd.cams import predict, resize
 from camkd.data.store import Dataset, rows_within
 from camkd.data.views import Batch, Views
+from camkd.distributed import summed, team
 from camkd.metrics import cosine
 from camkd.models.modes import evaluating
 from camkd.types import Prediction
@@ -19,33 +21,41 @@ EVALUATION_BYTES = 1 << 22
 """The most pictures judged at once, and the most bytes of them: 27 pictures of 224 pixels."""
 
 
-class Referee:
-    """Judges a model on the validation pictures; the teacher's answers to them are asked once."""
+class Shown(NamedTuple):
+    """What a teacher says of pictures: the ``labels (N,)`` it predicts and the maps ``(N, h, w)`` of these."""
 
-    def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: nn.Module | None) -> None:
-        self.views = Views(data.val.images, data.val.labels, len(data.classes), "none", 0, device)
+    labels: Tensor
+    maps: Tensor
+
+
+class Referee:
+    """Judges a model on the validation pictures, beside what its teacher said of them."""
+
+    def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: Shown | None) -> None:
+        self.views = Views(data.val, len(data.classes), "none", 0, device)
         self.bf16, self.teacher = bf16, teacher
         self.batch = min(EVALUATION_BATCH, rows_within(EVALUATION_BYTES, data.val.images))
-        self.known = [] if teacher is None else [_said(self._ask(teacher, batch)) for batch in self._batches()]
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """``val_accuracy``, ``val_loss``, and with a teacher ``val_teacher_agreement`` and ``val_cam_cosine``."""
         sums: dict[str, float] = {}
-        for index, batch in enumerate(self._batches()):
+        for samples, batch in self._batches():  # of several processes each judges its share
             answer = self._ask(model, batch)
             values = {
                 "val_accuracy": (answer.logits.argmax(1) == batch.labels).float(),
                 "val_loss": nn.functional.cross_entropy(answer.logits, batch.labels, reduction="none"),
             }
             if self.teacher is not None:
-                values |= _alike(answer, *self.known[index])
+                values |= _alike(answer, *(part[samples].to(batch.x.device) for part in self.teacher))
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
-        return {name: value / len(self.views) for name, value in sums.items()}
+        totals = summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.views.device))
+        return {name: float(total) / len(self.views) for name, total in zip(sums, totals, strict=True)}
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[tuple[Tensor, Batch]]:
         for samples in torch.arange(len(self.views)).split(self.batch):
-            yield self.views[0, samples]
+            share = team().share(samples)
+            yield share, self.views[0, share]
 
     def _ask(self, model: nn.Module, batch: Batch) -> Prediction:
         with (
@@ -53,19 +63,13 @@ class Referee:
             torch.no_grad(),
             torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16),
         ):
-            return (predict(model, batch.x) if self.teacher else Prediction(model(batch.x))).float()
-
-
-def _said(answer: Prediction, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """A label for each picture (None: the predicted one), and the map of that class alone."""
-    assert answer.cams is not None
-    label = answer.logits.argmax(1) if label is None else label
-    return label, answer.cams[torch.arange(len(label), device=label.device), label]
+            return (Prediction(model(batch.x)) if self.teacher is None else predict(model, batch.x)).float()
 
 
 def _alike(answer: Prediction, label: Tensor, theirs: Tensor) -> dict[str, Tensor]:
     """Same label as the teacher's, and the cosine between both maps of that class."""
-    _, ours = _said(answer, label)
+    assert answer.cams is not None
+    ours = answer.cams[torch.arange(len(label), device=label.device), label]
     grid = (max(ours.shape[1], theirs.shape[1]), max(ours.shape[2], theirs.shape[2]))
     return {
         "val_teacher_agreement": (answer.logits.argmax(1) == label).float(),

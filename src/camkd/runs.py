@@ -1,7 +1,7 @@
 """Run folders: weights with their description, checkpoints, metrics and configuration.
 
-Nothing here unpickles: weights are safetensors, checkpoints are read with ``weights_only=True``. A model's description
-holds the checksum of its weights, so that a flipped byte is an error and not a worse model.
+Nothing here unpickles: weights are safetensors. A model's description holds the checksum of its weights, so that a
+flipped byte is an error and not a worse model.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as deserialised
+from safetensors.torch import save as serialised
 from torch import nn
 
+from camkd.checkpoints import Checkpoints
 from camkd.files import replacing, write_json, write_text
 from camkd.models import build
 from camkd.types import InputError
@@ -65,8 +67,8 @@ class Run:
         return self.folder / "figures"
 
     @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.pt"
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints")
 
     @property
     def finished(self) -> bool:
@@ -80,6 +82,17 @@ class Run:
         """
         write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(self.folder / "environment.json", {**origin, **environment()})
+
+    def change(self, settings: dict[str, Any]) -> None:
+        """Write down that the run goes on with other settings, and what they were."""
+        before = self.config()
+        changes = {name: [before.get(name), value] for name, value in settings.items()}
+        origin = self.origin()
+        noted = [*origin.get("changes", []), {"epochs_done": len(self.read_history()), **changes}]
+        write_json(self.folder / "environment.json", {**origin, "changes": noted})
+        write_text(
+            self.folder / "config.yaml", yaml.safe_dump({**before, **settings}, sort_keys=False, allow_unicode=True)
+        )
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with; empty where there is none."""
@@ -102,22 +115,6 @@ class Run:
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        with replacing(self.checkpoint) as temporary:
-            torch.save(state, temporary)
-
-    def load_checkpoint(self) -> dict[str, Any]:
-        """Raises ``InputError`` where there is none or it cannot be read."""
-        if not self.checkpoint.exists():
-            raise InputError(f"there is no checkpoint in {self.folder}: leave out --resume to start the run.")
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise InputError(
-                f"the checkpoint {self.checkpoint} cannot be read ({type(error).__name__}): delete it to start again."
-            ) from error
-        return state
 
 
 def default_folder(data: str, *names: str) -> Path:
@@ -161,10 +158,10 @@ def _processor() -> str:
 def save(model: nn.Module, folder: Path, description: Description) -> None:
     """Write weights, then the description with their checksum; each file whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = serialised(tensors)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
-        checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    write_json(folder / DESCRIPTION, {**asdict(description), "sha256": checksum})
+        temporary.write_bytes(content)
+    write_json(folder / DESCRIPTION, {**asdict(description), "sha256": hashlib.sha256(content).hexdigest()})
 
 
 def shipped() -> dict[str, Path]:
@@ -212,11 +209,12 @@ def load(source: str | Path) -> nn.Module:
     path = folder / WEIGHTS
     if not path.exists():
         raise InputError(f"{folder} has a {DESCRIPTION} but no {WEIGHTS}: train the run again or restore it.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != description.sha256:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != description.sha256:
         raise InputError(f"{path} is not what was written (its checksum differs): train the run again or restore it.")
     model = build(description.architecture, len(description.classes), description.size)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(deserialised(content))
     except RuntimeError as error:
         raise InputError(
             f"{path} does not fit the {description.architecture} that {DESCRIPTION} beside it describes: "

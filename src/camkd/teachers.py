@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ from camkd.knowledge import Knowledge, Layout, Manifest, Store, key_of, store_fo
 from camkd.knowledge.records import ALL_CLASSES
 from camkd.models import MODELS
 from camkd.models.folding import folded
+from camkd.referee import Shown
 from camkd.runs import default_folder, describe, load, locate
 from camkd.types import InputError, Prediction
 
@@ -42,12 +45,35 @@ class Teacher:
 
     model: nn.Module
     folder: Path
+    val: Split
     test: Split
+
+    @cached_property
+    def shown(self) -> Shown:
+        """What it says of the validation pictures."""
+        said = examine(self.model, self.val)
+        return Shown(said.shown, said.maps)
 
     @cached_property
     def examination(self) -> Examination:
         """Its answers to the test pictures, asked when a student is finished and not before."""
         return examine(self.model, self.test)
+
+    def check(self) -> float:
+        """Its validation accuracy. Raises ``InputError`` where it is no better than guessing the commonest class.
+
+        So is a teacher whose weights, normalisation or order of classes are not those of these pictures. No better: by
+        less than two standard errors of that share.
+        """
+        labels = torch.from_numpy(np.array(self.val.labels))
+        right = float((self.shown.labels == labels).double().mean())
+        chance = float(labels.bincount().max()) / len(labels)
+        if right < chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
+            raise InputError(
+                f"the teacher in {self.folder} is right on {right:.1%} of the validation pictures, and guessing is on "
+                f"{chance:.1%}: look whether it was trained on such pictures, or give another --teacher."
+            )
+        return right
 
 
 def find_teacher(name: str, data: str) -> Path:
@@ -81,7 +107,7 @@ def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
             f"the teacher in {folder} was trained on {said.size} pixel pictures, not {size}: add --size {said.size}."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(model, folder, data.test)
+    return Teacher(model, folder, data.val, data.test)
 
 
 def knowledge_of(

@@ -20,10 +20,12 @@ from camkd.config import TrainConfig
 from camkd.data.store import Dataset
 from camkd.data.views import Batch, Views, batches, epoch_order
 from camkd.devices import keep_freed_memory, pick_device, pick_precision
+from camkd.distributed import add_gradients, first_does, gathered, summed, team
 from camkd.knowledge import Knowledge
 from camkd.models.modes import dilated_in_fp32, evaluating
+from camkd.models.synced import synced
 from camkd.objectives import Objective
-from camkd.referee import Referee
+from camkd.referee import Referee, Shown
 from camkd.runs import Run
 from camkd.types import Prediction
 
@@ -61,33 +63,48 @@ class _State:
     batch: int = 0  # batches of this epoch that are done
     step: int = 0
     seconds: float = 0.0
+    pictures: int = 0  # of this epoch that were learnt from
     sums: dict[str, Tensor] = field(default_factory=dict)
     best: float = -1.0
+    best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "terms": self.terms.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+    def save(self, run: Run) -> None:
+        """Keep the state, and the best weights in a file of their own; of several processes the first does."""
+        if team().rank > 0:
+            return
+        state = {
+            **{name: getattr(self, name).state_dict() for name in self._parts()},
             **{name: getattr(self, name) for name in self._plain()},
+            "random": torch.get_rng_state(),
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
         }
+        run.checkpoints.save(self.step, state, (self.best_epoch, self.best_weights) if self.best_weights else None)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.terms.load_state_dict(state["terms"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+    def load(self, run: Run, watch: Watch) -> None:
+        """Go back to the newest state that is whole; with its number of threads, on which the bits depend."""
+        state, best = first_does(run.checkpoints.load)
+        for name in self._parts():
+            getattr(self, name).load_state_dict(state[name])
         for name in self._plain():
             setattr(self, name, state[name])
+        self.best_weights = best or {}
+        torch.set_rng_state(state["random"])
+        if state["threads"] != torch.get_num_threads():
+            watch.note(f"going on with {state['threads']} threads, as the run was begun")
+            torch.set_num_threads(state["threads"])
+        if state["torch"] != str(torch.__version__):
+            watch.note(f"begun with torch {state['torch']}, going on with {torch.__version__}: not to the same bits")
+
+    @staticmethod
+    def _parts() -> tuple[str, ...]:
+        return ("model", "average", "terms", "optimizer")
 
     @staticmethod
     def _plain() -> tuple[str, ...]:
-        return ("precision", "epoch", "batch", "step", "seconds", "sums", "best", "best_weights", "rows")
+        return ("precision", "epoch", "batch", "step", "seconds", "pictures", "sums", "best", "best_epoch", "rows")
 
 
 def fit(
@@ -97,23 +114,23 @@ def fit(
     config: TrainConfig,
     run: Run,
     *,
-    teacher: nn.Module | None = None,
+    teacher: Shown | None = None,
     knowledge: Knowledge | None = None,
     resume: bool = False,
     watch: Watch | None = None,
 ) -> nn.Module:
     """Train ``model`` and return its averaged weights of the epoch with the best validation accuracy.
 
-    ``knowledge`` answers for the teacher in training, ``teacher`` is compared with on the validation pictures. Terms
+    ``knowledge`` answers for the teacher in training, ``teacher`` is what it said of the validation pictures. Terms
     with weights of their own get them from ``config.seed``, learn beside the model and end with the run. Writes
     ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
-    saved; ``FloatingPointError`` where the loss is no longer finite.
+    saved; ``FloatingPointError`` where loss or gradient is no longer finite, unless such batches are passed over.
     """
     device, watch = torch.device(pick_device(config.device)), watch or Watch()
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
-    views = Views(data.train.images, data.train.labels, len(data.classes), config.views, config.view_seed, device)
+    views = Views(data.train, len(data.classes), config.views, config.view_seed, device)
     if objective.connects:
         assert knowledge is not None
         objective = _connected(objective, model, knowledge, views[0, torch.arange(min(2, len(views)))].x, config.seed)
@@ -121,38 +138,51 @@ def fit(
     optimizer, precision = _optimizer([model, *terms], config), pick_precision(config.precision, device)
     state = _State(model, average, terms, optimizer, precision)
     if resume:
-        state.load_state_dict(run.load_checkpoint())
+        state.load(run, watch)
     bf16 = state.precision == "bf16"
     schedule = Schedule(config, batches(len(views), config.batch_size))
     follow = _Average(average, model)
     referee = Referee(data, device, bf16, teacher)
-    with _stop_requests() as stop, dilated_in_fp32(model):
+    with _stop_requests() as stop, dilated_in_fp32(model), synced(model):
         watch.start(run.folder.name, schedule.steps, state.step)
         while state.epoch < config.epochs:
             started = time.perf_counter()
             model.train()
             view = state.epoch % (config.view_epochs or config.epochs)
             order = epoch_order(len(views), config.view_seed, state.epoch, config.batch_size)[state.batch :]
-            for samples, batch, known in _lessons(views, knowledge, view, order):
+            for size, batch, known in _lessons(views, knowledge, view, order):
+                before = _buffers(model, terms) if config.on_nan == "skip" else []
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     answer = _answer(model, batch.x, objective.needs)
-                loss, means = objective(answer.float(), known, batch.labels, state.step / schedule.steps)
-                _update(state, loss, schedule, config)
-                follow(min(config.ema, (1 + state.step) / (10 + state.step)))
-                _accumulate(state, loss, means, len(samples))
-                watch.step(len(samples))
-                if stop:
+                told = None if known is None else _together(known)
+                done = state.step / schedule.steps
+                loss, means = objective(_together(answer.float()), told, gathered(batch.labels), done)
+                try:
+                    _update(state, loss, schedule, config)
+                except FloatingPointError as error:
+                    if config.on_nan == "stop":
+                        raise
+                    watch.note(f"{error}; the batch is passed over")
+                    _restore(model, terms, before)
+                else:
+                    follow(min(config.ema, (1 + state.step) / (10 + state.step)))
+                    _accumulate(state, loss, means, size)
+                watch.step(size)
+                if _anywhere(stop, device):
                     state.seconds += time.perf_counter() - started
-                    run.save_checkpoint(state.state_dict())
+                    state.save(run)
                     raise Interrupted(str(run.folder))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             state.seconds += time.perf_counter() - started
             _end_epoch(state, referee, schedule, len(views))
-            run.write_history(state.rows)
-            run.save_checkpoint(state.state_dict())
+            if team().rank == 0:
+                run.write_history(state.rows)
+            state.save(run)
             watch.epoch(state.rows[-1], state.average)
-            if stop:  # it came after the last step; before any other the loop above would have seen it
+            if _anywhere(
+                stop, device
+            ):  # it came after the last step; before any other the loop above would have seen it
                 raise Interrupted(str(run.folder))
     state.average.load_state_dict(state.best_weights)
     return state.average.eval()
@@ -174,15 +204,26 @@ class Schedule:
 
 def _lessons(
     views: Views, knowledge: Knowledge | None, view: int, order: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Batch, Prediction | None]]:
-    """Each batch of the epoch with what the teacher says of it."""
-    for samples in order:
-        batch = views[view, samples]
+) -> Iterator[tuple[int, Batch, Prediction | None]]:
+    """The size of each batch of the epoch, this process's share of it, and what the teacher says of that."""
+    for batch in order:
+        samples = team().share(batch)
+        seen = views[view, samples]
         if knowledge is None:
-            yield samples, batch, None
+            yield len(batch), seen, None
         else:
             known = knowledge.recall(view, samples)
-            yield samples, batch, knowledge.ask(view, samples, batch.x) if known is None else known.to(batch.x.device)
+            told = knowledge.ask(view, samples, seen.x) if known is None else known.to(seen.x.device)
+            yield len(batch), seen, told
+
+
+def _together(said: Prediction) -> Prediction:
+    """The whole batch's answers out of all processes' shares."""
+    if team().size == 1:
+        return said
+    stages = None if said.features is None else tuple(map(gathered, said.features))
+    cams, shown = (None if part is None else gathered(part) for part in (said.cams, said.shown))
+    return Prediction(gathered(said.logits), cams, stages, shown)
 
 
 def _connected(objective: Objective, model: nn.Module, knowledge: Knowledge, x: Tensor, seed: int) -> Objective:
@@ -222,20 +263,41 @@ def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim
 
 
 def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
-    if loss.is_cpu and not math.isfinite(float(loss.detach())):  # a device would have to wait: it is asked each epoch
-        raise FloatingPointError(
-            f"the loss is {float(loss.detach())} in epoch {state.epoch + 1}, batch {state.batch + 1}: lower --lr."
-        )
+    """Make one step. Raises ``FloatingPointError`` and changes no weight where loss or gradient is not finite.
+
+    A device would have to wait for these numbers: unless such batches are to be passed over, it is asked each epoch.
+    """
+    where, looks = f"epoch {state.epoch + 1}, batch {state.batch + 1}", loss.is_cpu or config.on_nan == "skip"
     for group in state.optimizer.param_groups:
         group["lr"] = schedule(state.step)
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.grad = None
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, config.clip)
-    state.optimizer.step()
     state.step += 1
     state.batch += 1
+    if looks:
+        _check(loss, "loss", where)
+    (loss / team().size).backward()  # each process has the whole loss, and all their gradients are added up
+    add_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+    if looks:
+        _check(norm, "norm of the gradient", where)
+    state.optimizer.step()
+
+
+def _check(value: Tensor, name: str, where: str) -> None:
+    if not math.isfinite(float(value.detach())):
+        raise FloatingPointError(f"the {name} is {float(value.detach())} in {where}: lower --lr")
+
+
+def _buffers(*modules: nn.Module) -> list[Tensor]:
+    """Copies of all running statistics and the like."""
+    return [buffer.clone() for module in modules for buffer in module.buffers()]
+
+
+def _restore(model: nn.Module, terms: nn.Module, before: Sequence[Tensor]) -> None:
+    for buffer, kept in zip((*model.buffers(), *terms.buffers()), before, strict=True):
+        buffer.copy_(kept)
 
 
 class _Average:
@@ -256,6 +318,7 @@ class _Average:
 
 def _accumulate(state: _State, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
     """Add up where the numbers are, so that nobody waits for them."""
+    state.pictures += pictures
     for name, mean in {"": loss.detach(), **means}.items():
         value = mean * pictures
         state.sums[name] = state.sums[name].to(value) + value if name in state.sums else value
@@ -263,25 +326,31 @@ def _accumulate(state: _State, loss: Tensor, means: dict[str, Tensor], pictures:
 
 def _end_epoch(state: _State, referee: Referee, schedule: Schedule, pictures: int) -> None:
     sums = {name: float(value) for name, value in state.sums.items()}
-    loss = sums.pop("")
+    loss, learnt = sums.pop("", math.nan), state.pictures
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} in epoch {state.epoch + 1}: lower --lr.")
+        raise FloatingPointError(f"the loss is {loss} in epoch {state.epoch + 1}: lower --lr")
     judged = referee(state.average)
     state.rows.append(
         {
             "epoch": state.epoch + 1,
-            "train_loss": loss / pictures,
-            "terms": {name: value / pictures for name, value in sums.items()},
+            "train_loss": loss / learnt,
+            "terms": {name: value / learnt for name, value in sums.items()},
             "lr": schedule(state.step - 1),
             **judged,
             "images_per_second": pictures / state.seconds,
             "seconds": state.seconds,
+            **({"passed_over": pictures - learnt} if learnt < pictures else {}),
         }
     )
     if judged["val_accuracy"] >= state.best:
-        state.best = judged["val_accuracy"]
+        state.best, state.best_epoch = judged["val_accuracy"], state.epoch + 1
         state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
-    state.epoch, state.batch, state.seconds, state.sums = state.epoch + 1, 0, 0.0, {}
+    state.epoch, state.batch, state.seconds, state.pictures, state.sums = state.epoch + 1, 0, 0.0, 0, {}
+
+
+def _anywhere(stop: Sequence[int], device: torch.device) -> bool:
+    """Whether any process was asked to stop: they stop after the same step."""
+    return bool(stop) if team().size == 1 else bool(summed(torch.tensor(len(stop), device=device)))
 
 
 @contextmanager

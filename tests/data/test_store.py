@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camkd.data import store
 from camkd.data.store import (
+    SPLITS,
     Contents,
     Dataset,
     Split,
@@ -27,6 +30,7 @@ from camkd.data.store import (
     new_images,
     rows_within,
 )
+from camkd.data.views import Views
 from camkd.types import InputError
 
 
@@ -292,3 +296,86 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CAMKD_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "camkd"
+
+
+# --- damage on the disk
+
+
+def store_of(cache: Path) -> Path:
+    (folder,) = (cache / "data").iterdir()
+    return folder
+
+
+def flipped(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+def read(data: Dataset) -> None:
+    """Every picture of every split, as training and evaluation read them."""
+    for part in data.splits.values():
+        views = Views(part, 3, "light", 0, torch.device("cpu"))
+        for samples in torch.arange(len(part)).split(4):
+            views[0, samples]
+
+
+def test_pictures_are_what_was_written(tmp_path: Path) -> None:
+    data = opened(tmp_path)
+    read(data)
+    read(data.limited(5))
+    assert data.train.sums is not None
+    assert data.train.sums.tolist() == [zlib.crc32(image.tobytes()) for image in data.train.images]
+
+
+@pytest.mark.parametrize("field", ["images", "labels", "masks", "sums"])
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_flipped_byte_is_caught(tmp_path: Path, name: str, field: str) -> None:
+    opened(tmp_path)
+    path = store_of(tmp_path) / f"{name}_{field}.npy"
+    for place in range(128, path.stat().st_size, max(1, path.stat().st_size // 23)):
+        flipped(path, place)
+        with pytest.raises(InputError, match=r"not what was written|is damaged"):
+            read(opened(tmp_path))
+        flipped(path, place)
+    read(opened(tmp_path))
+
+
+def test_a_flipped_byte_of_the_manifest_or_of_a_header_is_caught(tmp_path: Path) -> None:
+    opened(tmp_path)
+    for path, size in ((store_of(tmp_path) / "dataset.json", None), (store_of(tmp_path) / "val_images.npy", 118)):
+        content = path.read_bytes()
+        for place in range(0, size or len(content), 7):
+            if content[place : place + 1].isspace():
+                continue  # between the parts of a header
+            flipped(path, place)
+            with pytest.raises(InputError, match=r"is damaged"):
+                opened(tmp_path)
+            path.write_bytes(content)
+    read(opened(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 150, -1])
+@pytest.mark.parametrize("field", ["images", "labels", "sums"])
+def test_a_file_that_is_cut_off_or_gone_is_caught(tmp_path: Path, field: str, keep: int) -> None:
+    opened(tmp_path)
+    path = store_of(tmp_path) / f"train_{field}.npy"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"is damaged .* delete it to rebuild it"):
+        opened(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"is damaged .* delete it to rebuild it"):
+        opened(tmp_path)
+
+
+def test_the_damaged_picture_is_named(tmp_path: Path) -> None:
+    opened(tmp_path)
+    path = store_of(tmp_path) / "train_images.npy"
+    header = path.stat().st_size - 12 * 48
+    for row in (7, 9):
+        flipped(path, header + 48 * row + 3)
+    data = opened(tmp_path)
+    views = Views(data.train, 3, "none", 0, torch.device("cpu"))
+    views[0, torch.tensor([0, 8, 11])]
+    with pytest.raises(InputError, match=r"picture 7 \(one of 2\) are not what was written: delete the folder .*data"):
+        views[0, torch.tensor([0, 7, 9])]

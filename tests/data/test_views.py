@@ -15,6 +15,7 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 from camkd.data import views as module
+from camkd.data.store import Split
 from camkd.data.views import POLICIES, Batch, Policy, Views, uniform
 from camkd.types import InputError
 
@@ -48,7 +49,7 @@ def noise(count: int = COUNT, height: int = 16, width: int = 16) -> np.ndarray:
 
 def views(policy: str, seed: int = 1, images: np.ndarray | None = None) -> Views:
     images = noise() if images is None else images
-    return Views(images, np.arange(len(images)) % CLASSES, CLASSES, policy, seed, CPU)
+    return Views(Split(images, np.arange(len(images)) % CLASSES), CLASSES, policy, seed, CPU)
 
 
 def everything(policy: str, seed: int = 1, epoch: int = 2) -> Batch:

@@ -516,7 +516,7 @@ class _Xs:
 
 
 def views_of(data: Dataset, policy: str) -> Any:
-    return _Xs(Views(data.train.images, data.train.labels, 3, policy, FP32.view_seed, torch.device("cpu")))
+    return _Xs(Views(data.train, 3, policy, FP32.view_seed, torch.device("cpu")))
 
 
 def assert_rounded(found: Tensor, exact: Tensor, size: Tensor, error: float = 2.0**-11) -> None:

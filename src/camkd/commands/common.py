@@ -34,16 +34,23 @@ class Group:
 
 
 def open_screen() -> Screen:
-    """Where a command shows its progress."""
+    """Where a command shows its progress; of several processes the first one's."""
     from camkd.console import Screen
+    from camkd.distributed import team
 
-    return Screen()
+    return Screen(quiet=team().rank > 0)
 
 
 def open_data(config: DataConfig, screen: Screen) -> Dataset:
     """Open the pictures a command is about, and say what they are."""
     from camkd.data.sources import open_pictures
+    from camkd.distributed import first_does, team
 
+    def decode() -> None:
+        open_pictures(config, screen.progress)
+
+    if team().size > 1:
+        first_does(decode)  # the others find it done
     data = open_pictures(config, screen.progress)
     screen.say(
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test pictures "

@@ -20,6 +20,12 @@ def _training_options(parser: ArgumentParser) -> None:
     add(parser, DataConfig, TrainConfig)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder (default: under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--accept",
+        type=str,
+        default="",
+        help="with --resume: settings that may differ from those it was begun with, like epochs,lr",
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
 
 
@@ -37,16 +43,18 @@ def _train_options(parser: ArgumentParser) -> None:
 
 def _train(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.claims import acceptable
+    from camkd.distributed import joined
     from camkd.models import MODELS
     from camkd.teachers import find_teacher
 
-    configs = _configs(options)
+    configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
     lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
     if options.teacher not in MODELS:
         find_teacher(options.teacher, configs[0].data)
-    with open_screen() as screen:
+    with joined(configs[1].device) as who, open_screen() as screen:
         data = open_data(configs[0], screen)
         results = pipeline.train_all(
             folder,
@@ -57,11 +65,12 @@ def _train(options: Namespace) -> dict[str, Any]:
             lesson,
             teacher_epochs=options.teacher_epochs,
             resume=options.resume,
+            accept=accepted,
             watch=screen,
         )
         screen.say(pipeline.summary(folder))
         screen.say(f"report: {folder / 'report.html'}")
-    return {**results, "out": str(folder)}
+    return {**results, "out": str(folder)} if who.rank == 0 else {}
 
 
 def _teacher_options(parser: ArgumentParser) -> None:
@@ -71,11 +80,13 @@ def _teacher_options(parser: ArgumentParser) -> None:
 
 def _teacher(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.claims import acceptable
+    from camkd.distributed import joined
 
-    configs = _configs(options)
+    configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], "teacher", options.model)
     pipeline.check_names(options.model, Lesson("plain"), configs[1])
-    with open_screen() as screen:
+    with joined(configs[1].device) as who, open_screen() as screen:
         data = open_data(configs[0], screen)
         metrics = pipeline.train_run(
             folder,
@@ -85,10 +96,11 @@ def _teacher(options: Namespace) -> dict[str, Any]:
             (configs[0], pipeline.settled(configs[1], folder, watch=screen)),
             Lesson("plain"),
             resume=options.resume,
+            accept=accepted,
             watch=screen,
         )
         screen.say(f"{options.model}: {metrics['accuracy']:.1%} of the test pictures right; the run is {folder}")
-    return {**metrics, "out": str(folder)}
+    return {**metrics, "out": str(folder)} if who.rank == 0 else {}
 
 
 def _distill_options(parser: ArgumentParser) -> None:
@@ -104,15 +116,17 @@ def _distill_options(parser: ArgumentParser) -> None:
 
 def _distill(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
+    from camkd.claims import acceptable
+    from camkd.distributed import first_does, joined
     from camkd.report import write_report
     from camkd.teachers import adopt_teacher, find_teacher
 
-    configs = _configs(options)
+    configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], options.student, options.method, "from", options.teacher)
     lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1])
     place = find_teacher(options.teacher, configs[0].data)
-    with open_screen() as screen:
+    with joined(configs[1].device) as who, open_screen() as screen:
         data = open_data(configs[0], screen)
         teacher = adopt_teacher(place, data, configs[1].device)
         config = pipeline.settled(configs[1], folder, watch=screen)
@@ -127,14 +141,15 @@ def _distill(options: Namespace) -> dict[str, Any]:
             teacher,
             knowledge,
             resume=options.resume,
+            accept=accepted,
             watch=screen,
         )
-        write_report([place, folder], folder / "report.html")
+        first_does(lambda: write_report([place, folder], folder / "report.html"))
         screen.say(
             f"{options.student}: {metrics['accuracy']:.1%} of the test pictures right, agrees with its teacher on "
             f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"
         )
-    return {**metrics, "out": str(folder)}
+    return {**metrics, "out": str(folder)} if who.rank == 0 else {}
 
 
 def _out(options: Namespace, data: DataConfig, *names: str) -> Path:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from camkd.claims import HARMLESS
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.methods import METHODS
 from camkd.objectives import objective, written
-from camkd.pipeline import HARMLESS
 from camkd.runs import Run, describe
 from camkd.types import InputError
 

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,12 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.files import NO_SPACE, reserve, write_json
+from camkd.files import NO_SPACE, flush, reserve, sealed, unsealed, write_text
 from camkd.types import InputError
 
-VERSION = 1
+VERSION = 2
 """Goes up when the same source would be stored differently, so that older stores are not opened."""
 
+MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
 BYTES_AT_ONCE = 1 << 24
 
@@ -47,16 +49,28 @@ class Split:
 
     ``masks (N, H, W) bool`` is true on the object where the source knows it, ``names`` says which file a
     picture came from where there are files. ``images`` and ``masks`` are memory-mapped and read-only when
-    they come from a store.
+    they come from a store; ``sums (N,) uint32`` are then the `crc` of what was written.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     masks: NDArray[np.bool_] | None = None
     names: tuple[str, ...] | None = None
+    sums: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def check(self, rows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
+        """Raise ``InputError`` where ``pixels``, read for ``rows``, are not what was written."""
+        if self.sums is None:
+            return
+        damaged = np.flatnonzero(crc(pixels) != self.sums[rows])
+        if len(damaged):
+            raise InputError(
+                f"the stored pixels of picture {rows[damaged[0]]} (one of {len(damaged)}) are not what was written: "
+                f"delete the folder {cache_folder() / 'data'}, it is made again."
+            )
 
     def take(self, rows: NDArray[np.int64]) -> Split:
         """The pictures at ``rows``, in that order, copied into memory."""
@@ -65,6 +79,7 @@ class Split:
             self.labels[rows],
             None if self.masks is None else self.masks[rows],
             None if self.names is None else tuple(self.names[row] for row in rows),
+            None if self.sums is None else self.sums[rows],
         )
 
 
@@ -150,16 +165,29 @@ def rows_within(size: int, images: NDArray[np.uint8]) -> int:
     return max(1, size // max(1, math.prod(images.shape[1:])))
 
 
+def crc(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """The CRC-32 of each picture: any flipped bit changes it."""
+    return np.fromiter((zlib.crc32(image) for image in np.ascontiguousarray(images)), np.uint32, len(images))
+
+
 def fingerprint(classes: tuple[str, ...], splits: dict[str, Split]) -> str:
     """The sha256 (hex) over sizes, pixels, labels, class names and split borders."""
+    return _surveyed(classes, splits)[0]
+
+
+def _surveyed(classes: tuple[str, ...], splits: dict[str, Split]) -> tuple[str, dict[str, NDArray[np.uint32]]]:
+    """The `fingerprint`, and the `crc` of each split's pictures, in one pass over the pixels."""
     shapes = {name: split.images.shape for name, split in splits.items()}
     digest = hashlib.sha256(json.dumps([classes, shapes]).encode())
-    for split in splits.values():
+    sums = {name: np.empty(len(split), np.uint32) for name, split in splits.items()}
+    for name, split in splits.items():
         digest.update(split.labels.astype("<i8").tobytes())
         rows = rows_within(BYTES_AT_ONCE, split.images)
         for start in range(0, len(split), rows):
-            digest.update(np.ascontiguousarray(split.images[start : start + rows]).data)
-    return digest.hexdigest()
+            pixels = np.ascontiguousarray(split.images[start : start + rows])
+            digest.update(pixels.data)
+            sums[name][start : start + rows] = crc(pixels)
+    return digest.hexdigest(), sums
 
 
 def cache_folder(cache: Path | None = None) -> Path:
@@ -239,30 +267,43 @@ def _building(folder: Path) -> Iterator[Path]:
 def _save(folder: Path, name: str, contents: Contents) -> None:
     """Write the arrays that ``build`` did not write, and the manifest; flush all to disk."""
     splits = {split: getattr(contents, split) for split in SPLITS}
+    mark, sums = _surveyed(contents.classes, splits)
     for split, content in splits.items():
-        for field in ("images", "labels", "masks"):
-            array, path = getattr(content, field), folder / f"{split}_{field}.npy"
-            if array is not None and not path.exists():
+        for field, array in {**vars(content), "sums": sums[split]}.items():
+            path = folder / f"{split}_{field}.npy"
+            if isinstance(array, np.ndarray) and not path.exists():
                 np.save(path, array)
-    write_json(
-        folder / "dataset.json",
-        {
-            "version": VERSION,
-            "name": name,
-            "classes": list(contents.classes),
-            "fingerprint": fingerprint(contents.classes, splits),
-            "notes": list(contents.notes),
-            "names": {split: content.names for split, content in splits.items()},
-        },
-    )
+    manifest = {
+        "version": VERSION,
+        "name": name,
+        "classes": list(contents.classes),
+        "fingerprint": mark,
+        "notes": list(contents.notes),
+        "names": {split: content.names for split, content in splits.items()},
+        "sha256_of": {path.name: _sha256(path) for path in sorted(folder.glob("*.npy")) if _small(path)},
+    }
+    write_text(folder / MANIFEST, sealed(manifest))
     for path in folder.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+        flush(path)
+    flush(folder)
+
+
+def _small(path: Path) -> bool:
+    """Whether a file is read whole when the store is opened: all but the pixels, which are checked as they are read."""
+    return not path.stem.endswith("_images")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _open(folder: Path) -> Dataset:
     try:
-        manifest = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        manifest = unsealed(folder / MANIFEST)
+        for name, digest in manifest["sha256_of"].items():
+            if _sha256(folder / name) != digest:
+                raise ValueError(f"the checksum of {name} differs")
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"the data store '{folder}' is damaged ({error}); delete it to rebuild it") from error
@@ -279,8 +320,15 @@ def _open(folder: Path) -> Dataset:
 
 def _open_split(folder: Path, split: str, names: list[str] | None) -> Split:
     def load(field: str, mode: Any = "r") -> NDArray[Any]:
-        array: NDArray[Any] = np.load(folder / f"{split}_{field}.npy", mmap_mode=mode)
+        path = folder / f"{split}_{field}.npy"
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode=mode)
+        except Exception as error:  # numpy has one for each way in which a header may be damaged
+            raise ValueError(f"{path.name} cannot be read: {error}") from error
         return array
 
     masks = load("masks") if (folder / f"{split}_masks.npy").exists() else None
-    return Split(load("images"), load("labels", None), masks, None if names is None else tuple(names))
+    images, labels, sums = load("images"), load("labels", None), load("sums", None)
+    if images.dtype != np.uint8 or images.shape[:1] != labels.shape or images.shape[3:] != (3,):
+        raise ValueError(f"{split}_images.npy has the shape {images.shape}")
+    return Split(images, labels, masks, None if names is None else tuple(names), sums)

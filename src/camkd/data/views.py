@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkd.data.store import Split
 from camkd.hashing import GOLDEN, scrambled, stream_of
 from camkd.types import InputError
 
@@ -87,29 +88,22 @@ _MIX, _PARTNER, _WEIGHT, _BOX_Y, _BOX_X, _PARTNER_LOW = range(9, 15)
 
 
 class Views:
-    """The views of one split: ``views[epoch, samples]`` is a ``Batch`` on ``device``.
+    """The views of ``split``: ``views[epoch, samples]`` is a ``Batch`` on ``device``; ``samples`` is ``(B,)`` int64.
 
-    ``images`` is ``(N, H, W, 3)`` uint8, memory-mapped or not; ``samples`` is ``(B,)`` int64. Raises ``InputError`` for
-    an unknown policy.
+    Pixels that come from a store are compared with their checksums as they are read. Raises ``InputError`` where they
+    differ, and for an unknown policy.
     """
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classes: int,
-        policy: str,
-        seed: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, split: Split, classes: int, policy: str, seed: int, device: torch.device) -> None:
         self.policy = policy_named(policy)
-        self.classes, self.seed, self.device = classes, seed, device
+        self.split, self.classes, self.seed, self.device = split, classes, seed, device
         with warnings.catch_warnings():  # a read-only array is what we want: nothing here writes into it
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            self.pixels = torch.from_numpy(images)
-        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            self.pixels = torch.from_numpy(split.images)
+        if device.type == "cuda" and split.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            split.check(np.arange(len(split)), split.images)
             self.pixels = self.pixels.to(device)
-        self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(device)
+        self.labels = torch.from_numpy(np.array(split.labels, dtype=np.int64)).to(device)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -133,6 +127,8 @@ class Views:
         """The views before mixing, ``(B, 3, H, W)`` in 0..1."""
         policy = self.policy
         pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True))
+        if not pixels.is_cuda:
+            self.split.check(samples.numpy(), pixels.numpy())
         pixels = self._there(pixels)
         if policy.crop or policy.flip:
             pixels = _shifted(pixels, u, policy)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camkd.config import written
 from camkd.data.store import cache_folder
-from camkd.files import NO_SPACE, reserve, write_text
+from camkd.files import NO_SPACE, reserve, sealed, unsealed, write_text
 from camkd.knowledge.records import Layout, checksums
 from camkd.types import InputError, Prediction
 
@@ -50,9 +46,7 @@ class Manifest:
     def of(cls, folder: Path) -> Manifest:
         """Raises ``InputError`` where there is none, or where it is not what was written."""
         try:
-            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if values["sha256"] != _digest(values):
-                raise ValueError("its checksum differs")
+            values = unsealed(folder / MANIFEST)
             known = {field.name: values[field.name] for field in fields(cls)}
             bias = known["layout"]["bias"]
             layout = Layout(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
@@ -64,18 +58,11 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it where it is missing or differs, and note that the store is used now."""
-        path, values = folder / MANIFEST, asdict(self)
-        text = json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False) + "\n"
+        path, text = folder / MANIFEST, sealed(asdict(self))
         if path.exists() and path.read_bytes() == text.encode():
             os.utime(path)
         else:
             write_text(path, text)
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    """Of a manifest's values but the digest itself."""
-    said = {name: value for name, value in values.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class Store:
