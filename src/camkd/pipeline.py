@@ -18,6 +18,7 @@ from camkd.devices import choice, pick_device, pick_precision
 from camkd.evaluate import evaluate, examine, masks_of
 from camkd.explain import explain, specimens
 from camkd.files import write_json
+from camkd.gallery import Exhibit, choose, rows_of, write_gallery
 from camkd.knowledge import Knowledge
 from camkd.models import MODELS, build, entry
 from camkd.models.profile import profile
@@ -118,7 +119,7 @@ def train_run(
 
 
 def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
-    """Evaluate a trained network on the test pictures, draw its maps, write ``metrics.json`` and return it."""
+    """Evaluate a trained network on the test pictures, draw maps and gallery, write ``metrics.json`` and return it."""
     said, history = describe(run.folder), run.read_history()
     own = examine(model, data.test, teacher.examination.shown if teacher else None)
     labels = torch.from_numpy(np.array(data.test.labels))
@@ -137,12 +138,11 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
         "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
         "test_pictures": len(data.test),
     }
-    _draw(
-        run.figures / "cams.png",
-        data.test,
-        data.classes,
-        {**({"teacher": teacher.model} if teacher else {}), said.role: model},
-    )
+    exhibits = {said.role: Exhibit(model, said.sha256)}
+    if teacher:
+        exhibits = {"teacher": Exhibit(teacher.model, describe(teacher.folder).sha256), **exhibits}
+    _draw(run.figures / "cams.png", data.test, data.classes, {title: one.model for title, one in exhibits.items()})
+    write_gallery(run.gallery, data, exhibits, choose(labels, own, teacher.examination if teacher else None))
     write_json(run.metrics, figures)
     return figures
 
@@ -195,12 +195,7 @@ def train_all(
             resume=resume,
             watch=watch,
         )
-    _draw(
-        folder / "student" / "figures" / "cams.png",
-        data.test,
-        data.classes,
-        {"teacher": teacher.model, "student": load(folder / "student"), "control": load(folder / "control")},
-    )
+    _side_by_side(folder, data, teacher)
     write_report([place, folder / "control", folder / "student"], folder / "report.html")
     return taught
 
@@ -321,6 +316,16 @@ def _claim(run: Run, settings: dict[str, Any], origin: dict[str, Any], resume: b
 def _draw(path: Path, split: Split, classes: tuple[str, ...], models: dict[str, nn.Module]) -> None:
     rows = specimens(split)
     explain(split.images[rows], models, classes, path, [classes[label] for label in split.labels[rows]])
+
+
+def _side_by_side(folder: Path, data: Dataset, teacher: Teacher) -> None:
+    """Draw the student's pictures again, with the control beside it."""
+    student = Run(folder / "student")
+    places = {"teacher": teacher.folder, "student": student.folder, "control": folder / "control"}
+    models = {"teacher": teacher.model, **{role: load(places[role]) for role in ("student", "control")}}
+    _draw(student.figures / "cams.png", data.test, data.classes, models)
+    exhibits = {role: Exhibit(model, describe(places[role]).sha256) for role, model in models.items()}
+    write_gallery(student.gallery, data, exhibits, rows_of(student.gallery))
 
 
 class _Drawing(Watch):

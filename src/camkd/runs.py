@@ -65,6 +65,10 @@ class Run:
         return self.folder / "figures"
 
     @property
+    def gallery(self) -> Path:
+        return self.folder / "gallery.json"
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "last.pt"
 
