@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from camkd import findings
+from camkd.board import check_board, watched
 from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_within, quantity, views_of, written
 from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
@@ -30,7 +31,7 @@ from camkd.teachers import Teacher, adopt_teacher, find_teacher, knowledge_of
 from camkd.train import Watch, fit
 from camkd.types import InputError
 
-HARMLESS = ("workers", "figure_every", "knowledge_budget")
+HARMLESS = ("workers", "figure_every", "tensorboard", "knowledge_budget")
 """Settings that change no result, so that a run may go on with others."""
 
 
@@ -49,6 +50,8 @@ def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | No
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
     quantity(lesson.knowledge_budget, "knowledge_budget", "B")
     pick_device(config.device)
+    if config.tensorboard:
+        check_board()
 
 
 def objective_of(lesson: Lesson, config: TrainConfig) -> Objective:
@@ -86,18 +89,18 @@ def train_run(
     model = build(model_name, len(data.classes), size, config.seed)
     model.normalise_with(*channel_statistics(data.train.images))
     cost = profile(model, size)
-    watch = watch or Watch()
-    best = fit(
-        model,
-        data,
-        goal,
-        config,
-        run,
-        teacher=teacher.model if teacher else None,
-        knowledge=knowledge,
-        resume=started,
-        watch=_Drawing(run, data, teacher, role, config, watch),
-    )
+    with watched(folder, config.tensorboard, watch or Watch()) as seen:
+        best = fit(
+            model,
+            data,
+            goal,
+            config,
+            run,
+            teacher=teacher.model if teacher else None,
+            knowledge=knowledge,
+            resume=started,
+            watch=_Drawing(run, data, teacher, role, config, seen),
+        )
     save(
         best,
         folder,
@@ -344,4 +347,5 @@ class _Drawing(Watch):
             models = {"teacher": self.teacher.model} if self.teacher else {}
             path = self.run.figures / f"cams-epoch-{number:03d}.png"
             _draw(path, self.data.val, self.data.classes, {**models, self.role: model})
+            self.inner.drawn(number, path)
         self.inner.epoch(row, model)
