@@ -196,12 +196,20 @@ def seconds(number: float) -> str:
 
 
 class Row(NamedTuple):
-    """A row of the results: key in ``metrics.json``, label, how to print it, what it is."""
+    """A row of the results: key in ``metrics.json``, label, how to print it, what it is.
+
+    An optional row is left out where no run has a number for it. Figures of `LEVELS` stand in small print below.
+    """
 
     key: str
     label: str
     show: Callable[[float], str]
     note: str
+    optional: bool = False
+
+
+LEVELS = (("other", "shuffled"), ("centre", "centre"), ("chance", "chance"))
+"""Chance levels of a figure: the word for it, and the end of its key in ``metrics.json``."""
 
 
 def _plain(number: float) -> str:
@@ -259,6 +267,7 @@ ROWS = (
         percent,
         "Share of its map's positive evidence that lies on the object, where the pictures say where that is "
         "(energy-based pointing game, Wang et al. 2020). Small print: the object's share of the picture.",
+        optional=True,
     ),
     Row("params", "Parameters", count, "Numbers that the network has learnt."),
     Row("macs", "MACs", count, "Multiply-accumulate operations for one picture."),

@@ -26,7 +26,6 @@ from camkd.gallery_page import album
 from camkd.types import InputError
 
 ROLES = ("teacher", "control", "student")
-OPTIONAL = ("cam_inside",)  # rows that most pictures have no number for
 SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")  # one after the other, as one
 LARGEST_TABLE = 20  # classes up to which a confusion matrix is a table; beyond it is a drawing
 LARGEST_PICTURES = 600_000  # bytes of the pictures of heatmaps on the way
@@ -165,9 +164,7 @@ def _content(runs: list[Run]) -> dict[str, Any]:
         "smaller": [findings.times(student, teacher, *what) for what in (("params", "parameters"), ("macs", "MACs"))],
         "looks": findings.looks(student, control),
         "facts": _facts(student),
-        "rows": [
-            row for row in ROWS if row.key not in OPTIONAL or any(run.number(row.key) is not None for run in runs)
-        ],
+        "rows": [row for row in ROWS if not row.optional or any(run.number(row.key) is not None for run in runs)],
         "cells": {row.key: [_cell(run, row) for run in runs] for row in ROWS},
         "tracks": [track for row in ROWS if row.key.startswith("cam_") and (track := _track(row, student, control))],
         "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
@@ -194,10 +191,7 @@ def _facts(run: Run) -> list[str]:
 def _cell(run: Run, row: findings.Row) -> tuple[str, list[str]]:
     """The number and, for a map figure, its chance levels."""
     value = run.number(row.key)
-    chance = [
-        (word, run.number(f"{row.key}_{key}"))
-        for word, key in (("other", "shuffled"), ("centre", "centre"), ("chance", "chance"))
-    ]
+    chance = [(word, run.number(f"{row.key}_{ending}")) for word, ending in findings.LEVELS]
     small = [f"{word} {level:.2f}".replace("-", "−") for word, level in chance if level is not None]
     return DASH if value is None else row.show(value), small
 
