@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -13,7 +15,7 @@ import pytest
 from camkd import findings
 from camkd.report import write_report
 from camkd.types import InputError
-from run_folders import confusion, measured, write_run, write_tree
+from run_folders import confusion, gallery, hang, measured, write_run, write_tree
 
 
 class Page(HTMLParser):
@@ -85,6 +87,21 @@ def test_the_page_fetches_nothing_and_forbids_fetching(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\((?!#)", page.html)
     urls = set(re.findall(r"https?://[^\s\"'<]+", page.html))
     assert urls <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names of namespaces
+
+
+def test_the_policy_allows_the_page_s_own_script_and_no_other(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "run")
+    hang(root / "student", gallery("teacher", "student", names=("</script><script>alert(1)</script>", "<!--")))
+    page = report(root, out=tmp_path)
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy") or ""
+    scripts = re.findall(r"<script>(.*?)</script>", page.html, re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}';")
+    assert "unsafe-eval" not in policy
+    assert [a.get("type") for tag, a in page.tags if tag == "script"] == ["application/json", None]
+    assert not any(name.startswith("on") for _, a in page.tags for name in a)
+    assert "<!--" not in page.html
 
 
 def test_ids_are_unique_and_links_lead_somewhere(tmp_path: Path) -> None:

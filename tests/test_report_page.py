@@ -116,6 +116,19 @@ def test_it_filters(page: Any, filters: dict[str, str], wanted: Any) -> None:
     assert len(every_picture(page)) == PICTURES
 
 
+def test_who_was_right_names_the_run_in_question(page: Any) -> None:
+    words = page.locator("#who option").all_inner_texts
+    assert [text.replace("\u2068", "").replace("\u2069", "") for text in words()] == [
+        "all",
+        "both",
+        "only the teacher",
+        "only student",
+        "neither",
+    ]
+    page.select_option("#compared", "1")
+    assert "only \u2068control\u2069" in words()
+
+
 def test_nothing_found_is_said(page: Any) -> None:
     page.select_option("#truth", "0")
     page.select_option("#label", "2")

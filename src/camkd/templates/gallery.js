@@ -150,6 +150,8 @@ function show() {
 function refresh(changes = {}) {
   Object.assign(state, { cards: PAGE }, changes);
   for (const name of ["order", "truth", "label", "who", "map", "compared"]) byId(name).value = state[name];
+  const only = byId("who").querySelector("[value=student]");
+  if (only && album.teacher !== null) only.textContent = `only ${isolated(album.columns[state.compared].name)}`;
   select();
   show();
 }
@@ -191,7 +193,7 @@ function offer() {
   byId("compared").append(...(others.length ? others : [[album.main, album.columns[album.main].name]]).map(([place, name]) => option(place, isolated(name))));
   byId("compared").parentElement.hidden = others.length < 2;
   const who = taught
-    ? [["both", "both"], ["teacher", "only the teacher"], ["student", "only the other"], ["neither", "neither"]]
+    ? [["both", "both"], ["teacher", "only the teacher"], ["student", ""], ["neither", "neither"]]
     : [[album.teacher === null ? "student" : "both", "right"], ["neither", "wrong"]];
   byId("who").append(option("", "all"), ...who.map((pair) => option(...pair)));
   for (const order of taught ? [] : ["apart", "alike"]) byId("order").querySelector(`[value=${order}]`).remove();
