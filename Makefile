@@ -11,7 +11,7 @@ PEERS  := $(VENV)-bench/.bench-installed
 # The settings of `make demo`.
 DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --terms ce=1,cam=1 --epochs 5 --figure-every 1 --out runs/demo --resume
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench docs screenshots clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make check   format, lint, types, layering"
 	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
 	@echo "make docs    the documentation, into docs/_build"
+	@echo "make screenshots RUNS=DIR:DIR   the pictures of the report in docs/, from these runs"
 	@echo "make clean   remove what the commands above made, except runs/"
 
 # A virtual environment without a working pip is what an interrupted set-up leaves: it is made anew.
@@ -64,6 +65,9 @@ bench: $(PEERS)
 
 docs: $(DOCS)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+screenshots: $(DEV)
+	CAMKD_SCREENSHOTS="$(RUNS)" $(BIN)/python -m pytest -W error tests/test_report_looks.py -k screenshots
 
 clean:
 	rm -rf $(VENV) $(VENV)-bench build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,9 +6,10 @@ import contextlib
 import io
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -18,6 +19,8 @@ from PIL import Image
 
 from camkd.cli import main
 from camkd.data.store import Dataset, Split
+from camkd.report import write_report
+from run_folders import gallery, hang, write_tree
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
@@ -101,3 +104,24 @@ def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(["train", "--teacher", "resnet8", *options, "--out", str(folder), "--json"])
     return Finished(folder, options, status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser; skips where there is none or nothing to drive it with."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no chromium on this machine (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a teacher, a control and a student, with a gallery of all three in the student's folder."""
+    root = write_tree(tmp_path_factory.mktemp("runs") / "run")
+    hang(root / "student", gallery("teacher", "student", "control"))
+    return write_report([root], root / "report.html")

@@ -94,7 +94,7 @@ def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> No
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
     kept = {name for name in files if name.startswith("checkpoints/")}
-    assert files - kept == pages | {"figures/cams.png", "figures/cams-epoch-001.png"}
+    assert files - kept == pages | {"gallery.json", "figures/cams.png", "figures/cams-epoch-001.png"}
     assert sorted(Path(name).name.partition("-")[0] + Path(name).suffix for name in kept if "best" not in name) == [
         "last.json", "last.json", "last.pt", "last.pt",
     ]  # fmt: skip
@@ -137,6 +137,16 @@ def test_three_runs_and_a_report(finished: Any) -> None:
     different = {name for name in student if student[name] != control[name]}
     assert different == {"method"}
     assert pipeline.summary(finished.folder)
+
+
+def test_the_students_gallery_shows_all_three(finished: Any, easy: Dataset) -> None:
+    """And a resumed ``camkd train`` finds the same pictures in it again."""
+    said = json.loads(Run(finished.folder / "student").gallery.read_text(encoding="utf-8"))
+    roles = ("teacher", "student", "control")
+    assert [model["sha256"] for model in said["models"]] == [describe(finished.folder / role).sha256 for role in roles]
+    assert {picture["row"] for picture in said["pictures"]} == set(range(len(easy.test)))
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert said["pictures"][0]["image"] in page
 
 
 def test_normalisation_is_that_of_the_training_pictures(finished: Any, easy: Dataset) -> None:

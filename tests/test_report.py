@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from camkd import findings
 from camkd.report import write_report
 from camkd.types import InputError
-
-CLASSES = ["cat", "dog", "owl"]
-
-
-def confusion(right: float, n: int = 1000, k: int = 3) -> list[list[int]]:
-    hits = round(right * n)
-    return [[hits if r == c else (n - hits if c == (r + 1) % k else 0) for c in range(k)] for r in range(k)]
-
-
-def measured(right: float, n: int = 1000, **more: Any) -> dict[str, Any]:
-    return {"accuracy": round(right * n) / n, "confusion": confusion(right, n)} | more
-
-
-def write_run(folder: Path, metrics: dict[str, Any], classes: list[str] = CLASSES, **model: Any) -> Path:
-    (folder / "figures").mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    (folder / "model.json").write_text(json.dumps({"classes": classes, "role": folder.name} | model), encoding="utf-8")
-    lines = [{"epoch": e, "val_accuracy": e / 10, "train_loss": 2 / e} for e in (1, 2, 3)]
-    text = "\n".join(json.dumps(line) for line in lines) + '\n{"epoch": 4, "val_'
-    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    (folder / "config.yaml").write_text("lr: 0.1  # <b>bold</b>\n", encoding="utf-8")
-    (folder / "environment.json").write_text('{"torch": "2.13.0", "cpu": {"cores": 2}}', encoding="utf-8")
-    return folder
-
-
-def write_tree(root: Path, student: float = 0.89, control: float = 0.85, classes: list[str] = CLASSES) -> Path:
-    maps = {
-        "cam_cosine": 0.83,
-        "cam_cosine_shuffled": 0.41,
-        "cam_cosine_centre": 0.52,
-        "teacher_agreement": 0.9,
-    }
-    write_run(root / "teacher", measured(0.95, params=23_500_000, macs=1.3e9), classes, architecture="resnet50")
-    write_run(root / "control", measured(control, params=271_098, macs=40.6e6, cam_cosine=0.62), classes)
-    folder = write_run(root / "student", measured(student, params=271_098, macs=40.6e6, **maps), classes, data="pets")
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "figures" / "cams.png")
-    for epoch in (10, 2):
-        Image.fromarray(np.full((4, 4, 3), epoch, np.uint8)).save(folder / "figures" / f"cams-epoch-{epoch}.png")
-    return root
+from run_folders import confusion, gallery, hang, measured, write_run, write_tree
 
 
 class Page(HTMLParser):
@@ -100,7 +62,7 @@ def test_a_training_folder_becomes_a_page_with_everything(tmp_path: Path) -> Non
         assert words in page.text, words
     assert page.text.index("Epoch 2") < page.text.index("Epoch 10")
     assert page.text.index("Distillation helped") < page.text.index("Results")
-    assert page.html.count("<svg") == 3  # accuracy, loss, confusion
+    assert page.html.count("<svg") == 2  # accuracy, loss
     assert sum(tag == "img" for tag, _ in page.tags) == 3
 
 
@@ -125,6 +87,21 @@ def test_the_page_fetches_nothing_and_forbids_fetching(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\((?!#)", page.html)
     urls = set(re.findall(r"https?://[^\s\"'<]+", page.html))
     assert urls <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names of namespaces
+
+
+def test_the_policy_allows_the_page_s_own_script_and_no_other(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "run")
+    hang(root / "student", gallery("teacher", "student", names=("</script><script>alert(1)</script>", "<!--")))
+    page = report(root, out=tmp_path)
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy") or ""
+    scripts = re.findall(r"<script>(.*?)</script>", page.html, re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}';")
+    assert "unsafe-eval" not in policy
+    assert [a.get("type") for tag, a in page.tags if tag == "script"] == ["application/json", None]
+    assert not any(name.startswith("on") for _, a in page.tags for name in a)
+    assert "<!--" not in page.html
 
 
 def test_ids_are_unique_and_links_lead_somewhere(tmp_path: Path) -> None:

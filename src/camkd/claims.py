@@ -13,7 +13,7 @@ from camkd.types import InputError
 ACCEPTABLE = ("epochs", "lr", "weight_decay", "warmup", "smoothing", "clip", "on_nan", "ema")
 """Settings that may change on the way where ``accept`` names them: the run is then another than either alone."""
 
-HARMLESS = ("workers", "figure_every", "knowledge_budget")
+HARMLESS = ("workers", "figure_every", "tensorboard", "knowledge_budget")
 """Settings that change no result, so that a run may go on with others."""
 
 ORIGINS = {"pictures": "the pictures", "teacher_weights": "the teacher's weights", "terms": "the method's terms"}

@@ -54,6 +54,7 @@ class TrainConfig:
         precision: number format of the forward pass; auto takes bf16 where the processor is good at it.
         device: auto, cpu, cuda, cuda:1 or mps.
         figure_every: epochs between two pictures of the student's maps (0: only at the end).
+        tensorboard: write scalars and those pictures for TensorBoard, too (an extra), into the run's folder.
     """
 
     epochs: int = 30
@@ -73,6 +74,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     figure_every: int = 5
+    tensorboard: bool = False
 
 
 def views_of(config: TrainConfig) -> int:

@@ -63,15 +63,15 @@ class Screen(Watch):
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         parts = [
             f"{self.title}  epoch {row['epoch']}",
-            f"validation {row['val_accuracy']:.1%}",
-            f"loss {row['train_loss']:.3f}",
+            f"validation {row['val_accuracy']:.1%}, loss {row['val_loss']:.3f}",
+            f"training loss {row['train_loss']:.3f}{_terms(row['terms'])}",
         ]
         if "val_teacher_agreement" in row:
             parts += [
                 f"agrees with its teacher {row['val_teacher_agreement']:.1%}",
                 f"map cosine {row['val_cam_cosine']:.2f}",
             ]
-        parts += [f"{row['images_per_second']:,.0f} pictures/s", f"{self._left()} left"]
+        parts += [f"lr {row['lr']:.3g}", f"{row['images_per_second']:,.0f} pictures/s", f"{self._left()} left"]
         self.say("  ".join(parts))
         if self.done >= self.total:
             self._end()
@@ -100,3 +100,8 @@ class Screen(Watch):
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
+
+
+def _terms(means: dict[str, float]) -> str:
+    """`` (ce 1.203, cam 0.412)`` where an objective has several terms."""
+    return f" ({', '.join(f'{name} {mean:.3f}' for name, mean in means.items())})" if len(means) > 1 else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 DASH = "–"
@@ -27,12 +28,13 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     heatmap: str | None = None  # a PNG as data URI
     epochs: list[tuple[int, str]] = field(default_factory=list)  # heatmaps on the way
+    gallery: dict[str, Any] = field(default_factory=dict)  # pictures with answers and maps: see `camkd.gallery`
 
     def number(self, key: str) -> float | None:
         """A finite number of ``metrics.json``, or else of ``model.json``, or None."""
         return _number(self.metrics.get(key, self.model.get(key)))
 
-    @property
+    @cached_property
     def confusion(self) -> list[list[float]] | None:
         """The square table of counts, None where there is none or it is none."""
         table = self.metrics.get("confusion")
@@ -46,7 +48,7 @@ class Run:
         """How many test pictures the numbers come from."""
         return int(sum(map(sum, self.confusion))) if self.confusion else None
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """Class names, ``0``, ``1``, ... where the folder has none that fit."""
         names = self.model.get("classes")
@@ -194,12 +196,20 @@ def seconds(number: float) -> str:
 
 
 class Row(NamedTuple):
-    """A row of the results: key in ``metrics.json``, label, how to print it, what it is."""
+    """A row of the results: key in ``metrics.json``, label, how to print it, what it is.
+
+    An optional row is left out where no run has a number for it. Figures of `LEVELS` stand in small print below.
+    """
 
     key: str
     label: str
     show: Callable[[float], str]
     note: str
+    optional: bool = False
+
+
+LEVELS = (("other", "shuffled"), ("centre", "centre"), ("chance", "chance"))
+"""Chance levels of a figure: the word for it, and the end of its key in ``metrics.json``."""
 
 
 def _plain(number: float) -> str:
@@ -257,6 +267,7 @@ ROWS = (
         percent,
         "Share of its map's positive evidence that lies on the object, where the pictures say where that is "
         "(energy-based pointing game, Wang et al. 2020). Small print: the object's share of the picture.",
+        optional=True,
     ),
     Row("params", "Parameters", count, "Numbers that the network has learnt."),
     Row("macs", "MACs", count, "Multiply-accumulate operations for one picture."),

@@ -22,7 +22,8 @@ def add(parser: ArgumentParser, *configs: type, only: Collection[str] | None = N
             if only is None or field.name in only:
                 flag = "--" + field.name.replace("_", "-")
                 names = (flag, *ALIASES.get(field.name, ()))
-                parser.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
+                kind = {"action": "store_true"} if hints[field.name] is bool else {"type": hints[field.name]}
+                parser.add_argument(*names, **kind, default=field.default, help=helps[field.name])
 
 
 def _helps(config: type) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from camkd import findings
+from camkd.board import check_board, watched
 from camkd.claims import claim, owned
 from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_within, quantity, views_of, written
 from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
@@ -22,6 +23,7 @@ from camkd.distributed import first_does, team
 from camkd.evaluate import evaluate, examine, masks_of
 from camkd.explain import explain, specimens
 from camkd.files import write_json
+from camkd.gallery import Exhibit, choose, rows_of, write_gallery
 from camkd.knowledge import Knowledge
 from camkd.models import MODELS, build, entry
 from camkd.models.profile import profile
@@ -49,6 +51,8 @@ def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | No
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
     quantity(lesson.knowledge_budget, "knowledge_budget", "B")
     pick_device(config.device)
+    if config.tensorboard:
+        check_board()
 
 
 def objective_of(lesson: Lesson, config: TrainConfig) -> Objective:
@@ -96,6 +100,9 @@ def train_run(
         model.normalise_with(*channel_statistics(data.train.images))
         cost = profile(model, size)
         watch = watch or Watch()
+        if team().rank == 0:
+            seen = held.enter_context(watched(folder, config.tensorboard, watch))
+            watch = _Drawing(run, data, teacher, role, config, seen)
         best = fit(
             model,
             data,
@@ -105,7 +112,7 @@ def train_run(
             teacher=teacher.shown if teacher else None,
             knowledge=knowledge,
             resume=started,
-            watch=_Drawing(run, data, teacher, role, config, watch) if team().rank == 0 else watch,
+            watch=watch,
         )
         said = Description(
             architecture=model_name,
@@ -129,7 +136,7 @@ def train_run(
 
 
 def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
-    """Evaluate a trained network on the test pictures, draw its maps, write ``metrics.json`` and return it."""
+    """Evaluate a trained network on the test pictures, draw maps and gallery, write ``metrics.json`` and return it."""
     said, history = describe(run.folder), run.read_history()
     own = examine(model, data.test, teacher.examination.shown if teacher else None)
     labels = torch.from_numpy(np.array(data.test.labels))
@@ -148,12 +155,11 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
         "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
         "test_pictures": len(data.test),
     }
-    _draw(
-        run.figures / "cams.png",
-        data.test,
-        data.classes,
-        {**({"teacher": teacher.model} if teacher else {}), said.role: model},
-    )
+    exhibits = {said.role: Exhibit(model, said.sha256)}
+    if teacher:
+        exhibits = {"teacher": Exhibit(teacher.model, describe(teacher.folder).sha256), **exhibits}
+    _draw(run.figures / "cams.png", data.test, data.classes, {title: one.model for title, one in exhibits.items()})
+    write_gallery(run.gallery, data, exhibits, choose(labels, own, teacher.examination if teacher else None))
     write_json(run.metrics, figures)
     return figures
 
@@ -209,15 +215,13 @@ def train_all(
             accept=accept,
             watch=watch,
         )
-    first_does(lambda: _compared(folder, place, data, teacher))
+
+    def compare() -> None:
+        _side_by_side(folder, data, teacher)
+        write_report([place, folder / "control", folder / "student"], folder / "report.html")
+
+    first_does(compare)
     return taught
-
-
-def _compared(folder: Path, place: Path, data: Dataset, teacher: Teacher) -> None:
-    """All three networks in one picture, and in one report."""
-    models = {"teacher": teacher.model, "student": load(folder / "student"), "control": load(folder / "control")}
-    _draw(folder / "student" / "figures" / "cams.png", data.test, data.classes, models)
-    write_report([place, folder / "control", folder / "student"], folder / "report.html")
 
 
 def taught_by(
@@ -311,6 +315,16 @@ def _draw(path: Path, split: Split, classes: tuple[str, ...], models: dict[str, 
     explain(split.images[rows], models, classes, path, [classes[label] for label in split.labels[rows]])
 
 
+def _side_by_side(folder: Path, data: Dataset, teacher: Teacher) -> None:
+    """Draw the student's pictures again, with the control beside it."""
+    student = Run(folder / "student")
+    places = {"teacher": teacher.folder, "student": student.folder, "control": folder / "control"}
+    models = {"teacher": teacher.model, **{role: load(places[role]) for role in ("student", "control")}}
+    _draw(student.figures / "cams.png", data.test, data.classes, models)
+    exhibits = {role: Exhibit(model, describe(places[role]).sha256) for role, model in models.items()}
+    write_gallery(student.gallery, data, exhibits, rows_of(student.gallery))
+
+
 class _Drawing(Watch):
     """Draws the student's maps every few epochs, and passes everything on."""
 
@@ -327,4 +341,5 @@ class _Drawing(Watch):
             models = {"teacher": self.teacher.model} if self.teacher else {}
             path = self.run.figures / f"cams-epoch-{number:03d}.png"
             _draw(path, self.data.val, self.data.classes, {**models, self.role: model})
+            self.inner.drawn(number, path)
         self.inner.epoch(row, model)

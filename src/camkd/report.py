@@ -1,11 +1,13 @@
 """Run folders to one self-contained HTML page: the verdict first, then the numbers, curves and heatmaps.
 
-Reads run folders and nothing else. Whatever a folder lacks shows as a dash; a page always comes out.
+Reads run folders and nothing else. Whatever a folder lacks shows as a dash; a page always comes out. Without script it
+shows all but the gallery; the script lies in the page, whose policy allows no other.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -20,10 +22,19 @@ from camkd.drawing import SERIES, svg
 from camkd.figures import confusion_figure, curve
 from camkd.files import write_text
 from camkd.findings import DASH, ROWS, Run
+from camkd.gallery_page import album
 from camkd.types import InputError
 
 ROLES = ("teacher", "control", "student")
-OPTIONAL = ("cam_inside",)  # rows that most pictures have no number for
+SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")  # one after the other, as one
+LARGEST_TABLE = 20  # classes up to which a confusion matrix is a table; beyond it is a drawing
+LARGEST_PICTURES = 600_000  # bytes of the pictures of heatmaps on the way
+LIKENESS = (
+    "Cosine of the teacher's map and the other's, both of the class the teacher answers, positive evidence only, on "
+    "the coarser of both grids: 1 is the same map, 0 nothing in common. Difference: the other's map minus the "
+    "teacher's, each as a share of its maximum. How sure a model is: the probability (softmax) it gives its answer. "
+    "The page carries maps in 8 bits."
+)
 MARKS = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")  # a folder with one of these is a run
 
 
@@ -31,7 +42,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of ``runs`` to the file ``out`` and return it.
 
     Each path is a run folder or a folder of ``camkd train`` with ``teacher``, ``control`` and ``student``
-    inside. The page needs no network and no script. Raises InputError for a path without a run and for a
+    inside. The page needs no network. Raises InputError for a path without a run and for a
     file that is not JSON.
 
     >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
@@ -41,8 +52,16 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise InputError("a report needs at least one run folder, but none was given; name one, as in runs/demo")
     loader = jinja2.PackageLoader("camkd")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_text(out, page.get_template("report.html").render(_content(_read_all(folders))))
+    page.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    script = "\n".join(loader.get_source(page, name)[0] for name in SCRIPTS)
+    content = {**_content(_read_all(folders)), "script": Markup(script), "script_hash": _hash(script)}
+    write_text(out, page.get_template("report.html").render(content))
     return out
+
+
+def _hash(script: str) -> str:
+    """What a page's policy calls the one script it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 # --- run folders to runs
@@ -80,12 +99,20 @@ def _read(folder: Path, name: str) -> Run:
         config=_text(folder / "config.yaml"),
         environment=_json(folder / "environment.json"),
         heatmap=_png(figures / "cams.png"),
-        epochs=[(epoch, uri) for epoch, path in sorted(epochs) if (uri := _png(path))],
+        epochs=_some([(epoch, uri) for epoch, path in sorted(epochs) if (uri := _png(path))]),
+        gallery=_json(folder / "gallery.json"),
     )
 
 
 def _epoch(name: str) -> re.Match[str] | None:
     return re.fullmatch(r"cams-epoch-(\d+)\.png", name)
+
+
+def _some(pictures: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Every second one, then every fourth, ... until what is left has room in a page; the first one stays."""
+    while len(pictures) > 1 and sum(len(uri) for _, uri in pictures) > LARGEST_PICTURES:
+        pictures = pictures[::2]
+    return pictures
 
 
 def _text(path: Path) -> str:
@@ -137,14 +164,14 @@ def _content(runs: list[Run]) -> dict[str, Any]:
         "smaller": [findings.times(student, teacher, *what) for what in (("params", "parameters"), ("macs", "MACs"))],
         "looks": findings.looks(student, control),
         "facts": _facts(student),
-        "rows": [
-            row for row in ROWS if row.key not in OPTIONAL or any(run.number(row.key) is not None for run in runs)
-        ],
+        "rows": [row for row in ROWS if not row.optional or any(run.number(row.key) is not None for run in runs)],
         "cells": {row.key: [_cell(run, row) for run in runs] for row in ROWS},
         "tracks": [track for row in ROWS if row.key.startswith("cam_") and (track := _track(row, student, control))],
         "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
         "curves": [Markup(drawn) for drawn in _curves(histories)],  # our own SVG, which escapes its text
-        "confusion": Markup(svg(confusion_figure(student.confusion, student.classes))) if student.confusion else None,
+        **_confusion(student),
+        "album": album(runs, student),
+        "likeness": LIKENESS,
         "mistakes": _mistakes(student),
         "classes": _classes(runs, student, control),
         "environments": [(run.name, list(_flat(run.environment))) for run in runs if run.environment],
@@ -164,10 +191,7 @@ def _facts(run: Run) -> list[str]:
 def _cell(run: Run, row: findings.Row) -> tuple[str, list[str]]:
     """The number and, for a map figure, its chance levels."""
     value = run.number(row.key)
-    chance = [
-        (word, run.number(f"{row.key}_{key}"))
-        for word, key in (("other", "shuffled"), ("centre", "centre"), ("chance", "chance"))
-    ]
+    chance = [(word, run.number(f"{row.key}_{ending}")) for word, ending in findings.LEVELS]
     small = [f"{word} {level:.2f}".replace("-", "−") for word, level in chance if level is not None]
     return DASH if value is None else row.show(value), small
 
@@ -192,15 +216,33 @@ def _curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             yield svg(curve(histories, key, title, percent))
 
 
-def _mistakes(run: Run) -> list[tuple[str, str, int]]:
-    """The five commonest mistakes: true class, answer, how often."""
+def _confusion(run: Run) -> dict[str, Any]:
+    """Counts with the strength of their colour for a table, or for many classes a drawing."""
+    table = run.confusion
+    if table is None:
+        return {}
+    if len(table) > LARGEST_TABLE:
+        return {"drawn_confusion": Markup(svg(confusion_figure(table, run.classes)))}
+    totals = [sum(row) or 1 for row in table]
+    return {
+        "confusion": [
+            [
+                (int(count), round(0.6 * (count / total) ** 0.6, 3)) for count in row
+            ]  # a root, so that rare ones are seen
+            for row, total in zip(table, totals, strict=True)
+        ]
+    }
+
+
+def _mistakes(run: Run) -> list[tuple[int, int, int]]:
+    """The ten commonest mistakes: true class, answer, how often."""
     pairs = [
         (-int(number), row, column)
         for row, counts in enumerate(run.confusion or [])
         for column, number in enumerate(counts)
         if row != column and number
     ]
-    return [(run.classes[row], run.classes[column], -number) for number, row, column in sorted(pairs)[:5]]
+    return [(row, column, -number) for number, row, column in sorted(pairs)[:10]]
 
 
 def _classes(runs: list[Run], student: Run, control: Run | None) -> list[dict[str, Any]]:

@@ -71,6 +71,10 @@ class Run:
         return Checkpoints(self.folder / "checkpoints")
 
     @property
+    def gallery(self) -> Path:
+        return self.folder / "gallery.json"
+
+    @property
     def finished(self) -> bool:
         """Whether training and evaluation came to their end."""
         return self.metrics.exists() and (self.folder / DESCRIPTION).exists()

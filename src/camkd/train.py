@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class Watch:
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         """An epoch ended: its line of ``metrics.jsonl`` and the (averaged) model."""
+
+    def drawn(self, epoch: int, path: Path) -> None:
+        """The model's maps after ``epoch`` were drawn, into the PNG ``path``."""
 
 
 @dataclass
