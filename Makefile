@@ -11,12 +11,13 @@ PEERS  := $(VENV)-bench/.bench-installed
 # The settings of `make demo`.
 DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --terms ce=1,cam=1 --epochs 5 --figure-every 1 --out runs/demo --resume
 
-.PHONY: help demo test check bench docs screenshots clean
+.PHONY: help demo test test-faults check bench docs screenshots clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
 	@echo "make test    the tests, warnings are errors"
+	@echo "make test-faults  kills at random moments and in the middle of writes, many of them, and a table"
 	@echo "make check   format, lint, types, layering"
 	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
 	@echo "make docs    the documentation, into docs/_build"
@@ -53,6 +54,9 @@ demo: $(RUN)
 
 test: $(DEV)
 	$(BIN)/python -m pytest -W error
+
+test-faults: $(DEV)
+	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error tests/faults
 
 check: $(DEV)
 	$(BIN)/ruff check .
