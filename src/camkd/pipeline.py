@@ -15,7 +15,7 @@ from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_
 from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
 from camkd.devices import choice, pick_device, pick_precision
-from camkd.evaluate import evaluate, examine, masks_of
+from camkd.evaluate import measure, write_pictures
 from camkd.explain import explain, specimens
 from camkd.files import write_json
 from camkd.knowledge import Knowledge
@@ -118,15 +118,17 @@ def train_run(
 
 
 def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
-    """Evaluate a trained network on the test pictures, draw its maps, write ``metrics.json`` and return it."""
+    """Evaluate a trained network on the test pictures, draw its maps, write ``metrics.json`` and return it.
+
+    ``pictures.npz`` holds what is known of each picture.
+    """
     said, history = describe(run.folder), run.read_history()
-    own = examine(model, data.test, teacher.examination.shown if teacher else None)
-    labels = torch.from_numpy(np.array(data.test.labels))
+    measured = measure(model, data, teacher.examination if teacher else None)
     latest_first = reversed(history)  # of equals `fit` keeps the later
     best: dict[str, Any] = max(latest_first, key=lambda row: row["val_accuracy"], default={})
     seconds = sum(row["seconds"] for row in history)
     figures = {
-        **evaluate(own, labels, data.classes, teacher.examination if teacher else None, masks_of(data.test)),
+        **measured.figures,
         "val_accuracy": best.get("val_accuracy"),
         "best_epoch": best.get("epoch"),
         "params": said.params,
@@ -135,7 +137,6 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
         "view_epochs": min(run.config().get("view_epochs") or len(history), len(history)),
         "seconds": seconds,
         "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
-        "test_pictures": len(data.test),
     }
     _draw(
         run.figures / "cams.png",
@@ -143,6 +144,7 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
         data.classes,
         {**({"teacher": teacher.model} if teacher else {}), said.role: model},
     )
+    write_pictures(run.pictures, measured.pictures)
     write_json(run.metrics, figures)
     return figures
 
