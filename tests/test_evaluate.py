@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd import referee
-from camkd.cams import predict
+from camkd.cams import centre_prior, predict
 from camkd.data.store import Dataset
 from camkd.evaluate import Examination, evaluate, examination, examine
 from camkd.metrics import map_agreement
@@ -91,6 +91,20 @@ def test_figures_by_hand() -> None:
     assert figures["nll"] == pytest.approx(-float(chances[range(4), labels].log().mean()))
     assert figures["cam_form"] == "exact"
     assert not any(name.startswith(("teacher", "cam_cosine")) for name in figures)
+
+
+def test_maps_on_objects_stand_beside_their_chance_levels() -> None:
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0] = maps[1, 2, 1] = 1
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :2, :2] = masks[1, 2:4, 2:4] = True  # on the first map, and beside the second in the middle
+    own = Examination(torch.eye(2), maps, torch.tensor([0, 1]), "exact")
+    figures = evaluate(own, torch.tensor([0, 1]), ("cat", "dog"), None, masks)
+    assert figures["cam_inside"] == figures["cam_pointing_game"] == 0.5
+    assert figures["cam_inside_chance"] == figures["cam_pointing_game_chance"] == 4 / 64
+    assert figures["cam_pointing_game_centre"] == 0.5  # of four equal cells in the middle the first, with pixel 3, 3
+    weights = centre_prior(4, 4) / centre_prior(4, 4).sum()
+    assert figures["cam_inside_centre"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
 
 
 def test_class_without_test_pictures_counts_nothing() -> None:

@@ -115,8 +115,13 @@ def _alarms(alarm: Mapping[str, Any] | None) -> list[Table]:
         f"alarm: {alarm['pictures']:,} of {alarm['same_answer']:,} pictures with the teacher's answer have a map no "
         f"more like the teacher's than chance ({alarm['level']:.4f}); least alike first"
     )
-    columns = list(alarm["listed"][0]) if alarm["listed"] else []
-    return [(title, columns, [[_short(value) for value in row.values()] for row in alarm["listed"]])]
+    columns = ["picture", "label", "answer", "cosine", "IoU", "sure", "teacher"]
+    numbers = ("cam_cosine", "cam_iou", "confidence", "teacher_confidence")
+    rows = [
+        [str(row.get("name", row["index"])), row["label"], row["predicted"], *(f"{row[name]:.2f}" for name in numbers)]
+        for row in alarm["listed"]
+    ]
+    return [(title, columns, rows)]
 
 
 def _short(value: float | str) -> str:

@@ -40,13 +40,10 @@ def measure(model: nn.Module, data: Dataset, teacher: Examination | None) -> Mea
     own = examine(model, data.test, teacher.shown if teacher else None)
     labels = torch.from_numpy(np.array(data.test.labels))
     pictures = record(own, labels, teacher, data.test.names)
-    figures = {
-        **evaluate(own, labels, data.classes, teacher, masks_of(data.test)),
-        **faithfulness(model, data.test),
-        "test_pictures": len(data.test),
-    }
+    figures = evaluate(own, labels, data.classes, teacher, masks_of(data.test))
     if teacher is not None and (same := pictures["predicted"] == pictures["teacher_predicted"]).any():
         figures["cam_alarms"] = len(alarmed(pictures, chance_of(figures))) / int(same.sum())
+    figures |= {**faithfulness(model, data.test), "test_pictures": len(data.test)}
     return Measurement(figures, pictures)
 
 
