@@ -44,10 +44,14 @@ def corner(x: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """A network without zeros at the padded edge of its maps: nothing ties."""
+    """A network that makes much of small differences, so that its scores depend on the picture."""
     torch.manual_seed(0)
     features = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU()]
-    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    model = nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[6].weight *= 30
+        model[6].bias -= model(torch.full((1, 3, 20, 20), 0.5))[0]  # no class is ahead from the start
+    return model
 
 
 def explained(model: nn.Module, x: Tensor) -> tuple[p.Score, Tensor, Tensor]:
@@ -126,6 +130,7 @@ def test_only_the_order_of_a_maps_cells_counts(seed: int, scale: float, offset: 
 def test_of_equal_pixels_the_first_goes_first() -> None:
     places = p.ranks(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.zeros(1, 3, 2, 2))
     assert places.tolist() == [[[2, 0], [1, 3]]]
+    assert p.ranks(torch.zeros(1, 4, 4), torch.zeros(1, 3, 40, 40)).flatten().tolist() == list(range(1600))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 16)])
@@ -145,11 +150,10 @@ def test_blurred_is_scipys_gaussian_over_the_pixels_there_are(size: tuple[int, i
 def test_average_drop_and_increase_are_torchcams(model: nn.Module, method: str) -> None:
     if method == "gradient":
         model = nn.Sequential(*model[:6], nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    x = pictures(3, 24, 20, 20) - 0.5
+    x = pictures(3, 24, 20, 20) - torch.tensor([0.25, 0.75]).repeat(12)[:, None, None, None]  # of both kinds
     score, maps, shown = explained(model, x)
-    extractor = GradCAM(model, "3")
-    if method == "gradient":  # torchcam has no HiResCAM, but its metric takes any maps
-        extractor.compute_cams = lambda *_, **__: [extractor._normalize(maps.relu())]
+    extractor = GradCAM(model, "3")  # of the probability, not the logit, so it is given our maps
+    extractor.compute_cams = lambda *_, **__: [extractor._normalize(maps.relu())]
     with extractor:
         metric = ClassificationMetric(extractor, partial(torch.softmax, dim=-1))
         metric.update(x, shown.tolist())
