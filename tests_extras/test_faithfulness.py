@@ -30,11 +30,20 @@ def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def network(channels: int) -> nn.Module:
+    """One that makes much of small differences, so that its scores depend on the picture."""
+    torch.manual_seed(0)
+    features = [nn.Conv2d(channels, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    model = nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model[6].weight *= 30
+        model[6].bias -= model(torch.full((1, channels, SIDE, SIDE), 0.5))[0]  # no class is ahead from the start
+    return model
+
+
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(8, 4)).eval()
+    return network(3)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +86,7 @@ def test_road(model: nn.Module, x: Tensor, maps: Tensor, monkeypatch: pytest.Mon
     score, targets = chances(model)
     positive = (maps - maps.amin((1, 2), keepdim=True)).numpy()
     theirs = peer.ROADCombined([20, 40, 60, 80])(x, positive / positive.max(), targets, model)
+    assert abs(theirs).max() > 1e-3
     with torch.no_grad():
         np.testing.assert_allclose(road.road(score, x, maps), theirs, atol=1e-5)
 
@@ -92,9 +102,7 @@ def test_average_drop_and_increase_in_confidence(model: nn.Module, x: Tensor, ma
 
 def test_deletion(x: Tensor, maps: Tensor) -> None:
     """On grey pictures with a mean of 1/2, as Quantus orders each channel's value by itself."""
-    torch.manual_seed(1)
-    layers = [nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
-    model, grey = nn.Sequential(*layers).eval(), x[:, :1] - x[:, :1].mean((2, 3), keepdim=True) + 0.5
+    model, grey = network(1), x[:, :1] - x[:, :1].mean((2, 3), keepdim=True) + 0.5
     flipping = quantus.PixelFlipping(
         features_in_step=SIDE * SIDE // 10,
         perturb_baseline=0.5,
