@@ -27,6 +27,7 @@ from camkd.cli import main
 from camkd.config import DataConfig, TrainConfig
 from camkd.data import sources
 from camkd.data.store import Dataset
+from camkd.evaluate import read_pictures
 from camkd.knowledge import Layout, Manifest, Store, store_folder
 from camkd.models import MODELS, build
 from camkd.runs import Description, Run, load, save
@@ -188,6 +189,8 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["distill", "--teacher", "resnet50", "--data", "cifar10"], "camkd teacher --data cifar10 --model resnet50"),
         (["evaluate", "nowhere"], "'nowhere'"),
         (["evaluate"], "required: run"),
+        (["evaluate", "nowhere", "--alarm", "-1"], "--alarm is -1"),
+        (["evaluate", "nowhere", "--fail-over", "ece"], "--fail-over has 'ece'"),
         (["explain", "nowhere", "x.png"], "'nowhere'"),
         (["report", "nowhere"], "nowhere is no run folder"),
         (["list", "cats"], "'cats': choose one of models, methods, data"),
@@ -291,6 +294,61 @@ def test_evaluate(finished: Any, capsys: Captured) -> None:
     captured = capsys.readouterr()
     assert "teacher_agreement" in captured.out
     assert "{" not in captured.out
+
+
+def test_evaluate_shows_chance_levels_beside_each_figure(finished: Any, capsys: Captured) -> None:
+    assert main(["evaluate", str(finished.folder / "student")]) == 0
+    shown = capsys.readouterr().out
+    metrics = Run(finished.folder / "student").read_metrics()
+    for name in ("cam_spearman", "insertion"):
+        (line,) = [line for line in shown.splitlines() if name in line]
+        numbers = [float(cell) for cell in line.split("│")[2:] if cell.strip()]
+        ends = ("", "_shuffled", "_centre") if name == "cam_spearman" else ("", "_shuffled")
+        assert numbers == pytest.approx([metrics[name + end] for end in ends], abs=2e-3)
+    assert "_shuffled" not in shown
+    (line,) = [line for line in shown.splitlines() if "both right" in line]
+    assert int(line.split("│")[2]) == metrics["by_outcome"]["both_right"]["pictures"]
+
+
+def test_evaluate_lists_alarms(finished: Any, capsys: Captured) -> None:
+    student = str(finished.folder / "student")
+    assert main(["evaluate", student, "--alarm", "2", "--json"]) == 0
+    alarm = only_json(capsys.readouterr())["alarm"]
+    pictures = read_pictures(finished.folder / "student" / "pictures.npz")
+    same = pictures["predicted"] == pictures["teacher_predicted"]
+    assert alarm["same_answer"] == same.sum()
+    assert alarm["pictures"] == (same & (pictures["cam_cosine"] <= alarm["level"])).sum()
+    assert len(alarm["listed"]) == min(2, alarm["pictures"])
+    for row in alarm["listed"]:
+        assert row["name"] == pictures["name"][row["index"]]
+        assert row["name"].startswith(f"test/{row['label']}/")
+        assert row["cam_cosine"] == pytest.approx(pictures["cam_cosine"][row["index"]], abs=1e-3)
+    assert main(["evaluate", student, "--alarm", "2"]) == 0
+    assert f"alarm: {alarm['pictures']:,} of {alarm['same_answer']:,} pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--alarm", "3"], "has no teacher to be compared with"),
+        (["--fail-under", "cam_cosine=0.8"], "there is no figure 'cam_cosine'"),
+    ],
+)
+def test_evaluate_refuses(finished: Any, capsys: Captured, options: list[str], said: str) -> None:
+    assert main(["evaluate", str(finished.folder / "teacher"), *options]) == 2
+    assert said in sentence(capsys.readouterr())
+
+
+def test_evaluate_fails_where_a_figure_is_beyond_its_bound(finished: Any, capsys: Captured) -> None:
+    student = str(finished.folder / "student")
+    kept = ["--fail-under", "accuracy=0,cam_cosine=-1", "--fail-over", "nll=1000"]
+    assert main(["evaluate", student, *kept]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", student, "--fail-under", "accuracy=1.5", "--fail-over", "nll=-1", "--json"]) == 1
+    captured = capsys.readouterr()
+    found = only_json(captured)
+    said = f"camkd: accuracy is {found['accuracy']:.6g}, below 1.5; nll is {found['nll']:.6g}, above -1."
+    assert captured.err == f"{said}\n"
 
 
 def test_evaluate_takes_a_folder_of_three_for_its_student(finished: Any, capsys: Captured) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd import evaluate as module
 from camkd import referee
-from camkd.cams import predict
+from camkd.cams import centre_prior, predict
 from camkd.data.store import Dataset
-from camkd.evaluate import Examination, evaluate, examine
+from camkd.evaluate import Examination, evaluate, examination, examine
 from camkd.metrics import map_agreement
 from camkd.models import build
 
@@ -36,7 +35,7 @@ def one_by_one(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def test_examine_is_the_literal_loop(model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 7)  # 24 = 7 + 7 + 7 + 3
+    monkeypatch.setattr(examination, "BATCH", 7)  # 24 = 7 + 7 + 7 + 3
     found = examine(model, easy.test)
     logits, cams = one_by_one(model, easy)
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
@@ -48,7 +47,7 @@ def test_examine_is_the_literal_loop(model: nn.Module, easy: Dataset, monkeypatc
 def test_of_large_pictures_a_few_are_asked_about_at_a_time(
     model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", 5 * 16 * 16 * 3)
+    monkeypatch.setattr(examination, "BATCH_BYTES", 5 * 16 * 16 * 3)
     monkeypatch.setattr(referee, "EVALUATION_BYTES", 7 * 16 * 16 * 3)
     seen: list[int] = []
     with model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
@@ -94,6 +93,20 @@ def test_figures_by_hand() -> None:
     assert not any(name.startswith(("teacher", "cam_cosine")) for name in figures)
 
 
+def test_maps_on_objects_stand_beside_their_chance_levels() -> None:
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0] = maps[1, 2, 1] = 1
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :2, :2] = masks[1, 2:4, 2:4] = True  # on the first map, and beside the second in the middle
+    own = Examination(torch.eye(2), maps, torch.tensor([0, 1]), "exact")
+    figures = evaluate(own, torch.tensor([0, 1]), ("cat", "dog"), None, masks)
+    assert figures["cam_inside"] == figures["cam_pointing_game"] == 0.5
+    assert figures["cam_inside_chance"] == figures["cam_pointing_game_chance"] == 4 / 64
+    assert figures["cam_pointing_game_centre"] == 0.5  # of four equal cells in the middle the first, with pixel 3, 3
+    weights = centre_prior(4, 4) / centre_prior(4, 4).sum()
+    assert figures["cam_inside_centre"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
+
+
 def test_class_without_test_pictures_counts_nothing() -> None:
     own = Examination(torch.eye(3)[[0, 1]], torch.rand(2, 4, 4), torch.tensor([0, 1]), "gradient")
     figures = evaluate(own, torch.tensor([0, 0]), ("a", "b", "c"), None)
@@ -110,7 +123,7 @@ def test_figures_with_a_teacher() -> None:
     assert figures["teacher_agreement"] == pytest.approx(2 / 3)
     expected = map_agreement(own.maps, theirs.maps)
     assert {name: figures[name] for name in expected} == expected
-    assert len(expected) == 9
+    assert len(expected) == 15
 
 
 def test_model_that_is_its_own_teacher(model: nn.Module, easy: Dataset) -> None:

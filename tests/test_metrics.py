@@ -15,7 +15,7 @@ from torch import Tensor
 from camkd import metrics
 from camkd.cams import centre_prior, resize
 
-SIMILARITIES = [metrics.cosine, metrics.pearson, metrics.iou_top]
+SIMILARITIES = [metrics.cosine, metrics.pearson, metrics.spearman, metrics.iou_top]
 Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -108,6 +108,65 @@ def test_cosine_and_pearson_match_scipy(seed: int, h: int, w: int) -> None:
         assert metrics.pearson(a, b)[i].item() == pytest.approx(stats.pearsonr(*pair)[0], abs=1e-9)
 
 
+def test_spearman_by_hand() -> None:
+    a = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    b = torch.tensor([[[10.0, 30.0], [20.0, 1e9]]])  # ranks 0 2 1 3: 1 - 6 (1 + 1) / (4 * 15)
+    assert metrics.spearman(a, b).item() == pytest.approx(0.8)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(2, 7), st.integers(2, 7), st.booleans())
+def test_spearman_matches_scipy_ties_too(seed: int, h: int, w: int, ties: bool) -> None:
+    a, b = draw(seed, 3, h, w).double(), draw(seed + 1, 3, h, w).double()
+    if ties:
+        a, b = a.round(), b.round()
+    a[:, 0, 0], b[:, 0, 0] = 9, -9  # neither is constant
+    for i in range(3):
+        expected = stats.spearmanr(a[i].flatten(), b[i].flatten()).statistic
+        assert metrics.spearman(a, b)[i].item() == pytest.approx(expected, abs=1e-9)
+    torch.testing.assert_close(metrics.spearman(a**3, torch.exp(b)), metrics.spearman(a, b))
+
+
+def strongest_at(h: int, w: int, row: int, column: int) -> Tensor:
+    found = torch.zeros(1, h, w)
+    found[0, row, column] = 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("grid", "other", "match"),
+    [
+        ((7, 7), (3, 3), 1),
+        ((7, 7), (3, 4), 0),  # under 8 the same cell alone
+        ((8, 8), (3, 4), 1),
+        ((8, 8), (2, 2), 1),
+        ((8, 8), (3, 5), 0),
+        ((8, 8), (5, 3), 0),
+        ((16, 8), (5, 4), 1),  # each side has its own tolerance
+        ((16, 8), (3, 5), 0),
+    ],
+)
+def test_pointing_match_allows_an_eighth_of_each_side(
+    grid: tuple[int, int], other: tuple[int, int], match: int
+) -> None:
+    a, b = strongest_at(*grid, 3, 3), strongest_at(*grid, *other)
+    assert metrics.pointing_match(a, b).tolist() == metrics.pointing_match(b, a).tolist() == [match]
+
+
+def test_pointing_match_of_equal_cells_is_that_of_the_first() -> None:
+    both = strongest_at(7, 7, 2, 5) + strongest_at(7, 7, 5, 2)
+    assert metrics.pointing_match(both, strongest_at(7, 7, 2, 5)).item() == 1
+    assert metrics.pointing_match(both, strongest_at(7, 7, 5, 2)).item() == 0
+    assert metrics.pointing_match(both * 1e-3 - 5, strongest_at(7, 7, 2, 5)).item() == 1
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, -3.3, 1e30])
+def test_a_map_without_a_message_points_nowhere(level: float) -> None:
+    flat = torch.full((1, 7, 7), level)
+    assert metrics.pointing_match(flat, flat).item() == 0
+    assert metrics.pointing_game(flat, torch.ones(1, 14, 14, dtype=torch.bool)).item() == 0
+
+
 def test_iou_by_hand() -> None:
     a = torch.arange(10.0).reshape(1, 2, 5)  # the top fifth: cells 8 and 9
     assert metrics.iou_top(a, a).item() == 1
@@ -165,7 +224,7 @@ def test_a_map_agrees_fully_with_itself(similarity: Similarity) -> None:
     torch.testing.assert_close(similarity(draw(0, 4, 5, 6), draw(0, 4, 5, 6)), torch.ones(4))
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity", [*SIMILARITIES, metrics.pointing_match])
 def test_different_sizes_are_refused(similarity: Similarity) -> None:
     with pytest.raises(ValueError, match="resize"):
         similarity(torch.zeros(1, 2, 2), torch.zeros(1, 4, 4))
@@ -175,6 +234,7 @@ def test_different_sizes_are_refused(similarity: Similarity) -> None:
 def test_maps_without_a_message_score_nought(level: float) -> None:
     flat, other = torch.full((1, 7, 7), level), draw(3, 1, 7, 7)
     assert metrics.pearson(flat, other).item() == 0
+    assert metrics.spearman(flat, other).item() == 0
     if level <= 0:
         assert metrics.cosine(flat, other).item() == 0
         assert metrics.cosine(flat, flat).item() == 0
@@ -220,11 +280,14 @@ def test_map_agreement_of_a_copy_is_full_and_above_chance() -> None:
     teacher = draw(0, 64, 8, 8)
     found = metrics.map_agreement(teacher * 3, teacher)
     assert set(found) == {
-        f"cam_{name}{suffix}" for name in ("cosine", "pearson", "iou") for suffix in ("", "_shuffled", "_centre")
+        f"cam_{name}{suffix}"
+        for name in ("cosine", "pearson", "spearman", "iou", "pointing_match")
+        for suffix in ("", "_shuffled", "_centre")
     }
-    for name in ("cam_cosine", "cam_pearson", "cam_iou"):
+    for name in ("cam_cosine", "cam_pearson", "cam_spearman", "cam_iou", "cam_pointing_match"):
         assert found[name] == pytest.approx(1, abs=1e-6)
     assert abs(found["cam_pearson_shuffled"]) < 0.06
+    assert abs(found["cam_spearman_shuffled"]) < 0.06
     assert found["cam_iou_shuffled"] == pytest.approx(0.11, abs=0.04)  # two random fifths
 
 
@@ -237,6 +300,7 @@ def test_map_agreement_chance_levels_are_what_they_say() -> None:
     assert found["cam_cosine_shuffled"] == pytest.approx(metrics.cosine(big, other).mean().item())
     centre = centre_prior(8, 8).expand(6, 8, 8)
     assert found["cam_pearson_centre"] == pytest.approx(metrics.pearson(big, centre).mean().item())
+    assert found["cam_pointing_match_centre"] == metrics.pointing_match(big, centre).mean().item()
 
 
 def test_map_agreement_of_one_picture_has_no_other_picture() -> None:
@@ -250,7 +314,43 @@ def test_map_agreement_refuses_unequal_numbers() -> None:
         metrics.map_agreement(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
 
 
+@given(seeds, st.integers(1, 40))
+def test_outcomes_part_the_pictures_by_who_is_right(seed: int, n: int) -> None:
+    student, teacher, labels = torch.randint(3, (3, n), generator=torch.Generator().manual_seed(seed))
+    groups = metrics.outcomes(student, teacher, labels)
+    assert torch.equal(torch.stack(list(groups.values())).sum(0), torch.ones(n, dtype=torch.int64))
+    for name, own, theirs in (("only_teacher", 0, 1), ("only_student", 1, 0), ("both_wrong", 0, 0)):
+        rows = [i for i in range(n) if ((student[i] == labels[i]), (teacher[i] == labels[i])) == (own, theirs)]
+        assert groups[name].nonzero().flatten().tolist() == rows
+
+
+def test_likeness_by_outcome_is_the_mean_of_the_pictures_of_each() -> None:
+    student, teacher = draw(1, 6, 4, 4), draw(2, 6, 4, 4)
+    group = torch.tensor([True, False, True, False, False, False])
+    found = metrics.by_outcome(metrics.map_likeness(student, teacher), {"some": group, "none": group & ~group})
+    assert found["none"] == {"pictures": 0}
+    assert found["some"]["pictures"] == 2
+    expected = (metrics.spearman(student, teacher)[0] + metrics.spearman(student, teacher)[2]) / 2
+    assert found["some"]["cam_spearman"] == pytest.approx(expected.item())
+    other = teacher[metrics.shuffled(6)]  # the other picture is any picture, whatever its outcome
+    expected = (metrics.cosine(student, other)[0] + metrics.cosine(student, other)[2]) / 2
+    assert found["some"]["cam_cosine_shuffled"] == pytest.approx(expected.item())
+
+
 # --- on the object
+
+
+@given(st.integers(0, 1000), st.tuples(st.integers(1, 5), st.integers(2, 5)), st.tuples(*[st.integers(1, 30)] * 2))
+def test_pointing_game_asks_for_the_middle_of_the_largest_cell(
+    seed: int, cells: tuple[int, int], size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(seed)
+    maps, masks = rng.standard_normal((4, *cells)), rng.random((4, *size)) < 0.5
+    found = metrics.pointing_game(torch.from_numpy(maps), torch.from_numpy(masks)).tolist()
+    for i in range(4):
+        row, column = np.unravel_index(maps[i].argmax(), cells)
+        middle = (int((row + 0.5) * size[0] / cells[0]), int((column + 0.5) * size[1] / cells[1]))
+        assert found[i] == masks[i][middle]
 
 
 @given(st.integers(0, 1000), st.integers(1, 3), st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(1, 4))

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from camkd import devices, pipeline
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
+from camkd.evaluate import read_pictures
 from camkd.models import MODELS, Normalised
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.pipeline import channel_statistics, taught_by, train_all, train_run
@@ -94,7 +96,8 @@ def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> No
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
     kept = {name for name in files if name.startswith("checkpoints/")}
-    assert files - kept == pages | {"gallery.json", "figures/cams.png", "figures/cams-epoch-001.png"}
+    pages |= {"gallery.json", "pictures.npz"}
+    assert files - kept == pages | {"figures/cams.png", "figures/cams-epoch-001.png"}
     assert sorted(Path(name).name.partition("-")[0] + Path(name).suffix for name in kept if "best" not in name) == [
         "last.json", "last.json", "last.pt", "last.pt",
     ]  # fmt: skip
@@ -110,6 +113,26 @@ def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> No
     assert metrics["epochs"] == 2
     assert metrics["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
     assert metrics["images_per_second"] == pytest.approx(2 * 96 / metrics["seconds"])
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_the_record_of_pictures_is_that_of_the_figures(finished: Any, easy_folder: Path, role: str) -> None:
+    pictures, metrics = read_pictures(Run(finished.folder / role).pictures), Run(finished.folder / role).read_metrics()
+    assert metrics["test_pictures"] == len(pictures["label"]) == 24
+    assert metrics["accuracy"] == np.mean(pictures["predicted"] == pictures["label"])
+    assert set(pictures["name"]) == {str(path.relative_to(easy_folder)) for path in easy_folder.glob("test/*/*.png")}
+    assert ("teacher_agreement" in metrics) == ("teacher_predicted" in pictures) == (role == "student")
+    if role == "student":
+        assert metrics["teacher_agreement"] == np.mean(pictures["predicted"] == pictures["teacher_predicted"])
+        assert metrics["cam_iou"] == pytest.approx(np.mean(pictures["cam_iou"]))
+
+
+def test_every_figure_is_explained(finished: Any) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    metrics = Run(finished.folder / "student").read_metrics()
+    names = {re.sub("_(shuffled|centre)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
+    assert {"road", "cam_spearman", "faithfulness_pictures"} < names
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
 def test_description_and_figures_agree_with_the_model(finished: Any, easy: Dataset) -> None:
@@ -394,9 +417,11 @@ def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str) -> None:
     metrics = Run(finished.folder / role).read_metrics()
-    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None)
+    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None).figures
     assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
-    for name, value in again.items():
+    groups = [(again, metrics)]
+    groups += [(group, metrics["by_outcome"][name]) for name, group in again.pop("by_outcome", {}).items()]
+    for name, value, metrics in ((name, value, of) for found, of in groups for name, value in found.items()):
         assert value == (
             pytest.approx(metrics[name], rel=1e-3, abs=1e-5) if isinstance(value, float) else metrics[name]
         )
@@ -408,17 +433,17 @@ def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path,
     metrics = train_run(
         tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), Lesson("plain")
     )
-    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None)
+    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None).figures
     assert again["test_pictures"] == metrics["test_pictures"] == 9
     assert again["confusion"] == metrics["confusion"]
-    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None)
+    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None).figures
     assert other["test_pictures"] == 24
 
 
 def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
     control = str(finished.folder / "control")
-    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None)
-    assert given == reevaluate(control, None, None, "cpu", lambda *done: None)
+    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None).figures
+    assert given == reevaluate(control, None, None, "cpu", lambda *done: None).figures
 
 
 def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from jsonargparse import ArgumentParser, Namespace
 
 from camkd.commands import COMMANDS, Command, Group
+from camkd.commands.common import Unmet
 from camkd.flags import plainly
 from camkd.types import InputError
 
@@ -22,8 +23,8 @@ PROGRAM = "camkd"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done. 1: it failed. 2: the user's input is wrong, one sentence says what to do. 130: interrupted; a training
-    run's state is saved and the command that goes on with it is printed.
+    0: done. 1: it failed, or found what --fail-under or --fail-over forbids. 2: the user's input is wrong, one sentence
+    says what to do. 130: interrupted; a training run's state is saved and the command that goes on with it is printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *where, **more: print(f"{PROGRAM}: {message}", file=sys.stderr)
-            result = command.run(options)
+            result, failure = command.run(options), None
+    except Unmet as unmet:
+        result, failure = unmet.result, str(unmet)
     except InputError as error:
         return _say(2, str(error))
     except FloatingPointError as error:
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(130, f"interrupted; the state is saved. Go on with: {shlex.join([PROGRAM, *again])}")
     if options.json and result:  # of several processes the first one has it
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-    return 0
+    return 0 if failure is None else _say(1, failure)
 
 
 def _parser() -> ArgumentParser:

@@ -22,8 +22,18 @@ FIGURES = (
     "teacher_agreement",
     "cam_cosine",
     "cam_pearson",
+    "cam_spearman",
     "cam_iou",
+    "cam_pointing_match",
+    "cam_alarms",
     "cam_inside",
+    "cam_pointing_game",
+    "insertion",
+    "deletion",
+    "road",
+    "average_drop",
+    "confidence_increase",
+    "randomised_spearman",
 )
 COSTS = ("params", "macs", "epochs", "seconds", "images_per_second")
 

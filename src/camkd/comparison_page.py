@@ -18,7 +18,13 @@ from camkd.files import write_json, write_text
 from camkd.findings import ROWS
 
 SHOWN = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")
-TERMINAL = {"accuracy": "test", "val_accuracy": "val", "teacher_agreement": "as teacher", "cam_cosine": "CAM cosine"}
+TERMINAL = {
+    "accuracy": "test",
+    "val_accuracy": "val",
+    "teacher_agreement": "as teacher",
+    "cam_cosine": "CAM cosine",
+    "road": "ROAD",
+}
 TERMINAL_COSTS = {"params": "parameters", "macs": "MACs", "seconds": "seconds", "images_per_second": "pictures/s"}
 LABELS = {row.key: row.label for row in ROWS}
 

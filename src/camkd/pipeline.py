@@ -20,7 +20,7 @@ from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
 from camkd.devices import choice, pick_device, pick_precision
 from camkd.distributed import first_does, team
-from camkd.evaluate import evaluate, examine, masks_of
+from camkd.evaluate import measure, write_pictures
 from camkd.explain import explain, specimens
 from camkd.files import write_json
 from camkd.gallery import Exhibit, choose, rows_of, write_gallery
@@ -136,15 +136,17 @@ def train_run(
 
 
 def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
-    """Evaluate a trained network on the test pictures, draw maps and gallery, write ``metrics.json`` and return it."""
+    """Evaluate a trained network on the test pictures, draw maps and gallery, write ``metrics.json`` and return it.
+
+    ``pictures.npz`` holds what is known of each picture.
+    """
     said, history = describe(run.folder), run.read_history()
-    own = examine(model, data.test, teacher.examination.shown if teacher else None)
-    labels = torch.from_numpy(np.array(data.test.labels))
+    measured = measure(model, data, teacher.examination if teacher else None)
     latest_first = reversed(history)  # of equals `fit` keeps the later
     best: dict[str, Any] = max(latest_first, key=lambda row: row["val_accuracy"], default={})
     seconds = sum(row["seconds"] for row in history)
     figures = {
-        **evaluate(own, labels, data.classes, teacher.examination if teacher else None, masks_of(data.test)),
+        **measured.figures,
         "val_accuracy": best.get("val_accuracy"),
         "best_epoch": best.get("epoch"),
         "params": said.params,
@@ -153,13 +155,15 @@ def finish(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -
         "view_epochs": min(run.config().get("view_epochs") or len(history), len(history)),
         "seconds": seconds,
         "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
-        "test_pictures": len(data.test),
     }
     exhibits = {said.role: Exhibit(model, said.sha256)}
     if teacher:
         exhibits = {"teacher": Exhibit(teacher.model, describe(teacher.folder).sha256), **exhibits}
     _draw(run.figures / "cams.png", data.test, data.classes, {title: one.model for title, one in exhibits.items()})
-    write_gallery(run.gallery, data, exhibits, choose(labels, own, teacher.examination if teacher else None))
+    labels = torch.from_numpy(np.array(data.test.labels))
+    chosen = choose(labels, measured.own, teacher.examination if teacher else None)
+    write_gallery(run.gallery, data, exhibits, chosen)
+    write_pictures(run.pictures, measured.pictures)
     write_json(run.metrics, figures)
     return figures
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from camkd.cams import predict, resize
+from camkd.cams import predict
 from camkd.data.store import Dataset, rows_within
 from camkd.data.views import Batch, Views
 from camkd.distributed import summed, team
-from camkd.metrics import cosine
+from camkd.metrics import cosine, on_one_grid
 from camkd.models.modes import evaluating
 from camkd.types import Prediction
 
@@ -70,8 +70,7 @@ def _alike(answer: Prediction, label: Tensor, theirs: Tensor) -> dict[str, Tenso
     """Same label as the teacher's, and the cosine between both maps of that class."""
     assert answer.cams is not None
     ours = answer.cams[torch.arange(len(label), device=label.device), label]
-    grid = (max(ours.shape[1], theirs.shape[1]), max(ours.shape[2], theirs.shape[2]))
     return {
         "val_teacher_agreement": (answer.logits.argmax(1) == label).float(),
-        "val_cam_cosine": cosine(resize(ours, grid), resize(theirs, grid)),
+        "val_cam_cosine": cosine(*on_one_grid(ours, theirs)),
     }

@@ -63,6 +63,10 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def pictures(self) -> Path:
+        return self.folder / "pictures.npz"
+
+    @property
     def figures(self) -> Path:
         return self.folder / "figures"
 

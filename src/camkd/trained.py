@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from camkd.data.sources import open_data
 from camkd.data.store import Progress
 from camkd.devices import pick_device
-from camkd.evaluate import evaluate, examine, masks_of
+from camkd.evaluate import Measurement, measure
 from camkd.explain import explain, read_pictures
 from camkd.runs import Description, Run, describe, load, locate
 from camkd.teachers import adopt_teacher, find_teacher, listed
 from camkd.types import InputError
 
 
-def reevaluate(source: str, data: str | None, teacher: str | None, device: str, progress: Progress) -> dict[str, Any]:
+def reevaluate(source: str, data: str | None, teacher: str | None, device: str, progress: Progress) -> Measurement:
     """Measure a trained model on the test pictures it was made for, or on those of ``data``.
 
     It is compared with its teacher where that is still there. Raises ``InputError`` where the classes differ.
@@ -40,14 +37,8 @@ def reevaluate(source: str, data: str | None, teacher: str | None, device: str, 
     model = load(source).to(pick_device(device))
     place = _teacher_of(said, teacher)
     known = adopt_teacher(place, pictures, device).examination if place else None
-    own = examine(model, pictures.test, known.shown if known else None)
-    labels = torch.from_numpy(np.array(pictures.test.labels))
-    return {
-        **evaluate(own, labels, pictures.classes, known, masks_of(pictures.test)),
-        "params": said.params,
-        "macs": said.macs,
-        "test_pictures": len(pictures.test),
-    }
+    measured = measure(model, pictures, known)
+    return measured._replace(figures={**measured.figures, "params": said.params, "macs": said.macs})
 
 
 def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | None) -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from camkd.commands.common import Command, Group
 from camkd.commands.comparing import COMPARE
+from camkd.commands.evaluating import EVALUATE
 from camkd.commands.knowledge import KNOWLEDGE
-from camkd.commands.trained import EVALUATE, EXPLAIN, LIST, REPORT
+from camkd.commands.trained import EXPLAIN, LIST, REPORT
 from camkd.commands.training import DISTILL, TEACHER, TRAIN
 
 __all__ = ["COMMANDS", "Command", "Group"]

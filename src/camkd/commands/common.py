@@ -33,6 +33,17 @@ class Group:
     commands: dict[str, Command]
 
 
+class Unmet(Exception):
+    """A command did its work, and what it found is not what its user asked for: exit status 1.
+
+    ``result`` is what ``--json`` prints all the same.
+    """
+
+    def __init__(self, sentence: str, result: dict[str, Any]) -> None:
+        super().__init__(sentence)
+        self.result = result
+
+
 def open_screen() -> Screen:
     """Where a command shows its progress; of several processes the first one's."""
     from camkd.console import Screen

@@ -1,4 +1,4 @@
-"""Commands about what is trained already: evaluate, explain, report; and list."""
+"""Commands about what is trained already: explain, report; and list."""
 
 from __future__ import annotations
 
@@ -7,26 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.commands.common import Command, open_screen, print_plainly
-
-
-def _evaluate_options(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="a run folder or a shipped model")
-    parser.add_argument("--data", "--dataset", type=str | None, default=None, help="other pictures than the run's own")
-    parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-
-
-def _evaluate(options: Namespace) -> dict[str, Any]:
-    from camkd.tables import print_table
-    from camkd.trained import reevaluate
-
-    with open_screen() as screen:
-        figures = reevaluate(options.run, options.data, options.teacher, options.device, progress=screen.progress)
-    if not options.json:
-        shown = {k: v for k, v in figures.items() if isinstance(v, int | float | str)}
-        print_table(options.run, ["figure", "value"], [[k, _short(v)] for k, v in shown.items()])
-    return figures
+from camkd.commands.common import Command, print_plainly
 
 
 def _explain_options(parser: ArgumentParser) -> None:
@@ -77,11 +58,6 @@ def _list(options: Namespace) -> dict[str, Any]:
     return found
 
 
-def _short(value: float | str) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
-
-
-EVALUATE = Command("Measure a trained model on test pictures.", _evaluate_options, _evaluate)
 EXPLAIN = Command("Show where a model looks in pictures.", _explain_options, _explain)
 REPORT = Command("Write the HTML report of run folders.", _report_options, _report)
 LIST = Command("List models, methods or data sets.", _list_options, _list)

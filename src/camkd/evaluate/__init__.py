@@ -1,0 +1,21 @@
+"""A trained model's numbers on the test pictures: right or wrong, like its teacher, faithful to itself."""
+
+from camkd.evaluate.examination import Examination, examine
+from camkd.evaluate.faithfulness import faithfulness
+from camkd.evaluate.figures import Measurement, chance_of, evaluate, masks_of, measure
+from camkd.evaluate.pictures import alarmed, read_pictures, record, write_pictures
+
+__all__ = [
+    "Examination",
+    "Measurement",
+    "alarmed",
+    "chance_of",
+    "evaluate",
+    "examine",
+    "faithfulness",
+    "masks_of",
+    "measure",
+    "read_pictures",
+    "record",
+    "write_pictures",
+]
