@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -16,8 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from browser import chromium
 from camkd.cli import main
 from camkd.data.store import Dataset, Split
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
@@ -101,3 +105,10 @@ def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(["train", "--teacher", "resnet8", *options, "--out", str(folder), "--json"])
     return Finished(folder, options, status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; skips where there is none."""
+    with chromium() as found:
+        yield found

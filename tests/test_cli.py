@@ -29,7 +29,8 @@ from camkd.data import sources
 from camkd.data.store import Dataset
 from camkd.knowledge import Layout, Manifest, Store, store_folder
 from camkd.models import MODELS, build
-from camkd.runs import Description, Run, load, save
+from camkd.models.saved import Description, save
+from camkd.runs import Run, load
 from camkd.types import InputError, Prediction
 
 ROOT = Path(__file__).parents[1]
