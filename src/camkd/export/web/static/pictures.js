@@ -48,6 +48,7 @@ function paint(source, width, height, part = [0, 0, source.videoWidth || source.
   const context = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
   context.fillStyle = "white";
   context.fillRect(0, 0, width, height);
+  context.imageSmoothingEnabled = part[2] !== width || part[3] !== height;  // else pixels stay what they are
   context.imageSmoothingQuality = "high";
   context.drawImage(source, ...part, 0, 0, width, height);
   return context;
