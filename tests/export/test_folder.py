@@ -178,7 +178,7 @@ def test_a_graph_that_answers_otherwise_is_not_kept(
 def test_nan_and_another_shape_are_mismatches(values: tuple[float, ...]) -> None:
     expected = np.zeros((1, 2), np.float32)
     with pytest.raises(FloatingPointError, match=r"x\.onnx does not answer"):
-        checks._difference(expected, np.array([values], np.float32), Path("x.onnx"))
+        checks.difference(expected, np.array([values], np.float32), Path("x.onnx"))
 
 
 @pytest.mark.parametrize(

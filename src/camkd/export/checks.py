@@ -51,11 +51,12 @@ def compare(model: nn.Module, path: Path, images: NDArray[np.uint8]) -> Differen
             answer = predict(model, torch.from_numpy(pixels))
         assert answer.cams is not None
         for expected, got in zip((answer.logits, answer.cams), run(session, pixels), strict=True):
-            found.append(_difference(expected.numpy(), got, path))
+            found.append(difference(expected.numpy(), got, path))
     return Differences(max(found[::2]), max(found[1::2]))
 
 
-def _difference(expected: NDArray[np.float32], got: NDArray[np.float32], path: Path) -> float:
+def difference(expected: NDArray[np.float32], got: NDArray[np.float32], path: Path) -> float:
+    """The largest difference. Raises ``FloatingPointError`` where it is more than ``TOLERANCE``, or no number."""
     largest = float(np.abs(expected - got).max()) if expected.shape == got.shape else float("nan")
     if not largest <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise FloatingPointError(

@@ -55,8 +55,8 @@ def bench(source: str, data: str | None, rounds: int, progress: Progress) -> dic
     with TemporaryDirectory() as folder, one_thread():
         variants = _variants(source, Path(folder), pictures)
         images = as_input(pictures.test.images[:BATCH])
-        times = _take_turns(variants, images[:1], rounds, progress, "latency")
-        batches = _take_turns(variants, images, max(1, rounds // 10), progress, "throughput")
+        times = take_turns(variants, images[:1], rounds, progress, "latency")
+        batches = take_turns(variants, images, max(1, rounds // 10), progress, "throughput")
         rows = [
             {
                 "program": variant.name,
@@ -82,7 +82,7 @@ def latency(files: Sequence[Path], images: NDArray[np.uint8], rounds: int = 20) 
         Variant(path.name, True, lambda x, s=session: run(s, x), path, 0)  # type: ignore[misc]
         for path, session in zip(files, sessions, strict=True)
     ]
-    return [float(np.median(own)) for own in _take_turns(variants, as_input(images), rounds)]
+    return [float(np.median(own)) for own in take_turns(variants, as_input(images), rounds)]
 
 
 def cost_of(less: NDArray[np.float64], more: NDArray[np.float64]) -> dict[str, float]:
@@ -138,7 +138,7 @@ def _variants(source: str, folder: Path, pictures: Dataset) -> list[Variant]:
     return found
 
 
-def _take_turns(
+def take_turns(
     variants: Sequence[Variant],
     x: NDArray[np.float32],
     rounds: int,

@@ -131,11 +131,12 @@ def _checked(
     differences = checks.compare(model, path, images)
     if any_size:
         checks.compare(model, path, checks.enlarged(images))
+    size = path.stat().st_size
     watch.say(
-        f"{path.name}: {path.stat().st_size:,} bytes; largest difference to PyTorch on {len(images)} test pictures: "
+        f"{path.name}: {size:,} bytes; largest difference to PyTorch on {len(images)} test pictures: "
         f"logits {differences.logits:.1e}, cam {differences.cam:.1e}"
     )
-    return {"file": path.name, "bytes": path.stat().st_size, "largest_difference": differences._asdict()}
+    return {"file": path.name, "bytes": size, "largest_difference": differences._asdict()}
 
 
 def _int8(folder: Path, pictures: Dataset, wishes: Wishes, watch: Watch) -> dict[str, Any]:
