@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -74,6 +75,15 @@ def test_files_have_the_types_that_browsers_insist_on(port: int, path: str, kind
 @pytest.mark.parametrize("path", ["/../secret.txt", "/%2e%2e/secret.txt", "//secret.txt", "/nothing.js"])
 def test_nothing_outside_the_folder_is_served(port: int, path: str) -> None:
     assert ask(port, path)[0] == 404
+
+
+def test_who_leaves_early_is_not_an_error(folder: Path, port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "large.wasm").write_bytes(bytes(1 << 26))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET /large.wasm HTTP/1.0\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.0 200")
+    assert ask(port, "/page.js")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_only_this_machine_is_served(folder: Path) -> None:
