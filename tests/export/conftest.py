@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,6 @@ from camkd.cli import main
 from camkd.export.web.runtime import runtime_files
 from camkd.types import InputError
 from conftest import Finished
-
-Run = Callable[..., Any]
 
 
 class Exported(NamedTuple):
@@ -39,9 +38,6 @@ def runtime() -> Path:
 @pytest.fixture(scope="session")
 def exported(finished: Finished, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """`camkd export` of the student of `finished`, with int8, teacher and page; tests only read it."""
-    import contextlib
-    import io
-
     root, out = tmp_path_factory.mktemp("exported"), io.StringIO()
     run, folder, page = finished.folder / "student", root / "files", root / "page"
     command = ["export", str(run), "--out", str(folder), "--int8", "--force", "--teacher"]

@@ -61,7 +61,7 @@ def test_the_map_explains_the_logits(exported: Any) -> None:
 def test_the_file_says_what_it_is_and_where_it_comes_from(exported: Any) -> None:
     said = describe(exported.run)
     for name in ("model.onnx", "model.int8.onnx"):
-        told = graph.metadata(exported.folder / name)
+        told = {entry.key: entry.value for entry in onnx.load(exported.folder / name).metadata_props}
         assert tuple(json.loads(told["classes"])) == said.classes
         assert told["weights_sha256"] == said.sha256
         assert (told["architecture"], told["size"], told["method"]) == ("cam-net", "16", said.method)

@@ -8,11 +8,10 @@ passes through and costs nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +112,3 @@ def _open_sides(model: onnx.ModelProto) -> None:
     for value, names in ((model.graph.input[0], ("height", "width")), (model.graph.output[-1], ("rows", "columns"))):
         for place, name in zip((2, 3), names, strict=True):
             value.type.tensor_type.shape.dim[place].dim_param = name
-
-
-def metadata(path: Path) -> Mapping[str, Any]:
-    """What an exported file says of itself."""
-    import onnx
-
-    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
