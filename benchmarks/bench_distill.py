@@ -40,9 +40,10 @@ from camkd.data.sources import open_data
 from camkd.data.store import Dataset
 from camkd.models import build
 from camkd.models.profile import profile
+from camkd.models.saved import Description, save
 from camkd.objectives import objective
 from camkd.pipeline import channel_statistics
-from camkd.runs import Description, Run, environment, save
+from camkd.runs import Run, environment
 from camkd.teachers import Teacher, adopt_teacher, answering, knowledge_of
 from camkd.train import fit
 

@@ -25,8 +25,9 @@ from camkd.data.views import Views
 from camkd.knowledge import Store
 from camkd.models import build
 from camkd.models.profile import profile
+from camkd.models.saved import Description, save
 from camkd.objectives import Objective, objective
-from camkd.runs import Description, Run, save
+from camkd.runs import Run
 from camkd.teachers import adopt_teacher, knowledge_of
 
 STEPS, EPOCHS = 40, 4

@@ -1,11 +1,34 @@
-"""A report in a browser, watched: what it complains about, what it asks for."""
+"""A real browser for the tests of pages: Debian's Chromium, driven by Playwright, and watched."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CHROMIUM = os.environ.get("CAMKD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium with a camera that shows a moving test picture; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: 'apt-get install chromium', or name one in CAMKD_CHROMIUM")
+    with sync_api.sync_playwright() as programs:
+        browser = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
+        yield browser
+        browser.close()
 
 
 class Watched:

@@ -6,10 +6,9 @@ import contextlib
 import io
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -17,10 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
+from browser import chromium
 from camkd.cli import main
 from camkd.data.store import Dataset, Split
 from camkd.report import write_report
 from run_folders import gallery, hang, write_tree
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
@@ -106,17 +109,11 @@ def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     return Finished(folder, options, status, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser; skips where there is none or nothing to drive it with."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no chromium on this machine (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; skips where there is none."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ from camkd.data.store import Dataset
 from camkd.evaluate import read_pictures
 from camkd.knowledge import Layout, Manifest, Store, store_folder
 from camkd.models import MODELS, build
-from camkd.runs import Description, Run, load, save
+from camkd.models.saved import Description, save
+from camkd.runs import Run, load
 from camkd.types import InputError, Prediction
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from camkd.files import replacing, write_json, write_text
+from camkd.files import filling, replacing, write_json, write_text
 
 
 @contextmanager
@@ -104,3 +104,29 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path: Path, v
         write_json(tmp_path / "a.json", {"accuracy": value})
     assert json.loads((tmp_path / "a.json").read_text()) == {"accuracy": 1.0}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_is_filled_whole(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "folder"
+    place.mkdir(parents=True)
+    (place / "old.txt").write_text("old")
+    (place / "other.txt").write_text("other")
+    with filling(place) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "a.txt").write_text("a")
+        (temporary / "old.txt").write_text("new")
+        assert (place / "old.txt").read_text() == "old"
+    files = {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()}
+    assert files == {"old.txt": "new", "other.txt": "other", "deep/a.txt": "a"}
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_folder_that_fails_is_as_it_was(tmp_path: Path) -> None:
+    def fill_a_part() -> None:
+        with filling(tmp_path / "folder") as temporary:
+            (temporary / "a.txt").write_text("a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_a_part()
+    assert list(tmp_path.iterdir()) == []

@@ -21,8 +21,8 @@ from camkd.data.store import Dataset, silent
 from camkd.filling import Job, cost, cost_of, fill
 from camkd.knowledge import DamagedKnowledge, Knowledge, NoRoom, Store
 from camkd.models import build
+from camkd.models.saved import Description, save
 from camkd.pipeline import taught_by, train_run
-from camkd.runs import Description, save
 from camkd.teachers import adopt_teacher
 from camkd.types import InputError, Prediction
 

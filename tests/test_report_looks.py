@@ -23,37 +23,37 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 def test_it_is_readable_in_light_and_dark_on_desk_and_phone(
-    chromium: Any, report: Path, scheme: str, viewport: dict[str, int]
+    browser: Any, report: Path, scheme: str, viewport: dict[str, int]
 ) -> None:
-    with Watched(chromium, report, color_scheme=scheme, viewport=viewport) as page:
+    with Watched(browser, report, color_scheme=scheme, viewport=viewport) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
         assert page.evaluate(FAINT) == []
         page.locator("#shots li").first.click()
         assert page.evaluate(FAINT) == []
 
 
-def test_faint_words_are_found(chromium: Any, tmp_path: Path) -> None:
+def test_faint_words_are_found(browser: Any, tmp_path: Path) -> None:
     """The check above can fail: white over a half veil of white on black is too faint, black on white is not."""
     words = "<p style='background:#fff8;color:{}'>words</p>"
     html = f"<main style='background:#000'>{words.format('#fff')}{words.format('#000')}</main>"
     (tmp_path / "faint.html").write_text(html, encoding="utf-8")
-    with Watched(chromium, tmp_path / "faint.html") as page:
+    with Watched(browser, tmp_path / "faint.html") as page:
         assert page.evaluate(FAINT) == ["words: rgb(255, 255, 255) on 136,136,136"]
 
 
-def test_every_control_has_a_name_and_every_picture_words(chromium: Any, report: Path) -> None:
+def test_every_control_has_a_name_and_every_picture_words(browser: Any, report: Path) -> None:
     nameless = """() => [...document.querySelectorAll('button, select, input, canvas, dialog, [role=img]')]
         .filter(one => !(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby') || one.labels?.length
           || one.textContent.trim())).map(one => one.outerHTML)"""
-    with Watched(chromium, report) as page:
+    with Watched(browser, report) as page:
         page.locator("#shots li").first.click()
         assert page.evaluate(nameless) == []
         assert page.locator("img:not([alt])").count() == 0
         assert page.locator("#count").get_attribute("aria-live") == "polite"
 
 
-def test_on_paper_there_are_no_controls(chromium: Any, report: Path) -> None:
-    with Watched(chromium, report) as page:
+def test_on_paper_there_are_no_controls(browser: Any, report: Path) -> None:
+    with Watched(browser, report) as page:
         page.emulate_media(media="print")
         assert not page.locator(".controls").is_visible()
         assert page.locator("#shots canvas").first.is_visible()
@@ -63,9 +63,9 @@ def test_on_paper_there_are_no_controls(chromium: Any, report: Path) -> None:
 @pytest.mark.skipif("CAMKD_SCREENSHOTS" not in os.environ, reason="CAMKD_SCREENSHOTS names no run to take pictures of")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "viewport"), [("desk", DESK), ("phone", PHONE)])
-def test_screenshots(chromium: Any, tmp_path: Path, name: str, viewport: dict[str, int], scheme: str) -> None:
+def test_screenshots(browser: Any, tmp_path: Path, name: str, viewport: dict[str, int], scheme: str) -> None:
     path = write_report([Path(run) for run in os.environ["CAMKD_SCREENSHOTS"].split(":")], tmp_path / "report.html")
-    with Watched(chromium, path, color_scheme=scheme, viewport=viewport) as page:
+    with Watched(browser, path, color_scheme=scheme, viewport=viewport) as page:
         save(page, f"report-{name}-{scheme}")
         page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
         page.locator("#pictures .legends" if viewport is PHONE else "#gallery").evaluate("one => one.scrollIntoView()")

@@ -34,8 +34,8 @@ EVIL = [
 
 
 @pytest.fixture
-def page(chromium: Any, report: Path) -> Iterator[Any]:
-    with Watched(chromium, report) as page:
+def page(browser: Any, report: Path) -> Iterator[Any]:
+    with Watched(browser, report) as page:
         yield page
 
 
@@ -226,11 +226,11 @@ def test_the_gallery_can_show_other_classes_maps(page: Any) -> None:
         assert np.abs(pixels_of(page, canvas) - colours).max() < 8, choice
 
 
-def test_names_of_every_kind_are_words_and_nothing_else(chromium: Any, tmp_path: Path) -> None:
+def test_names_of_every_kind_are_words_and_nothing_else(browser: Any, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "run", classes=EVIL)
     hang(root / "student", gallery("teacher", "student", names=tuple(EVIL)))
     for viewport in (DESK, PHONE):
-        with Watched(chromium, write_report([root], root / "report.html"), viewport=viewport) as page:
+        with Watched(browser, write_report([root], root / "report.html"), viewport=viewport) as page:
             page.locator("#shots li").first.click()
             assert page.locator("#detail-name").inner_text().strip("\u2068\u2069") in [
                 " ".join(e.split()) for e in EVIL
@@ -245,8 +245,8 @@ def test_names_of_every_kind_are_words_and_nothing_else(chromium: Any, tmp_path:
             assert EVIL[0] in options[1]
 
 
-def test_without_script_there_are_verdict_tables_curves_and_a_picture(chromium: Any, report: Path) -> None:
-    with Watched(chromium, report, java_script_enabled=False) as page:
+def test_without_script_there_are_verdict_tables_curves_and_a_picture(browser: Any, report: Path) -> None:
+    with Watched(browser, report, java_script_enabled=False) as page:
         assert page.locator("h1").is_visible()
         assert page.locator("#confusion-table td").first.inner_text() == "890"
         assert page.locator("figure svg").first.is_visible()
@@ -255,13 +255,13 @@ def test_without_script_there_are_verdict_tables_curves_and_a_picture(chromium: 
         assert page.locator("noscript p").is_visible()
 
 
-def test_many_classes_have_a_drawing_to_walk_through(chromium: Any, tmp_path: Path) -> None:
+def test_many_classes_have_a_drawing_to_walk_through(browser: Any, tmp_path: Path) -> None:
     classes = [f"class {i}" for i in range(100)]
     counts = [[9 if r == c else int(c == r + 3) for c in range(100)] for r in range(100)]
     table = measured(0.9) | {"confusion": counts}
     folder = write_run(tmp_path / "student", table, classes)
     hang(folder, gallery("teacher", "student"))
-    with Watched(chromium, write_report([folder], tmp_path / "report.html")) as page:
+    with Watched(browser, write_report([folder], tmp_path / "report.html")) as page:
         page.locator("#confusion-drawing").focus()
         page.keyboard.press("Shift+ArrowDown")
         page.keyboard.press("Shift+ArrowRight")
@@ -275,10 +275,10 @@ def test_many_classes_have_a_drawing_to_walk_through(chromium: Any, tmp_path: Pa
         assert sorted(shown(page)) == [n for n in NUMBERS if labels_of(n)["truth"] == labels_of(n)["student"] == 0]
 
 
-def test_a_plain_run_shows_its_own_maps_alone(chromium: Any, tmp_path: Path) -> None:
+def test_a_plain_run_shows_its_own_maps_alone(browser: Any, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "teacher", measured(0.9))
     hang(folder, gallery("teacher"))
-    with Watched(chromium, write_report([folder], tmp_path / "report.html")) as page:
+    with Watched(browser, write_report([folder], tmp_path / "report.html")) as page:
         assert page.locator("#shots li").first.locator(".tile").count() == 2
         page.select_option("#who", "neither")
         assert every_picture(page) == [n for n in NUMBERS if labels_of(n)["teacher"] != labels_of(n)["truth"]]

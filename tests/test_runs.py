@@ -19,7 +19,8 @@ from torch import nn
 import camkd
 from camkd import runs
 from camkd.models import build
-from camkd.runs import DESCRIPTION, WEIGHTS, Description, Run, describe, load, locate, save, shipped
+from camkd.models.saved import DESCRIPTION, WEIGHTS, Description, save
+from camkd.runs import Run, describe, load, locate, shipped
 from camkd.types import InputError
 
 SAID = Description(

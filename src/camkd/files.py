@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import platform
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,6 +63,27 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder``; when the block ends well each file of it takes its place in ``folder``.
+
+    On an exception ``folder`` is as it was. Other files in it stay.
+
+    >>> with filling(Path("export")) as temporary:           # doctest: +SKIP
+    ...     (temporary / "model.onnx").write_bytes(b"...")
+    """
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}{PART}"
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in (path for path in sorted(temporary.rglob("*")) if path.is_file()):
+            place = folder / path.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

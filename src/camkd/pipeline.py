@@ -27,10 +27,11 @@ from camkd.gallery import Exhibit, choose, rows_of, write_gallery
 from camkd.knowledge import Knowledge
 from camkd.models import MODELS, build, entry
 from camkd.models.profile import profile
+from camkd.models.saved import Description, save
 from camkd.objectives import Objective, objective
 from camkd.objectives import written as written_sum
 from camkd.report import write_report
-from camkd.runs import Description, Run, describe, load, save
+from camkd.runs import Run, describe, load
 from camkd.teachers import Teacher, adopt_teacher, find_teacher, knowledge_of
 from camkd.train import Watch, fit
 from camkd.types import InputError

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -19,33 +19,12 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load as deserialised
-from safetensors.torch import save as serialised
-from torch import nn
 
 from camkd.checkpoints import Checkpoints
-from camkd.files import replacing, write_json, write_text
-from camkd.models import build
+from camkd.files import write_json, write_text
+from camkd.models import Normalised, build
+from camkd.models.saved import DESCRIPTION, WEIGHTS, Description
 from camkd.types import InputError
-
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-
-
-@dataclass(frozen=True)
-class Description:
-    """What ``model.json`` says of the weights beside it."""
-
-    architecture: str
-    classes: tuple[str, ...]
-    size: int
-    params: int
-    macs: int
-    role: str  # teacher, control or student
-    method: str
-    data: str
-    data_fingerprint: str
-    seed: int
-    teacher: str | None = None  # where its teacher's run lay, as an absolute path
-    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,15 +142,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def save(model: nn.Module, folder: Path, description: Description) -> None:
-    """Write weights, then the description with their checksum; each file whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = serialised(tensors)
-    with replacing(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(content)
-    write_json(folder / DESCRIPTION, {**asdict(description), "sha256": hashlib.sha256(content).hexdigest()})
-
-
 def shipped() -> dict[str, Path]:
     """The trained models inside the package, by name."""
     root = Path(str(resources.files("camkd"))) / "shipped"
@@ -205,7 +175,7 @@ def describe(source: str | Path) -> Description:
         raise InputError(f"{path} does not describe a model ({error}): train the run again or restore it.") from error
 
 
-def load(source: str | Path) -> nn.Module:
+def load(source: str | Path) -> Normalised:
     """Load a trained model, in evaluation mode, from a run folder or a shipped name.
 
     Raises ``InputError`` where there is none, where its weights are not what was written, or do not fit.
@@ -228,4 +198,13 @@ def load(source: str | Path) -> nn.Module:
             f"{path} does not fit the {description.architecture} that {DESCRIPTION} beside it describes: "
             "train the run again or restore it."
         ) from error
+    model.description, model.figures = description, _figures(folder)
     return model.eval()
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    """What was measured of the model in ``folder``; nothing where that is not there or damaged."""
+    try:
+        return Run(folder).read_metrics()
+    except InputError:
+        return {}

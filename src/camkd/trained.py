@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from camkd.data.sources import open_data
-from camkd.data.store import Progress
+from camkd.data.sources import SOURCES, open_data
+from camkd.data.store import Dataset, Progress
 from camkd.devices import pick_device
 from camkd.evaluate import Measurement, measure
 from camkd.explain import explain, read_pictures
-from camkd.runs import Description, Run, describe, load, locate
+from camkd.models.saved import Description
+from camkd.runs import Run, describe, load, locate
 from camkd.teachers import adopt_teacher, find_teacher, listed
 from camkd.types import InputError
 
@@ -21,7 +22,24 @@ def reevaluate(source: str, data: str | None, teacher: str | None, device: str, 
 
     It is compared with its teacher where that is still there. Raises ``InputError`` where the classes differ.
     """
+    said, pictures = describe(source), pictures_of(source, data, progress)
+    model = load(source).to(pick_device(device))
+    place = teacher_of(said, teacher)
+    known = adopt_teacher(place, pictures, device).examination if place else None
+    measured = measure(model, pictures, known)
+    return measured._replace(figures={**measured.figures, "params": said.params, "macs": said.macs})
+
+
+def pictures_of(source: str, data: str | None, progress: Progress) -> Dataset:
+    """The pictures a trained model was made for, or those of ``data`` at its size.
+
+    Raises ``InputError`` where their classes are not those the model knows.
+    """
     said, told = describe(source), Run(locate(source)).config()
+    if data is None and said.data not in SOURCES and not Path(said.data).exists():
+        raise InputError(
+            f"the pictures {said.data!r} that {source!r} was trained on are not here: give --data with their folder."
+        )
     pictures = open_data(
         data or said.data,
         size=said.size,
@@ -32,13 +50,9 @@ def reevaluate(source: str, data: str | None, teacher: str | None, device: str, 
     if pictures.classes != said.classes:
         raise InputError(
             f"{source!r} knows the classes {listed(said.classes)}, but {data or said.data} has "
-            f"{listed(pictures.classes)}: evaluate it on pictures of its own classes."
+            f"{listed(pictures.classes)}: give pictures of its own classes."
         )
-    model = load(source).to(pick_device(device))
-    place = _teacher_of(said, teacher)
-    known = adopt_teacher(place, pictures, device).examination if place else None
-    measured = measure(model, pictures, known)
-    return measured._replace(figures={**measured.figures, "params": said.params, "macs": said.macs})
+    return pictures
 
 
 def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | None) -> list[dict[str, Any]]:
@@ -46,7 +60,7 @@ def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | 
     said = describe(source)
     pixels = read_pictures(images, said.size)
     models = {said.role: load(source)}
-    place = _teacher_of(said, teacher)
+    place = teacher_of(said, teacher)
     if place:
         theirs = describe(place)
         if (theirs.classes, theirs.size) != (said.classes, said.size):
@@ -55,7 +69,7 @@ def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | 
     return explain(pixels, models, said.classes, out)
 
 
-def _teacher_of(said: Description, teacher: str | None) -> Path | None:
+def teacher_of(said: Description, teacher: str | None) -> Path | None:
     """The folder of ``teacher``, or else of the one a student learnt from where it is still there."""
     if teacher is not None:
         return find_teacher(teacher, said.data)

@@ -33,7 +33,7 @@ from camkd.data.views import Policy, Views
 from camkd.knowledge import DamagedKnowledge, Knowledge, Layout, Manifest, NoRoom, Store, key_of
 from camkd.models import MODELS, build
 from camkd.models.resnet import BasicBlock, ResNet
-from camkd.runs import Description, save
+from camkd.models.saved import Description, save
 from camkd.teachers import Teacher, adopt_teacher, knowledge_of
 from camkd.types import Prediction
 

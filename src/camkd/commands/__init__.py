@@ -3,6 +3,7 @@
 from camkd.commands.common import Command, Group
 from camkd.commands.comparing import COMPARE
 from camkd.commands.evaluating import EVALUATE
+from camkd.commands.exporting import BENCH_DEVICE, EXPORT, WEB
 from camkd.commands.knowledge import KNOWLEDGE
 from camkd.commands.trained import EXPLAIN, LIST, REPORT
 from camkd.commands.training import DISTILL, TEACHER, TRAIN
@@ -17,6 +18,9 @@ COMMANDS: dict[str, Command | Group] = {
     "evaluate": EVALUATE,
     "explain": EXPLAIN,
     "report": REPORT,
+    "export": EXPORT,
+    "bench-device": BENCH_DEVICE,
+    "web": WEB,
     "knowledge": KNOWLEDGE,
     "list": LIST,
 }

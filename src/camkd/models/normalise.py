@@ -1,22 +1,29 @@
-"""The normalisation every built-in network carries inside itself."""
+"""What every built-in network has: its normalisation inside itself, and what it was trained as."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from camkd.models.saved import Description, save_for_others, upload
+from camkd.types import InputError
+
 
 class Normalised(nn.Module):
     """A network that takes RGB in 0..1 and normalises it with its own buffers ``mean`` and ``std``.
 
-    The two buffers travel with the weights, so teacher, student and export cannot disagree about them.
+    The two buffers travel with the weights, so teacher, student and export cannot disagree about them. A network from
+    ``camkd.load`` knows its ``description`` (classes, picture size, where it comes from) and what was measured of it.
     """
 
     mean: Tensor
     std: Tensor
+    description: Description | None = None
+    figures: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,3 +44,39 @@ class Normalised(nn.Module):
     def normalise(self, x: Tensor) -> Tensor:
         """Map ``(N, 3, H, W)`` RGB in 0..1 to zero mean and unit deviation."""
         return (x - self.mean) / self.std
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights (safetensors), description (JSON) and a model card, for ``camkd.load(folder)`` anywhere.
+
+        Raises ``InputError`` for a network that is not a trained one from ``camkd.load``.
+
+        >>> camkd.load("runs/mine").save_pretrained("to-share")      # doctest: +SKIP
+        """
+        save_for_others(self, Path(folder), self._said(), self.figures)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; returns the address.
+
+        As in ``huggingface_hub.PyTorchModelHubMixin``; the extra ``camkd[hub]`` brings that package. Whoever has it
+        loads the model with ``camkd.load(huggingface_hub.snapshot_download(repo_id))``. Raises ``InputError`` where the
+        package is not installed.
+
+        >>> camkd.load("runs/mine").push_to_hub("someone/my-birds")  # doctest: +SKIP
+        """
+        how = {"commit_message": commit_message, "private": private, "token": token}
+        return upload(self, repo_id, self._said(), self.figures, **how)
+
+    def _said(self) -> Description:
+        if self.description is None:
+            raise InputError(
+                f"this {type(self).__name__} knows nothing of its classes and its training: "
+                "save one that was loaded with camkd.load."
+            )
+        return self.description
