@@ -235,7 +235,7 @@ def test_place_that_cannot_be_written(easy_folder: Path, capsys: Captured, tmp_p
     arguments = ["teacher", "--model", "resnet8", "--data", str(easy_folder), *QUICK, "--out"]
     assert main([*arguments, str(tmp_path / "file")]) == 2
     assert "is a file" in capsys.readouterr().err.splitlines()[-1]
-    assert main([*arguments, str(tmp_path / "file" / "below")]) == 1
+    assert main([*arguments, str(tmp_path / "file" / "below")]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("camkd: ")
     assert str(tmp_path / "file") in last

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.cams import predict
-from camkd.data.store import Split, rows_within
-from camkd.evaluate import BATCH, BATCH_BYTES
+from camkd.data.store import Split
+from camkd.evaluate.examination import batches
 from camkd.export.sessions import as_input, open_session, run
 from camkd.metrics import accuracy, cosine
 from camkd.models.modes import evaluating
@@ -60,7 +60,7 @@ def difference(expected: NDArray[np.float32], got: NDArray[np.float32], path: Pa
     largest = float(np.abs(expected - got).max()) if expected.shape == got.shape else float("nan")
     if not largest <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise FloatingPointError(
-            f"{path.name} does not answer as PyTorch does (largest difference {largest:.3g}), so it was not kept."
+            f"{path.name} does not answer as PyTorch does (largest difference {largest:.3g}), so it was not kept"
         )
     return largest
 
@@ -92,7 +92,7 @@ def cost(before: Path, after: Path, split: Split) -> Cost:
 
 
 def _answers(path: Path, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    session, step = open_session(path), min(BATCH, rows_within(BATCH_BYTES, split.images))
-    for start in range(0, len(split), step):
-        logits, cams = run(session, as_input(split.images[start : start + step]))
+    session = open_session(path)
+    for samples in batches(split):
+        logits, cams = run(session, as_input(split.images[samples.numpy()]))
         yield torch.from_numpy(logits), torch.from_numpy(cams)
