@@ -87,11 +87,12 @@ def _reaching(model: nn.Module, probe: Tensor, layer: str | None, names: dict[st
     with evaluating(model), torch.enable_grad(), outputs_of(model.modules()) as seen:
         logits = model(probe.requires_grad_())
         trace = _Trace(model, seen, probe)
-        weights = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+        goal = trace.before_linear(logits)
+        weights = torch.rand(goal.shape, generator=torch.Generator().manual_seed(0)).to(goal)
         calls = [i for i in trace.spatial if seen[i].output.requires_grad]  # what is cut off stays out
-        reached = calls and logits.requires_grad
+        reached = calls and goal.requires_grad
         outputs = [seen[i].output for i in calls]
-        slopes = torch.autograd.grad((logits * weights).sum(), outputs, allow_unused=True) if reached else []
+        slopes = torch.autograd.grad((goal * weights).sum(), outputs, allow_unused=True) if reached else []
     found = [
         i
         for i, slope in zip(calls, slopes, strict=bool(reached))
@@ -140,12 +141,11 @@ class _Trace:
             if not _is_linear_head(module):
                 continue
             for layout in self.readings(output, self.grids):
-                if wanted in (None, module) and _same(_average(output, layout), logits):
+                average = _average(inputs, layout) if wanted in (None, module) else None
+                if average is not None and _same(_average(output, layout), logits) and _gives(module, average, logits):
                     return Head(self._place(i, layout, before=True), module, self._stages(i, layout))
-            if not _same(_flat(output), logits):
-                continue
             average = _flat(inputs)
-            if _same(F.linear(average, module.weight.flatten(1), module.bias), logits):
+            if _same(_flat(output), logits) and _gives(module, average, logits):
                 for j in reversed(range(i)):
                     if wanted not in (None, self.seen[j].module):
                         continue
@@ -153,6 +153,11 @@ class _Trace:
                         if _same(_average(self.seen[j].output, layout), average):
                             return Head(self._place(j, layout), module, self._stages(j, layout))
         return None
+
+    def before_linear(self, logits: Tensor) -> Tensor:
+        """What the last linear layer is given, whose own weights may still be nought; the logits if there is none."""
+        last = (call for call in reversed(self.seen) if _is_linear_head(call.module) and call.output is logits)
+        return next((call.inputs for call in last), logits)
 
     def gradient_head(self, i: int) -> Head:
         return Head(self._place(i, self.spatial[i]), None, self._stages(i, self.spatial[i]))
@@ -232,6 +237,12 @@ def _is_linear_head(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(module, nn.Linear) or (
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
     )
+
+
+def _gives(layer: nn.Linear | nn.Conv2d, average: Tensor, logits: Tensor) -> bool:
+    """Tell whether the logits are the layer's answer to the features' average, so nothing bent comes between."""
+    fits = average.ndim == 2 and average.shape[1] == layer.weight.shape[1]
+    return fits and _same(F.linear(average, layer.weight.flatten(1), layer.bias), logits)
 
 
 def _average(x: Tensor, layout: Layout) -> Tensor:
