@@ -19,7 +19,7 @@ from camkd.evaluate import evaluate, examine, masks_of
 from camkd.explain import explain, specimens
 from camkd.files import write_json
 from camkd.knowledge import Knowledge
-from camkd.models import MODELS, build, entry
+from camkd.models import build, entry, is_model
 from camkd.models.profile import profile
 from camkd.objectives import Objective, objective
 from camkd.objectives import written as written_sum
@@ -82,8 +82,9 @@ def train_run(
     if run.finished:
         return run.read_metrics()
     size = int(data.train.images.shape[1])
-    model = build(model_name, len(data.classes), size, config.seed)
-    model.normalise_with(*channel_statistics(data.train.images))
+    model = build(model_name, len(data.classes), size, config.seed, pretrained=not started)
+    if not model.statistics_given:
+        model.normalise_with(*channel_statistics(data.train.images))
     cost = profile(model, size)
     watch = watch or Watch()
     best = fit(
@@ -165,7 +166,7 @@ def train_all(
     epochs = config.epochs if teacher_epochs is None else teacher_epochs
     teacher_config = replace(config, epochs=epochs, smoothing=0.0)
     taught: dict[str, dict[str, Any]] = {}
-    if teacher_name in MODELS:
+    if is_model(teacher_name):
         place = folder / "teacher"
         taught["teacher"] = train_run(
             place,

@@ -122,7 +122,7 @@ class Run:
 
 def default_folder(data: str, *names: str) -> Path:
     """Where a run goes that is given no place: ``runs/<data>/<names>``."""
-    return Path("runs", Path(data).name, "-".join(names))
+    return Path("runs", Path(data).name, "-".join(names).replace(":", "-"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def load(source: str | Path) -> nn.Module:
         raise InputError(f"{folder} has a {DESCRIPTION} but no {WEIGHTS}: train the run again or restore it.")
     if hashlib.sha256(path.read_bytes()).hexdigest() != description.sha256:
         raise InputError(f"{path} is not what was written (its checksum differs): train the run again or restore it.")
-    model = build(description.architecture, len(description.classes), description.size)
+    model = build(description.architecture, len(description.classes), description.size, pretrained=False)
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:

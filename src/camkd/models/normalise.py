@@ -17,6 +17,8 @@ class Normalised(nn.Module):
 
     mean: Tensor
     std: Tensor
+    statistics_given = False
+    """Whether they came with weights that were trained with them, so that other pictures shall not change them."""
 
     def __init__(self) -> None:
         super().__init__()
