@@ -5,18 +5,21 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
-# The programs that benchmarks compare with have an environment of their own.
+# timm, torchvision and pytorch-grad-cam have an environment of their own.
+EXTRAS := $(VENV)-extras/.extras-installed
+# So have the programs that benchmarks compare with.
 PEERS  := $(VENV)-bench/.bench-installed
 
 # The settings of `make demo`.
 DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --terms ce=1,cam=1 --epochs 5 --figure-every 1 --out runs/demo --resume
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test test-extras check bench docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
 	@echo "make test    the tests, warnings are errors"
+	@echo "make test-extras   the tests with timm and torchvision, in $(VENV)-extras"
 	@echo "make check   format, lint, types, layering"
 	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
 	@echo "make docs    the documentation, into docs/_build"
@@ -42,6 +45,11 @@ $(DOCS): pyproject.toml requirements.txt requirements-docs.txt
 	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	@touch $(RUN) $@
 
+$(EXTRAS): pyproject.toml requirements.txt requirements-dev.txt requirements-extras.txt
+	$(environment)
+	$(@D)/bin/python -m pip install --quiet -r requirements-extras.txt
+	@touch $@
+
 $(PEERS): pyproject.toml requirements.txt requirements-bench.txt
 	$(environment)
 	$(@D)/bin/python -m pip install --quiet -r requirements-bench.txt
@@ -52,6 +60,9 @@ demo: $(RUN)
 
 test: $(DEV)
 	$(BIN)/python -m pytest -W error
+
+test-extras: $(EXTRAS)
+	$(VENV)-extras/bin/python -m pytest -W error tests_extras
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -66,5 +77,5 @@ docs: $(DOCS)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tests_extras benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,8 +31,14 @@ class Layout:
 
     def suits(self, picture: tuple[int, int]) -> bool:
         """Tell whether the cells have the picture's proportions, but for rounding."""
+        return self.misfit(picture) < math.inf
+
+    def misfit(self, picture: tuple[int, int]) -> float:
+        """How far the cells' proportions are from the picture's: nought, or the factor's logarithm; or infinite."""
         (h, w), (height, width) = self.grid, picture
-        return abs(h * width - w * height) < max(height, width) or 0.8 < h * width / (w * height) < 1.25
+        factor = h * width / (w * height)
+        near = abs(h * width - w * height) < max(height, width) or 0.8 < factor < 1.25
+        return abs(math.log(factor)) if near else math.inf
 
 
 def readings(x: Tensor, picture: tuple[int, int], grids: Iterable[tuple[int, int]] = ()) -> Iterator[Layout]:
@@ -43,7 +49,7 @@ def readings(x: Tensor, picture: tuple[int, int], grids: Iterable[tuple[int, int
     """
     if x.ndim == 4:
         both = Layout("first", (x.shape[2], x.shape[3])), Layout("last", (x.shape[1], x.shape[2]))
-        found = sorted(both, key=lambda layout: not layout.suits(picture))  # of equal ones the usual one
+        found = sorted(both, key=lambda layout: layout.misfit(picture))  # of equal ones the usual one
     elif x.ndim == 3:
         rests = [(x.shape[1] - prefix, prefix) for prefix in range(min(MOST_PREFIX_TOKENS + 1, x.shape[1]))]
         known = {h * w: (h, w) for h, w in grids}
