@@ -31,7 +31,7 @@ NETWORKS: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
     "timm:regnety_002": ("exact", "final_conv", as_it_is),
     "timm:efficientnet_b0": ("exact", "bn2", as_it_is),
     "torchvision:mobilenet_v2": ("exact", "features", as_it_is),
-    "torchvision:densenet121": ("exact", "features", as_it_is),
+    "timm:densenet121": ("exact", "features", as_it_is),
     "timm:convnext_atto": ("gradient", "stages", as_it_is),
     "timm:vit_tiny_patch16_224": ("gradient", "blocks.11.norm1", tokens(1, 4)),
     "timm:deit_tiny_distilled_patch16_224": ("gradient", "blocks.11.norm1", tokens(2, 4)),
@@ -88,4 +88,4 @@ def test_maps_are_those_of_pytorch_grad_cam(name: str) -> None:
         with torch.no_grad():
             ours = predict(asked, x, method=method, classes=torch.ones(2, 1, dtype=torch.long)).cams
         assert ours is not None
-        torch.testing.assert_close(ours[:, 0], torch.from_numpy(maps), rtol=1e-5, atol=1e-6 * float(np.abs(maps).max()))
+        torch.testing.assert_close(ours[:, 0], torch.from_numpy(maps), rtol=1e-5, atol=1e-4 * float(np.abs(maps).max()))

@@ -47,4 +47,5 @@ def test_a_folder_of_mixed_sizes_and_a_teacher_of_timm(folder: Path, capsys: pyt
     assert "resnet10t" in report
     picture = next((folder / "leaf").iterdir())
     assert main(["explain", str(out), str(picture), "--out", str(out / "one.png"), "--method", "layercam"]) == 0
-    assert Image.open(out / "one.png").size[0] > 100
+    with Image.open(out / "one.png") as figure:
+        assert figure.size[0] > 100
