@@ -5,19 +5,22 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
-# The programs that benchmarks compare with have an environment of their own.
+# timm, torchvision and pytorch-grad-cam have an environment of their own.
+EXTRAS := $(VENV)-extras/.extras-installed
+# So have the programs that benchmarks compare with.
 PEERS  := $(VENV)-bench/.bench-installed
 
 # The settings of `make demo`.
 DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --terms ce=1,cam=1 --epochs 5 --figure-every 1 --out runs/demo --resume
 
-.PHONY: help demo test test-faults check bench docs screenshots clean
+.PHONY: help demo test test-faults test-extras check bench docs screenshots clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
 	@echo "make test    the tests, warnings are errors"
 	@echo "make test-faults  kills at random moments and in the middle of writes, many of them, and a table"
+	@echo "make test-extras   the tests with timm and torchvision, in $(VENV)-extras"
 	@echo "make check   format, lint, types, layering"
 	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
 	@echo "make docs    the documentation, into docs/_build"
@@ -44,6 +47,11 @@ $(DOCS): pyproject.toml requirements.txt requirements-docs.txt
 	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	@touch $(RUN) $@
 
+$(EXTRAS): pyproject.toml requirements.txt requirements-dev.txt requirements-extras.txt
+	$(environment)
+	$(@D)/bin/python -m pip install --quiet -r requirements-extras.txt
+	@touch $@
+
 $(PEERS): pyproject.toml requirements.txt requirements-bench.txt
 	$(environment)
 	$(@D)/bin/python -m pip install --quiet -r requirements-bench.txt
@@ -57,6 +65,9 @@ test: $(DEV)
 
 test-faults: $(DEV)
 	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error tests/faults
+
+test-extras: $(EXTRAS)
+	$(VENV)-extras/bin/python -m pytest -W error tests_extras
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -74,5 +85,5 @@ screenshots: $(DEV)
 	CAMKD_SCREENSHOTS="$(RUNS)" $(BIN)/python -m pytest -W error tests/test_report_looks.py -k screenshots
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tests_extras benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ write_json(COSTS, costs(*COSTS_AT))" writes {COSTS.name} again"""
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     found, (columns, rows) = show("models", 32, 10)
-    assert [row[0] for row in rows] == list(found)
+    assert [row[0] for row in rows] == [*found, "timm:NAME", "torchvision:NAME"]
     assert {len(row) for row in rows} == {len(columns)}
     return found
 

@@ -22,6 +22,10 @@ COSTS_AT = (32, 10)
 """Picture size and number of classes of the costs in ``COSTS``."""
 
 
+EXTERNAL = ("timm", "torchvision")
+"""The libraries whose networks have names too, where they are installed."""
+
+
 def show(what: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
     """The list called ``what``, as data and as a table. Raises ``InputError`` for another name."""
     lists = {"models": lambda: models(size, classes), "methods": methods, "data": sources}
@@ -36,10 +40,12 @@ def show(what: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
 def models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
     """Parameters, multiply-accumulates and map of every built-in network for pictures of ``size`` pixels."""
     found = stored_costs() if (size, classes) == COSTS_AT else costs(size, classes)
-    rows = []
+    rows: list[list[str]] = []
     for name, said in found.items():
         grid = "x".join(map(str, said["map"]))
         rows.append([name, f"{said['params']:,}", f"{said['macs'] / 1e6:,.1f} M", grid, said["form"], said["summary"]])
+    for library in EXTERNAL:
+        rows.append([f"{library}:NAME", "", "", "", "", f"any classifier of {library}; NAME.TAG: with these weights"])
     return found, (["model", "parameters", "MACs", "map", "form", ""], rows)
 
 

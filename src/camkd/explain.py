@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.data.pictures import decode
@@ -24,20 +24,26 @@ def explain(
     classes: Sequence[str],
     path: Path,
     truths: Sequence[str] | None = None,
+    *,
+    method: str = "cam",
+    layers: Mapping[str, str] | None = None,
 ) -> list[dict[str, object]]:
     """Draw each model's map over each picture, of the class that the first model predicts, and save it as PNG.
 
-    ``images (N, H, W, 3)`` uint8; ``models`` by title. Returns each model's prediction and confidence a picture.
+    ``images (N, H, W, 3)`` uint8; ``models`` by title, and of which of its ``layers`` a title's map is. Returns each
+    model's prediction and confidence a picture.
     """
-    answers = {title: _answer(model, images) for title, model in models.items()}
-    shown = next(iter(answers.values())).logits.argmax(1)
+    shown: Tensor | None = None
     columns = []
-    for title, answer in answers.items():
+    for title, model in models.items():
+        answer = _answer(model, images, shown, method, (layers or {}).get(title))
         confidence, label = answer.logits.softmax(1).max(1)
-        assert answer.cams is not None
-        maps = answer.cams[torch.arange(len(images)), shown].numpy()
+        assert answer.cams is not None and answer.shown is not None
+        shown = answer.shown
+        maps = answer.cams[:, 0].numpy()
         columns.append(Column(title, maps, [classes[i] for i in label.tolist()], confidence.tolist()))
-    heatmaps(images, columns, path, shown=[classes[i] for i in shown.tolist()], truths=truths)
+    assert shown is not None
+    heatmaps(images, columns, path, shown=[classes[i] for i in shown[:, 0].tolist()], truths=truths)
     return [
         {c.title: {"class": c.answers[i], "confidence": c.confidences[i]} for c in columns} for i in range(len(images))
     ]
@@ -65,10 +71,12 @@ def specimens(split: Split, count: int = 8) -> NDArray[np.int64]:
     return np.array(rows)
 
 
-def _answer(model: nn.Module, images: NDArray[np.uint8]) -> Prediction:
+def _answer(
+    model: nn.Module, images: NDArray[np.uint8], shown: Tensor | None, method: str, layer: str | None
+) -> Prediction:
+    """Logits, and the maps of the classes ``shown (N, 1)``: by default those that the model itself predicts."""
     device = next(model.parameters()).device
     x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 255
     with evaluating(model), torch.no_grad():
-        answer = predict(model, x)
-    assert answer.cams is not None
-    return Prediction(answer.logits.cpu(), answer.cams.cpu())
+        answer = predict(model, x, method=method, layer=layer, classes=1 if shown is None else shown)
+    return answer.to(torch.device("cpu"))

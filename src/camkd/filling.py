@@ -168,7 +168,7 @@ def cost_of(architecture: str, config: TrainConfig, lesson: Lesson, pictures: in
 
     The teacher's architecture is what counts; its weights are drawn.
     """
-    model = build(architecture, classes, size)
+    model = build(architecture, classes, size, pretrained=False)
     device = pick_device(config.device)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     answer = answering(model, size, config)

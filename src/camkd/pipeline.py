@@ -25,7 +25,7 @@ from camkd.explain import explain, specimens
 from camkd.files import write_json
 from camkd.gallery import Exhibit, choose, rows_of, write_gallery
 from camkd.knowledge import Knowledge
-from camkd.models import MODELS, build, entry
+from camkd.models import build, entry, is_model
 from camkd.models.profile import profile
 from camkd.models.saved import Description, save
 from camkd.objectives import Objective, objective
@@ -97,8 +97,9 @@ def train_run(
         if finished:
             return finished
         size = int(data.train.images.shape[1])
-        model = build(model_name, len(data.classes), size, config.seed)
-        model.normalise_with(*channel_statistics(data.train.images))
+        model = build(model_name, len(data.classes), size, config.seed, pretrained=not started)
+        if not model.statistics_given:
+            model.normalise_with(*channel_statistics(data.train.images))
         cost = profile(model, size)
         watch = watch or Watch()
         if team().rank == 0:
@@ -188,7 +189,7 @@ def train_all(
     epochs = config.epochs if teacher_epochs is None else teacher_epochs
     teacher_config = replace(config, epochs=epochs, smoothing=0.0)
     taught: dict[str, dict[str, Any]] = {}
-    if teacher_name in MODELS:
+    if is_model(teacher_name):
         place = folder / "teacher"
         taught["teacher"] = train_run(
             place,

@@ -106,7 +106,7 @@ class Run:
 
 def default_folder(data: str, *names: str) -> Path:
     """Where a run goes that is given no place: ``runs/<data>/<names>``."""
-    return Path("runs", Path(data).name, "-".join(names))
+    return Path("runs", Path(data).name, "-".join(names).replace(":", "-"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def load(source: str | Path) -> Normalised:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != description.sha256:
         raise InputError(f"{path} is not what was written (its checksum differs): train the run again or restore it.")
-    model = build(description.architecture, len(description.classes), description.size)
+    model = build(description.architecture, len(description.classes), description.size, pretrained=False)
     try:
         model.load_state_dict(deserialised(content))
     except RuntimeError as error:

@@ -23,7 +23,7 @@ from camkd.devices import pick_device, pick_precision
 from camkd.evaluate import Examination, examine
 from camkd.knowledge import Knowledge, Layout, Manifest, Store, key_of, store_folder
 from camkd.knowledge.records import ALL_CLASSES
-from camkd.models import MODELS
+from camkd.models import is_model
 from camkd.models.folding import folded
 from camkd.referee import Shown
 from camkd.runs import default_folder, describe, load, locate
@@ -85,7 +85,7 @@ def find_teacher(name: str, data: str) -> Path:
     for place in (Path(name), Path(name) / "teacher", default):
         if (place / "model.json").exists():
             return place
-    if name in MODELS:
+    if is_model(name):
         raise InputError(
             f"there is no trained {name} for {data!r} in {default}: train it with "
             f"'camkd teacher --data {data} --model {name}', or give --teacher the folder of one."
@@ -158,9 +158,16 @@ def answering(
 
 
 def _folded(model: nn.Module, probe: Tensor) -> nn.Module:
-    """Folded, unless tracing loses the layer that is averaged: slower maps would follow."""
+    """Folded, unless tracing loses the layer that the maps are made of: slower or other maps would follow."""
     quick = folded(model, probe)
-    return quick if form(quick, probe) == form(model, probe) else model
+    if form(quick, probe) != form(model, probe):
+        return model
+    with torch.no_grad():
+        logits, ours, *_ = predict(model, probe, classes=1)
+        theirs = predict(quick, probe, classes=logits.topk(1).indices).cams
+    assert ours is not None and theirs is not None
+    same = ours.shape == theirs.shape and (ours - theirs).abs().mean() <= 0.01 * ours.abs().mean()
+    return quick if same else model
 
 
 def layout_of(model: nn.Module, size: int, answer: Callable[[Tensor], Prediction], side: int | None) -> Layout:

@@ -55,8 +55,13 @@ def pictures_of(source: str, data: str | None, progress: Progress) -> Dataset:
     return pictures
 
 
-def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | None) -> list[dict[str, Any]]:
-    """Draw where a trained model looks in picture files, with its teacher beside it where that is at hand."""
+def explain_files(
+    source: str, images: Sequence[str], out: Path, teacher: str | None, method: str = "cam", layer: str | None = None
+) -> list[dict[str, Any]]:
+    """Draw where a trained model looks in picture files, with its teacher beside it where that is at hand.
+
+    ``layer`` is one of the model's, not of its teacher's.
+    """
     said = describe(source)
     pixels = read_pictures(images, said.size)
     models = {said.role: load(source)}
@@ -66,7 +71,8 @@ def explain_files(source: str, images: Sequence[str], out: Path, teacher: str | 
         if (theirs.classes, theirs.size) != (said.classes, said.size):
             raise InputError(f"{str(place)!r} is no teacher of {source!r}: its classes or its picture size differ.")
         models = {"teacher": load(place), **models}
-    return explain(pixels, models, said.classes, out)
+    layers = {said.role: layer} if layer else None
+    return explain(pixels, models, said.classes, out, method=method, layers=layers)
 
 
 def teacher_of(said: Description, teacher: str | None) -> Path | None:

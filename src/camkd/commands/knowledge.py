@@ -28,7 +28,7 @@ def _fill_options(parser: ArgumentParser) -> None:
 
 def _fill(options: Namespace) -> dict[str, Any]:
     from camkd import filling, pipeline
-    from camkd.models import MODELS
+    from camkd.models import is_model
     from camkd.runs import describe
     from camkd.teachers import find_teacher
     from camkd.types import InputError
@@ -44,7 +44,7 @@ def _fill(options: Namespace) -> dict[str, Any]:
         raise InputError("--classes goes with --pictures, which are not here: leave it out, or add --pictures.")
     if pictures and not options.dry_run:
         raise InputError("--pictures stands for pictures that are not here: add --dry-run.")
-    place = None if pictures and options.teacher in MODELS else find_teacher(options.teacher, data_config.data)
+    place = None if pictures and is_model(options.teacher) else find_teacher(options.teacher, data_config.data)
     with open_screen() as screen:
         config = pipeline.settled(config, watch=screen)
         if pictures:

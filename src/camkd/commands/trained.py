@@ -14,13 +14,16 @@ def _explain_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run folder or a shipped model")
     parser.add_argument("images", type=str, nargs="+", help="picture files")
     parser.add_argument("--out", type=str, default="cams.png", help="where the figure goes")
+    parser.add_argument("--method", type=str, default="cam", help="cam, gradcam, hirescam, layercam or gradcam++")
+    parser.add_argument("--layer", type=str | None, default=None, help="the layer to look at, by its dotted name")
     parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
 
 
 def _explain(options: Namespace) -> dict[str, Any]:
     from camkd.trained import explain_files
 
-    answers = explain_files(options.run, options.images, Path(options.out), options.teacher)
+    out = Path(options.out)
+    answers = explain_files(options.run, options.images, out, options.teacher, options.method, options.layer)
     for image, answer in zip(options.images, answers, strict=True):
         said = ", ".join(f"{who} {what['class']} ({what['confidence']:.0%})" for who, what in answer.items())
         print_plainly(f"{image}: {said}")
@@ -43,7 +46,7 @@ def _report(options: Namespace) -> dict[str, Any]:
 
 
 def _list_options(parser: ArgumentParser) -> None:
-    parser.add_argument("what", type=str, help="models, methods or data")
+    parser.add_argument("what", type=str, help="models (timm:NAME and torchvision:NAME are too), methods or data")
     parser.add_argument("--size", type=int, default=32, help="picture side for the models' costs")
     parser.add_argument("--classes", type=int, default=10, help="number of classes for the models' costs")
 

@@ -45,14 +45,16 @@ def _train(options: Namespace) -> dict[str, Any]:
     from camkd import pipeline
     from camkd.claims import acceptable
     from camkd.distributed import joined
-    from camkd.models import MODELS
+    from camkd.models import entry, is_model
     from camkd.teachers import find_teacher
 
     configs, accepted = _configs(options), acceptable(options.accept)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
     lesson = take(Lesson, options)
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
-    if options.teacher not in MODELS:
+    if is_model(options.teacher):
+        entry(options.teacher)
+    else:
         find_teacher(options.teacher, configs[0].data)
     with joined(configs[1].device) as who, open_screen() as screen:
         data = open_data(configs[0], screen)

@@ -24,6 +24,8 @@ class Normalised(nn.Module):
     std: Tensor
     description: Description | None = None
     figures: Mapping[str, Any] = {}
+    statistics_given = False
+    """Whether they came with weights that were trained with them, so that other pictures shall not change them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from camkd.models.modes import evaluating
 
 
 class Profile(NamedTuple):
-    """Parameters, multiply-accumulates of one picture (convolutions and linear layers), and the map's cells."""
+    """Parameters, multiply-accumulates of one picture (convolutions and matrix products), and the map's cells.
+
+    The cells are those of the last convolution.
+    """
 
     params: int
     macs: int
     grid: tuple[int, int]
 
 
-def _macs(module: nn.Module, output: Tensor) -> int:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return output[0].numel() * weight[0].numel()
-
-
 def profile(model: nn.Module, size: int) -> Profile:
     """Count the cost of ``model`` on one picture of ``size`` x ``size`` pixels.
 
     A network on the ``meta`` device is counted without computing anything. Layers used several times are counted as
-    often as they run. Modes are left as they were.
+    often as they run, attention with its two products of tokens by tokens. Modes are left as they were.
     """
-    total, grid = 0, (1, 1)
+    grid = (1, 1)
 
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal total, grid
-        total += _macs(module, output)
-        if output.ndim == 4:
-            grid = (output.shape[2], output.shape[3])
+    def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal grid
+        grid = (output.shape[2], output.shape[3])
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+    hooks = [m.register_forward_hook(see) for m in model.modules() if isinstance(m, nn.Conv2d)]
     parameter = next(model.parameters())
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-    return Profile(sum(p.numel() for p in model.parameters()), total, grid)
+    macs = counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
+    return Profile(sum(p.numel() for p in model.parameters()), macs, grid)
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Let attention compute by products that can be counted."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,26 @@
+"""Whose maps are asked for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from camkd.types import InputError
+
+Choice = Tensor | int | None
+"""Of each picture the classes ``(N, k)``, or so many of the likeliest; None: all."""
+
+
+def chosen(classes: Choice, logits: Tensor) -> Tensor | None:
+    """The classes ``(N, k)`` whose maps are asked for; None: all. Raises ``InputError`` where that cannot be."""
+    if classes is None:
+        return None
+    if isinstance(classes, Tensor):
+        if classes.ndim != 2 or len(classes) != len(logits):
+            raise InputError(
+                f"classes has the shape {tuple(classes.shape)}, but has to be (N, k) with k classes for each of the "
+                f"{len(logits)} pictures: give such a tensor."
+            )
+        return classes.to(logits.device)
+    if not 1 <= classes <= logits.shape[1]:
+        raise InputError(f"classes is {classes}, but the network knows {logits.shape[1]}: give one from 1 to that.")
+    return logits.topk(classes).indices
