@@ -47,9 +47,10 @@ $(DOCS): pyproject.toml requirements.txt requirements-docs.txt
 	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	@touch $(RUN) $@
 
-$(EXTRAS): pyproject.toml requirements.txt requirements-dev.txt requirements-extras.txt
+$(EXTRAS): pyproject.toml requirements.txt requirements-dev.txt requirements-extras.txt requirements-quantus.txt
 	$(environment)
 	$(@D)/bin/python -m pip install --quiet -r requirements-extras.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps -r requirements-quantus.txt
 	@touch $@
 
 $(PEERS): pyproject.toml requirements.txt requirements-bench.txt
