@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ from PIL import Image
 from browser import chromium
 from camkd.cli import main
 from camkd.data.store import Dataset, Split
+from camkd.models import MODELS
 from camkd.report import write_report
 from run_folders import gallery, hang, write_tree
 
@@ -107,6 +108,20 @@ def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(["train", "--teacher", "resnet8", *options, "--out", str(folder), "--json"])
     return Finished(folder, options, status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def keep_models() -> Iterator[Callable[..., None]]:
+    """Make the list of networks shorter for a test; afterwards it is whole again, and in its order."""
+    before = dict(MODELS)
+
+    def keep(*names: str) -> None:
+        for name in set(MODELS) - set(names):
+            del MODELS[name]
+
+    yield keep
+    MODELS.clear()
+    MODELS.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,9 +40,8 @@ def test_the_costs_that_are_kept_are_those_that_are_counted(models: dict[str, An
     assert models == costs(*COSTS_AT), WRITE
 
 
-def test_other_pictures_and_classes_are_counted(monkeypatch: pytest.MonkeyPatch, models: dict[str, Any]) -> None:
-    for name in set(MODELS) - {"cam-net"}:
-        monkeypatch.delitem(MODELS, name)
+def test_other_pictures_and_classes_are_counted(keep_models: Callable[..., None], models: dict[str, Any]) -> None:
+    keep_models("cam-net")
     wide, many = (show("models", *given)[0]["cam-net"] for given in ((64, 10), (32, 100)))
     assert wide["map"] == [16, 16]
     assert wide["params"] == models["cam-net"]["params"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from camkd.data import sources
 from camkd.data.store import Dataset
 from camkd.evaluate import read_pictures
 from camkd.knowledge import Layout, Manifest, Store, store_folder
-from camkd.models import MODELS, build
+from camkd.models import build
 from camkd.models.saved import Description, save
 from camkd.runs import Run, load
 from camkd.types import InputError, Prediction
@@ -396,9 +397,8 @@ def test_list(what: str, capsys: Captured) -> None:
     assert all(name in table for name in found)
 
 
-def test_list_models(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in set(MODELS) - {"cam-net", "resnet8"}:
-        monkeypatch.delitem(MODELS, name)  # test_catalogue has all of them
+def test_list_models(capsys: Captured, keep_models: Callable[..., None]) -> None:
+    keep_models("cam-net", "resnet8")  # test_catalogue has all of them
     assert main(["list", "models", "--size", "16", "--classes", "3", "--json"]) == 0
     found = only_json(capsys.readouterr())
     assert set(found) == {"cam-net", "resnet8"}

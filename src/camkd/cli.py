@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _say(130, "interrupted.")
         again = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return _say(130, f"interrupted; the state is saved. Go on with: {shlex.join([PROGRAM, *again])}")
-    if options.json and result:  # of several processes the first one has it
+    if options.json and result is not None:  # of several processes the first has it
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0 if failure is None else _say(1, failure)
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does in a line, its options, and the function that returns what ``--json`` prints."""
+    """A command: what it does in a line, its options, and what it does; returned is what ``--json`` prints, if anything."""
 
     summary: str
     options: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace], dict[str, Any]]
+    run: Callable[[Namespace], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def _train_options(parser: ArgumentParser) -> None:
     _training_options(parser)
 
 
-def _train(options: Namespace) -> dict[str, Any]:
+def _train(options: Namespace) -> dict[str, Any] | None:
     from camkd import pipeline
     from camkd.claims import acceptable
     from camkd.distributed import joined
@@ -72,7 +72,7 @@ def _train(options: Namespace) -> dict[str, Any]:
         )
         screen.say(pipeline.summary(folder))
         screen.say(f"report: {folder / 'report.html'}")
-    return {**results, "out": str(folder)} if who.rank == 0 else {}
+    return {**results, "out": str(folder)} if who.rank == 0 else None
 
 
 def _teacher_options(parser: ArgumentParser) -> None:
@@ -80,7 +80,7 @@ def _teacher_options(parser: ArgumentParser) -> None:
     _training_options(parser)
 
 
-def _teacher(options: Namespace) -> dict[str, Any]:
+def _teacher(options: Namespace) -> dict[str, Any] | None:
     from camkd import pipeline
     from camkd.claims import acceptable
     from camkd.distributed import joined
@@ -102,7 +102,7 @@ def _teacher(options: Namespace) -> dict[str, Any]:
             watch=screen,
         )
         screen.say(f"{options.model}: {metrics['accuracy']:.1%} of the test pictures right; the run is {folder}")
-    return {**metrics, "out": str(folder)} if who.rank == 0 else {}
+    return {**metrics, "out": str(folder)} if who.rank == 0 else None
 
 
 def _distill_options(parser: ArgumentParser) -> None:
@@ -116,7 +116,7 @@ def _distill_options(parser: ArgumentParser) -> None:
     _training_options(parser)
 
 
-def _distill(options: Namespace) -> dict[str, Any]:
+def _distill(options: Namespace) -> dict[str, Any] | None:
     from camkd import pipeline
     from camkd.claims import acceptable
     from camkd.distributed import first_does, joined
@@ -151,7 +151,7 @@ def _distill(options: Namespace) -> dict[str, Any]:
             f"{options.student}: {metrics['accuracy']:.1%} of the test pictures right, agrees with its teacher on "
             f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"
         )
-    return {**metrics, "out": str(folder)} if who.rank == 0 else {}
+    return {**metrics, "out": str(folder)} if who.rank == 0 else None
 
 
 def _out(options: Namespace, data: DataConfig, *names: str) -> Path:
