@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does in a line, its options, and what it does; returned is what ``--json`` prints, if anything."""
+    """A command: its summary in a line, its options, and what it does; it returns what ``--json`` prints, if anything."""
 
     summary: str
     options: Callable[[ArgumentParser], None]
