@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its summary in a line, its options, and what it does; it returns what ``--json`` prints, if anything."""
+    """A command: a summary in a line, its options, and what it does; it returns what ``--json`` prints, if anything."""
 
     summary: str
     options: Callable[[ArgumentParser], None]
