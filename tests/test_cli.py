@@ -681,9 +681,9 @@ def test_for_pictures_that_are_not_there_the_teacher_is_found_as_for_those_that_
     """Filling asks the ResNet-8 in teacher/ of a folder of all three, and a shipped network by its name."""
     built: list[str] = []
 
-    def watched(name: str, *sizes: int) -> nn.Module:
+    def watched(name: str, *sizes: int, **how: Any) -> nn.Module:
         built.append(name)
-        return build(name, *sizes)
+        return build(name, *sizes, **how)
 
     monkeypatch.setattr(filling, "build", watched)
     name = "cam-net-cifar10" if shipped else old_teacher

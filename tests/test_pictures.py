@@ -118,7 +118,7 @@ def test_chance_is_the_higher_of_the_levels_there_are() -> None:
 def test_measure_puts_it_all_together(easy: Dataset) -> None:
     model, teacher = build("resnet8", 3, 16, seed=1).eval(), build("resnet8", 3, 16, seed=2).eval()
     theirs = examine(teacher, easy.test)
-    figures, pictures = measure(model, easy, theirs)
+    figures, pictures, _ = measure(model, easy, theirs)
     assert figures["test_pictures"] == 24
     assert figures["accuracy"] == np.mean(pictures["predicted"] == pictures["label"])
     assert figures["cam_cosine"] == pytest.approx(pictures["cam_cosine"].mean())
@@ -136,7 +136,7 @@ def test_measure_puts_it_all_together(easy: Dataset) -> None:
 
 
 def test_no_teacher_no_comparison(easy: Dataset) -> None:
-    figures, pictures = measure(build("resnet8", 3, 16, seed=1).eval(), easy, None)
+    figures, pictures, _ = measure(build("resnet8", 3, 16, seed=1).eval(), easy, None)
     assert not {"cam_alarms", "by_outcome", "cam_cosine", "teacher_accuracy"} & set(figures)
     assert list(pictures) == ["label", "predicted", "confidence"]
 
