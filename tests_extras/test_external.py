@@ -15,7 +15,7 @@ from torch import nn
 import camkd
 from camkd.models import Normalised, build
 from camkd.models.profile import profile
-from camkd.runs import Description, save
+from camkd.models.saved import Description, save
 from camkd.types import InputError
 
 CLASSES, SIZE = 3, 64

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import quantus
 import torch
+from pytorch_grad_cam.metrics import road as peer
+from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
+from quantus.functions.perturb_func import noisy_linear_imputation
+from quantus.functions.similarity_func import correlation_spearman
 from torch import Tensor, nn
 
-_operators = torch.library.Library("torchvision", "FRAGMENT")  # torchvision lacks them beside a CPU build of torch
-_operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import quantus  # noqa: E402
-from pytorch_grad_cam.metrics import road as peer  # noqa: E402
-from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence  # noqa: E402
-from quantus.functions.perturb_func import noisy_linear_imputation  # noqa: E402
-from quantus.functions.similarity_func import correlation_spearman  # noqa: E402
-
-from camkd import metrics  # noqa: E402
-from camkd.cams import resize  # noqa: E402
-from camkd.evaluate import perturbation, road  # noqa: E402
+from camkd import metrics
+from camkd.cams import resize
+from camkd.evaluate import perturbation, road
 
 N, SIDE = 8, 20
 

@@ -269,6 +269,47 @@ ROWS = (
         "(energy-based pointing game, Wang et al. 2020). Small print: the object's share of the picture.",
         optional=True,
     ),
+    Row(
+        "cam_pointing_game",
+        "Peak on the object",
+        percent,
+        "Share of pictures whose map is strongest on the object, within a tolerance (pointing game, Zhang et al. "
+        "2016).",
+        optional=True,
+    ),
+    Row(
+        "insertion",
+        "Insertion",
+        _plain,
+        "Mean probability of the answer while a blurred picture gets its pixels back, the map's strongest first "
+        "(RISE, Petsiuk et al. 2018). Higher is a more faithful map. Small print: the same in the order of "
+        "another picture's map.",
+        optional=True,
+    ),
+    Row(
+        "deletion",
+        "Deletion",
+        _plain,
+        "Mean probability of the answer while pixels turn to the mean colour, the map's strongest first (RISE). "
+        "Lower is a more faithful map.",
+        optional=True,
+    ),
+    Row(
+        "road",
+        "ROAD",
+        _plain,
+        "By how much the answer suffers more from removing the map's strongest pixels than its weakest, removed "
+        "ones filled from their neighbours (Rong et al. 2022). Higher is a more faithful map.",
+        optional=True,
+    ),
+    Row(
+        "randomised_spearman",
+        "Map after shuffling the weights",
+        _plain,
+        "Rank correlation of its map with that of a copy whose weights were shuffled (Adebayo et al. 2018). Near "
+        "0: the map shows what was learnt.",
+        optional=True,
+    ),
     Row("params", "Parameters", count, "Numbers that the network has learnt."),
     Row("macs", "MACs", count, "Multiply-accumulate operations for one picture."),
     Row("epochs", "Epochs", _whole, "Passes over the training pictures."),
