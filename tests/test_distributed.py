@@ -160,17 +160,17 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(distil: list[str],
 ONCE = """
 import os, signal, sys
 from pathlib import Path
-from camkd import cli, train
+from camkd import cli, state
 
-mark, save = Path(sys.argv.pop(1)), train._State.save
+mark, save = Path(sys.argv.pop(1)), state.State.save
 
-def once(state, run):
-    save(state, run)
+def once(self, run):
+    save(self, run)
     if os.environ["RANK"] == "1" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-train._State.save = once
+state.State.save = once
 sys.exit(cli.main(sys.argv[1:]))
 """
 
