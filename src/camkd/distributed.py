@@ -7,6 +7,7 @@ anything. ``torchrun``, SLURM and Ray Train say by environment variables who is 
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -58,6 +59,9 @@ def joined(device: str) -> Iterator[Team]:
         yield team()
         return
     rank, size, local, address = named
+    # Optimisers import this, and its functions' defaults keep whatever group there is then: imported later, they would
+    # keep this one and its threads alive, and a thread that outlives the interpreter aborts the process at its end.
+    importlib.import_module("torch.distributed.nn.functional")
     on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local)
