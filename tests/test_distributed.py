@@ -33,7 +33,9 @@ def free_port() -> int:
         return port
 
 
-def started(size: int, arguments: Sequence[str], slurm: bool = False) -> list[subprocess.Popen[str]]:
+def started(
+    size: int, arguments: Sequence[str], slurm: bool = False, program: Sequence[str] = ("-m", "camkd")
+) -> list[subprocess.Popen[str]]:
     """``size`` processes of one command, which meet over loopback."""
     port = str(free_port())
     processes = []
@@ -44,7 +46,7 @@ def started(size: int, arguments: Sequence[str], slurm: bool = False) -> list[su
             meet |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "here"}
         elif size > 1:
             meet |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "camkd", *arguments]
+        command = [sys.executable, *program, *arguments]
         environment = {**os.environ, **meet, "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
@@ -98,6 +100,24 @@ def test_the_loss_curve_is_that_of_one_process(
     assert json.loads(found[0][1])["accuracy"] == Run(tmp_path / "run").read_metrics()["accuracy"]
     assert [said for _, said, _ in found[1:]] == [""] * (size - 1), "one process speaks"
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+LEAVES = """
+from pathlib import Path
+import torch
+from camkd.distributed import gathered, joined
+with joined("cpu"):
+    gathered(torch.ones(2))
+    torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1)
+names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+print([name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of threads are read from /proc")
+def test_no_thread_is_left_when_they_part() -> None:
+    """One that outlives the interpreter aborts a process whose work is done."""
+    assert ended(started(2, [], program=("-c", LEAVES))) == [(0, "[]\n", "")] * 2
 
 
 def test_the_users_mistake_is_said_once_and_ends_all(distil: list[str], alone: Path) -> None:
@@ -160,17 +180,17 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(distil: list[str],
 ONCE = """
 import os, signal, sys
 from pathlib import Path
-from camkd import cli, train
+from camkd import cli, state
 
-mark, save = Path(sys.argv.pop(1)), train._State.save
+mark, save = Path(sys.argv.pop(1)), state.State.save
 
-def once(state, run):
-    save(state, run)
+def once(self, run):
+    save(self, run)
     if os.environ["RANK"] == "1" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-train._State.save = once
+state.State.save = once
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -12,7 +12,7 @@ from camkd import referee
 from camkd.cams import centre_prior, predict
 from camkd.data.store import Dataset
 from camkd.evaluate import Examination, evaluate, examination, examine
-from camkd.metrics import map_agreement
+from camkd.metrics import map_likeness, means
 from camkd.models import build
 
 
@@ -121,7 +121,7 @@ def test_figures_with_a_teacher() -> None:
     assert figures["accuracy"] == pytest.approx(1 / 3)
     assert figures["teacher_accuracy"] == pytest.approx(2 / 3)
     assert figures["teacher_agreement"] == pytest.approx(2 / 3)
-    expected = map_agreement(own.maps, theirs.maps)
+    expected = means(map_likeness(own.maps, theirs.maps))
     assert {name: figures[name] for name in expected} == expected
     assert len(expected) == 15
 

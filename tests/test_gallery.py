@@ -20,11 +20,11 @@ from torch import nn
 
 from camkd.cams import predict
 from camkd.data.store import Dataset, Split
-from camkd.evaluate import Examination
+from camkd.evaluate import Examination, examine
 from camkd.findings import Run
 from camkd.gallery import BYTES, Exhibit, choose, quantised, rows_of, write_gallery
 from camkd.gallery_page import DIFFERENCE, EVIDENCE, album, ramp
-from camkd.metrics import cosine
+from camkd.metrics import cosine, map_likeness
 from camkd.models import build
 from camkd.report import write_report
 from run_folders import CLASSES, SHA, gallery, hang, likeness_of, measured, write_run
@@ -123,6 +123,18 @@ def test_a_gallery_says_what_the_models_say(easy: Dataset, models: dict[str, Exh
     alike = cosine(told[0].cams[:, shown], told[1].cams[:, shown])  # type: ignore[index]
     assert first["answers"][1]["likeness"] == pytest.approx(float(alike), abs=1e-3)
     assert "likeness" not in first["answers"][0]
+
+
+def test_likeness_is_the_cosine_of_the_metrics_also_of_unequal_grids(easy: Dataset, tmp_path: Path) -> None:
+    names = {"teacher": "resnet8", "student": "resnet50"}
+    exhibits = {role: Exhibit(build(name, 3, 16, 4).eval(), SHA[role]) for role, name in names.items()}
+    write_gallery(tmp_path / "gallery.json", easy, exhibits, [3, 8])
+    found = json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["pictures"]
+    theirs = examine(exhibits["teacher"].model, easy.test)
+    ours = examine(exhibits["student"].model, easy.test, theirs.shown)
+    assert ours.maps.shape != theirs.maps.shape
+    expected = map_likeness(ours.maps, theirs.maps)["cam_cosine"][[3, 8]].tolist()
+    assert [picture["answers"][1]["likeness"] for picture in found] == pytest.approx(expected, abs=1e-3)
 
 
 class Ramps(nn.Module):

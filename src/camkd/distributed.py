@@ -7,6 +7,7 @@ anything. ``torchrun``, SLURM and Ray Train say by environment variables who is 
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +24,11 @@ from camkd.types import InputError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others: rank 0 may be decoding pictures. One that died is noticed at once."""
+MEETING, PATIENCE = timedelta(minutes=10), timedelta(hours=6)
+"""How long a process waits for the others to come, and later for what the first does alone, decoding pictures say.
+
+One that ends is noticed at once.
+"""
 
 
 class Team(NamedTuple):
@@ -55,12 +59,15 @@ def joined(device: str) -> Iterator[Team]:
         yield team()
         return
     rank, size, local, address = named
+    # Optimisers import this, and its functions' defaults keep whatever group there is then: imported later, they would
+    # keep this one and its threads alive, and a thread that outlives the interpreter aborts the process at its end.
+    importlib.import_module("torch.distributed.nn.functional")
     on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local)
     backend = "nccl" if on_gpu else "gloo"
     try:
-        store, *_ = next(rendezvous(f"tcp://{address}", rank, size, timeout=PATIENCE))
+        store, *_ = next(rendezvous(f"tcp://{address}", rank, size, timeout=MEETING))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else one would find the addresses of the dead
         store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
@@ -78,11 +85,11 @@ def joined(device: str) -> Iterator[Team]:
 def _named(environment: Any) -> tuple[int, int, int, str] | None:
     """Rank, size, rank on this machine and ``address:port`` from ``torchrun``'s variables or SLURM's."""
     if "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        missing = [name for name in names if name not in environment and name != "LOCAL_RANK"]
+        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in environment]
         if missing:
             raise InputError(f"WORLD_SIZE is set, but {missing[0]} is not: start the processes with torchrun.")
-        rank, size, address, port = (environment[name] for name in names if name != "LOCAL_RANK")
+        rank, size, address, port = (environment[name] for name in names)
         local = environment.get("LOCAL_RANK", "0")
     elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
         rank, size, local = (environment[f"SLURM_{name}"] for name in ("PROCID", "NTASKS", "LOCALID"))

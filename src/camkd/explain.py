@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def explain(
     shown: Tensor | None = None
     columns = []
     for title, model in models.items():
-        answer = _answer(model, images, shown, method, (layers or {}).get(title))
+        which = 1 if shown is None else shown  # of the first model: those that it predicts
+        answer = ask(model, images, method=method, layer=(layers or {}).get(title), classes=which)
         confidence, label = answer.logits.softmax(1).max(1)
         assert answer.cams is not None and answer.shown is not None
         shown = answer.shown
@@ -71,12 +73,9 @@ def specimens(split: Split, count: int = 8) -> NDArray[np.int64]:
     return np.array(rows)
 
 
-def _answer(
-    model: nn.Module, images: NDArray[np.uint8], shown: Tensor | None, method: str, layer: str | None
-) -> Prediction:
-    """Logits, and the maps of the classes ``shown (N, 1)``: by default those that the model itself predicts."""
+def ask(model: nn.Module, images: NDArray[np.uint8], **how: Any) -> Prediction:
+    """What `camkd.predict` says of ``images (N, H, W, 3)`` uint8, on the host; ``how`` is passed on."""
     device = next(model.parameters()).device
     x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 255
     with evaluating(model), torch.no_grad():
-        answer = predict(model, x, method=method, layer=layer, classes=1 if shown is None else shown)
-    return answer.to(torch.device("cpu"))
+        return predict(model, x, **how).to(torch.device("cpu"))

@@ -161,5 +161,11 @@ def unsealed(path: Path) -> dict[str, Any]:
     return values
 
 
+def sha256_of(path: Path) -> str:
+    """The sha256 (hex) of a file's content, read in parts."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from camkd.cams import predict, resize
+from camkd.cams import resize
 from camkd.data.store import Dataset
 from camkd.evaluate import Examination
+from camkd.explain import ask
 from camkd.files import write_text
 from camkd.gallery_page import VERSION
-from camkd.metrics import cosine
-from camkd.models.modes import evaluating
+from camkd.metrics import cosine, on_one_grid
 from camkd.types import Prediction
 
 PICTURES = 240
@@ -64,7 +64,7 @@ def choose(labels: Tensor, own: Examination, teacher: Examination | None = None,
     if teacher is not None:
         theirs = teacher.logits.argmax(1)
         agree = torch.nonzero(answers == theirs).flatten()
-        alike = _likeness(own.maps[agree], teacher.maps[agree])
+        alike = cosine(*on_one_grid(own.maps[agree], teacher.maps[agree]))
         queues.insert(0, agree[alike.argsort(stable=True)][: count // 6].tolist())
         queues.append(torch.nonzero(right & (theirs != labels)).flatten()[: count // 10].tolist())
     wanted = dict.fromkeys(row for row in chain(*zip_longest(*queues)) if row is not None)
@@ -108,12 +108,6 @@ def _by_cell(labels: Tensor, answers: Tensor, wanted: Tensor) -> list[int]:
     return [row for rank in zip_longest(*fullest_first) for row in rank if row is not None]
 
 
-def _likeness(maps: Tensor, others: Tensor) -> Tensor:
-    """Cosine of maps ``(N, h, w)`` of two models, on the coarser of both grids, as in ``metrics.json``."""
-    size = (min(maps.shape[1], others.shape[1]), min(maps.shape[2], others.shape[2]))
-    return cosine(resize(maps, size), resize(others, size))
-
-
 def _pictures(data: Dataset, exhibits: Mapping[str, Exhibit], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
@@ -124,13 +118,10 @@ def _pictures(data: Dataset, exhibits: Mapping[str, Exhibit], rows: Sequence[int
 
 def _ask(model: nn.Module, images: NDArray[np.uint8]) -> list[Prediction]:
     """The answer to each picture by itself: ``logits (K,)`` and ``cams (K, h, w)`` of at most GRID cells a side."""
-    device = next(model.parameters()).device
-    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
-    with evaluating(model), torch.no_grad():
-        answer = predict(model, x).float()
+    answer = ask(model, images).float()
     assert answer.cams is not None
     maps = resize(answer.cams, (min(GRID, answer.cams.shape[2]), min(GRID, answer.cams.shape[3])))
-    return [Prediction(*pair) for pair in zip(answer.logits.cpu(), maps.cpu(), strict=True)]
+    return [Prediction(*pair) for pair in zip(answer.logits, maps, strict=True)]
 
 
 def _picture(data: Dataset, row: int, answers: Sequence[Prediction], taught: bool) -> dict[str, Any]:
@@ -141,7 +132,7 @@ def _picture(data: Dataset, row: int, answers: Sequence[Prediction], taught: boo
     if taught:
         maps = [answer.cams[labels[0]][None] for answer in answers if answer.cams is not None]
         for one, mine in zip(told[1:], maps[1:], strict=True):
-            one["likeness"] = _short(float(_likeness(mine, maps[0])))
+            one["likeness"] = _short(float(cosine(*on_one_grid(mine, maps[0]))))
     return {
         "row": row,
         "name": data.test.names[row] if data.test.names else None,

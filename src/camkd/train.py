@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from camkd.config import TrainConfig
 from camkd.data.store import Dataset
 from camkd.data.views import Batch, Views, batches, epoch_order
 from camkd.devices import keep_freed_memory, pick_device, pick_precision
-from camkd.distributed import add_gradients, first_does, gathered, summed, team
+from camkd.distributed import add_gradients, gathered, summed, team
 from camkd.knowledge import Knowledge
 from camkd.models.modes import dilated_in_fp32, evaluating
 from camkd.models.synced import synced
 from camkd.objectives import Objective
 from camkd.referee import Referee, Shown
 from camkd.runs import Run
+from camkd.state import Average, State
 from camkd.types import Prediction
 
 
@@ -52,63 +52,6 @@ class Watch:
 
     def drawn(self, epoch: int, path: Path) -> None:
         """The model's maps after ``epoch`` were drawn, into the PNG ``path``."""
-
-
-@dataclass
-class _State:
-    """Everything that decides the rest of a run."""
-
-    model: nn.Module
-    average: nn.Module
-    terms: nn.ModuleList  # those of the objective that have weights
-    optimizer: torch.optim.Optimizer
-    precision: str
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch that are done
-    step: int = 0
-    seconds: float = 0.0
-    pictures: int = 0  # of this epoch that were learnt from
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    best: float = -1.0
-    best_epoch: int = 0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def save(self, run: Run) -> None:
-        """Keep the state, and the best weights in a file of their own; of several processes the first does."""
-        if team().rank > 0:
-            return
-        state = {
-            **{name: getattr(self, name).state_dict() for name in self._parts()},
-            **{name: getattr(self, name) for name in self._plain()},
-            "random": torch.get_rng_state(),
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
-        run.checkpoints.save(self.step, state, (self.best_epoch, self.best_weights) if self.best_weights else None)
-
-    def load(self, run: Run, watch: Watch) -> None:
-        """Go back to the newest state that is whole; with its number of threads, on which the bits depend."""
-        state, best = first_does(run.checkpoints.load)
-        for name in self._parts():
-            getattr(self, name).load_state_dict(state[name])
-        for name in self._plain():
-            setattr(self, name, state[name])
-        self.best_weights = best or {}
-        torch.set_rng_state(state["random"])
-        if state["threads"] != torch.get_num_threads():
-            watch.note(f"going on with {state['threads']} threads, as the run was begun")
-            torch.set_num_threads(state["threads"])
-        if state["torch"] != str(torch.__version__):
-            watch.note(f"begun with torch {state['torch']}, going on with {torch.__version__}: not to the same bits")
-
-    @staticmethod
-    def _parts() -> tuple[str, ...]:
-        return ("model", "average", "terms", "optimizer")
-
-    @staticmethod
-    def _plain() -> tuple[str, ...]:
-        return ("precision", "epoch", "batch", "step", "seconds", "pictures", "sums", "best", "best_epoch", "rows")
 
 
 def fit(
@@ -140,12 +83,13 @@ def fit(
         objective = _connected(objective, model, knowledge, views[0, torch.arange(min(2, len(views)))].x, config.seed)
     terms = objective.modules()
     optimizer, precision = _optimizer([model, *terms], config), pick_precision(config.precision, device)
-    state = _State(model, average, terms, optimizer, precision)
+    state = State(model, average, terms, optimizer, precision)
     if resume:
-        state.load(run, watch)
+        for note in state.load(run):
+            watch.note(note)
     bf16 = state.precision == "bf16"
     schedule = Schedule(config, batches(len(views), config.batch_size))
-    follow = _Average(average, model)
+    follow = Average(average, model)
     referee = Referee(data, device, bf16, teacher)
     with _stop_requests() as stop, dilated_in_fp32(model), synced(model):
         watch.start(run.folder.name, schedule.steps, state.step)
@@ -184,9 +128,7 @@ def fit(
                 run.write_history(state.rows)
             state.save(run)
             watch.epoch(state.rows[-1], state.average)
-            if _anywhere(
-                stop, device
-            ):  # it came after the last step; before any other the loop above would have seen it
+            if _anywhere(stop, device):  # it came after the last step
                 raise Interrupted(str(run.folder))
     state.average.load_state_dict(state.best_weights)
     return state.average.eval()
@@ -266,7 +208,7 @@ def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
 
 
-def _update(state: _State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
+def _update(state: State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
     """Make one step. Raises ``FloatingPointError`` and changes no weight where loss or gradient is not finite.
 
     A device would have to wait for these numbers: unless such batches are to be passed over, it is asked each epoch.
@@ -304,23 +246,7 @@ def _restore(model: nn.Module, terms: nn.Module, before: Sequence[Tensor]) -> No
         buffer.copy_(kept)
 
 
-class _Average:
-    """Follows a model's weights and statistics: ``average += (1 - decay) (model - average)``."""
-
-    def __init__(self, average: nn.Module, model: nn.Module) -> None:
-        pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
-        self.averaged = tuple(zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True))
-        self.counted = [pair for pair in pairs if not pair[0].is_floating_point()]
-
-    @torch.no_grad()
-    def __call__(self, decay: float) -> None:
-        ours, theirs = self.averaged
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
-        for our, their in self.counted:
-            our.copy_(their)
-
-
-def _accumulate(state: _State, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
+def _accumulate(state: State, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
     """Add up where the numbers are, so that nobody waits for them."""
     state.pictures += pictures
     for name, mean in {"": loss.detach(), **means}.items():
@@ -328,7 +254,7 @@ def _accumulate(state: _State, loss: Tensor, means: dict[str, Tensor], pictures:
         state.sums[name] = state.sums[name].to(value) + value if name in state.sums else value
 
 
-def _end_epoch(state: _State, referee: Referee, schedule: Schedule, pictures: int) -> None:
+def _end_epoch(state: State, referee: Referee, schedule: Schedule, pictures: int) -> None:
     sums = {name: float(value) for name, value in state.sums.items()}
     loss, learnt = sums.pop("", math.nan), state.pictures
     if not math.isfinite(loss):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.files import NO_SPACE, flush, reserve, sealed, unsealed, write_text
+from camkd.files import NO_SPACE, PART, flush, reserve, sealed, sha256_of, unsealed, write_text
 from camkd.types import InputError
 
 VERSION = 2
@@ -246,7 +246,7 @@ def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Cont
 def _building(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` that takes its place when the block ends well."""
     try:
-        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}{PART}"
         temporary.mkdir(parents=True)
     except OSError as error:
         raise InputError(
@@ -280,7 +280,7 @@ def _save(folder: Path, name: str, contents: Contents) -> None:
         "fingerprint": mark,
         "notes": list(contents.notes),
         "names": {split: content.names for split, content in splits.items()},
-        "sha256_of": {path.name: _sha256(path) for path in sorted(folder.glob("*.npy")) if _small(path)},
+        "sha256_of": {path.name: sha256_of(path) for path in sorted(folder.glob("*.npy")) if _small(path)},
     }
     write_text(folder / MANIFEST, sealed(manifest))
     for path in folder.iterdir():
@@ -293,16 +293,11 @@ def _small(path: Path) -> bool:
     return not path.stem.endswith("_images")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _open(folder: Path) -> Dataset:
     try:
         manifest = unsealed(folder / MANIFEST)
         for name, digest in manifest["sha256_of"].items():
-            if _sha256(folder / name) != digest:
+            if sha256_of(folder / name) != digest:
                 raise ValueError(f"the checksum of {name} differs")
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
     except (OSError, ValueError, KeyError) as error:

@@ -22,6 +22,7 @@ from camkd.metrics import (
     ece,
     energy_inside,
     map_likeness,
+    means,
     nll,
     outcomes,
     pointing_game,
@@ -88,7 +89,7 @@ def evaluate(
         likeness = map_likeness(own.maps, teacher.maps)
         figures["teacher_accuracy"] = accuracy(teacher.logits, labels)
         figures["teacher_agreement"] = accuracy(own.logits, theirs)
-        figures |= {name: values.double().mean().item() for name, values in likeness.items()}
+        figures |= means(likeness)
         figures["by_outcome"] = by_outcome(likeness, outcomes(predicted, theirs, labels))
     return figures
 

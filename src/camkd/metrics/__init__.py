@@ -4,7 +4,7 @@ Pure functions on tensors. Maps are ``(N, h, w)``: one map a picture, of one cla
 answer). docs/metrics.md lists what a run writes down of them.
 """
 
-from camkd.metrics.agreement import by_outcome, map_agreement, map_likeness, on_one_grid, outcomes, shuffled
+from camkd.metrics.agreement import by_outcome, map_likeness, means, on_one_grid, outcomes, shuffled
 from camkd.metrics.answers import accuracy, confusion, ece, nll
 from camkd.metrics.maps import cosine, iou_top, pearson, pointing_match, spearman
 from camkd.metrics.objects import energy_inside, pointing_game
@@ -17,8 +17,8 @@ __all__ = [
     "ece",
     "energy_inside",
     "iou_top",
-    "map_agreement",
     "map_likeness",
+    "means",
     "nll",
     "on_one_grid",
     "outcomes",

@@ -73,16 +73,6 @@ def on_one_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return resize(a, grid), resize(b, grid)
 
 
-def map_agreement(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, float]:
-    """The mean over all pictures of each figure of `map_likeness`, under the same names.
-
-    >>> maps = torch.rand(2, 4, 4)
-    >>> round(map_agreement(maps, maps)["cam_cosine"], 4)
-    1.0
-    """
-    return _means(map_likeness(student_maps, teacher_maps))
-
-
 def outcomes(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Who is right: four masks ``(N,) bool`` of which each picture is in exactly one; all inputs are classes ``(N,)``.
 
@@ -101,12 +91,18 @@ def outcomes(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tens
 def by_outcome(likeness: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """The means of `map_likeness` over each group of `outcomes`, with its number of ``pictures``; no mean of none."""
     return {
-        name: {"pictures": int(group.sum()), **(_means(likeness, group) if group.any() else {})}
+        name: {"pictures": int(group.sum()), **(means(likeness, group) if group.any() else {})}
         for name, group in groups.items()
     }
 
 
-def _means(likeness: Mapping[str, Tensor], group: Tensor | None = None) -> dict[str, float]:
+def means(likeness: Mapping[str, Tensor], group: Tensor | None = None) -> dict[str, float]:
+    """The mean of each figure of `map_likeness` over all pictures, or over a ``group (N,) bool`` of them.
+
+    >>> maps = torch.rand(2, 4, 4)
+    >>> round(means(map_likeness(maps, maps))["cam_cosine"], 4)
+    1.0
+    """
     return {
         name: (values if group is None else values[group]).double().mean().item() for name, values in likeness.items()
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from camkd.data.store import cache_folder
-from camkd.files import filling
+from camkd.files import filling, sha256_of
 from camkd.types import InputError
 
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -50,11 +50,7 @@ def runtime_files(folder: Path | None) -> list[Path]:
 
 
 def _whole(folder: Path) -> bool:
-    return all((folder / name).is_file() and _sha256(folder / name) == known for name, known in FILES.items())
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return all((folder / name).is_file() and sha256_of(folder / name) == known for name, known in FILES.items())
 
 
 def _fetch(folder: Path) -> None:
