@@ -54,6 +54,7 @@ def _train(options: Namespace) -> dict[str, Any] | None:
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
     if is_model(options.teacher):
         entry(options.teacher)
+        pipeline.check_shared_rate(configs[1], options.teacher, options.student)
     else:
         find_teacher(options.teacher, configs[0].data)
     with joined(configs[1].device) as who, open_screen() as screen:
