@@ -37,7 +37,20 @@ from camkd.types import InputError, Prediction
 
 ROOT = Path(__file__).parents[1]
 Captured = pytest.CaptureFixture[str]
-QUICK = ["--epochs", "1", "--batch-size", "24", "--lr", "0.4", "--precision", "fp32", "--figure-every", "0"]
+QUICK = [
+    "--epochs",
+    "1",
+    "--batch-size",
+    "24",
+    "--optimizer",
+    "sgd",
+    "--lr",
+    "0.4",
+    "--precision",
+    "fp32",
+    "--figure-every",
+    "0",
+]
 
 
 @pytest.fixture
@@ -178,6 +191,8 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["train", "--method", "magic"], "'magic': choose one of plain"),
         (["train", "--terms", "ce=1,cam=1:schedule=never"], "'never' in 'cam=1:schedule=never' is none of constant"),
         (["distill", "--terms", "ce=1,magic=1"], "'magic' in 'magic=1': choose one of ce"),
+        (["train", "--lr", "0.1"], "wrn-16-4 with sgd and cam-net with adamw cannot share lr 0.1: give --optimizer"),
+        (["train", "--weight-decay", "0"], "cannot share weight_decay 0.0"),
         (["train", "--epochs", "0"], "epochs is 0"),
         (["distill", "--epochs", "0"], "epochs is 0"),
         (["train", "--teacher-epochs", "0"], "teacher_epochs is 0"),

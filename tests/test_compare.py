@@ -29,7 +29,7 @@ from camkd.teachers import adopt_teacher
 from camkd.train import Interrupted, Watch
 from camkd.types import InputError
 
-TRAIN = TrainConfig(epochs=1, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=0)
+TRAIN = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 METHODS = ("plain", "kd", "ce=0.1+cam=1:pool=2")
 
 
