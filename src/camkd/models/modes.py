@@ -34,7 +34,7 @@ def dilated_in_fp32(model: nn.Module) -> Iterator[None]:
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1
     ]
     for module in suspects:
-        module.forward = _in_fp32(module.forward)  # type: ignore[method-assign]
+        module.forward = _in_fp32(module.forward)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
