@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "camkd"
 PAGE = ROOT / "docs" / "architecture.md"
 PUBLIC = ["InputError", "Prediction", "__version__", "build", "load", "predict"]
-LIGHT = ["cli", "catalogue", "config", "data", "files", "methods", "tables", "types"]
+LIGHT = ["cli", "catalogue", "config", "data", "files", "methods", "recipes", "tables", "types"]
 
 
 def rooms_of(page: str) -> dict[str, int]:

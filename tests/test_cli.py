@@ -210,7 +210,7 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["evaluate", "nowhere", "--fail-over", "ece"], "--fail-over has 'ece'"),
         (["explain", "nowhere", "x.png"], "'nowhere'"),
         (["report", "nowhere"], "nowhere is no run folder"),
-        (["list", "cats"], "'cats': choose one of models, methods, data"),
+        (["list", "cats"], "'cats': choose one of models, methods, recipes, data"),
         (["list", "models", "--size", "0"], "size is 0"),
         (["dance"], "'dance'"),
         (["--json"], "--json"),
@@ -402,7 +402,7 @@ def test_report(finished: Any, tmp_path: Path, capsys: Captured) -> None:
     assert "<html" in out.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("what", ["methods", "data"])
+@pytest.mark.parametrize("what", ["methods", "recipes", "data"])
 def test_list(what: str, capsys: Captured) -> None:
     assert main(["list", what, "--json"]) == 0
     found = only_json(capsys.readouterr())
