@@ -417,7 +417,7 @@ def test_list_models(capsys: Captured, keep_models: Callable[..., None]) -> None
     assert main(["list", "models", "--size", "16", "--classes", "3", "--json"]) == 0
     found = only_json(capsys.readouterr())
     assert set(found) == {"cam-net", "resnet8"}
-    assert found["cam-net"]["map"] == [4, 4]
+    assert found["cam-net"]["map"] == [8, 8]
 
 
 # --- configuration files
