@@ -107,7 +107,7 @@ def test_the_example_of_the_card_runs(exported: Any, monkeypatch: pytest.MonkeyP
     names: dict[str, Any] = {}
     exec(code[1], names)
     assert names["logits"].shape == (1, 3)
-    assert names["cam"].shape == (1, 3, 4, 4)
+    assert names["cam"].shape == (1, 3, 8, 8)
 
 
 # --- what int8 costs

@@ -34,7 +34,8 @@ class Far(nn.Conv2d):
         super().__init__(channels, channels, 7, padding=3, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(super().forward(F.avg_pool2d(x, 2, ceil_mode=True)), x.shape[2:])
+        y = F.interpolate(super().forward(F.avg_pool2d(x, 2, ceil_mode=True)), scale_factor=2.0)
+        return y[:, :, : x.shape[2], : x.shape[3]]
 
 
 class GatedBlock(nn.Module):
