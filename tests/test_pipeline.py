@@ -30,7 +30,7 @@ from camkd.referee import Referee
 from camkd.runs import Run, describe, load
 from camkd.teachers import Teacher, adopt_teacher, find_teacher
 from camkd.train import Interrupted, Watch
-from camkd.trained import explain_files, reevaluate
+from camkd.trained import reevaluate
 from camkd.types import InputError
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
@@ -454,16 +454,6 @@ def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, e
             (tmp_path / "other" / split / new).symlink_to(easy_folder / split / old)
     with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but .* has apple, leaf \(2\)"):
         reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None)
-
-
-def test_explaining_files_shows_teacher_and_student(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
-    files = sorted(str(path) for path in (easy_folder / "test" / "leaf").iterdir())[:2]
-    answers = explain_files(str(finished.folder / "student"), files, tmp_path / "cams.png", None)
-    assert [set(answer) for answer in answers] == [{"teacher", "student"}] * 2
-    assert (tmp_path / "cams.png").read_bytes().startswith(b"\x89PNG")
-    alone = explain_files(str(finished.folder / "teacher"), files, tmp_path / "own.png", None)
-    assert [set(answer) for answer in alone] == [{"teacher"}] * 2
-    assert alone[0]["teacher"] == answers[0]["teacher"]
 
 
 # --- names and numbers

@@ -20,6 +20,7 @@ from camkd.types import InputError
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 0.1
 """How much of each class is held out for a split that is missing."""
+KINDS = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
 LISTED = 10
 """How many names a message gives before it only counts them."""
 
@@ -169,6 +170,17 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[os.DirEntry[str]]:
             yield from _walk(Path(entry.path), seen)
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """Every picture file below ``folder``, sorted; hidden ones are left out.
+
+    Raises `InputError` where there is none.
+    """
+    found = sorted(Path(entry.path) for entry in _walk(folder, {folder.resolve()}) if _is_picture(entry))
+    if not found:
+        raise InputError(f"no pictures ({KINDS}) were found in '{folder}': name pictures, or a folder that holds some.")
+    return found
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
@@ -200,8 +212,7 @@ def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
     where = f"'{root}'" if split == "train" else f"the {split} folder of '{root}'"
     classes, expected = found[split], found["train"]
     if not any(classes.values()):
-        kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise InputError(f"no pictures ({kinds}) were found in {where}; put them in one folder a class")
+        raise InputError(f"no pictures ({KINDS}) were found in {where}; put them in one folder a class")
     differing = {"lacks": expected.keys() - classes.keys(), "adds": classes.keys() - expected.keys()}
     if any(differing.values()):
         said = " and ".join(f"{verb} {quoted(sorted(names))}" for verb, names in differing.items() if names)
