@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tracemalloc
 import zlib
@@ -31,6 +32,7 @@ from camkd.data.store import (
     rows_within,
 )
 from camkd.data.views import Views
+from camkd.files import PART
 from camkd.types import InputError
 
 
@@ -111,6 +113,19 @@ def test_nothing_is_left_of_a_build_that_stops(tmp_path: Path, stop: type[BaseEx
         opened(tmp_path, build)
     assert list((tmp_path / "data").iterdir()) == []
     assert len(opened(tmp_path).train) == 12
+
+
+def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    left, other = (tmp_path / "data" / f".{name}.0123abcd{PART}" for name in ("pets-1", "elsewhere-2"))
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        new_images(folder / "train_images.npy", 3, 4)
+    handle = os.open(other, os.O_RDONLY)  # of another store, which is being built
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    opened(tmp_path)
+    os.close(handle)
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_a_store_that_another_process_finishes_first_is_used(tmp_path: Path) -> None:

@@ -7,11 +7,9 @@ import json
 import math
 import os
 import re
-import secrets
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.files import NO_SPACE, PART, flush, reserve, sealed, sha256_of, unsealed, write_text
+from camkd.files import NO_SPACE, building, flush, reserve, sealed, sha256_of, sweep, unsealed, write_text
 from camkd.types import InputError
 
 VERSION = 2
@@ -245,23 +243,21 @@ def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Cont
 @contextmanager
 def _building(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` that takes its place when the block ends well."""
-    try:
-        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}{PART}"
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"the cache folder '{folder.parent}' cannot be written ({error.strerror}); set CAMKD_CACHE to a "
-            "folder that can"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            sweep(folder.parent)  # what killed processes left, of other stores too
+            temporary = stack.enter_context(building(folder))
+        except OSError as error:
+            raise InputError(
+                f"the cache folder '{folder.parent}' cannot be written ({error.strerror}); set CAMKD_CACHE to a "
+                "folder that can"
+            ) from error
         yield temporary
         try:
             temporary.rename(folder)
         except OSError:  # somebody else finished the same store first: theirs is as good
             if not folder.exists():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save(folder: Path, name: str, contents: Contents) -> None:
