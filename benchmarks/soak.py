@@ -273,6 +273,21 @@ def table(soak: Soak, growth: dict[str, dict[str, float | bool]]) -> str:
     return "\n".join(rows)
 
 
+def found(soak: Soak, options: argparse.Namespace) -> dict[str, Any]:
+    """What is written."""
+    return {
+        "minutes": (time.monotonic() - soak.begun) / 60,
+        "seed": options.seed,
+        "environment": environment(),
+        "flat_means": GROWTH,
+        "seconds_undisturbed": soak.seconds,
+        "rounds": soak.tallies,
+        "lost": soak.lost,
+        "one_process": soak.growth(),
+        "samples": soak.samples,
+    }
+
+
 def main() -> int:
     """Soak, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -289,24 +304,12 @@ def main() -> int:
         for lesson in itertools.cycle(LESSONS):
             soak.round(lesson)
             soak.within(lesson)
+            if options.out:  # as far as it has come
+                write_json(options.out, found(soak, options))
             if time.monotonic() - soak.begun > options.minutes * 60:
                 break
-    growth = soak.growth()
-    print(table(soak, growth))
-    if options.out:
-        found = {
-            "minutes": options.minutes,
-            "seed": options.seed,
-            "environment": environment(),
-            "flat_means": GROWTH,
-            "seconds_undisturbed": soak.seconds,
-            "rounds": soak.tallies,
-            "lost": soak.lost,
-            "one_process": growth,
-            "samples": soak.samples,
-        }
-        write_json(options.out, found)
-    return int(bool(soak.lost) or not all(row["flat"] for row in growth.values()))
+    print(table(soak, soak.growth()))
+    return int(bool(soak.lost) or not all(row["flat"] for row in soak.growth().values()))
 
 
 if __name__ == "__main__":
