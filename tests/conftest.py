@@ -22,12 +22,15 @@ from camkd.data.store import Dataset, Split
 from camkd.models import MODELS
 from camkd.report import write_report
 from run_folders import gallery, hang, write_tree
+from several import alone, distil, teacher
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
+
+__all__ = ["alone", "distil", "teacher"]  # fixtures
 
 hypothesis.settings.register_profile("camkd", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("camkd")
