@@ -80,6 +80,7 @@ def rest(process: subprocess.Popen[str]) -> tuple[int, str]:
         return process.wait(240), said
 
 
+@pytest.mark.fault("one of two processes asked to stop")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_one_stops_all_with_the_state_saved(distil: list[str], tmp_path: Path, number: int) -> None:
     first, second = started(2, long_run(distil, tmp_path / "run"))
@@ -92,6 +93,7 @@ def test_a_request_to_one_stops_all_with_the_state_saved(distil: list[str], tmp_
     assert state["epoch"] >= 1
 
 
+@pytest.mark.fault("one of two processes killed")
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(distil: list[str], tmp_path: Path) -> None:
     first, second = started(2, long_run(distil, tmp_path / "run"))
     until_trained(first)
@@ -128,6 +130,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.fault("one of two processes killed")
 def test_torchrun_starts_them_again_after_one_was_killed(distil: list[str], tmp_path: Path) -> None:
     """An elastic restart: one process kills itself once, after the first epoch."""
     script = tmp_path / "once.py"

@@ -149,6 +149,7 @@ with filling(Path(sys.argv[1]) / "folder") as folder, replacing(Path(sys.argv[1]
 """
 
 
+@pytest.mark.fault("remains of a killed process")
 def test_what_a_killed_process_left_half_written_goes_with_the_next_write_and_what_another_writes_stays(
     tmp_path: Path,
 ) -> None:

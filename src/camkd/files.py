@@ -198,6 +198,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parsed(text: str) -> Any:
+    """What ``text`` says in JSON. Raises ``ValueError`` where it is none, and where it is nested too deeply to read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def sealed(values: Mapping[str, Any]) -> str:
     """``values`` as indented JSON with a checksum of all of them; see `unsealed`."""
     return json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -205,7 +213,7 @@ def sealed(values: Mapping[str, Any]) -> str:
 
 def unsealed(path: Path) -> dict[str, Any]:
     """What was `sealed` in the file ``path``. Raises ``ValueError`` where it is not what was written."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = parsed(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
         raise ValueError("its checksum differs")
     return values

@@ -1,58 +1,18 @@
-"""Faults are counted: how often each was tried, what survived, what was lost."""
+"""A run to be disturbed, and how it ends when nothing happens."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 TRIES = int(os.environ.get("CAMKD_FAULT_TRIES", "3"))
 """How often a fault is tried that has endless many places to happen; `make test-faults` tries oftener."""
-
-
-@dataclass
-class Tally:
-    """What came of each fault: ``[tries, survived]``."""
-
-    counts: dict[str, list[int]] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, fault: str) -> Iterator[None]:
-        """A try of ``fault``; it survived if the block ends well."""
-        count = self.counts.setdefault(fault, [0, 0])
-        count[0] += 1
-        yield
-        count[1] += 1
-
-
-TALLY = pytest.StashKey[Tally]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TALLY] = Tally()
-
-
-@pytest.fixture(scope="session")
-def tally(pytestconfig: pytest.Config) -> Tally:
-    return pytestconfig.stash[TALLY]
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    counts = config.stash[TALLY].counts
-    if not counts:
-        return
-    terminalreporter.section("faults")
-    width = max(map(len, counts))
-    terminalreporter.line(f"{'fault':{width}}  tries  survived  lost")
-    for fault, (tries, survived) in counts.items():
-        terminalreporter.line(f"{fault:{width}}  {tries:5}  {survived:8}  {tries - survived:4}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from camkd.runs import Run
-from faults.conftest import TRIES, Lesson, Tally, camkd
+from faults.conftest import TRIES, Lesson, camkd
+from tallying import Tally
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
