@@ -24,7 +24,7 @@ FUZZ_SECONDS ?= 60
 help:
 	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
 	@echo "make test    the tests, warnings are errors"
-	@echo "make test-faults  kills at random moments and in the middle of writes, many of them, and a table"
+	@echo "make test-faults  whatever may go wrong: kills, full disks, hostile files, many of them, and a table"
 	@echo "make fuzz    every kind of file that is read, changed at random for a minute each (FUZZ_SECONDS), and a table"
 	@echo "make test-extras   the tests with timm and torchvision, in $(VENV)-extras"
 	@echo "make check   format, lint, types, layering"
@@ -76,7 +76,7 @@ test: $(DEV)
 	$(BIN)/python -m pytest -W error
 
 test-faults: $(DEV)
-	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error tests/faults
+	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error -m fault
 
 fuzz: $(FUZZ)
 	PYTHONPATH=tests $(VENV)-fuzz/bin/python tests/fuzz/atheris_files.py --seconds $(FUZZ_SECONDS)

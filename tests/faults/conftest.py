@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from camkd.runs import Run
+from forks import camkd
+
 TRIES = int(os.environ.get("CAMKD_FAULT_TRIES", "3"))
 """How often a fault is tried that has endless many places to happen; `make test-faults` tries oftener."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    status: int
-    said: str
-
-
-def camkd(*arguments: str, cache: Path, before: str = "") -> Ended:
-    """Run a command in a process of its own; ``before`` is what that process does first."""
-    code = f"{before}\nimport sys\nfrom camkd.cli import main\nsys.exit(main(sys.argv[1:]))"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "CAMKD_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return Ended(ended.returncode, ended.stderr)
 
 
 @dataclass(frozen=True)
@@ -66,3 +47,16 @@ def undisturbed(lesson: Lesson, tmp_path_factory: pytest.TempPathFactory) -> Pat
     ended = camkd(*lesson.command(root / "run"), cache=root / "cache")
     assert ended.status == 0, ended.said
     return root / "run"
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    rows = Run(folder).read_history()
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+
+
+def same(folder: Path, other: Path, cache: Path) -> None:
+    """The same weights to the bit, the same curve, every epoch once; nothing lies about."""
+    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert timeless(folder) == timeless(other)
+    assert [row["epoch"] for row in timeless(folder)] == list(range(1, len(timeless(other)) + 1))
+    assert not [*folder.rglob(".*"), *cache.rglob(".*")]
