@@ -10,8 +10,8 @@ forked from one that has imported everything and done nothing, so that signals m
 
 Between the rounds this process itself trains the same lessons, each into a new folder, and notes its memory, open files
 and threads. Flat means, over the last three quarters of the time: the straight line through the memory rises by less
-than 2 % of its mean, and that through files and threads by less than half a one. All is done one after the other, on
-one thread.
+than 2 % of its mean, and that through files and threads by less than half a one; with fewer than 12 runs in that time
+nothing is said to be flat. All is done one after the other, on one thread.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ ROLES = ("teacher", "control", "student")
 MOST_SIGNALS = 4
 GROWTH = {"memory": 0.02, "files": 0.5, "threads": 0.5}
 """What a straight line may rise by in the last three quarters: of the mean, and in pieces."""
+FEWEST = 12
 
 
 def draw(folder: Path) -> None:
@@ -249,7 +250,7 @@ class Soak:
                 "most": float(values.max()),
                 "last": float(values[-1]),
                 "rise": rise,
-                "flat": bool(share < most),
+                "flat": bool(share < most) and len(late) >= FEWEST,
             }
         return found
 
@@ -264,11 +265,12 @@ def table(soak: Soak, growth: dict[str, dict[str, float | bool]]) -> str:
     rows = [f"{'run':22} {'runs':>5} {'SIGKILL':>8} {'SIGTERM':>8} {'lost':>5}"]
     for lesson, tally in soak.tallies.items():
         rows.append(f"{lesson:22} {tally['runs']:5} {tally['SIGKILL']:8} {tally['SIGTERM']:8} {tally['lost']:5}")
+    verdict = "GROWS" if len(soak.samples) > FEWEST * 4 / 3 else "too few runs to tell"
     rows.append(f"\n{'one process':22} {'first':>8} {'least':>8} {'most':>8} {'last':>8} {'rise':>8}")
     for name, row in growth.items():
         unit = 1e6 if name == "memory" else 1
         numbers = " ".join(f"{row[key] / unit:8.1f}" for key in ("first", "least", "most", "last", "rise"))
-        rows.append(f"{name + (' (MB)' if unit > 1 else ''):22} {numbers} {'flat' if row['flat'] else 'GROWS'}")
+        rows.append(f"{name + (' (MB)' if unit > 1 else ''):22} {numbers} {'flat' if row['flat'] else verdict}")
     rows.append(f"{len(soak.samples)} runs in that process; {len(soak.lost)} times something was lost or left")
     return "\n".join(rows)
 
