@@ -565,6 +565,17 @@ def test_a_good_teacher_is_introduced(easy: Dataset, taught: Teacher) -> None:
     assert said[0] == f"the teacher is right on {right:.1%} of the validation pictures"
 
 
+@pytest.mark.fault("the wrong teacher")
+def test_a_teacher_of_other_pictures_is_refused(finished: Any, easy: Dataset) -> None:
+    """Of another size, and of classes in another order."""
+    large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
+    with pytest.raises(InputError, match="was trained on 16 pixel pictures, not 32: add --size 16"):
+        adopt_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
+    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have sky, berry"):
+        adopt_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")
+
+
+@pytest.mark.fault("the wrong teacher")
 @pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
 def test_a_teacher_near_chance_is_refused_before_the_first_step(easy: Dataset, taught: Teacher, way: str) -> None:
     with pytest.raises(InputError, match=r"of the validation pictures, and guessing is on 33\.3%"):

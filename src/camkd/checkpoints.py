@@ -123,9 +123,7 @@ class Checkpoints:
 
     def _read(self, manifest: Path) -> tuple[State, State | None]:
         entries = unsealed(manifest)
-        last, best = (self._state(entries[name]) if name in entries else None for name in ("last", "best"))
-        assert last is not None
-        return last, best
+        return self._state(entries["last"]), self._state(entries["best"]) if "best" in entries else None
 
     def _state(self, entry: Mapping[str, Any]) -> State:
         path = self.folder / Path(entry["name"]).name

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from markupsafe import Markup
 from camkd import findings
 from camkd.drawing import SERIES, svg
 from camkd.figures import confusion_figure, curve
-from camkd.files import write_text
+from camkd.files import parsed, write_text
 from camkd.findings import DASH, ROWS, Run
 from camkd.gallery_page import album
 from camkd.types import InputError
@@ -130,7 +129,7 @@ def _text(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_text(path) or "{}")
+        value = parsed(_text(path) or "{}")
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); write it again or remove it") from error
     return value if isinstance(value, dict) else {}
@@ -140,7 +139,7 @@ def _history(text: str) -> Iterator[dict[str, Any]]:
     """The lines that are objects: a run that was killed may leave half a line."""
     for line in text.splitlines():
         try:
-            value = json.loads(line)
+            value = parsed(line)
         except ValueError:
             continue
         if isinstance(value, dict):

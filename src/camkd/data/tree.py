@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import category
 
 import numpy as np
 
@@ -21,6 +22,8 @@ FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "tes
 SHARE = 0.1
 """How much of each class is held out for a split that is missing."""
 KINDS = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+HIDDEN = ("Cc", "Zl", "Zp")
+"""Unicode categories of what would begin a new line or tell a terminal to do something."""
 LISTED = 10
 """How many names a message gives before it only counts them."""
 
@@ -145,7 +148,10 @@ def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
         elif (resolved := Path(entry.path).resolve()) not in above:
             files = list(_walk(Path(entry.path), above | {resolved}))
             pictures = [_picture(root, file) for file in files if _is_picture(file)]
-            classes[plain(entry.name)] = sorted(pictures)
+            name = plain(entry.name)
+            if name in classes:
+                raise InputError(f"'{folder}' has two class folders that are both written '{name}'; rename one")
+            classes[name] = sorted(pictures)
             ignored += len(files) - len(pictures)
     if loose and not any(classes.values()):
         raise InputError(
@@ -203,8 +209,9 @@ def _picture(root: Path, entry: os.DirEntry[str]) -> Picture:
 
 
 def plain(name: str) -> str:
-    """``name`` as it can be written to UTF-8, whatever bytes the file system holds."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    r"""``name`` as it can be written to UTF-8 and shown in a line: other bytes and control characters as ``\x1b``."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(sign.encode("unicode_escape").decode() if category(sign) in HIDDEN else sign for sign in text)
 
 
 def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
