@@ -65,14 +65,22 @@ def explain_files(
     said = describe(source)
     pixels = read_pictures(images, said.size)
     models = {said.role: load(source)}
+    place = fitting_teacher(source, teacher)
+    if place:
+        models = {"teacher": load(place), **models}
+    layers = {said.role: layer} if layer else None
+    return explain(pixels, models, said.classes, out, method=method, layers=layers)
+
+
+def fitting_teacher(source: str, teacher: str | None) -> Path | None:
+    """`teacher_of` the model of ``source``. Raises ``InputError`` where its classes or its picture size differ."""
+    said = describe(source)
     place = teacher_of(said, teacher)
     if place:
         theirs = describe(place)
         if (theirs.classes, theirs.size) != (said.classes, said.size):
             raise InputError(f"{str(place)!r} is no teacher of {source!r}: its classes or its picture size differ.")
-        models = {"teacher": load(place), **models}
-    layers = {said.role: layer} if layer else None
-    return explain(pixels, models, said.classes, out, method=method, layers=layers)
+    return place
 
 
 def teacher_of(said: Description, teacher: str | None) -> Path | None:
