@@ -94,9 +94,9 @@ def explain_files(
     if not 1 <= top <= len(said.classes):
         raise InputError(f"--top is {top}, but {source!r} knows {len(said.classes)} classes: give 1 to that.")
     models: dict[str, nn.Module] = {said.role: model}
-    place = teacher_of(said, teacher)
+    place = fitting_teacher(said, teacher)
     if place and kind != "folder":
-        models = {"teacher": _teacher(place, said, source).to(pick_device(device)), **models}
+        models = {"teacher": load(place).to(pick_device(device)), **models}
     if kind == "png":
         check_figure(len(paths), top * len(models))
     layers = {said.role: layer} if layer else None
@@ -109,11 +109,14 @@ def explain_files(
     return records(paths, looks, said.classes)
 
 
-def _teacher(place: Path, said: Description, source: str) -> nn.Module:
-    theirs = describe(place)
-    if (theirs.classes, theirs.size) != (said.classes, said.size):
-        raise InputError(f"{str(place)!r} is no teacher of {source!r}: its classes or its picture size differ.")
-    return load(place)
+def fitting_teacher(said: Description, teacher: str | None) -> Path | None:
+    """`teacher_of` that model. Raises ``InputError`` where its classes or its picture size differ."""
+    place = teacher_of(said, teacher)
+    if place:
+        theirs = describe(place)
+        if (theirs.classes, theirs.size) != (said.classes, said.size):
+            raise InputError(f"{str(place)!r} is no teacher of this model: its classes or its picture size differ.")
+    return place
 
 
 def teacher_of(said: Description, teacher: str | None) -> Path | None:
