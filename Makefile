@@ -7,19 +7,25 @@ DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
 # timm, torchvision and pytorch-grad-cam have an environment of their own.
 EXTRAS := $(VENV)-extras/.extras-installed
+# So has what fuzzes, which has wheels for few versions of Python.
+FUZZ   := $(VENV)-fuzz/.fuzz-installed
 # So have the programs that benchmarks compare with.
 PEERS  := $(VENV)-bench/.bench-installed
 
 # The settings of `make demo`.
 DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --terms ce=1,cam=1 --epochs 5 --figure-every 1 --out runs/demo --resume
 
-.PHONY: help demo test test-faults test-extras check bench docs screenshots clean
+# How long `make fuzz` tries each kind of file.
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo test test-faults fuzz test-extras check bench docs screenshots clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
 	@echo "make test    the tests, warnings are errors"
-	@echo "make test-faults  kills at random moments and in the middle of writes, many of them, and a table"
+	@echo "make test-faults  whatever may go wrong: kills, full disks, hostile files, many of them, and a table"
+	@echo "make fuzz    every kind of file that is read, changed at random for a minute each (FUZZ_SECONDS), and a table"
 	@echo "make test-extras   the tests with timm and torchvision, in $(VENV)-extras"
 	@echo "make check   format, lint, types, layering"
 	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
@@ -53,6 +59,11 @@ $(EXTRAS): pyproject.toml requirements.txt requirements-dev.txt requirements-ext
 	$(@D)/bin/python -m pip install --quiet --no-deps -r requirements-quantus.txt
 	@touch $@
 
+$(FUZZ): pyproject.toml requirements.txt requirements-fuzz.txt
+	$(environment)
+	$(@D)/bin/python -m pip install --quiet -r requirements-fuzz.txt
+	@touch $@
+
 $(PEERS): pyproject.toml requirements.txt requirements-bench.txt
 	$(environment)
 	$(@D)/bin/python -m pip install --quiet -r requirements-bench.txt
@@ -65,7 +76,10 @@ test: $(DEV)
 	$(BIN)/python -m pytest -W error
 
 test-faults: $(DEV)
-	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error tests/faults
+	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error -m fault
+
+fuzz: $(FUZZ)
+	PYTHONPATH=tests $(VENV)-fuzz/bin/python tests/fuzz/atheris_files.py --seconds $(FUZZ_SECONDS)
 
 test-extras: $(EXTRAS)
 	$(VENV)-extras/bin/python -m pytest -W error tests_extras
@@ -86,5 +100,5 @@ screenshots: $(DEV)
 	CAMKD_SCREENSHOTS="$(RUNS)" $(BIN)/python -m pytest -W error tests/test_report_looks.py -k screenshots
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras $(VENV)-fuzz build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tests_extras benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

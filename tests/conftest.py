@@ -22,12 +22,18 @@ from camkd.data.store import Dataset, Split
 from camkd.models import MODELS
 from camkd.report import write_report
 from run_folders import gallery, hang, write_tree
+from several import alone, distil, teacher
+from tallying import pytest_configure, pytest_runtest_call, pytest_terminal_summary, tally
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
+
+__all__ = [  # fixtures and hooks
+    "alone", "distil", "pytest_configure", "pytest_runtest_call", "pytest_terminal_summary", "tally", "teacher",
+]  # fmt: skip
 
 hypothesis.settings.register_profile("camkd", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("camkd")

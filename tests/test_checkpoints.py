@@ -122,6 +122,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.fault("a checkpoint cut, zeroed, flipped or gone")
 @pytest.mark.parametrize("harm", [cut, empty, zero, flip, Path.unlink])
 @pytest.mark.parametrize("name", ["last-00000030.pt", "last-00000030.json", "best-00003.pt"])
 def test_the_one_before_is_used_where_the_newest_is_harmed(
@@ -137,6 +138,7 @@ def test_the_one_before_is_used_where_the_newest_is_harmed(
     assert loaded(kept) == (30, 4.0)
 
 
+@pytest.mark.fault("a flipped byte in a checkpoint")
 def test_every_flipped_byte_is_caught(kept: Checkpoints) -> None:
     for path in (kept.folder / "last-00000030.pt", kept.folder / "last-00000030.json"):
         content = path.read_bytes()
@@ -148,6 +150,7 @@ def test_every_flipped_byte_is_caught(kept: Checkpoints) -> None:
     assert loaded(kept) == (30, 3.0)
 
 
+@pytest.mark.fault("a checkpoint cut, zeroed, flipped or gone")
 def test_where_all_are_harmed_each_is_named(kept: Checkpoints) -> None:
     flip(kept.folder / "last-00000020.pt")
     cut(kept.folder / "last-00000030.pt")
@@ -165,6 +168,7 @@ class Evil:
         return Path.touch, (self.marker,)
 
 
+@pytest.mark.fault("a pickle with code in it")
 def test_one_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     kept, marker = Checkpoints(tmp_path / "run"), tmp_path / "executed"
     kept.save(1, {"weight": torch.zeros(2), "extra": Evil(marker)})
@@ -177,6 +181,7 @@ def test_one_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.fault("a manifest that points elsewhere")
 def test_a_manifest_that_names_a_file_elsewhere_reads_nothing_there(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "run")
     kept.save(1, {"step": 1})
@@ -199,6 +204,7 @@ def test_one_that_cannot_be_written_leaves_the_one_before(kept: Checkpoints) -> 
     assert loaded(kept) == (30, 3.0)
 
 
+@pytest.mark.fault("disk full in a checkpoint")
 def test_a_full_disk_leaves_the_one_before_and_names_file_and_bytes(kept: Checkpoints) -> None:
     before, limits = names(kept), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))

@@ -40,6 +40,7 @@ def test_the_same_settings_go_on(begun: Run) -> None:
     assert claim(begun, BEFORE, ORIGIN, resume=True) is True
 
 
+@pytest.mark.fault("resumed with another setting")
 @pytest.mark.parametrize("name", ["model", "seed", "batch_size", "epochs", "lr"])
 def test_a_changed_setting_is_named(begun: Run, name: str) -> None:
     with pytest.raises(InputError, match=rf"was started with {name} = {BEFORE[name]}, now it is 7"):
@@ -63,6 +64,7 @@ def test_what_is_accepted_is_written_down_beside_what_it_was(begun: Run) -> None
     assert [change.get("lr") for change in begun.origin()["changes"]] == [[0.1, 0.5], [0.5, 0.2]]
 
 
+@pytest.mark.fault("resumed with other pictures or teacher")
 @pytest.mark.parametrize(
     ("name", "words"), [("pictures", "the pictures"), ("teacher_weights", "the teacher's weights")]
 )
@@ -110,6 +112,7 @@ def enter(run: Run) -> None:
         pass
 
 
+@pytest.mark.fault("two runs on one folder")
 def test_two_processes_do_not_work_on_one_run(begun: Run, other: Any) -> None:
     with pytest.raises(InputError, match=rf"process {other.pid} on .* is working in it; wait for it"):
         enter(begun)
@@ -117,6 +120,7 @@ def test_two_processes_do_not_work_on_one_run(begun: Run, other: Any) -> None:
     enter(begun)
 
 
+@pytest.mark.fault("a stale lock")
 def test_the_lock_of_a_killed_process_holds_nobody_up(begun: Run, other: Any) -> None:
     other.send_signal(signal.SIGKILL)
     other.wait()
@@ -125,6 +129,7 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(begun: Run, other: Any) ->
     assert not (begun.folder / ".lock").exists()
 
 
+@pytest.mark.fault("remains of a killed process")
 def test_what_a_killed_process_left_half_written_goes(begun: Run) -> None:
     begun.figures.mkdir()
     left = [begun.folder / ".metrics.jsonl.abc.part", begun.figures / ".cams.png.xyz.part"]
@@ -141,6 +146,7 @@ def test_a_lock_is_given_back_after_an_error(begun: Run) -> None:
     enter(begun)
 
 
+@pytest.mark.fault("a folder that cannot be written")
 def test_a_folder_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(InputError, match=r"/proc/camkd cannot be written \(.*\): give another --out"):
         enter(Run(Path("/proc/camkd")))

@@ -387,6 +387,21 @@ def test_explain(finished: Any, easy_folder: Path, tmp_path: Path, capsys: Captu
     assert all(image in captured.err for image in images)
 
 
+def test_explain_says_several_classes(finished: Any, easy_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = str(tmp_path / "overlays")
+    assert main(["explain", str(finished.folder), str(easy_folder / "test" / "sky"), "--top", "2", "--out", out]) == 0
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        assert re.fullmatch(r".*/sky/\d+\.png: student \w+ \(\d+%\), \w+ \(\d+%\)", line)
+    assert last == f"written: {out}"
+
+
+def test_explain_refuses_a_name_that_says_nothing(finished: Any, tmp_path: Path, capsys: Captured) -> None:
+    assert main(["explain", str(finished.folder), "x.png", "--out", str(tmp_path / "maps.txt")]) == 2
+    assert "maps.txt is no .png, .npz or .json file" in sentence(capsys.readouterr())
+
+
 def test_explain_names_the_broken_picture(finished: Any, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     out = tmp_path / "cams.png"

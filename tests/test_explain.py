@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,79 +10,95 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from camkd import explain as module
 from camkd.cams import predict
 from camkd.data.store import Dataset, Split
-from camkd.explain import explain, read_pictures, specimens
+from camkd.explain import draw, explain, look, specimens
 from camkd.models import build
-from camkd.types import InputError
 
 
-def test_one_entry_a_picture_with_every_model(easy: Dataset, tmp_path: Path) -> None:
-    images = easy.test.images[:3]
-    models = {"teacher": build("resnet8", 3, 16, 1), "student": build("cam-net", 3, 16, 2)}
-    path = tmp_path / "new" / "cams.png"
-    entries = explain(images, models, easy.classes, path)
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert min(image.size) > 100
+def chances_of(model: nn.Module, images: NDArray[np.uint8]) -> Tensor:
     x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
-    assert len(entries) == 3
-    for title, model in models.items():
-        assert model.training  # modes come back
-        with torch.no_grad():
-            chances = model.eval()(x).softmax(1)
-        for row, entry in enumerate(entries):
-            assert entry[title] == {
-                "class": easy.classes[int(chances[row].argmax())],
-                "confidence": pytest.approx(float(chances[row].max()), rel=1e-4),
-            }
+    with torch.no_grad():
+        return copy.deepcopy(model).eval()(x).softmax(1)
 
 
-def test_maps_are_of_the_class_the_first_model_predicts(
-    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def maps_of(model: nn.Module, images: NDArray[np.uint8]) -> Tensor:
+    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        maps = predict(copy.deepcopy(model).eval(), x).cams
+    assert maps is not None
+    return maps
+
+
+@pytest.fixture
+def models() -> dict[str, nn.Module]:
+    return {"teacher": build("resnet8", 3, 16, 1), "student": build("cam-net", 3, 16, 2)}
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_maps_are_of_the_classes_that_are_likeliest_to_the_first_model(
+    easy: Dataset, models: dict[str, nn.Module], top: int
 ) -> None:
+    images = easy.test.images
+    looks = look(models, [images[:10], images[10:]], top=top)
+    likeliest = chances_of(models["teacher"], images).topk(top).indices
+    assert looks.shown.tolist() == likeliest.tolist()
+    assert list(looks.by) == ["teacher", "student"]
+    for title, one in looks.by.items():
+        assert models[title].training  # modes come back
+        np.testing.assert_allclose(one.probabilities, chances_of(models[title], images), rtol=1e-3, atol=1e-5)
+        wanted = maps_of(models[title], images)[torch.arange(24)[:, None], likeliest]
+        np.testing.assert_allclose(one.maps, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_method_and_a_layer_reach_the_model_they_are_meant_for(easy: Dataset, models: dict[str, nn.Module]) -> None:
+    images = easy.test.images[:2]
+    plain, other = look(models, [images]), look(models, [images], method="layercam", layers={"teacher": "layer1"})
+    assert other.by["teacher"].maps.shape[2:] == (16, 16)
+    assert other.by["student"].maps.shape == plain.by["student"].maps.shape
+    assert other.by["student"].maps.min() >= 0 > plain.by["student"].maps.min()  # LayerCAM is rectified
+
+
+def drawn_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
 
     def spy(images: Any, columns: Any, path: Path, **more: Any) -> None:
-        drawn.update(columns=columns, **more)
+        drawn.update(images=images, columns=columns, **more)
 
     monkeypatch.setattr(module, "heatmaps", spy)
-    models = {"teacher": build("resnet8", 3, 16, 1).eval(), "student": build("cam-net", 3, 16, 2).eval()}
-    explain(easy.test.images, models, easy.classes, tmp_path / "x.png", ["berry"] * 24)
-    x = torch.from_numpy(easy.test.images.copy()).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
-        shown = models["teacher"](x).argmax(1)
-        cams = {title: predict(model, x).cams for title, model in models.items()}
-    assert drawn["shown"] == [easy.classes[i] for i in shown.tolist()]
+    return drawn
+
+
+def test_under_a_map_stands_the_models_answer(
+    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, images = drawn_by(monkeypatch), easy.test.images
+    explain(images, models, easy.classes, tmp_path / "x.png", ["berry"] * 24)
+    assert drawn["shown"] == [easy.classes[k] for k in chances_of(models["teacher"], images).argmax(1)]
     assert drawn["truths"] == ["berry"] * 24
     for column in drawn["columns"]:
-        np.testing.assert_allclose(column.maps, cams[column.title][torch.arange(24), shown], rtol=1e-3, atol=1e-4)
+        sure, answer = chances_of(models[column.title], images).max(1)
+        assert column.answers == [easy.classes[k] for k in answer]
+        np.testing.assert_allclose(column.confidences, sure, rtol=1e-3, atol=1e-5)
 
 
-def test_read_pictures(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 20), (10, 200, 30)).save(tmp_path / "wide.png")
-    Image.new("L", (16, 16), 77).save(tmp_path / "grey.png")
-    images = read_pictures([tmp_path / "wide.png", str(tmp_path / "grey.png")], 16)
-    assert (images.shape, images.dtype) == ((2, 16, 16, 3), np.uint8)
-    assert np.unique(images[0].reshape(-1, 3), axis=0).tolist() == [[10, 200, 30]]
-    assert np.unique(images[1]).tolist() == [77]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
-def test_picture_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
-    if content is not None:
-        (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.png' cannot be read as a picture"):
-        read_pictures([tmp_path / "good.png", tmp_path / "bad.png"], 16)
-
-
-def test_folder_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read as a picture"):
-        read_pictures([tmp_path], 16)
+def test_under_maps_of_several_classes_stand_these(
+    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, images = drawn_by(monkeypatch), easy.test.images[:4]
+    looks = look(models, [images], top=2)
+    draw(images, looks, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
+    assert [column.title for column in drawn["columns"]] == ["teacher", "student"] * 2
+    assert drawn["names"] == ["a", "b", "c", "d"]
+    for place, column in enumerate(drawn["columns"]):
+        classes = looks.shown[:, place // 2]
+        assert column.answers == [easy.classes[k] for k in classes]
+        sure = chances_of(models[column.title], images)[torch.arange(4), torch.from_numpy(classes)]
+        np.testing.assert_allclose(column.confidences, sure, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from camkd.files import filling, replacing, write_json, write_text
+from camkd.files import PART, filling, replacing, sweep, write_json, write_text
 
 
 @contextmanager
@@ -130,3 +133,48 @@ def test_a_folder_that_fails_is_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fill_a_part()
     assert list(tmp_path.iterdir()) == []
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from camkd.files import filling, replacing
+
+with filling(Path(sys.argv[1]) / "folder") as folder, replacing(Path(sys.argv[1]) / "no[te]s") as temporary:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "a.txt").write_text("half")
+    temporary.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.fault("remains of a killed process")
+def test_what_a_killed_process_left_half_written_goes_with_the_next_write_and_what_another_writes_stays(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", WRITES, str(tmp_path)]
+    writers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in ("dies", "lives")
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+    dies, lives = writers
+    assert len(list(tmp_path.glob(f".*{PART}"))) == 4
+    dies.send_signal(signal.SIGKILL)
+    dies.communicate()
+    write_text(tmp_path / "no[te]s", "mine")
+    write_text(tmp_path / "folder.txt", "another's name")
+    assert len(list(tmp_path.glob(f".*{PART}"))) == 3
+    with filling(tmp_path / "folder"):
+        pass
+    assert len(list(tmp_path.glob(f".*{PART}"))) == 2
+    sweep(tmp_path)
+    lives.communicate()
+    assert lives.returncode == 0
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
+        "folder.txt",
+        "folder/deep/a.txt",
+    ]
+    assert (tmp_path / "no[te]s").read_text() == "half"  # the later of the two

@@ -30,7 +30,7 @@ from camkd.referee import Referee
 from camkd.runs import Run, describe, load
 from camkd.teachers import Teacher, adopt_teacher, find_teacher
 from camkd.train import Interrupted, Watch
-from camkd.trained import explain_files, reevaluate
+from camkd.trained import reevaluate
 from camkd.types import InputError
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
@@ -469,16 +469,6 @@ def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, e
         reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None)
 
 
-def test_explaining_files_shows_teacher_and_student(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
-    files = sorted(str(path) for path in (easy_folder / "test" / "leaf").iterdir())[:2]
-    answers = explain_files(str(finished.folder / "student"), files, tmp_path / "cams.png", None)
-    assert [set(answer) for answer in answers] == [{"teacher", "student"}] * 2
-    assert (tmp_path / "cams.png").read_bytes().startswith(b"\x89PNG")
-    alone = explain_files(str(finished.folder / "teacher"), files, tmp_path / "own.png", None)
-    assert [set(answer) for answer in alone] == [{"teacher"}] * 2
-    assert alone[0]["teacher"] == answers[0]["teacher"]
-
-
 # --- names and numbers
 
 
@@ -588,6 +578,17 @@ def test_a_good_teacher_is_introduced(easy: Dataset, taught: Teacher) -> None:
     assert said[0] == f"the teacher is right on {right:.1%} of the validation pictures"
 
 
+@pytest.mark.fault("the wrong teacher")
+def test_a_teacher_of_other_pictures_is_refused(finished: Any, easy: Dataset) -> None:
+    """Of another size, and of classes in another order."""
+    large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
+    with pytest.raises(InputError, match="was trained on 16 pixel pictures, not 32: add --size 16"):
+        adopt_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
+    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have sky, berry"):
+        adopt_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")
+
+
+@pytest.mark.fault("the wrong teacher")
 @pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
 def test_a_teacher_near_chance_is_refused_before_the_first_step(easy: Dataset, taught: Teacher, way: str) -> None:
     with pytest.raises(InputError, match=r"of the validation pictures, and guessing is on 33\.3%"):

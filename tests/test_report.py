@@ -66,6 +66,33 @@ def test_a_training_folder_becomes_a_page_with_everything(tmp_path: Path) -> Non
     assert sum(tag == "img" for tag, _ in page.tags) == 3
 
 
+def amend(folder: Path, **metrics: Any) -> None:
+    told = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "metrics.json").write_text(json.dumps(told | metrics), encoding="utf-8")
+
+
+def test_likeness_is_told_apart_by_who_is_right(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "run")
+    both = {"pictures": 1234, "cam_cosine": 0.91, "cam_cosine_shuffled": 0.4, "cam_iou": 0.625, "cam_iou_centre": 0.5}
+    amend(root / "student", by_outcome={"both_right": both, "only_teacher": {"pictures": 0}, "both_wrong": "?"})
+    text = report(root, out=tmp_path).text
+    assert "both are right 1,234 0.910 other 0.40 – 0.625 centre 0.50 only the teacher is right 0 – – –" in text
+    assert "both are wrong" not in text
+    amend(root / "student", by_outcome=["nonsense"])
+    assert "both are right" not in report(root, out=tmp_path).text
+
+
+def test_maps_on_objects_stand_beside_the_teacher_s_and_chance(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "run")
+    amend(root / "teacher", cam_inside=0.5, cam_inside_chance=0.125)
+    amend(root / "student", cam_inside=0.25, cam_inside_chance=0.125, cam_inside_centre=0.2)
+    text = report(root, out=tmp_path).text
+    assert "50.0 % chance 12 %" in text  # the table
+    line = "Map on the object ? 0 all of it this student 25.0 % the teacher 50.0 % chance: anywhere 12.5 %"
+    assert f"{line} chance: a blob in the middle 20.0 %" in text
+    assert "1, the teacher's map" in text  # of likeness
+
+
 def test_the_same_folders_one_by_one_give_the_same_page(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "run")
     whole = report(root, out=tmp_path)

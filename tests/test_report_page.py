@@ -189,9 +189,11 @@ def test_any_class_shows_its_map_in_the_colours_of_viridis(page: Any) -> None:
     """Against torch's enlarging and matplotlib's colours, from the maps that went into the gallery."""
     page.locator("#shots li").first.click()
     number = min(NUMBERS, key=likeness_of)
+    pressed = page.locator("#detail-classes button[aria-pressed=true]")
+    assert pressed.inner_text().strip("\u2068\u2069") == ["cat", "dog", "owl"][labels_of(number)["teacher"]]
     for place, name in enumerate(["cat", "dog", "owl"]):
         page.locator("#detail-classes").get_by_role("button", name=name).click()
-        assert page.locator("#detail-classes button[aria-pressed=true]").inner_text().strip("\u2068\u2069") == name
+        assert pressed.inner_text().strip("\u2068\u2069") == name
         for tile, role in ((2, "teacher"), (3, "student")):
             painted = pixels_of(page, f"#detail-tiles .tile:nth-child({tile}) canvas")
             shares = fine(maps_of(role, number)[place])

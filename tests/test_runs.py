@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
+import pickle
+import re
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -103,6 +108,7 @@ def test_saving_again_replaces_both_files(folder: Path) -> None:
     assert torch.equal(load(folder).state_dict()["fc.weight"], network(6).state_dict()["fc.weight"])
 
 
+@pytest.mark.fault("a flipped byte in weights")
 @pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
 def test_a_flipped_byte_is_found(folder: Path, place: float) -> None:
     content = bytearray((folder / WEIGHTS).read_bytes())
@@ -112,6 +118,7 @@ def test_a_flipped_byte_is_found(folder: Path, place: float) -> None:
         load(folder)
 
 
+@pytest.mark.fault("weights cut or gone")
 def test_weights_cut_short_or_missing_are_found(folder: Path) -> None:
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-1])
@@ -122,6 +129,7 @@ def test_weights_cut_short_or_missing_are_found(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.fault("a hostile description")
 @pytest.mark.parametrize(
     "text",
     [
@@ -165,6 +173,84 @@ def test_weights_that_do_not_fit_their_description_are_an_input_error(
     values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     (folder / DESCRIPTION).write_text(json.dumps({**values, **change}))
     with pytest.raises(InputError, match=message):
+        load(folder)
+
+
+def resealed(folder: Path, content: bytes) -> None:
+    """Put ``content`` where the weights are, with a description that says it belongs there."""
+    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    (folder / WEIGHTS).write_bytes(content)
+    (folder / DESCRIPTION).write_text(json.dumps({**values, "sha256": hashlib.sha256(content).hexdigest()}))
+
+
+def tensors(header: str, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file with such a header."""
+    return struct.pack("<Q", len(header) if length is None else length) + header.encode() + data
+
+
+HOSTILE = {
+    "nothing": b"",
+    "a header of 2^63 bytes": tensors("{}", length=1 << 63),
+    "a header longer than the file": tensors("{}", length=1000),
+    "no JSON": tensors("{x"),
+    "deep JSON": tensors('{"a":' * 50_000),
+    "half a surrogate": tensors('{"\\ud800": {"dtype":"F32","shape":[],"data_offsets":[0,4]}}', bytes(4)),
+    "a number type that there is not": tensors('{"a":{"dtype":"PY","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "data that is not there": tensors('{"a":{"dtype":"F32","shape":[250],"data_offsets":[0,1000]}}'),
+    "offsets backwards": tensors('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', bytes(4)),
+    "a shape beyond all memory": tensors(
+        '{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}', bytes(4)
+    ),
+    "two tensors in one place": tensors(
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        bytes(4),
+    ),
+    "tensors of no use": tensors('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+}
+
+
+@pytest.mark.fault("hostile weights")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_weights_are_refused(folder: Path, name: str) -> None:
+    resealed(folder, HOSTILE[name])
+    with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
+        load(folder)
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.fault("a pickle with code in it")
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(folder: Path, how: str) -> None:
+    marker, stream = folder / "executed", io.BytesIO()
+    if how == "torch":
+        torch.save({"weight": torch.zeros(2), "extra": Evil(marker)}, stream)
+    else:
+        pickle.dump(Evil(marker), stream)
+    resealed(folder, stream.getvalue())
+    with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
+        load(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.fault("a hostile description")
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 0}, {"size": 10**9}, {"size": "8"}, {"size": True}, {"classes": ["a"]}, {"classes": [1, 2, 3]},
+     {"classes": "abc"[:1]}, {"classes": ["a", "b", "\ud800"]}, {"architecture": 3}, {"sha256": None}, {"params": 1.5}],
+)  # fmt: skip
+def test_a_description_of_nothing_that_could_be_is_an_input_error(folder: Path, change: dict[str, Any]) -> None:
+    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    (folder / DESCRIPTION).write_text(json.dumps({**values, **change}))
+    with pytest.raises(InputError, match=r"model\.json does not describe a model"):
         load(folder)
 
 
@@ -263,3 +349,22 @@ def test_a_run_is_finished_when_it_has_figures_and_a_model(folder: Path, tmp_pat
     assert Run(folder).finished
     (folder / DESCRIPTION).unlink()
     assert not Run(folder).finished
+
+
+@pytest.mark.fault("a damaged file of a run")
+@pytest.mark.parametrize("text", ["", "[", "[]", "3", "{" * 100_000, "a: !!python/name:os.system", "a: [", "\0"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "metrics.jsonl", "environment.json"])
+def test_a_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text: str) -> None:
+    run = Run(tmp_path)
+    (tmp_path / name).write_text(text)
+    read = {
+        "config.yaml": run.config,
+        "metrics.json": run.read_metrics,
+        "metrics.jsonl": run.read_history,
+        "environment.json": run.origin,
+    }[name]
+    if (name, text) == ("metrics.jsonl", ""):
+        assert read() == []
+        return
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is damaged \(.*\): delete it"):
+        read()

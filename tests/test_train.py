@@ -505,6 +505,7 @@ def test_clip_bounds_the_update(easy: Dataset, tmp_path: Path) -> None:
     assert float(torch.stack(moved).sum().sqrt()) == pytest.approx(Schedule(config, 1)(0) * 1.9 * 0.25, rel=1e-3)
 
 
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     calls = 0
 
@@ -683,6 +684,7 @@ class Spoilt(CrossEntropy):
         return loss + (student.logits[:, 0] * 0).sqrt() if self.gradient else loss * math.nan
 
 
+@pytest.mark.fault("a loss or gradient that is not finite")
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_batch_that_is_not_finite_is_passed_over(easy: Dataset, tmp_path: Path, gradient: bool) -> None:
     goal = Objective({"ce": Weighted(Spoilt(at=(3, 6), gradient=gradient))})
@@ -698,6 +700,7 @@ def test_a_batch_that_is_not_finite_is_passed_over(easy: Dataset, tmp_path: Path
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+@pytest.mark.fault("a loss or gradient that is not finite")
 @pytest.mark.parametrize("gradient", [False, True])
 def test_what_is_passed_over_leaves_no_trace(easy: Dataset, tmp_path: Path, gradient: bool) -> None:
     """Weights and running statistics after the spoilt batch are those before it."""
@@ -709,11 +712,13 @@ def test_what_is_passed_over_leaves_no_trace(easy: Dataset, tmp_path: Path, grad
     assert not same(seen.weights[1], seen.weights[2])
 
 
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_a_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"norm of the gradient is (nan|inf) in epoch 1, batch 4"):
         fitted(easy, tmp_path, goal=Objective({"ce": Weighted(Spoilt(at=(4,), gradient=True))}))
 
 
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_an_epoch_of_nothing_but_such_batches_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     goal = Objective({"ce": Weighted(Spoilt(at=tuple(range(5, 9))))})
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2"):

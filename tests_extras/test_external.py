@@ -6,14 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 import camkd
+from camkd.cli import main
 from camkd.models import Normalised, build
+from camkd.models.external import made_for
 from camkd.models.profile import profile
 from camkd.models.saved import Description, save
 from camkd.types import InputError
@@ -112,6 +116,51 @@ def test_weights_that_a_torchvision_name_asks_for(wanted: str, tag: str, monkeyp
     torch.testing.assert_close(model.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     if wanted == "vit_b_32":  # the class token's place stays, the patches' 7x7 places become 2x2
         torch.testing.assert_close(own["encoder.pos_embedding"][:, 0], theirs["encoder.pos_embedding"][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("timm:resnet18.a1_in1k", 224),
+        ("torchvision:resnet18.DEFAULT", 224),
+        ("timm:tf_efficientnet_b2.ns_jft_in1k", 260),
+    ],
+)
+def test_what_trained_weights_know(name: str, size: int) -> None:
+    """ImageNet's classes in its order, under the first of their names."""
+    classes, side = made_for(name)
+    assert (len(classes), side) == (1000, size)
+    known = dict(enumerate(classes))
+    assert {0: "tench", 281: "tabby", 282: "tiger cat", 999: "toilet tissue"}.items() <= known.items()
+
+
+def test_weights_without_names_know_numbers() -> None:
+    classes, _ = made_for("timm:inception_v4.tf_in1k")
+    assert classes[0] == "tench"
+    with pytest.raises(
+        InputError, match=r"timm:resnet18 has drawn weights, which know nothing: name trained ones .*a1_in1k"
+    ):
+        made_for("timm:resnet18")
+
+
+def test_where_trained_weights_of_timm_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t", num_classes=1000).state_dict(), weights)
+    real = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        overlay = {"pretrained_cfg_overlay": {"file": str(weights)}} if pretrained else {}
+        return real(name, pretrained=pretrained, **settings, **overlay)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    Image.new("RGB", (300, 200), (200, 100, 30)).save(tmp_path / "wide.jpg")
+    out = tmp_path / "maps.npz"
+    status = main(["explain", "timm:resnet10t.c3_in1k", str(tmp_path / "wide.jpg"), "--top", "2", "--out", str(out)])
+    assert status == 0
+    with np.load(out) as found:
+        assert found["model_maps"].shape == (1, 2, 6, 6)  # 176 pixels
+        assert found["classes"][281] == "tabby"
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18.a1_in1k", "torchvision:resnet18.IMAGENET1K_V1"])

@@ -79,6 +79,27 @@ class Checkpoints:
             f"no checkpoint in {self.folder} can be read: {'; '.join(damage)}. Delete that folder to start again."
         )
 
+    def weights(self, name: str | None = None) -> State:
+        """The best weights of the newest checkpoint, or those in the file ``name``: of a state the averaged ones.
+
+        Raises ``InputError`` where there is no such checkpoint, or it is not what was written.
+        """
+        if name is None:
+            state, best = self.load()
+            return best or state["average"]
+        entry = self._known().get(name)
+        if entry is None:
+            raise InputError(f"{self.folder / name} is no checkpoint: name the run, or one of {self._names()}.")
+        try:
+            state = self._state(entry)
+        except ValueError as error:
+            raise InputError(f"{error} in {self.folder}: name another checkpoint, or the run.") from error
+        found: State = state.get("average", state)
+        return found
+
+    def _names(self) -> str:
+        return ", ".join(sorted(self._known())) or "those it will have"
+
     def _manifests(self) -> list[Path]:
         return sorted(self.folder.glob("last-*.json"))
 
@@ -102,9 +123,7 @@ class Checkpoints:
 
     def _read(self, manifest: Path) -> tuple[State, State | None]:
         entries = unsealed(manifest)
-        last, best = (self._state(entries[name]) if name in entries else None for name in ("last", "best"))
-        assert last is not None
-        return last, best
+        return self._state(entries["last"]), self._state(entries["best"]) if "best" in entries else None
 
     def _state(self, entry: Mapping[str, Any]) -> State:
         path = self.folder / Path(entry["name"]).name

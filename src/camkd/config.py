@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from camkd.types import InputError
@@ -178,7 +179,7 @@ def quantity(text: str, name: str, unit: str = "") -> int:
     if found is None:
         example = f"500M{unit}, 4G{unit}" if unit else "500k, 1.28M"
         raise InputError(f"{name} is {text!r}, but has to be a quantity like {example}: give such a one.")
-    return round(float(found[1]) * UNITS[found[2]])
+    return round(Decimal(found[1]) * UNITS[found[2]])
 
 
 def written(quantity: float, unit: str = "B") -> str:

@@ -64,33 +64,52 @@ def overlay(image: Pixels, cam: NDArray[Any], size: tuple[int, int]) -> Pixels:
     return _blend(enlarged(image, size) @ np.array([0.299, 0.587, 0.114]) / 255, share)
 
 
+def overlay_whole(image: Pixels, cam: NDArray[Any]) -> Pixels:
+    """A map over the centre square of a picture ``(H,W,3)`` in its own pixels; what lies beside it is pale: not seen.
+
+    >>> overlay_whole(np.zeros((20, 30, 3), np.uint8), np.eye(2)).shape
+    (20, 30, 3)
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    seen = (slice(top, top + side), slice(left, left + side))
+    pale = np.asarray(255 - (255 - image @ np.array([0.299, 0.587, 0.114])) * 0.45, np.uint8)
+    drawn = np.repeat(pale[..., None], 3, -1)
+    drawn[seen] = overlay(image[seen], cam, (side, side))
+    return drawn
+
+
 def heatmaps(
     images: Pixels,
     columns: Sequence[Column],
     path: Path,
     *,
-    shown: Sequence[str],
+    shown: Sequence[str] | None = None,
     truths: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     blocks: int = 2,
 ) -> None:
     """Save a PNG with one row a picture: the picture, then each model's map of the same class over it.
 
-    ``images (N,H,W,3)`` uint8; ``shown`` names the class each row's maps are of; ``truths`` the true classes
-    where they are known, and then answers carry a tick or a cross. Rows are laid out in ``blocks`` side by
-    side. All maps share one colour scale. Raises ValueError without pictures or when the numbers differ.
+    ``images (N,H,W,3)`` uint8; ``shown`` names the class each row's maps are of, where that is one; ``truths`` the true
+    classes where they are known, and then answers carry a tick or a cross; ``names`` are the pictures' own. Rows are
+    laid out in ``blocks`` side by side. All maps share one colour scale. Raises ValueError without pictures or when
+    the numbers differ.
 
     >>> teacher = Column("teacher", np.ones((1, 8, 8)), ["cat"], [0.93])
     >>> pictures = np.zeros((1, 32, 32, 3), np.uint8)
     >>> heatmaps(pictures, [teacher], Path("cams.png"), shown=["cat"])  # doctest: +SKIP
     """
-    truth_list = [None] * len(images) if truths is None else truths
-    counts = {len(images), len(shown), len(truth_list), *(len(part) for c in columns for part in c[1:])}
+    counts = {len(images), *(len(part) for c in columns for part in c[1:])}
+    counts |= {len(words) for words in (shown, truths, names) if words is not None}
     if len(counts) > 1 or not len(images):
         raise ValueError(f"each picture needs a map, a class and answers; there are {sorted(counts)} of them")
     with drawing():
         sheet = _Sheet(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1])
         for row, image in enumerate(images):
-            _picture_panel(sheet.panel(row, 0), enlarged(image, sheet.size), truth_list[row], shown[row])
+            truth, name, maps_of = (words[row] if words else None for words in (truths, names, shown))
+            _picture_panel(sheet.panel(row, 0), enlarged(image, sheet.size), truth or name, maps_of)
             for place, column in enumerate(columns, 1):
                 cam = overlay(image, column.maps[row], sheet.size)
                 _map_panel(
@@ -98,7 +117,7 @@ def heatmaps(
                     cam,
                     column.answers[row],
                     column.confidences[row],
-                    truth_list[row],
+                    truth,
                 )
         for place, title in enumerate(["picture", *(c.title for c in columns)]):
             sheet.title(place, title)
@@ -216,11 +235,12 @@ def _blend(grey: NDArray[Any], share: NDArray[Any]) -> Pixels:
     return np.asarray(mixed * 255 + 0.5, np.uint8)
 
 
-def _picture_panel(axes: Axes, image: Pixels, truth: str | None, shown: str) -> None:
+def _picture_panel(axes: Axes, image: Pixels, name: str | None, shown: str | None) -> None:
     room = _room(image.shape[1])
-    if truth is not None:
-        _caption(axes, 5, shorten(truth, room), fontsize=11, weight="bold")
-    _caption(axes, 5 if truth is None else 24, shorten(f"maps: {shown}", room + 6), fontsize=8.5, alpha=0.75)
+    if name is not None:
+        _caption(axes, 5, shorten(name, room), fontsize=11, weight="bold")
+    if shown is not None:
+        _caption(axes, 5 if name is None else 24, shorten(f"maps: {shown}", room + 6), fontsize=8.5, alpha=0.75)
     _pixels(axes, image)
 
 

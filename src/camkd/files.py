@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import platform
 import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +31,83 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> with replacing(Path("notes.txt")) as temporary:      # doctest: +SKIP
     ...     temporary.write_text("all of it, or nothing")
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _beside(path, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            flush(temporary)
+            temporary.replace(path)
+            flush(path.parent)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            room = f"{error.strerror} after {temporary.stat().st_size:,} bytes; what was there before is untouched"
+            raise OSError(error.errno, room, str(path)) from error
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder``, to be renamed to it; what is left of it at the end goes."""
+    with _beside(folder, Path.mkdir) as temporary:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        room = f"{error.strerror} after {temporary.stat().st_size:,} bytes; what was there before is untouched"
-        raise OSError(error.errno, room, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 PART = ".part"
-"""How the name of a file ends that is not whole yet; it begins with a dot."""
+"""How the name of a file or folder ends that is not whole yet; it begins with a dot."""
+
+
+@contextmanager
+def _beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new temporary place beside ``path``; it goes at the end, as do those that killed processes left for ``path``.
+
+    The system lets go of its lock when its process ends: one without a lock is nobody's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, f".{glob.escape(path.name)}.*{PART}")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{PART}"
+    while (handle := _held(temporary, make)) is None:
+        pass
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        os.close(handle)
+
+
+def _held(temporary: Path, make: Callable[[Path], None]) -> int | None:
+    """Make a temporary place and lock it; None where another process swept it away before it was locked."""
+    make(temporary)
+    try:
+        handle = os.open(temporary, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # not every file system has locks; nothing is swept there
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if temporary.exists():
+        return handle
+    os.close(handle)
+    return None
+
+
+def sweep(folder: Path, pattern: str = f".*{PART}") -> None:
+    """Take away the temporary places in ``folder`` that belong to no process any more."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # it is gone, cannot be opened, or somebody has it
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(left)
+            finally:
+                os.close(handle)
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -74,16 +128,12 @@ def filling(folder: Path) -> Iterator[Path]:
     >>> with filling(Path("export")) as temporary:           # doctest: +SKIP
     ...     (temporary / "model.onnx").write_bytes(b"...")
     """
-    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}{PART}"
-    temporary.mkdir(parents=True)
-    try:
+    with building(folder) as temporary:
         yield temporary
         for path in (path for path in sorted(temporary.rglob("*")) if path.is_file()):
             place = folder / path.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -148,6 +198,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parsed(text: str) -> Any:
+    """What ``text`` says in JSON. Raises ``ValueError`` where it is none, and where it is nested too deeply to read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def sealed(values: Mapping[str, Any]) -> str:
     """``values`` as indented JSON with a checksum of all of them; see `unsealed`."""
     return json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -155,7 +213,7 @@ def sealed(values: Mapping[str, Any]) -> str:
 
 def unsealed(path: Path) -> dict[str, Any]:
     """What was `sealed` in the file ``path``. Raises ``ValueError`` where it is not what was written."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = parsed(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
         raise ValueError("its checksum differs")
     return values

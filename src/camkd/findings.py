@@ -262,6 +262,14 @@ ROWS = (
         "Intersection over union of the two maps' strongest 20 % of cells; 1 is the same places.",
     ),
     Row(
+        "cam_alarms",
+        "Right label, other place",
+        percent,
+        "Of the pictures on which it gives the teacher's answer, the share whose map is no more like the teacher's "
+        "than chance. Lower is better; 'camkd evaluate RUN --alarm 20' lists them.",
+        optional=True,
+    ),
+    Row(
         "cam_inside",
         "Map on the object",
         percent,
@@ -273,8 +281,8 @@ ROWS = (
         "cam_pointing_game",
         "Peak on the object",
         percent,
-        "Share of pictures whose map is strongest on the object, within a tolerance (pointing game, Zhang et al. "
-        "2016).",
+        "Share of pictures whose map's strongest cell has its middle on the object (pointing game, Zhang et al. 2016, "
+        "without its tolerance).",
         optional=True,
     ),
     Row(

@@ -24,10 +24,10 @@ from camkd.cams import resize
 from camkd.data.store import Dataset
 from camkd.evaluate import Examination
 from camkd.explain import ask
-from camkd.files import write_text
+from camkd.files import parsed, write_text
 from camkd.gallery_page import VERSION
 from camkd.metrics import cosine, on_one_grid
-from camkd.types import Prediction
+from camkd.types import InputError, Prediction
 
 PICTURES = 240
 BYTES = 2_000_000  # of the file, whatever the pictures and however many classes
@@ -96,7 +96,10 @@ def rows_of(path: Path) -> list[int]:
     """Which test pictures a gallery of ours shows; none where there is no such file."""
     if not path.exists():
         return []
-    return [picture["row"] for picture in json.loads(path.read_text(encoding="utf-8"))["pictures"]]
+    try:
+        return [int(picture["row"]) for picture in parsed(path.read_text(encoding="utf-8"))["pictures"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and evaluate the run again.") from error
 
 
 def _by_cell(labels: Tensor, answers: Tensor, wanted: Tensor) -> list[int]:

@@ -334,7 +334,8 @@ def _settings(
 def origin_of(data: Dataset, teacher: Teacher | None, goal: Objective) -> dict[str, Any]:
     """What the names in a run's configuration stand for today: pictures, teacher, method."""
     weights = describe(teacher.folder).sha256 if teacher else None
-    return {"pictures": data.fingerprint, "teacher_weights": weights, "terms": written_sum(goal)}
+    known = {"classes": list(data.classes), "size": int(data.train.images.shape[1])}
+    return {"pictures": data.fingerprint, "teacher_weights": weights, "terms": written_sum(goal), **known}
 
 
 def _draw(path: Path, split: Split, classes: tuple[str, ...], models: dict[str, nn.Module]) -> None:

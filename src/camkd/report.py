@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from markupsafe import Markup
 from camkd import findings
 from camkd.drawing import SERIES, svg
 from camkd.figures import confusion_figure, curve
-from camkd.files import write_text
+from camkd.files import parsed, write_text
 from camkd.findings import DASH, ROWS, Run
 from camkd.gallery_page import album
 from camkd.types import InputError
@@ -35,6 +34,15 @@ LIKENESS = (
     "teacher's, each as a share of its maximum. How sure a model is: the probability (softmax) it gives its answer. "
     "The page carries maps in 8 bits."
 )
+ENDS = dict.fromkeys(("cam_cosine", "cam_pearson", "cam_iou"), "1, the teacher's map")
+ENDS |= {"cam_inside": "all of it", "cam_pointing_game": "every picture"}  # figures on a line, and what its end is
+OUTCOMES = {
+    "both_right": "both are right",
+    "only_teacher": "only the teacher is right",
+    "only_student": "only the student is right",
+    "both_wrong": "both are wrong",
+}
+SPLIT = [row for row in ROWS if row.key in ("cam_cosine", "cam_pearson", "cam_iou")]
 MARKS = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")  # a folder with one of these is a run
 
 
@@ -97,7 +105,7 @@ def _read(folder: Path, name: str) -> Run:
         history=list(_history(_text(folder / "metrics.jsonl"))),
         model=model,
         config=_text(folder / "config.yaml"),
-        environment=_json(folder / "environment.json"),
+        environment={name: value for name, value in _json(folder / "environment.json").items() if name != "classes"},
         heatmap=_png(figures / "cams.png"),
         epochs=_some([(epoch, uri) for epoch, path in sorted(epochs) if (uri := _png(path))]),
         gallery=_json(folder / "gallery.json"),
@@ -121,7 +129,7 @@ def _text(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_text(path) or "{}")
+        value = parsed(_text(path) or "{}")
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); write it again or remove it") from error
     return value if isinstance(value, dict) else {}
@@ -131,7 +139,7 @@ def _history(text: str) -> Iterator[dict[str, Any]]:
     """The lines that are objects: a run that was killed may leave half a line."""
     for line in text.splitlines():
         try:
-            value = json.loads(line)
+            value = parsed(line)
         except ValueError:
             continue
         if isinstance(value, dict):
@@ -166,7 +174,9 @@ def _content(runs: list[Run]) -> dict[str, Any]:
         "facts": _facts(student),
         "rows": [row for row in ROWS if not row.optional or any(run.number(row.key) is not None for run in runs)],
         "cells": {row.key: [_cell(run, row) for run in runs] for row in ROWS},
-        "tracks": [track for row in ROWS if row.key.startswith("cam_") and (track := _track(row, student, control))],
+        "tracks": [track for row in ROWS if row.key in ENDS and (track := _track(row, student, control, teacher))],
+        "split": SPLIT,
+        "outcomes": _outcomes(student),
         "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
         "curves": [Markup(drawn) for drawn in _curves(histories)],  # our own SVG, which escapes its text
         **_confusion(student),
@@ -192,20 +202,33 @@ def _cell(run: Run, row: findings.Row) -> tuple[str, list[str]]:
     """The number and, for a map figure, its chance levels."""
     value = run.number(row.key)
     chance = [(word, run.number(f"{row.key}_{ending}")) for word, ending in findings.LEVELS]
-    small = [f"{word} {level:.2f}".replace("-", "−") for word, level in chance if level is not None]
+    factor, form = (100, ".0f") if row.show is findings.percent else (1, ".2f")
+    unit = "\N{NO-BREAK SPACE}%" if factor == 100 else ""
+    small = [f"{word} {factor * level:{form}}{unit}".replace("-", "−") for word, level in chance if level is not None]
     return DASH if value is None else row.show(value), small
 
 
-def _track(row: findings.Row, student: Run, control: Run | None) -> dict[str, Any] | None:
-    """A figure of likeness on the line from 0 to 1, beside its chance levels and the control's."""
+def _track(row: findings.Row, student: Run, control: Run | None, teacher: Run | None) -> dict[str, Any] | None:
+    """A figure of maps on the line from 0 to 1, beside its chance levels, the control's and the teacher's."""
     found = [
         ("student", "this student", student.number(row.key)),
         ("control", "the same network without a teacher", control.number(row.key) if control else None),
+        ("teacher", "the teacher", teacher.number(row.key) if teacher else None),
         ("other", "chance: the teacher's map of another picture", student.number(f"{row.key}_shuffled")),
+        ("other", "chance: anywhere", student.number(f"{row.key}_chance")),
         ("centre", "chance: a blob in the middle", student.number(f"{row.key}_centre")),
     ]
     points = [(kind, words, row.show(v), 100 * min(max(v, 0), 1)) for kind, words, v in found if v is not None]
-    return {"label": row.label, "note": row.note, "points": points} if found[0][2] is not None else None
+    return {"row": row, "end": ENDS[row.key], "points": points} if found[0][2] is not None else None
+
+
+def _outcomes(run: Run) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
+    """Who is right, on how many pictures, and the maps' likeness there, a cell a figure of `SPLIT`."""
+    groups = run.metrics.get("by_outcome")
+    if not isinstance(groups, dict):
+        return []
+    told = [Run(words, metrics=groups[key]) for key, words in OUTCOMES.items() if isinstance(groups.get(key), dict)]
+    return [(one.name, int(one.number("pictures") or 0), [_cell(one, row) for row in SPLIT]) for one in told]
 
 
 def _curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str]:

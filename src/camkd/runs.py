@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import metadata, resources
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as deserialised
 
 from camkd.checkpoints import Checkpoints
-from camkd.files import write_json, write_text
+from camkd.files import parsed, write_json, write_text
 from camkd.models import Normalised, build
 from camkd.models.saved import DESCRIPTION, WEIGHTS, Description
 from camkd.types import InputError
@@ -83,22 +85,27 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with; empty where there is none."""
-        path = self.folder / "config.yaml"
-        return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+        return _read(self.folder / "config.yaml", _yaml)
 
     def origin(self) -> dict[str, Any]:
         """What the run was started from, and the environment of that time."""
-        return _read_json(self.folder / "environment.json")
+        return _read(self.folder / "environment.json", parsed)
 
     def read_metrics(self) -> dict[str, Any]:
         """The final figures; empty where there are none yet."""
-        return _read_json(self.metrics)
+        return _read(self.metrics, parsed)
 
     def read_history(self) -> list[dict[str, Any]]:
         """One entry an epoch."""
         if not self.history.exists():
             return []
-        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+        try:
+            rows = [parsed(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("not every line is an object")
+        except ValueError as error:
+            raise InputError(f"{self.history} is damaged ({error}): delete it and resume the run.") from error
+        return rows
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
@@ -109,13 +116,23 @@ def default_folder(data: str, *names: str) -> Path:
     return Path("runs", Path(data).name, "-".join(names).replace(":", "-"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """The object in a file of ours, empty where there is none. Raises ``InputError`` where it is damaged."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = parse(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__} and no object")
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): delete it and resume the run.") from error
     return found
+
+
+def _yaml(text: str) -> Any:
+    """What ``text`` says in YAML; no tag makes an object of Python's. Raises ``ValueError`` where it is none."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, AttributeError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def environment() -> dict[str, Any]:
@@ -168,11 +185,13 @@ def describe(source: str | Path) -> Description:
     """Read ``model.json`` of a run folder or a shipped name. Raises ``InputError`` where it is not whole."""
     path = locate(source) / DESCRIPTION
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parsed(path.read_text(encoding="utf-8"))
         known = {field.name: values[field.name] for field in fields(Description) if field.name in values}
-        return Description(**{**known, "classes": tuple(values["classes"])})
+        said = Description(**{**known, "classes": tuple(values["classes"])})
+        said.check()
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe a model ({error}): train the run again or restore it.") from error
+    return said
 
 
 def load(source: str | Path) -> Normalised:
@@ -193,7 +212,7 @@ def load(source: str | Path) -> Normalised:
     model = build(description.architecture, len(description.classes), description.size, pretrained=False)
     try:
         model.load_state_dict(deserialised(content))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{path} does not fit the {description.architecture} that {DESCRIPTION} beside it describes: "
             "train the run again or restore it."

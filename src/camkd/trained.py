@@ -6,13 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from camkd.data.sources import SOURCES, open_data
 from camkd.data.store import Dataset, Progress
 from camkd.devices import pick_device
 from camkd.evaluate import Measurement, measure
-from camkd.explain import explain, read_pictures
+from camkd.explain import look
+from camkd.heatmap_files import (
+    batches,
+    check_figure,
+    kind_of,
+    picture_files,
+    records,
+    write_figure,
+    write_maps,
+    write_overlays,
+    write_records,
+)
 from camkd.models.saved import Description
 from camkd.runs import Run, describe, load, locate
+from camkd.subjects import subject
 from camkd.teachers import adopt_teacher, find_teacher, listed
 from camkd.types import InputError
 
@@ -56,23 +70,53 @@ def pictures_of(source: str, data: str | None, progress: Progress) -> Dataset:
 
 
 def explain_files(
-    source: str, images: Sequence[str], out: Path, teacher: str | None, method: str = "cam", layer: str | None = None
-) -> list[dict[str, Any]]:
-    """Draw where a trained model looks in picture files, with its teacher beside it where that is at hand.
+    source: str,
+    images: Sequence[str],
+    out: Path,
+    teacher: str | None,
+    progress: Progress,
+    *,
+    method: str = "cam",
+    layer: str | None = None,
+    top: int = 1,
+    device: str = "auto",
+) -> dict[str, dict[str, Any]]:
+    """Write where a model looks in picture files, with its teacher beside it where that is at hand, to ``out``.
 
-    ``layer`` is one of the model's, not of its teacher's.
+    ``images`` are pictures, or folders of them. What ``out`` is called says what is written: ``.png`` a figure,
+    ``.npz`` or ``.json`` the maps, a folder an overlay a picture, of the model alone. The maps are of the ``top``
+    likeliest classes, the teacher's where there is one. ``layer`` is one of the model's, not of its teacher's. Returns
+    what `camkd.heatmap_files.records` says.
     """
-    said = describe(source)
-    pixels = read_pictures(images, said.size)
-    models = {said.role: load(source)}
+    kind, paths, model = kind_of(out), picture_files(images), subject(source).to(pick_device(device))
+    said = model.description
+    assert said is not None
+    if not 1 <= top <= len(said.classes):
+        raise InputError(f"--top is {top}, but {source!r} knows {len(said.classes)} classes: give 1 to that.")
+    models: dict[str, nn.Module] = {said.role: model}
+    place = fitting_teacher(said, teacher)
+    if place and kind != "folder":
+        models = {"teacher": load(place).to(pick_device(device)), **models}
+    if kind == "png":
+        check_figure(len(paths), top * len(models))
+    layers = {said.role: layer} if layer else None
+    looks = look(models, batches(paths, said.size, progress), top=top, method=method, layers=layers)
+    if kind == "folder":
+        write_overlays(out, paths, looks.by[said.role].maps, progress)
+    else:
+        write = {"png": write_figure, "npz": write_maps, "json": write_records}[kind]
+        write(out, paths, looks, said.classes)
+    return records(paths, looks, said.classes)
+
+
+def fitting_teacher(said: Description, teacher: str | None) -> Path | None:
+    """`teacher_of` that model. Raises ``InputError`` where its classes or its picture size differ."""
     place = teacher_of(said, teacher)
     if place:
         theirs = describe(place)
         if (theirs.classes, theirs.size) != (said.classes, said.size):
-            raise InputError(f"{str(place)!r} is no teacher of {source!r}: its classes or its picture size differ.")
-        models = {"teacher": load(place), **models}
-    layers = {said.role: layer} if layer else None
-    return explain(pixels, models, said.classes, out, method=method, layers=layers)
+            raise InputError(f"{str(place)!r} is no teacher of this model: its classes or its picture size differ.")
+    return place
 
 
 def teacher_of(said: Description, teacher: str | None) -> Path | None:

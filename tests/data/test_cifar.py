@@ -137,6 +137,7 @@ def test_an_archive_put_in_place_by_hand_is_used(server: Server, tmp_path: Path)
     assert server.asked == []
 
 
+@pytest.mark.fault("downloads that fail")
 def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
     archive, path = served(server), tmp_path / "small.tar.gz"
     server.stops_after = 1000
@@ -156,6 +157,7 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
     assert fetch(archive, path, silent).read_bytes() == server.content
 
 
+@pytest.mark.fault("downloads that fail")
 @pytest.mark.parametrize("extra", [0, 7], ids=["complete", "too long"])
 def test_a_part_as_long_as_the_file(server: Server, tmp_path: Path, extra: int) -> None:
     archive, path = served(server), tmp_path / "small.tar.gz"
@@ -164,6 +166,7 @@ def test_a_part_as_long_as_the_file(server: Server, tmp_path: Path, extra: int) 
     assert len(server.asked) == (2 if extra else 0)
 
 
+@pytest.mark.fault("downloads that fail")
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     archive = replace(served(server), md5="0" * 32)
     with pytest.raises(InputError, match="what came has not the md5 0000"):
@@ -171,12 +174,14 @@ def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("downloads that fail")
 def test_a_wrong_file_in_place_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "small.tar.gz").write_bytes(b"something else")
     with pytest.raises(InputError, match=r"small\.tar\.gz' has not the md5 .*delete it"):
         fetch(served(server), tmp_path / "small.tar.gz", silent)
 
 
+@pytest.mark.fault("downloads that fail")
 def test_a_missing_file_says_what_to_do(server: Server, tmp_path: Path) -> None:
     archive, server.status = served(server), 404
     with pytest.raises(InputError) as caught:
@@ -195,6 +200,7 @@ def test_a_missing_file_says_what_to_do(server: Server, tmp_path: Path) -> None:
     assert not list((tmp_path / "data").iterdir())
 
 
+@pytest.mark.fault("downloads that fail")
 def test_no_network_says_what_to_do(server: Server, tmp_path: Path) -> None:
     archive = replace(served(server), url="http://127.0.0.1:9/small.tar.gz")
     with pytest.raises(InputError, match=r"could not be downloaded.*--data shapes"):
@@ -206,12 +212,14 @@ def written(tmp_path: Path, content: bytes) -> Path:
     return tmp_path / "a.tar.gz"
 
 
+@pytest.mark.fault("hostile archives")
 def test_members_never_reach_the_disk(tmp_path: Path) -> None:
     path = written(tmp_path, packed(members(CIFAR10), folder="../../escape"))
     assert len(read(path, CIFAR10).test) == TEST
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
+@pytest.mark.fault("hostile archives")
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -229,6 +237,7 @@ def test_an_archive_that_is_something_else_is_refused(
         read(written(tmp_path, packed(files)), CIFAR10)
 
 
+@pytest.mark.fault("hostile archives")
 @pytest.mark.parametrize("content", [b"no archive", packed(members(CIFAR10))[:2000]], ids=["text", "cut"])
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError, match=r"is not a readable tar\.gz archive"):

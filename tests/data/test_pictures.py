@@ -16,6 +16,7 @@ from camkd.data.pictures import decode, decode_rows, own_size
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
+@pytest.mark.fault("odd pictures")
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 16), RED)
     image.paste(BLUE, (0, 0, 16, 8))
@@ -37,6 +38,7 @@ def test_a_photograph_taken_upright_is_cropped_as_it_is_seen(tmp_path: Path) -> 
     assert (decode(tmp_path / "x.png", 8) == BLUE).all()
 
 
+@pytest.mark.fault("odd pictures")
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA-png", "RGB-key"])
 def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "x.png"
@@ -56,6 +58,7 @@ def test_half_transparent_is_half_white(tmp_path: Path) -> None:
     np.testing.assert_allclose(decode(tmp_path / "x.png", 8)[0, 0], (255, 127, 127), atol=1)
 
 
+@pytest.mark.fault("odd pictures")
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "x.png")
@@ -64,6 +67,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert (pixels == pixels[..., :1]).all()
 
 
+@pytest.mark.fault("odd pictures")
 @pytest.mark.parametrize(
     ("name", "mode", "colour", "expected"),
     [
@@ -85,6 +89,7 @@ def test_modes_become_rgb(
     np.testing.assert_allclose(pixels.reshape(-1, 3), np.tile(expected, (64, 1)), atol=2)
 
 
+@pytest.mark.fault("odd pictures")
 def test_the_first_of_several_frames_counts_whatever_the_suffix(tmp_path: Path) -> None:
     first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
     for kind in ("webp", "png", "gif", "mpo"):
@@ -165,6 +170,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.fault("bad pictures")
 @pytest.mark.parametrize("reason", BROKEN)
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, reason: str) -> None:
     BROKEN[reason](tmp_path / "x.jpg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tracemalloc
 import zlib
@@ -31,6 +32,7 @@ from camkd.data.store import (
     rows_within,
 )
 from camkd.data.views import Views
+from camkd.files import PART
 from camkd.types import InputError
 
 
@@ -113,6 +115,20 @@ def test_nothing_is_left_of_a_build_that_stops(tmp_path: Path, stop: type[BaseEx
     assert len(opened(tmp_path).train) == 12
 
 
+@pytest.mark.fault("remains of a killed process")
+def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    left, other = (tmp_path / "data" / f".{name}.0123abcd{PART}" for name in ("pets-1", "elsewhere-2"))
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        new_images(folder / "train_images.npy", 3, 4)
+    handle = os.open(other, os.O_RDONLY)  # of another store, which is being built
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    opened(tmp_path)
+    os.close(handle)
+    assert not left.exists()
+    assert other.exists()
+
+
 def test_a_store_that_another_process_finishes_first_is_used(tmp_path: Path) -> None:
     def build(_: Path) -> Contents:
         opened(tmp_path)
@@ -130,6 +146,7 @@ def test_a_damaged_store_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.fault("a folder that cannot be written")
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InputError, match=r"cannot be written.*CAMKD_CACHE"):
@@ -328,6 +345,7 @@ def test_pictures_are_what_was_written(tmp_path: Path) -> None:
     assert data.train.sums.tolist() == [zlib.crc32(image.tobytes()) for image in data.train.images]
 
 
+@pytest.mark.fault("a flipped byte in the data store")
 @pytest.mark.parametrize("field", ["images", "labels", "masks", "sums"])
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_flipped_byte_is_caught(tmp_path: Path, name: str, field: str) -> None:
@@ -341,6 +359,7 @@ def test_a_flipped_byte_is_caught(tmp_path: Path, name: str, field: str) -> None
     read(opened(tmp_path))
 
 
+@pytest.mark.fault("a flipped byte in the data store")
 def test_a_flipped_byte_of_the_manifest_or_of_a_header_is_caught(tmp_path: Path) -> None:
     opened(tmp_path)
     for path, size in ((store_of(tmp_path) / "dataset.json", None), (store_of(tmp_path) / "val_images.npy", 118)):
@@ -355,6 +374,7 @@ def test_a_flipped_byte_of_the_manifest_or_of_a_header_is_caught(tmp_path: Path)
     read(opened(tmp_path))
 
 
+@pytest.mark.fault("a data store's file cut or gone")
 @pytest.mark.parametrize("keep", [0, 150, -1])
 @pytest.mark.parametrize("field", ["images", "labels", "sums"])
 def test_a_file_that_is_cut_off_or_gone_is_caught(tmp_path: Path, field: str, keep: int) -> None:

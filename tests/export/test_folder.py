@@ -190,7 +190,9 @@ def test_nan_and_another_shape_are_mismatches(values: tuple[float, ...]) -> None
         (["RUN", "--data", "shapes"], "give pictures of its own classes"),
         (["RUN", "--web", "FULL"], "holds something else than a page of camkd"),
         (["RUN", "--web", "page", "--runtime", "nowhere"], "'nowhere' has not the files of onnxruntime-web"),
-        (["RUN", "--teacher", "LONELY"], "leave out --teacher"),
+        (["RUN", "--teacher", "LONELY"], "give --teacher its run"),
+        (["RUN", "--teacher", "nowhere"], "'nowhere'"),
+        (["RUN", "--teacher", "cam-net-cifar10"], "is no teacher of"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_leaves_nothing(

@@ -1,79 +1,20 @@
-"""Faults are counted: how often each was tried, what survived, what was lost."""
+"""A run to be disturbed, and how it ends when nothing happens."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from camkd.runs import Run
+from forks import camkd
+
 TRIES = int(os.environ.get("CAMKD_FAULT_TRIES", "3"))
 """How often a fault is tried that has endless many places to happen; `make test-faults` tries oftener."""
-
-
-@dataclass
-class Tally:
-    """What came of each fault: ``[tries, survived]``."""
-
-    counts: dict[str, list[int]] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, fault: str) -> Iterator[None]:
-        """A try of ``fault``; it survived if the block ends well."""
-        count = self.counts.setdefault(fault, [0, 0])
-        count[0] += 1
-        yield
-        count[1] += 1
-
-
-TALLY = pytest.StashKey[Tally]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TALLY] = Tally()
-
-
-@pytest.fixture(scope="session")
-def tally(pytestconfig: pytest.Config) -> Tally:
-    return pytestconfig.stash[TALLY]
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    counts = config.stash[TALLY].counts
-    if not counts:
-        return
-    terminalreporter.section("faults")
-    width = max(map(len, counts))
-    terminalreporter.line(f"{'fault':{width}}  tries  survived  lost")
-    for fault, (tries, survived) in counts.items():
-        terminalreporter.line(f"{fault:{width}}  {tries:5}  {survived:8}  {tries - survived:4}")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    status: int
-    said: str
-
-
-def camkd(*arguments: str, cache: Path, before: str = "") -> Ended:
-    """Run a command in a process of its own; ``before`` is what that process does first."""
-    code = f"{before}\nimport sys\nfrom camkd.cli import main\nsys.exit(main(sys.argv[1:]))"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "CAMKD_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return Ended(ended.returncode, ended.stderr)
 
 
 @dataclass(frozen=True)
@@ -106,3 +47,16 @@ def undisturbed(lesson: Lesson, tmp_path_factory: pytest.TempPathFactory) -> Pat
     ended = camkd(*lesson.command(root / "run"), cache=root / "cache")
     assert ended.status == 0, ended.said
     return root / "run"
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    rows = Run(folder).read_history()
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+
+
+def same(folder: Path, other: Path, cache: Path) -> None:
+    """The same weights to the bit, the same curve, every epoch once; nothing lies about."""
+    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert timeless(folder) == timeless(other)
+    assert [row["epoch"] for row in timeless(folder)] == list(range(1, len(timeless(other)) + 1))
+    assert not [*folder.rglob(".*"), *cache.rglob(".*")]

@@ -1,63 +1,76 @@
-"""A run that is killed, anywhere and often, ends with the bits of one that is not."""
+"""A run that is killed or asked to stop, anywhere and often, ends with the bits of one that is not."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from camkd.runs import Run
-from faults.conftest import TRIES, Lesson, Tally, camkd
+from faults.conftest import TRIES, Lesson, same
+from forks import camkd, started
+from tallying import Tally
+
+pytestmark = pytest.mark.fault
+
+Once = Callable[[list[str], Path], bool]
+"""Disturbs the command that it is given, whose cache is the folder; whether that came before its end."""
 
 
-def timeless(folder: Path) -> list[dict[str, Any]]:
-    rows = Run(folder).read_history()
-    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+def disturbed(lesson: Lesson, undisturbed: Path, root: Path, tally: Tally, fault: str, once: Once) -> None:
+    """Disturb a run and go on with it until that has happened ``TRIES`` times; whenever it ends another begins."""
+    hits, places = 0, [root / "0"]
+    for _ in range(10 * TRIES):
+        if once(lesson.command(places[-1] / "run"), places[-1] / "cache"):
+            hits += 1
+        else:
+            places.append(root / str(len(places)))
+        if hits == TRIES:
+            break
+    assert hits
+    with tally(fault, hits):
+        for place in places:
+            ended = camkd(*lesson.command(place / "run"), cache=place / "cache")
+            assert ended.status == 0, ended.said
+            same(place / "run", undisturbed, place / "cache")
 
 
-def same(folder: Path, other: Path) -> None:
-    """The same weights to the bit, the same curve, every epoch once."""
-    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-    assert timeless(folder) == timeless(other)
-    assert [row["epoch"] for row in timeless(folder)] == list(range(1, len(timeless(other)) + 1))
-    assert not list(folder.rglob(".*"))
+@pytest.mark.parametrize(
+    ("fault", "signals", "ends"),
+    [
+        ("killed at a random moment", [signal.SIGKILL], [-signal.SIGKILL]),
+        ("SIGTERM at a random moment", [signal.SIGTERM], [130, -signal.SIGTERM]),
+        ("SIGINT at a random moment", [signal.SIGINT], [130]),
+        ("SIGTERM twice", [signal.SIGTERM, signal.SIGTERM], [130, -signal.SIGTERM]),
+    ],
+)
+def test_at_any_moment(
+    lesson: Lesson,
+    undisturbed: Path,
+    tmp_path: Path,
+    tally: Tally,
+    fault: str,
+    signals: Sequence[int],
+    ends: Sequence[int],
+) -> None:
+    """Some moments after the teacher was introduced."""
+    dice = random.Random(fault)
 
-
-def started(arguments: list[str], cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "CAMKD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "camkd", *arguments], env=environment, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_killed_at_any_moment(lesson: Lesson, undisturbed: Path, tmp_path: Path, tally: Tally) -> None:
-    """Again and again, some moments after training began, until that has happened often enough; then it may end."""
-    dice = random.Random(0)
-    command, kills = lesson.command(tmp_path / "run"), 0
-    while kills < TRIES:
-        with started(command, tmp_path / "cache") as process:
-            assert process.stderr is not None
-            for line in process.stderr:
+    def once(command: list[str], cache: Path) -> bool:
+        with started(command, cache) as running:
+            for line in running.stderr:
                 if "answers" in line:
                     break
-            try:
-                process.wait(dice.uniform(0.05, 0.9))
-                break  # it came to its end
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-    ended = camkd(*command, cache=tmp_path / "cache")
-    for _ in range(kills):
-        with tally("killed at a random moment"):
-            assert ended.status == 0, ended.said
-            same(tmp_path / "run", undisturbed)
-    assert kills
+            running.process.join(dice.uniform(0, 0.9))
+            for number in signals:
+                running.send(number)
+            ended = running.ended()
+        assert ended.status in (0, *ends), ended.said
+        return ended.status != 0
+
+    disturbed(lesson, undisturbed, tmp_path, tally, fault, once)
 
 
 DIES = """
@@ -86,22 +99,13 @@ PLACES = {
 
 
 @pytest.mark.parametrize("fault", PLACES)
-def test_killed_in_the_middle_of_a_write(
-    lesson: Lesson, undisturbed: Path, tmp_path: Path, tally: Tally, fault: str
-) -> None:
+def test_in_the_middle_of_a_write(lesson: Lesson, undisturbed: Path, tmp_path: Path, tally: Tally, fault: str) -> None:
     """At the n-th time that such a file is touched."""
-    dice, kills = random.Random(fault), 0
-    command = lesson.command(tmp_path / "run")
-    while kills < TRIES:
-        place = [PLACES[fault], str(dice.randint(1, 12))]
-        ended = camkd(*place, *command, cache=tmp_path / "cache", before=DIES)
-        if ended.status == 0:
-            break
-        assert ended.status == -signal.SIGKILL, ended.said
-        kills += 1
-    ended = camkd(*command, cache=tmp_path / "cache")
-    for _ in range(kills):
-        with tally(fault):
-            assert ended.status == 0, ended.said
-            same(tmp_path / "run", undisturbed)
-    assert kills
+    dice = random.Random(fault)
+
+    def once(command: list[str], cache: Path) -> bool:
+        ended = camkd(PLACES[fault], str(dice.randint(1, 12)), *command, cache=cache, before=DIES)
+        assert ended.status in (0, -signal.SIGKILL), ended.said
+        return ended.status != 0
+
+    disturbed(lesson, undisturbed, tmp_path, tally, fault, once)

@@ -178,6 +178,7 @@ def test_the_mode_of_the_files_follows_the_umask(tmp_path: Path, umask: int) -> 
 # --- damage
 
 
+@pytest.mark.fault("a flipped byte in the knowledge store")
 def test_every_flipped_byte_is_noticed_and_mended_by_asking_again(tmp_path: Path) -> None:
     ours, path = whole(tmp_path)
     sound = path.read_bytes()
@@ -222,6 +223,7 @@ def accepted(out_of: Store, row: int, warned: bool) -> bool:
     return found
 
 
+@pytest.mark.fault("killed in an answer of the knowledge store")
 @pytest.mark.parametrize("layout", [LAYOUT, Layout(2, 1, 1)], ids=["filled up", "whole words"])
 def test_an_answer_half_written_never_counts(tmp_path: Path, layout: Layout) -> None:
     size = layout.dtype.itemsize
@@ -237,6 +239,7 @@ def test_an_answer_half_written_never_counts(tmp_path: Path, layout: Layout) -> 
                 assert accepted(reader, 6, begun and not complete) == complete
 
 
+@pytest.mark.fault("killed in an answer of the knowledge store")
 def test_an_answer_half_written_over_an_older_one_is_neither(tmp_path: Path) -> None:
     ours, path = whole(tmp_path)
     rows = np.array([6])
@@ -251,6 +254,7 @@ def test_an_answer_half_written_over_an_older_one_is_neither(tmp_path: Path) -> 
             assert (read(ours, 0, 6) is not None) == (half in (old, new))
 
 
+@pytest.mark.fault("a knowledge store's file cut")
 def test_a_file_cut_off_at_any_byte_is_completed_and_the_rest_of_it_used(tmp_path: Path) -> None:
     _, path = whole(tmp_path)
     sound = path.read_bytes()
@@ -326,6 +330,7 @@ def write_every_second(folder: str, first: str) -> None:
         ours.write(epoch, some, encoded(epoch, some, LARGE))
 
 
+@pytest.mark.fault("two writers of one knowledge store")
 def test_two_processes_write_into_one_folder(tmp_path: Path) -> None:
     children = [start("write_every_second", tmp_path / "store", first) for first in (0, 1)]
     for child in children:
@@ -353,6 +358,7 @@ def write_for_ever(folder: str) -> None:
         print(epoch, flush=True)
 
 
+@pytest.mark.fault("killed in an answer of the knowledge store")
 def test_all_sound_answers_of_a_process_that_was_killed_are_read(tmp_path: Path) -> None:
     child = start("write_for_ever", tmp_path)
     assert child.stdout is not None
@@ -380,6 +386,7 @@ def test_all_sound_answers_of_a_process_that_was_killed_are_read(tmp_path: Path)
 # --- no room
 
 
+@pytest.mark.fault("disk full in the knowledge store")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_named_and_leaves_no_file(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, full = store(tmp_path / "store"), [True]
@@ -467,6 +474,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+@pytest.mark.fault("a damaged manifest of the knowledge store")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_manifest_is_an_input_error(tmp_path: Path, damage: str) -> None:
     manifest().write(tmp_path)

@@ -7,28 +7,54 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.commands.common import Command, print_plainly
+from camkd.commands.common import Command, open_screen, print_plainly
 
 
 def _explain_options(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="a run folder or a shipped model")
-    parser.add_argument("images", type=str, nargs="+", help="picture files")
-    parser.add_argument("--out", type=str, default="cams.png", help="where the figure goes")
+    parser.add_argument(
+        "run", type=str, help="a run, one of its checkpoints, a shipped model, or a name like timm:resnet50.a1_in1k"
+    )
+    parser.add_argument("images", type=str, nargs="+", help="picture files, or folders with pictures at any depth")
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="cams.png",
+        help="FILE.png: pictures and maps side by side; FILE.npz or FILE.json: the maps as numbers; FOLDER: an overlay "
+        "of each picture in its own pixels",
+    )
+    parser.add_argument("--top", type=int, default=1, help="maps of so many of the likeliest classes")
     parser.add_argument("--method", type=str, default="cam", help="cam, gradcam, hirescam, layercam or gradcam++")
     parser.add_argument("--layer", type=str | None, default=None, help="the layer to look at, by its dotted name")
     parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
 
 
 def _explain(options: Namespace) -> dict[str, Any]:
     from camkd.trained import explain_files
 
-    out = Path(options.out)
-    answers = explain_files(options.run, options.images, out, options.teacher, options.method, options.layer)
-    for image, answer in zip(options.images, answers, strict=True):
-        said = ", ".join(f"{who} {what['class']} ({what['confidence']:.0%})" for who, what in answer.items())
-        print_plainly(f"{image}: {said}")
+    with open_screen() as screen:
+        answers = explain_files(
+            options.run,
+            options.images,
+            Path(options.out),
+            options.teacher,
+            screen.progress,
+            method=options.method,
+            layer=options.layer,
+            top=options.top,
+            device=options.device,
+        )
+    for image, answer in answers.items():
+        print_plainly(f"{image}: {', '.join(_said(who, what) for who, what in answer.items())}")
     print_plainly(f"written: {options.out}")
-    return {"out": options.out, "pictures": dict(zip(options.images, answers, strict=True))}
+    return {"out": options.out, "pictures": answers}
+
+
+def _said(who: str, what: dict[str, Any]) -> str:
+    """``student cat (93%)``, and the other classes that are shown: ``student cat (93%), dog (4%)``."""
+    others = [place for place in what["shown"] if place["class"] != what["class"]]
+    told = [what, *(others if len(what["shown"]) > 1 else [])]
+    return f"{who} " + ", ".join(f"{one['class']} ({one['confidence']:.0%})" for one in told)
 
 
 def _report_options(parser: ArgumentParser) -> None:

@@ -20,6 +20,7 @@ SIZE = 32
 PIXELS = 3 * SIZE * SIZE
 HELD_OUT = 0.1
 BYTES_AT_ONCE = 1 << 20
+LARGEST_MEMBER = 1 << 28  # that of CIFAR-100 has 154 MB
 SECONDS_TO_ANSWER = 30
 
 
@@ -81,7 +82,7 @@ def read(path: Path, archive: Archive) -> Contents:
     Raises `InputError` where a member is missing or is no whole number of records.
     """
     members = _members(path, {archive.classes, *archive.train, *archive.test})
-    classes = tuple(members[archive.classes].decode("utf-8").split())
+    classes = tuple(members[archive.classes].decode("utf-8", "replace").split())
     train = _records(path, archive, [members[name] for name in archive.train], len(classes))
     held = hold_out(train.labels, HELD_OUT)
     test = _records(path, archive, [members[name] for name in archive.test], len(classes))
@@ -96,8 +97,10 @@ def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 if name in wanted and member.isfile() and (stream := tar.extractfile(member)):
+                    if member.size > LARGEST_MEMBER:
+                        raise ValueError(f"{name} has {member.size:,} bytes")
                     found[name] = stream.read()
-    except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"'{path}' is not a readable tar.gz archive ({error}); delete it") from error
     if wanted - found.keys():
         missing = ", ".join(sorted(wanted - found.keys()))

@@ -29,13 +29,31 @@ def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
     >>> decode(Path("cat.jpg"), 64).shape      # doctest: +SKIP
     (64, 64, 3)
     """
+    with _opened(path, size) as image:
+        return np.asarray(_square(_rgb(image), size))
+
+
+def whole(path: str | Path) -> NDArray[np.uint8]:
+    """The picture at ``path`` as ``(H, W, 3) uint8``: upright, on white, every pixel. Raises as `decode` does.
+
+    >>> whole(Path("cat.jpg")).shape           # doctest: +SKIP
+    (375, 500, 3)
+    """
+    with _opened(path) as image:
+        return np.asarray(_rgb(image))
+
+
+@contextmanager
+def _opened(path: str | Path, size: int | None = None) -> Iterator[Image.Image]:
+    """The upright picture, at least of twice ``size`` where it has that; what Pillow says of it as `ValueError`."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
                 raise ValueError(f"{image.width} x {image.height} pixels are more than is safe to decode")
-            image.draft(None, (2 * size, 2 * size))
+            if size is not None:
+                image.draft(None, (2 * size, 2 * size))
             ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_square(_rgb(image), size))
+            yield image
     except UnidentifiedImageError as error:
         raise ValueError("not a picture in a known format") from error
     except OSError as error:

@@ -7,11 +7,9 @@ import json
 import math
 import os
 import re
-import secrets
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.files import NO_SPACE, PART, flush, reserve, sealed, sha256_of, unsealed, write_text
+from camkd.config import written
+from camkd.files import NO_SPACE, building, flush, reserve, sealed, sha256_of, sweep, unsealed, write_text
 from camkd.types import InputError
 
 VERSION = 2
@@ -201,14 +200,14 @@ def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
     The space is reserved at once: a full disk is an `InputError` here rather than a crash in a later write.
     """
     shape = (count, size, size, 3)
-    images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     try:
+        images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         reserve(path, path.stat().st_size)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
         raise InputError(
-            f"there is no room in '{path.parent.parent}' for {images.nbytes / 1e9:,.1f} GB of decoded pictures; make "
+            f"there is no room for {written(math.prod(shape))} of decoded pictures in '{path.parent.parent}'; make "
             "room, choose a smaller size, or set CAMKD_CACHE to another folder"
         ) from error
     return images
@@ -245,23 +244,30 @@ def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Cont
 @contextmanager
 def _building(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` that takes its place when the block ends well."""
-    try:
-        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}{PART}"
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"the cache folder '{folder.parent}' cannot be written ({error.strerror}); set CAMKD_CACHE to a "
-            "folder that can"
-        ) from error
-    try:
-        yield temporary
+    with ExitStack() as stack:
+        try:
+            sweep(folder.parent)  # what killed processes left, of other stores too
+            temporary = stack.enter_context(building(folder))
+        except OSError as error:
+            raise InputError(
+                f"the cache folder '{folder.parent}' cannot be written ({error.strerror}); set CAMKD_CACHE to a "
+                "folder that can"
+            ) from error
+        try:
+            yield temporary
+        except OSError as error:  # numpy's of a full disk say neither where nor, at times, what
+            if error.filename is not None or error.errno not in (None, *NO_SPACE):
+                raise
+            size = sum(path.stat().st_size for path in temporary.iterdir())
+            raise InputError(
+                f"there is no room in '{folder.parent}' after {size:,} bytes ({error}); make room, or set CAMKD_CACHE "
+                "to another folder"
+            ) from error
         try:
             temporary.rename(folder)
         except OSError:  # somebody else finished the same store first: theirs is as good
             if not folder.exists():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save(folder: Path, name: str, contents: Contents) -> None:
@@ -300,7 +306,7 @@ def _open(folder: Path) -> Dataset:
             if sha256_of(folder / name) != digest:
                 raise ValueError(f"the checksum of {name} differs")
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the data store '{folder}' is damaged ({error}); delete it to rebuild it") from error
     return Dataset(
         name=manifest["name"],

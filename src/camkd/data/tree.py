@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import category
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from camkd.types import InputError
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 0.1
 """How much of each class is held out for a split that is missing."""
+KINDS = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+HIDDEN = ("Cc", "Zl", "Zp")
+"""Unicode categories of what would begin a new line or tell a terminal to do something."""
 LISTED = 10
 """How many names a message gives before it only counts them."""
 
@@ -144,7 +148,10 @@ def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
         elif (resolved := Path(entry.path).resolve()) not in above:
             files = list(_walk(Path(entry.path), above | {resolved}))
             pictures = [_picture(root, file) for file in files if _is_picture(file)]
-            classes[plain(entry.name)] = sorted(pictures)
+            name = plain(entry.name)
+            if name in classes:
+                raise InputError(f"'{folder}' has two class folders that are both written '{name}'; rename one")
+            classes[name] = sorted(pictures)
             ignored += len(files) - len(pictures)
     if loose and not any(classes.values()):
         raise InputError(
@@ -169,6 +176,17 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[os.DirEntry[str]]:
             yield from _walk(Path(entry.path), seen)
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """Every picture file below ``folder``, sorted; hidden ones are left out.
+
+    Raises `InputError` where there is none.
+    """
+    found = sorted(Path(entry.path) for entry in _walk(folder, {folder.resolve()}) if _is_picture(entry))
+    if not found:
+        raise InputError(f"no pictures ({KINDS}) were found in '{folder}': name pictures, or a folder that holds some.")
+    return found
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
@@ -191,8 +209,9 @@ def _picture(root: Path, entry: os.DirEntry[str]) -> Picture:
 
 
 def plain(name: str) -> str:
-    """``name`` as it can be written to UTF-8, whatever bytes the file system holds."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    r"""``name`` as it can be written to UTF-8 and shown in a line: other bytes and control characters as ``\x1b``."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(sign.encode("unicode_escape").decode() if category(sign) in HIDDEN else sign for sign in text)
 
 
 def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
@@ -200,8 +219,7 @@ def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
     where = f"'{root}'" if split == "train" else f"the {split} folder of '{root}'"
     classes, expected = found[split], found["train"]
     if not any(classes.values()):
-        kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise InputError(f"no pictures ({kinds}) were found in {where}; put them in one folder a class")
+        raise InputError(f"no pictures ({KINDS}) were found in {where}; put them in one folder a class")
     differing = {"lacks": expected.keys() - classes.keys(), "adds": classes.keys() - expected.keys()}
     if any(differing.values()):
         said = " and ".join(f"{verb} {quoted(sorted(names))}" for verb, names in differing.items() if names)

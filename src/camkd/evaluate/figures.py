@@ -54,6 +54,10 @@ def chance_of(figures: Mapping[str, Any]) -> float:
     return max(float(figures[name]) for name in ("cam_cosine_centre", "cam_cosine_shuffled") if name in figures)
 
 
+MOST_CLASSES = 1000
+"""Of more classes no confusion matrix is kept: of 10,000 it has a hundred million numbers."""
+
+
 def masks_of(split: Split) -> Tensor | None:
     """Where the objects are, ``(N, H, W) bool``, if the source knows."""
     return None if split.masks is None else torch.from_numpy(np.array(split.masks))
@@ -71,15 +75,14 @@ def evaluate(
     ``own`` has to show the classes the teacher predicts where there is a teacher: maps are compared class by class.
     """
     predicted = own.logits.argmax(1)
-    counts = confusion(predicted, labels, len(names))
-    totals = counts.sum(1).clamp_min(1)
+    right, totals = (rows.bincount(minlength=len(names)) for rows in (labels[predicted == labels], labels))
     figures: dict[str, Any] = {
         "accuracy": accuracy(own.logits, labels),
         "ece": ece(own.logits, labels),
         "nll": nll(own.logits, labels),
         "cam_form": own.form,
-        "per_class": {name: float(counts[i, i] / totals[i]) for i, name in enumerate(names)},
-        "confusion": counts.tolist(),
+        "per_class": dict(zip(names, (right / totals.clamp_min(1)).tolist(), strict=True)),
+        "confusion": confusion(predicted, labels, len(names)).tolist() if len(names) <= MOST_CLASSES else None,
     }
     if masks is not None:
         figures |= _on_objects(own.maps, masks)

@@ -23,7 +23,7 @@ from camkd.files import filling, write_text
 from camkd.models.card import card
 from camkd.models.saved import CARD, Description
 from camkd.runs import Run, describe, load, locate
-from camkd.trained import pictures_of, teacher_of
+from camkd.trained import fitting_teacher, pictures_of
 from camkd.types import InputError
 
 FP32, INT8, TEACHER = "model.onnx", "model.int8.onnx", "teacher.onnx"
@@ -50,7 +50,7 @@ class Wishes:
         int8: also write model.int8.onnx, calibrated on training pictures, and say what it costs.
         max_drop: points of accuracy on test pictures that int8 may cost.
         force: write int8 whatever it costs.
-        teacher: also write teacher.onnx.
+        teacher: also write teacher.onnx, of this run; "" for the run that the student learnt from.
         any_size: leave the size of the pictures open, where the network allows it.
     """
 
@@ -58,7 +58,7 @@ class Wishes:
     int8: bool = False
     max_drop: float = 0.5
     force: bool = False
-    teacher: bool = False
+    teacher: str | None = None
     any_size: bool = False
 
 
@@ -75,6 +75,9 @@ def export(
     if not 0 <= wishes.max_drop <= 100:
         raise InputError(f"max_drop is {wishes.max_drop}, but has to be between 0 and 100 points: give such a number.")
     said, model = describe(source), load(source)
+    teacher = fitting_teacher(said, wishes.teacher or None)
+    if wishes.teacher is not None and teacher is None:
+        raise InputError(f"the teacher of {source!r} is not here: give --teacher its run, or leave it out.")
     if web:
         site.check_folder(web)
     parts = runtime_files(runtime) if web else None
@@ -84,16 +87,14 @@ def export(
         found: dict[str, Any] = {"model": _checked(model, said, folder / FP32, pictures, wishes.any_size, watch)}
         if wishes.int8:
             found["int8"] = _int8(folder, pictures, wishes, watch)
-        if wishes.teacher:
-            place = _teacher(source, said)
-            found["teacher"] = _checked(load(place), describe(place), folder / TEACHER, pictures, False, watch)
+        if teacher and out and wishes.teacher is not None:
+            found["teacher"] = _checked(load(teacher), describe(teacher), folder / TEACHER, pictures, False, watch)
         figures = Run(locate(source)).read_metrics()
         write_text(folder / CARD, card(asdict(said.for_others()), figures, "onnx", measured(found)))
         if web:
             assert parts is not None
-            site.build(
-                stack.enter_context(filling(web)), folder / (INT8 if wishes.int8 else FP32), source, pictures, parts
-            )
+            file = folder / (INT8 if wishes.int8 else FP32)
+            site.build(stack.enter_context(filling(web)), file, source, teacher, pictures, parts)
     return found
 
 
@@ -158,10 +159,3 @@ def _int8(folder: Path, pictures: Dataset, wishes: Wishes, watch: Watch) -> dict
     watch.say(f"{INT8}: {size:,} bytes; {said}; {1e3 * before:.2f} ms and {1e3 * after:.2f} ms a picture")
     times = {"latency_before": before, "latency": after}
     return {"file": INT8, "bytes": size, "test_pictures": len(pictures.test), **cost._asdict(), **times}
-
-
-def _teacher(source: str, said: Description) -> Path:
-    place = teacher_of(said, None)
-    if place is None:
-        raise InputError(f"the teacher of {source!r} is not here: leave out --teacher, or export its run by itself.")
-    return place

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import bias, form, predict
-from camkd.export.sessions import quietly
+from camkd.export.sessions import CAM, IMAGE, LOGITS, quietly
 from camkd.models.saved import Description
 from camkd.types import InputError
 
 if TYPE_CHECKING:
     import onnx
-
-IMAGE, LOGITS, CAM = "image", "logits", "cam"
 
 
 class Answering(nn.Module):

@@ -18,6 +18,9 @@ from camkd.types import InputError
 if TYPE_CHECKING:
     import onnxruntime
 
+IMAGE, LOGITS, CAM = "image", "logits", "cam"
+"""What goes into an exported file and what comes out of it."""
+
 ERRORS_ALONE = 3
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -53,7 +56,7 @@ def as_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def run(session: onnxruntime.InferenceSession, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """The outputs for ``pixels (N, 3, H, W)``."""
-    found: list[Any] = session.run(None, {session.get_inputs()[0].name: pixels})
+    found: list[Any] = session.run(None, {IMAGE: pixels})
     return found
 
 

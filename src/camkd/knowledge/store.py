@@ -19,6 +19,7 @@ from camkd.types import InputError, Prediction
 
 MANIFEST = "store.json"
 ROWS_AT_ONCE = 4096
+LARGEST_EPOCH = 1 << 50
 
 
 class DamagedKnowledge(UserWarning):
@@ -50,8 +51,10 @@ class Manifest:
             known = {field.name: values[field.name] for field in fields(cls)}
             bias = known["layout"]["bias"]
             layout = Layout(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
+            if not 0 < known["count"] * layout.dtype.itemsize < LARGEST_EPOCH or layout.classes < 2:
+                raise ValueError("no epoch has such a size")
             return cls(**{**known, "layout": layout})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
             raise InputError(
                 f"{folder} is not a whole knowledge store ({error}): the next run that uses it mends it."
             ) from error

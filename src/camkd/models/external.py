@@ -78,6 +78,33 @@ def make_external(name: str, classes: int, size: int, pretrained: bool) -> Exter
     return model.train()
 
 
+def made_for(name: str) -> tuple[tuple[str, ...], int]:
+    """The classes that the weights of a name's tag know, and the side of the pictures they were trained on.
+
+    Raises ``InputError`` for a name without a tag: drawn weights know nothing.
+    """
+    check_external(name)
+    library, wanted, tag = _parts(name)
+    if not tag:
+        tags = ", ".join(_tags(library, wanted)[:3]) or "it has none"
+        raise InputError(f"{name} has drawn weights, which know nothing: name trained ones behind a dot ({tags}).")
+    if library == "torchvision":
+        weights = _torchvision().get_model_weights(wanted)[tag]
+        return tuple(weights.meta["categories"]), int(weights.transforms().crop_size[0])
+    told = _timm().get_pretrained_cfg(f"{wanted}.{tag}")
+    return _names(told), int(told.input_size[-1])
+
+
+def _names(told: Any) -> tuple[str, ...]:
+    """The classes of a network of timm: those of ImageNet, which timm lists, or else numbers."""
+    data = _imported("timm.data")
+    subset = data.infer_imagenet_subset(told.to_dict())
+    if told.label_names or not subset:
+        return tuple(told.label_names or map(str, range(told.num_classes)))
+    known = data.ImageNetInfo(subset)
+    return tuple(known.index_to_description(k).partition(",")[0] for k in range(told.num_classes))
+
+
 def _parts(name: str) -> tuple[str, str, str]:
     library, _, rest = name.partition(":")
     wanted, _, tag = rest.partition(".")

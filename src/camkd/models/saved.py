@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors.torch import save as serialised
 from torch import nn
@@ -20,6 +20,7 @@ from camkd.files import replacing, write_json, write_text
 from camkd.models.card import card
 from camkd.types import InputError
 
+LARGEST_SIZE = 1 << 14
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
 
 
@@ -39,6 +40,19 @@ class Description:
     seed: int
     teacher: str | None = None  # where its teacher's run lay, as an absolute path
     sha256: str = ""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` or ``TypeError`` where something is not what could have been written."""
+        for name, kind in get_type_hints(Description).items():
+            value = getattr(self, name)
+            wanted = tuple if name == "classes" else kind
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}")
+        if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("classes has to be two names or more")
+        if not 1 <= self.size <= LARGEST_SIZE:
+            raise ValueError(f"size is {self.size}")
+        "".join(self.classes).encode()  # half a surrogate cannot be shown
 
     def for_others(self) -> Description:
         """The same without what only this machine knows: no path says where pictures and teacher lay."""

@@ -131,14 +131,19 @@ def written(goal: Objective) -> str:
 
 def _written(name: str, weighted: Weighted) -> str:
     short = {long: word for word, long in SHORT.items()}
-    default, parts = TERMS[name](), [f"{name}={weighted.weight:g}"]
+    default, parts = TERMS[name](), [f"{name}={_shortly(weighted.weight)}"]
     for key in _settings_of(TERMS[name]):
         value = getattr(weighted.term, key)
         if value != getattr(default, key):
-            parts.append(f"{short.get(key, key)}={value:g}" if isinstance(value, float) else f"{key}={value}")
+            parts.append(f"{short.get(key, key)}={_shortly(value) if isinstance(value, float) else value}")
     if weighted.schedule != "constant":
         parts.append(f"schedule={weighted.schedule}")
     return ":".join(parts)
+
+
+def _shortly(value: float) -> str:
+    """The shortest text that is read as ``value`` again."""
+    return short if float(short := f"{value:g}") == value else repr(value)
 
 
 def _read(text: str) -> tuple[str, Weighted]:

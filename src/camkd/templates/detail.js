@@ -31,10 +31,11 @@ function classesOf(picture) {
 }
 
 function classRow(picture, shown, asked) {
-  const pressed = detail.shown === shown;
+  const all = state.map === "own" ? null : classShown(picture, comparedOf(picture)); // the class of every map, if there is one
+  const pressed = shown === (detail.shown ?? all);
   const button = make("button", { type: "button", class: "class wrap", "aria-pressed": pressed }, isolated(className(shown)));
   button.addEventListener("click", () => {
-    detail.shown = pressed ? null : shown;
+    detail.shown = detail.shown === shown ? null : shown;
     drawDetail();
     [...byId("detail-classes").querySelectorAll("button")].find((each) => each.textContent === button.textContent).focus();
   });

@@ -24,7 +24,6 @@ from camkd.files import write_json, write_text
 from camkd.models.card import title
 from camkd.models.modes import evaluating
 from camkd.runs import Run, describe, load, locate
-from camkd.trained import teacher_of
 from camkd.types import InputError
 
 CONTENT, MODEL = "page.json", "model.onnx"
@@ -39,13 +38,15 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{str(folder)!r} holds something else than a page of camkd: name a new folder.")
 
 
-def build(folder: Path, model: Path, source: str, pictures: Dataset, runtime: Sequence[Path]) -> None:
-    """Write the page of the exported ``model`` of the run ``source`` into ``folder``."""
+def build(
+    folder: Path, model: Path, source: str, teacher: Path | None, pictures: Dataset, runtime: Sequence[Path]
+) -> None:
+    """Write the page of the exported ``model`` of the run ``source`` into ``folder``; with ``teacher``'s maps."""
     for path, name in ((model, MODEL), *((path, f"runtime/{path.name}") for path in runtime)):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(path.read_bytes())
     rows = specimens(pictures.test, EXAMPLES)
-    write_json(folder / CONTENT, {**_words(source, model), "examples": _examples(folder, source, pictures, rows)})
+    write_json(folder / CONTENT, {**_words(source, model), "examples": _examples(folder, teacher, pictures, rows)})
     own = resources.files("camkd.export.web") / "static"
     for file in own.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -66,11 +67,10 @@ def _words(source: str, model: Path) -> dict[str, Any]:
     }
 
 
-def _examples(folder: Path, source: str, pictures: Dataset, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _examples(folder: Path, teacher: Path | None, pictures: Dataset, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """The first test picture of each class as PNG; what its teacher says of it, where the teacher is at hand."""
     images = pictures.test.images[rows]
-    place = teacher_of(describe(source), None)
-    answers = _teachers_answers(load(place), images) if place else [None] * len(rows)
+    answers = _teachers_answers(load(teacher), images) if teacher else [None] * len(rows)
     found = []
     (folder / "examples").mkdir()
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):

@@ -6,6 +6,8 @@ const $ = id => document.getElementById(id);
 const SMALL = 128;  // pixels of a side below which a picture is shown with its pixels as squares
 const ANNOUNCE_EVERY = 3000;  // ms between two answers read out while the camera runs
 
+const LITTLE = 0.0005;  // a share that is not worth a number
+
 let page, answer;  // what the page is about; the network
 let now = null;  // what is shown: { shown, found, teacher, from }
 let chosen = null;  // the class whose map is asked for; null: the likeliest
@@ -41,7 +43,7 @@ async function look(blob, more) {
 // --- what is shown
 
 const order = chances => chances.map((_, k) => k).sort((a, b) => chances[b] - chances[a]);
-const percent = share => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+const percent = share => `${share < LITTLE ? "< 0.1" : share >= 0.995 && share < 1 ? "> 99" : (100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`;
 const label = k => page.classes[k];
 
 function show() {
@@ -110,7 +112,7 @@ function fade() {
 }
 
 function inWords() {
-  const { found, from } = now, likeliest = order(found.chances).slice(0, 3);
+  const { found, from } = now, likeliest = order(found.chances).slice(0, 3).filter(k => found.chances[k] >= LITTLE);
   return `${from}: ${likeliest.map(k => `${label(k)} ${percent(found.chances[k])}`).join(", ")}. Answered in ${now.took.toFixed(1)} ms.`;
 }
 

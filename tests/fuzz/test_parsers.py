@@ -1,0 +1,218 @@
+"""Every text that camkd reads is understood or refused with a sentence; what is understood is written the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from camkd.bounds import bounds, missed
+from camkd.cams import predict
+from camkd.checkpoints import Checkpoints
+from camkd.claims import ACCEPTABLE, acceptable
+from camkd.cli import main
+from camkd.compare.plan import methods_of, slug
+from camkd.config import quantity
+from camkd.data.store import Contents, Split, build_or_open
+from camkd.files import sealed
+from camkd.knowledge import Manifest, Store
+from camkd.models import build
+from camkd.objectives import objective, written
+from camkd.objectives.sums import SCHEDULES
+from camkd.objectives.terms import TERMS
+from camkd.types import InputError
+
+WORDS = (
+    *TERMS, *SCHEDULES, "schedule", "T", "pool", "classes", "norm", "all", "l2", "top-1", "kd", "plain", "=", "=", "=",
+    ",", ",", "+", ":", ":", " ", "-", "1", "0", "0.5", "1e3", "1e-7", "0.12345678901", "nan", "inf", "1e999", "4GB",
+    "9" * 400, "_", "\n", "\0", "é", "\ud800", "cam_cosine", "lr", "epochs",
+)  # fmt: skip
+texts = st.one_of(st.text(max_size=30), st.lists(st.sampled_from(WORDS), max_size=9).map("".join))
+numbers = st.floats(0, 1e6, allow_nan=False).filter(lambda value: value == 0 or value > 1e-9)
+terms = st.builds(
+    lambda name, weight, schedule: f"{name}={weight!r}{schedule}",
+    st.sampled_from(sorted(TERMS)),
+    numbers,
+    st.sampled_from(["", *(f":schedule={name}" for name in SCHEDULES)]),
+)
+sums = st.lists(terms, min_size=1, max_size=4).map("+".join)
+
+
+def understood(call: Callable[[str], Any], text: str) -> Any:
+    """What comes of ``text``; None where it is refused, which has to take one line that says something."""
+    try:
+        return call(text)
+    except InputError as refused:
+        said = str(refused)
+    assert said
+    assert "\n" not in said
+    return None
+
+
+# --- short texts
+
+
+@settings(max_examples=300)
+@given(st.one_of(texts, sums))
+@example("ce=0.1234567+kd=1")
+def test_sums_of_terms(text: str) -> None:
+    goal = understood(objective, text)
+    if goal is not None:
+        assert objective(written(goal)) == goal
+        assert all(math.isfinite(term.weight) and term.weight >= 0 for term in goal.terms.values())
+        for progress in (0.0, 0.3, 1.0):
+            assert all(0 <= term.weight_at(progress) <= term.weight for term in goal.terms.values())
+
+
+@settings(max_examples=200)
+@given(st.one_of(texts, st.lists(st.one_of(sums, st.sampled_from(["plain", "kd"])), max_size=3).map(", ".join)))
+def test_lists_of_methods(text: str) -> None:
+    methods = understood(methods_of, text)
+    if methods is not None:
+        assert methods_of(",".join(methods)) == methods
+        assert len(set(map(slug, methods))) == len(methods)
+        assert all("/" not in slug(method) and slug(method) not in (".", "..") for method in methods)
+
+
+@given(texts)
+@example("9" * 400)
+@example("1e5")
+def test_quantities(text: str) -> None:
+    found = understood(lambda text: quantity(text, "knowledge_budget", "B"), text)
+    assert found is None or (isinstance(found, int) and found >= 0)
+
+
+@given(texts)
+def test_bounds_of_figures(text: str) -> None:
+    found = understood(lambda text: bounds(text, "--fail-under"), text)
+    if found is not None:
+        assert all(name and math.isfinite(value) for name, value in found.items())
+        assert missed(dict(found), found, found) is None
+
+
+@given(texts)
+def test_what_may_change_on_the_way(text: str) -> None:
+    found = understood(acceptable, text)
+    assert found is None or set(found) <= set(ACCEPTABLE)
+
+
+@settings(max_examples=40)
+@given(st.one_of(texts, st.sampled_from(["stem", "stages.0", "stages.0.0.conv1", "head", "", ".", "stages..0"])))
+def test_names_of_layers(text: str) -> None:
+    model, x = build("resnet8", 3, 16), torch.rand(1, 3, 16, 16)
+    found = understood(lambda text: predict(model, x, layer=text), text)
+    assert found is None or found.cams.isfinite().all()
+
+
+# --- the command line and its files
+
+FLAGS = (
+    "--epochs", "--batch-size", "--lr", "--views", "--method", "--seed", "--knowledge-budget", "--accept",
+    "--precision", "--device", "--student", "--optimizer", "--on-nan", "--limit", "--view-epochs", "--config",
+)  # fmt: skip
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(FLAGS), texts)
+def test_flags(capsys: pytest.CaptureFixture[str], flag: str, text: str) -> None:
+    """Whatever they are given: pictures that are not there are refused, if nothing else is."""
+    assert main(["distill", "--data", "/nowhere", "--teacher", "cam-net-cifar10", f"{flag}={text}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("camkd: ")
+    assert "Traceback" not in said
+
+
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=8,
+)
+names = st.sampled_from(["epochs", "lr", "method", "views", "size", "out", "resume", "student"])
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(texts, plain.map(yaml.safe_dump), st.dictionaries(names, plain, max_size=3).map(yaml.safe_dump)))
+def test_configuration_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(text.encode("utf-8", "replace"))
+    command = ["distill", "--config", str(tmp_path / "a.yaml"), "--data", "/nowhere", "--teacher", "cam-net-cifar10"]
+    assert main(command) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.fault("tags in YAML")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lr: !!python/object/apply:pathlib.Path.touch [{path}]",
+        "!!python/object/new:pathlib.Path [{path}]",
+        "lr: !!python/name:os.system",
+        "lr: !include /etc/passwd",
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]",
+    ],
+)
+def test_tags_of_yaml_make_nothing(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker, config = tmp_path / "executed", tmp_path / "a.yaml"
+    config.write_text(text.replace("{path}", str(marker)))
+    command = ["distill", "--config", str(config), "--data", "/nowhere", "--teacher", "cam-net-cifar10"]
+    assert main(command) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not marker.exists()
+
+
+# --- manifests that are whole, of which somebody else made the content
+
+KEYS = (
+    "last", "best", "name", "bytes", "sha256", "classes", "names", "sha256_of", "fingerprint", "notes", "train", "val",
+    "test", "layout", "bias", "height", "width", "count", "teacher", "architecture", "data", "views", "view_seed",
+    "precision",
+)  # fmt: skip
+finite = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-9, 1 << 70), st.floats(allow_nan=False, allow_infinity=False),
+              st.sampled_from(["", "../../etc/passwd", "/etc/passwd", "train_labels.npy", "\0"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(KEYS), inner, max_size=6)
+    ),
+    max_leaves=12,
+)  # fmt: skip
+manifests = st.dictionaries(st.sampled_from(KEYS), finite, max_size=9)
+
+
+@settings(max_examples=100)
+@given(manifests)
+def test_manifests_of_somebody_else(tmp_path_factory: pytest.TempPathFactory, values: Mapping[str, Any]) -> None:
+    folder = tmp_path_factory.mktemp("manifests")
+    (folder / "last-00000001.json").write_text(sealed(values))
+    understood(lambda _: Checkpoints(folder).load(), "")
+    build_or_open("easy", "key", folder, lambda _: _contents())
+    (store,) = (folder / "data").iterdir()
+    (store / "dataset.json").write_text(sealed(values))
+    understood(lambda _: build_or_open("easy", "key", folder, lambda _: _contents()), "")
+
+
+sizes = st.one_of(st.sampled_from([3, 4]), st.integers(-3, 1 << 70), st.none(), st.booleans(), st.just("4"))
+
+
+@given(sizes, sizes, sizes, sizes, st.one_of(st.none(), sizes, st.lists(sizes, max_size=4)))
+def test_a_knowledge_store_of_any_size(
+    tmp_path_factory: pytest.TempPathFactory, count: Any, classes: Any, height: Any, width: Any, bias: Any
+) -> None:
+    """Those that there can be say what they take."""
+    folder = tmp_path_factory.mktemp("store")
+    layout = {"classes": classes, "height": height, "width": width, "bias": bias}
+    words = dict.fromkeys(("teacher", "architecture", "data", "views", "precision"), "x")
+    (folder / "store.json").write_text(sealed({**words, "view_seed": 0, "count": count, "layout": layout}))
+    found = understood(lambda _: Store(folder, Manifest.of(folder)).epoch_bytes, "")
+    assert found is None or found > 0
+
+
+def _contents() -> Contents:
+    split = Split(np.zeros((2, 2, 2, 3), np.uint8), np.arange(2))
+    return Contents(("a", "b"), split, split, split)
