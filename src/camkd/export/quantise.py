@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camkd.data.store import Split, in_turn
 from camkd.export.sessions import ERRORS_ALONE, IMAGE, as_input, quietly
-
-if TYPE_CHECKING:
-    import onnx
 
 CALIBRATION = 512
 """Training pictures that decide the activations' ranges."""
