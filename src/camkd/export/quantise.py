@@ -25,7 +25,7 @@ CALIBRATION = 512
 QUANTISED = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
 """Sums of products compute in integers, whatever the network; the last two become the range of the sum before them.
 
-Sums of a stream, normalisations and gates stay in fp32: in integers they gain no time and lose accuracy (LOG.md).
+Sums of a stream, normalisations and gates stay in fp32: in integers they gain no time (LOG.md).
 """
 
 
