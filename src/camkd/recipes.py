@@ -27,19 +27,19 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "quick": Recipe(
-        {"teacher": "resnet11", "teacher-epochs": 4, "epochs": 6},
-        "",
-        "",
+        {"teacher": "resnet20", "teacher-epochs": 8, "epochs": 5},
+        "5 minutes for 10,000 pictures on 2 cores",
+        "shapes: 90.8 % of the test pictures, 81.3 % without a teacher (one run)",
     ),
     "standard": Recipe(
-        {"teacher": "resnet11", "teacher-epochs": 12, "epochs": 20, "view-epochs": 10},
-        "",
-        "",
+        {"teacher": "resnet11", "teacher-epochs": 20, "epochs": 6},
+        "2 hours for 45,000 pictures on one busy core, 94 minutes of them for the teacher",
+        "CIFAR-10 (JPEG q75): 83.8 ± 0.3 %, its teacher 89.2 % (5 runs)",
     ),
     "record": Recipe(
-        {"teacher": "resnet11", "teacher-epochs": 20, "epochs": 60, "view-epochs": 30},
-        "",
-        "",
+        {"teacher": "resnet11", "teacher-epochs": 20, "epochs": 30},
+        "3 hours for 45,000 pictures on one busy core",
+        "CIFAR-10 (JPEG q75): 87.8 ± 0.3 %, its teacher 89.2 % (3 runs)",
     ),
 }
 """docs/evidence.md has the tables."""
