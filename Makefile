@@ -13,7 +13,7 @@ FUZZ   := $(VENV)-fuzz/.fuzz-installed
 PEERS  := $(VENV)-bench/.bench-installed
 
 # The settings of `make demo`.
-DEMO_FLAGS ?= --data shapes --teacher resnet20 --teacher-epochs 8 --student cam-net --terms ce=1,cam=1 --epochs 5 --figure-every 1 --out runs/demo --resume
+DEMO_FLAGS ?= --data shapes --recipe quick --figure-every 1 --out runs/demo --resume
 
 # How long `make fuzz` tries each kind of file.
 FUZZ_SECONDS ?= 60

@@ -1,6 +1,6 @@
 """Which architecture should CAM-Net have? Candidates of at most 96,000 parameters under one budget, on real pictures.
 
-    python benchmarks/cam_net_candidates.py --data data/cifar10-jpeg --epochs 8 --json
+    python benchmarks/cam_net_candidates.py --data data/cifar10-jpeg --limit 20000 --epochs 3 --json
 
 Each is trained without a teacher by the product's own loop, and judged on the validation pictures (the test pictures
 are not read). Latency is of one picture on one thread in fp32, as trained, the median of many. Every candidate is a run
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from public_student import GatedBlock as PublicBlock
+from public_student import PublicStudent
 from torch import Tensor, nn
 
 from camkd.compare import slug
@@ -27,13 +29,54 @@ from camkd.data.sources import open_data
 from camkd.data.store import Dataset
 from camkd.files import write_json
 from camkd.models import Normalised, build
-from camkd.models.cam_net import CamNet, Recurrent, RecurrentInverted, unit
+from camkd.models.cam_net import CamNet, ChannelNorm, GatedBlock
 from camkd.models.profile import profile
-from camkd.models.resnet import BasicBlock
+from camkd.models.resnet11 import unit
 from camkd.objectives import objective
 from camkd.pipeline import channel_statistics
 from camkd.runs import Run, environment
 from camkd.train import fit
+
+
+def _norms(channels: int, times: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(times))
+
+
+class Recurrent(nn.Module):
+    """A residual block ``x + norm(conv2(relu(norm(conv1(x)))))`` that runs ``times`` times with the same kernels."""
+
+    def __init__(self, channels: int, times: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norms1, self.norms2 = _norms(channels, times), _norms(channels, times)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm1, norm2 in zip(self.norms1, self.norms2, strict=True):
+            x = self.relu(x + norm2(self.conv2(self.relu(norm1(self.conv1(x))))))
+        return x
+
+
+class RecurrentInverted(nn.Module):
+    """An inverted residual ``x + norm(narrow(relu(norm(depthwise(relu(norm(widen(x))))))))`` that runs ``times`` times.
+
+    ``widen`` and ``narrow`` are 1x1 convolutions to ``wide`` channels and back, ``depthwise`` is 3x3.
+    """
+
+    def __init__(self, channels: int, wide: int, times: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(channels, wide, 1, bias=False)
+        self.depthwise = nn.Conv2d(wide, wide, 3, 1, 1, groups=wide, bias=False)
+        self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
+        self.norms1, self.norms2, self.norms3 = _norms(wide, times), _norms(wide, times), _norms(channels, times)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm1, norm2, norm3 in zip(self.norms1, self.norms2, self.norms3, strict=True):
+            y = self.relu(norm1(self.widen(x)))
+            x = x + norm3(self.narrow(self.relu(norm2(self.depthwise(y)))))
+        return x
 
 
 class Candidate(Normalised):
@@ -53,31 +96,37 @@ def candidate(channels: int, *layers: nn.Module) -> Callable[[int], Normalised]:
     return lambda classes: Candidate(nn.Sequential(*layers), channels, classes)
 
 
+def gated(channels: int, normalise: Callable[[int], nn.Module] = ChannelNorm) -> GatedBlock:
+    """CAM-Net's block with another normalisation."""
+    block = GatedBlock(channels)
+    block.norm = normalise(channels)
+    return block
+
+
 def candidates() -> dict[str, Callable[[int], Normalised]]:
     """Made anew at each call, so that each is drawn from the seed that is set then."""
+    stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
     return {
         "cam-net": CamNet,
         "cam-net-lite": lambda classes: CamNet(classes, lite=True),
+        "cam-net with the public network's blocks": candidate(
+            64, stem, ChannelNorm(64), *(PublicBlock(64) for _ in range(6))
+        ),
+        "cam-net with batch normalisation": candidate(
+            64, stem, nn.BatchNorm2d(64), *(gated(64, nn.BatchNorm2d) for _ in range(6))
+        ),
+        "recurrent, dense and inverted (the cam-net before)": candidate(
+            64, unit(3, 16), unit(16, 16), unit(16, 32, stride=2), Recurrent(32, 2), unit(32, 64, stride=2),
+            RecurrentInverted(64, 160, 3), RecurrentInverted(64, 176, 2),
+        ),
+        "the public network (over the limit)": PublicStudent,
         "resnet8 (He et al.)": lambda classes: build("resnet8", classes, 32),
-        "residual: 16 / 32 32 32 / 48": candidate(
-            48, unit(3, 16), BasicBlock(16, 32, 2), BasicBlock(32, 32, 1), BasicBlock(32, 32, 1), BasicBlock(32, 48, 2)
-        ),
-        "dense recurrent: 40x3 at 16x16, 48x2 at 8x8": candidate(
-            48, unit(3, 16), unit(16, 40, stride=2), Recurrent(40, 3), unit(40, 48, stride=2), Recurrent(48, 2)
-        ),
-        "stem of two, dense 48x3, inverted 64x2": candidate(
-            64, unit(3, 16), unit(16, 16), unit(16, 48, stride=2), Recurrent(48, 3), unit(48, 64, stride=2),
-            RecurrentInverted(64, 96, 2),
-        ),
-        "inverted recurrent alone, 12.3M": candidate(
-            64, unit(3, 16), unit(16, 32, stride=2), RecurrentInverted(32, 96, 2), unit(32, 64, stride=2),
-            RecurrentInverted(64, 176, 3), RecurrentInverted(64, 144, 1),
-        ),
-        "inverted recurrent alone, stem of two": candidate(
-            64, unit(3, 16), unit(16, 16), unit(16, 32, stride=2), RecurrentInverted(32, 128, 3),
-            unit(32, 64, stride=2), RecurrentInverted(64, 192, 3), RecurrentInverted(64, 176, 2),
-        ),
     }  # fmt: skip
+
+
+def optimizer(name: str) -> str:
+    """AdamW where places are normalised, SGD where batches are; it is what does best for each (LOG.md)."""
+    return "adamw" if name.startswith(("cam-net", "the public")) else "sgd"
 
 
 def latency(model: nn.Module, size: int) -> float:
@@ -124,15 +173,15 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/cifar10-jpeg")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=None, help="a part of the pictures, for a quick look")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/evidence/candidates")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    data, rows = open_data(options.data), []
-    config = TrainConfig(epochs=options.epochs, lr=options.lr, seed=options.seed)
+    data, rows = open_data(options.data, limit=options.limit), []
     for name in candidates():
+        config = TrainConfig(options.epochs, optimizer=optimizer(name), seed=options.seed)
         folder = Path(options.out) / f"{options.epochs}-epochs-seed-{options.seed}" / slug(name)
         rows.append(train(data, name, config, folder))
         print(rows[-1], file=sys.stderr, flush=True)

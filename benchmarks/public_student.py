@@ -29,22 +29,11 @@ from camkd.data.store import Dataset
 from camkd.evaluate import evaluate, examine
 from camkd.files import write_json
 from camkd.models import Normalised, profile
+from camkd.models.cam_net import ChannelNorm
 from camkd.objectives import objective
 from camkd.pipeline import channel_statistics
 from camkd.runs import Run, environment
 from camkd.train import fit
-
-
-class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each place."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(x.permute(0, 2, 3, 1))
-        return y.permute(0, 3, 1, 2)
 
 
 class Dilated(nn.Conv2d):

@@ -109,7 +109,20 @@ class Finished(NamedTuple):
 def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A finished `camkd train` of a ResNet-8 and a CAM-Net on `easy_folder`; tests only read it."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    options = ["--data", str(easy_folder), "--epochs", "2", "--batch-size", "24", "--lr", "0.4", "--precision", "fp32"]
+    options = [
+        "--data",
+        str(easy_folder),
+        "--epochs",
+        "2",
+        "--batch-size",
+        "24",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.4",
+        "--precision",
+        "fp32",
+    ]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(["train", "--teacher", "resnet8", *options, "--out", str(folder), "--json"])

@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "camkd"
-PAGE = ROOT / "docs" / "architecture.md"
+from rooms import DIAGRAM, PAGE, SOURCE, direct, drawn, imports_of, modules_of, room, rooms_of
+
 PUBLIC = ["InputError", "Prediction", "__version__", "build", "load", "predict"]
-LIGHT = ["cli", "catalogue", "config", "data", "files", "methods", "tables", "types"]
-
-
-def rooms_of(page: str) -> dict[str, int]:
-    """Read the rooms table: `train.py` or `data` -> room number."""
-    rooms: dict[str, int] = {}
-    for number, names in re.findall(r"^\| *(\d+) *\|([^|]*)\|", page, re.MULTILINE):
-        for name in re.findall(r"`([^`]+)`", re.sub(r"\([^)]*\)", "", names)):
-            assert name not in rooms, f"{name} stands in the rooms table twice"
-            rooms[name.rstrip("/")] = int(number)
-    return rooms
-
-
-def modules_of(source: Path) -> dict[str, Path]:
-    """Every Python file of the package: dotted name -> path."""
-    found = {}
-    for path in sorted(source.rglob("*.py")):
-        parts = path.relative_to(source.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports_of(name: str, modules: dict[str, Path]) -> Iterator[tuple[str, int]]:
-    """Yield (camkd module, line) for each import in a file, also inside functions and TYPE_CHECKING."""
-    package = name if modules[name].name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(modules[name].read_text(encoding="utf-8"))):
-        targets: list[str] = []
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:  # `from camkd import files` is the file, `from camkd import load` the package
-                member = f"{base}.{alias.name}"
-                targets.append(member if member in modules else base)
-        for target in targets:
-            if target.split(".")[0] == "camkd":
-                yield target, node.lineno
-
-
-def room(name: str, modules: dict[str, Path]) -> str:
-    """The entry of the rooms table a module belongs to: its file, or the package folder it lies in."""
-    parts = name.split(".")
-    is_file = len(parts) == 2 and modules[name].name != "__init__.py"
-    return f"{parts[1]}.py" if is_file else parts[1]
+LIGHT = ["cli", "catalogue", "config", "data", "files", "methods", "recipes", "tables", "types"]
 
 
 def offences(source: Path, rooms: dict[str, int]) -> list[str]:
@@ -109,6 +61,14 @@ def test_the_rooms_table_is_read() -> None:
 
 def test_imports_go_down_only() -> None:
     assert offences(SOURCE, rooms_of(PAGE.read_text(encoding="utf-8"))) == []
+
+
+def test_the_diagram_is_that_of_the_code() -> None:
+    assert DIAGRAM.read_text(encoding="utf-8") == drawn(), "python tests/rooms.py draws it anew"
+
+
+def test_arrows_that_others_replace_are_not_drawn() -> None:
+    assert direct({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d"), ("c", "d")}) == {("a", "b"), ("b", "c"), ("c", "d")}
 
 
 def test_no_import_cycles() -> None:

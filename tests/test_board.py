@@ -21,7 +21,9 @@ from camkd.runs import Run
 from camkd.train import Interrupted, Watch
 from camkd.types import InputError
 
-TWO = TrainConfig(epochs=2, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=1, tensorboard=True)
+TWO = TrainConfig(
+    epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=1, tensorboard=True
+)
 NAMES = {"train_loss", "terms/ce", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
 
 

@@ -37,7 +37,20 @@ from camkd.types import InputError, Prediction
 
 ROOT = Path(__file__).parents[1]
 Captured = pytest.CaptureFixture[str]
-QUICK = ["--epochs", "1", "--batch-size", "24", "--lr", "0.4", "--precision", "fp32", "--figure-every", "0"]
+QUICK = [
+    "--epochs",
+    "1",
+    "--batch-size",
+    "24",
+    "--optimizer",
+    "sgd",
+    "--lr",
+    "0.4",
+    "--precision",
+    "fp32",
+    "--figure-every",
+    "0",
+]
 
 
 @pytest.fixture
@@ -178,6 +191,8 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["train", "--method", "magic"], "'magic': choose one of plain"),
         (["train", "--terms", "ce=1,cam=1:schedule=never"], "'never' in 'cam=1:schedule=never' is none of constant"),
         (["distill", "--terms", "ce=1,magic=1"], "'magic' in 'magic=1': choose one of ce"),
+        (["train", "--lr", "0.1"], "wrn-16-4 with sgd and cam-net with adamw cannot share lr 0.1: give --optimizer"),
+        (["train", "--weight-decay", "0"], "cannot share weight_decay 0.0"),
         (["train", "--epochs", "0"], "epochs is 0"),
         (["distill", "--epochs", "0"], "epochs is 0"),
         (["train", "--teacher-epochs", "0"], "teacher_epochs is 0"),
@@ -195,7 +210,7 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["evaluate", "nowhere", "--fail-over", "ece"], "--fail-over has 'ece'"),
         (["explain", "nowhere", "x.png"], "'nowhere'"),
         (["report", "nowhere"], "nowhere is no run folder"),
-        (["list", "cats"], "'cats': choose one of models, methods, data"),
+        (["list", "cats"], "'cats': choose one of models, methods, recipes, data"),
         (["list", "models", "--size", "0"], "size is 0"),
         (["dance"], "'dance'"),
         (["--json"], "--json"),
@@ -402,7 +417,7 @@ def test_report(finished: Any, tmp_path: Path, capsys: Captured) -> None:
     assert "<html" in out.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("what", ["methods", "data"])
+@pytest.mark.parametrize("what", ["methods", "recipes", "data"])
 def test_list(what: str, capsys: Captured) -> None:
     assert main(["list", what, "--json"]) == 0
     found = only_json(capsys.readouterr())
@@ -417,7 +432,7 @@ def test_list_models(capsys: Captured, keep_models: Callable[..., None]) -> None
     assert main(["list", "models", "--size", "16", "--classes", "3", "--json"]) == 0
     found = only_json(capsys.readouterr())
     assert set(found) == {"cam-net", "resnet8"}
-    assert found["cam-net"]["map"] == [4, 4]
+    assert found["cam-net"]["map"] == [8, 8]
 
 
 # --- configuration files

@@ -29,7 +29,7 @@ from camkd.teachers import adopt_teacher
 from camkd.train import Interrupted, Watch
 from camkd.types import InputError
 
-TRAIN = TrainConfig(epochs=1, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=0)
+TRAIN = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 METHODS = ("plain", "kd", "ce=0.1+cam=1:pool=2")
 
 
@@ -306,7 +306,20 @@ def test_a_comparison_that_has_only_begun_has_a_page_too(plan: Plan) -> None:
 def test_the_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     out = plan.folder
     arguments = ["compare", "--data", plan.data.data, "--teacher", str(plan.teacher), "--student", "resnet8"]
-    arguments += ["--methods", "plain,kd", "--seeds", "2", "--epochs", "1", "--batch-size", "24", "--out", str(out)]
+    arguments += [
+        "--methods",
+        "plain,kd",
+        "--seeds",
+        "2",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "24",
+        "--lr",
+        "0.1",
+        "--out",
+        str(out),
+    ]
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["methods"]["kd"]["accuracy"]["runs"] == 2

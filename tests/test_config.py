@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camkd.config import RANGES, DataConfig, Lesson, TrainConfig, check_numbers, quantity, written
+from camkd.config import RANGES, DataConfig, Lesson, Stepping, TrainConfig, check_numbers, quantity, stepping, written
 from camkd.types import InputError
 
 POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12}
@@ -122,3 +122,17 @@ def test_numbers_out_of_their_range_are_named(name: str, wrong: int) -> None:
     check_numbers({name: 1})
     with pytest.raises(InputError, match=f"{name} is {wrong}, but has to be 1 or more"):
         check_numbers({name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("config", "own", "expected"),
+    [
+        (TrainConfig(), "sgd", Stepping("sgd", 0.2, 5e-4)),
+        (TrainConfig(), "adamw", Stepping("adamw", 0.01, 0.01)),
+        (TrainConfig(optimizer="sgd"), "adamw", Stepping("sgd", 0.2, 5e-4)),
+        (TrainConfig(lr=0.3), "sgd", Stepping("sgd", 0.3, 5e-4)),
+        (TrainConfig(optimizer="adamw", weight_decay=0.0), "sgd", Stepping("adamw", 0.01, 0.0)),
+    ],
+)
+def test_what_nobody_says_of_the_steps_follows_the_network(config: TrainConfig, own: str, expected: Stepping) -> None:
+    assert stepping(config, own) == expected

@@ -26,7 +26,7 @@ from camkd.pipeline import taught_by, train_run
 from camkd.teachers import Teacher, adopt_teacher
 from camkd.types import InputError, Prediction
 
-TWO = TrainConfig(epochs=2, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=0)
+TWO = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 SMALL = replace(TWO, batch_size=4)  # three pieces of work an epoch: 24 batches
 DATA = DataConfig(data="easy")
 RECORD = 8 + 2 * 3 * 4 * 4  # checksum and three maps; the logits follow

@@ -40,7 +40,7 @@ TAUGHT = {"teacher_accuracy", "teacher_agreement", *MAP_FIGURES}
 HISTORY = {"epoch", "train_loss", "terms", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
 HISTORY_TAUGHT = {"val_teacher_agreement", "val_cam_cosine"}
 DATA = DataConfig(data="easy")
-ONE = TrainConfig(epochs=1, batch_size=24, lr=0.4, precision="fp32", device="cpu", figure_every=0)
+ONE = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 TWO = replace(ONE, epochs=2)
 PLAIN = Lesson("plain")
 
@@ -133,6 +133,16 @@ def test_every_figure_is_explained(finished: Any) -> None:
     names = {re.sub("_(shuffled|centre)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
     assert {"road", "cam_spearman", "faithfulness_pictures"} < names
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+def test_each_network_has_its_own_optimiser_and_the_run_says_which(
+    easy: Dataset, tmp_path: Path, easy_folder: Path
+) -> None:
+    config = TrainConfig(epochs=1, batch_size=24, precision="fp32", device="cpu", figure_every=0)
+    for name, expected in (("cam-net", ("adamw", 0.01, 0.01)), ("resnet8", ("sgd", 0.2, 5e-4))):
+        train_run(tmp_path / name, easy, name, "teacher", (DataConfig(data=str(easy_folder)), config), Lesson("plain"))
+        said = Run(tmp_path / name).config()
+        assert (said["optimizer"], said["lr"], said["weight_decay"]) == expected
 
 
 def test_description_and_figures_agree_with_the_model(finished: Any, easy: Dataset) -> None:
@@ -261,7 +271,7 @@ def test_file_in_the_place_of_a_run_is_refused(easy: Dataset, tmp_path: Path) ->
 def test_everything_finished_trains_nothing(finished: Any, easy_folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")}
     steps, data = Steps(), open_data(easy_folder)
-    config = TrainConfig(epochs=2, batch_size=24, lr=0.4, precision="fp32")
+    config = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32")
     configs = (DataConfig(data=str(easy_folder)), config)
     results = train_all(
         finished.folder, data, "resnet8", "cam-net", configs, Lesson("cam-kd"), resume=True, watch=steps
@@ -276,7 +286,10 @@ def test_interrupted_in_the_student_goes_on_to_the_same_bits(
     finished: Any, easy_folder: Path, tmp_path: Path, store: Path
 ) -> None:
     data = open_data(easy_folder)
-    configs = (DataConfig(data=str(easy_folder)), TrainConfig(epochs=2, batch_size=24, lr=0.4, precision="fp32"))
+    configs = (
+        DataConfig(data=str(easy_folder)),
+        TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32"),
+    )
 
     def again(watch: Watch, resume: bool) -> dict[str, Any]:
         teacher = str(finished.folder)  # the folder of `camkd train`: its teacher

@@ -306,7 +306,7 @@ def test_terms_learn_beside_the_student_from_the_models_seed(easy: Dataset, tmp_
     for name, epochs, seed in (("one", 1, 0), ("two", 2, 0), ("again", 1, 0), ("other", 1, 5)):
         fitted(easy, tmp_path / name, settings(epochs=epochs, seed=seed), goal, ask=Asked(teacher))
         found[name] = learnt(Run(tmp_path / name))
-    assert found["one"]["0.regressor.weight"].shape == (32, 32, 1, 1)
+    assert found["one"]["0.regressor.weight"].shape == (64, 32, 1, 1)
     assert same(found["one"], found["again"])
     assert not same(found["one"], found["two"])
     assert not same(found["one"], found["other"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from camkd.methods import METHODS
+from camkd.recipes import RECIPES
 from camkd.types import InputError
 
 Table = tuple[list[str], list[list[str]]]
@@ -28,7 +29,7 @@ EXTERNAL = ("timm", "torchvision")
 
 def show(what: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
     """The list called ``what``, as data and as a table. Raises ``InputError`` for another name."""
-    lists = {"models": lambda: models(size, classes), "methods": methods, "data": sources}
+    lists = {"models": lambda: models(size, classes), "methods": methods, "recipes": recipes, "data": sources}
     if what not in lists:
         raise InputError(f"there is no list of {what!r}: choose one of {', '.join(lists)}.")
     for name, value in (("size", size), ("classes", classes)):
@@ -75,6 +76,13 @@ def methods() -> tuple[dict[str, Any], Table]:
     found = {name: asdict(method) for name, method in METHODS.items()}
     rows = [[name, method.terms, method.summary, method.source] for name, method in METHODS.items()]
     return found, (["method", "terms", "", "source"], rows)
+
+
+def recipes() -> tuple[dict[str, Any], Table]:
+    """What every recipe of ``camkd train`` stands for, what it cost and what came of it."""
+    found = {name: {"command": f"camkd train {' '.join(said.flags)}", **asdict(said)} for name, said in RECIPES.items()}
+    rows = [[name, said["command"], said["cost"], said["result"]] for name, said in found.items()]
+    return found, (["recipe", "stands for", "cost", "result"], rows)
 
 
 def sources() -> tuple[dict[str, Any], Table]:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from camkd.commands import COMMANDS, Command, Group
 from camkd.commands.common import Unmet
 from camkd.flags import plainly
+from camkd.recipes import expanded
 from camkd.types import InputError
 
 PROGRAM = "camkd"
@@ -32,9 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(expanded(arguments))
     except ArgumentError as error:
         return _say(2, plainly(str(error)))
+    except InputError as error:
+        return _say(2, str(error))
     command, options = _chosen(options, COMMANDS)
     try:
         with warnings.catch_warnings():

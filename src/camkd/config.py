@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from camkd.types import InputError
 
@@ -40,9 +40,9 @@ class TrainConfig:
     Args:
         epochs: passes over the training pictures.
         batch_size: pictures a step; an epoch is split evenly, so a step may have a few more or fewer.
-        optimizer: sgd (Nesterov momentum 0.9); or adamw, for networks with layer normalisation, lr about 0.003.
-        lr: peak learning rate for a batch of 128; scaled in proportion for other sizes.
-        weight_decay: of all weights but normalisation and biases.
+        optimizer: sgd (Nesterov momentum 0.9) or adamw; auto takes adamw for cam-net and cam-net-lite, sgd for others.
+        lr: peak learning rate for a batch of 128; scaled in proportion for other sizes (default: sgd 0.2, adamw 0.01).
+        weight_decay: of all weights but normalisation and biases (default: sgd 0.0005, adamw 0.01).
         warmup: share of the run over which the learning rate rises.
         smoothing: label smoothing, of students alone under 'camkd train'.
         clip: largest norm of the gradient.
@@ -60,9 +60,9 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    weight_decay: float = 5e-4
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    lr: float | None = None
+    weight_decay: float | None = None
     warmup: float = 0.2
     smoothing: float = 0.0
     clip: float = 5.0
@@ -76,6 +76,32 @@ class TrainConfig:
     device: str = "auto"
     figure_every: int = 5
     tensorboard: bool = False
+
+
+class Stepping(NamedTuple):
+    """What a step is made with."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+
+
+USUAL = {"sgd": Stepping("sgd", 0.2, 5e-4), "adamw": Stepping("adamw", 0.01, 0.01)}
+"""What did best in short runs of the built-in networks (LOG.md)."""
+
+
+def stepping(config: TrainConfig, own: str = "sgd") -> Stepping:
+    """Optimiser, learning rate and weight decay of a run, ``own`` being the optimiser of its network.
+
+    >>> stepping(TrainConfig(lr=0.002), "adamw")
+    Stepping(optimizer='adamw', lr=0.002, weight_decay=0.01)
+    """
+    usual = USUAL[own if config.optimizer == "auto" else config.optimizer]
+    return Stepping(
+        usual.optimizer,
+        usual.lr if config.lr is None else config.lr,
+        usual.weight_decay if config.weight_decay is None else config.weight_decay,
+    )
 
 
 def views_of(config: TrainConfig) -> int:

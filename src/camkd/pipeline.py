@@ -15,7 +15,17 @@ from torch import nn
 from camkd import findings
 from camkd.board import check_board, watched
 from camkd.claims import claim, owned
-from camkd.config import DataConfig, Lesson, TrainConfig, check_numbers, epochs_within, quantity, views_of, written
+from camkd.config import (
+    DataConfig,
+    Lesson,
+    TrainConfig,
+    check_numbers,
+    epochs_within,
+    quantity,
+    stepping,
+    views_of,
+    written,
+)
 from camkd.data.store import BYTES_AT_ONCE, Dataset, Split, rows_within
 from camkd.data.views import policy_named
 from camkd.devices import choice, pick_device, pick_precision
@@ -25,7 +35,7 @@ from camkd.explain import explain, specimens
 from camkd.files import write_json
 from camkd.gallery import Exhibit, choose, rows_of, write_gallery
 from camkd.knowledge import Knowledge
-from camkd.models import build, entry, is_model
+from camkd.models import build, entry, is_model, own_optimizer
 from camkd.models.profile import profile
 from camkd.models.saved import Description, save
 from camkd.objectives import Objective, objective
@@ -56,6 +66,16 @@ def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | No
         check_board()
 
 
+def check_shared_rate(config: TrainConfig, *models: str) -> None:
+    """Say if one learning rate or weight decay is to serve networks that have different optimisers: ``InputError``."""
+    steps = [stepping(config, own_optimizer(model)) for model in models]
+    for name in ("lr", "weight_decay"):
+        value = getattr(config, name)
+        if value is not None and len({step.optimizer for step in steps}) > 1:
+            told = " and ".join(f"{model} with {step.optimizer}" for model, step in zip(models, steps, strict=True))
+            raise InputError(f"{told} cannot share {name} {value}: give --optimizer, too, or train them one by one.")
+
+
 def objective_of(lesson: Lesson, config: TrainConfig) -> Objective:
     """The objective a lesson names, with the run's label smoothing."""
     return objective(lesson.method, smoothing=config.smoothing)
@@ -83,8 +103,9 @@ def train_run(
     and where another process works on it.
     """
     run, (data_config, config) = Run(folder), configs
+    config = replace(config, **stepping(config, own_optimizer(model_name))._asdict())
     place = str(teacher.folder.resolve()) if teacher else None
-    settings = _settings(model_name, role, configs, lesson, place)
+    settings = _settings(model_name, role, (data_config, config), lesson, place)
     goal = objective_of(lesson, config)
     with ExitStack() as held:
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import predict
-from camkd.config import TrainConfig
+from camkd.config import TrainConfig, stepping
 from camkd.data.store import Dataset
 from camkd.data.views import Batch, Views, batches, epoch_order
 from camkd.devices import keep_freed_memory, pick_device, pick_precision
@@ -139,7 +139,7 @@ class Schedule:
 
     def __init__(self, config: TrainConfig, batches: int) -> None:
         self.steps = config.epochs * batches
-        self.peak = config.lr * config.batch_size / 128
+        self.peak = stepping(config).lr * config.batch_size / 128
         self.rise = max(1, round(config.warmup * self.steps))
 
     def __call__(self, step: int) -> float:
@@ -196,16 +196,16 @@ def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim
 
     Each module has groups of its own: the fused step wants all of a group to have had a gradient, or none.
     """
-    groups = []
+    (name, lr, weight_decay), groups = stepping(config), []
     for module in modules:
         parameters = [p for p in module.parameters() if p.requires_grad]
         groups += [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
 
 
 def _update(state: State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:

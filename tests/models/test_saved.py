@@ -28,7 +28,14 @@ SAID = Description(
     seed=3,
     teacher="/home/someone/teacher",
 )
-FIGURES = {"accuracy": 0.8125, "cam_cosine": 0.97, "teacher_agreement": 0.9}
+FIGURES = {
+    "epochs": 30,
+    "view_epochs": 15,
+    "seconds": 600.0,
+    "accuracy": 0.8125,
+    "cam_cosine": 0.97,
+    "teacher_agreement": 0.9,
+}
 
 
 @pytest.fixture
@@ -68,6 +75,7 @@ def test_the_card_is_one_that_the_hub_reads(run: Path, tmp_path: Path) -> None:
     ]
     assert "犬: or fox" in card.text
     assert "| same answer as its teacher | 90.0 % |" in card.text
+    assert "30 epochs over 15 different views of each picture, 10 minutes of training." in card.text
 
 
 def test_a_card_without_figures_claims_none(run: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _report(options: Namespace) -> dict[str, Any]:
 
 
 def _list_options(parser: ArgumentParser) -> None:
-    parser.add_argument("what", type=str, help="models (timm:NAME and torchvision:NAME are too), methods or data")
+    parser.add_argument("what", type=str, help="models (also timm:NAME, torchvision:NAME), methods, recipes or data")
     parser.add_argument("--size", type=int, default=32, help="picture side for the models' costs")
     parser.add_argument("--classes", type=int, default=10, help="number of classes for the models' costs")
 
@@ -89,4 +89,4 @@ def _list(options: Namespace) -> dict[str, Any]:
 
 EXPLAIN = Command("Show where a model looks in pictures.", _explain_options, _explain)
 REPORT = Command("Write the HTML report of run folders.", _report_options, _report)
-LIST = Command("List models, methods or data sets.", _list_options, _list)
+LIST = Command("List models, methods, recipes or data sets.", _list_options, _list)

@@ -35,6 +35,12 @@ def _lesson_options(parser: ArgumentParser) -> None:
 
 
 def _train_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help="complete settings by name, see 'camkd list recipes'; what else is given wins",
+    )
     parser.add_argument("--teacher", type=str, default="wrn-16-4", help="a model to train first, or a trained run")
     parser.add_argument("--teacher-epochs", type=int | None, default=None, help="(default: as many as --epochs)")
     _lesson_options(parser)
@@ -54,6 +60,7 @@ def _train(options: Namespace) -> dict[str, Any] | None:
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
     if is_model(options.teacher):
         entry(options.teacher)
+        pipeline.check_shared_rate(configs[1], options.teacher, options.student)
     else:
         find_teacher(options.teacher, configs[0].data)
     with joined(configs[1].device) as who, open_screen() as screen:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from camkd.claims import HARMLESS
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.config import DataConfig, Lesson, TrainConfig, stepping
 from camkd.methods import METHODS
+from camkd.models import own_optimizer
 from camkd.objectives import objective, written
 from camkd.runs import Run, describe
 from camkd.types import InputError
@@ -51,7 +52,8 @@ class Plan:
     def settings(self, pictures: str) -> dict[str, Any]:
         """What all runs have in common: runs with other settings are another comparison."""
         harmless = (*HARMLESS, "seed", "method")
-        everything = {**asdict(self.data), **asdict(self.train), **asdict(self.lesson)}
+        steps = stepping(self.train, own_optimizer(self.student))._asdict()
+        everything = {**asdict(self.data), **asdict(self.train), **steps, **asdict(self.lesson)}
         common = {name: value for name, value in everything.items() if name not in harmless}
         weights = describe(self.teacher).sha256
         named = {"teacher": str(self.teacher.resolve()), "teacher_weights": weights, "student": self.student}

@@ -1,12 +1,9 @@
 """Eight-bit integers for weights and activations: static, one scale a channel of each kernel, as QDQ nodes.
 
 The recipe of Jacob et al. 2017 (arXiv 1712.05877): ``real = scale (integer - zero)``. Activations get one range each,
-found on training pictures; batch normalisation is folded into the convolutions first. A kernel that runs several times
-with a normalisation of its own each time stays one kernel: folding scales its channels, and the scales of the channels
-take that up, so that the integers are the same. Weights have 7 bits, as sums of products of 8 overflow on processors
-without VNNI. What makes the pictures input (the
-normalisation) and what makes the maps (the head) stay in fp32: they are next to nothing of the work, and a map is read
-cell by cell.
+found on training pictures; batch normalisation is folded into the convolutions first. Weights have 7 bits, as sums of
+products of 8 overflow on processors without VNNI. What makes the pictures input (the normalisation) and what makes the
+maps (the head) stay in fp32: they are next to nothing of the work, and a map is read cell by cell.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +19,13 @@ from numpy.typing import NDArray
 from camkd.data.store import Split, in_turn
 from camkd.export.sessions import ERRORS_ALONE, IMAGE, as_input, quietly
 
-if TYPE_CHECKING:
-    import onnx
-
 CALIBRATION = 512
 """Training pictures that decide the activations' ranges."""
 
 QUANTISED = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
 """Sums of products compute in integers, whatever the network; the last two become the range of the sum before them.
 
-Sums of a stream, normalisations and gates stay in fp32: in integers they gain no time and lose accuracy (LOG.md).
+Sums of a stream, normalisations and gates stay in fp32: in integers they gain no time (LOG.md).
 """
 
 
@@ -98,15 +92,5 @@ def _say_what_it_is(source: Path, target: Path) -> None:
     del model.metadata_props[:]
     model.metadata_props.extend(original.metadata_props)
     model.metadata_props.add(key="precision", value=f"int8, calibrated on {CALIBRATION} training pictures")
-    model = _sharing_kernels(model)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, target)
-
-
-def _sharing_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx_ir
-    from onnx_ir.passes.common import DeduplicateInitializersPass
-
-    once = onnx_ir.from_proto(model)
-    DeduplicateInitializersPass(size_limit=1 << 30)(once)
-    return onnx_ir.to_proto(once)

@@ -64,7 +64,7 @@ def map_likeness(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor
 
 
 def on_one_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps ``(N,h,w)`` and ``(N,H,W)``, both `resize`d to the larger number of rows and of columns.
+    """Maps ``(N,h,w)`` and ``(N,H,W)``, brought by `resize` to the larger number of rows and of columns.
 
     >>> [maps.shape[1:] for maps in on_one_grid(torch.rand(1, 4, 4), torch.rand(1, 8, 8))]
     [torch.Size([8, 8]), torch.Size([8, 8])]

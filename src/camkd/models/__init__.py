@@ -19,7 +19,7 @@ from camkd.models.resnet11 import ResNet11
 from camkd.models.wide_resnet import WideResNet
 from camkd.types import InputError
 
-__all__ = ["MODELS", "Make", "Normalised", "Profile", "build", "entry", "is_model", "profile"]
+__all__ = ["MODELS", "Make", "Normalised", "Profile", "build", "entry", "is_model", "own_optimizer", "profile"]
 
 
 Make = Callable[[int, int], Normalised]
@@ -45,6 +45,11 @@ MODELS: dict[str, Make] = {
     "resnet50": _resnet50(),
     "resnet50-mlp": _resnet50(hidden=2048),
 }
+
+
+def own_optimizer(name: str) -> str:
+    """The optimiser that the network ``name`` is made for: SGD where batches are normalised, AdamW for CAM-Net."""
+    return "adamw" if name in ("cam-net", "cam-net-lite") else "sgd"
 
 
 def is_model(name: str) -> bool:

@@ -45,7 +45,7 @@ def card(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind, measur
         f"## Figures\n\n{_figures(figures)}{measured}",
         "## Where it comes from\n\n"
         f"Trained as {said['role']} with the method `{said['method']}` on `{said['data']}` (fingerprint of the "
-        f"pictures `{said['data_fingerprint'][:16]}`), seed {said['seed']}.",
+        f"pictures `{said['data_fingerprint'][:16]}`), seed {said['seed']}.{_budget(figures)}",
         "## Limits\n\nA map says where the network found evidence, not whether it is right. Pictures unlike those it "
         "was trained on get an answer too, and the confidence does not tell them apart.",
     ]
@@ -72,9 +72,18 @@ def front_matter(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind
     return found
 
 
+def _budget(figures: Mapping[str, Any]) -> str:
+    """What the training took, as far as it is known."""
+    if not {"epochs", "view_epochs", "seconds"} <= figures.keys():
+        return ""
+    views = f"{figures['view_epochs']} different views of each picture"
+    return f" {figures['epochs']} epochs over {views}, {figures['seconds'] / 60:,.0f} minutes of training."
+
+
 def _figures(figures: Mapping[str, Any]) -> str:
     named = {
         "accuracy": "accuracy",
+        "teacher_accuracy": "accuracy of its teacher",
         "teacher_agreement": "same answer as its teacher",
         "cam_cosine": "likeness of its maps to the teacher's (cosine)",
     }

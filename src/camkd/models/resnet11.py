@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from camkd.models.cam_net import unit
 from camkd.models.normalise import Normalised
+
+
+def unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, rectifier."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class Pair(nn.Module):

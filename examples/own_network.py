@@ -1,0 +1,61 @@
+"""Distil a network of your own, one that camkd has never heard of.
+
+    python examples/own_network.py
+
+Any ``nn.Module`` that takes pictures ``(N, 3, H, W)``, RGB in 0..1, and returns logits will do. Where it ends in a
+global average and a linear layer, as most do, its maps are exact; else camkd finds its last spatial layer and takes
+gradients.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.data.sources import open_data
+from camkd.evaluate import measure
+from camkd.objectives import objective
+from camkd.pipeline import taught_by, train_run
+from camkd.runs import Run
+from camkd.teachers import adopt_teacher
+from camkd.train import fit
+
+
+def block(inputs: int, outputs: int) -> nn.Sequential:
+    """Convolution to half the resolution, batch normalisation, rectifier."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def network(classes: int) -> nn.Module:
+    """A student of 24 thousand parameters."""
+    return nn.Sequential(block(3, 32), block(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def main(pictures: str = "shapes", folder: str = "runs/examples/own-network", epochs: int = 8) -> dict[str, float]:
+    """Train a teacher by name, then the network without it and with it. Returns both test accuracies."""
+    data, config = open_data(pictures), TrainConfig(epochs=epochs, figure_every=0)
+
+    place = Path(folder) / "teacher"
+    train_run(
+        place, data, "resnet20", "teacher", (DataConfig(pictures), config), Lesson("plain"), resume=place.exists()
+    )
+    teacher = adopt_teacher(place, data, config.device)
+    knowledge, config = taught_by(teacher, data, config, Lesson("cam-kd"))  # asked once, kept on disk
+
+    found = {}
+    for method in ("plain", "cam-kd"):
+        torch.manual_seed(0)
+        student, run = network(len(data.classes)), Run(Path(folder) / method)
+        known = knowledge if method == "cam-kd" else None
+        best = fit(student, data, objective(method), config, run, teacher=teacher.shown, knowledge=known)
+        figures = measure(best, data, teacher.examination).figures
+        print(f"{method}: {figures['accuracy']:.1%} right, looks like its teacher: {figures['cam_cosine']:.2f}")
+        found[method] = figures["accuracy"]
+    return found
+
+
+if __name__ == "__main__":
+    main()
