@@ -14,7 +14,7 @@ import camkd
 from camkd.data.sources import open_data
 from camkd.figures import overlay
 
-# %% A trained student, and pictures that it has not seen
+# %% A trained student, and pictures that are at hand (it knows none of these shapes: take your own)
 model = camkd.load("cam-net-cifar10")
 pictures = open_data("shapes", limit=100).test.images[:4]
 x = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 255  # (4, 3, 32, 32), RGB in 0..1

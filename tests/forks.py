@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ class Started:
 
 def _work(arguments: Sequence[str], environment: Mapping[str, str], before: str, stderr: Connection) -> None:
     os.dup2(stderr.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has told us to ignore
     os.environ.update(environment)
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     sys.argv = ["camkd", *arguments]

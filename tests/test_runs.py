@@ -366,5 +366,6 @@ def test_a_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, te
     if (name, text) == ("metrics.jsonl", ""):
         assert read() == []
         return
-    with pytest.raises(InputError, match=rf"{re.escape(name)} is damaged \(.*\): delete it"):
+    advice = "delete it" if name.startswith("metrics") else "bring it back"
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is damaged \(.*\): {advice}"):
         read()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from camkd.files import PART, locked
+from camkd.files import locked, sweep
 from camkd.runs import Run
 from camkd.types import InputError
 
@@ -40,8 +40,8 @@ def owned(run: Run) -> Iterator[None]:
             raise InputError(f"{run.folder}: {error.strerror}; wait for it, stop it, or give another --out.") from error
         except OSError as error:
             raise InputError(f"{run.folder} cannot be written ({error.strerror}): give another --out.") from error
-        for path in run.folder.rglob(f".*{PART}"):
-            path.unlink()
+        for folder in (run.folder, *(place for place in run.folder.rglob("*") if place.is_dir())):
+            sweep(folder)
         yield
 
 
@@ -50,6 +50,8 @@ def claim(
 ) -> bool:
     """Take the folder for this run; whether there is a checkpoint to go on from."""
     before = run.config()
+    if not before and run.checkpoints:
+        raise InputError(f"{run.folder} has checkpoints and no configuration: bring that back, or give another --out.")
     if not before:
         run.start(settings, origin)
         return False

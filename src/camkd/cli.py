@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _say(2, str(error))
     command, options = _chosen(options, COMMANDS)
+    if options.get("recipe") and not any(word.startswith("--recipe") for word in arguments):
+        return _say(2, "a recipe stands on the command line and not in a --config file: give --recipe there.")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *where, **more: print(f"{PROGRAM}: {message}", file=sys.stderr)

@@ -54,7 +54,12 @@ def joined(device: str) -> Iterator[Team]:
     Does nothing where it names none, or where they have met already (Ray Train). Raises ``InputError`` where the
     environment is not whole or the others do not come.
     """
-    named = _named(os.environ)
+    try:
+        named = _named(os.environ)
+    except (KeyError, ValueError, OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"what the environment says of several processes is not whole ({error}): start them with torchrun or srun."
+        ) from error
     if named is None or dist.is_initialized():
         yield team()
         return

@@ -129,6 +129,8 @@ def gap(student: Run, teacher: Run | None) -> str | None:
         theirs = teacher.number("accuracy")
     if mine is None or theirs is None:
         return None
+    if mine == theirs:
+        return "as often right as its teacher"
     where = "below" if mine < theirs else "above"
     return f"{100 * abs(mine - theirs):.1f} points {where} its teacher"
 

@@ -361,7 +361,7 @@ class _Drawing(Watch):
     ) -> None:
         self.run, self.data, self.teacher, self.role, self.inner = run, data, teacher, role, inner
         self.every = config.figure_every
-        self.start, self.step = inner.start, inner.step  # type: ignore[method-assign]
+        self.note, self.start, self.step = inner.note, inner.start, inner.step  # type: ignore[method-assign]
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         number = row["epoch"]

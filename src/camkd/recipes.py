@@ -56,6 +56,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     words = [part for word in arguments for part in word.split("=", 1 if word.startswith("--recipe=") else 0)]
     if words[:1] != ["train"] or "--recipe" not in words[:-1]:
         return list(arguments)
+    if words.count("--recipe") > 1:
+        raise InputError("--recipe is given twice: give one, and single options for what shall differ.")
     name = words[words.index("--recipe") + 1]
     if name not in RECIPES:
         raise InputError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}.")

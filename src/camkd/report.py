@@ -30,7 +30,7 @@ LARGEST_TABLE = 20  # classes up to which a confusion matrix is a table; beyond 
 LARGEST_PICTURES = 600_000  # bytes of the pictures of heatmaps on the way
 LIKENESS = (
     "Cosine of the teacher's map and the other's, both of the class the teacher answers, positive evidence only, on "
-    "the coarser of both grids: 1 is the same map, 0 nothing in common. Difference: the other's map minus the "
+    "the larger of both grids: 1 is the same map, 0 nothing in common. Difference: the other's map minus the "
     "teacher's, each as a share of its maximum. How sure a model is: the probability (softmax) it gives its answer. "
     "The page carries maps in 8 bits."
 )

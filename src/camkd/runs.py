@@ -28,6 +28,9 @@ from camkd.models import Normalised, build
 from camkd.models.saved import DESCRIPTION, WEIGHTS, Description
 from camkd.types import InputError
 
+KEPT = "bring it back from a copy, or give another --out"
+"""What to do about a damaged file that decides the rest of a run."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -85,11 +88,11 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with; empty where there is none."""
-        return _read(self.folder / "config.yaml", _yaml)
+        return _read(self.folder / "config.yaml", _yaml, KEPT)
 
     def origin(self) -> dict[str, Any]:
         """What the run was started from, and the environment of that time."""
-        return _read(self.folder / "environment.json", parsed)
+        return _read(self.folder / "environment.json", parsed, KEPT)
 
     def read_metrics(self) -> dict[str, Any]:
         """The final figures; empty where there are none yet."""
@@ -113,17 +116,17 @@ class Run:
 
 def default_folder(data: str, *names: str) -> Path:
     """Where a run goes that is given no place: ``runs/<data>/<names>``."""
-    return Path("runs", Path(data).name, "-".join(names).replace(":", "-"))
+    return Path("runs", Path(data).expanduser().resolve().name, "-".join(names).replace(":", "-"))
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _read(path: Path, parse: Callable[[str], Any], advice: str = "delete it and resume the run") -> dict[str, Any]:
     """The object in a file of ours, empty where there is none. Raises ``InputError`` where it is damaged."""
     try:
         found = parse(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__} and no object")
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): delete it and resume the run.") from error
+        raise InputError(f"{path} is damaged ({error}): {advice}.") from error
     return found
 
 

@@ -41,10 +41,15 @@ def _begun(run: Run, name: str | None) -> Normalised:
     weights, told, origin = run.checkpoints.weights(name), run.config(), run.origin()
     if "classes" not in origin:
         raise InputError(f"{run.folder} does not say which classes it knows: finish the run, or name another.")
+    architecture = told.get("student") or told.get("model")
+    if not architecture:
+        raise InputError(f"{run.folder} does not say which network it trains: bring config.yaml back, or name another.")
     classes, role = tuple(origin["classes"]), "student" if "student" in told else "teacher"
-    architecture = told.get("student") or told["model"]
     model = build(architecture, len(classes), origin["size"], pretrained=False)
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"the checkpoint in {run.folder} is of another {architecture}: name another run.") from error
     model.description = Description(
         architecture=architecture,
         classes=classes,

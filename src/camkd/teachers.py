@@ -63,12 +63,12 @@ class Teacher:
         """Its validation accuracy. Raises ``InputError`` where it is no better than guessing the commonest class.
 
         So is a teacher whose weights, normalisation or order of classes are not those of these pictures. No better: by
-        less than two standard errors of that share.
+        less than two standard errors of that share. One that is always right passes.
         """
         labels = torch.from_numpy(np.array(self.val.labels))
         right = float((self.shown.labels == labels).double().mean())
         chance = float(labels.bincount().max()) / len(labels)
-        if right < chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
+        if right < min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))):
             raise InputError(
                 f"the teacher in {self.folder} is right on {right:.1%} of the validation pictures, and guessing is on "
                 f"{chance:.1%}: look whether it was trained on such pictures, or give another --teacher."

@@ -50,7 +50,7 @@ def pictures_of(source: str, data: str | None, progress: Progress) -> Dataset:
     Raises ``InputError`` where their classes are not those the model knows.
     """
     said, told = describe(source), Run(locate(source)).config()
-    if data is None and said.data not in SOURCES and not Path(said.data).exists():
+    if data is None and said.data not in SOURCES and not Path(said.data).expanduser().exists():
         raise InputError(
             f"the pictures {said.data!r} that {source!r} was trained on are not here: give --data with their folder."
         )
@@ -93,16 +93,17 @@ def explain_files(
     assert said is not None
     if not 1 <= top <= len(said.classes):
         raise InputError(f"--top is {top}, but {source!r} knows {len(said.classes)} classes: give 1 to that.")
-    models: dict[str, nn.Module] = {said.role: model}
     place = fitting_teacher(said, teacher)
+    title = "model" if place and said.role == "teacher" else said.role
+    models: dict[str, nn.Module] = {title: model}
     if place and kind != "folder":
         models = {"teacher": load(place).to(pick_device(device)), **models}
     if kind == "png":
         check_figure(len(paths), top * len(models))
-    layers = {said.role: layer} if layer else None
+    layers = {title: layer} if layer else None
     looks = look(models, batches(paths, said.size, progress), top=top, method=method, layers=layers)
     if kind == "folder":
-        write_overlays(out, paths, looks.by[said.role].maps, progress)
+        write_overlays(out, paths, looks.by[title].maps, progress)
     else:
         write = {"png": write_figure, "npz": write_maps, "json": write_records}[kind]
         write(out, paths, looks, said.classes)
@@ -110,12 +111,20 @@ def explain_files(
 
 
 def fitting_teacher(said: Description, teacher: str | None) -> Path | None:
-    """`teacher_of` that model. Raises ``InputError`` where its classes or its picture size differ."""
+    """`teacher_of` that model, or None where the recorded one has other classes or pictures of another size by now.
+
+    Raises ``InputError`` where that is so of the ``teacher`` that was asked for.
+    """
     place = teacher_of(said, teacher)
     if place:
         theirs = describe(place)
         if (theirs.classes, theirs.size) != (said.classes, said.size):
-            raise InputError(f"{str(place)!r} is no teacher of this model: its classes or its picture size differ.")
+            if teacher is None:
+                return None
+            raise InputError(
+                f"{str(place)!r} is no teacher of this model, as its classes or its picture size differ: "
+                "give --teacher another run."
+            )
     return place
 
 

@@ -10,9 +10,11 @@ from torch.nn import functional as F
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring maps ``(..., h, w)`` to ``size`` cells: average-pooled where they shrink, bilinear where they grow.
 
-    Cells are areas (``align_corners=False``).
+    Cells are areas (``align_corners=False``). No maps become no maps of that size.
     """
     height, width = maps.shape[-2:]
+    if not maps.numel():
+        return maps.new_zeros((*maps.shape[:-2], *size))
     if (height, width) == size:
         return maps
     if height >= size[0] and width >= size[1]:

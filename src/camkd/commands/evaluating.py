@@ -36,7 +36,7 @@ def _options(parser: ArgumentParser) -> None:
 
 def _evaluate(options: Namespace) -> dict[str, Any]:
     under, over = (
-        bounds(text, flag) if text else {}
+        bounds(text, flag) if text is not None else {}
         for flag, text in (("--fail-under", options.fail_under), ("--fail-over", options.fail_over))
     )
     if options.alarm < 0:

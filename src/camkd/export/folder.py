@@ -131,7 +131,12 @@ def _checked(
     images = pictures.test.images[specimens(pictures.test, CHECKED)]
     differences = checks.compare(model, path, images)
     if any_size:
-        checks.compare(model, path, checks.enlarged(images))
+        try:
+            checks.compare(model, path, checks.enlarged(images))
+        except InputError:
+            raise
+        except Exception as error:  # ONNX Runtime's own have no other class in common
+            raise InputError("the file of this network takes pictures of one size: leave out --any-size.") from error
     size = path.stat().st_size
     watch.say(
         f"{path.name}: {size:,} bytes; largest difference to PyTorch on {len(images)} test pictures: "
