@@ -18,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
-    "train --data shapes --limit 1000 --teacher resnet8 --teacher-epochs 12 --student cam-net --epochs 2 --batch-size 60 "
-    "--precision fp32 --terms ce=0.1,kd=0.9:T=4,cam=1:pool=4,sp=10,hint=0.1 --figure-every 0"
+    "train --data shapes --limit 1000 --teacher resnet8 --teacher-epochs 12 --student cam-net --epochs 2 "
+    "--batch-size 60 --precision fp32 --terms ce=0.1,kd=0.9:T=4,cam=1:pool=4,sp=10,hint=0.1 --figure-every 0"
 )
 CLOCKS = ("seconds", "images_per_second")
 
