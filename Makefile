@@ -18,7 +18,7 @@ DEMO_FLAGS ?= --data shapes --recipe quick --figure-every 1 --out runs/demo --re
 # How long `make fuzz` tries each kind of file.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-faults fuzz test-extras check bench docs screenshots clean
+.PHONY: help demo test test-faults fuzz test-extras check bench loss-compare docs screenshots clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test-extras   the tests with timm and torchvision, in $(VENV)-extras"
 	@echo "make check   format, lint, types, layering"
 	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
+	@echo "make loss-compare BASE=REVISION   are all loss curves those of that revision, bit for bit? (default: HEAD)"
 	@echo "make docs    the documentation, into docs/_build"
 	@echo "make screenshots RUNS=DIR:DIR   the pictures of the report in docs/, from these runs"
 	@echo "make clean   remove what the commands above made, except runs/"
@@ -92,6 +93,9 @@ check: $(DEV)
 
 bench: $(PEERS)
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script" >&2; $(VENV)-bench/bin/python "$$script"; done
+
+loss-compare: $(RUN)
+	$(BIN)/python benchmarks/loss_compare.py $(or $(BASE),HEAD)
 
 docs: $(DOCS)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
