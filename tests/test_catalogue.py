@@ -109,3 +109,9 @@ def test_data() -> None:
 def test_what_there_is_not(what: str, size: int, classes: int, named: str) -> None:
     with pytest.raises(InputError, match=named):
         show(what, size, classes)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_pictures_too_small_for_a_network_are_named(size: int) -> None:
+    with pytest.raises(InputError, match=rf"cannot take pictures of {size} x {size} pixels.*give a larger --size"):
+        show("models", size, 10)

@@ -487,7 +487,7 @@ def test_interrupted_and_gone_on_with_the_printed_command(
     captured = capsys.readouterr()
     assert captured.out == ""
     last = captured.err.splitlines()[-1]
-    assert "the state is saved" in last
+    assert "what was trained is saved" in last
     program, *again = shlex.split(last.partition("Go on with: ")[2])
     assert program == "camkd"
     assert again == [*arguments, str(out), "--resume"]
@@ -509,7 +509,7 @@ def test_interrupted_before_training(
     monkeypatch.setattr(sources, "open_pictures", press)
     assert main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")]) == 130
     said = sentence(capsys.readouterr())
-    assert said.startswith("camkd: interrupted; the state is saved. Go on with: camkd teacher")
+    assert said.startswith("camkd: interrupted; what was trained is saved. Go on with: camkd teacher")
     assert said.endswith(" --resume\n")
 
 

@@ -124,6 +124,13 @@ def test_numbers_out_of_their_range_are_named(name: str, wrong: int) -> None:
         check_numbers({name: wrong})
 
 
+@pytest.mark.parametrize("wrong", [10**9 + 1, 10**400, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "view_epochs"])
+def test_counts_that_nobody_can_mean_are_refused(name: str, wrong: float) -> None:
+    with pytest.raises(InputError, match=f"{name} is .*, but has to be 1 or more, up to a billion"):
+        check_numbers({name: wrong})
+
+
 @pytest.mark.parametrize(
     ("config", "own", "expected"),
     [

@@ -88,7 +88,7 @@ def test_a_request_to_one_stops_all_with_the_state_saved(distil: list[str], tmp_
     second.send_signal(number)
     status, said = rest(first)
     assert (status, rest(second)[0]) == (130, 130)
-    assert "the state is saved" in said
+    assert "what was trained is saved" in said
     state, _ = Run(tmp_path / "run").checkpoints.load()
     assert state["epoch"] >= 1
 

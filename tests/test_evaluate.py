@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from camkd import referee
 from camkd.cams import centre_prior, predict
+from camkd.data import views
 from camkd.data.store import Dataset
-from camkd.evaluate import Examination, evaluate, examination, examine
+from camkd.evaluate import Examination, evaluate, examine
 from camkd.metrics import map_likeness, means
 from camkd.models import build
 
@@ -35,7 +36,7 @@ def one_by_one(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def test_examine_is_the_literal_loop(model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "BATCH", 7)  # 24 = 7 + 7 + 7 + 3
+    monkeypatch.setattr(views, "IN_ORDER", 7)  # 24 = 7 + 7 + 7 + 3
     found = examine(model, easy.test)
     logits, cams = one_by_one(model, easy)
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
@@ -47,15 +48,14 @@ def test_examine_is_the_literal_loop(model: nn.Module, easy: Dataset, monkeypatc
 def test_of_large_pictures_a_few_are_asked_about_at_a_time(
     model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examination, "BATCH_BYTES", 5 * 16 * 16 * 3)
-    monkeypatch.setattr(referee, "EVALUATION_BYTES", 7 * 16 * 16 * 3)
+    monkeypatch.setattr(views, "IN_ORDER_BYTES", 5 * 16 * 16 * 3)
     seen: list[int] = []
     with model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
         examine(model, easy.test)
         assert max(seen) == 5
         seen.clear()
         referee.Referee(easy, torch.device("cpu"), False, None)(model)
-        assert max(seen) == 7
+        assert max(seen) == 5
 
 
 def test_maps_are_of_the_classes_shown(model: nn.Module, easy: Dataset) -> None:

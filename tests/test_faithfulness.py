@@ -16,8 +16,9 @@ from torchcam.methods import CAM, GradCAM
 from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
 from camkd.cams import predict
+from camkd.data import views
 from camkd.data.store import Dataset, Split
-from camkd.evaluate import examination, examine, faithfulness
+from camkd.evaluate import examine, faithfulness
 from camkd.evaluate import perturbation as p
 from camkd.evaluate import road as r
 from camkd.evaluate.sanity import randomised, sanity
@@ -302,7 +303,7 @@ def test_a_copy_that_overflows_says_nothing(easy: Dataset) -> None:
 def test_faithfulness_is_the_mean_over_the_sample(
     model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examination, "BATCH", 7)
+    monkeypatch.setattr(views, "IN_ORDER", 7)
     found = faithfulness(model, easy.test)
     assert set(found) == {f"{name}{end}" for name in FIGURES for end in ("", "_shuffled")} | {
         "randomised_spearman",

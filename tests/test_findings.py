@@ -62,6 +62,7 @@ def test_standard_error_is_the_formula() -> None:
         (Run("s", metrics={"accuracy": 0.9}), Run("c", metrics={"accuracy": 0.5}), "not known"),
         (Run("s", metrics={"accuracy": float("nan")}), run(0.8), "no test accuracy"),
         (Run("s", metrics={"accuracy": "high"}), run(0.8), "no test accuracy"),
+        (Run("s", metrics={"accuracy": 10**400}), run(0.8), "no test accuracy"),
     ],
 )
 def test_verdict_claims_nothing_without_the_numbers(student: Run, control: Run | None, words: str) -> None:

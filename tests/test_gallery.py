@@ -256,6 +256,8 @@ def test_other_pictures_stay_out(tmp_path: Path) -> None:
         lambda g: g["pictures"][0].update(shown=[0, 1]),
         lambda g: g["pictures"][0]["answers"].pop(),
         lambda g: g["pictures"][0]["answers"][0].update(confidence=float("nan")),
+        lambda g: g["pictures"][0]["answers"][0].update(confidence=10**400),
+        lambda g: g["pictures"][0].update(row=float("inf")),
         lambda g: g["pictures"][0]["answers"][0].update(label="0"),
         lambda g: g["pictures"][0]["answers"][0].update(maps="AAAA"),
         lambda g: g["pictures"][0]["answers"][0].update(grid=[4]),

@@ -13,11 +13,11 @@ from camkd.explain import Look, Looks
 from camkd.figures import overlay
 from camkd.heatmap_files import (
     PANELS,
-    batches,
     check_figure,
+    decoded,
+    decoded_in_parts,
     kind_of,
     picture_files,
-    read_pictures,
     records,
     write_figure,
     write_maps,
@@ -69,10 +69,10 @@ def test_a_folder_without_pictures_is_refused(folder: Path) -> None:
 def test_pictures_are_read_a_few_at_a_time(folder: Path) -> None:
     paths = picture_files([str(folder)]) * 30
     told: list[tuple[int, int]] = []
-    found = list(batches(paths, 16, lambda done, total, what: told.append((done, total))))
+    found = list(decoded_in_parts(paths, 16, lambda done, total, what: told.append((done, total))))
     assert [len(part) for part in found] == [32, 32, 26]
     assert told == [(32, 90), (64, 90), (90, 90)]
-    np.testing.assert_array_equal(np.concatenate(found), read_pictures(paths, 16))
+    np.testing.assert_array_equal(np.concatenate(found), decoded(paths, 16))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
@@ -81,7 +81,7 @@ def test_picture_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | N
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.png' cannot be read as a picture"):
-        read_pictures([tmp_path / "good.png", tmp_path / "bad.png"], 16)
+        decoded([tmp_path / "good.png", tmp_path / "bad.png"], 16)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,14 @@ def test_overlays_are_in_the_pictures_own_pixels_and_cover_what_the_network_saw(
 def test_overlays_of_several_classes_are_numbered(folder: Path, tmp_path: Path) -> None:
     write_overlays(tmp_path / "out", [folder / "wide.png"], looks_at(1, top=2).by["student"].maps, silent)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["wide.png.1.png", "wide.png.2.png"]
+
+
+def test_two_names_of_one_picture_have_an_overlay_each(folder: Path, tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        (tmp_path / name).symlink_to(folder / "wide.png")
+    maps = looks_at(2).by["student"].maps
+    write_overlays(tmp_path / "out", [tmp_path / "one.png", tmp_path / "two.png"], maps, silent)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.png.png", "two.png.png"]
 
 
 def test_no_overlay_is_left_where_a_picture_cannot_be_read(folder: Path, tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ def test_an_unfinished_run_is_its_best_weights_so_far(finished: Any, begun: Path
             assert torch.equal(ours, theirs), name
 
 
+def test_a_control_on_its_way_is_called_one(finished: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "begun"
+    shutil.copytree(finished.folder / "control", folder)
+    (folder / "model.json").unlink()
+    found, kept = subject(str(folder)).description, camkd.load(finished.folder / "control").description
+    assert found is not None
+    assert kept is not None
+    assert found.role == kept.role == "control"
+
+
 def test_a_file_of_a_checkpoint_is_its_own_weights(begun: Path) -> None:
     last = sorted((begun / "checkpoints").glob("last-*.pt"))[-1]
     average = Run(begun).checkpoints.load()[0]["average"]

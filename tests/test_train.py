@@ -239,6 +239,15 @@ def test_interrupted_at_every_step(easy: Dataset, tmp_path: Path, whole: Any) ->
     assert timeless(rows) == timeless(whole[1])
 
 
+def test_checkpoints_of_another_network_are_refused_and_stay(easy: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        fitted(easy, tmp_path, watch=Stop(3))
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(InputError, match=r"are not of the run that its config\.yaml describes: bring back those"):
+        fit(network(name="cam-net"), easy, PLAIN, settings(), Run(tmp_path), resume=True)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before
+
+
 def test_termination_is_an_interruption_too(easy: Dataset, tmp_path: Path, whole: Any) -> None:
     with pytest.raises(Interrupted):
         fitted(easy, tmp_path, watch=Stop(3, signal.SIGTERM))

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0: done. 1: it failed, or found what --fail-under or --fail-over forbids. 2: the user's input is wrong, one sentence
-    says what to do. 130: interrupted; a training run's state is saved and the command that goes on with it is printed.
+    says what to do. 130: interrupted; what was trained is saved and the command that goes on with it is printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "resume" not in options:
             return _say(130, "interrupted.")
         again = arguments if "--resume" in arguments else [*arguments, "--resume"]
-        return _say(130, f"interrupted; the state is saved. Go on with: {shlex.join([PROGRAM, *again])}")
+        return _say(130, f"interrupted; what was trained is saved. Go on with: {shlex.join([PROGRAM, *again])}")
     if options.json and result is not None:  # of several processes the first has it
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0 if failure is None else _say(1, failure)

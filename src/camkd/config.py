@@ -131,27 +131,27 @@ def epochs_within(config: TrainConfig, lesson: Lesson, epoch_bytes: int) -> int:
 
 Range = tuple[str, Callable[[float], bool]]
 
-AT_LEAST_ONE: Range = ("1 or more", lambda value: value >= 1)
+COUNT: Range = ("1 or more, up to a billion", lambda value: 1 <= value <= 10**9)
 NOT_NEGATIVE: Range = ("0 or more", lambda value: value >= 0)
 POSITIVE: Range = ("more than 0", lambda value: value > 0)
 SHARE: Range = ("between 0 and 1", lambda value: 0 <= value <= 1)
 SEED: Range = ("between 0 and 4,294,967,295", lambda value: 0 <= value < 1 << 32)
 
 RANGES: dict[str, Range] = {
-    "epochs": AT_LEAST_ONE,
-    "teacher_epochs": AT_LEAST_ONE,
-    "batch_size": AT_LEAST_ONE,
+    "epochs": COUNT,
+    "teacher_epochs": COUNT,
+    "batch_size": COUNT,
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
     "warmup": SHARE,
     "smoothing": SHARE,
     "clip": POSITIVE,
     "ema": SHARE,
-    "view_epochs": AT_LEAST_ONE,
+    "view_epochs": COUNT,
     "view_seed": SEED,
     "seed": SEED,
     "figure_every": NOT_NEGATIVE,
-    "knowledge_map": AT_LEAST_ONE,
+    "knowledge_map": COUNT,
 }
 """What each number a run is told has to be."""
 
@@ -160,7 +160,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for the first of ``values`` that is out of its range in ``RANGES``, or is not finite."""
     for name, (wanted, holds) in RANGES.items():
         value = values.get(name)
-        if value is not None and not (math.isfinite(value) and holds(value)):
+        if value is not None and not (abs(value) < math.inf and holds(value)):
             raise InputError(f"{name} is {value}, but has to be {wanted}: give such a number.")
 
 

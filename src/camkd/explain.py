@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from camkd.cams import predict
-from camkd.data.store import Split
+from camkd.data.store import Split, turns
 from camkd.figures import Column, heatmaps
 from camkd.models.modes import evaluating
 from camkd.types import Prediction
@@ -108,14 +108,8 @@ def _column(title: str, one: Look, labels: NDArray[np.int64], rank: int, classes
 
 
 def specimens(split: Split, count: int = 8) -> NDArray[np.int64]:
-    """The first picture of each class, class after class, ``count`` in all: chosen without looking at any answer."""
-    rows: list[int] = []
-    for rank in range(count):
-        for label in np.unique(split.labels):
-            places = np.flatnonzero(split.labels == label)
-            if rank < len(places) and len(rows) < count:
-                rows.append(int(places[rank]))
-    return np.array(rows)
+    """The first picture of each class, then the second, ``count`` in all: chosen without looking at any answer."""
+    return turns(split.labels)[:count]
 
 
 def ask(model: nn.Module, images: NDArray[np.uint8], **how: Any) -> Prediction:

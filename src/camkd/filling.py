@@ -18,7 +18,7 @@ import torch
 from camkd.config import DataConfig, Lesson, TrainConfig, epochs_within
 from camkd.data.sources import open_pictures
 from camkd.data.store import Dataset, Progress, silent
-from camkd.data.views import Views, batches, epoch_order
+from camkd.data.views import Views, batch_count, epoch_order
 from camkd.devices import keep_freed_memory, pick_device
 from camkd.knowledge import Store
 from camkd.models import build
@@ -86,7 +86,7 @@ class _Filler:
 
     def tasks(self) -> Iterator[tuple[int, int]]:
         """(epoch, first batch) of each piece of work."""
-        count = batches(len(self.views), self.job.train.batch_size)
+        count = batch_count(len(self.views), self.job.train.batch_size)
         return ((epoch, start) for epoch in range(self.epochs) for start in range(0, count, BATCHES_AT_ONCE))
 
     def __call__(self, task: tuple[int, int]) -> int:

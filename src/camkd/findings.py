@@ -6,6 +6,7 @@ Plain numbers and strings; whatever a run does not say comes out as None or a da
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -337,4 +338,4 @@ ROWS = (
 
 def _number(value: Any) -> float | None:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if real and math.isfinite(value) else None
+    return float(value) if real and abs(value) <= sys.float_info.max else None

@@ -98,7 +98,7 @@ def rows_of(path: Path) -> list[int]:
         return []
     try:
         return [int(picture["row"]) for picture in parsed(path.read_text(encoding="utf-8"))["pictures"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path} is damaged ({error}): delete it and evaluate the run again.") from error
 
 

@@ -42,7 +42,7 @@ def album(runs: Sequence[Run], main: Run) -> dict[str, Any] | None:
     galleries = [gallery for gallery in galleries if gallery["pictures_of"] == galleries[0]["pictures_of"]]
     if not galleries:
         return None
-    columns = _columns(runs, main, galleries[0])
+    columns = _columns(runs, galleries[0])
     teachers = [place for place, column in enumerate(columns) if column["role"] == "teacher"]
     others = [place for place in range(len(columns)) if place not in teachers]
     return {
@@ -70,7 +70,7 @@ def _sparse(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int, int]]:
     return [(r, c, int(n)) for r, counts in enumerate(confusion) for c, n in enumerate(counts) if n]
 
 
-def _columns(runs: Sequence[Run], main: Run, gallery: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _columns(runs: Sequence[Run], gallery: Mapping[str, Any]) -> list[dict[str, Any]]:
     shown = [{"name": run.name, "role": run.role, "sha256": run.model.get("sha256")} for run in runs]
     known = {column["sha256"] for column in shown}
     absent = [model for model in gallery["models"] if model["title"] == "teacher" and model["sha256"] not in known]
@@ -118,7 +118,7 @@ def _sound(run: Run) -> dict[str, Any] | None:
         if gallery["version"] != VERSION or not models or not pictures:
             return None
         return {"models": models, "pictures": pictures, "pictures_of": gallery["pictures_of"]}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):  # a number may be too large for a float
         return None
 
 

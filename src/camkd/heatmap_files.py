@@ -32,15 +32,15 @@ def picture_files(given: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_pictures(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
+def decoded(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
     """Decode picture files to ``(N, size, size, 3)``. Raises ``InputError`` naming the first that cannot be read."""
     return np.stack([_decoded(path, size) for path in paths])
 
 
-def batches(paths: Sequence[Path], size: int, progress: Progress) -> Iterator[NDArray[np.uint8]]:
-    """`read_pictures`, a few at a time."""
+def decoded_in_parts(paths: Sequence[Path], size: int, progress: Progress) -> Iterator[NDArray[np.uint8]]:
+    """`decoded`, a few at a time."""
     for start in range(0, len(paths), AT_ONCE):
-        yield read_pictures(paths[start : start + AT_ONCE], size)
+        yield decoded(paths[start : start + AT_ONCE], size)
         progress(min(start + AT_ONCE, len(paths)), len(paths), "looking at pictures")
 
 
@@ -84,10 +84,10 @@ def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], 
 
     It has the picture's path below what all have in common, and ``.png``, or ``.1.png``, ``.2.png``, ... for ``k > 1``.
     """
-    above = os.path.commonpath([path.resolve().parent for path in paths])
+    above = os.path.commonpath([path.absolute().parent for path in paths])
     with filling(out) as folder:
         for row, path in enumerate(paths):
-            image, place = _decoded(path, None), folder / path.resolve().relative_to(above)
+            image, place = _decoded(path, None), folder / path.absolute().relative_to(above)
             place.parent.mkdir(parents=True, exist_ok=True)
             for rank, cam in enumerate(maps[row], 1):
                 end = ".png" if maps.shape[1] == 1 else f".{rank}.png"

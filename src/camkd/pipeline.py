@@ -36,10 +36,9 @@ from camkd.files import write_json
 from camkd.gallery import Exhibit, choose, rows_of, write_gallery
 from camkd.knowledge import Knowledge
 from camkd.models import build, entry, is_model, own_optimizer
-from camkd.models.profile import profile
+from camkd.models.profile import profile_named
 from camkd.models.saved import Description, save
-from camkd.objectives import Objective, objective
-from camkd.objectives import written as written_sum
+from camkd.objectives import Objective, objective, spelled
 from camkd.report import write_report
 from camkd.runs import Run, describe, load
 from camkd.teachers import Teacher, adopt_teacher, find_teacher, knowledge_of
@@ -121,7 +120,7 @@ def train_run(
         model = build(model_name, len(data.classes), size, config.seed, pretrained=not started)
         if not model.statistics_given:
             model.normalise_with(*channel_statistics(data.train.images))
-        cost = profile(model, size)
+        cost = profile_named(model_name, model, size)
         watch = watch or Watch()
         if team().rank == 0:
             seen = held.enter_context(watched(folder, config.tensorboard, watch))
@@ -291,10 +290,10 @@ def settled(config: TrainConfig, *folders: Path, watch: Watch | None = None) -> 
     Those go on in the number format and with the views that they began with, whatever is measured or free today.
     """
     for before in (Run(folder).config() for folder in folders):
-        if config.precision == "auto" and before:
-            config = replace(config, precision=before["precision"])
+        if config.precision == "auto":
+            config = replace(config, precision=before.get("precision", "auto"))
         if config.view_epochs is None and "student" in before:  # its control, too, sees as many views as it
-            config = replace(config, view_epochs=before["view_epochs"])
+            config = replace(config, view_epochs=before.get("view_epochs"))
     device = torch.device(pick_device(config.device))
     (watch or Watch()).note(f"computing on {choice(config.precision, device)}")
     return replace(config, precision=first_does(lambda: pick_precision(config.precision, device)))
@@ -335,7 +334,7 @@ def origin_of(data: Dataset, teacher: Teacher | None, goal: Objective) -> dict[s
     """What the names in a run's configuration stand for today: pictures, teacher, method."""
     weights = describe(teacher.folder).sha256 if teacher else None
     known = {"classes": list(data.classes), "size": int(data.train.images.shape[1])}
-    return {"pictures": data.fingerprint, "teacher_weights": weights, "terms": written_sum(goal), **known}
+    return {"pictures": data.fingerprint, "teacher_weights": weights, "terms": spelled(goal), **known}
 
 
 def _draw(path: Path, split: Split, classes: tuple[str, ...], models: dict[str, nn.Module]) -> None:

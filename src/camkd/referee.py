@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import predict
-from camkd.data.store import Dataset, rows_within
-from camkd.data.views import Batch, Views
+from camkd.data.store import Dataset
+from camkd.data.views import Batch, Views, in_order
 from camkd.distributed import summed, team
 from camkd.metrics import cosine, on_one_grid
 from camkd.models.modes import evaluating
 from camkd.types import Prediction
 
 EVALUATION_BATCH = 500
-EVALUATION_BYTES = 1 << 22
-"""The most pictures judged at once, and the most bytes of them: 27 pictures of 224 pixels."""
+"""The most pictures judged at once, fewer where they are large."""
 
 
 class Shown(NamedTuple):
@@ -34,43 +33,47 @@ class Referee:
     def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: Shown | None) -> None:
         self.views = Views(data.val, len(data.classes), "none", 0, device)
         self.bf16, self.teacher = bf16, teacher
-        self.batch = min(EVALUATION_BATCH, rows_within(EVALUATION_BYTES, data.val.images))
+        self.batches = in_order(data.val, EVALUATION_BATCH)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """``val_accuracy``, ``val_loss``, and with a teacher ``val_teacher_agreement`` and ``val_cam_cosine``."""
         sums: dict[str, float] = {}
         for samples, batch in self._batches():  # of several processes each judges its share
-            answer = self._ask(model, batch)
+            shown = (
+                None if self.teacher is None else Shown(*(part[samples].to(batch.x.device) for part in self.teacher))
+            )
+            answer = self._ask(model, batch, shown)
             values = {
                 "val_accuracy": (answer.logits.argmax(1) == batch.labels).float(),
                 "val_loss": nn.functional.cross_entropy(answer.logits, batch.labels, reduction="none"),
             }
-            if self.teacher is not None:
-                values |= _alike(answer, *(part[samples].to(batch.x.device) for part in self.teacher))
+            if shown is not None:
+                values |= _alike(answer, shown)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
         totals = summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.views.device))
         return {name: float(total) / len(self.views) for name, total in zip(sums, totals, strict=True)}
 
     def _batches(self) -> Iterator[tuple[Tensor, Batch]]:
-        for samples in torch.arange(len(self.views)).split(self.batch):
+        for samples in self.batches:
             share = team().share(samples)
             yield share, self.views[0, share]
 
-    def _ask(self, model: nn.Module, batch: Batch) -> Prediction:
+    def _ask(self, model: nn.Module, batch: Batch, shown: Shown | None) -> Prediction:
         with (
             evaluating(model),
             torch.no_grad(),
             torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16),
         ):
-            return (Prediction(model(batch.x)) if self.teacher is None else predict(model, batch.x)).float()
+            if shown is None:
+                return Prediction(model(batch.x)).float()
+            return predict(model, batch.x, classes=shown.labels[:, None]).float()
 
 
-def _alike(answer: Prediction, label: Tensor, theirs: Tensor) -> dict[str, Tensor]:
+def _alike(answer: Prediction, shown: Shown) -> dict[str, Tensor]:
     """Same label as the teacher's, and the cosine between both maps of that class."""
     assert answer.cams is not None
-    ours = answer.cams[torch.arange(len(label), device=label.device), label]
     return {
-        "val_teacher_agreement": (answer.logits.argmax(1) == label).float(),
-        "val_cam_cosine": cosine(*on_one_grid(ours, theirs)),
+        "val_teacher_agreement": (answer.logits.argmax(1) == shown.labels).float(),
+        "val_cam_cosine": cosine(*on_one_grid(answer.cams[:, 0], shown.maps)),
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from camkd.distributed import first_does, team
 from camkd.runs import Run
+from camkd.types import InputError
 
 
 @dataclass
@@ -51,8 +52,14 @@ class State:
         Returns what a person should know of that.
         """
         state, best = first_does(run.checkpoints.load)
-        for name in self._parts():
-            getattr(self, name).load_state_dict(state[name])
+        try:
+            for name in self._parts():
+                getattr(self, name).load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"the checkpoints in {run.folder} are not of the run that its config.yaml describes: bring back "
+                "those that belong there, or delete them to begin anew."
+            ) from error
         for name in self._plain():
             setattr(self, name, state[name])
         self.best_weights, notes = best or {}, []

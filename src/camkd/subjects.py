@@ -7,6 +7,7 @@ from pathlib import Path
 from camkd.models import Normalised, build
 from camkd.models.external import is_external, made_for
 from camkd.models.saved import DESCRIPTION, Description
+from camkd.objectives import objective
 from camkd.runs import Run, load
 from camkd.types import InputError
 
@@ -44,7 +45,8 @@ def _begun(run: Run, name: str | None) -> Normalised:
     architecture = told.get("student") or told.get("model")
     if not architecture:
         raise InputError(f"{run.folder} does not say which network it trains: bring config.yaml back, or name another.")
-    classes, role = tuple(origin["classes"]), "student" if "student" in told else "teacher"
+    classes, method = tuple(origin["classes"]), told.get("method", "plain")
+    role = "teacher" if "student" not in told else "student" if objective(method).asks_teacher else "control"
     model = build(architecture, len(classes), origin["size"], pretrained=False)
     try:
         model.load_state_dict(weights)
@@ -57,7 +59,7 @@ def _begun(run: Run, name: str | None) -> Normalised:
         params=0,
         macs=0,
         role=role,
-        method=told.get("method", "plain"),
+        method=method,
         data=told["data"],
         data_fingerprint=origin["pictures"],
         seed=told["seed"],

@@ -25,6 +25,7 @@ from camkd.knowledge import Knowledge, Layout, Manifest, Store, key_of, store_fo
 from camkd.knowledge.records import ALL_CLASSES
 from camkd.models import is_model
 from camkd.models.folding import folded
+from camkd.models.saved import DESCRIPTION
 from camkd.referee import Shown
 from camkd.runs import default_folder, describe, load, locate
 from camkd.types import InputError, Prediction
@@ -83,7 +84,7 @@ def find_teacher(name: str, data: str) -> Path:
     """
     default = default_folder(data, "teacher", name)
     for place in (Path(name), Path(name) / "teacher", default):
-        if (place / "model.json").exists():
+        if (place / DESCRIPTION).exists():
             return place
     if is_model(name):
         raise InputError(

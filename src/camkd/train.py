@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from camkd.cams import predict
 from camkd.config import TrainConfig, stepping
 from camkd.data.store import Dataset
-from camkd.data.views import Batch, Views, batches, epoch_order
+from camkd.data.views import Batch, Views, batch_count, epoch_order
 from camkd.devices import keep_freed_memory, pick_device, pick_precision
 from camkd.distributed import add_gradients, gathered, summed, team
 from camkd.knowledge import Knowledge
@@ -88,7 +88,7 @@ def fit(
         for note in state.load(run):
             watch.note(note)
     bf16 = state.precision == "bf16"
-    schedule = Schedule(config, batches(len(views), config.batch_size))
+    schedule = Schedule(config, batch_count(len(views), config.batch_size))
     follow = Average(average, model)
     referee = Referee(data, device, bf16, teacher)
     with _stop_requests() as stop, dilated_in_fp32(model), synced(model):

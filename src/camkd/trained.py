@@ -14,8 +14,8 @@ from camkd.devices import pick_device
 from camkd.evaluate import Measurement, measure
 from camkd.explain import look
 from camkd.heatmap_files import (
-    batches,
     check_figure,
+    decoded_in_parts,
     kind_of,
     picture_files,
     records,
@@ -24,7 +24,7 @@ from camkd.heatmap_files import (
     write_overlays,
     write_records,
 )
-from camkd.models.saved import Description
+from camkd.models.saved import DESCRIPTION, Description
 from camkd.runs import Run, describe, load, locate
 from camkd.subjects import subject
 from camkd.teachers import adopt_teacher, find_teacher, listed
@@ -101,7 +101,7 @@ def explain_files(
     if kind == "png":
         check_figure(len(paths), top * len(models))
     layers = {title: layer} if layer else None
-    looks = look(models, batches(paths, said.size, progress), top=top, method=method, layers=layers)
+    looks = look(models, decoded_in_parts(paths, said.size, progress), top=top, method=method, layers=layers)
     if kind == "folder":
         write_overlays(out, paths, looks.by[title].maps, progress)
     else:
@@ -132,4 +132,4 @@ def teacher_of(said: Description, teacher: str | None) -> Path | None:
     """The folder of ``teacher``, or else of the one a student learnt from where it is still there."""
     if teacher is not None:
         return find_teacher(teacher, said.data)
-    return Path(said.teacher) if said.teacher and (Path(said.teacher) / "model.json").exists() else None
+    return Path(said.teacher) if said.teacher and (Path(said.teacher) / DESCRIPTION).exists() else None

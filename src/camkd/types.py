@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +35,13 @@ class Prediction(NamedTuple):
 
     def to(self, device: torch.device) -> Prediction:
         """The same on ``device``; a GPU fetches it without the host waiting."""
-        return Prediction(*(_moved(part, device) for part in self))  # type: ignore[arg-type]
+        stages = None if self.features is None else tuple(sent(stage, device) for stage in self.features)
+        cams, shown = (None if part is None else sent(part, device) for part in (self.cams, self.shown))
+        return Prediction(sent(self.logits, device), cams, stages, shown)
 
 
-def _moved(part: Tensor | tuple[Tensor, ...] | None, device: torch.device) -> Tensor | tuple[Any, ...] | None:
-    if part is None:
-        return None
-    if isinstance(part, tuple):
-        return tuple(_moved(stage, device) for stage in part)
+def sent(part: Tensor, device: torch.device) -> Tensor:
+    """``part`` on ``device``, without the host waiting for it."""
     if device.type == "cuda" and not part.is_cuda:
         return part.pin_memory().to(device, non_blocking=True)
     return part.to(device)

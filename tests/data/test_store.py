@@ -397,5 +397,6 @@ def test_the_damaged_picture_is_named(tmp_path: Path) -> None:
     data = opened(tmp_path)
     views = Views(data.train, 3, "none", 0, torch.device("cpu"))
     views[0, torch.tensor([0, 8, 11])]
-    with pytest.raises(InputError, match=r"picture 7 \(one of 2\) are not what was written: delete the folder .*data"):
+    wanted = rf"picture 7 \(one of 2\) are not what was written: delete the folder {store_of(tmp_path)}, it"
+    with pytest.raises(InputError, match=wanted):
         views[0, torch.tensor([0, 7, 9])]

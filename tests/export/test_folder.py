@@ -125,7 +125,7 @@ def test_int8_is_smaller_and_nearly_the_same(exported: Any, easy: Dataset) -> No
 
 def test_the_cost_is_counted_as_it_should_be(exported: Any, easy: Dataset) -> None:
     files = [exported.folder / name for name in ("model.onnx", "model.int8.onnx")]
-    cost = checks.cost(*files, easy.test)
+    cost = checks.toll(*files, easy.test)
     answers = [run(open_session(path), as_input(easy.test.images)) for path in files]
     classes = [logits.argmax(1) for logits, _ in answers]
     assert cost.before == pytest.approx((classes[0] == easy.test.labels).mean())
@@ -136,7 +136,7 @@ def test_the_cost_is_counted_as_it_should_be(exported: Any, easy: Dataset) -> No
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     alike = (a * b).sum(1) / np.where(scale > 0, scale, 1)
     assert cost.cam_cosine == pytest.approx(alike.mean(), abs=1e-5)
-    same = checks.cost(files[0], files[0], easy.test)
+    same = checks.toll(files[0], files[0], easy.test)
     assert (same.before, same.agreement) == (same.after, 1)
 
 
@@ -232,7 +232,7 @@ def test_other_networks_classes_and_sizes(name: str, classes: int, size: int, tm
     graph.write_graph(model.eval(), said(name, classes, size), path, any_size=True)
     images = (pixels(4, size) * 255).byte().permute(0, 2, 3, 1).numpy()
     assert checks.compare(model, path, images).cam < 1e-3
-    assert checks.compare(model, path, checks.enlarged(images)).cam < 1e-3
+    assert checks.compare(model, path, checks.widened(images)).cam < 1e-3
     assert named(path)["logits"][1] == classes
 
 

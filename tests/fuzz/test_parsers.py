@@ -25,7 +25,7 @@ from camkd.data.store import Contents, Split, build_or_open
 from camkd.files import sealed
 from camkd.knowledge import Manifest, Store
 from camkd.models import build
-from camkd.objectives import objective, written
+from camkd.objectives import objective, spelled
 from camkd.objectives.sums import SCHEDULES
 from camkd.objectives.terms import TERMS
 from camkd.types import InputError
@@ -66,7 +66,7 @@ def understood(call: Callable[[str], Any], text: str) -> Any:
 def test_sums_of_terms(text: str) -> None:
     goal = understood(objective, text)
     if goal is not None:
-        assert objective(written(goal)) == goal
+        assert objective(spelled(goal)) == goal
         assert all(math.isfinite(term.weight) and term.weight >= 0 for term in goal.terms.values())
         for progress in (0.0, 0.3, 1.0):
             assert all(0 <= term.weight_at(progress) <= term.weight for term in goal.terms.values())

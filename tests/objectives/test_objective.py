@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.methods import METHODS
-from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective, written
+from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective, spelled
 from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
 from camkd.objectives.maps import CAM, SDD
@@ -328,9 +328,9 @@ def test_early_and_ramp_together_leave_no_gap_and_numbers_may_have_exponents() -
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sum_is_written_as_it_is_read_and_equal_ones_alike(method: str) -> None:
-    text = written(objective(method))
+    text = spelled(objective(method))
     assert objective(text) == objective(method)
-    assert written(objective(text)) == text
+    assert spelled(objective(text)) == text
     assert " " not in text
 
 
@@ -338,7 +338,7 @@ def test_what_goes_without_saying_is_not_written() -> None:
     goal = objective(
         "ce=1.0:smoothing=0,cam=2 : pool=4:norm=raw, cam=1:pool=2 , kd=0.50:temperature=4:schedule=constant"
     )
-    assert written(goal) == "ce=1+cam=2:norm=raw+cam=1:pool=2+kd=0.5"
+    assert spelled(goal) == "ce=1+cam=2:norm=raw+cam=1:pool=2+kd=0.5"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -28,11 +28,11 @@ def _export_options(parser: ArgumentParser) -> None:
 
 
 def _export(options: Namespace) -> dict[str, Any]:
-    from camkd.export.folder import Wishes, default_folder, export
+    from camkd.export.folder import Wishes, export, folder_of
     from camkd.flags import take
 
     web = None if options.web is None else Path(options.web)
-    out = Path(options.out) if options.out else None if web else default_folder(options.run)
+    out = Path(options.out) if options.out else None if web else folder_of(options.run)
     runtime = None if options.runtime is None else Path(options.runtime)
     with open_screen() as screen:
         found = export(options.run, out, web, take(Wishes, options), runtime, screen)

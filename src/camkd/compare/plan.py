@@ -12,7 +12,7 @@ from camkd.claims import HARMLESS
 from camkd.config import DataConfig, Lesson, TrainConfig, stepping
 from camkd.methods import METHODS
 from camkd.models import own_optimizer
-from camkd.objectives import objective, written
+from camkd.objectives import objective, spelled
 from camkd.runs import Run, describe
 from camkd.types import InputError
 
@@ -61,9 +61,9 @@ class Plan:
 
 
 def methods_of(text: str) -> tuple[str, ...]:
-    """``plain, kd, ce=0.1+cam=1:pool=2``: methods separated by commas, the terms of a written sum by ``+``.
+    """``plain, kd, ce=0.1+cam=1:pool=2``: methods separated by commas, the terms of a sum by ``+``.
 
-    Sums come back in the form of `camkd.objectives.written`. Raises ``InputError`` where there is none, or one comes
+    Sums come back in the form of `camkd.objectives.spelled`. Raises ``InputError`` where there is none, or one comes
     twice, or commas leave it open where a sum ends.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -79,7 +79,7 @@ def methods_of(text: str) -> tuple[str, ...]:
     for place, (part, goal) in enumerate(zip(parts, goals, strict=True)):
         if goal in goals[:place]:
             raise InputError(f"{part!r} is the same method as {parts[goals.index(goal)]!r}: name each once.")
-    return tuple(part if part in METHODS else written(goal) for part, goal in zip(parts, goals, strict=True))
+    return tuple(part if part in METHODS else spelled(goal) for part, goal in zip(parts, goals, strict=True))
 
 
 def slug(method: str) -> str:

@@ -66,9 +66,11 @@ class Split:
             return
         damaged = np.flatnonzero(crc(pixels) != self.sums[rows])
         if len(damaged):
+            stored = self.images.filename if isinstance(self.images, np.memmap) else None
+            folder = Path(stored).parent if stored else cache_folder() / "data"
             raise InputError(
                 f"the stored pixels of picture {rows[damaged[0]]} (one of {len(damaged)}) are not what was written: "
-                f"delete the folder {cache_folder() / 'data'}, it is made again."
+                f"delete the folder {folder}, it is made again."
             )
 
     def take(self, rows: NDArray[np.int64]) -> Split:
@@ -128,13 +130,22 @@ class Contents(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def in_turn(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Indices, ascending, of the first ``n`` labels when the classes take turns."""
+def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of all labels where the classes take turns: the first of each class, then the second of each, ...
+
+    >>> turns(np.array([0, 0, 0, 1, 1])).tolist()
+    [0, 3, 1, 4, 2]
+    """
     rank = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         rank[rows] = np.arange(len(rows))
-    return np.sort(np.lexsort((labels, rank))[:n])
+    return np.lexsort((labels, rank))
+
+
+def in_turn(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Indices, ascending, of the first ``n`` labels when the classes take turns."""
+    return np.sort(turns(labels)[:n])
 
 
 def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:

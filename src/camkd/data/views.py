@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkd.data.store import Split
+from camkd.data.store import Split, rows_within
 from camkd.hashing import GOLDEN, scrambled, stream_of
-from camkd.types import InputError
+from camkd.types import InputError, sent
 
 VERSION = 2
 """Goes up when the same policy would give other pictures: what was said of the older ones does not hold for them."""
+
+IN_ORDER = 250
+IN_ORDER_BYTES = 1 << 22
+"""The most pictures that `in_order` gives at a time, and the most bytes of them: 27 pictures of 224 pixels."""
 
 _STREAMS = 16
 
@@ -75,16 +79,23 @@ def uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
 def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
     """An epoch's batches: all ``count`` samples once, in an order that depends on (view seed, epoch) alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator).tensor_split(batches(count, batch_size))
+    return torch.randperm(count, generator=generator).tensor_split(batch_count(count, batch_size))
 
 
-def batches(count: int, batch_size: int) -> int:
+def batch_count(count: int, batch_size: int) -> int:
     """How many batches an epoch is split into, evenly."""
     return max(1, round(count / batch_size))
 
 
 _CROP_Y, _CROP_X, _FLIP, _ANGLE, _BRIGHT, _CONTRAST, _SATURATE, _CUT_Y, _CUT_X = range(9)
 _MIX, _PARTNER, _WEIGHT, _BOX_Y, _BOX_X, _PARTNER_LOW = range(9, 15)
+
+
+def in_order(split: Split, most: int | None = None) -> tuple[Tensor, ...]:
+    """All rows of ``split`` in order, at most ``most`` (``IN_ORDER``) at a time, and ``IN_ORDER_BYTES`` of pixels."""
+    size = min(most or IN_ORDER, rows_within(IN_ORDER_BYTES, split.images))
+    rows: tuple[Tensor, ...] = torch.arange(len(split)).split(size)
+    return rows
 
 
 class Views:
@@ -111,17 +122,11 @@ class Views:
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
         epoch, samples = key
         u = uniform(self.seed, epoch, samples)
-        x = self._alone(samples, self._there(u))
-        labels = self.labels[self._there(samples)]
+        x = self._alone(samples, sent(u, self.device))
+        labels = self.labels[sent(samples, self.device)]
         if self.policy.mix:
             x, labels = self._mixed(epoch, u, x, labels)
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation loses it
-
-    def _there(self, part: Tensor) -> Tensor:
-        """On the device, without the host waiting for it."""
-        if self.device.type == "cuda" and not part.is_cuda:
-            return part.pin_memory().to(self.device, non_blocking=True)
-        return part.to(self.device)
 
     def _alone(self, samples: Tensor, u: Tensor) -> Tensor:
         """The views before mixing, ``(B, 3, H, W)`` in 0..1."""
@@ -129,7 +134,7 @@ class Views:
         pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
             self.split.check(samples.numpy(), pixels.numpy())
-        pixels = self._there(pixels)
+        pixels = sent(pixels, self.device)
         if policy.crop or policy.flip:
             pixels = _shifted(pixels, u, policy)
         x = torch.div(pixels, 255).permute(0, 3, 1, 2)
@@ -149,11 +154,11 @@ class Views:
         rows = (u[:, _MIX] < self.policy.mix).nonzero().squeeze(1)  # on the host, so that nothing waits for a device
         fraction = (u[rows, _PARTNER].double() + u[rows, _PARTNER_LOW].double() / (1 << 24)) * len(self)
         partners = fraction.long().clamp_max(len(self) - 1)
-        theirs = self._alone(partners, self._there(uniform(self.seed, epoch, partners)))
-        rows, partners, u = self._there(rows), self._there(partners), self._there(u[rows])
+        theirs = self._alone(partners, sent(uniform(self.seed, epoch, partners), self.device))
+        rows, partners, u = sent(rows, self.device), sent(partners, self.device), sent(u[rows], self.device)
         blend = u[:, _MIX] < self.policy.mix / 2
-        across, down = _box(u, x.shape[-2], x.shape[-1])
-        inside = across[:, :, None] & down[:, None, :] & ~blend[:, None, None]
+        down, across = _box(u, x.shape[-2], x.shape[-1])
+        inside = down[:, :, None] & across[:, None, :] & ~blend[:, None, None]
         share = torch.where(blend[:, None, None], u[:, _WEIGHT, None, None], inside.float())
         x = x.index_copy(0, rows, torch.lerp(x[rows], theirs, share[:, None].expand_as(theirs)))
         mixed = F.one_hot(labels, self.classes).float()

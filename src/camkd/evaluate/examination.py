@@ -8,14 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import form, predict
-from camkd.data.store import Split, rows_within
-from camkd.data.views import Views
+from camkd.data.store import Split
+from camkd.data.views import Views, in_order
 from camkd.devices import keep_freed_memory
 from camkd.models.modes import evaluating
-
-BATCH = 250
-BATCH_BYTES = 1 << 22
-"""The most pictures examined at once, and the most bytes of them: 27 pictures of 224 pixels."""
 
 
 class Examination(NamedTuple):
@@ -37,19 +33,12 @@ def examine(model: nn.Module, split: Split, shown: Tensor | None = None) -> Exam
     views = Views(split, 0, "none", 0, device)
     logits, maps, classes = [], [], []
     with evaluating(model), torch.no_grad():
-        for samples in batches(split):
+        for samples in in_order(split):
             x = views[0, samples].x
-            answer = predict(model, x)
-            assert answer.cams is not None
-            which = answer.logits.argmax(1) if shown is None else shown[samples].to(device)
+            answer = predict(model, x, classes=1 if shown is None else shown[samples, None].to(device))
+            assert answer.cams is not None and answer.shown is not None
             logits.append(answer.logits.cpu())
-            maps.append(answer.cams[torch.arange(len(x), device=device), which].cpu())
-            classes.append(which.cpu())
+            maps.append(answer.cams[:, 0].cpu())
+            classes.append(answer.shown[:, 0].cpu())
         how = form(model, x)
     return Examination(torch.cat(logits), torch.cat(maps), torch.cat(classes), how)
-
-
-def batches(split: Split) -> tuple[Tensor, ...]:
-    """The rows of ``split`` in order, as many at a time as are examined at once."""
-    rows: tuple[Tensor, ...] = torch.arange(len(split)).split(min(BATCH, rows_within(BATCH_BYTES, split.images)))
-    return rows

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from camkd.data.store import Split, in_turn
-from camkd.data.views import Views
-from camkd.evaluate.examination import batches, examine
+from camkd.data.views import Views, in_order
+from camkd.evaluate.examination import examine
 from camkd.evaluate.perturbation import Score, average_drop, deletion, insertion
 from camkd.evaluate.road import road
 from camkd.evaluate.sanity import sanity
@@ -34,7 +34,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE) -> dict[st
         maps["_shuffled"] = own.maps[shuffled(len(sample))]
     sums: dict[str, float] = {}
     with evaluating(model), torch.no_grad():
-        for rows in batches(sample):
+        for rows in in_order(sample):
             x, score = views[0, rows].x, _score(model, own.shown[rows].to(device))
             for suffix, some in maps.items():
                 for name, values in _perturbed(score, x, some[rows].to(device)).items():

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from camkd.data.store import Split
-from camkd.data.views import Views
-from camkd.evaluate.examination import Examination, batches, examine
+from camkd.data.views import Views, in_order
+from camkd.evaluate.examination import Examination, examine
 from camkd.metrics import spearman
 from camkd.models.modes import evaluating
 
@@ -48,4 +48,4 @@ def sanity(model: nn.Module, split: Split, own: Examination, seed: int = 0) -> f
 def _finite(model: nn.Module, split: Split) -> bool:
     views = Views(split, 0, "none", 0, next(model.parameters()).device)
     with evaluating(model), torch.no_grad():
-        return all(bool(model(views[0, rows].x).isfinite().all()) for rows in batches(split))
+        return all(bool(model(views[0, rows].x).isfinite().all()) for rows in in_order(split))

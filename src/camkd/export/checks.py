@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from camkd.cams import predict
 from camkd.data.store import Split
-from camkd.evaluate.examination import batches
+from camkd.data.views import in_order
 from camkd.export.sessions import as_input, open_session, run
 from camkd.metrics import accuracy, cosine
 from camkd.models.modes import evaluating
@@ -30,7 +30,7 @@ class Differences(NamedTuple):
     cam: float
 
 
-class Cost(NamedTuple):
+class Toll(NamedTuple):
     """What another number format costs on test pictures."""
 
     before: float  # accuracy
@@ -65,14 +65,14 @@ def difference(expected: NDArray[np.float32], got: NDArray[np.float32], path: Pa
     return largest
 
 
-def enlarged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def widened(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The same pictures with half as many pixels more along each side."""
     x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float()
     wide = F.interpolate(x, scale_factor=1.5, mode="bilinear", align_corners=False)
     return np.asarray(wide.round().byte().permute(0, 2, 3, 1).numpy())
 
 
-def cost(before: Path, after: Path, split: Split) -> Cost:
+def toll(before: Path, after: Path, split: Split) -> Toll:
     """Measure both files on all pictures of ``split``."""
     labels = torch.from_numpy(np.array(split.labels))
     logits: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -83,7 +83,7 @@ def cost(before: Path, after: Path, split: Split) -> Cost:
         rows, shown = torch.arange(len(ours)), ours.argmax(1)
         alike.append(cosine(our_cams[rows, shown], their_cams[rows, shown]))
     first, second = map(torch.cat, logits)
-    return Cost(
+    return Toll(
         accuracy(first, labels),
         accuracy(second, labels),
         accuracy(second, first.argmax(1)),
@@ -93,6 +93,6 @@ def cost(before: Path, after: Path, split: Split) -> Cost:
 
 def _answers(path: Path, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     session = open_session(path)
-    for samples in batches(split):
+    for samples in in_order(split):
         logits, cams = run(session, as_input(split.images[samples.numpy()]))
         yield torch.from_numpy(logits), torch.from_numpy(cams)

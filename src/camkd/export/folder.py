@@ -98,7 +98,7 @@ def export(
     return found
 
 
-def default_folder(source: str) -> Path:
+def folder_of(source: str) -> Path:
     """Where the export of ``source`` goes that is given no place: its own folder; under runs/ for a shipped model."""
     return Path(source if Path(source).is_dir() else Path("runs", source), "export")
 
@@ -132,7 +132,7 @@ def _checked(
     differences = checks.compare(model, path, images)
     if any_size:
         try:
-            checks.compare(model, path, checks.enlarged(images))
+            checks.compare(model, path, checks.widened(images))
         except InputError:
             raise
         except Exception as error:  # ONNX Runtime's own have no other class in common
@@ -148,13 +148,13 @@ def _checked(
 def _int8(folder: Path, pictures: Dataset, wishes: Wishes, watch: Watch) -> dict[str, Any]:
     watch.say(f"{INT8}: calibrating and measuring")
     write_int8(folder / FP32, folder / INT8, pictures.train)
-    cost = checks.cost(folder / FP32, folder / INT8, pictures.test)
+    toll = checks.toll(folder / FP32, folder / INT8, pictures.test)
     said = (
-        f"accuracy {cost.before:.2%} in fp32, {cost.after:.2%} in int8; likeness of their maps {cost.cam_cosine:.4f} "
+        f"accuracy {toll.before:.2%} in fp32, {toll.after:.2%} in int8; likeness of their maps {toll.cam_cosine:.4f} "
         f"on {len(pictures.test):,} test pictures"
     )
-    drop = 100 * (cost.before - cost.after)
-    if (drop > wishes.max_drop or cost.cam_cosine < SMALLEST_COSINE) and not wishes.force:
+    drop = 100 * (toll.before - toll.after)
+    if (drop > wishes.max_drop or toll.cam_cosine < SMALLEST_COSINE) and not wishes.force:
         raise InputError(
             f"int8 may cost {wishes.max_drop:g} points and its maps have to be {SMALLEST_COSINE} like those in fp32, "
             f"but there is {said}: leave out --int8, raise --max-drop, or add --force."
@@ -163,4 +163,4 @@ def _int8(folder: Path, pictures: Dataset, wishes: Wishes, watch: Watch) -> dict
     size = (folder / INT8).stat().st_size
     watch.say(f"{INT8}: {size:,} bytes; {said}; {1e3 * before:.2f} ms and {1e3 * after:.2f} ms a picture")
     times = {"latency_before": before, "latency": after}
-    return {"file": INT8, "bytes": size, "test_pictures": len(pictures.test), **cost._asdict(), **times}
+    return {"file": INT8, "bytes": size, "test_pictures": len(pictures.test), **toll._asdict(), **times}

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from camkd.models.modes import evaluating
+from camkd.types import InputError
 
 
 class Profile(NamedTuple):
@@ -47,6 +48,17 @@ def profile(model: nn.Module, size: int) -> Profile:
             hook.remove()
     macs = counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
     return Profile(sum(p.numel() for p in model.parameters()), macs, grid)
+
+
+def profile_named(name: str, model: nn.Module, size: int) -> Profile:
+    """`profile` of the network called ``name``. Raises ``InputError`` where such pictures are too small for it."""
+    try:
+        return profile(model, size)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} cannot take pictures of {size} x {size} pixels, as its layers leave nothing of them: give "
+            "a larger --size."
+        ) from error
 
 
 @contextmanager

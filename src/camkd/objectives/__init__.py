@@ -5,7 +5,7 @@ reads) and ``asks_teacher``; one with weights of its own is made by ``Objective.
 sums of them: ``camkd.methods``.
 """
 
-from camkd.objectives.sums import SCHEDULES, Objective, Weighted, objective, written
+from camkd.objectives.sums import SCHEDULES, Objective, Weighted, objective, spelled
 from camkd.objectives.terms import TERMS, Term
 
-__all__ = ["SCHEDULES", "TERMS", "Objective", "Term", "Weighted", "objective", "written"]
+__all__ = ["SCHEDULES", "TERMS", "Objective", "Term", "Weighted", "objective", "spelled"]

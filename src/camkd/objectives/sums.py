@@ -120,10 +120,10 @@ def objective(method: str, *, smoothing: float = 0.0) -> Objective:
     return Objective(terms)
 
 
-def written(goal: Objective) -> str:
+def spelled(goal: Objective) -> str:
     """The sum that stands for an objective, without what goes without saying: equal objectives, equal text.
 
-    >>> written(objective("ce=1, kd=2:T=4:schedule=early"))
+    >>> spelled(objective("ce=1, kd=2:T=4:schedule=early"))
     'ce=1+kd=2:schedule=early'
     """
     return "+".join(_written(name.partition(" ")[0], weighted) for name, weighted in goal.terms.items())
