@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -143,3 +144,7 @@ def test_the_version_is_the_installed_one() -> None:
     import camkd
 
     assert camkd.__version__ == version("camkd"), "pyproject.toml and __init__.py differ, or install again"
+    changes = (PAGE.parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == camkd.__version__, "a version has its entry in the changelog"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from camkd.runs import load
     from camkd.types import InputError, Prediction
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = ["InputError", "Prediction", "__version__", "build", "load", "predict"]
 
