@@ -18,6 +18,7 @@ from torch import nn
 from camkd.checkpoints import KEPT, Checkpoints, DamagedCheckpoint
 from camkd.files import sealed, unsealed
 from camkd.types import InputError
+from mischief import Evil
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -156,16 +157,6 @@ def test_where_all_are_harmed_each_is_named(kept: Checkpoints) -> None:
     cut(kept.folder / "last-00000030.pt")
     with pytest.raises(InputError, match=r"no checkpoint in .* can be read: last-00000030 .*; last-00000020 .* Delete"):
         kept.load()
-
-
-class Evil:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
 
 
 @pytest.mark.fault("a pickle with code in it")

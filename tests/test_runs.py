@@ -6,13 +6,10 @@ import hashlib
 import io
 import json
 import math
-import os
 import pickle
 import re
 import shutil
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from camkd.models import build
 from camkd.models.saved import DESCRIPTION, WEIGHTS, Description, save
 from camkd.runs import Run, describe, load, locate, shipped
 from camkd.types import InputError
+from mischief import Evil, umask
 
 SAID = Description(
     architecture="resnet8",
@@ -61,15 +59,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(saved: Path, tmp_path: Path) -> Path:
     """A run folder with a model, the test's own."""
     return Path(shutil.copytree(saved, tmp_path / "run"))
-
-
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 # --- weights
@@ -215,16 +204,6 @@ def test_hostile_weights_are_refused(folder: Path, name: str) -> None:
     resealed(folder, HOSTILE[name])
     with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
         load(folder)
-
-
-class Evil:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
 
 
 @pytest.mark.fault("a pickle with code in it")
