@@ -18,7 +18,7 @@ DEMO_FLAGS ?= --data shapes --recipe quick --figure-every 1 --out runs/demo --re
 # How long `make fuzz` tries each kind of file.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-faults fuzz test-extras check bench loss-compare docs screenshots clean
+.PHONY: help demo test test-faults fuzz test-extras check bench loss-compare docs wheel screenshots clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
 	@echo "make loss-compare BASE=REVISION   are all loss curves those of that revision, bit for bit? (default: HEAD)"
 	@echo "make docs    the documentation, into docs/_build"
+	@echo "make wheel   the package into dist/, and a picture explained by it in an empty environment, $(VENV)-wheel"
 	@echo "make screenshots RUNS=DIR:DIR   the pictures of the report in docs/, from these runs"
 	@echo "make clean   remove what the commands above made, except runs/"
 
@@ -100,9 +101,17 @@ loss-compare: $(RUN)
 docs: $(DOCS)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+wheel: $(RUN)
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	grep -v '^-e' requirements.txt > $(VENV)-wheel/constraints.txt
+	$(VENV)-wheel/bin/python -m pip install --quiet --constraint $(VENV)-wheel/constraints.txt dist/*.whl
+	cd $(VENV)-wheel && PYTHONPATH= bin/camkd explain cam-net-cifar10 $(CURDIR)/docs/images/overlay.jpg --out cams.png
+
 screenshots: $(DEV)
 	CAMKD_SCREENSHOTS="$(RUNS)" $(BIN)/python -m pytest -W error tests/test_report_looks.py -k screenshots
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras $(VENV)-fuzz build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras $(VENV)-fuzz $(VENV)-wheel build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tests_extras benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from camkd.commands import COMMANDS, Command, Group
 from camkd.commands.common import Unmet
-from camkd.flags import plainly
+from camkd.flags import PlainHelp, plainly
 from camkd.recipes import expanded
 from camkd.types import InputError
 
@@ -74,6 +74,7 @@ def _parser() -> ArgumentParser:
         allow_abbrev=False,
         version=version(PROGRAM),
         description="Compress an image classifier into a tiny one that looks where its teacher looks.",
+        formatter_class=PlainHelp,
     )
     _offer(parser, COMMANDS)
     return parser
@@ -82,7 +83,9 @@ def _parser() -> ArgumentParser:
 def _offer(parser: ArgumentParser, commands: Mapping[str, Command | Group]) -> None:
     offered = parser.add_subcommands(dest="command")
     for name, command in commands.items():
-        sub = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=command.summary)
+        sub = ArgumentParser(
+            exit_on_error=False, allow_abbrev=False, description=command.summary, formatter_class=PlainHelp
+        )
         if isinstance(command, Command):
             command.options(sub)
             sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS, Action
 from collections.abc import Collection
 from dataclasses import fields
 from typing import TypeVar, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 Config = TypeVar("Config")
 
@@ -27,7 +28,17 @@ def add(parser: ArgumentParser, *configs: type, only: Collection[str] | None = N
 
 
 def _helps(config: type) -> dict[str, str]:
-    return dict(re.findall(r"^ +(\w+): (.+)$", config.__doc__ or "", re.MULTILINE))
+    return dict(re.findall(r"^ +(\w+): (.+?)\.?$", config.__doc__ or "", re.MULTILINE))
+
+
+class PlainHelp(DefaultHelpFormatter):
+    """What an option is for and its default, where there is one that the text does not say; no types."""
+
+    def _get_help_string(self, action: Action) -> str:
+        if not action.option_strings or isinstance(action.default, bool) or action.default in (None, "", SUPPRESS):
+            return action.help or ""
+        told = "" if "(default: " in (action.help or "") else " (default: %(default)s)"
+        return f"{action.help or ''}{told}"
 
 
 def take(config: type[Config], options: Namespace) -> Config:
@@ -40,5 +51,6 @@ def plainly(message: str) -> str:
     text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
     text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))
     text = re.sub(r"(?s)Does not validate .*?\[(\w+), NoneType\].*Given value: ", r"Expected a \1. Got value: ", text)
+    text = re.sub(r'expected "(\w+)\.command" to be one of \{(.*?)\}, but .*', r"say after \1 what to do: \2.", text)
     text = text.replace("a typing.Literal", "one of ").replace(" a int", " an int")
     return " ".join(text.split())

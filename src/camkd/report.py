@@ -57,7 +57,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     folders = [folder for path in runs for folder in _folders(path)]
     if not folders:
-        raise InputError("a report needs at least one run folder, but none was given; name one, as in runs/demo")
+        raise InputError("a report needs at least one run folder, but none was given: name one, as in runs/demo.")
     loader = jinja2.PackageLoader("camkd")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
@@ -78,7 +78,9 @@ def _hash(script: str) -> str:
 def _folders(path: Path) -> list[Path]:
     inside = [path / role for role in ROLES if _is_run(path / role)]
     if not inside and not _is_run(path):
-        raise InputError(f"{path} is no run folder: expected {', '.join(MARKS[:3])} or {', '.join(ROLES)} in it")
+        raise InputError(
+            f"{path} is no run folder, as it has none of {', '.join((*MARKS[:3], *ROLES))}: name one that has."
+        )
     return inside or [path]
 
 

@@ -1,4 +1,4 @@
-"""The two types every room shares."""
+"""What every room shares: a prediction, what wrong input raises, and the way to a device."""
 
 from __future__ import annotations
 

@@ -15,12 +15,15 @@ DATA = "the pictures it was made for (default: where its run found them)"
 
 def _export_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help=RUN)
-    parser.add_argument("--out", type=str | None, default=None, help="the files' folder (default: RUN/export)")
+    out = "the files' folder (default: RUN/export; beside --web none, unless it is given)"
+    parser.add_argument("--out", type=str | None, default=None, help=out)
     parser.add_argument("--data", "--dataset", type=str | None, default=None, help=DATA)
     parser.add_argument("--int8", action="store_true", help="also write it in 8-bit integers, and say what that costs")
     parser.add_argument("--max-drop", type=float, default=0.5, help="points of accuracy that int8 may cost")
     parser.add_argument("--force", action="store_true", help="write int8 whatever it costs")
-    teacher = "also write its teacher (give its run where it is not the student's own); a page shows its maps"
+    teacher = (
+        "also write its teacher (give its run where it is not the student's own); with --web the page shows its maps"
+    )
     parser.add_argument("--teacher", nargs="?", type=str | None, default=None, const="", help=teacher)
     parser.add_argument("--any-size", action="store_true", help="leave the size of the pictures open")
     parser.add_argument("--web", type=str | None, default=None, help="make a page that runs the model, in this folder")

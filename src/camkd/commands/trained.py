@@ -59,7 +59,7 @@ def _said(who: str, what: dict[str, Any]) -> str:
 
 def _report_options(parser: ArgumentParser) -> None:
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or one folder of 'camkd train'")
-    parser.add_argument("--out", type=str | None, default=None, help="(default: report.html in the first)")
+    parser.add_argument("--out", type=str | None, default=None, help="the page (default: report.html in the first)")
 
 
 def _report(options: Namespace) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _report(options: Namespace) -> dict[str, Any]:
 
 
 def _list_options(parser: ArgumentParser) -> None:
-    parser.add_argument("what", type=str, help="models (also timm:NAME, torchvision:NAME), methods, recipes or data")
+    parser.add_argument("what", type=str, metavar="models|methods|recipes|data", help="what to list")
     parser.add_argument("--size", type=int, default=32, help="picture side for the models' costs")
     parser.add_argument("--classes", type=int, default=10, help="number of classes for the models' costs")
 

@@ -42,7 +42,9 @@ def _train_options(parser: ArgumentParser) -> None:
         help="complete settings by name, see 'camkd list recipes'; what else is given wins",
     )
     parser.add_argument("--teacher", type=str, default="wrn-16-4", help="a model to train first, or a trained run")
-    parser.add_argument("--teacher-epochs", type=int | None, default=None, help="(default: as many as --epochs)")
+    parser.add_argument(
+        "--teacher-epochs", type=int | None, default=None, help="epochs of the teacher (default: as many as --epochs)"
+    )
     _lesson_options(parser)
     _training_options(parser)
 

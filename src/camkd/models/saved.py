@@ -33,7 +33,7 @@ class Description:
     size: int
     params: int
     macs: int
-    role: str  # teacher, control or student
+    role: str  # teacher, control or student; model where somebody else trained it
     method: str
     data: str
     data_fingerprint: str
