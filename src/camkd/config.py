@@ -20,7 +20,7 @@ class DataConfig:
         data: shapes, shapes-cue, cifar10, cifar100, or a folder of pictures with one folder a class.
         size: side of the pictures in pixels (default: the source's own, 64 for mixed folders).
         limit: use the first N pictures of each split, class-balanced, for trials.
-        train_limit: learn from the first N training pictures, class-balanced, and judge on all: what if labels were few?
+        train_limit: train on the first N pictures, class-balanced, and judge on all: what if labels were few?
         workers: processes that decode a folder (default: one a core; 1: this one alone).
         bad_images: what to do about unreadable pictures: stop and list them, or go on without them.
     """

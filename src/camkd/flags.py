@@ -51,6 +51,10 @@ def plainly(message: str) -> str:
     text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
     text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))
     text = re.sub(r"(?s)Does not validate .*?\[(\w+), NoneType\].*Given value: ", r"Expected a \1. Got value: ", text)
-    text = re.sub(r'expected "(\w+)\.command" to be one of \{(.*?)\}, but .*', r"say after \1 what to do: \2.", text)
+    text = re.sub(
+        r'expected "(\w+)\.command" to be one of \{(.*?)\}, but .*',
+        lambda found: f"say after {found[1]} what to do: {found[2].replace(',', ', ')}.",
+        text,
+    )
     text = text.replace("a typing.Literal", "one of ").replace(" a int", " an int")
     return " ".join(text.split())
