@@ -41,5 +41,6 @@ def grow_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_literally(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    shrinks = plane.shape[0] >= size[0] and plane.shape[1] >= size[1]
-    return pool_literally(plane, size) if shrinks else grow_literally(plane, size)
+    """Averages of all cells wherever there are more, and only then between cells."""
+    fewer = min(plane.shape[0], size[0]), min(plane.shape[1], size[1])
+    return grow_literally(pool_literally(plane, fewer), size)

@@ -7,14 +7,25 @@ import shlex
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentError
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.cli import _parser, main
+from camkd.bounds import bounds
+from camkd.cams import METHODS as MAPS
+from camkd.cli import _chosen, _parser, main
+from camkd.commands import COMMANDS, Group
+from camkd.compare.plan import methods_of
+from camkd.comparison import FIGURES
+from camkd.models import entry
+from camkd.objectives import objective
 from camkd.recipes import expanded
+from camkd.types import InputError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,16 +40,89 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(re.sub(r"^torchrun .* -m ", "", part))[1:] for part in parts]
 
 
-EVERY = [(page, words) for page in PAGES for words in commands(page)]
+def mentioned(page: Path) -> list[list[str]]:
+    """The words of every ``camkd`` command in fenced blocks and between backticks, but for those shortened by ``...``.
+
+    ``[--data D]`` counts as given, and of ``list\\|fill`` each one.
+    """
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    fence = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    fenced = [line for kind, block in fence.findall(text) if kind != "python" for line in block.splitlines()]
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", fence.sub("", text))]
+    found = [
+        match[1] for line in fenced + inline if (match := re.match(r"(?:.*(?:torchrun|srun) .*)?\bcamkd (.*)", line))
+    ]
+    plain = [re.sub(r"[\[\]]|(?<=[A-Z])\.\.\.", "", line) for line in found]
+    choices = [[word.split(r"\|") for word in line.split()] for line in plain if "..." not in line]
+    return [list(words) for each in choices for words in product(*each)]
+
+
+EVERY = [(page, words) for page in PAGES for words in [*commands(page), *mentioned(page)]]
 
 
 def test_there_are_commands() -> None:
-    assert len(EVERY) > 30
+    """In blocks of both kinds, in tables and in sentences."""
+    assert len(EVERY) > 80
+    for name, said in {
+        "machines.md": "distill --data cifar10 --teacher resnet11 --out runs/student --resume",
+        "pictures.md": "train --data FOLDER --size 128 --teacher runs/teacher --out runs/tuned",
+        "README.md": "compare --data D --teacher T --methods plain,kd,cam-kd --seeds 5 --out DIR",
+        "scale.md": "knowledge prune --keep 20GB",
+    }.items():
+        assert said.split() in [words for page, words in EVERY if page.name == name]
+
+
+def check(words: list[str]) -> None:
+    """Raise where a command is none; one that is only named needs none of its options.
+
+    Names of networks, methods and figures are looked up, but for ``M`` and its like, which stand for any.
+    """
+    named, rest = COMMANDS, words
+    while rest and isinstance(group := named[rest[0]], Group):
+        named, rest = group.commands, rest[1:]
+    if len(rest) == 1 and rest[0] in named:
+        return
+    _, options = _chosen(_parser().parse_args(expanded(words)), COMMANDS)
+    said = {name: value for name, value in options.items() if isinstance(value, str) and not value.isupper()}
+    for network in (said[name] for name in ("model", "student", "teacher") if name in said):
+        library, colon, _ = network.partition(":")
+        if "/" not in network and (not colon or find_spec(library)):  # no run, and no library that is not here
+            entry(network, pretrained=False)
+    if "method" in said:
+        assert said["method"] in MAPS if words[0] == "explain" else objective(said["method"])
+    if "methods" in said:
+        methods_of(said["methods"])
+    for name in ("fail_under", "fail_over"):
+        if name in said:
+            assert bounds(said[name], name).keys() <= set(FIGURES)
+    if words[0] == "list":
+        assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "train --nonsense 1",
+        "train --terms rubbish",
+        "train --student nonsense",
+        "train --recipe nonsense",
+        "compare --teacher runs/t --methods nonsense",
+        "compare --teacher runs/t --methods ce=1,kd=1",
+        "evaluate RUN --fail-under accuracy",
+        "evaluate RUN --fail-under nonsense=1",
+        "explain RUN a.jpg --out a.png --method nonsense",
+        "list nonsense",
+    ],
+)
+def test_what_is_no_command_is_found(line: str) -> None:
+    with pytest.raises((InputError, ArgumentError, AssertionError, KeyError)):
+        check(line.split())
 
 
 @pytest.mark.parametrize(("page", "words"), EVERY, ids=[f"{page.name}-{' '.join(words)[:60]}" for page, words in EVERY])
 def test_every_command_is_one(page: Path, words: list[str]) -> None:
-    _parser().parse_args(expanded(words))
+    check(words)
 
 
 TINY = ["--epochs", "12", "--batch-size", "24", "--precision", "fp32", "--figure-every", "0"]

@@ -107,10 +107,14 @@ def test_maps_on_objects_stand_beside_their_chance_levels() -> None:
     assert figures["cam_inside_centre"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
 
 
-def test_class_without_test_pictures_counts_nothing() -> None:
+def test_what_was_not_measured_is_absent() -> None:
+    """The accuracy on a class without test pictures, and the confusion matrix of more than 1,000 classes."""
     own = Examination(torch.eye(3)[[0, 1]], torch.rand(2, 4, 4), torch.tensor([0, 1]), "gradient")
     figures = evaluate(own, torch.tensor([0, 0]), ("a", "b", "c"), None)
-    assert figures["per_class"] == {"a": 0.5, "b": 0.0, "c": 0.0}
+    assert figures["per_class"] == {"a": 0.5}
+    assert figures["confusion"] == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    own = Examination(torch.eye(1001)[:1], torch.rand(1, 4, 4), torch.tensor([0]), "gradient")
+    assert "confusion" not in evaluate(own, torch.tensor([0]), tuple(map(str, range(1001))), None)
 
 
 def test_figures_with_a_teacher() -> None:

@@ -47,6 +47,15 @@ def test_the_same_difference_is_proof_on_more_pictures() -> None:
     ]
 
 
+def test_many_classes_are_judged_without_a_confusion_matrix() -> None:
+    """Above 1,000 classes a run has none, but it says how many pictures it was tested on."""
+    mine, base = (Run("s", metrics={"accuracy": share, "test_pictures": 20_000}) for share in (0.9, 0.5))
+    found = findings.verdict(mine, base)
+    assert found.outcome == "helped"
+    assert f"on 20,000 test pictures is {100 * np.sqrt((0.9 * 0.1 + 0.5 * 0.5) / 20_000):.2f} points" in found.grounds
+    assert [Run("s", metrics={"test_pictures": count}).tested for count in (0, -3, "many")] == [None] * 3
+
+
 def test_standard_error_is_the_formula() -> None:
     error = findings.standard_error(run(0.9), run(0.8))
     assert error == pytest.approx(np.sqrt(0.9 * 0.1 / 3000 + 0.8 * 0.2 / 3000))

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
 from camkd.evaluate import read_pictures
+from camkd.gallery import rows_of
 from camkd.models import MODELS, Normalised
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.pipeline import channel_statistics, taught_by, train_all, train_run
@@ -231,6 +233,22 @@ def test_finished_run_is_returned_as_it_is(easy: Dataset, wide_teacher: Path) ->
         wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"), resume=True, watch=steps
     )
     assert metrics == before
+    assert steps.count == 0
+
+
+@pytest.mark.parametrize("read", [read_pictures, rows_of])
+def test_what_is_advised_of_a_damaged_record_brings_it_back(
+    easy: Dataset, wide_teacher: Path, tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    run, steps = Run(Path(shutil.copytree(wide_teacher, tmp_path / "run"))), Steps()
+    path = run.pictures if read is read_pictures else run.gallery
+    before = path.read_bytes()
+    path.write_bytes(before[:-9])
+    with pytest.raises(InputError, match=r"delete metrics\.json beside it and start the run again with --resume"):
+        read(path)
+    run.metrics.unlink()
+    train_run(run.folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"), resume=True, watch=steps)
+    assert path.read_bytes() == before
     assert steps.count == 0
 
 

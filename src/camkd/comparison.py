@@ -229,7 +229,7 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def percent(found: Estimate | None, digits: int = 2) -> str:
+def percent(found: Estimate | None) -> str:
     """An estimate of a share in per cent: ``83.48 ± 0.16``.
 
     >>> percent(Estimate(0.8348, 0.0016, 3))
@@ -237,8 +237,8 @@ def percent(found: Estimate | None, digits: int = 2) -> str:
     """
     if found is None:
         return "–"
-    half = "" if found.half is None else f" ± {100 * found.half:.{digits}f}"
-    return f"{100 * found.mean:.{digits}f}{half}"
+    half = "" if found.half is None else f" ± {100 * found.half:.2f}"
+    return f"{100 * found.mean:.2f}{half}"
 
 
 def _rank(method: str) -> int:

@@ -46,8 +46,9 @@ class Run:
 
     @property
     def tested(self) -> int | None:
-        """How many test pictures the numbers come from."""
-        return int(sum(map(sum, self.confusion))) if self.confusion else None
+        """How many test pictures the numbers come from, by their number or else by the confusion counts."""
+        counted = self.number("test_pictures") or sum(map(sum, self.confusion or []))
+        return int(counted) if counted >= 1 else None
 
     @cached_property
     def classes(self) -> list[str]:

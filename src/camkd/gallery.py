@@ -99,7 +99,10 @@ def rows_of(path: Path) -> list[int]:
     try:
         return [int(picture["row"]) for picture in parsed(path.read_text(encoding="utf-8"))["pictures"]]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{path} is damaged ({error}): delete it and evaluate the run again.") from error
+        raise InputError(
+            f"{path} is damaged ({error}): delete metrics.json beside it and start the run again with --resume, which "
+            "writes both anew without training."
+        ) from error
 
 
 def _by_cell(labels: Tensor, answers: Tensor, wanted: Tensor) -> list[int]:

@@ -56,13 +56,13 @@ def album(runs: Sequence[Run], main: Run) -> dict[str, Any] | None:
     }
 
 
-def ramp(name: str, steps: int = 33) -> list[str]:
-    """A colour map as ``steps`` colours at equal distances, between which the script interpolates.
+def ramp(name: str) -> list[str]:
+    """A colour map as 33 colours at equal distances, between which the script interpolates.
 
-    >>> ramp("viridis", 2)
+    >>> ramp("viridis")[::32]
     ['#440154', '#fde725']
     """
-    return [to_hex(matplotlib.colormaps[name](place / (steps - 1))) for place in range(steps)]
+    return [to_hex(matplotlib.colormaps[name](place / 32)) for place in range(33)]
 
 
 def _sparse(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int, int]]:

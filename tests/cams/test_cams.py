@@ -14,7 +14,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from torchcam.methods import CAM, GradCAM
 
-from camkd.cams import form, predict
+from camkd.cams import bias, form, predict
 from camkd.catalogue import stored_costs
 from camkd.models import MODELS, Normalised, build
 from camkd.models.resnet import BasicBlock, ResNet
@@ -720,6 +720,39 @@ def test_a_network_without_a_spatial_layer_is_refused(model: nn.Module) -> None:
     with pytest.raises(InputError, match="Sequential has no layer with a spatial"):
         predict(model, pictures(1, 4))
     assert hooks(model) == 0
+
+
+NO_PICTURES: list[tuple[object, str]] = [
+    ((255 * pictures()).byte(), r"x is a uint8 tensor \(2, 3, 16, 16\)"),
+    (pictures()[0], r"x is a float32 tensor \(3, 16, 16\)"),
+    (pictures()[:, :1], r"x is a float32 tensor \(2, 1, 16, 16\)"),
+    (pictures().numpy(), "x is a ndarray"),
+]
+
+
+@pytest.mark.parametrize("ask", [predict, form, bias])
+@pytest.mark.parametrize(("x", "said"), NO_PICTURES)
+def test_what_are_no_pictures_is_refused(x: Tensor, said: str, ask: Callable[[nn.Module, Tensor], object]) -> None:
+    model = build("cam-net", CLASSES, 16)
+    with pytest.raises(InputError, match=f"{said}, but pictures are a floating tensor"):
+        ask(model, x)
+    ask(model, pictures())
+    with pytest.raises(InputError, match=said):  # whatever is known by now
+        ask(model, x)
+
+
+def test_a_network_of_ones_own_takes_as_many_channels_as_it_likes() -> None:
+    model = Functional(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Linear(4, 2))
+    logits, cams, *_ = predict(model, pictures()[:, :1])
+    assert cams is not None
+    torch.testing.assert_close(logits, cams.mean((2, 3)) + model.fc.bias)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_channels_of_a_single_cell_are_not_cells(size: int) -> None:
+    """A layer normalisation puts channels last: one cell of 64 channels, no 1x64 cells."""
+    with pytest.raises(InputError, match="no layer with a spatial"):
+        predict(build("cam-net", CLASSES, 16), pictures(1, size))
 
 
 # --- a network that changes

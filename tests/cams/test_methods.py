@@ -129,7 +129,10 @@ def test_one_class_of_many_costs_one_backward_pass(monkeypatch: pytest.MonkeyPat
     assert len(calls) == 1, "a linear head needs none"
 
 
-@pytest.mark.parametrize("classes", [0, 4, torch.zeros(2, 1), torch.zeros(3)])
+@pytest.mark.parametrize(
+    "classes",
+    [0, 4, torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)],
+)
 def test_classes_that_cannot_be_asked_for(classes: int | Tensor) -> None:
     with pytest.raises(InputError, match="classes"):
         predict(net(), pictures(), classes=classes)

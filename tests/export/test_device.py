@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from camkd.cli import main
 from camkd.export.device import Variant, cost_of, peak_memory
@@ -25,8 +26,15 @@ def test_the_cost_is_a_ratio_within_each_turn() -> None:
 
 def test_every_variant_is_a_row(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     run = finished.folder / "student"
-    assert main(["bench-device", str(run), "--rounds", "1", "--json"]) == 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main(["bench-device", str(run), "--rounds", "1", "--json"]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     found = json.loads(capsys.readouterr().out)
+    assert found["environment"]["threads"] == 1
     variants = [(row["program"], row["cam"]) for row in found["rows"]]
     assert variants == [(name, cam) for name in ("PyTorch", "ONNX fp32", "ONNX int8") for cam in (False, True)]
     for row in found["rows"]:

@@ -86,6 +86,16 @@ def test_a_card_without_figures_claims_none(run: Path, tmp_path: Path) -> None:
     assert "%" not in text
 
 
+@pytest.mark.parametrize("form", ["exact", "gradient", None])
+def test_the_card_says_what_the_maps_cost_and_are(run: Path, tmp_path: Path, form: str | None) -> None:
+    (run / "metrics.json").write_text(json.dumps(FIGURES | ({"cam_form": form} if form else {})))
+    camkd.load(run).save_pretrained(tmp_path)
+    text = (tmp_path / CARD).read_text(encoding="utf-8")
+    assert "into 3 classes and" in text
+    assert ("in the same forward pass" in text, "in units of its logit" in text) == (form == "exact",) * 2
+    assert ("one backward pass a class" in text) == (form == "gradient")
+
+
 @pytest.mark.parametrize("content", ["{", "[1]x"])
 def test_damaged_figures_do_not_keep_a_model_from_loading(run: Path, content: str) -> None:
     (run / "metrics.json").write_text(content)

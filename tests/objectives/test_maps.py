@@ -83,6 +83,16 @@ def test_resizing_averages_where_it_shrinks_and_is_bilinear_where_it_grows(
         np.testing.assert_allclose(resized[n, k].numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [(2, 8), (8, 2), (4, 4), (9, 9), (2, 3)])
+def test_maps_of_any_number_of_dimensions_are_resized_alike(size: tuple[int, int]) -> None:
+    maps = draw(0, 2, 3, 5, 4, 8)
+    resized = resize(maps, size)
+    assert resized.shape == (2, 3, 5, *size)
+    for place in product(range(2), range(3), range(5)):
+        torch.testing.assert_close(resize(maps[place], size), resized[place])
+        torch.testing.assert_close(resized[place].numpy(), resize_literally(maps[place].numpy(), size))
+
+
 @settings(max_examples=40)
 @given(
     seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from camkd.types import InputError
@@ -20,9 +21,11 @@ def chosen(classes: Choice, logits: Tensor) -> Tensor | None:
                 f"classes has the shape {tuple(classes.shape)}, but has to be (N, k) with k classes for each of the "
                 f"{len(logits)} pictures: give such a tensor."
             )
+        if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+            raise InputError(f"classes is of {classes.dtype}, but has to hold whole numbers: give such a tensor.")
         if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[1]:
             raise InputError(f"classes names one that is not there: give numbers from 0 to {logits.shape[1] - 1}.")
-        return classes.to(logits.device)
+        return classes.to(logits.device, torch.int64)
     if not 1 <= classes <= logits.shape[1]:
         raise InputError(f"classes is {classes}, but the network knows {logits.shape[1]}: give one from 1 to that.")
     return logits.topk(classes).indices

@@ -18,6 +18,7 @@ from camkd.cams.heads import Head, Place
 from camkd.cams.hooks import Call, outputs_of
 from camkd.cams.layouts import Layout, readings
 from camkd.models.modes import evaluating
+from camkd.models.normalise import Normalised
 from camkd.types import InputError
 
 MOST_NAMES = 8
@@ -38,14 +39,24 @@ _found: WeakKeyDictionary[nn.Module, dict[str | None, _Found]] = WeakKeyDictiona
 def head_of(model: nn.Module, x: Tensor, layer: str | None = None) -> Head:
     """The head of ``model`` for pictures shaped like ``x``; the features are those of ``layer`` where it is given.
 
-    Raises ``InputError`` where there is no such layer, or no layer with a map at all.
+    Raises ``InputError`` where there is no such layer, or no layer with a map at all, and for what are no pictures.
     """
+    _check_pictures(model, x)
     known, modules = _found.setdefault(model, {}), _modules_below(model)
     found = known.get(layer)
     if found is None or found.shape != x.shape[1:] or found.modules != modules:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             found = known[layer] = _Found(_find(model, x, layer), x.shape[1:], modules)
     return found.head
+
+
+def _check_pictures(model: nn.Module, x: Tensor) -> None:
+    """How many channels a network takes is its own affair, unless it normalises RGB: then one would become three."""
+    pictures = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
+    if not pictures or (isinstance(model, Normalised) and x.shape[1] != 3):
+        raise InputError(
+            f"x is {_shown(x)}, but pictures are a floating tensor (N, 3, H, W), RGB in 0..1: give such a one."
+        )
 
 
 def _modules_below(model: nn.Module) -> list[nn.Module | None]:
@@ -125,8 +136,8 @@ class _Trace:
                 self.spatial[i] = layout
                 if output.ndim == 4:
                     grids.append(layout.grid)
-            elif layout is not None and layout.kind == "first":
-                odd[i] = layout
+            elif layout is not None and layout.kind == "first" and output.shape[1:3] != (1, 1):
+                odd[i] = layout  # but for (N, 1, 1, C), which is one cell with its channels last
         self.grids = grids
         self.spatial = self.spatial or odd
 
@@ -263,4 +274,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _shown(answer: object) -> str:
-    return f"a tensor {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    if not isinstance(answer, Tensor):
+        return f"a {type(answer).__name__}"
+    return f"a {str(answer.dtype).removeprefix('torch.')} tensor {tuple(answer.shape)}"

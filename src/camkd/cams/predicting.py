@@ -32,8 +32,8 @@ def predict(
     ``shown (N, k)``, and a method with gradients then takes ``k`` backward passes and not one for every class.
 
     Differentiable where gradients are enabled: the maps can be part of a loss. Modes, hooks and gradients are
-    left as they were. Raises ``InputError`` for a network without a spatial layer, and for a method or a layer that is
-    not there, naming those that are.
+    left as they were. Raises ``InputError`` for a network without a spatial layer, for a method or a layer that is
+    not there, naming those that are, and for what are no such pictures; a network of your own may take other channels.
 
     ``features=True`` also returns the network's stages, each ``(N, C, h, w)``, from the input to the layer the maps are
     made of, which is always the last. A stage is the last output at each spatial resolution among the network's own

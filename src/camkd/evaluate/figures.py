@@ -81,9 +81,12 @@ def evaluate(
         "ece": ece(own.logits, labels),
         "nll": nll(own.logits, labels),
         "cam_form": own.form,
-        "per_class": dict(zip(names, (right / totals.clamp_min(1)).tolist(), strict=True)),
-        "confusion": confusion(predicted, labels, len(names)).tolist() if len(names) <= MOST_CLASSES else None,
+        "per_class": {
+            name: share for name, share, n in zip(names, (right / totals).tolist(), totals.tolist(), strict=True) if n
+        },
     }
+    if len(names) <= MOST_CLASSES:
+        figures["confusion"] = confusion(predicted, labels, len(names)).tolist()
     if masks is not None:
         figures |= _on_objects(own.maps, masks)
     if teacher is not None:

@@ -48,7 +48,10 @@ def read_pictures(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return dict(stored)
     except Exception as error:  # zip, deflate and numpy have one each for every way in which a file may be damaged
-        raise InputError(f"{path} is damaged ({error}): evaluate the run again, or delete it.") from error
+        raise InputError(
+            f"{path} is damaged ({error}): delete metrics.json beside it and start the run again with --resume, which "
+            "writes both anew without training."
+        ) from error
 
 
 def alarmed(pictures: Mapping[str, NDArray[Any]], level: float) -> NDArray[np.int64]:

@@ -69,20 +69,21 @@ def bench(source: str, data: str | None, rounds: int, progress: Progress) -> dic
             }
             for variant, own, many in zip(variants, times, batches, strict=True)
         ]
+        machine = environment()  # with the one thread that all this was measured on
     cam_costs = {
         logits.name: cost_of(times[place], times[place + 1]) for place, logits in enumerate(variants) if not logits.cam
     }
-    return {"rows": rows, "cam_over_logits_percent": cam_costs, "rounds": rounds, "environment": environment()}
+    return {"rows": rows, "cam_over_logits_percent": cam_costs, "rounds": rounds, "environment": machine}
 
 
-def latency(files: Sequence[Path], images: NDArray[np.uint8], rounds: int = 20) -> list[float]:
+def latency(files: Sequence[Path], images: NDArray[np.uint8]) -> list[float]:
     """The median seconds that each of ``files`` takes for ``images`` at once, on one thread, in turns."""
     sessions = [open_session(path) for path in files]
     variants = [
         Variant(path.name, True, lambda x, s=session: run(s, x), path, 0)  # type: ignore[misc]
         for path, session in zip(files, sessions, strict=True)
     ]
-    return [float(np.median(own)) for own in take_turns(variants, as_input(images), rounds)]
+    return [float(np.median(own)) for own in take_turns(variants, as_input(images), rounds=20)]
 
 
 def cost_of(less: NDArray[np.float64], more: NDArray[np.float64]) -> dict[str, float]:

@@ -34,13 +34,12 @@ def check_installed() -> None:
         raise InputError(f"exporting needs {', '.join(missing)}: pip install 'camkd[export]'.")
 
 
-def open_session(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
-    """The exported file ``path`` in ONNX Runtime, on the processor."""
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """The exported file ``path`` in ONNX Runtime, on one thread of the processor."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ALONE
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -27,6 +27,16 @@ logits, cam = session.run(None, {{"image": picture}})       # (1, {count}) and (
 }
 
 
+MAPS = {
+    "exact": "returns, in the same forward pass, a class activation map for each: the evidence for the class at each "
+    "place, in units of its logit",
+    "gradient": "has a class activation map for each, by gradients: the evidence for the class at each place, for one "
+    "backward pass a class",
+    None: "has a class activation map for each: the evidence for the class at each place",
+}
+"""What the maps are, by ``cam_form``; only exact ones are exported."""
+
+
 def card(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind, measured: str = "") -> str:
     """The card of the model that ``said`` (a ``Description`` as a dict) describes.
 
@@ -37,8 +47,8 @@ def card(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind, measur
         f"---\n{yaml.safe_dump(front_matter(said, figures, kind), sort_keys=False, allow_unicode=True)}---",
         f"# {title(said)}",
         f"A `{said['architecture']}` of {said['params']:,} parameters that sorts pictures of {said['size']} x "
-        f"{said['size']} pixels into {len(said['classes'])} classes and returns, in the same forward pass, a class "
-        "activation map for each: the evidence for the class at each place, in units of its logit. Made with camkd.",
+        f"{said['size']} pixels into {len(said['classes'])} classes and "
+        f"{MAPS['exact' if kind == 'onnx' else figures.get('cam_form')]}. Made with camkd.",
         f"## Use\n\n```python\n{LOADING[kind].format(size=said['size'], count=len(said['classes']))}```\n\n"
         "The network normalises by itself. Where the head is linear, `logits = mean of the map + bias` holds exactly.",
         f"## Classes\n\n{classes}",
