@@ -727,6 +727,56 @@ def test_a_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Pa
         fitted(easy, tmp_path, goal=Objective({"ce": Weighted(Spoilt(at=(4,), gradient=True))}))
 
 
+class Spoils(Stop):
+    """Spoils a weight after one step, as a gradient does that nobody looked at, and sends a signal then if told so."""
+
+    def __init__(self, model: nn.Module, at: int, stops: bool) -> None:
+        super().__init__(at)
+        self.model, self.stops = model, stops
+
+    def step(self, pictures: int) -> None:
+        if self.left == 1:
+            next(self.model.parameters()).data[0] = math.nan
+        if self.stops:
+            super().step(pictures)
+        else:
+            self.left -= 1
+
+
+@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.parametrize(("at", "stops"), [(8, False), (8, True), (6, True)])
+def test_a_state_that_is_not_finite_is_never_kept(
+    easy: Dataset, tmp_path: Path, whole: Any, at: int, stops: bool
+) -> None:
+    """Neither at the end of an epoch nor where the run is asked to stop; it goes on from the one before."""
+    model = network()
+    with pytest.raises(FloatingPointError, match="a weight is not finite in epoch 2: lower --lr"):
+        fit(model, easy, PLAIN, settings(), Run(tmp_path), watch=Spoils(model, at, stops))
+    kept, _ = Run(tmp_path).checkpoints.load()
+    assert (kept["epoch"], kept["step"]) == (1, 4)
+    assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]
+    weights, _ = fitted(easy, tmp_path, resume=True)
+    assert same(weights, whole[0])
+
+
+@dataclass(frozen=True)
+class Huge(Scaled):
+    """A finite number whose sum over an epoch is not."""
+
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
+        return super().__call__(student, teacher, labels) + 1e37
+
+
+@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.parametrize("stops", [False, True])
+def test_sums_of_an_epoch_that_are_not_finite_stop_the_run(easy: Dataset, tmp_path: Path, stops: bool) -> None:
+    goal = Objective({"ce": Weighted(CrossEntropy()), "huge": Weighted(Huge(), 1e-37)})
+    with pytest.raises(FloatingPointError, match="the huge is inf in epoch 1: lower --lr"):
+        fitted(easy, tmp_path, goal=goal, watch=Stop(3 if stops else -1))
+    assert not Run(tmp_path).checkpoints
+    assert Run(tmp_path).read_history() == []
+
+
 @pytest.mark.fault("a loss or gradient that is not finite")
 def test_an_epoch_of_nothing_but_such_batches_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     goal = Objective({"ce": Weighted(Spoilt(at=tuple(range(5, 9))))})

@@ -71,7 +71,8 @@ def fit(
     ``knowledge`` answers for the teacher in training, ``teacher`` is what it said of the validation pictures. Terms
     with weights of their own get them from ``config.seed``, learn beside the model and end with the run. Writes
     ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
-    saved; ``FloatingPointError`` where loss or gradient is no longer finite, unless such batches are passed over.
+    saved; ``FloatingPointError`` where loss or gradient is no longer finite, unless such batches are passed over, with
+    the last finite state kept.
     """
     device, watch = torch.device(pick_device(config.device)), watch or Watch()
     keep_freed_memory()
@@ -118,6 +119,7 @@ def fit(
                 watch.step(size)
                 if _anywhere(stop, device):
                     state.seconds += time.perf_counter() - started
+                    _check_state(state)
                     state.save(run)
                     raise Interrupted(str(run.folder))
             if device.type == "cuda":
@@ -211,7 +213,8 @@ def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim
 def _update(state: State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
     """Make one step. Raises ``FloatingPointError`` and changes no weight where loss or gradient is not finite.
 
-    A device would have to wait for these numbers: unless such batches are to be passed over, it is asked each epoch.
+    That is so on the CPU, and where such batches are to be passed over. The host would have to wait for any other
+    device: there `_check_state` finds it, before a state is kept.
     """
     where, looks = f"epoch {state.epoch + 1}, batch {state.batch + 1}", loss.is_cpu or config.on_nan == "skip"
     for group in state.optimizer.param_groups:
@@ -222,18 +225,28 @@ def _update(state: State, loss: Tensor, schedule: Schedule, config: TrainConfig)
     state.step += 1
     state.batch += 1
     if looks:
-        _check(loss, "loss", where)
+        _check(loss.detach(), "loss", where)
     (loss / team().size).backward()  # each process has the whole loss, and all their gradients are added up
     add_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, config.clip)
     if looks:
-        _check(norm, "norm of the gradient", where)
+        _check(norm.detach(), "norm of the gradient", where)
     state.optimizer.step()
 
 
-def _check(value: Tensor, name: str, where: str) -> None:
-    if not math.isfinite(float(value.detach())):
-        raise FloatingPointError(f"the {name} is {float(value.detach())} in {where}: lower --lr")
+def _check(value: Tensor | float, name: str, where: str) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the {name} is {float(value)} in {where}: lower --lr")
+
+
+def _check_state(state: State) -> None:
+    """Raise ``FloatingPointError`` where a sum of this epoch or a weight is not finite: such a state is not kept."""
+    where = f"epoch {state.epoch + 1}"
+    for name, total in state.sums.items():
+        _check(total, name or "loss", where)
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    if not torch.stack([parameter.isfinite().all() for parameter in parameters]).all():
+        raise FloatingPointError(f"a weight is not finite in {where}: lower --lr")
 
 
 def _buffers(*modules: nn.Module) -> list[Tensor]:
@@ -255,11 +268,13 @@ def _accumulate(state: State, loss: Tensor, means: dict[str, Tensor], pictures: 
 
 
 def _end_epoch(state: State, referee: Referee, schedule: Schedule, pictures: int) -> None:
+    _check_state(state)
     sums = {name: float(value) for name, value in state.sums.items()}
     loss, learnt = sums.pop("", math.nan), state.pictures
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} in epoch {state.epoch + 1}: lower --lr")
+    _check(loss, "loss", f"epoch {state.epoch + 1}")  # no sum, no number: all batches were passed over
     judged = referee(state.average)
+    for name, value in judged.items():
+        _check(value, name, f"epoch {state.epoch + 1}")
     state.rows.append(
         {
             "epoch": state.epoch + 1,
