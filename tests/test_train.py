@@ -461,6 +461,27 @@ def test_history_tells_the_rate_and_the_mean_of_the_terms(easy: Dataset, tmp_pat
         assert row["lr"] == pytest.approx(rate(5 * epoch + 4))
 
 
+@pytest.mark.parametrize("cut", [0, 5, 6, 7])
+def test_a_term_whose_schedule_ends_within_an_epoch_is_divided_by_the_pictures_it_had(
+    easy: Dataset, tmp_path: Path, cut: int
+) -> None:
+    """The mean of a constant is that constant, also where the run was stopped meanwhile."""
+    goal = Objective(
+        {
+            "ce": Weighted(CrossEntropy()),
+            "early": Weighted(Constant(0.5), schedule="early"),
+            "ramp": Weighted(Constant(0.25), schedule="ramp"),
+        }
+    )
+    config = settings(epochs=4, batch_size=20)  # 20 steps of unequal batches: early are 6, in the second epoch one
+    if cut:
+        with pytest.raises(Interrupted):
+            fitted(easy, tmp_path, config, goal, watch=Stop(cut))
+    _, rows = fitted(easy, tmp_path, config, goal, resume=bool(cut))
+    assert [row["terms"].get("early") for row in rows] == [0.5, 0.5, None, None]
+    assert [row["terms"]["ramp"] for row in rows] == [0.25] * 4
+
+
 def test_average_is_the_literal_loop(easy: Dataset, tmp_path: Path) -> None:
     model = network()
     average, seen = copied(model), Seen(model)
@@ -478,6 +499,18 @@ def test_average_is_the_literal_loop(easy: Dataset, tmp_path: Path) -> None:
             torch.testing.assert_close(tensor, average[name], rtol=1e-4, atol=1e-6)
         else:
             assert torch.equal(tensor, average[name])
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same number for each picture."""
+
+    needs = frozenset({"logits"})
+    asks_teacher = False
+    value: float
+
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
+        return student.logits[:, 0] * 0 + self.value
 
 
 @dataclass(frozen=True)
@@ -759,18 +792,11 @@ def test_a_state_that_is_not_finite_is_never_kept(
     assert same(weights, whole[0])
 
 
-@dataclass(frozen=True)
-class Huge(Scaled):
-    """A finite number whose sum over an epoch is not."""
-
-    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        return super().__call__(student, teacher, labels) + 1e37
-
-
 @pytest.mark.fault("a loss or gradient that is not finite")
 @pytest.mark.parametrize("stops", [False, True])
 def test_sums_of_an_epoch_that_are_not_finite_stop_the_run(easy: Dataset, tmp_path: Path, stops: bool) -> None:
-    goal = Objective({"ce": Weighted(CrossEntropy()), "huge": Weighted(Huge(), 1e-37)})
+    """A number that is finite, and three batches of it are not."""
+    goal = Objective({"ce": Weighted(CrossEntropy()), "huge": Weighted(Constant(1e37), 1e-37)})
     with pytest.raises(FloatingPointError, match="the huge is inf in epoch 1: lower --lr"):
         fitted(easy, tmp_path, goal=goal, watch=Stop(3 if stops else -1))
     assert not Run(tmp_path).checkpoints

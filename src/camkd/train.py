@@ -260,17 +260,17 @@ def _restore(model: nn.Module, terms: nn.Module, before: Sequence[Tensor]) -> No
 
 
 def _accumulate(state: State, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
-    """Add up where the numbers are, so that nobody waits for them."""
-    state.pictures += pictures
+    """Add up where the numbers are, so that nobody waits for them; a schedule may leave a term out of some batches."""
     for name, mean in {"": loss.detach(), **means}.items():
         value = mean * pictures
         state.sums[name] = state.sums[name].to(value) + value if name in state.sums else value
+        state.counts[name] = state.counts.get(name, 0) + pictures
 
 
 def _end_epoch(state: State, referee: Referee, schedule: Schedule, pictures: int) -> None:
     _check_state(state)
     sums = {name: float(value) for name, value in state.sums.items()}
-    loss, learnt = sums.pop("", math.nan), state.pictures
+    loss, learnt = sums.pop("", math.nan), state.counts.get("", 0)
     _check(loss, "loss", f"epoch {state.epoch + 1}")  # no sum, no number: all batches were passed over
     judged = referee(state.average)
     for name, value in judged.items():
@@ -279,7 +279,7 @@ def _end_epoch(state: State, referee: Referee, schedule: Schedule, pictures: int
         {
             "epoch": state.epoch + 1,
             "train_loss": loss / learnt,
-            "terms": {name: value / learnt for name, value in sums.items()},
+            "terms": {name: value / state.counts[name] for name, value in sums.items()},
             "lr": schedule(state.step - 1),
             **judged,
             "images_per_second": pictures / state.seconds,
@@ -290,7 +290,7 @@ def _end_epoch(state: State, referee: Referee, schedule: Schedule, pictures: int
     if judged["val_accuracy"] >= state.best:
         state.best, state.best_epoch = judged["val_accuracy"], state.epoch + 1
         state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
-    state.epoch, state.batch, state.seconds, state.pictures, state.sums = state.epoch + 1, 0, 0.0, 0, {}
+    state.epoch, state.batch, state.seconds, state.sums, state.counts = state.epoch + 1, 0, 0.0, {}, {}
 
 
 def _anywhere(stop: Sequence[int], device: torch.device) -> bool:
