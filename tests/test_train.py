@@ -416,6 +416,19 @@ def test_the_optimizer_is_the_one_named_and_spares_biases(name: Literal["sgd", "
         torch.testing.assert_close(mine, expected)
 
 
+@pytest.mark.parametrize(("name", "own", "other"), [("cam-net", "adamw", "sgd"), ("resnet8", "sgd", "adamw")])
+def test_a_network_brings_its_own_optimizer(easy: Dataset, tmp_path: Path, name: str, own: str, other: str) -> None:
+    """Auto is the one that is named, with its learning rate and weight decay, and not the other."""
+    weights = {
+        named: copied(
+            fit(network(name=name), easy, PLAIN, settings(epochs=1, optimizer=named, lr=None), Run(tmp_path / named))
+        )
+        for named in ("auto", own, other)
+    }
+    assert same(weights["auto"], weights[own])
+    assert not same(weights["auto"], weights[other])
+
+
 def test_schedule_closed_form() -> None:
     rate = Schedule(settings(epochs=10, lr=0.3, batch_size=64, warmup=0.25), 20)
     peak = 0.3 * 64 / 128

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,14 @@ def fit(
     """Train ``model`` and return its averaged weights of the epoch with the best validation accuracy.
 
     ``knowledge`` answers for the teacher in training, ``teacher`` is what it said of the validation pictures. Terms
-    with weights of their own get them from ``config.seed``, learn beside the model and end with the run. Writes
+    with weights of their own get them from ``config.seed``, learn beside the model and end with the run. The optimiser
+    ``auto`` is what ``model.own_optimizer`` says, "sgd" or "adamw", and SGD where it says nothing. Writes
     ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
     saved; ``FloatingPointError`` where loss or gradient is no longer finite, unless such batches are passed over, with
     the last finite state kept.
     """
     device, watch = torch.device(pick_device(config.device)), watch or Watch()
+    config = replace(config, **stepping(config, getattr(model, "own_optimizer", "sgd"))._asdict())
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
