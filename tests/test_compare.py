@@ -159,13 +159,13 @@ def _die(*arguments: Any) -> None:
 def test_a_process_that_dies_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_serve", _die)
     with pytest.raises(ChildProcessError, match="a process of the comparison died"):
-        list(workers.in_parallel(plan, plan.runs, 2))
+        list(workers.in_parallel(plan, plan.runs, 2, Watch()))
 
 
 def test_what_is_wrong_in_a_process_is_said_here(plan: Plan) -> None:
     broken = replace(plan, teacher=plan.folder / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
-        list(workers.in_parallel(broken, plan.runs[:1], 2))
+        list(workers.in_parallel(broken, plan.runs[:1], 2, Watch()))
 
 
 # --- the folder
@@ -250,6 +250,32 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(plan: Plan, data: Dat
     assert list(failed) == [f"{wild}, seed 3"]
     assert "lower --lr" in failed[f"{wild}, seed 3"]
     assert [len(arm.runs) for arm in collect(mixed).arms] == [0, 1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_that_are_passed_over_are_said_with_the_name_of_their_run(
+    plan: Plan, data: Dataset, processes: int
+) -> None:
+    wild, notes = "ce=1e+39", Notes()
+    plan = replace(plan, methods=("plain", wild), seeds=(3,), train=replace(TRAIN, on_nan="skip"))
+    failed = carry_out(prepare(plan, data, resume=False, watch=Watch()), data, processes, notes, silent)
+    assert list(failed) == [f"{wild}, seed 3"]
+    said = [note for note in notes.said if "passed over" in note]
+    assert said == [
+        f"{wild}, seed 3: the loss is inf in epoch 1, batch {batch}: lower --lr; the batch is passed over"
+        for batch in (1, 2, 3, 4)
+    ]
+
+
+def test_the_command_prints_what_there_is_where_a_run_diverges(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--data", plan.data.data, "--teacher", str(plan.teacher), "--student", "resnet8", "--json"]
+    arguments += ["--methods", "plain,ce=1e+39", "--seeds", "1", "--epochs", "1", "--batch-size", "24"]
+    assert main([*arguments, "--out", str(plan.folder)]) == 1
+    said = capsys.readouterr()
+    assert said.err.endswith("ce=1e+39, seed 0: the loss is inf in epoch 1, batch 1: lower --lr.\n")
+    found = json.loads(said.out)
+    assert found["methods"]["plain"]["accuracy"]["runs"] == 1
+    assert found["ranked_on_validation"] == ["plain"]
 
 
 def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
