@@ -318,6 +318,8 @@ def test_the_files(plan: Plan, data: Dataset) -> None:
     assert said["methods"]["kd"]["accuracy"]["runs"] == 2
     assert said["settings"]["student"] == "resnet8"
     html = page.read_text()
+    best = said["ranked_on_validation"][0]
+    assert re.findall(r'row" class="wrap">([^<]*)</th><td class="num">2</td><td class="num mine"', html) == [best]
     assert "&lt;b&gt;pictures" in html
     assert "<b>pictures" not in html
     assert "ce=0.1+cam=1:pool=2 − kd" in html
