@@ -281,6 +281,8 @@ def test_the_command_prints_what_there_is_where_a_run_diverges(plan: Plan, capsy
 def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
     assert methods_of("plain, kd,ce=1+cam=1:pool=2") == ("plain", "kd", "ce=1+cam=1:pool=2")
     assert methods_of("ce=1.0 + cam=1: pool=2,ce=2") == ("ce=1+cam=1:pool=2", "ce=2"), "in one form"
+    assert methods_of("ce=1:smoothing=0+kd=1,plain", 0.1) == ("ce=1:smoothing=0+kd=1", "plain")
+    assert methods_of("ce=1:smoothing=0,plain", 0.1) == ("ce=1:smoothing=0", "plain"), "not the same with smoothing"
     wrong = {
         "": "needs methods",
         " , ": "needs methods",

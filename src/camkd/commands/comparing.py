@@ -48,7 +48,7 @@ def _compare(options: Namespace) -> dict[str, Any]:
     from camkd.types import InputError
 
     data_config, config, lesson = take(DataConfig, options), take(TrainConfig, options), take(Lesson, options)
-    methods = compare.methods_of(options.methods)
+    methods = compare.methods_of(options.methods, config.smoothing)
     for name in ("seeds", "processes"):
         if options[name] < 1:
             raise InputError(f"{name} is {options[name]}, but has to be 1 or more: give such a number.")
