@@ -370,7 +370,10 @@ def test_the_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         (["--methods", "plain,magic"], "there is no method 'magic'"),
         (["--seeds", "0"], "seeds is 0"),
         (["--seed", "4294967295", "--seeds", "2"], "seed is 4294967296"),
-        (["--methods", "plain,reviewkd", "--batch-size", "1"], "reviewkd compares pictures of a batch"),
+        (
+            ["--methods", "plain,reviewkd", "--batch-size", "1"],
+            "reviewkd needs several pictures in a batch: give a --batch-size",
+        ),
         (["--processes", "0"], "processes is 0"),
         (["--student", "nope"], "'nope'"),
         (["--teacher", "/nowhere"], "nowhere"),

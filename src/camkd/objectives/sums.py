@@ -66,6 +66,11 @@ class Objective:
         """Whether a term has weights of its own that are not made yet."""
         return any(isinstance(weighted.term, Connects) for weighted in self.terms.values())
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether a term reads the map of another picture of the batch as a control: alone a picture has its own."""
+        return any(getattr(weighted.term, "control", "none") == "shuffled" for weighted in self.terms.values())
+
     def connected(self, student: Prediction, teacher: Prediction) -> Objective:
         """The same with the weights of its terms made, for two networks that answer with these shapes."""
         terms = {}
