@@ -35,10 +35,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
-from camkd.config import Lesson, TrainConfig, stepping
+from camkd.config import Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
-from camkd.models import build, own_optimizer
+from camkd.models import build
 from camkd.models.profile import profile
 from camkd.models.saved import Description, save
 from camkd.objectives import objective
@@ -86,7 +86,6 @@ class Bench:
     def ours(self, method: str, seed: int, epochs: int) -> float:
         """Median over the epochs but the first; views come again after two, so that a store can be warm."""
         config = replace(self.config, view_seed=seed, epochs=epochs, view_epochs=2)
-        config = replace(config, **stepping(config, own_optimizer(self.student))._asdict())
         goal = objective(method)
         known = knowledge_of(self.teacher, self.data, config, Lesson(method)) if goal.asks_teacher else None
         run = Run(Path(tempfile.mkdtemp(dir=self.folder)))

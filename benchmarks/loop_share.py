@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from camkd import train as loop
-from camkd.config import Lesson, TrainConfig, stepping
+from camkd.config import Lesson, TrainConfig
 from camkd.data import open_data
 from camkd.data.views import Views
 from camkd.knowledge import Store
-from camkd.models import build, own_optimizer
+from camkd.models import build
 from camkd.models.profile import profile
 from camkd.models.saved import Description, save
 from camkd.objectives import Objective, objective
@@ -93,7 +93,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for number in range(options.rounds):
         for student, method in CASES:
             goal, config = objective(method), TrainConfig(epochs=EPOCHS, view_epochs=1, device="cpu")
-            config = replace(config, **stepping(config, own_optimizer(student))._asdict())
             known = knowledge_of(teacher, data, config, Lesson(method)) if goal.asks_teacher else None
             model = build(student, len(classes), size)
             watch, run = Stopwatch(model), Run(folder / f"{student}-{method}-{number}")

@@ -159,13 +159,13 @@ def _die(*arguments: Any) -> None:
 def test_a_process_that_dies_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_serve", _die)
     with pytest.raises(ChildProcessError, match="a process of the comparison died"):
-        list(workers.in_parallel(plan, plan.runs, 2))
+        list(workers.in_parallel(plan, plan.runs, 2, Watch()))
 
 
 def test_what_is_wrong_in_a_process_is_said_here(plan: Plan) -> None:
     broken = replace(plan, teacher=plan.folder / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
-        list(workers.in_parallel(broken, plan.runs[:1], 2))
+        list(workers.in_parallel(broken, plan.runs[:1], 2, Watch()))
 
 
 # --- the folder
@@ -252,9 +252,37 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(plan: Plan, data: Dat
     assert [len(arm.runs) for arm in collect(mixed).arms] == [0, 1]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_that_are_passed_over_are_said_with_the_name_of_their_run(
+    plan: Plan, data: Dataset, processes: int
+) -> None:
+    wild, notes = "ce=1e+39", Notes()
+    plan = replace(plan, methods=("plain", wild), seeds=(3,), train=replace(TRAIN, on_nan="skip"))
+    failed = carry_out(prepare(plan, data, resume=False, watch=Watch()), data, processes, notes, silent)
+    assert list(failed) == [f"{wild}, seed 3"]
+    said = [note for note in notes.said if "passed over" in note]
+    assert said == [
+        f"{wild}, seed 3: the loss is inf in epoch 1, batch {batch}: lower --lr; the batch is passed over"
+        for batch in (1, 2, 3, 4)
+    ]
+
+
+def test_the_command_prints_what_there_is_where_a_run_diverges(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--data", plan.data.data, "--teacher", str(plan.teacher), "--student", "resnet8", "--json"]
+    arguments += ["--methods", "plain,ce=1e+39", "--seeds", "1", "--epochs", "1", "--batch-size", "24"]
+    assert main([*arguments, "--out", str(plan.folder)]) == 1
+    said = capsys.readouterr()
+    assert said.err.endswith("ce=1e+39, seed 0: the loss is inf in epoch 1, batch 1: lower --lr.\n")
+    found = json.loads(said.out)
+    assert found["methods"]["plain"]["accuracy"]["runs"] == 1
+    assert found["ranked_on_validation"] == ["plain"]
+
+
 def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
     assert methods_of("plain, kd,ce=1+cam=1:pool=2") == ("plain", "kd", "ce=1+cam=1:pool=2")
     assert methods_of("ce=1.0 + cam=1: pool=2,ce=2") == ("ce=1+cam=1:pool=2", "ce=2"), "in one form"
+    assert methods_of("ce=1:smoothing=0+kd=1,plain", 0.1) == ("ce=1:smoothing=0+kd=1", "plain")
+    assert methods_of("ce=1:smoothing=0,plain", 0.1) == ("ce=1:smoothing=0", "plain"), "not the same with smoothing"
     wrong = {
         "": "needs methods",
         " , ": "needs methods",
@@ -292,6 +320,8 @@ def test_the_files(plan: Plan, data: Dataset) -> None:
     assert said["methods"]["kd"]["accuracy"]["runs"] == 2
     assert said["settings"]["student"] == "resnet8"
     html = page.read_text()
+    best = said["ranked_on_validation"][0]
+    assert re.findall(r'row" class="wrap">([^<]*)</th><td class="num">2</td><td class="num mine"', html) == [best]
     assert "&lt;b&gt;pictures" in html
     assert "<b>pictures" not in html
     assert "ce=0.1+cam=1:pool=2 − kd" in html
@@ -340,7 +370,10 @@ def test_the_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         (["--methods", "plain,magic"], "there is no method 'magic'"),
         (["--seeds", "0"], "seeds is 0"),
         (["--seed", "4294967295", "--seeds", "2"], "seed is 4294967296"),
-        (["--methods", "plain,reviewkd", "--batch-size", "1"], "reviewkd compares pictures of a batch"),
+        (
+            ["--methods", "plain,reviewkd", "--batch-size", "1"],
+            "reviewkd needs several pictures in a batch: give a --batch-size",
+        ),
         (["--processes", "0"], "processes is 0"),
         (["--student", "nope"], "'nope'"),
         (["--teacher", "/nowhere"], "nowhere"),

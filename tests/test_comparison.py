@@ -162,6 +162,25 @@ def test_validation_chooses_and_the_test_pictures_have_no_say() -> None:
     assert Comparison((Arm("unfinished", {}),)).choice == "No run is finished yet."
 
 
+def test_methods_are_ranked_over_the_seeds_that_all_have() -> None:
+    """Whose bad seed diverged is not better for it."""
+
+    def judged(name: str, **values: float) -> Arm:
+        return Arm(name, {int(seed[1:]): {"accuracy": value, "val_accuracy": value} for seed, value in values.items()})
+
+    robust, lucky = judged("robust", s0=0.3, s1=0.8, s2=0.9), judged("lucky", s1=0.79, s2=0.88)
+    found = Comparison((lucky, robust, Arm("unfinished", {})))
+    assert [one.method for one in found.ranked] == ["robust", "lucky"]
+    assert found.choice == "Best on the validation pictures is robust; it is ahead of lucky within noise."
+    apart = Comparison((judged("kd", s0=0.3), judged("plain", s1=0.8)))
+    assert apart.ranked == []
+    assert apart.choice == "No seed is finished with every method: the validation pictures cannot rank them."
+    assert apart.summary()["ranked_on_validation"] == []
+    assert apart.differences() == ()
+    third = Comparison((robust, judged("plain", s0=0.1, s1=0.9), judged("kd", s1=0.7)))
+    assert third.choice.startswith("Best on the validation pictures is plain; it is ahead of robust"), "at seed 1"
+
+
 def test_a_summary_is_plain_data() -> None:
     found = Comparison((arm("plain", 0.5, 0.6), arm("kd", 0.55, 0.66), Arm("unfinished", {}))).summary()
     assert found["methods"]["plain"]["accuracy"]["mean"] == pytest.approx(0.55)

@@ -510,6 +510,11 @@ class Wrong:
         Wrong("device 'quantum'", config=replace(ONE, device="quantum")),
         Wrong("epochs is 0", config=replace(ONE, epochs=0)),
         Wrong("teacher_epochs is 0", teacher_epochs=0),
+        Wrong(
+            "cam=1:control=shuffled needs several pictures in a batch",
+            lesson=Lesson("ce=1,cam=1:control=shuffled"),
+            config=replace(ONE, batch_size=1),
+        ),
         Wrong("batch_size is -1", config=replace(ONE, batch_size=-1)),
         Wrong("lr is 0.0", config=replace(ONE, lr=0.0)),
         Wrong("lr is nan", config=replace(ONE, lr=float("nan"))),
@@ -533,6 +538,7 @@ def test_wrong_names_and_numbers_are_named(wrong: Wrong) -> None:
 
 @pytest.mark.parametrize("config", [TrainConfig(), ONE, replace(ONE, warmup=0.0, ema=0.0, weight_decay=0.0, clip=1e-9)])
 def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
+    pipeline.check_names("cam-net", Lesson("ce=1,cam=1:control=centre"), replace(config, batch_size=1))
     pipeline.check_names("cam-net", Lesson("ce=0.1,cam=1:schedule=early", "1GB"), config, 1)
     json.dumps(config.__dict__)
 

@@ -416,6 +416,19 @@ def test_the_optimizer_is_the_one_named_and_spares_biases(name: Literal["sgd", "
         torch.testing.assert_close(mine, expected)
 
 
+@pytest.mark.parametrize(("name", "own", "other"), [("cam-net", "adamw", "sgd"), ("resnet8", "sgd", "adamw")])
+def test_a_network_brings_its_own_optimizer(easy: Dataset, tmp_path: Path, name: str, own: str, other: str) -> None:
+    """Auto is the one that is named, with its learning rate and weight decay, and not the other."""
+    weights = {
+        named: copied(
+            fit(network(name=name), easy, PLAIN, settings(epochs=1, optimizer=named, lr=None), Run(tmp_path / named))
+        )
+        for named in ("auto", own, other)
+    }
+    assert same(weights["auto"], weights[own])
+    assert not same(weights["auto"], weights[other])
+
+
 def test_schedule_closed_form() -> None:
     rate = Schedule(settings(epochs=10, lr=0.3, batch_size=64, warmup=0.25), 20)
     peak = 0.3 * 64 / 128
@@ -461,6 +474,27 @@ def test_history_tells_the_rate_and_the_mean_of_the_terms(easy: Dataset, tmp_pat
         assert row["lr"] == pytest.approx(rate(5 * epoch + 4))
 
 
+@pytest.mark.parametrize("cut", [0, 5, 6, 7])
+def test_a_term_whose_schedule_ends_within_an_epoch_is_divided_by_the_pictures_it_had(
+    easy: Dataset, tmp_path: Path, cut: int
+) -> None:
+    """The mean of a constant is that constant, also where the run was stopped meanwhile."""
+    goal = Objective(
+        {
+            "ce": Weighted(CrossEntropy()),
+            "early": Weighted(Constant(0.5), schedule="early"),
+            "ramp": Weighted(Constant(0.25), schedule="ramp"),
+        }
+    )
+    config = settings(epochs=4, batch_size=20)  # 20 steps of unequal batches: early are 6, in the second epoch one
+    if cut:
+        with pytest.raises(Interrupted):
+            fitted(easy, tmp_path, config, goal, watch=Stop(cut))
+    _, rows = fitted(easy, tmp_path, config, goal, resume=bool(cut))
+    assert [row["terms"].get("early") for row in rows] == [0.5, 0.5, None, None]
+    assert [row["terms"]["ramp"] for row in rows] == [0.25] * 4
+
+
 def test_average_is_the_literal_loop(easy: Dataset, tmp_path: Path) -> None:
     model = network()
     average, seen = copied(model), Seen(model)
@@ -478,6 +512,18 @@ def test_average_is_the_literal_loop(easy: Dataset, tmp_path: Path) -> None:
             torch.testing.assert_close(tensor, average[name], rtol=1e-4, atol=1e-6)
         else:
             assert torch.equal(tensor, average[name])
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same number for each picture."""
+
+    needs = frozenset({"logits"})
+    asks_teacher = False
+    value: float
+
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
+        return student.logits[:, 0] * 0 + self.value
 
 
 @dataclass(frozen=True)
@@ -725,6 +771,49 @@ def test_what_is_passed_over_leaves_no_trace(easy: Dataset, tmp_path: Path, grad
 def test_a_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"norm of the gradient is (nan|inf) in epoch 1, batch 4"):
         fitted(easy, tmp_path, goal=Objective({"ce": Weighted(Spoilt(at=(4,), gradient=True))}))
+
+
+class Spoils(Stop):
+    """Spoils a weight after one step, as a gradient does that nobody looked at, and sends a signal then if told so."""
+
+    def __init__(self, model: nn.Module, at: int, stops: bool) -> None:
+        super().__init__(at)
+        self.model, self.stops = model, stops
+
+    def step(self, pictures: int) -> None:
+        if self.left == 1:
+            next(self.model.parameters()).data[0] = math.nan
+        if self.stops:
+            super().step(pictures)
+        else:
+            self.left -= 1
+
+
+@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.parametrize(("at", "stops"), [(8, False), (8, True), (6, True)])
+def test_a_state_that_is_not_finite_is_never_kept(
+    easy: Dataset, tmp_path: Path, whole: Any, at: int, stops: bool
+) -> None:
+    """Neither at the end of an epoch nor where the run is asked to stop; it goes on from the one before."""
+    model = network()
+    with pytest.raises(FloatingPointError, match="a weight is not finite in epoch 2: lower --lr"):
+        fit(model, easy, PLAIN, settings(), Run(tmp_path), watch=Spoils(model, at, stops))
+    kept, _ = Run(tmp_path).checkpoints.load()
+    assert (kept["epoch"], kept["step"]) == (1, 4)
+    assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]
+    weights, _ = fitted(easy, tmp_path, resume=True)
+    assert same(weights, whole[0])
+
+
+@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.parametrize("stops", [False, True])
+def test_sums_of_an_epoch_that_are_not_finite_stop_the_run(easy: Dataset, tmp_path: Path, stops: bool) -> None:
+    """A number that is finite, and three batches of it are not."""
+    goal = Objective({"ce": Weighted(CrossEntropy()), "huge": Weighted(Constant(1e37), 1e-37)})
+    with pytest.raises(FloatingPointError, match="the huge is inf in epoch 1: lower --lr"):
+        fitted(easy, tmp_path, goal=goal, watch=Stop(3 if stops else -1))
+    assert not Run(tmp_path).checkpoints
+    assert Run(tmp_path).read_history() == []
 
 
 @pytest.mark.fault("a loss or gradient that is not finite")

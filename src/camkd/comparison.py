@@ -154,15 +154,24 @@ class Comparison:
 
     @property
     def ranked(self) -> list[Arm]:
-        """The methods as the validation pictures order them, best first; the test pictures have no say in it."""
+        """The methods as the validation pictures order them, best first; the test pictures have no say in it.
+
+        Those that have a finished run, with their runs at the seeds that all of these have; none where there is no such
+        seed.
+        """
         judged = [arm for arm in self.arms if arm.values("val_accuracy")]
-        return sorted(judged, key=lambda arm: -float(np.mean(arm.values("val_accuracy"))))
+        runs = [{seed for seed, run in arm.runs.items() if run.get("val_accuracy") is not None} for arm in judged]
+        seeds = set.intersection(*runs) if runs else set()
+        shared = [Arm(arm.method, {seed: arm.runs[seed] for seed in arm.runs if seed in seeds}) for arm in judged]
+        return sorted(shared, key=lambda arm: -float(np.mean(arm.values("val_accuracy")))) if seeds else []
 
     @property
     def choice(self) -> str:
         """Which method the validation pictures are for, and whether that is more than noise."""
-        if not self.ranked:
+        if not any(arm.values("val_accuracy") for arm in self.arms):
             return "No run is finished yet."
+        if not self.ranked:
+            return "No seed is finished with every method: the validation pictures cannot rank them."
         first, *others = self.ranked
         if not others:
             return f"{first.method} is the only method."

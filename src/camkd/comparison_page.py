@@ -77,7 +77,7 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         colours=SERIES,
         arms=arms,
         choice=comparison.choice,
-        best=next(iter(comparison.ranked), None),
+        best=next((arm.method for arm in comparison.ranked), None),
         differences={LABELS[key]: found for key in COMPARED if (found := comparison.differences(key))},
         settings=settings,
         shown=[(key, LABELS[key]) for key in SHOWN if any(arm.values(key) for arm in arms)],

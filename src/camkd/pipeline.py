@@ -55,8 +55,8 @@ def check_names(model: str, lesson: Lesson, config: TrainConfig, teacher_epochs:
 def check_settings(lesson: Lesson, config: TrainConfig, teacher_epochs: int | None = None) -> None:
     """Say if there is no such method, view policy or device, or a number is out of range: ``InputError``."""
     goal = objective_of(lesson, config)
-    if goal.connects and config.batch_size < 2:
-        raise InputError(f"{lesson.method} compares pictures of a batch: give a --batch-size of 2 or more.")
+    if (goal.connects or goal.shuffles) and config.batch_size < 2:
+        raise InputError(f"{lesson.method} needs several pictures in a batch: give a --batch-size of 2 or more.")
     policy_named(config.views)
     check_numbers({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
     quantity(lesson.knowledge_budget, "knowledge_budget", "B")

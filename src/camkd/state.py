@@ -26,8 +26,8 @@ class State:
     batch: int = 0  # batches of this epoch that are done
     step: int = 0
     seconds: float = 0.0
-    pictures: int = 0  # of this epoch that were learnt from
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch: the loss ("") and each term
+    counts: dict[str, int] = field(default_factory=dict)  # the pictures of each sum
     best: float = -1.0
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -55,13 +55,13 @@ class State:
         try:
             for name in self._parts():
                 getattr(self, name).load_state_dict(state[name])
+            for name in self._plain():
+                setattr(self, name, state[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"the checkpoints in {run.folder} are not of the run that its config.yaml describes: bring back "
                 "those that belong there, or delete them to begin anew."
             ) from error
-        for name in self._plain():
-            setattr(self, name, state[name])
         self.best_weights, notes = best or {}, []
         torch.set_rng_state(state["random"])
         if state["threads"] != torch.get_num_threads():
@@ -77,7 +77,7 @@ class State:
 
     @staticmethod
     def _plain() -> tuple[str, ...]:
-        return ("precision", "epoch", "batch", "step", "seconds", "pictures", "sums", "best", "best_epoch", "rows")
+        return ("precision", "epoch", "batch", "step", "seconds", "sums", "counts", "best", "best_epoch", "rows")
 
 
 class Average:

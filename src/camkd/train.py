@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,14 @@ def fit(
     """Train ``model`` and return its averaged weights of the epoch with the best validation accuracy.
 
     ``knowledge`` answers for the teacher in training, ``teacher`` is what it said of the validation pictures. Terms
-    with weights of their own get them from ``config.seed``, learn beside the model and end with the run. Writes
+    with weights of their own get them from ``config.seed``, learn beside the model and end with the run. The optimiser
+    ``auto`` is what ``model.own_optimizer`` says, "sgd" or "adamw", and SGD where it says nothing. Writes
     ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
-    saved; ``FloatingPointError`` where loss or gradient is no longer finite, unless such batches are passed over.
+    saved; ``FloatingPointError`` where loss or gradient is no longer finite, unless such batches are passed over, with
+    the last finite state kept.
     """
     device, watch = torch.device(pick_device(config.device)), watch or Watch()
+    config = replace(config, **stepping(config, getattr(model, "own_optimizer", "sgd"))._asdict())
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
@@ -118,6 +122,7 @@ def fit(
                 watch.step(size)
                 if _anywhere(stop, device):
                     state.seconds += time.perf_counter() - started
+                    _check_state(state)
                     state.save(run)
                     raise Interrupted(str(run.folder))
             if device.type == "cuda":
@@ -211,7 +216,8 @@ def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim
 def _update(state: State, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
     """Make one step. Raises ``FloatingPointError`` and changes no weight where loss or gradient is not finite.
 
-    A device would have to wait for these numbers: unless such batches are to be passed over, it is asked each epoch.
+    That is so on the CPU, and where such batches are to be passed over. The host would have to wait for any other
+    device: there `_check_state` finds it, before a state is kept.
     """
     where, looks = f"epoch {state.epoch + 1}, batch {state.batch + 1}", loss.is_cpu or config.on_nan == "skip"
     for group in state.optimizer.param_groups:
@@ -222,18 +228,28 @@ def _update(state: State, loss: Tensor, schedule: Schedule, config: TrainConfig)
     state.step += 1
     state.batch += 1
     if looks:
-        _check(loss, "loss", where)
+        _check(loss.detach(), "loss", where)
     (loss / team().size).backward()  # each process has the whole loss, and all their gradients are added up
     add_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, config.clip)
     if looks:
-        _check(norm, "norm of the gradient", where)
+        _check(norm.detach(), "norm of the gradient", where)
     state.optimizer.step()
 
 
-def _check(value: Tensor, name: str, where: str) -> None:
-    if not math.isfinite(float(value.detach())):
-        raise FloatingPointError(f"the {name} is {float(value.detach())} in {where}: lower --lr")
+def _check(value: Tensor | float, name: str, where: str) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the {name} is {float(value)} in {where}: lower --lr")
+
+
+def _check_state(state: State) -> None:
+    """Raise ``FloatingPointError`` where a sum of this epoch or a weight is not finite: such a state is not kept."""
+    where = f"epoch {state.epoch + 1}"
+    for name, total in state.sums.items():
+        _check(total, name or "loss", where)
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    if not torch.stack([parameter.isfinite().all() for parameter in parameters]).all():
+        raise FloatingPointError(f"a weight is not finite in {where}: lower --lr")
 
 
 def _buffers(*modules: nn.Module) -> list[Tensor]:
@@ -247,24 +263,26 @@ def _restore(model: nn.Module, terms: nn.Module, before: Sequence[Tensor]) -> No
 
 
 def _accumulate(state: State, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
-    """Add up where the numbers are, so that nobody waits for them."""
-    state.pictures += pictures
+    """Add up where the numbers are, so that nobody waits for them; a schedule may leave a term out of some batches."""
     for name, mean in {"": loss.detach(), **means}.items():
         value = mean * pictures
         state.sums[name] = state.sums[name].to(value) + value if name in state.sums else value
+        state.counts[name] = state.counts.get(name, 0) + pictures
 
 
 def _end_epoch(state: State, referee: Referee, schedule: Schedule, pictures: int) -> None:
+    _check_state(state)
     sums = {name: float(value) for name, value in state.sums.items()}
-    loss, learnt = sums.pop("", math.nan), state.pictures
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} in epoch {state.epoch + 1}: lower --lr")
+    loss, learnt = sums.pop("", math.nan), state.counts.get("", 0)
+    _check(loss, "loss", f"epoch {state.epoch + 1}")  # no sum, no number: all batches were passed over
     judged = referee(state.average)
+    for name, value in judged.items():
+        _check(value, name, f"epoch {state.epoch + 1}")
     state.rows.append(
         {
             "epoch": state.epoch + 1,
             "train_loss": loss / learnt,
-            "terms": {name: value / learnt for name, value in sums.items()},
+            "terms": {name: value / state.counts[name] for name, value in sums.items()},
             "lr": schedule(state.step - 1),
             **judged,
             "images_per_second": pictures / state.seconds,
@@ -275,7 +293,7 @@ def _end_epoch(state: State, referee: Referee, schedule: Schedule, pictures: int
     if judged["val_accuracy"] >= state.best:
         state.best, state.best_epoch = judged["val_accuracy"], state.epoch + 1
         state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
-    state.epoch, state.batch, state.seconds, state.pictures, state.sums = state.epoch + 1, 0, 0.0, 0, {}
+    state.epoch, state.batch, state.seconds, state.sums, state.counts = state.epoch + 1, 0, 0.0, {}, {}
 
 
 def _anywhere(stop: Sequence[int], device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import form, predict
-from camkd.models import MODELS, Normalised, build
+from camkd.models import MODELS, Normalised, build, own_optimizer
 from camkd.types import InputError
 
 CLASSES, SIZE = 5, 8
@@ -197,6 +197,11 @@ def test_normalisation_is_inside(name: str, built: Callable[[str], Normalised]) 
     assert not torch.allclose(inside, default, rtol=1e-3)
     assert {"mean", "std"} <= set(model.state_dict())
     assert not {"mean", "std"} & {key for key, _ in model.named_parameters()}
+
+
+@every_model
+def test_name_and_network_agree_about_the_optimizer(name: str, built: Callable[[str], Normalised]) -> None:
+    assert own_optimizer(name) == built(name).own_optimizer == ("adamw" if name.startswith("cam-net") else "sgd")
 
 
 @every_model

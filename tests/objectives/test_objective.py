@@ -351,6 +351,9 @@ def test_smoothing_is_the_cross_entropys() -> None:
     assert objective("cam-kd", smoothing=0.1).terms["kd"] == objective("cam-kd").terms["kd"]
     assert objective("ce=1:smoothing=0.2").terms["ce"] == Weighted(CrossEntropy(0.2))
     assert objective("ce=1:smoothing=0.2", smoothing=0.1).terms["ce"] == Weighted(CrossEntropy(0.2)), "said of the term"
+    sharp = objective("ce=1:smoothing=0,ce=2", smoothing=0.1)
+    assert sharp.terms == {"ce": Weighted(CrossEntropy(0.0)), "ce 2": Weighted(CrossEntropy(0.1), 2.0)}
+    assert spelled(sharp, smoothing=0.1) == "ce=1:smoothing=0+ce=2"
 
 
 @pytest.mark.parametrize(

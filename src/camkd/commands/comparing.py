@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from camkd.commands.common import Command, open_data, open_screen
+from camkd.commands.common import Command, Unmet, open_data, open_screen
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.flags import add, take
 
@@ -48,7 +48,7 @@ def _compare(options: Namespace) -> dict[str, Any]:
     from camkd.types import InputError
 
     data_config, config, lesson = take(DataConfig, options), take(TrainConfig, options), take(Lesson, options)
-    methods = compare.methods_of(options.methods)
+    methods = compare.methods_of(options.methods, config.smoothing)
     for name in ("seeds", "processes"):
         if options[name] < 1:
             raise InputError(f"{name} is {options[name]}, but has to be 1 or more: give such a number.")
@@ -74,9 +74,10 @@ def _compare(options: Namespace) -> dict[str, Any]:
         screen.say(difference.sentence)
     screen.say(found.choice)
     screen.say(f"page: {page}")
+    result = {"out": str(out), **found.summary()}
     if failed:
-        raise FloatingPointError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
-    return {"out": str(out), **found.summary()}
+        raise Unmet("; ".join(f"{name}: {reason}" for name, reason in failed.items()) + ".", result)
+    return result
 
 
 COMPARE = Command("Compare methods over seeds, paired, under one budget.", _options, _compare)

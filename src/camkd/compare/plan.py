@@ -60,11 +60,11 @@ class Plan:
         return {**named, "pictures": pictures, **common, "threads": self.threads}
 
 
-def methods_of(text: str) -> tuple[str, ...]:
+def methods_of(text: str, smoothing: float = 0.0) -> tuple[str, ...]:
     """``plain, kd, ce=0.1+cam=1:pool=2``: methods separated by commas, the terms of a sum by ``+``.
 
-    Sums come back in the form of `camkd.objectives.spelled`. Raises ``InputError`` where there is none, or one comes
-    twice, or commas leave it open where a sum ends.
+    Sums come back in the form of `camkd.objectives.spelled`, for runs with that label smoothing. Raises ``InputError``
+    where there is none, or one comes twice, or commas leave it open where a sum ends.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -75,11 +75,13 @@ def methods_of(text: str) -> tuple[str, ...]:
             f"{terms[0]!r} and {terms[1]!r} may be two methods or two terms of one: write the sum as "
             f"{terms[0]}+{terms[1]}, as commas separate methods."
         )
-    goals = [objective(part) for part in parts]
+    goals = [objective(part, smoothing=smoothing) for part in parts]
     for place, (part, goal) in enumerate(zip(parts, goals, strict=True)):
         if goal in goals[:place]:
             raise InputError(f"{part!r} is the same method as {parts[goals.index(goal)]!r}: name each once.")
-    return tuple(part if part in METHODS else spelled(goal) for part, goal in zip(parts, goals, strict=True))
+    return tuple(
+        part if part in METHODS else spelled(goal, smoothing=smoothing) for part, goal in zip(parts, goals, strict=True)
+    )
 
 
 def slug(method: str) -> str:

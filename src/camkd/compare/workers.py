@@ -30,7 +30,7 @@ Made = tuple[tuple[str, int], Exception | None]
 def made(plan: Plan, data: Dataset, runs: Sequence[tuple[str, int]], processes: int, watch: Watch) -> Iterator[Made]:
     """Make ``runs`` one after another, or in ``processes`` at once, each with the plan's number of threads."""
     if processes > 1:
-        yield from in_parallel(plan, runs, processes)
+        yield from in_parallel(plan, runs, processes, watch)
         return
     threads, worker = torch.get_num_threads(), Worker(plan, data)
     torch.set_num_threads(plan.threads)
@@ -69,7 +69,7 @@ class Worker:
                 self.teacher,
                 knowledge,
                 resume=True,
-                watch=_Steps(watch, method),
+                watch=_Steps(watch, method, seed),
             )
         except FloatingPointError as error:
             return error
@@ -77,11 +77,14 @@ class Worker:
 
 
 class _Steps(Watch):
-    """Shows the steps of a run, not its epochs: a comparison has too many of them."""
+    """Shows the steps of a run and what is said of it, not its epochs: a comparison has too many of them."""
 
-    def __init__(self, watch: Watch, method: str) -> None:
-        self.watch, self.method = watch, method
+    def __init__(self, watch: Watch, method: str, seed: int) -> None:
+        self.watch, self.method, self.seed = watch, method, seed
         self.step = watch.step  # type: ignore[method-assign]
+
+    def note(self, text: str) -> None:
+        self.watch.note(f"{self.method}, seed {self.seed}: {text}")
 
     def start(self, name: str, steps: int, done: int) -> None:
         self.watch.start(f"{self.method}, {name}", steps, done)
@@ -90,8 +93,8 @@ class _Steps(Watch):
 # --- several processes
 
 
-def in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int) -> Iterator[Made]:
-    """Yield each run as it ends; a process gets its next run as soon as it is free."""
+def in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int, watch: Watch) -> Iterator[Made]:
+    """Yield each run as it ends; a process gets its next run as soon as it is free. ``watch`` is told what it notes."""
     context = multiprocessing.get_context("spawn")
     waiting, crew = list(reversed(runs)), {}
     with _termination_interrupts():
@@ -106,14 +109,19 @@ def in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int) -> 
             while busy:
                 connection = wait(busy)[0]
                 assert isinstance(connection, Connection)
-                yield _received(connection)
+                said = _received(connection)
+                if isinstance(said, str):
+                    watch.note(said)
+                    continue
+                yield said
                 if waiting:
                     _send(connection, waiting.pop())
                 else:
                     connection.close()
                     busy.remove(connection)
         except BaseException:
-            for process in crew.values():
+            for connection, process in crew.items():
+                connection.close()  # nobody listens: it does not wait to be heard
                 process.terminate()  # it saves the state of its run first
             raise
         finally:
@@ -126,9 +134,9 @@ def _send(connection: Connection, run: tuple[str, int]) -> None:
         connection.send(run)
 
 
-def _received(connection: Connection) -> Made:
+def _received(connection: Connection) -> Made | str:
     try:
-        said: Made | Exception = connection.recv()
+        said: Made | str | Exception = connection.recv()
     except (EOFError, ConnectionError):
         raise ChildProcessError(
             "a process of the comparison died, perhaps for lack of memory: add --resume, and give fewer --processes."
@@ -136,6 +144,17 @@ def _received(connection: Connection) -> Made:
     if isinstance(said, Exception):
         raise said
     return said
+
+
+class _Told(Watch):
+    """Passes on what is noted of a run, to the process that hands out the runs."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def note(self, text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the run is saved all the same
+            self.connection.send(text)
 
 
 def _serve(plan: Plan, connection: Connection) -> None:
@@ -147,7 +166,7 @@ def _serve(plan: Plan, connection: Connection) -> None:
             worker = Worker(plan, open_pictures(plan.data))
             while True:
                 method, seed = connection.recv()
-                connection.send(((method, seed), worker(method, seed, Watch())))
+                connection.send(((method, seed), worker(method, seed, _Told(connection))))
         except (InputError, OSError) as error:
             connection.send(error)
 

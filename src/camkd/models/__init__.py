@@ -48,8 +48,11 @@ MODELS: dict[str, Make] = {
 
 
 def own_optimizer(name: str) -> str:
-    """The optimiser that the network ``name`` is made for: SGD where batches are normalised, AdamW for CAM-Net."""
-    return "adamw" if name in ("cam-net", "cam-net-lite") else "sgd"
+    """What the class of the network ``name`` says, without making one.
+
+    SGD where batches are normalised, AdamW for CAM-Net.
+    """
+    return (CamNet if name in ("cam-net", "cam-net-lite") else Normalised).own_optimizer
 
 
 def is_model(name: str) -> bool:

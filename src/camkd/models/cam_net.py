@@ -73,6 +73,8 @@ class CamNet(Normalised):
     the ResNet-8 of MLPerf Tiny, and a map of 8x8.
     """
 
+    own_optimizer = "adamw"
+
     def __init__(self, classes: int, *, lite: bool = False) -> None:
         super().__init__()
         first, last = (48, 80) if lite else (64, 64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class Normalised(nn.Module):
     std: Tensor
     description: Description | None = None
     figures: Mapping[str, Any] = {}
+    own_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """What it is trained with where nobody names an optimiser."""
     statistics_given = False
     """Whether they came with weights that were trained with them, so that other pictures shall not change them."""
 

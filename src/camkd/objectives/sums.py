@@ -66,6 +66,11 @@ class Objective:
         """Whether a term has weights of its own that are not made yet."""
         return any(isinstance(weighted.term, Connects) for weighted in self.terms.values())
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether a term reads the map of another picture of the batch as a control: alone a picture has its own."""
+        return any(getattr(weighted.term, "control", "none") == "shuffled" for weighted in self.terms.values())
+
     def connected(self, student: Prediction, teacher: Prediction) -> Objective:
         """The same with the weights of its terms made, for two networks that answer with these shapes."""
         terms = {}
@@ -98,6 +103,8 @@ class Objective:
 def objective(method: str, *, smoothing: float = 0.0) -> Objective:
     """The objective that ``method``, a name or a sum of terms, stands for, its cross-entropy smoothed.
 
+    What is said of a term itself, ``ce=1:smoothing=0``, holds instead.
+
     Raises ``InputError`` that says what there is instead for a method, term, setting or value that there is not.
 
     >>> objective("ce=1,kd=2:T=3").terms["kd"]
@@ -105,9 +112,7 @@ def objective(method: str, *, smoothing: float = 0.0) -> Objective:
     """
     terms: dict[str, Weighted] = {}
     for text in SEPARATOR.split(sum_of(method)):
-        name, weighted = _read(text.strip())
-        if weighted.term == CrossEntropy() and smoothing:
-            weighted = replace(weighted, term=CrossEntropy(smoothing))
+        name, weighted = _read(text.strip(), smoothing)
         number = 2
         while name in terms:  # the same term with other settings
             name, number = f"{name.partition(' ')[0]} {number}", number + 1
@@ -120,18 +125,20 @@ def objective(method: str, *, smoothing: float = 0.0) -> Objective:
     return Objective(terms)
 
 
-def spelled(goal: Objective) -> str:
+def spelled(goal: Objective, *, smoothing: float = 0.0) -> str:
     """The sum that stands for an objective, without what goes without saying: equal objectives, equal text.
+
+    `objective` reads it so with the same ``smoothing``.
 
     >>> spelled(objective("ce=1, kd=2:T=4:schedule=early"))
     'ce=1+kd=2:schedule=early'
     """
-    return "+".join(_written(name.partition(" ")[0], weighted) for name, weighted in goal.terms.items())
+    return "+".join(_written(name.partition(" ")[0], weighted, smoothing) for name, weighted in goal.terms.items())
 
 
-def _written(name: str, weighted: Weighted) -> str:
+def _written(name: str, weighted: Weighted, smoothing: float) -> str:
     short = {long: word for word, long in SHORT.items()}
-    default, parts = TERMS[name](), [f"{name}={_shortly(weighted.weight)}"]
+    default, parts = TERMS[name](**_usual(name, smoothing)), [f"{name}={_shortly(weighted.weight)}"]
     for key in _settings_of(TERMS[name]):
         value = getattr(weighted.term, key)
         if value != getattr(default, key):
@@ -141,12 +148,17 @@ def _written(name: str, weighted: Weighted) -> str:
     return ":".join(parts)
 
 
+def _usual(name: str, smoothing: float) -> dict[str, Any]:
+    """What a term is made with where nothing is said of it."""
+    return {"smoothing": smoothing} if TERMS[name] is CrossEntropy else {}
+
+
 def _shortly(value: float) -> str:
     """The shortest text that is read as ``value`` again."""
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
-def _read(text: str) -> tuple[str, Weighted]:
+def _read(text: str, smoothing: float) -> tuple[str, Weighted]:
     """One term: its name, and what was said of it."""
     head, *settings = text.split(":")
     name, is_weighted, weight = (part.strip() for part in head.partition("="))
@@ -154,7 +166,7 @@ def _read(text: str) -> tuple[str, Weighted]:
         raise InputError(f"there is no term {name!r} in {text!r}: choose one of {', '.join(TERMS)}.")
     if not is_weighted:
         raise InputError(f"the term {text!r} has no weight: write {name}=1.")
-    make, said, schedule = TERMS[name], {}, "constant"
+    make, said, schedule = TERMS[name], _usual(name, smoothing), "constant"
     choices, given = _settings_of(make), set()
     for setting in settings:
         key, _, value = (part.strip() for part in setting.partition("="))
