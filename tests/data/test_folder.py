@@ -72,6 +72,29 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path, val: str) -> None:
     assert names(data.val) == {f"{val}/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)}
 
 
+@pytest.mark.parametrize("called", [("Train", "Test"), ("training", "Testing"), ("TRAIN", "VALID", "TEST")])
+def test_splits_are_known_in_capitals_and_as_training_and_testing(tmp_path: Path, called: tuple[str, ...]) -> None:
+    for name in called:
+        tree(tmp_path / name, "dog", "cat", count=30)
+    found = scan(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert {picture.name.split("/")[0] for _, picture in found.rows("train")} == {called[0]}
+    assert {picture.name.split("/")[0] for _, picture in found.rows("test")} == {called[-1]}
+
+
+@pytest.mark.parametrize("name", ["train", "Test", "valid"])
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, name: str) -> None:
+    found = scan(tree(tmp_path, name, "plane", count=6))
+    assert found.classes == tuple(sorted((name, "plane")))
+    assert sum(len(found.rows(split)) for split in ("train", "val", "test")) == 12
+
+
+def test_classes_may_all_hold_the_same_folders(tmp_path: Path) -> None:
+    for name in ("robin", "wren"):
+        tree(tmp_path / name, "2025", "2026", count=6)
+    assert scan(tmp_path).classes == ("robin", "wren")
+
+
 def test_each_row_is_the_picture_that_its_name_says(tmp_path: Path) -> None:
     data = opened(tree(tmp_path / "pets", "cat", "dog", "eel", count=30), tmp_path / "cache")
     for split in data.splits.values():
@@ -276,6 +299,22 @@ def val_lacks(root: Path) -> None:
     tree(root / "valid", "a", "b")
 
 
+def unlabelled(root: Path) -> None:
+    loose(root / "train")
+    loose(root / "test")
+
+
+def other_names(root: Path) -> None:
+    for split in ("train_set", "test_set"):
+        tree(root / split, "a", "b")
+
+
+def unlabelled_test(root: Path) -> None:
+    tree(root / "train", "a", "b")
+    loose(root / "test")
+    (root / "notes").mkdir()
+
+
 def two_vals(root: Path) -> None:
     for split in ("train", "val", "valid"):
         tree(root / split, "a", "b")
@@ -290,6 +329,9 @@ def two_vals(root: Path) -> None:
         (nested, "has one class, 'dataset'.*is '.*pets/dataset' the folder you mean"),
         (loose, "the 3 pictures in '.*pets' lie directly in it, not in class folders.*pets/cat'"),
         (lambda root: loose(root / "train"), "the 3 pictures in '.*pets/train' lie directly in it"),
+        (unlabelled, "the 3 pictures in '.*pets/train' lie directly in it"),
+        (unlabelled_test, "the 3 pictures in '.*pets/test' lie directly in it"),
+        (other_names, "'test_set', 'train_set' in '.*pets' hold the same folders, which looks like splits.*call them"),
         (empty_class, "no picture of 'hollow'; add some, or remove the empty folder"),
         (classes_differ, "the test folder of '.*pets' lacks 'b' and adds 'c'"),
         (val_lacks, "the val folder of '.*pets' lacks 'c',"),

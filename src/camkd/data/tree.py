@@ -18,7 +18,12 @@ from camkd.data.pictures import SUFFIXES
 from camkd.data.store import SPLITS, in_turn, limited_to
 from camkd.types import InputError
 
-FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+FOLDER_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What a split's folder may be called, in capitals or not."""
 SHARE = 0.1
 """How much of each class is held out for a split that is missing."""
 KINDS = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
@@ -120,20 +125,41 @@ def _find_splits(root: Path) -> tuple[dict[str, Classes], list[str]]:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split that is there; ``{"train": root}`` for a plain ``<class>/*`` tree."""
+    """The folder of each split that is there; ``{"train": root}`` for a plain ``<class>/*`` tree.
+
+    Folders with a split's name are classes where all of them hold pictures directly and another folder is beside them.
+    """
+    entries = [Path(entry.path) for entry in _entries(root) if _is_folder(entry)]
     folders = {}
     for split, names in FOLDER_NAMES.items():
-        present = [root / name for name in names if (root / name).is_dir()]
+        present = [folder for folder in entries if folder.name.lower() in names]
         if len(present) > 1:
             raise InputError(f"'{root}' has '{present[0].name}' and '{present[1].name}', which mean the same; keep one")
         if present:
             folders[split] = present[0]
-    if not folders:
+    others = len(entries) > len(folders)
+    if not folders or (others and all(any(map(_is_picture, _entries(folder))) for folder in folders.values())):
+        _check_classes(root, entries)
         return {"train": root}
     if "train" not in folders:
         held = " and ".join(f"'{folder.name}'" for folder in folders.values())
         raise InputError(f"'{root}' has {held} but no 'train' folder; add train/<class>/ with the pictures")
     return folders
+
+
+def _check_classes(root: Path, folders: Sequence[Path]) -> None:
+    """Raise `InputError` where the ``folders`` look like splits by other names, such as train_set and test_set."""
+    words = tuple(name for names in FOLDER_NAMES.values() for name in names)
+    if sum(folder.name.lower().startswith(words) for folder in folders) < 2:
+        return
+    held = [_entries(folder) for folder in folders]
+    below = {tuple(entry.name for entry in entries if _is_folder(entry)) for entries in held}
+    loose = any(_is_picture(entry) for entries in held for entry in entries)
+    if len(below) == 1 and len(below.pop()) > 1 and not loose:
+        raise InputError(
+            f"{quoted([plain(folder.name) for folder in folders])} in '{root}' hold the same folders, which looks like "
+            "splits and not like classes; call them train, val and test"
+        )
 
 
 def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
