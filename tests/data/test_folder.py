@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,35 @@ def test_mixed_sizes_become_64_unless_said_otherwise(tmp_path: Path) -> None:
     save(root / "a" / "high.png", size=(10, 20))
     assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
     assert opened(root, tmp_path / "cache", size=12).train.images.shape[1:] == (12, 12, 3)
+
+
+def test_a_small_class_of_other_size_after_a_large_one_counts(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", "aa", count=420)
+    for number in range(40):
+        save(root / "bb" / f"{number}.png", size=(20, 20))
+    assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
+
+
+def test_later_pictures_of_other_size_count(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", "a", "b", count=200)
+    for number in range(200, 400):
+        save(root / "a" / f"x{number}.png", size=(20, 20))
+    assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
+
+
+@pytest.mark.parametrize(("classes", "count", "read"), [(2, 40, 20), (7, 5, 20), (50, 3, 20), (3, 4, 12)])
+def test_sizes_are_read_of_a_few_pictures_of_each_class(tmp_path: Path, classes: int, count: int, read: int) -> None:
+    for place in range(classes):
+        for split in ("train", "val", "test"):
+            for number in range(count):
+                file = tmp_path / split / f"{place:02d}" / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    paths = scan(tmp_path).spread("train", 20)
+    counts = Counter(Path(path).parent.name for path in paths)
+    assert 0.6 * read <= len(set(paths)) == len(paths) <= read
+    assert len(counts) == (17 if classes == 50 else classes)
+    assert max(counts.values()) == min(counts.values())
 
 
 # The store

@@ -18,6 +18,8 @@ from camkd.types import InputError
 
 BadImages = Literal["fail", "skip"]
 DEFAULT_SIZE = 64
+HEADERS_READ = 300
+"""How many training pictures are asked for their size."""
 
 
 def open_folder(
@@ -43,7 +45,7 @@ def open_folder(
     """
     tree = scan(root)
     if size is None:
-        size = own_size(tree.paths("train")) or DEFAULT_SIZE
+        size = own_size(tree.spread("train", HEADERS_READ)) or DEFAULT_SIZE
     if limit is not None:
         tree = tree.limited(limit)
     if train_limit is not None:

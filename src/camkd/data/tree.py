@@ -66,6 +66,13 @@ class Tree:
         """Where the picture of each row of ``split`` lies."""
         return [os.path.join(self.root, picture.name) for _, picture in self.rows(split)]
 
+    def spread(self, split: str, n: int) -> list[str]:
+        """Where at most ``n`` pictures of ``split`` lie: as many of each class, far apart in it, of ``n`` classes."""
+        found = list(self.splits[split].values())
+        classes = found[:: _step(found, n)]
+        chosen = [picture for pictures in classes for picture in pictures[:: _step(pictures, n // len(classes))]]
+        return [os.path.join(self.root, picture.name) for picture in chosen]
+
     def limited(self, n: int, of: tuple[str, ...] = SPLITS) -> Tree:
         """The first ``n`` pictures of each split ``of`` these, the classes taking turns, as in `Dataset.limited`."""
         if n >= max(len(self.rows(split)) for split in of):
@@ -261,6 +268,11 @@ def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
         nested = all(re.match(rf"{re.escape(name)}/.+/", picture.name) for picture in classes[name])
         hint = f"is '{root / name}' the folder you mean?" if nested else "add a folder for each other class"
         raise InputError(f"{where} has one class, '{name}', but two or more are needed; {hint}")
+
+
+def _step(row: Sequence[object], n: int) -> int:
+    """How far apart at most ``n`` of ``row`` lie that reach through all of it."""
+    return max(1, -(-len(row) // n))
 
 
 def quoted(names: Sequence[str]) -> str:
