@@ -236,6 +236,31 @@ def test_sizes_are_read_of_a_few_pictures_of_each_class(tmp_path: Path, classes:
     assert max(counts.values()) == min(counts.values())
 
 
+# Pictures that nothing was trained on
+
+
+@pytest.mark.parametrize("folder", [".", "test", "Testing"])
+def test_of_unseen_pictures_all_are_for_the_test(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / "pets"
+    tree(root / folder, "a", "b", count=2)
+    data = opened(root, tmp_path / "cache", unseen=True)
+    assert [len(split) for split in data.splits.values()] == [0, 0, 4]
+    assert (data.classes, data.test.labels.tolist(), data.notes) == (("a", "b"), [0, 0, 1, 1], ())
+    assert names(data.test) == {(Path(folder) / f"{name}/{n}.png").as_posix() for name in "ab" for n in range(2)}
+    again = opened(root, tmp_path / "cache", unseen=True)
+    assert again.fingerprint == data.fingerprint
+    (root / folder / "a" / "0.png").write_text("no")
+    assert len(opened(root, tmp_path / "cache", unseen=True, bad_images="skip").test) == 3
+
+
+def test_unseen_pictures_beside_a_train_folder_are_those_of_the_test(tmp_path: Path) -> None:
+    for split, count in (("train", 20), ("test", 3)):
+        tree(tmp_path / "pets" / split, "a", "b", count=count)
+    data = opened(tmp_path / "pets", tmp_path / "cache", unseen=True)
+    assert data.fingerprint == opened(tmp_path / "pets", tmp_path / "cache").fingerprint
+    assert len(data.test) == 6
+
+
 # The store
 
 

@@ -88,21 +88,26 @@ class Tree:
         return Tree(self.root, splits, (*self.notes, limited_to(n, of)))
 
 
-def scan(root: Path) -> Tree:
+def scan(root: Path, *, unseen: bool = False) -> Tree:
     """Find the pictures of every split and class below ``root``, without opening any.
+
+    Of ``unseen`` pictures, where there is no train folder, none are for train and val and all for test: those of the
+    test folder, or of ``root`` where that has no splits.
 
     Raises `InputError` where a person has to put something right first.
     """
     if not root.is_dir():
         raise InputError(f"'{root}' is a file, but a folder with one folder of pictures a class is needed")
     try:
-        found, notes = _find_splits(root)
+        found, notes = _find_splits(root, unseen)
     except PermissionError as error:
         raise InputError(f"'{error.filename}' cannot be opened; allow yourself to read it") from error
     for split in found:
         _check_split(root, split, found)
     missing = [split for split in SPLITS if split not in found]
-    if missing:
+    if "train" in missing:
+        found = {split: found["test"] if split == "test" else dict.fromkeys(found["test"], ()) for split in SPLITS}
+    elif missing:
         found |= _make_splits(root, found["train"], missing)
         counts = [f"{sum(map(len, found[split].values())):,} {split}" for split in ("train", *missing)]
         notes.append(f"there was no {' and no '.join(missing)} folder, so the split was made here: {', '.join(counts)}")
@@ -121,8 +126,8 @@ def _make_splits(root: Path, train: Classes, missing: Sequence[str]) -> dict[str
     return {split: {name: parts[name][split] for name in parts} for split in ("train", *missing)}
 
 
-def _find_splits(root: Path) -> tuple[dict[str, Classes], list[str]]:
-    folders = _split_folders(root)
+def _find_splits(root: Path, unseen: bool) -> tuple[dict[str, Classes], list[str]]:
+    folders = _split_folders(root, unseen)
     found: dict[str, Classes] = {}
     ignored = 0
     for split, folder in folders.items():
@@ -131,8 +136,8 @@ def _find_splits(root: Path) -> tuple[dict[str, Classes], list[str]]:
     return found, [f"{ignored:,} files that are no pictures of a class were ignored"] if ignored else []
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split that is there; ``{"train": root}`` for a plain ``<class>/*`` tree.
+def _split_folders(root: Path, unseen: bool) -> dict[str, Path]:
+    """The folder of each split that is there; ``root`` as train for a plain ``<class>/*`` tree, ``unseen`` as test.
 
     Folders with a split's name are classes where all of them hold pictures directly and another folder is beside them.
     """
@@ -147,7 +152,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
     others = len(entries) > len(folders)
     if not folders or (others and all(any(map(_is_picture, _entries(folder))) for folder in folders.values())):
         _check_classes(root, entries)
-        return {"train": root}
+        return {"test" if unseen else "train": root}
+    if unseen and "train" not in folders and "test" in folders:
+        return {"test": folders["test"]}
     if "train" not in folders:
         held = " and ".join(f"'{folder.name}'" for folder in folders.values())
         raise InputError(f"'{root}' has {held} but no 'train' folder; add train/<class>/ with the pictures")
@@ -248,9 +255,9 @@ def plain(name: str) -> str:
 
 
 def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
-    """Raise `InputError` unless ``split`` has pictures of two or more classes, the same as train's."""
-    where = f"'{root}'" if split == "train" else f"the {split} folder of '{root}'"
-    classes, expected = found[split], found["train"]
+    """Raise `InputError` unless ``split`` has pictures of two or more classes, the same as those of the first."""
+    classes, expected = found[split], next(iter(found.values()))
+    where = f"'{root}'" if classes is expected else f"the {split} folder of '{root}'"
     if not any(classes.values()):
         raise InputError(f"no pictures ({KINDS}) were found in {where}; put them in one folder a class")
     differing = {"lacks": expected.keys() - classes.keys(), "adds": classes.keys() - expected.keys()}
