@@ -489,6 +489,20 @@ def test_a_runs_own_pictures_in_another_place_are_not_measured_whole(easy_folder
     assert any("so the split was made here" in line for line in said)
 
 
+def test_pictures_that_changed_since_the_training_are_noted(easy_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(easy_folder, tmp_path / "mine")
+    data_config, said = DataConfig(data=str(tmp_path / "mine"), train_limit=60), list[str]()
+    data = open_data(tmp_path / "mine", train_limit=60)
+    train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), Lesson("plain"))
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
+    assert said == []
+    learnt = data.train.names[0] if data.train.names else ""
+    shutil.copy(tmp_path / "mine" / learnt, tmp_path / "mine" / learnt.replace("train", "test"))
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
+    assert len(said) == 1
+    assert f"the pictures in {str(tmp_path / 'mine')!r} are not those that" in said[0]
+
+
 def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
     control = str(finished.folder / "control")
     given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None, print).figures

@@ -35,9 +35,10 @@ from camkd.types import InputError
 def reevaluate(
     source: str, data: str | None, teacher: str | None, device: str, progress: Progress, note: Callable[[str], None]
 ) -> Measurement:
-    """Measure a trained model on the test pictures it was made for, or on those of ``data`` (and ``note`` which).
+    """Measure a trained model on the test pictures it was made for, or on those of ``data``.
 
-    It is compared with its teacher where that is still there. Raises ``InputError`` where the classes differ.
+    A ``note`` says which those of ``data`` are, and that the run's own have changed since. The model is compared with
+    its teacher where that is still there. Raises ``InputError`` where the classes differ.
     """
     said, pictures = describe(source), _measured(source, data, progress)
     if data is not None:
@@ -45,6 +46,11 @@ def reevaluate(
         note(f"measured on {which.format(len(pictures.test))} pictures of {data!r}")
         for line in pictures.notes:
             note(f"  {line}")
+    elif pictures.fingerprint != said.data_fingerprint:
+        note(
+            f"the pictures in {said.data!r} are not those that {source!r} was trained on, bit for bit: it may have "
+            "learnt from some that are test pictures now"
+        )
     model = load(source).to(pick_device(device))
     place = teacher_of(said, teacher)
     known = adopt_teacher(place, pictures, device).examination if place else None
