@@ -313,6 +313,13 @@ def test_evaluate(finished: Any, capsys: Captured) -> None:
     assert "{" not in captured.out
 
 
+def test_evaluate_says_which_pictures_were_measured(finished: Any, easy_folder: Path, capsys: Captured) -> None:
+    assert main(["evaluate", str(finished.folder / "student"), "--data", str(easy_folder / "val"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert f"measured on all 24 pictures of {str(easy_folder / 'val')!r}\n" in captured.err
+    assert only_json(captured)["test_pictures"] == 24
+
+
 def test_evaluate_shows_chance_levels_beside_each_figure(finished: Any, capsys: Captured) -> None:
     assert main(["evaluate", str(finished.folder / "student")]) == 0
     shown = capsys.readouterr().out

@@ -23,7 +23,7 @@ from camkd import devices, pipeline
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
 from camkd.data.store import Dataset
-from camkd.evaluate import read_pictures
+from camkd.evaluate import examine, read_pictures
 from camkd.gallery import rows_of
 from camkd.models import MODELS, Normalised
 from camkd.models.resnet import BasicBlock, ResNet
@@ -448,7 +448,7 @@ def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str) -> None:
     metrics = Run(finished.folder / role).read_metrics()
-    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None).figures
+    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None, print).figures
     assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
     groups = [(again, metrics)]
     groups += [(group, metrics["by_outcome"][name]) for name, group in again.pop("by_outcome", {}).items()]
@@ -464,17 +464,66 @@ def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path,
     metrics = train_run(
         tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), Lesson("plain")
     )
-    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None).figures
+    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, print).figures
     assert again["test_pictures"] == metrics["test_pictures"] == 9
     assert again["confusion"] == metrics["confusion"]
-    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None).figures
+    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None, print).figures
     assert other["test_pictures"] == 24
+
+
+def test_a_folder_without_splits_is_measured_whole(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+    student = str(finished.folder / "student")
+    shutil.copytree(easy_folder / "train", tmp_path / "new")
+    shutil.copytree(easy_folder / "test", tmp_path / "held" / "test")
+    said: list[str] = []
+    found = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, said.append).figures
+    data = open_data(easy_folder)
+    answers = examine(load(student), data.train).logits.argmax(1)
+    assert found["accuracy"] == pytest.approx((answers.numpy() == data.train.labels).mean())
+    assert found["test_pictures"] == 96
+    assert said == [f"measured on all 96 pictures of {str(tmp_path / 'new')!r}"]
+    alone, whole = (
+        reevaluate(student, str(place), None, "cpu", lambda *done: None, said.append).figures
+        for place in (tmp_path / "held", easy_folder)
+    )
+    assert (alone["test_pictures"], alone["confusion"]) == (24, whole["confusion"])
+    assert said[-1] == f"measured on the 24 test pictures of {str(easy_folder)!r}"
+
+
+def test_a_runs_own_pictures_in_another_place_are_not_measured_whole(easy_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(easy_folder / "train", tmp_path / "mine")
+    data_config = DataConfig(data=str(tmp_path / "mine"), train_limit=60)
+    data = open_data(tmp_path / "mine", train_limit=60)
+    metrics = train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), Lesson("plain"))
+    given = reevaluate(str(tmp_path / "run"), str(tmp_path / "mine"), None, "cpu", lambda *done: None, print)
+    assert given.figures["confusion"] == metrics["confusion"]
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    said: list[str] = []
+    found = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, said.append)
+    assert found.figures["confusion"] == metrics["confusion"]
+    assert 0 < found.figures["test_pictures"] == metrics["test_pictures"] < 30
+    assert said[0] == f"measured on the {metrics['test_pictures']} test pictures of {str(tmp_path / 'moved')!r}"
+    assert any("so the split was made here" in line for line in said)
+
+
+def test_pictures_that_changed_since_the_training_are_noted(easy_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(easy_folder, tmp_path / "mine")
+    data_config, said = DataConfig(data=str(tmp_path / "mine"), train_limit=60), list[str]()
+    data = open_data(tmp_path / "mine", train_limit=60)
+    train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), Lesson("plain"))
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
+    assert said == []
+    learnt = data.train.names[0] if data.train.names else ""
+    shutil.copy(tmp_path / "mine" / learnt, tmp_path / "mine" / learnt.replace("train", "test"))
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
+    assert len(said) == 1
+    assert f"the pictures in {str(tmp_path / 'mine')!r} are not those that" in said[0]
 
 
 def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
     control = str(finished.folder / "control")
-    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None).figures
-    assert given == reevaluate(control, None, None, "cpu", lambda *done: None).figures
+    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None, print).figures
+    assert given == reevaluate(control, None, None, "cpu", lambda *done: None, print).figures
 
 
 def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:
@@ -484,7 +533,7 @@ def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, e
         for old, new in (("berry", "apple"), ("leaf", "leaf")):
             (tmp_path / "other" / split / new).symlink_to(easy_folder / split / old)
     with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but .* has apple, leaf \(2\)"):
-        reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None)
+        reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None, print)
 
 
 # --- names and numbers

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,25 @@ from camkd.teachers import adopt_teacher, find_teacher, listed
 from camkd.types import InputError
 
 
-def reevaluate(source: str, data: str | None, teacher: str | None, device: str, progress: Progress) -> Measurement:
+def reevaluate(
+    source: str, data: str | None, teacher: str | None, device: str, progress: Progress, note: Callable[[str], None]
+) -> Measurement:
     """Measure a trained model on the test pictures it was made for, or on those of ``data``.
 
-    It is compared with its teacher where that is still there. Raises ``InputError`` where the classes differ.
+    A ``note`` says which those of ``data`` are, and that the run's own have changed since. The model is compared with
+    its teacher where that is still there. Raises ``InputError`` where the classes differ.
     """
-    said, pictures = describe(source), pictures_of(source, data, progress)
+    said, pictures = describe(source), _measured(source, data, progress)
+    if data is not None:
+        which = "the {:,} test" if len(pictures.train) else "all {:,}"
+        note(f"measured on {which.format(len(pictures.test))} pictures of {data!r}")
+        for line in pictures.notes:
+            note(f"  {line}")
+    elif pictures.fingerprint != said.data_fingerprint:
+        note(
+            f"the pictures in {said.data!r} are not those that {source!r} was trained on, bit for bit: it may have "
+            "learnt from some that are test pictures now"
+        )
     model = load(source).to(pick_device(device))
     place = teacher_of(said, teacher)
     known = adopt_teacher(place, pictures, device).examination if place else None
@@ -44,26 +58,48 @@ def reevaluate(source: str, data: str | None, teacher: str | None, device: str, 
     return measured._replace(figures={**measured.figures, "params": said.params, "macs": said.macs})
 
 
+def _measured(source: str, data: str | None, progress: Progress) -> Dataset:
+    """What `reevaluate` measures: of ``data`` without splits all pictures, unless the run was trained on these."""
+    if data is None:
+        return pictures_of(source, None, progress)
+    pictures = _opened(source, data, progress, unseen=True)
+    if not len(pictures.train):
+        with suppress(InputError):  # where it could not be trained on, it was not
+            own = _opened(source, data, progress, as_trained=True)
+            said = describe(source)
+            same = Path(data).expanduser().resolve() == Path(said.data).expanduser().resolve()
+            return own if same or own.fingerprint == said.data_fingerprint else pictures
+    return pictures
+
+
 def pictures_of(source: str, data: str | None, progress: Progress) -> Dataset:
     """The pictures a trained model was made for, or those of ``data`` at its size.
 
     Raises ``InputError`` where their classes are not those the model knows.
     """
-    said, told = describe(source), Run(locate(source)).config()
+    said = describe(source)
     if data is None and said.data not in SOURCES and not Path(said.data).expanduser().exists():
         raise InputError(
             f"the pictures {said.data!r} that {source!r} was trained on are not here: give --data with their folder."
         )
+    return _opened(source, data or said.data, progress, as_trained=data is None)
+
+
+def _opened(source: str, data: str, progress: Progress, *, as_trained: bool = False, unseen: bool = False) -> Dataset:
+    """``data`` at the size of the model, with the limits of its run where it is opened ``as_trained``."""
+    said, told = describe(source), Run(locate(source)).config()
     pictures = open_data(
-        data or said.data,
+        data,
         size=said.size,
-        limit=None if data else told.get("limit"),
+        limit=told.get("limit") if as_trained else None,
+        train_limit=told.get("train_limit") if as_trained else None,
         bad_images=told.get("bad_images", "fail"),
+        unseen=unseen,
         progress=progress,
     )
     if pictures.classes != said.classes:
         raise InputError(
-            f"{source!r} knows the classes {listed(said.classes)}, but {data or said.data} has "
+            f"{source!r} knows the classes {listed(said.classes)}, but {data} has "
             f"{listed(pictures.classes)}: give pictures of its own classes."
         )
     return pictures

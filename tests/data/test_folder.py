@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,29 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path, val: str) -> None:
     assert [len(split) for split in data.splits.values()] == [8, 6, 4]
     assert data.notes == ()
     assert names(data.val) == {f"{val}/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)}
+
+
+@pytest.mark.parametrize("called", [("Train", "Test"), ("training", "Testing"), ("TRAIN", "VALID", "TEST")])
+def test_splits_are_known_in_capitals_and_as_training_and_testing(tmp_path: Path, called: tuple[str, ...]) -> None:
+    for name in called:
+        tree(tmp_path / name, "dog", "cat", count=30)
+    found = scan(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert {picture.name.split("/")[0] for _, picture in found.rows("train")} == {called[0]}
+    assert {picture.name.split("/")[0] for _, picture in found.rows("test")} == {called[-1]}
+
+
+@pytest.mark.parametrize("name", ["train", "Test", "valid"])
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, name: str) -> None:
+    found = scan(tree(tmp_path, name, "plane", count=6))
+    assert found.classes == tuple(sorted((name, "plane")))
+    assert sum(len(found.rows(split)) for split in ("train", "val", "test")) == 12
+
+
+def test_classes_may_all_hold_the_same_folders(tmp_path: Path) -> None:
+    for name in ("robin", "wren"):
+        tree(tmp_path / name, "2025", "2026", count=6)
+    assert scan(tmp_path).classes == ("robin", "wren")
 
 
 def test_each_row_is_the_picture_that_its_name_says(tmp_path: Path) -> None:
@@ -183,6 +207,60 @@ def test_mixed_sizes_become_64_unless_said_otherwise(tmp_path: Path) -> None:
     assert opened(root, tmp_path / "cache", size=12).train.images.shape[1:] == (12, 12, 3)
 
 
+def test_a_small_class_of_other_size_after_a_large_one_counts(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", "aa", count=420)
+    for number in range(40):
+        save(root / "bb" / f"{number}.png", size=(20, 20))
+    assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
+
+
+def test_later_pictures_of_other_size_count(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", "a", "b", count=200)
+    for number in range(200, 400):
+        save(root / "a" / f"x{number}.png", size=(20, 20))
+    assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
+
+
+@pytest.mark.parametrize(("classes", "count", "read"), [(2, 40, 20), (7, 5, 20), (50, 3, 20), (3, 4, 12)])
+def test_sizes_are_read_of_a_few_pictures_of_each_class(tmp_path: Path, classes: int, count: int, read: int) -> None:
+    for place in range(classes):
+        for split in ("train", "val", "test"):
+            for number in range(count):
+                file = tmp_path / split / f"{place:02d}" / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    paths = scan(tmp_path).spread("train", 20)
+    counts = Counter(Path(path).parent.name for path in paths)
+    assert 0.6 * read <= len(set(paths)) == len(paths) <= read
+    assert len(counts) == (17 if classes == 50 else classes)
+    assert max(counts.values()) == min(counts.values())
+
+
+# Pictures that nothing was trained on
+
+
+@pytest.mark.parametrize("folder", [".", "test", "Testing"])
+def test_of_unseen_pictures_all_are_for_the_test(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / "pets"
+    tree(root / folder, "a", "b", count=2)
+    data = opened(root, tmp_path / "cache", unseen=True)
+    assert [len(split) for split in data.splits.values()] == [0, 0, 4]
+    assert (data.classes, data.test.labels.tolist(), data.notes) == (("a", "b"), [0, 0, 1, 1], ())
+    assert names(data.test) == {(Path(folder) / f"{name}/{n}.png").as_posix() for name in "ab" for n in range(2)}
+    again = opened(root, tmp_path / "cache", unseen=True)
+    assert again.fingerprint == data.fingerprint
+    (root / folder / "a" / "0.png").write_text("no")
+    assert len(opened(root, tmp_path / "cache", unseen=True, bad_images="skip").test) == 3
+
+
+def test_unseen_pictures_beside_a_train_folder_are_those_of_the_test(tmp_path: Path) -> None:
+    for split, count in (("train", 20), ("test", 3)):
+        tree(tmp_path / "pets" / split, "a", "b", count=count)
+    data = opened(tmp_path / "pets", tmp_path / "cache", unseen=True)
+    assert data.fingerprint == opened(tmp_path / "pets", tmp_path / "cache").fingerprint
+    assert len(data.test) == 6
+
+
 # The store
 
 
@@ -276,6 +354,22 @@ def val_lacks(root: Path) -> None:
     tree(root / "valid", "a", "b")
 
 
+def unlabelled(root: Path) -> None:
+    loose(root / "train")
+    loose(root / "test")
+
+
+def other_names(root: Path) -> None:
+    for split in ("train_set", "test_set"):
+        tree(root / split, "a", "b")
+
+
+def unlabelled_test(root: Path) -> None:
+    tree(root / "train", "a", "b")
+    loose(root / "test")
+    (root / "notes").mkdir()
+
+
 def two_vals(root: Path) -> None:
     for split in ("train", "val", "valid"):
         tree(root / split, "a", "b")
@@ -290,6 +384,9 @@ def two_vals(root: Path) -> None:
         (nested, "has one class, 'dataset'.*is '.*pets/dataset' the folder you mean"),
         (loose, "the 3 pictures in '.*pets' lie directly in it, not in class folders.*pets/cat'"),
         (lambda root: loose(root / "train"), "the 3 pictures in '.*pets/train' lie directly in it"),
+        (unlabelled, "the 3 pictures in '.*pets/train' lie directly in it"),
+        (unlabelled_test, "the 3 pictures in '.*pets/test' lie directly in it"),
+        (other_names, "'test_set', 'train_set' in '.*pets' hold the same folders, which looks like splits.*call them"),
         (empty_class, "no picture of 'hollow'; add some, or remove the empty folder"),
         (classes_differ, "the test folder of '.*pets' lacks 'b' and adds 'c'"),
         (val_lacks, "the val folder of '.*pets' lacks 'c',"),

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 CHANCES = {"_shuffled": "other picture", "_centre": "centre", "_chance": "anywhere"}
 """The chance levels of a figure: the end of its name, and the title of its column."""
 
+DATA = "other pictures than the run's own: the test folder, or all of a folder that has no splits"
+
 Table = tuple[str, list[str], list[list[str]]]
 
 
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run folder or a shipped model")
-    parser.add_argument("--data", "--dataset", type=str | None, default=None, help="other pictures than the run's own")
+    parser.add_argument("--data", "--dataset", type=str | None, default=None, help=DATA)
     parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument(
@@ -45,7 +47,7 @@ def _evaluate(options: Namespace) -> dict[str, Any]:
     from camkd.trained import reevaluate
 
     with open_screen() as screen:
-        measured = reevaluate(options.run, options.data, options.teacher, options.device, progress=screen.progress)
+        measured = reevaluate(options.run, options.data, options.teacher, options.device, screen.progress, screen.note)
     result, failure = dict(measured.figures), missed(measured.figures, under, over)
     if options.alarm:
         result["alarm"] = _alarm(measured, options)

@@ -18,6 +18,8 @@ from camkd.types import InputError
 
 BadImages = Literal["fail", "skip"]
 DEFAULT_SIZE = 64
+HEADERS_READ = 300
+"""How many training pictures are asked for their size."""
 
 
 def open_folder(
@@ -28,6 +30,7 @@ def open_folder(
     train_limit: int | None = None,
     workers: int | None,
     bad_images: BadImages,
+    unseen: bool = False,
     cache: Path,
     progress: Progress,
 ) -> Dataset:
@@ -36,14 +39,15 @@ def open_folder(
     Splits that are missing are made here, by a hash of each picture's path, so that adding one moves no
     other. The pictures become squares of ``size`` pixels (None: their own size where they share a small one,
     or else 64). They are decoded the first time, and again when a file's path, size or time changes. With ``limit``
-    only the first pictures of each split are, the classes taking turns; with ``train_limit`` of train alone.
+    only the first pictures of each split are, the classes taking turns; with ``train_limit`` of train alone. Of
+    ``unseen`` pictures all are for the test, and none for train and val, where there is no train folder.
 
     Raises `InputError` where the folder is not such a tree, or where a picture cannot be read and
     ``bad_images`` is "fail"; with "skip" such pictures are left out and counted in the notes.
     """
-    tree = scan(root)
+    tree = scan(root, unseen=unseen)
     if size is None:
-        size = own_size(tree.paths("train")) or DEFAULT_SIZE
+        size = own_size(tree.spread("train", HEADERS_READ)) or DEFAULT_SIZE
     if limit is not None:
         tree = tree.limited(limit)
     if train_limit is not None:
@@ -88,7 +92,7 @@ def _build(
 def _split(folder: Path, split: str, tree: Tree, bad: Mapping[int, str]) -> Split:
     rows = tree.rows(split)
     kept = np.array([row for row in range(len(rows)) if row not in bad], np.int64)
-    if not len(kept):
+    if bad and not len(kept):
         raise InputError(f"no readable {split} picture is in '{tree.root}'; add some")
     path = folder / f"{split}_images.npy"
     images = keep_rows(path, kept) if bad else np.load(path, mmap_mode="r")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """What a file may hold, whatever its suffix claims. Not EPS and the like, whose decoders run programs."""
 
 LARGEST_OWN_SIZE = 64
-HEADERS_READ = 300
 
 
 def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
@@ -83,9 +81,9 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def own_size(paths: Iterable[str]) -> int | None:
-    """The side that the first 300 pictures share, where they are all squares of at most 64 pixels."""
+    """The side that all these pictures share, where they are squares of at most 64 pixels. Reads headers alone."""
     sizes = set()
-    for path in islice(paths, HEADERS_READ):
+    for path in paths:
         try:
             with _quiet(), Image.open(path, formats=FORMATS) as image:
                 sizes.add(image.size)

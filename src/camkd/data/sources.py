@@ -65,6 +65,7 @@ def open_data(
     train_limit: int | None = None,
     workers: int | None = None,
     bad_images: BadImages = "fail",
+    unseen: bool = False,
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> Dataset:
@@ -72,7 +73,8 @@ def open_data(
 
     ``size`` is the side of the square pictures in pixels (None: the source's own), ``limit`` keeps the first
     pictures of each split, ``train_limit`` the first training pictures and all others. ``workers`` processes decode
-    a folder; pictures of it that cannot be read are an error, or left out with ``bad_images="skip"``. The store lies
+    a folder; pictures of it that cannot be read are an error, or left out with ``bad_images="skip"``. All pictures of
+    a folder without a train folder are for the test where they are ``unseen``. The store lies
     under ``cache`` (None: ``$CAMKD_CACHE``, or else ``~/.cache/camkd``). Raises `InputError` where something about
     the input has to change.
 
@@ -85,7 +87,7 @@ def open_data(
             raise InputError(f"{option} is {value}, but has to be 1 or more; give such a number or none")
     if bad_images not in ("fail", "skip"):
         raise InputError(f"bad_images is '{bad_images}', but 'fail' or 'skip' is needed; choose one of them")
-    return _open(name, size, (limit, train_limit), workers, bad_images, cache_folder(cache), progress)
+    return _open(name, size, (limit, train_limit), workers, bad_images, unseen, cache_folder(cache), progress)
 
 
 def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
@@ -107,6 +109,7 @@ def _open(
     limits: tuple[int | None, int | None],
     workers: int | None,
     bad_images: BadImages,
+    unseen: bool,
     cache: Path,
     progress: Progress,
 ) -> Dataset:
@@ -128,6 +131,7 @@ def _open(
         train_limit=train_limit,
         workers=workers,
         bad_images=bad_images,
+        unseen=unseen,
         cache=cache,
         progress=progress,
     )

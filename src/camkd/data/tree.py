@@ -18,7 +18,12 @@ from camkd.data.pictures import SUFFIXES
 from camkd.data.store import SPLITS, in_turn, limited_to
 from camkd.types import InputError
 
-FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+FOLDER_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What a split's folder may be called, in capitals or not."""
 SHARE = 0.1
 """How much of each class is held out for a split that is missing."""
 KINDS = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
@@ -61,6 +66,13 @@ class Tree:
         """Where the picture of each row of ``split`` lies."""
         return [os.path.join(self.root, picture.name) for _, picture in self.rows(split)]
 
+    def spread(self, split: str, n: int) -> list[str]:
+        """Where at most ``n`` pictures of ``split`` lie: as many of each class, far apart in it, of ``n`` classes."""
+        found = list(self.splits[split].values())
+        classes = found[:: _step(found, n)]
+        chosen = [picture for pictures in classes for picture in pictures[:: _step(pictures, n // len(classes))]]
+        return [os.path.join(self.root, picture.name) for picture in chosen]
+
     def limited(self, n: int, of: tuple[str, ...] = SPLITS) -> Tree:
         """The first ``n`` pictures of each split ``of`` these, the classes taking turns, as in `Dataset.limited`."""
         if n >= max(len(self.rows(split)) for split in of):
@@ -76,21 +88,26 @@ class Tree:
         return Tree(self.root, splits, (*self.notes, limited_to(n, of)))
 
 
-def scan(root: Path) -> Tree:
+def scan(root: Path, *, unseen: bool = False) -> Tree:
     """Find the pictures of every split and class below ``root``, without opening any.
+
+    Of ``unseen`` pictures, where there is no train folder, none are for train and val and all for test: those of the
+    test folder, or of ``root`` where that has no splits.
 
     Raises `InputError` where a person has to put something right first.
     """
     if not root.is_dir():
         raise InputError(f"'{root}' is a file, but a folder with one folder of pictures a class is needed")
     try:
-        found, notes = _find_splits(root)
+        found, notes = _find_splits(root, unseen)
     except PermissionError as error:
         raise InputError(f"'{error.filename}' cannot be opened; allow yourself to read it") from error
     for split in found:
         _check_split(root, split, found)
     missing = [split for split in SPLITS if split not in found]
-    if missing:
+    if "train" in missing:
+        found = {split: found["test"] if split == "test" else dict.fromkeys(found["test"], ()) for split in SPLITS}
+    elif missing:
         found |= _make_splits(root, found["train"], missing)
         counts = [f"{sum(map(len, found[split].values())):,} {split}" for split in ("train", *missing)]
         notes.append(f"there was no {' and no '.join(missing)} folder, so the split was made here: {', '.join(counts)}")
@@ -109,8 +126,8 @@ def _make_splits(root: Path, train: Classes, missing: Sequence[str]) -> dict[str
     return {split: {name: parts[name][split] for name in parts} for split in ("train", *missing)}
 
 
-def _find_splits(root: Path) -> tuple[dict[str, Classes], list[str]]:
-    folders = _split_folders(root)
+def _find_splits(root: Path, unseen: bool) -> tuple[dict[str, Classes], list[str]]:
+    folders = _split_folders(root, unseen)
     found: dict[str, Classes] = {}
     ignored = 0
     for split, folder in folders.items():
@@ -119,21 +136,44 @@ def _find_splits(root: Path) -> tuple[dict[str, Classes], list[str]]:
     return found, [f"{ignored:,} files that are no pictures of a class were ignored"] if ignored else []
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split that is there; ``{"train": root}`` for a plain ``<class>/*`` tree."""
+def _split_folders(root: Path, unseen: bool) -> dict[str, Path]:
+    """The folder of each split that is there; ``root`` as train for a plain ``<class>/*`` tree, ``unseen`` as test.
+
+    Folders with a split's name are classes where all of them hold pictures directly and another folder is beside them.
+    """
+    entries = [Path(entry.path) for entry in _entries(root) if _is_folder(entry)]
     folders = {}
     for split, names in FOLDER_NAMES.items():
-        present = [root / name for name in names if (root / name).is_dir()]
+        present = [folder for folder in entries if folder.name.lower() in names]
         if len(present) > 1:
             raise InputError(f"'{root}' has '{present[0].name}' and '{present[1].name}', which mean the same; keep one")
         if present:
             folders[split] = present[0]
-    if not folders:
-        return {"train": root}
+    others = len(entries) > len(folders)
+    if not folders or (others and all(any(map(_is_picture, _entries(folder))) for folder in folders.values())):
+        _check_classes(root, entries)
+        return {"test" if unseen else "train": root}
+    if unseen and "train" not in folders and "test" in folders:
+        return {"test": folders["test"]}
     if "train" not in folders:
         held = " and ".join(f"'{folder.name}'" for folder in folders.values())
         raise InputError(f"'{root}' has {held} but no 'train' folder; add train/<class>/ with the pictures")
     return folders
+
+
+def _check_classes(root: Path, folders: Sequence[Path]) -> None:
+    """Raise `InputError` where the ``folders`` look like splits by other names, such as train_set and test_set."""
+    words = tuple(name for names in FOLDER_NAMES.values() for name in names)
+    if sum(folder.name.lower().startswith(words) for folder in folders) < 2:
+        return
+    held = [_entries(folder) for folder in folders]
+    below = {tuple(entry.name for entry in entries if _is_folder(entry)) for entries in held}
+    loose = any(_is_picture(entry) for entries in held for entry in entries)
+    if len(below) == 1 and len(below.pop()) > 1 and not loose:
+        raise InputError(
+            f"{quoted([plain(folder.name) for folder in folders])} in '{root}' hold the same folders, which looks like "
+            "splits and not like classes; call them train, val and test"
+        )
 
 
 def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
@@ -215,9 +255,9 @@ def plain(name: str) -> str:
 
 
 def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
-    """Raise `InputError` unless ``split`` has pictures of two or more classes, the same as train's."""
-    where = f"'{root}'" if split == "train" else f"the {split} folder of '{root}'"
-    classes, expected = found[split], found["train"]
+    """Raise `InputError` unless ``split`` has pictures of two or more classes, the same as those of the first."""
+    classes, expected = found[split], next(iter(found.values()))
+    where = f"'{root}'" if classes is expected else f"the {split} folder of '{root}'"
     if not any(classes.values()):
         raise InputError(f"no pictures ({KINDS}) were found in {where}; put them in one folder a class")
     differing = {"lacks": expected.keys() - classes.keys(), "adds": classes.keys() - expected.keys()}
@@ -235,6 +275,11 @@ def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
         nested = all(re.match(rf"{re.escape(name)}/.+/", picture.name) for picture in classes[name])
         hint = f"is '{root / name}' the folder you mean?" if nested else "add a folder for each other class"
         raise InputError(f"{where} has one class, '{name}', but two or more are needed; {hint}")
+
+
+def _step(row: Sequence[object], n: int) -> int:
+    """How far apart at most ``n`` of ``row`` lie that reach through all of it."""
+    return max(1, -(-len(row) // n))
 
 
 def quoted(names: Sequence[str]) -> str:
