@@ -325,6 +325,7 @@ def test_a_sum_is_read_as_it_is_written() -> None:
     }
     assert objective("ce=1+dkd=2:beta=0:temperature=3").terms == objective("ce=1,dkd=2:T=3:beta=0").terms
     assert objective("ce=1:schedule=decay").terms["ce"] == Weighted(CrossEntropy(), 1.0, "decay")
+    assert objective("cam=1:pool=1").terms["cam"] == Weighted(CAM(pool=1)), "the least there is"
 
 
 def test_a_term_may_come_twice() -> None:
