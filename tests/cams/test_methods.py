@@ -107,10 +107,11 @@ def test_gradcam_plus_plus_is_its_definition_with_second_and_third_derivatives()
     torch.testing.assert_close(ours[0, k].detach(), expected.relu())
 
 
-def test_a_slope_of_nought_has_no_part_in_gradcam_plus_plus() -> None:
+@pytest.mark.parametrize(("slope", "weight"), [(2.0, 2 / (2 + 2 * 4)), (1.0, 1 / (2 + 1 * 4))])
+def test_a_slope_of_nought_has_no_part_in_gradcam_plus_plus(slope: float, weight: float) -> None:
     features, slopes = torch.ones(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
-    slopes[0, 0, 0, 0] = 2.0  # weight 2 / (2 + 2 * 4) of the first channel, one of nought of the second
-    torch.testing.assert_close(METHODS["gradcam++"](features, slopes), torch.full((1, 2, 2), 0.2))
+    slopes[0, 0, 0, 0] = slope  # of the first channel; the weight of the second is nought
+    torch.testing.assert_close(METHODS["gradcam++"](features, slopes), torch.full((1, 2, 2), weight))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,7 +148,10 @@ def test_one_class_of_many_costs_one_backward_pass(monkeypatch: pytest.MonkeyPat
     assert len(calls) == 1, "a linear head needs none"
 
 
-@pytest.mark.parametrize("classes", [0, 4, torch.zeros(2, 1), torch.zeros(3)])
+@pytest.mark.parametrize(
+    "classes",
+    [0, 4, torch.zeros(2, 1), torch.zeros(3), torch.tensor([[0], [3], [1]]), torch.tensor([[2], [-1], [0]])],
+)
 def test_classes_that_cannot_be_asked_for(classes: int | Tensor) -> None:
     with pytest.raises(InputError, match="classes"):
         predict(net(), pictures(), classes=classes)

@@ -83,6 +83,12 @@ def test_resizing_averages_where_it_shrinks_and_is_bilinear_where_it_grows(
         np.testing.assert_allclose(resized[n, k].numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 6), (0, 3, 4, 6), (2, 0, 4, 6)])
+def test_no_maps_become_no_maps_of_the_new_size(shape: tuple[int, ...]) -> None:
+    for size in ((2, 3), (4, 6), (8, 2)):
+        assert resize(torch.zeros(shape), size).shape == (*shape[:-2], *size)
+
+
 @settings(max_examples=40)
 @given(
     seeds,
