@@ -126,7 +126,7 @@ def test_sentences() -> None:
 
 def test_numbers_for_people() -> None:
     assert (points(0.005), points(-0.005), points(0)) == ("+0.50", "−0.50", "+0.00")
-    assert (p_value(0.00049), p_value(0.049)) == ("p < 0.001", "p = 0.049")
+    assert (p_value(0.00049), p_value(0.001), p_value(0.049)) == ("p < 0.001", "p = 0.001", "p = 0.049")
     assert percent(None) == "–"
     assert percent(Estimate(0.5, None, 1)) == "50.00"
     assert percent(Estimate(0.5, 0.001, 2)) == "50.00 ± 0.10"
@@ -156,6 +156,8 @@ def test_validation_chooses_and_the_test_pictures_have_no_say() -> None:
         alone.choice
         == "Best on the validation pictures is b; it is ahead of a beyond or within noise, one cannot tell."
     )
+    some = Comparison((arm("a", 0.5, 0.5, 0.5), arm("b", 0.6)))
+    assert [one.method for one in some.ranked] == ["b", "a"], "more runs are no merit"
     even = Comparison((arm("a", 0.5, 0.6), arm("b", 0.6, 0.5)))
     assert even.choice == "On the validation pictures a and b are equally good."
     assert Comparison((strong,)).choice == "strong is the only method."

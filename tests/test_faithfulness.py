@@ -43,6 +43,11 @@ def corner(x: Tensor) -> Tensor:
     return x[:, 0, : x.shape[2] // 2, : x.shape[3] // 2].mean((1, 2))
 
 
+def blue(x: Tensor) -> Tensor:
+    """As `corner`, of another colour."""
+    return corner(x.flip(1))
+
+
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     """A network that makes much of small differences, so that its scores depend on the picture."""
@@ -235,10 +240,11 @@ def test_a_picture_without_a_known_pixel_is_refused() -> None:
         r.imputed(torch.rand(2, 3, 4, 4), torch.tensor([False, True])[:, None, None].expand(2, 4, 4))
 
 
-def test_road_is_the_literal_loop() -> None:
+@pytest.mark.parametrize("score", [corner, blue])
+def test_road_is_the_literal_loop(score: p.Score) -> None:
     x, maps = pictures(4, 3, 10, 10), draw(5, 3, 4, 4)
     noise = 0.01 * torch.randn(3, 10, 10, generator=torch.Generator().manual_seed(7)).double().numpy()
-    for i, found in enumerate(r.road(corner, x, maps, seed=7)):
+    for i, found in enumerate(r.road(score, x, maps, seed=7)):
         plane = resize_literally(maps[i].double().numpy(), (10, 10))
         order = np.argsort(-plane, axis=None, kind="stable")
         gaps = []
@@ -249,7 +255,7 @@ def test_road_is_the_literal_loop() -> None:
                 removed[gone] = True
                 removed = removed.reshape(10, 10)
                 picture = imputed_literally(x[i].double().numpy(), removed) + noise * removed
-                scores.append(float(corner(torch.from_numpy(picture)[None])))
+                scores.append(float(score(torch.from_numpy(picture)[None])))
             gaps.append((scores[0] - scores[1]) / 2)
         assert found.item() == pytest.approx(np.mean(gaps), abs=1e-4)
 

@@ -42,6 +42,12 @@ def test_confusion_has_true_rows_and_predicted_columns() -> None:
     assert counts.dtype == torch.int64
 
 
+@pytest.mark.parametrize("shapes", [((2,), (3,)), ((1, 2), (1, 2))])
+def test_confusion_refuses_what_is_not_two_lists_of_a_length(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match=r"must both be \(N,\)"):
+        metrics.confusion(*(torch.zeros(shape, dtype=torch.int64) for shape in shapes), 3)
+
+
 @pytest.mark.parametrize("bad", [-1, 3])
 def test_confusion_refuses_a_class_out_of_range(bad: int) -> None:
     with pytest.raises(ValueError, match=rf"0\.\.2.*{bad}"):
@@ -75,6 +81,8 @@ def test_ece_keeps_bins_apart_and_is_nought_when_calibrated() -> None:
     assert metrics.ece(quarter, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-6)
     over_and_under = torch.tensor([[50.0, 0.0], [0.2, 0.0]])  # errors +1 and -0.45 must not cancel
     assert metrics.ece(over_and_under, torch.tensor([1, 0])) == pytest.approx((1 + 0.45) / 2, abs=1e-3)
+    low = torch.log(torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.1, 0.3, 0.3, 0.3]]))  # the border is the lower bin's
+    assert metrics.ece(low, torch.tensor([0, 0]), 4) == pytest.approx((0.75 + 0.3) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("figure", [metrics.accuracy, metrics.nll, metrics.ece])
@@ -160,6 +168,12 @@ def test_pointing_match_of_equal_cells_is_that_of_the_first() -> None:
     assert metrics.pointing_match(both * 1e-3 - 5, strongest_at(7, 7, 2, 5)).item() == 1
 
 
+def test_a_map_points_somewhere_also_where_cells_are_at_its_mean() -> None:
+    even = torch.tensor([[[1.0, 2.0, 3.0]]])
+    assert metrics.pointing_match(even, even).item() == 1
+    assert metrics.pointing_game(even, torch.tensor([[[False, False, True]]])).item() == 1
+
+
 @pytest.mark.parametrize("level", [0.0, 0.1, -3.3, 1e30])
 def test_a_map_without_a_message_points_nowhere(level: float) -> None:
     flat = torch.full((1, 7, 7), level)
@@ -220,8 +234,13 @@ def test_every_similarity_is_symmetric_bounded_scale_free_and_per_sample(
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_a_map_agrees_fully_with_itself(similarity: Similarity) -> None:
-    torch.testing.assert_close(similarity(draw(0, 4, 5, 6), draw(0, 4, 5, 6)), torch.ones(4))
+def test_a_map_agrees_fully_with_itself_and_never_more_than_that(similarity: Similarity) -> None:
+    maps = draw(0, 1000, 5, 6)
+    values = similarity(maps, maps)
+    torch.testing.assert_close(values, torch.ones(1000))
+    assert values.max() <= 1
+    if similarity in (metrics.pearson, metrics.spearman):
+        assert similarity(maps, -maps).min() == -1
 
 
 @pytest.mark.parametrize("similarity", [*SIMILARITIES, metrics.pointing_match])
@@ -250,6 +269,10 @@ def test_extreme_scales_neither_overflow_nor_vanish(scale: float) -> None:
 def test_half_precision_is_computed_in_single() -> None:
     a, b = draw(1, 2, 8, 8).bfloat16(), draw(2, 2, 8, 8).bfloat16()
     torch.testing.assert_close(metrics.pearson(a, b), metrics.pearson(a.float(), b.float()))
+    logits, labels = draw(3, 50, 4).bfloat16(), torch.arange(50) % 4
+    for figure in (metrics.accuracy, metrics.nll, metrics.ece):
+        assert figure(logits, labels) == figure(logits.float(), labels)
+        assert type(figure(logits, labels)) is float, "goes into a JSON file"
 
 
 # --- chance levels
@@ -305,6 +328,20 @@ def test_map_agreement_chance_levels_are_what_they_say() -> None:
     centre = centre_prior(8, 8).expand(6, 8, 8)
     assert found["cam_pearson_centre"] == pytest.approx(metrics.pearson(big, centre).mean().item())
     assert found["cam_pointing_match_centre"] == metrics.pointing_match(big, centre).mean().item()
+
+
+def test_maps_of_any_sides_are_compared_on_the_larger_of_each() -> None:
+    student, teacher = draw(1, 2, 4, 10), draw(2, 2, 6, 3)
+    for a, b in ((student, teacher), (teacher, student)):
+        for maps, found in zip((a, b), metrics.on_one_grid(a, b), strict=True):
+            torch.testing.assert_close(found, resize(maps, (6, 10)))
+    found = agreement(student, teacher)
+    big, centre = resize(teacher, (6, 10)), centre_prior(6, 10).expand(2, 6, 10)
+    assert found["cam_pearson"] == pytest.approx(metrics.pearson(resize(student, (6, 10)), big).mean().item())
+    assert found["cam_cosine_centre"] == pytest.approx(metrics.cosine(resize(student, (6, 10)), centre).mean().item())
+    assert {type(value) for value in found.values()} == {float}, "goes into a JSON file"
+    two = metrics.map_likeness(student, teacher)["cam_cosine_shuffled"]  # the other of two
+    torch.testing.assert_close(two, metrics.cosine(resize(student, (6, 10)), big.flip(0)))
 
 
 def test_map_agreement_of_one_picture_has_no_other_picture() -> None:

@@ -649,6 +649,21 @@ def test_hooks_modes_and_gradients_are_as_before(hidden: int, call: int, kind: s
     assert hooks(model) == 0
 
 
+@pytest.mark.parametrize("kind", ["no_grad", "inference"])
+def test_the_picture_is_left_as_it_was_where_it_is_what_the_map_is_made_of(kind: str) -> None:
+    """The network's first layer hands it on; what is made under ``inference_mode`` cannot be differentiated."""
+    head = with_weights(nn.Conv2d(3, 2, 1), tensor([2, 0, -1], [0, 4, 1]), tensor(0.5, -1))
+    model = ConvHead(nn.Identity(), head)
+    expected = predict(model, PICTURE, method="hirescam").cams
+    assert expected is not None
+    with gradients(kind):
+        x = PICTURE + 0
+        cams = predict(model, x, method="hirescam").cams
+        assert not x.requires_grad
+        assert torch.equal(x, PICTURE)
+    torch.testing.assert_close(cams, expected.detach())
+
+
 def test_finding_the_head_touches_neither_statistics_nor_random_numbers() -> None:
     model, x = build("resnet8", CLASSES, 16).train(), pictures()
     twin = copy.deepcopy(model)

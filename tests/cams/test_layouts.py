@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from camkd.cams import METHODS, bias, form, predict
 from camkd.cams.finding import head_of
-from camkd.cams.layouts import Layout
+from camkd.cams.layouts import Layout, readings
 
 WIDTH, CLASSES = 6, 3
 
@@ -28,8 +30,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 9), nn.GELU(), nn.Linear(9, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v))
+        q, k, v = self.qkv(self.norm1(x))[:, None].chunk(3, -1)  # one head: only so is there a fused kernel
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v)[:, 0])
         return x + self.mlp(self.norm2(x))
 
 
@@ -123,6 +125,36 @@ def test_a_head_that_starts_at_nought_has_a_layer_all_the_same() -> None:
     model, x = transformer("token", 1), pictures()
     nn.init.zeros_(model.head.weight)
     assert head_of(model, x).place.layer is model.blocks[1].norm1
+
+
+@pytest.mark.parametrize(
+    ("grid", "picture", "factor"),
+    [
+        ((3, 5), (12, 20), 1),
+        ((55, 50), (100, 100), 1.1),
+        ((50, 55), (100, 100), 1 / 1.1),
+        ((50, 40), (100, 100), None),
+        ((40, 50), (100, 100), None),
+        ((2, 1), (32, 20), 1.25),  # 32 by 20 pixels are 1.6 cells by 1: few cells are rounded much
+        ((3, 1), (32, 16), 1.5),
+        ((1, 3), (16, 32), 1 / 1.5),
+        ((4, 1), (32, 16), None),
+    ],
+)
+def test_cells_have_the_pictures_proportions_but_for_rounding(
+    grid: tuple[int, int], picture: tuple[int, int], factor: float | None
+) -> None:
+    layout = Layout("first", grid)
+    assert layout.suits(picture) == (factor is not None)
+    assert layout.misfit(picture) == (math.inf if factor is None else pytest.approx(abs(math.log(factor))))
+
+
+def test_tokens_without_a_grid_before_them_are_read_by_the_pictures_proportions() -> None:
+    """One token of a class and 3 x 4 of patches; four tokens, fewer than a prefix may have; two cells are a map."""
+    assert next(readings(torch.zeros(2, 13, 6), (12, 16))) == Layout("tokens", (3, 4), 1)
+    assert next(readings(torch.zeros(2, 4, 6), (8, 8))) == Layout("tokens", (2, 2))
+    assert Layout("first", (1, 2)) in readings(torch.zeros(2, 5, 1, 2), (8, 16))
+    assert not list(readings(torch.zeros(2, 1, 1, 1), (8, 8)))
 
 
 class Turned(nn.Module):

@@ -30,9 +30,25 @@ class Net(nn.Module):
         return self.head(self.act(self.late(torch.tanh(self.early(x)))).mean((2, 3)))
 
 
+class Convolved(Net):
+    """The linear layer as a 1x1 convolution before the average."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=False)
+        self.head = nn.Conv2d(5, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.late(torch.tanh(self.early(x))))).mean((2, 3))
+
+
 def net(hidden: bool = True, smooth: bool = False) -> Net:
     torch.manual_seed(4)
     return Net(hidden, smooth).double().eval()
+
+
+def convolved() -> Net:
+    torch.manual_seed(4)
+    return Convolved().double().eval()
 
 
 def pictures(count: int = CLASSES) -> Tensor:
@@ -91,17 +107,20 @@ def test_gradcam_plus_plus_is_its_definition_with_second_and_third_derivatives()
     torch.testing.assert_close(ours[0, k].detach(), expected.relu())
 
 
-def test_a_slope_of_nought_has_no_part_in_gradcam_plus_plus() -> None:
+@pytest.mark.parametrize(("slope", "weight"), [(2.0, 2 / (2 + 2 * 4)), (1.0, 1 / (2 + 1 * 4))])
+def test_a_slope_of_nought_has_no_part_in_gradcam_plus_plus(slope: float, weight: float) -> None:
     features, slopes = torch.ones(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
-    slopes[0, 0, 0, 0] = 2.0  # weight 2 / (2 + 2 * 4) of the first channel, one of nought of the second
-    torch.testing.assert_close(METHODS["gradcam++"](features, slopes), torch.full((1, 2, 2), 0.2))
+    slopes[0, 0, 0, 0] = slope  # of the first channel; the weight of the second is nought
+    torch.testing.assert_close(METHODS["gradcam++"](features, slopes), torch.full((1, 2, 2), weight))
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("hidden", [False, True])
-def test_asked_classes_are_a_part_of_all(method: str, hidden: bool) -> None:
-    model, x = net(hidden), pictures(4)
-    assert form(model, x) == ("gradient" if hidden else "exact")
+@pytest.mark.parametrize(
+    ("make", "expected"), [(lambda: net(hidden=False), "exact"), (convolved, "exact"), (net, "gradient")]
+)
+def test_asked_classes_are_a_part_of_all(method: str, make: Callable[[], Net], expected: str) -> None:
+    model, x = make(), pictures(4)
+    assert form(model, x) == expected
     which = torch.tensor([[2, 0], [1, 1], [0, 2], [2, 1]])
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
@@ -131,7 +150,15 @@ def test_one_class_of_many_costs_one_backward_pass(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "classes",
-    [0, 4, torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)],
+    [
+        0,
+        4,
+        torch.zeros(2, 1),
+        torch.zeros(2, 1, dtype=torch.bool),
+        torch.zeros(3, dtype=torch.int64),
+        torch.tensor([[0], [3], [1]]),
+        torch.tensor([[2], [-1], [0]]),
+    ],
 )
 def test_classes_that_cannot_be_asked_for(classes: int | Tensor) -> None:
     with pytest.raises(InputError, match="classes"):

@@ -142,11 +142,12 @@ def test_answers_of_another_number_format_are_kept_as_well(dtype: torch.dtype) -
     said = answer(SMALL, 2)
     assert said.cams is not None
     other = Prediction(said.logits.to(dtype), said.cams.to(dtype))
-    found = SMALL.decode(SMALL.encode(other))
     assert other.cams is not None
-    assert torch.equal(found.logits, rounded(other.logits.float()))
+    other.logits[0, 0] = other.cams[0, 0, 0, 0] = 1e6  # the largest float16 is no number of bfloat16
+    found = SMALL.decode(SMALL.encode(other))
+    assert torch.equal(found.logits, rounded(other.logits.float().clamp_max(LARGEST)))
     assert found.cams is not None
-    assert torch.equal(found.cams, rounded(other.cams.float()))
+    assert torch.equal(found.cams, rounded(other.cams.float().clamp_max(LARGEST)))
 
 
 @settings(max_examples=30)

@@ -93,6 +93,12 @@ def test_maps_of_any_number_of_dimensions_are_resized_alike(size: tuple[int, int
         torch.testing.assert_close(resized[place].numpy(), resize_literally(maps[place].numpy(), size))
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 6), (0, 3, 4, 6), (2, 0, 4, 6)])
+def test_no_maps_become_no_maps_of_the_new_size(shape: tuple[int, ...]) -> None:
+    for size in ((2, 3), (4, 6), (8, 2)):
+        assert resize(torch.zeros(shape), size).shape == (*shape[:-2], *size)
+
+
 @settings(max_examples=40)
 @given(
     seeds,

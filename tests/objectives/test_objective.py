@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from camkd.methods import METHODS
 from camkd.objectives import SCHEDULES, TERMS, Objective, Term, Weighted, objective, spelled
 from camkd.objectives.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
-from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD
-from camkd.objectives.maps import CAM, SDD
+from camkd.objectives.logits import DKD, KD, CrossEntropy, StandardisedKD, cross_entropy, dkd, kd
+from camkd.objectives.maps import CAM, SDD, cam_distance, sdd
 from camkd.objectives.terms import Connects
 from camkd.types import InputError, Prediction
 
@@ -136,6 +136,18 @@ def test_a_term_treats_each_picture_for_itself_unless_it_relates_them(name: str)
     for n in range(N):
         alone = torch.tensor([n])
         torch.testing.assert_close(term(taken(ours, alone), taken(theirs, alone), labels()[alone]), values[alone])
+
+
+def test_a_function_is_its_term_where_nothing_else_is_said() -> None:
+    (ours, our_maps, _, _), (theirs, their_maps, _, _) = student(), teacher()
+    assert our_maps is not None
+    assert their_maps is not None
+    expected = {name: term(student(), teacher(), labels()) for name, term in VARIANTS.items()}
+    torch.testing.assert_close(cross_entropy(ours, labels()), expected["ce"])
+    torch.testing.assert_close(kd(ours, theirs), expected["kd"])
+    torch.testing.assert_close(dkd(ours, theirs, labels()), expected["dkd"])
+    torch.testing.assert_close(cam_distance(our_maps, their_maps, labels()), expected["cam"])
+    torch.testing.assert_close(sdd(student(), teacher()), expected["sdd"])
 
 
 def test_certain_mixed_labels_are_the_labels(term: Term) -> None:
@@ -313,6 +325,7 @@ def test_a_sum_is_read_as_it_is_written() -> None:
     }
     assert objective("ce=1+dkd=2:beta=0:temperature=3").terms == objective("ce=1,dkd=2:T=3:beta=0").terms
     assert objective("ce=1:schedule=decay").terms["ce"] == Weighted(CrossEntropy(), 1.0, "decay")
+    assert objective("cam=1:pool=1").terms["cam"] == Weighted(CAM(pool=1)), "the least there is"
 
 
 def test_a_term_may_come_twice() -> None:
@@ -339,6 +352,25 @@ def test_what_goes_without_saying_is_not_written() -> None:
         "ce=1.0:smoothing=0,cam=2 : pool=4:norm=raw, cam=1:pool=2 , kd=0.50:temperature=4:schedule=constant"
     )
     assert spelled(goal) == "ce=1+cam=2:norm=raw+cam=1:pool=2+kd=0.5"
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ("plain", "ce=1"),
+        ("kd", "ce=0.1+kd=0.9"),
+        ("lskd", "ce=0.1+lskd=9"),
+        ("dkd", "ce=1+dkd=1"),
+        ("sdd", "ce=0.1+sdd=0.9"),
+        ("cat+kd", "ce=0.1+kd=0.9+cam=5:pool=2"),
+        ("e2kd", "kd=1:T=1+cam=0.5:classes=top-1:pool=8"),
+        ("cam-kd", "ce=0.1+kd=0.9+cam=1"),
+    ],
+)
+def test_what_older_runs_wrote_down_still_means_the_same(method: str, text: str) -> None:
+    """What goes without saying is the paper's, and stays so: another would turn a sum into another one."""
+    assert spelled(objective(method)) == text
+    assert objective(text) == objective(method)
 
 
 @pytest.mark.parametrize("method", METHODS)
