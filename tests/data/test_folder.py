@@ -118,7 +118,7 @@ def test_a_flat_tree_is_split_by_path(tmp_path: Path) -> None:
     assert any("no val and no test folder, so the split was made here" in note for note in data.notes)
 
 
-def test_adding_a_picture_moves_no_other(tmp_path: Path) -> None:
+def test_adding_a_picture_to_a_class_of_sixty_moves_no_other(tmp_path: Path) -> None:
     root = tree(tmp_path / "pets", "cat", "dog", count=60)
     before = {split: {p.name for _, p in scan(root).rows(split)} for split in ("train", "val", "test")}
     for name in ("0a.png", "zz.png", "30b.png"):

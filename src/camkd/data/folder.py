@@ -36,11 +36,12 @@ def open_folder(
 ) -> Dataset:
     """Open ``train/<class>/*`` with optional ``val/`` and ``test/``, or plain ``<class>/*``, as a `Dataset`.
 
-    Splits that are missing are made here, by a hash of each picture's path, so that adding one moves no
-    other. The pictures become squares of ``size`` pixels (None: their own size where they share a small one,
-    or else 64). They are decoded the first time, and again when a file's path, size or time changes. With ``limit``
-    only the first pictures of each split are, the classes taking turns; with ``train_limit`` of train alone. Of
-    ``unseen`` pictures all are for the test, and none for train and val, where there is no train folder.
+    Splits that are missing are made here, by a hash of each picture's path, so that adding one moves no other from
+    a few dozen pictures a class on (each split gets one at least). The pictures become squares of ``size`` pixels
+    (None: their own size where they share a small one, or else 64). They are decoded the first time, and again when
+    a file's path, size or time changes. With ``limit`` only the first pictures of each split are, the classes
+    taking turns; with ``train_limit`` of train alone. Of ``unseen`` pictures all are for the test, and none for
+    train and val, where there is no train folder.
 
     Raises `InputError` where the folder is not such a tree, or where a picture cannot be read and
     ``bad_images`` is "fail"; with "skip" such pictures are left out and counted in the notes.
