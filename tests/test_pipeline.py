@@ -652,6 +652,20 @@ def test_a_good_teacher_is_introduced(easy: Dataset, taught: Teacher) -> None:
 
 
 @pytest.mark.fault("the wrong teacher")
+def test_what_a_few_pictures_cannot_tell_is_said_with_their_number(taught: Teacher) -> None:
+    """One wrong of four, two of which are of one class: two standard errors of guessing are a half."""
+    said = taught.shown.labels.numpy()
+    rows = np.array([np.flatnonzero(said == label)[place] for label, place in ((0, 0), (0, 1), (1, 0), (1, 1))])
+    few = replace(taught.val.take(rows), labels=np.array([0, 0, 1, 2]))
+    with pytest.raises(
+        InputError,
+        match=r"right on 75\.0% of the 4 validation pictures, and guessing is on 50\.0%, so that it has to be on at "
+        r"least 100\.0%: .* --teacher, or more validation pictures, which lower that\.$",
+    ):
+        replace(taught, val=few).check()
+
+
+@pytest.mark.fault("the wrong teacher")
 def test_a_teacher_of_other_pictures_is_refused(finished: Any, easy: Dataset) -> None:
     """Of another size, and of classes in another order."""
     large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
@@ -664,6 +678,6 @@ def test_a_teacher_of_other_pictures_is_refused(finished: Any, easy: Dataset) ->
 @pytest.mark.fault("the wrong teacher")
 @pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
 def test_a_teacher_near_chance_is_refused_before_the_first_step(easy: Dataset, taught: Teacher, way: str) -> None:
-    with pytest.raises(InputError, match=r"of the validation pictures, and guessing is on 33\.3%"):
+    with pytest.raises(InputError, match=r"of the 24 validation pictures, and guessing is on 33\.3%"):
         pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("cam-kd"))
     assert pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("plain")) == (None, ONE)

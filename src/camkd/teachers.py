@@ -69,10 +69,13 @@ class Teacher:
         labels = torch.from_numpy(np.array(self.val.labels))
         right = float((self.shown.labels == labels).double().mean())
         chance = float(labels.bincount().max()) / len(labels)
-        if right < min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))):
+        bar = min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)))
+        if right < bar:
+            few = ", or more validation pictures, which lower that" if right > chance else ""
             raise InputError(
-                f"the teacher in {self.folder} is right on {right:.1%} of the validation pictures, and guessing is on "
-                f"{chance:.1%}: look whether it was trained on such pictures, or give another --teacher."
+                f"the teacher in {self.folder} is right on {right:.1%} of the {len(labels):,} validation pictures, and "
+                f"guessing is on {chance:.1%}, so that it has to be on at least {bar:.1%}: look whether it was trained "
+                f"on such pictures, or give another --teacher{few}."
             )
         return right
 
