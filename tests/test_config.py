@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields
 from decimal import Decimal
@@ -124,11 +125,24 @@ def test_numbers_out_of_their_range_are_named(name: str, wrong: int) -> None:
         check_numbers({name: wrong})
 
 
-@pytest.mark.parametrize("wrong", [10**9 + 1, 10**400, float("inf"), float("nan")])
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "view_epochs"])
-def test_counts_that_nobody_can_mean_are_refused(name: str, wrong: float) -> None:
-    with pytest.raises(InputError, match=f"{name} is .*, but has to be 1 or more, up to a billion"):
-        check_numbers({name: wrong})
+BORDERS = {
+    "1 or more, up to a billion": ([1, 7, 10**9], [0, 0.5, -3, 10**9 + 1, 10**400]),
+    "0 or more": ([0, 0.25, 9], [-1, -1e-9]),
+    "more than 0": ([1e-9, 5], [0, -1]),
+    "between 0 and 1": ([0, 0.5, 1], [-1e-9, 1.001]),
+    "between 0 and 4,294,967,295": ([0, 2**32 - 1], [-1, 2**32]),
+}
+"""What each range takes and what it does not."""
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges_end_where_they_say(name: str) -> None:
+    within, beyond = BORDERS[RANGES[name][0]]
+    for value in within:
+        check_numbers({name: value})
+    for value in (*beyond, math.inf, -math.inf, math.nan):
+        with pytest.raises(InputError, match=f"{name} is {value}, but has to be {RANGES[name][0]}: give such a number"):
+            check_numbers({name: value})
 
 
 @pytest.mark.parametrize(

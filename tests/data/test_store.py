@@ -388,6 +388,18 @@ def test_a_file_that_is_cut_off_or_gone_is_caught(tmp_path: Path, field: str, ke
         opened(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [np.zeros((12, 4, 4, 3), np.float32), np.zeros((11, 4, 4, 3), np.uint8), np.zeros((12, 4, 4, 4), np.uint8)],
+    ids=["floats", "too few", "four channels"],
+)
+def test_pictures_of_another_form_are_caught(tmp_path: Path, other: np.ndarray) -> None:
+    opened(tmp_path)
+    np.save(store_of(tmp_path) / "train_images.npy", other)
+    with pytest.raises(InputError, match=r"is damaged .*train_images\.npy has the shape"):
+        opened(tmp_path)
+
+
 def test_the_damaged_picture_is_named(tmp_path: Path) -> None:
     opened(tmp_path)
     path = store_of(tmp_path) / "train_images.npy"

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from camkd.files import sealed, unsealed
 from camkd.knowledge import DamagedKnowledge, Layout, Manifest, NoRoom, Store, store_folder, stores
 from camkd.knowledge import store as store_module
 from camkd.types import InputError, Prediction
@@ -439,7 +440,9 @@ def test_another_mistake_of_the_system_is_not_taken_for_a_full_disk(
 # --- the manifest, and which stores there are
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, Layout(1000, 7, 7)], ids=["exact", "many classes"])
+@pytest.mark.parametrize(
+    "layout", [LAYOUT, Layout(1000, 7, 7), Layout(2, 1, 1)], ids=["exact", "many classes", "two classes"]
+)
 def test_the_manifest_is_read_as_it_was_written(tmp_path: Path, layout: Layout) -> None:
     ours = store(tmp_path, layout=layout)
     write(ours, 0, 1)
@@ -471,16 +474,23 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a layout without a height": lambda values: {**values, "layout": without(values["layout"], "height")},
     "a layout with a depth": lambda values: {**values, "layout": {**values["layout"], "depth": 3}},
     "a bias that is a number": lambda values: {**values, "layout": {**values["layout"], "bias": 3}},
+    "no pictures": lambda values: {**values, "count": 0},
+    "fewer than none": lambda values: {**values, "count": -1},
+    "more pictures than a disk holds": lambda values: {**values, "count": 1 << 50},
+    "a class alone": lambda values: {**values, "layout": {**values["layout"], "classes": 1}},
 }
 
 
 @pytest.mark.fault("a damaged manifest of the knowledge store")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_manifest_is_an_input_error(tmp_path: Path, damage: str) -> None:
+    """With a checksum that is right, as a program with a fault would write it."""
     manifest().write(tmp_path)
-    values = json.loads((tmp_path / "store.json").read_text(encoding="utf-8"))
+    values = unsealed(tmp_path / "store.json")
     assert Manifest.of(tmp_path) == manifest()
-    (tmp_path / "store.json").write_text(json.dumps(DAMAGES[damage](values)), encoding="utf-8")
+    damaged = DAMAGES[damage](values)
+    text = sealed(damaged) if isinstance(damaged, dict) else json.dumps(damaged)
+    (tmp_path / "store.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"is not a whole knowledge store \(.*\): the next run"):
         Manifest.of(tmp_path)
 
