@@ -301,6 +301,20 @@ def test_interruption_with_terms_that_have_weights(easy: Dataset, tmp_path: Path
     assert rows[0]["terms"].keys() == {"ce", "review", "hint"}
 
 
+def test_interruption_of_a_network_that_draws_random_numbers(easy: Dataset, tmp_path: Path) -> None:
+    def dropping(folder: Path, seed: int, watch: Watch | None = None, resume: bool = False) -> Weights:
+        model = network()
+        model.fc = nn.Sequential(nn.Dropout(), model.fc)  # type: ignore[arg-type]
+        torch.manual_seed(seed)
+        return copied(fit(model, easy, PLAIN, settings(epochs=1), Run(folder), watch=watch, resume=resume))
+
+    weights = dropping(tmp_path / "whole", 1)
+    with pytest.raises(Interrupted):
+        dropping(tmp_path / "cut", 1, Stop(2))
+    assert same(dropping(tmp_path / "cut", 2, resume=True), weights)
+    assert not same(dropping(tmp_path / "other", 2), weights)
+
+
 # --- terms with weights of their own
 
 
