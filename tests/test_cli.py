@@ -833,7 +833,7 @@ def test_a_store_that_says_nothing_of_itself_is_named_and_can_be_removed(cache: 
         ("fill --teacher nope", "'nope'"),
         ("fill --lr 0.1", "--lr"),
         ("dance", "'dance'"),
-        ("", "command"),
+        ("", "say after knowledge what to do: list, fill, verify, prune"),
     ],
 )
 def test_wrong_input_about_knowledge_is_one_sentence(
