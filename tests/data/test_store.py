@@ -115,6 +115,25 @@ def test_nothing_is_left_of_a_build_that_stops(tmp_path: Path, stop: type[BaseEx
     assert len(opened(tmp_path).train) == 12
 
 
+@pytest.mark.parametrize(
+    ("error", "room"),
+    [
+        (OSError("120 requested and 7 written"), True),  # numpy's
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "cat.jpg"), False),
+    ],
+)
+def test_only_a_full_disk_is_called_one(tmp_path: Path, error: OSError, room: bool) -> None:
+    def build(folder: Path) -> Contents:
+        raise error
+
+    with pytest.raises(InputError if room else OSError) as caught:
+        opened(tmp_path, build)
+    assert "no room in" in str(caught.value) if room else caught.value is error
+    assert list((tmp_path / "data").iterdir()) == []
+
+
 @pytest.mark.fault("remains of a killed process")
 def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None:
     left, other = (tmp_path / "data" / f".{name}.0123abcd{PART}" for name in ("pets-1", "elsewhere-2"))
