@@ -133,7 +133,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = parsed(_text(path) or "{}")
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); write it again or remove it") from error
+        raise InputError(f"{path} is not JSON ({error}): write it again or remove it.") from error
     return value if isinstance(value, dict) else {}
 
 

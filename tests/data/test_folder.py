@@ -380,14 +380,14 @@ def two_vals(root: Path) -> None:
     [
         (lambda root: None, r"no pictures \(bmp, jpeg.*were found in"),
         (lambda root: (root / "train").mkdir(), "no pictures"),
-        (lambda root: tree(root, "a"), "has one class, 'a', but two or more are needed; add"),
+        (lambda root: tree(root, "a"), "has one class, 'a', but two or more are needed: add"),
         (nested, "has one class, 'dataset'.*is '.*pets/dataset' the folder you mean"),
         (loose, "the 3 pictures in '.*pets' lie directly in it, not in class folders.*pets/cat'"),
         (lambda root: loose(root / "train"), "the 3 pictures in '.*pets/train' lie directly in it"),
         (unlabelled, "the 3 pictures in '.*pets/train' lie directly in it"),
         (unlabelled_test, "the 3 pictures in '.*pets/test' lie directly in it"),
         (other_names, "'test_set', 'train_set' in '.*pets' hold the same folders, which looks like splits.*call them"),
-        (empty_class, "no picture of 'hollow'; add some, or remove the empty folder"),
+        (empty_class, "no picture of 'hollow': add some, or remove the empty folder"),
         (classes_differ, "the test folder of '.*pets' lacks 'b' and adds 'c'"),
         (val_lacks, "the val folder of '.*pets' lacks 'c',"),
         (two_vals, "'val' and 'valid', which mean the same"),
@@ -415,7 +415,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_broken_picture_is_named_with_the_reason(tmp_path: Path) -> None:
     root = tree(tmp_path / "pets", "a", "b")
     (root / "a" / "page.jpg").write_text("<html>404</html>")
-    match = r"1 of the pictures.*\(a/page\.jpg: not a picture in a known format\); replace or delete"
+    match = r"1 of the pictures.*\(a/page\.jpg: not a picture in a known format\): replace or delete"
     assert_refused(root, tmp_path / "cache", match)
 
 

@@ -82,7 +82,7 @@ def test_two_classes_that_are_written_alike_are_refused(tmp_path: Path) -> None:
         folder = os.path.join(os.fsencode(tmp_path / "pets"), name)
         os.makedirs(folder)
         picture(os.path.join(folder, b"0.png"))
-    with pytest.raises(InputError, match=r"two class folders that are both written '\\xff'; rename one"):
+    with pytest.raises(InputError, match=r"two class folders that are both written '\\xff': rename one"):
         opened(tmp_path / "pets", tmp_path / "cache")
 
 

@@ -77,7 +77,7 @@ def test_a_folder_relative_to_here_or_to_home(pets: Path, tmp_path: Path, monkey
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="called 'cifar11'; the built-in ones are shapes, shapes-cue, cifar10, cifar100"
+        InputError, match="called 'cifar11': the built-in ones are shapes, shapes-cue, cifar10, cifar100"
     ):
         open_data("cifar11", cache=tmp_path)
     assert not list(tmp_path.iterdir())

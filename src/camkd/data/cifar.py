@@ -68,7 +68,7 @@ def open_cifar(archive: Archive, size: int | None, cache: Path, progress: Progre
     is anything but 32 or None, and where the archive cannot be had or is not what it should be.
     """
     if size not in (None, SIZE):
-        raise InputError(f"size is {size}, but {archive.name} has pictures of {SIZE} pixels; leave size out")
+        raise InputError(f"size is {size}, but {archive.name} has pictures of {SIZE} pixels: leave size out.")
 
     def build(_: Path) -> Contents:
         return read(fetch(archive, cache / "downloads" / archive.file, progress), archive)
@@ -101,10 +101,10 @@ def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
                         raise ValueError(f"{name} has {member.size:,} bytes")
                     found[name] = stream.read()
     except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, IndexError, OverflowError) as error:
-        raise InputError(f"'{path}' is not a readable tar.gz archive ({error}); delete it") from error
+        raise InputError(f"'{path}' is not a readable tar.gz archive ({error}): delete it.") from error
     if wanted - found.keys():
         missing = ", ".join(sorted(wanted - found.keys()))
-        raise InputError(f"'{path}' has no {missing}, so it is another archive than expected; delete it")
+        raise InputError(f"'{path}' has no {missing}, so it is another archive than expected: delete it.")
     return found
 
 
@@ -112,12 +112,12 @@ def _records(path: Path, archive: Archive, parts: list[bytes], classes: int) -> 
     content, record = b"".join(parts), archive.label_bytes + PIXELS
     if not content or len(content) % record:
         raise InputError(
-            f"'{path}' holds {len(content):,} bytes of records, which is no multiple of {record:,}; delete it"
+            f"'{path}' holds {len(content):,} bytes of records, which is no multiple of {record:,}: delete it."
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = rows[:, archive.label_bytes - 1].astype(np.int64)
     if labels.max() >= classes:
-        raise InputError(f"'{path}' has label {labels.max()}, but names {classes} classes; delete it")
+        raise InputError(f"'{path}' has label {labels.max()}, but names {classes} classes: delete it.")
     pictures = rows[:, archive.label_bytes :].reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1)
     return Split(np.ascontiguousarray(pictures), labels)
 
@@ -130,7 +130,9 @@ def fetch(archive: Archive, path: Path, progress: Progress) -> Path:
     """
     if path.exists():
         if _md5(path) != archive.md5:
-            raise InputError(f"'{path}' has not the md5 {archive.md5} of {archive.url}; delete it to download it again")
+            raise InputError(
+                f"'{path}' has not the md5 {archive.md5} of {archive.url}: delete it to download it again."
+            )
         return path
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)

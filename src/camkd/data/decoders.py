@@ -124,7 +124,7 @@ class _Process:
         if not answer:
             raise InputError(
                 f"a process died (status {self.python.wait()}) of one of {len(task[2])} pictures, the first of which "
-                f"is '{task[2][0]}'; look for one that is far too large, or decode with --workers 1"
+                f"is '{task[2][0]}': look for one that is far too large, or decode with --workers 1."
             )
         return dict(json.loads(answer))
 

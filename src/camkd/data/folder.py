@@ -79,14 +79,14 @@ def _build(
     ]
     if said and bad_images == "fail":
         raise InputError(
-            f"{len(said):,} of the pictures in '{tree.root}' cannot be read ({first(said, '; ')}); replace "
-            "or delete them, or leave them out with --bad-images skip"
+            f"{len(said):,} of the pictures in '{tree.root}' cannot be read ({first(said, '; ')}): replace "
+            "or delete them, or leave them out with --bad-images skip."
         )
     notes = [f"{len(said):,} unreadable pictures were left out: {first(said, '; ')}"] if said else []
     train, val, test = (_split(folder, split, tree, bad[split]) for split in SPLITS)
     lost = [name for label, name in enumerate(tree.classes) if tree.splits["train"][name] and label not in train.labels]
     if lost:
-        raise InputError(f"no readable training picture of {quoted(lost)} is in '{tree.root}'; add some")
+        raise InputError(f"no readable training picture of {quoted(lost)} is in '{tree.root}': add some.")
     return Contents(tree.classes, train, val, test, (*tree.notes, *notes))
 
 
@@ -94,7 +94,7 @@ def _split(folder: Path, split: str, tree: Tree, bad: Mapping[int, str]) -> Spli
     rows = tree.rows(split)
     kept = np.array([row for row in range(len(rows)) if row not in bad], np.int64)
     if bad and not len(kept):
-        raise InputError(f"no readable {split} picture is in '{tree.root}'; add some")
+        raise InputError(f"no readable {split} picture is in '{tree.root}': add some.")
     path = folder / f"{split}_images.npy"
     images = keep_rows(path, kept) if bad else np.load(path, mmap_mode="r")
     labels = np.array([rows[row][0] for row in kept], np.int64)

@@ -154,7 +154,7 @@ def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool 
     """
     size = size or SIZE
     if not SIZES[0] <= size <= SIZES[1]:
-        raise InputError(f"size is {size}, but shapes have {SIZES[0]} to {SIZES[1]} pixels; choose one of these")
+        raise InputError(f"size is {size}, but shapes have {SIZES[0]} to {SIZES[1]} pixels: choose one of these.")
 
     def build(folder: Path) -> Contents:
         train, val, test = (draw_split(split, count, size, progress) for split, count in COUNTS.items())

@@ -84,9 +84,9 @@ def open_data(
     """
     for option, value in (("size", size), ("limit", limit), ("train_limit", train_limit), ("workers", workers)):
         if value is not None and value < 1:
-            raise InputError(f"{option} is {value}, but has to be 1 or more; give such a number or none")
+            raise InputError(f"{option} is {value}, but has to be 1 or more: give such a number or none.")
     if bad_images not in ("fail", "skip"):
-        raise InputError(f"bad_images is '{bad_images}', but 'fail' or 'skip' is needed; choose one of them")
+        raise InputError(f"bad_images is '{bad_images}', but 'fail' or 'skip' is needed: choose one of them.")
     return _open(name, size, (limit, train_limit), workers, bad_images, unseen, cache_folder(cache), progress)
 
 
@@ -121,8 +121,8 @@ def _open(
     root = Path(name).expanduser()
     if not root.exists():
         raise InputError(
-            f"there is no folder and no built-in data set called '{name}'; the built-in ones are "
-            f"{', '.join(SOURCES)}, and anything else has to be a folder with one folder of pictures a class"
+            f"there is no folder and no built-in data set called '{name}': the built-in ones are "
+            f"{', '.join(SOURCES)}, and anything else has to be a folder with one folder of pictures a class."
         )
     return open_folder(
         root,

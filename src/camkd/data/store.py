@@ -112,7 +112,7 @@ class Dataset:
         is another data set, so its fingerprint differs. Raises `InputError` where ``n`` is not positive.
         """
         if n < 1:
-            raise InputError(f"limit is {n}, but at least one picture is needed; give a positive number")
+            raise InputError(f"limit is {n}, but at least one picture is needed: give a positive number.")
         if n >= max(len(self.splits[name]) for name in splits):
             return self
         taken = {name: self.splits[name].take(in_turn(self.splits[name].labels, n)) for name in splits}
@@ -218,8 +218,8 @@ def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
         if error.errno not in NO_SPACE:
             raise
         raise InputError(
-            f"there is no room for {written(math.prod(shape))} of decoded pictures in '{path.parent.parent}'; make "
-            "room, choose a smaller size, or set CAMKD_CACHE to another folder"
+            f"there is no room for {written(math.prod(shape))} of decoded pictures in '{path.parent.parent}': make "
+            "room, choose a smaller size, or set CAMKD_CACHE to another folder."
         ) from error
     return images
 
@@ -261,8 +261,8 @@ def _building(folder: Path) -> Iterator[Path]:
             temporary = stack.enter_context(building(folder))
         except OSError as error:
             raise InputError(
-                f"the cache folder '{folder.parent}' cannot be written ({error.strerror}); set CAMKD_CACHE to a "
-                "folder that can"
+                f"the cache folder '{folder.parent}' cannot be written ({error.strerror}): set CAMKD_CACHE to a "
+                "folder that can."
             ) from error
         try:
             yield temporary
@@ -271,8 +271,8 @@ def _building(folder: Path) -> Iterator[Path]:
                 raise
             size = sum(path.stat().st_size for path in temporary.iterdir())
             raise InputError(
-                f"there is no room in '{folder.parent}' after {size:,} bytes ({error}); make room, or set CAMKD_CACHE "
-                "to another folder"
+                f"there is no room in '{folder.parent}' after {size:,} bytes ({error}): make room, or set CAMKD_CACHE "
+                "to another folder."
             ) from error
         try:
             temporary.rename(folder)
@@ -318,7 +318,7 @@ def _open(folder: Path) -> Dataset:
                 raise ValueError(f"the checksum of {name} differs")
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the data store '{folder}' is damaged ({error}); delete it to rebuild it") from error
+        raise InputError(f"the data store '{folder}' is damaged ({error}): delete it to rebuild it.") from error
     return Dataset(
         name=manifest["name"],
         classes=tuple(manifest["classes"]),

@@ -97,11 +97,11 @@ def scan(root: Path, *, unseen: bool = False) -> Tree:
     Raises `InputError` where a person has to put something right first.
     """
     if not root.is_dir():
-        raise InputError(f"'{root}' is a file, but a folder with one folder of pictures a class is needed")
+        raise InputError(f"'{root}' is a file, but a folder with one folder of pictures a class is needed.")
     try:
         found, notes = _find_splits(root, unseen)
     except PermissionError as error:
-        raise InputError(f"'{error.filename}' cannot be opened; allow yourself to read it") from error
+        raise InputError(f"'{error.filename}' cannot be opened: allow yourself to read it.") from error
     for split in found:
         _check_split(root, split, found)
     missing = [split for split in SPLITS if split not in found]
@@ -120,8 +120,8 @@ def _make_splits(root: Path, train: Classes, missing: Sequence[str]) -> dict[str
     for split in missing:
         if not any(divided[split] for divided in parts.values()):
             raise InputError(
-                f"'{root}' has too few pictures to hold some out for {split}; add pictures, three a "
-                f"class at least, or a '{split}' folder"
+                f"'{root}' has too few pictures to hold some out for {split}: add pictures, three a "
+                f"class at least, or a '{split}' folder."
             )
     return {split: {name: parts[name][split] for name in parts} for split in ("train", *missing)}
 
@@ -146,7 +146,9 @@ def _split_folders(root: Path, unseen: bool) -> dict[str, Path]:
     for split, names in FOLDER_NAMES.items():
         present = [folder for folder in entries if folder.name.lower() in names]
         if len(present) > 1:
-            raise InputError(f"'{root}' has '{present[0].name}' and '{present[1].name}', which mean the same; keep one")
+            raise InputError(
+                f"'{root}' has '{present[0].name}' and '{present[1].name}', which mean the same: keep one."
+            )
         if present:
             folders[split] = present[0]
     others = len(entries) > len(folders)
@@ -157,7 +159,7 @@ def _split_folders(root: Path, unseen: bool) -> dict[str, Path]:
         return {"test": folders["test"]}
     if "train" not in folders:
         held = " and ".join(f"'{folder.name}'" for folder in folders.values())
-        raise InputError(f"'{root}' has {held} but no 'train' folder; add train/<class>/ with the pictures")
+        raise InputError(f"'{root}' has {held} but no 'train' folder: add train/<class>/ with the pictures.")
     return folders
 
 
@@ -172,7 +174,7 @@ def _check_classes(root: Path, folders: Sequence[Path]) -> None:
     if len(below) == 1 and len(below.pop()) > 1 and not loose:
         raise InputError(
             f"{quoted([plain(folder.name) for folder in folders])} in '{root}' hold the same folders, which looks like "
-            "splits and not like classes; call them train, val and test"
+            "splits and not like classes: call them train, val and test."
         )
 
 
@@ -190,13 +192,13 @@ def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
             pictures = [_picture(root, file) for file in files if _is_picture(file)]
             name = plain(entry.name)
             if name in classes:
-                raise InputError(f"'{folder}' has two class folders that are both written '{name}'; rename one")
+                raise InputError(f"'{folder}' has two class folders that are both written '{name}': rename one.")
             classes[name] = sorted(pictures)
             ignored += len(files) - len(pictures)
     if loose and not any(classes.values()):
         raise InputError(
-            f"the {loose:,} pictures in '{folder}' lie directly in it, not in class folders; put each into a "
-            f"folder named after its class, such as '{folder / 'cat'}'"
+            f"the {loose:,} pictures in '{folder}' lie directly in it, not in class folders: put each into a "
+            f"folder named after its class, such as '{folder / 'cat'}'."
         )
     return classes, ignored
 
@@ -259,22 +261,22 @@ def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
     classes, expected = found[split], next(iter(found.values()))
     where = f"'{root}'" if classes is expected else f"the {split} folder of '{root}'"
     if not any(classes.values()):
-        raise InputError(f"no pictures ({KINDS}) were found in {where}; put them in one folder a class")
+        raise InputError(f"no pictures ({KINDS}) were found in {where}: put them in one folder a class.")
     differing = {"lacks": expected.keys() - classes.keys(), "adds": classes.keys() - expected.keys()}
     if any(differing.values()):
         said = " and ".join(f"{verb} {quoted(sorted(names))}" for verb, names in differing.items() if names)
         raise InputError(
-            f"{where} {said}, but its classes must be those of the train folder; rename or move the class "
-            f"folders, or do without {split}"
+            f"{where} {said}, but its classes must be those of the train folder: rename or move the class "
+            f"folders, or do without {split}."
         )
     empty = [name for name, pictures in classes.items() if not pictures]
     if empty:
-        raise InputError(f"{where} has no picture of {quoted(empty)}; add some, or remove the empty folder")
+        raise InputError(f"{where} has no picture of {quoted(empty)}: add some, or remove the empty folder.")
     if len(classes) < 2:
         (name,) = classes
         nested = all(re.match(rf"{re.escape(name)}/.+/", picture.name) for picture in classes[name])
-        hint = f"is '{root / name}' the folder you mean?" if nested else "add a folder for each other class"
-        raise InputError(f"{where} has one class, '{name}', but two or more are needed; {hint}")
+        hint = f"is '{root / name}' the folder you mean?" if nested else "add a folder for each other class."
+        raise InputError(f"{where} has one class, '{name}', but two or more are needed: {hint}")
 
 
 def _step(row: Sequence[object], n: int) -> int:
