@@ -160,6 +160,19 @@ def test_a_page_from_top_to_bottom(page: str, desk: Path, monkeypatch: pytest.Mo
             assert main(said) == 0, said
 
 
+STANDS_FOR = {"RUN": "runs/mine/teacher", "holiday/": "FOLDER/robin", "cat.jpg": "picture.jpg", "resnet50": "resnet8"}
+
+
+@pytest.mark.parametrize("page", ["methods", "maps", "device", "scale"])
+def test_a_page_about_what_is_trained(page: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
+    for number, words in enumerate(commands(ROOT / "docs" / f"{page}.md")):
+        if words[0] != "web":
+            said = [STANDS_FOR.get(word, word) for word in [*words, *QUICK.get(words[0], [])]]
+            said += ["--out", f"runs/{page}-{number}"] if words[0] in ("train", "compare") else []
+            assert main(said) == 0, said
+
+
 ELSEWHERE = {"machines.md": "tests_extras/test_ray.py", "maps.md": "tests_extras/test_pages.py"}
 """Pages whose Python needs an extra, and which test runs it."""
 
