@@ -101,7 +101,7 @@ def test_a_process_that_dies_is_an_error_with_the_place(paths: list[str], file: 
 
 
 SCRIPT = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from camkd.data import decoders
 from camkd.data.sources import open_data
@@ -115,6 +115,7 @@ def progress(done, total, what):
     if done > 64 and "stop" in sys.argv:
         sys.stdin.read()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where a shell runs the tests behind itself
 root, cache = map(Path, sys.argv[1:3])
 data = open_data(root, size=4, workers=2, cache=cache, progress=progress)
 print("finished", data.fingerprint)
