@@ -75,7 +75,7 @@ class Teacher:
             raise InputError(
                 f"the teacher in {self.folder} is right on {right:.1%} of the {len(labels):,} validation pictures, and "
                 f"guessing is on {chance:.1%}, so that it has to be on at least {bar:.1%}: look whether it was trained "
-                f"on such pictures, or give another --teacher{few}."
+                f"on such pictures and for long enough, or give another --teacher{few}."
             )
         return right
 
