@@ -41,6 +41,7 @@ class State:
             **{name: getattr(self, name).state_dict() for name in self._parts()},
             **{name: getattr(self, name) for name in self._plain()},
             "random": torch.get_rng_state(),
+            **({"random_cuda": torch.cuda.get_rng_state(self._device)} if self._device.type == "cuda" else {}),
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
@@ -64,12 +65,18 @@ class State:
             ) from error
         self.best_weights, notes = best or {}, []
         torch.set_rng_state(state["random"])
+        if self._device.type == "cuda" and "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"], self._device)
         if state["threads"] != torch.get_num_threads():
             notes.append(f"going on with {state['threads']} threads, as the run was begun")
             torch.set_num_threads(state["threads"])
         if state["torch"] != str(torch.__version__):
             notes.append(f"begun with torch {state['torch']}, going on with {torch.__version__}: not to the same bits")
         return notes
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @staticmethod
     def _parts() -> tuple[str, ...]:
