@@ -28,6 +28,7 @@ from camkd.models.profile import profile
 from camkd.models.saved import Description, save
 from camkd.objectives import Objective, objective
 from camkd.runs import Run
+from camkd.state import Average
 from camkd.teachers import adopt_teacher, knowledge_of
 
 STEPS, EPOCHS = 40, 4
@@ -39,7 +40,8 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("objective", Objective, "__call__"),
     ("clipping", nn.utils, "clip_grad_norm_"),
     ("optimiser", torch.optim.SGD, "step"),
-    ("averaging", loop._Average, "__call__"),
+    ("optimiser", torch.optim.AdamW, "step"),
+    ("averaging", Average, "__call__"),
 )
 
 
@@ -111,7 +113,7 @@ def _middle(epochs: list[dict[str, float]]) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Print the section as Markdown."""
-    columns = ["step", "forward", *(name for name, _, _ in PARTS)]
+    columns = ["step", "forward", *dict.fromkeys(name for name, _, _ in PARTS)]
     print("Milliseconds of a step of 128 pictures of 32 px; to reach: at most 5 % outside forward and backward\n")
     print(f"| student, method | outside | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name, case in found.items():

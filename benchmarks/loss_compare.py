@@ -9,6 +9,7 @@ and the first one of each run that is not.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -55,7 +56,9 @@ def differences(ours: dict[str, list[dict[str, object]]], theirs: dict[str, list
 
 def main() -> int:
     """Train twice and compare."""
-    revision = sys.argv[1] if len(sys.argv) > 1 else "HEAD"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("revision", nargs="?", default="HEAD", help="what the work tree is compared with")
+    revision = parser.parse_args().revision
     with tempfile.TemporaryDirectory() as place:
         base, folders = Path(place, "base"), [Path(place, name) for name in ("ours", "theirs")]
         git = ["git", "-C", str(ROOT), "worktree"]

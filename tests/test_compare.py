@@ -18,7 +18,7 @@ from camkd import compare, pipeline
 from camkd.cli import main
 from camkd.compare import Plan, carry_out, collect, methods_of, prepare, slug, workers
 from camkd.comparison import Comparison
-from camkd.comparison_page import write_comparison
+from camkd.comparison_page import tables, write_comparison
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_pictures
 from camkd.data.store import Dataset, silent
@@ -137,6 +137,13 @@ def test_more_methods_and_seeds_are_added(plan: Plan, data: Dataset) -> None:
     found = run(plan, data)
     assert plan.place("plain", 3).metrics.stat().st_mtime_ns == before
     assert [len(arm.runs) for arm in found.arms] == [2, 2, 2]
+
+
+def test_what_was_asked_for_before_stays_in_the_table(plan: Plan, data: Dataset) -> None:
+    run(replace(plan, methods=METHODS[:1], seeds=(3, 4)), data)
+    found = run(replace(plan, methods=METHODS[1:2], seeds=(3,)), data)
+    assert [(arm.method, sorted(arm.runs)) for arm in found.arms] == [("plain", [3, 4]), ("kd", [3])]
+    assert [(one.one, one.other) for one in found.differences()] == [("kd", "plain")]
 
 
 def test_a_budget_brings_the_views_again_for_every_method(plan: Plan, data: Dataset) -> None:
@@ -280,6 +287,7 @@ def test_the_command_prints_what_there_is_where_a_run_diverges(plan: Plan, capsy
 
 def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
     assert methods_of("plain, kd,ce=1+cam=1:pool=2") == ("plain", "kd", "ce=1+cam=1:pool=2")
+    assert methods_of("plain,kd=0.9+ce=0.1,ce=0.1+kd=0.9+cam=1") == ("plain", "kd", "cam-kd"), "by their names"
     assert methods_of("ce=1.0 + cam=1: pool=2,ce=2") == ("ce=1+cam=1:pool=2", "ce=2"), "in one form"
     assert methods_of("ce=1:smoothing=0+kd=1,plain", 0.1) == ("ce=1:smoothing=0+kd=1", "plain")
     assert methods_of("ce=1:smoothing=0,plain", 0.1) == ("ce=1:smoothing=0", "plain"), "not the same with smoothing"
@@ -289,6 +297,7 @@ def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
         "kd,plain,kd": "'kd' is the same method as 'kd'",
         "plain,ce=1": "'ce=1' is the same method as 'plain'",
         "ce=1+kd=1,kd=1.0+ce=1": "is the same method as",
+        "kd,ce=0.1+kd=0.9:T=4": "is the same method as 'kd'",
         "ce=0.1,kd=0.9:T=4": "write the sum as ce=0.1\\+kd=0.9:T=4",
     }
     for text, said in wrong.items():
@@ -315,9 +324,11 @@ def test_the_files(plan: Plan, data: Dataset) -> None:
     for row in rows:
         metrics = plan.place(row["method"], int(row["seed"])).read_metrics()
         assert float(row["accuracy"]) == metrics["accuracy"]
-        assert float(row["cam_cosine"]) == metrics["cam_cosine"]
+        for key in ("cam_cosine", "cam_cosine_shuffled", "cam_cosine_centre", "insertion_shuffled"):
+            assert float(row[key]) == metrics[key]
     said = json.loads((plan.folder / "comparison.json").read_text())
     assert said["methods"]["kd"]["accuracy"]["runs"] == 2
+    assert said["methods"]["kd"]["cam_cosine_centre"]["runs"] == 2
     assert said["settings"]["student"] == "resnet8"
     html = page.read_text()
     best = said["ranked_on_validation"][0]
@@ -325,6 +336,10 @@ def test_the_files(plan: Plan, data: Dataset) -> None:
     assert "&lt;b&gt;pictures" in html
     assert "<b>pictures" not in html
     assert "ce=0.1+cam=1:pool=2 − kd" in html
+    centre = 100 * said["methods"]["kd"]["cam_cosine_centre"]["mean"]
+    assert f"<small>centre {centre:.1f}</small>" in html
+    (reached, _), chance = tables(found), max(level.mean for level in found.arms[1].levels("cam_cosine").values())
+    assert f"({100 * chance:.2f})" in reached[2][1][reached[1].index("CAM cosine")]
     assert not re.search(r'(src|href)="http', html)
 
 

@@ -1,7 +1,8 @@
 """What several methods over several seeds amount to: means, intervals, paired differences, and a plain sentence.
 
 Runs with the same seed share initial weights, views and order, so differences are taken seed by seed; their interval
-is Student's. Plain numbers in, plain numbers and strings out.
+is Student's. Between seeds the initial weights differ and nothing else: an interval is for other initial weights, not
+for other views, pictures or teachers. Plain numbers in, plain numbers and strings out.
 """
 
 from __future__ import annotations
@@ -145,12 +146,24 @@ class Arm:
         values = self.values(key)
         return estimate(values) if values else None
 
+    def levels(self, key: str) -> dict[str, Estimate]:
+        """What chance scores in a figure, by the end of its key: ``cam_cosine_shuffled`` is ``shuffled``."""
+        names = sorted({name for run in self.runs.values() for name in run if name.startswith(f"{key}_")})
+        found = {name.removeprefix(f"{key}_"): self.estimate(name) for name in names}
+        return {level: value for level, value in found.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Comparison:
     """Several methods under one budget."""
 
     arms: tuple[Arm, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """The keys of all figures, each before its chance levels, and of the costs."""
+        levels = {key: sorted({level for arm in self.arms for level in arm.levels(key)}) for key in FIGURES}
+        return [*(name for key in FIGURES for name in (key, *(f"{key}_{one}" for one in levels[key]))), *COSTS]
 
     @property
     def ranked(self) -> list[Arm]:
@@ -195,9 +208,7 @@ class Comparison:
         """Everything as plain data."""
         return {
             "methods": {
-                arm.method: {
-                    key: found._asdict() for key in (*FIGURES, *COSTS) if (found := arm.estimate(key)) is not None
-                }
+                arm.method: {key: found._asdict() for key in self.columns if (found := arm.estimate(key)) is not None}
                 for arm in self.arms
             },
             "differences": {key: [difference.summary() for difference in self.differences(key)] for key in COMPARED},

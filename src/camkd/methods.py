@@ -32,8 +32,8 @@ METHODS: dict[str, Method] = {
         "Sun et al. 2024, arXiv 2403.01427",
     ),
     "dkd": Method(
-        "ce=1,dkd=1:alpha=1:beta=8:T=4",
-        "label and other classes decoupled; no warm-up",
+        "ce=1,dkd=1:alpha=1:beta=8:T=4:schedule=warm",
+        "label and other classes decoupled",
         "Zhao et al. 2022, arXiv 2203.08679",
     ),
     "sdd": Method(
@@ -62,11 +62,12 @@ METHODS: dict[str, Method] = {
         "Park et al. 2019, arXiv 1904.05068",
     ),
     "reviewkd": Method(
-        "ce=1,review=1:schedule=ramp",
+        "ce=1,review=1:schedule=warm",
         "all stages, each fused with the deeper ones",
         "Chen et al. 2021, arXiv 2104.09044",
     ),
-    # In these units the authors' programs weigh normalised 2x2 maps by 2.5 to 10, tuned for each pair of networks.
+    # In these units the authors' programs weigh normalised 2x2 maps by 2.5 to 10 and 4x4 ones by 5 to 37.5, tuned for
+    # each pair of networks; for pairs of one family (ResNet from ResNet) on CIFAR they leave out the normalisation.
     "cat-kd": Method(
         "ce=1,cam=5:pool=2",
         "all classes' maps, pooled to 2x2 and normalised",
@@ -79,7 +80,7 @@ METHODS: dict[str, Method] = {
     ),
     "e2kd": Method(
         "kd=1:T=1,cam=0.5:classes=top-1:pool=8",
-        "prediction and the map of the teacher's class, 1 - cosine; no labels",
+        "prediction and the (signed) map of the teacher's class, 1 - cosine; no labels",
         "Parchami-Araghi et al. 2024, arXiv 2402.03119",
     ),
     "cam-kd": Method(

@@ -23,6 +23,7 @@ from camkd.types import InputError, Prediction
 
 N, K = 5, 3
 PARTS = ("logits", "cams", "features")
+RISING = ("ramp", "warm")
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -191,7 +192,7 @@ def test_a_methods_loss_is_its_weighted_sum(method: str) -> None:
     expected = 0.0
     for name, weighted in goal.terms.items():
         mean = weighted.term(ours, theirs, labels()).mean()
-        if weighted.schedule != "ramp":
+        if weighted.schedule not in RISING:
             assert means[name].item() == pytest.approx(mean.item(), rel=1e-6)
             assert not means[name].requires_grad
         expected += weighted.weight_at(0.0) * mean.item()
@@ -221,7 +222,7 @@ def test_the_methods_are_the_papers() -> None:
     rkd = {"rkd-d": (25.0, RelationalDistance()), "rkd-a": (50.0, RelationalAngle())}
     assert weights["rkd"] == {"ce": (1.0, CrossEntropy()), **rkd}
     assert weights["reviewkd"] == {"ce": (1.0, CrossEntropy()), "review": (1.0, Review())}
-    assert objective("reviewkd").terms["review"].schedule == "ramp"
+    assert objective("reviewkd").terms["review"].schedule == objective("dkd").terms["dkd"].schedule == "warm"
     assert weights["cat-kd"]["cam"] == (5.0, CAM("all", "l2", 2))
     assert weights["cat+kd"] == {**weights["kd"], "cam": weights["cat-kd"]["cam"]}
     assert weights["e2kd"] == {"kd": (1.0, KD(1.0)), "cam": (0.5, CAM("top-1", "l2", 8))}
@@ -274,13 +275,14 @@ def test_schedules_by_hand() -> None:
     assert [SCHEDULES["early"](p) for p in (0.0, 0.299, 0.3, 1.0)] == [1, 1, 0, 0]
     assert [SCHEDULES["decay"](p) for p in (0.0, 1 / 3, 0.5, 1.0)] == pytest.approx([1, 0.75, 0.5, 0])
     assert [SCHEDULES["ramp"](p) for p in (0.0, 0.15, 0.3, 1.0)] == pytest.approx([0, 0.5, 1, 1])
+    assert [SCHEDULES["warm"](epoch / 240) for epoch in (0, 5, 20, 240)] == pytest.approx([0, 0.25, 1, 1])
     assert Weighted(CrossEntropy(), 3.0, "decay").weight_at(0.25) == pytest.approx(1.5 * (1 + math.sqrt(0.5)))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_is_a_factor_within_0_and_1_that_goes_one_way(schedule: str) -> None:
     factors = [SCHEDULES[schedule](step / 100) for step in range(101)]
-    downwards = factors if schedule != "ramp" else factors[::-1]
+    downwards = factors[::-1] if schedule in RISING else factors
     assert downwards[0] == 1
     assert all(0 <= after <= before <= 1 for before, after in pairwise(downwards))
 
@@ -360,7 +362,7 @@ def test_what_goes_without_saying_is_not_written() -> None:
         ("plain", "ce=1"),
         ("kd", "ce=0.1+kd=0.9"),
         ("lskd", "ce=0.1+lskd=9"),
-        ("dkd", "ce=1+dkd=1"),
+        ("dkd", "ce=1+dkd=1:schedule=warm"),
         ("sdd", "ce=0.1+sdd=0.9"),
         ("cat+kd", "ce=0.1+kd=0.9+cam=5:pool=2"),
         ("e2kd", "kd=1:T=1+cam=0.5:classes=top-1:pool=8"),
@@ -410,7 +412,7 @@ def test_smoothing_is_the_cross_entropys() -> None:
         ("cam=1:pool=0", "'0' in 'cam=1:pool=0' has to be a whole number of 1 or more"),
         ("cam=1:pool=1.5", "'1.5' in 'cam=1:pool=1.5' has to be a whole number"),
         ("cam=1:norm=l3", "'l3' in 'cam=1:norm=l3' is none of l2, minmax, raw"),
-        ("cam=1:schedule=late", "'late' in 'cam=1:schedule=late' is none of constant, early, decay, ramp"),
+        ("cam=1:schedule=late", "'late' in 'cam=1:schedule=late' is none of constant, early, decay, ramp, warm"),
         ("cam=1:schedule", "'' in 'cam=1:schedule' is none of constant"),
     ],
 )

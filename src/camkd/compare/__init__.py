@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from camkd.types import InputError
 
 __all__ = ["Plan", "carry_out", "collect", "methods_of", "prepare", "slug"]
 
-PLAN = "comparison.yaml"
+PLAN, RUNS = "comparison.yaml", "runs"
 
 
 def prepare(plan: Plan, data: Dataset, *, resume: bool, watch: Watch) -> Plan:
@@ -50,7 +51,8 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, watch: Watch) -> Plan:
                 f"{plan.folder} was started with {name} = {before.get(name)}, now it is {value}: "
                 "resume with the same settings, or give another --out."
             )
-    write_text(plan.folder / PLAN, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    kept = {**settings, RUNS: _asked(plan, before)}
+    write_text(plan.folder / PLAN, yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
     worker = Worker(plan, data)
     for method, seed in plan.runs:
         if plan.place(method, seed).finished:
@@ -103,12 +105,21 @@ def carry_out(plan: Plan, data: Dataset, processes: int, watch: Watch, progress:
 
 
 def collect(plan: Plan) -> Comparison:
-    """The finished runs of a comparison."""
-    arms = []
-    for method in plan.methods:
-        runs = {seed: plan.place(method, seed) for seed in plan.seeds}
+    """The finished runs of a comparison, also of methods and seeds that it was asked for before."""
+    path, arms = plan.folder / PLAN, []
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for method, seeds in _asked(plan, before).items():
+        runs = {seed: plan.place(method, seed) for seed in seeds}
         arms.append(Arm(method, {seed: run.read_metrics() for seed, run in runs.items() if run.finished}))
     return Comparison(tuple(arms))
+
+
+def _asked(plan: Plan, before: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The seeds of each method that a comparison was asked for, now or before."""
+    known: Mapping[str, Sequence[int]] = before.get(RUNS) or {}
+    methods = dict.fromkeys((*known, *plan.methods))
+    now = dict.fromkeys(plan.methods, plan.seeds)
+    return {method: sorted({*known.get(method, ()), *now.get(method, ())}) for method in methods}
 
 
 def _stored(plan: Plan) -> str | None:

@@ -63,8 +63,10 @@ class Plan:
 def methods_of(text: str, smoothing: float = 0.0) -> tuple[str, ...]:
     """``plain, kd, ce=0.1+cam=1:pool=2``: methods separated by commas, the terms of a sum by ``+``.
 
-    Sums come back in the form of `camkd.objectives.spelled`, for runs with that label smoothing. Raises ``InputError``
-    where there is none, or one comes twice, or commas leave it open where a sum ends.
+    A sum that is a named method comes back as its name, so that it is found as a baseline; others in the form of
+    `camkd.objectives.spelled`, for runs with that label smoothing.
+
+    Raises ``InputError`` where there is none, or one comes twice, or commas leave it open where a sum ends.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -79,8 +81,9 @@ def methods_of(text: str, smoothing: float = 0.0) -> tuple[str, ...]:
     for place, (part, goal) in enumerate(zip(parts, goals, strict=True)):
         if goal in goals[:place]:
             raise InputError(f"{part!r} is the same method as {parts[goals.index(goal)]!r}: name each once.")
+    named = [(name, objective(name, smoothing=smoothing)) for name in METHODS]
     return tuple(
-        part if part in METHODS else spelled(goal, smoothing=smoothing) for part, goal in zip(parts, goals, strict=True)
+        next((name for name, its in named if its == goal), spelled(goal, smoothing=smoothing)) for goal in goals
     )
 
 

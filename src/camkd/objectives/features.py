@@ -250,7 +250,7 @@ class Reviewer(nn.Module):
 
     The levels are the stages and, deepest, the averaged layer's average; a ``Fusion`` each, in at most 512 channels.
     Chen et al. 2021, arXiv 2104.09044; as in the authors' program grids are matched by the nearest cell. Its weight is
-    1 there (0.6 to 8 by pair of networks on CIFAR-100), rising over the first 20 of 240 epochs: ``schedule=ramp``.
+    1 there (0.6 to 8 by pair of networks on CIFAR-100), rising over the first 20 of 240 epochs: ``schedule=warm``.
     In training the normalisation sees the batch, so a value is of a picture in its batch, of two at least.
     """
 

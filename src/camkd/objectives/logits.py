@@ -32,7 +32,10 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Each picture's logits with mean 0 and standard deviation 1: ``(N, K) -> (N, K)``; constant ones become zeros."""
+    """Each picture's logits with mean 0 and standard deviation 1: ``(N, K) -> (N, K)``; constant ones become zeros.
+
+    The deviation is that of a sample, ``sqrt(sum_k (z[k] - mean)^2 / (K - 1))``, as in the authors' program.
+    """
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
 

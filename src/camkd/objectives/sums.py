@@ -27,6 +27,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "early": lambda progress: 1.0 if progress < 0.3 else 0.0,
     "decay": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "ramp": lambda progress: min(1.0, progress / 0.3),
+    "warm": lambda progress: min(1.0, 12 * progress),
 }
 
 RANGES = {"temperature": POSITIVE, "smoothing": SHARE}
