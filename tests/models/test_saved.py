@@ -75,7 +75,17 @@ def test_the_card_is_one_that_the_hub_reads(run: Path, tmp_path: Path) -> None:
     ]
     assert "犬: or fox" in card.text
     assert "| same answer as its teacher | 90.0 % |" in card.text
+    assert "chance" not in card.text
     assert "30 epochs over 15 different views of each picture, 10 minutes of training." in card.text
+
+
+def test_the_card_has_chance_beside_likeness(run: Path, tmp_path: Path) -> None:
+    levels = {"cam_cosine_shuffled": 0.4, "cam_cosine_centre": 0.625, "test_pictures": 1200}
+    (run / "metrics.json").write_text(json.dumps(FIGURES | levels))
+    camkd.load(run).save_pretrained(tmp_path)
+    text = (tmp_path / CARD).read_text(encoding="utf-8")
+    assert "| likeness of maps that know nothing of the picture (chance) | 62.5 % |" in text
+    assert "| on 1,200 test pictures | |" in text
 
 
 def test_a_card_without_figures_claims_none(run: Path, tmp_path: Path) -> None:

@@ -98,6 +98,10 @@ def _figures(figures: Mapping[str, Any]) -> str:
         "cam_cosine": "likeness of its maps to the teacher's (cosine)",
     }
     rows = [f"| {words} | {100 * figures[name]:.1f} % |" for name, words in named.items() if name in figures]
+    levels = [figures[name] for name in ("cam_cosine_shuffled", "cam_cosine_centre") if name in figures]
+    if levels:
+        rows.append(f"| likeness of maps that know nothing of the picture (chance) | {100 * max(levels):.1f} % |")
     if not rows:
         return "None came with the model.\n"
-    return "| on test pictures | |\n|---|---|\n" + "\n".join(rows) + "\n"
+    count = f"{figures['test_pictures']:,} " if "test_pictures" in figures else ""
+    return f"| on {count}test pictures | |\n|---|---|\n" + "\n".join(rows) + "\n"
