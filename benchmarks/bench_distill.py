@@ -1,6 +1,6 @@
 """What distillation costs: the same student trained plainly, from a cold store, from a warm one, and the usual way.
 
-    python benchmarks/bench_distill.py [--device cuda] [--json] [--quick]
+    python benchmarks/bench_distill.py [--json] [--quick]
 
 Pictures a second in training, validation aside, of: (a) plain training; (b) CAM-KD with a store that is being filled;
 (c) CAM-KD with a filled one; (d) the usual loop, plain and with a teacher: DataLoader with two worker processes,
@@ -65,12 +65,12 @@ TRANSFORMS = peer("torchvision.transforms")
 class Bench:
     """One pair of student and teacher on ``steps`` batches of pictures."""
 
-    def __init__(self, student: str, teacher: str, folder: Path, rounds: int, steps: int, device: str) -> None:
-        self.student, self.rounds, self.steps, self.device = student, rounds, steps, device
+    def __init__(self, student: str, teacher: str, folder: Path, rounds: int, steps: int) -> None:
+        self.student, self.rounds, self.steps = student, rounds, steps
         self.data = pictures(steps * BATCH)
         self.folder = folder / f"{student}-{teacher}"
         os.environ["CAMKD_CACHE"] = str(self.folder / "cache")  # a store of its own: cold is cold
-        self.config = TrainConfig(epochs=2, batch_size=BATCH, device=device)
+        self.config = TrainConfig(epochs=2, batch_size=BATCH, device="cpu")
         self.teacher_name, self.teacher = teacher, self._teacher(teacher)
 
     def _teacher(self, name: str) -> Teacher:
@@ -100,11 +100,11 @@ class Bench:
             "plain": lambda n: self.ours("plain", n, 6),
             "cold": lambda n: self.ours("cam-kd", n, 2),
             "warm": lambda n: self.ours("cam-kd", n, 6),
-            "usual_plain": lambda n: apart(usual, self.student, None, 80, self.device),
-            "usual": lambda n: apart(usual, self.student, self.teacher_name, few, self.device),
-            "torchdistill": lambda n: apart(torchdistill_loop, self.student, self.teacher_name, few, self.device),
-            "teacher": lambda n: forward(answering(self.teacher.model, 32, self.config), 3, self.device),
-            "usual_teacher": lambda n: apart(usual_forward, self.teacher_name, 2, self.device),
+            "usual_plain": lambda n: apart(usual, self.student, None, 80),
+            "usual": lambda n: apart(usual, self.student, self.teacher_name, few),
+            "torchdistill": lambda n: apart(torchdistill_loop, self.student, self.teacher_name, few),
+            "teacher": lambda n: forward(answering(self.teacher.model, 32, self.config), 3),
+            "usual_teacher": lambda n: apart(usual_forward, self.teacher_name, 2),
         }
         found: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(self.rounds):
@@ -146,20 +146,18 @@ class UsualPictures(TorchDataset[tuple[Tensor, int]]):
         return self.prepare(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def usual(student_name: str, teacher_name: str | None, steps: int, device: str) -> float:
+def usual(student_name: str, teacher_name: str | None, steps: int) -> float:
     """Pictures a second of the usual loop over ``steps`` steps, after one to warm up."""
     data = pictures(24 * BATCH)
-    student = build(student_name, len(data.classes), 32).train().to(device)
-    teacher = None
-    if teacher_name is not None:
-        teacher = Hooked(build(teacher_name, len(data.classes), 32).eval().to(device), teacher_name)
+    student = build(student_name, len(data.classes), 32).train()
+    teacher = None if teacher_name is None else Hooked(build(teacher_name, len(data.classes), 32).eval(), teacher_name)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     learning = Hooked(student, student_name)
     loader = DataLoader(UsualPictures(data), BATCH, shuffle=True, num_workers=2, drop_last=True)
     batches = iter(loader)
     started, done = 0.0, 0
     for step in range(steps + 1):
-        x, labels = (part.to(device) for part in next(batches))
+        x, labels = next(batches)
         if step == 1:
             started = time.perf_counter()
         if teacher:
@@ -198,7 +196,7 @@ class Hooked:
         return logits, torch.einsum("nchw,kc->nkhw", self.features, self.model.fc.weight)
 
 
-def torchdistill_loop(student_name: str, teacher_name: str, steps: int, device: str) -> float | None:
+def torchdistill_loop(student_name: str, teacher_name: str, steps: int) -> float | None:
     """Pictures a second of torchdistill's own loop (KD on logits: it has no maps); None where it cannot be imported."""
     parts = [peer(f"torchdistill.{name}") for name in ("core.distillation", "losses.mid_level", "losses.high_level")]
     if None in parts:
@@ -220,35 +218,32 @@ def torchdistill_loop(student_name: str, teacher_name: str, steps: int, device: 
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": kd}}},
     }
     data = pictures(24 * BATCH)
-    student, teacher = (build(name, len(data.classes), 32).to(device) for name in (student_name, teacher_name))
+    student, teacher = (build(name, len(data.classes), 32) for name in (student_name, teacher_name))
     box = parts[0].get_distillation_box(
-        teacher.eval(), student, {"train": UsualPictures(data)}, settings, torch.device(device), None, False, 1
+        teacher.eval(), student, {"train": UsualPictures(data)}, settings, torch.device("cpu"), None, False, 1
     )
     box.pre_epoch_process(epoch=0)
     batches, started = iter(box.train_data_loader), 0.0
     for step in range(steps + 1):
         x, labels, more = next(batches)
-        x, labels = x.to(device), labels.to(device)
         if step == 1:
             started = time.perf_counter()
         box.post_forward_process(loss=box.forward_process(x, labels, more))
     return steps * BATCH / (time.perf_counter() - started)
 
 
-def usual_forward(teacher_name: str, times: int, device: str) -> float:
+def usual_forward(teacher_name: str, times: int) -> float:
     """Pictures a second of a teacher alone as the usual loop asks it."""
-    return forward(torch.no_grad()(Hooked(build(teacher_name, 10, 32).eval().to(device), teacher_name)), times, device)
+    return forward(torch.no_grad()(Hooked(build(teacher_name, 10, 32).eval(), teacher_name)), times)
 
 
-def forward(ask: Callable[[Tensor], Any], times: int, device: str) -> float:
+def forward(ask: Callable[[Tensor], Any], times: int) -> float:
     """Pictures a second of a teacher alone, the best of a few."""
-    x = torch.rand(BATCH, 3, 32, 32).to(device)
+    x = torch.rand(BATCH, 3, 32, 32)
     seconds = []
     for _ in range(times + 1):
         started = time.perf_counter()
         ask(x)
-        if x.is_cuda:
-            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return BATCH / min(seconds[1:])
 
@@ -270,14 +265,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--quick", action="store_true", help="one round of the first pair, to see that it works")
-    parser.add_argument("--device", default="cpu", help="where all of them compute: cpu, or cuda")
     options = parser.parse_args()
     if TRANSFORMS is None:
         raise SystemExit("the usual loop needs torchvision: run this in the environment that 'make bench' makes.")
-    pairs, rounds = {}, 1 if options.quick else 3
+    pairs = {}
     with tempfile.TemporaryDirectory() as folder:
         for student, teacher in PAIRS[:1] if options.quick else PAIRS:
-            speeds = Bench(student, teacher, Path(folder), rounds, STEPS[teacher], options.device).measure()
+            speeds = Bench(student, teacher, Path(folder), 1 if options.quick else 3, STEPS[teacher]).measure()
             pairs[f"{student} from {teacher}"] = {"images_per_second": speeds, "ratios": ratios(speeds)}
     first = next(iter(pairs.values()))
     if options.json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from camkd.cams import METHODS as MAPS
 from camkd.cams import predict
-from camkd.config import Lesson, TrainConfig
+from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.store import Dataset
 from camkd.data.views import POLICIES, Views
 from camkd.evaluate import examine, faithfulness
@@ -29,6 +28,7 @@ from camkd.pipeline import train_run
 from camkd.runs import Run
 from camkd.teachers import Teacher, adopt_teacher, knowledge_of
 from camkd.train import Interrupted, Watch, fit
+from stopping import Stop
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -57,8 +57,8 @@ def taught(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Te
 
 
 def settings(**changes: Any) -> TrainConfig:
-    values = {"epochs": 2, "batch_size": 24, "lr": 0.1, "optimizer": "sgd", "precision": "fp32", **changes}
-    return TrainConfig(**{"device": "cuda", **values})
+    values = {"epochs": 2, "batch_size": 24, "lr": 0.1, "optimizer": "sgd", "precision": "fp32", "device": "cuda"}
+    return TrainConfig(**{**values, **changes})
 
 
 def known(teacher: Teacher, data: Dataset, config: TrainConfig, method: str) -> Knowledge | None:
@@ -84,18 +84,6 @@ def fitted(
 
 def same(ours: Weights, theirs: Weights) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-class Stop(Watch):
-    """Interrupts this process at one step, counted from 1."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def step(self, pictures: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 class NobodyWaits(Watch):
@@ -185,7 +173,7 @@ def test_nobody_waits_for_the_gpu_where_the_answers_are_known(easy: Dataset, tmp
 
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_an_interrupted_run_goes_on_to_the_same_bits(easy: Dataset, tmp_path: Path, taught: Teacher, step: int) -> None:
-    """A store that is full, half full or empty: the answers are the same."""
+    """From the store that the first run filled."""
     config, goal = settings(views="strong"), objective("ce=0.1,kd=0.9,cam=1:pool=1")
     whole, rows = fitted(easy, tmp_path / "whole", config, goal, known(taught, easy, config, "kd"))
     with pytest.raises(Interrupted):
@@ -235,8 +223,6 @@ def test_a_loss_that_is_not_finite_is_never_kept(easy: Dataset, tmp_path: Path, 
 def test_a_whole_run_is_written(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
     """Training, evaluation, maps and gallery, with teacher and student on the GPU."""
     torch.use_deterministic_algorithms(False)
-    from camkd.config import DataConfig
-
     config = settings(epochs=1, precision="auto")
     knowledge = known(taught, easy, config, "cam-kd")
     told = (DataConfig("easy"), replace(config, figure_every=1))

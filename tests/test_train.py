@@ -33,6 +33,7 @@ from camkd.referee import Referee, Shown
 from camkd.runs import Run
 from camkd.train import Interrupted, Schedule, Watch, _connected, _optimizer, fit
 from camkd.types import InputError, Prediction
+from stopping import Stop
 
 PLAIN = objective("plain")
 Weights = dict[str, Tensor]
@@ -65,18 +66,6 @@ class Seen(Watch):
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         self.rows.append(row)
         self.averages.append(copied(model))
-
-
-class Stop(Watch):
-    """Sends this process a signal at one step, counted from 1."""
-
-    def __init__(self, at: int, number: int = signal.SIGINT) -> None:
-        self.left, self.number = at, number
-
-    def step(self, pictures: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
 
 
 class Asked(Knowledge):

@@ -206,9 +206,10 @@ class Comparison:
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain data."""
+        columns = self.columns
         return {
             "methods": {
-                arm.method: {key: found._asdict() for key in self.columns if (found := arm.estimate(key)) is not None}
+                arm.method: {key: found._asdict() for key in columns if (found := arm.estimate(key)) is not None}
                 for arm in self.arms
             },
             "differences": {key: [difference.summary() for difference in self.differences(key)] for key in COMPARED},

@@ -44,7 +44,7 @@ Table = tuple[str, list[str], list[list[str]]]
 def tables(comparison: Comparison) -> list[Table]:
     """Title, columns and rows for a terminal: what the methods reach, and what they cost."""
     reached: Table = (
-        "per cent, mean ± half the 95 % interval; a map's likeness beside what chance scores",
+        "per cent, mean ± half the 95 % interval; figures of maps beside what chance scores",
         ["method", *TERMINAL.values()],
         [],
     )
@@ -72,10 +72,11 @@ def _number(found: Estimate | None) -> str:
 def _csv(comparison: Comparison) -> str:
     stream = io.StringIO()
     lines = csv.writer(stream, lineterminator="\n")
-    lines.writerow(["method", "seed", *comparison.columns])
+    columns = comparison.columns
+    lines.writerow(["method", "seed", *columns])
     for arm in comparison.arms:
         for seed, run in arm.runs.items():
-            lines.writerow([arm.method, seed, *("" if run.get(k) is None else run[k] for k in comparison.columns)])
+            lines.writerow([arm.method, seed, *("" if run.get(key) is None else run[key] for key in columns)])
     return stream.getvalue()
 
 
@@ -93,7 +94,7 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         shown=[(key, LABELS[key]) for key in SHOWN if any(arm.values(key) for arm in arms)],
         costs=[(key, LABELS[key]) for key in ("params", "macs", "seconds", "images_per_second")],
         row={row.key: row for row in ROWS},
-        levels=[(word, level) for word, level in LEVELS],
+        levels=LEVELS,
         percent=percent,
         points=points,
         p_value=p_value,
