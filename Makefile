@@ -90,7 +90,7 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
-	$(BIN)/python -m pytest -W error tests/test_architecture.py
+	$(BIN)/lint-imports --no-cache
 
 bench: $(PEERS)
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script" >&2; $(VENV)-bench/bin/python "$$script"; done
@@ -110,7 +110,7 @@ wheel: $(RUN)
 	cd $(VENV)-wheel && PYTHONPATH= bin/camkd explain cam-net-cifar10 $(CURDIR)/docs/images/overlay.jpg --out cams.png
 
 screenshots: $(DEV)
-	CAMKD_SCREENSHOTS="$(RUNS)" $(BIN)/python -m pytest -W error tests/test_report_looks.py -k screenshots
+	CAMKD_SCREENSHOTS="$(RUNS)" $(BIN)/python -m pytest -W error tests/report/test_report_looks.py -k screenshots
 
 clean:
 	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras $(VENV)-fuzz $(VENV)-wheel build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

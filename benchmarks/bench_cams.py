@@ -31,10 +31,10 @@ from torch import Tensor, nn
 import camkd
 from camkd.config import TrainConfig
 from camkd.data.sources import open_data
-from camkd.devices import keep_freed_memory, pick_precision
-from camkd.runs import environment
-from camkd.teachers import answering
+from camkd.distill.cache.build import answering
+from camkd.runs.folder import environment
 from camkd.types import Prediction
+from camkd.utils.devices import keep_freed_memory, pick_precision
 
 # By network: the layer whose average the head sees, and the head.
 LAYERS = {"resnet8": ("layer3", "fc"), "cam-net": ("body", "head"), "wrn-16-4": ("relu", "fc")}

@@ -27,12 +27,12 @@ from peers import peer
 from torch import nn
 
 import camkd
-from camkd.console import Screen
-from camkd.export.device import Variant, bench, one_thread, take_turns
-from camkd.export.folder import FP32, INT8, Wishes, export
+from camkd.cli.progress import Screen
+from camkd.experiments.finished_runs import pictures_of
+from camkd.export.benchmark import Variant, bench, one_thread, take_turns
+from camkd.export.export import FP32, INT8, Wishes, export
 from camkd.export.sessions import as_input, open_session, run
-from camkd.runs import environment
-from camkd.trained import pictures_of
+from camkd.runs.folder import environment
 
 PICTURES = Path("data/cifar10-jpeg")
 LAYERS = {"CamNet": "body", "ResNet": "layer3"}  # whose average the head sees

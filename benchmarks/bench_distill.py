@@ -36,16 +36,17 @@ from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from camkd.config import Lesson, TrainConfig
+from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
-from camkd.data.store import Dataset
+from camkd.distill.cache.build import answering, knowledge_of
+from camkd.distill.objective import objective
+from camkd.distill.teacher import Teacher, adopt_teacher
+from camkd.experiments.pipeline import channel_statistics
 from camkd.models import build
+from camkd.models.io import Description, save
 from camkd.models.profile import profile
-from camkd.models.saved import Description, save
-from camkd.objectives import objective
-from camkd.pipeline import channel_statistics
-from camkd.runs import Run, environment
-from camkd.teachers import Teacher, adopt_teacher, answering, knowledge_of
-from camkd.train import fit
+from camkd.runs.folder import Run, environment
+from camkd.train.loop import fit
 
 BATCH = 128
 PAIRS = (("resnet8", "wrn-16-4"), ("cam-net", "wrn-16-4"), ("resnet8", "resnet50"))

@@ -39,10 +39,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from camkd.data import open_data
+from camkd.data.augment import Views
+from camkd.data.dataset import cache_folder, silent
 from camkd.data.shapes import SHAPES, draw_split
-from camkd.data.store import cache_folder, silent
-from camkd.data.views import Views
-from camkd.runs import environment
+from camkd.runs.folder import environment
 
 BATCH = 128
 DIFFERENT = 1000
@@ -54,7 +54,7 @@ import os, resource, sys
 from pathlib import Path
 limit, folder, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-from camkd.cli import main
+from camkd.cli.main import main
 from camkd.data import open_data
 open_data(folder, size=224)
 for path in Path(os.environ["CAMKD_CACHE"]).rglob("*.npy"):

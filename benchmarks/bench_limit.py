@@ -27,10 +27,10 @@ from torch.profiler import profile as profiler
 
 import camkd
 from camkd.config import TrainConfig
-from camkd.devices import pick_precision
 from camkd.models import profile
-from camkd.models.modes import evaluating
-from camkd.runs import environment
+from camkd.models.eval_mode import evaluating
+from camkd.runs.folder import environment
+from camkd.utils.devices import pick_precision
 
 CLASSES, SIZE, PROFILED = 10, 32, 5
 SIDES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from camkd.runs import environment
+from camkd.runs.folder import environment
 
 COMMANDS = ("--help", "train --help", "list models", "list data", "knowledge --help")
 ROUNDS, LIMIT = 7, 0.5

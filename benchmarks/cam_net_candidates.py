@@ -23,19 +23,19 @@ from public_student import GatedBlock as PublicBlock
 from public_student import PublicStudent
 from torch import Tensor, nn
 
-from camkd.compare import slug
 from camkd.config import TrainConfig
+from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
-from camkd.data.store import Dataset
-from camkd.files import write_json
+from camkd.distill.objective import objective
+from camkd.experiments.compare import slug
+from camkd.experiments.pipeline import channel_statistics
 from camkd.models import Normalised, build
 from camkd.models.cam_net import CamNet, ChannelNorm, GatedBlock
 from camkd.models.profile import profile
 from camkd.models.resnet11 import unit
-from camkd.objectives import objective
-from camkd.pipeline import channel_statistics
-from camkd.runs import Run, environment
-from camkd.train import fit
+from camkd.runs.folder import Run, environment
+from camkd.train.loop import fit
+from camkd.utils.files import write_json
 
 
 def _norms(channels: int, times: int) -> nn.ModuleList:

@@ -21,7 +21,7 @@ from public_student import PublicStudent
 from torch.nn import functional as F
 
 from camkd.models import build
-from camkd.runs import environment
+from camkd.runs.folder import environment
 
 CASES = ("cam-net:128", "cam-net:512", "resnet8:512", "resnet11:512", "resnet50:512", "public:512")
 PROFILED = 5

@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from camkd import train as loop
 from camkd.config import Lesson, TrainConfig
 from camkd.data import open_data
-from camkd.data.views import Views
-from camkd.knowledge import Store
+from camkd.data.augment import Views
+from camkd.distill.cache import Store
+from camkd.distill.cache.build import knowledge_of
+from camkd.distill.objective import Objective, objective
+from camkd.distill.teacher import adopt_teacher
 from camkd.models import build
+from camkd.models.io import Description, save
 from camkd.models.profile import profile
-from camkd.models.saved import Description, save
-from camkd.objectives import Objective, objective
-from camkd.runs import Run
-from camkd.state import Average
-from camkd.teachers import adopt_teacher, knowledge_of
+from camkd.runs.folder import Run
+from camkd.train import loop as loop
+from camkd.train.ema import Average
 
 STEPS, EPOCHS = 40, 4
 CASES = (("cam-net", "plain"), ("cam-net", "cam-kd"), ("resnet8", "plain"), ("resnet8", "cam-kd"))

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import camkd
 from camkd.cams import METHODS, bias, form
-from camkd.cams.finding import head_of
-from camkd.files import write_json, write_text
-from camkd.runs import environment
+from camkd.cams.head_detection import head_of
+from camkd.runs.folder import environment
+from camkd.utils.files import write_json, write_text
 
 CLASSES, SHOWN, LOUDER = 3, 1, 1e5
 NETWORKS = {

@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkd.comparison import estimate, percent
 from camkd.config import TrainConfig
+from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
-from camkd.data.store import Dataset
+from camkd.distill.objective import objective
 from camkd.evaluate import evaluate, examine
-from camkd.files import write_json
+from camkd.experiments.pipeline import channel_statistics
 from camkd.models import Normalised, profile
 from camkd.models.cam_net import ChannelNorm
-from camkd.objectives import objective
-from camkd.pipeline import channel_statistics
-from camkd.runs import Run, environment
-from camkd.train import fit
+from camkd.report.comparison_stats import estimate, percent
+from camkd.runs.folder import Run, environment
+from camkd.train.loop import fit
+from camkd.utils.files import write_json
 
 
 class Dilated(nn.Conv2d):

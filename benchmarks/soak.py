@@ -39,9 +39,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.cli import main as camkd
-from camkd.files import write_json
-from camkd.runs import Run, environment
+from camkd.cli.main import main as camkd
+from camkd.runs.folder import Run, environment
+from camkd.utils.files import write_json
 
 PICTURES = {"train": 96, "val": 24, "test": 24}
 COMMON = "--batch-size 12 --epochs 3 --lr 0.1 --teacher resnet8 --student resnet8 --figure-every 0"
@@ -298,7 +298,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="a JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    FORKS.set_forkserver_preload(["camkd.commands.training", "camkd.pipeline", "camkd.console", "matplotlib.pyplot"])
+    FORKS.set_forkserver_preload(
+        ["camkd.cli.commands.train", "camkd.experiments.pipeline", "camkd.cli.progress", "matplotlib.pyplot"]
+    )
     with tempfile.TemporaryDirectory(prefix="camkd-soak-") as folder:
         soak = Soak(Path(folder), options.seed)
         for lesson in LESSONS:

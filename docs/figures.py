@@ -13,12 +13,12 @@ import torch
 from matplotlib.figure import Figure
 
 import camkd
+from camkd.data.augment import Views
 from camkd.data.sources import open_data
-from camkd.data.views import Views
-from camkd.drawing import drawing, save_png
-from camkd.explain import ask, specimens
-from camkd.figures import overlay
-from camkd.runs import describe
+from camkd.explain.explain import ask, specimens
+from camkd.explain.plots import overlay
+from camkd.runs.load_model import describe
+from camkd.utils.plot_style import drawing, save_png
 
 HERE = Path(__file__).parent / "images"
 SIDE = 256
@@ -48,7 +48,7 @@ def identity(pictures: np.ndarray, path: Path) -> None:
         save_png(figure, path)
 
 
-def views(data: camkd.data.store.Dataset, rows: np.ndarray, path: Path) -> None:
+def views(data: camkd.data.dataset.Dataset, rows: np.ndarray, path: Path) -> None:
     """Two pictures as they are seen in four epochs, with the map of each view."""
     model = camkd.load("cam-net-cifar10")
     seen = Views(data.train, len(data.classes), "light", 0, torch.device("cpu"))

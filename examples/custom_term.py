@@ -17,8 +17,8 @@ from torch import Tensor
 
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
-from camkd.objectives import TERMS
-from camkd.pipeline import train_all
+from camkd.distill.losses.registry import TERMS
+from camkd.experiments.pipeline import train_all
 from camkd.types import Prediction
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import camkd
 from camkd.data.sources import open_data
-from camkd.figures import overlay
+from camkd.explain.plots import overlay
 
 # %% A trained student, and pictures that are at hand (it knows none of these shapes: take your own)
 model = camkd.load("cam-net-cifar10")
@@ -36,7 +36,7 @@ print("gradcam++ of the predicted class", found.cams is not None and tuple(found
 # %% Draw the predicted class's map over each picture
 out = Path("runs/examples/heatmaps")
 out.mkdir(parents=True, exist_ok=True)
-classes = camkd.runs.describe("cam-net-cifar10").classes
+classes = camkd.runs.folder.describe("cam-net-cifar10").classes
 for number, label in enumerate(answer.logits.argmax(1).tolist()):
     drawn = overlay(pictures[number], answer.cams[number, label].numpy(), (256, 256))
     Image.fromarray(drawn).save(out / f"{number}-{classes[label]}.png")

@@ -16,12 +16,12 @@ from torch import nn
 
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
+from camkd.distill.objective import objective
+from camkd.distill.teacher import adopt_teacher
 from camkd.evaluate import measure
-from camkd.objectives import objective
-from camkd.pipeline import taught_by, train_run
-from camkd.runs import Run
-from camkd.teachers import adopt_teacher
-from camkd.train import fit
+from camkd.experiments.pipeline import taught_by, train_run
+from camkd.runs.folder import Run
+from camkd.train.loop import fit
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:

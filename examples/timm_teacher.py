@@ -15,10 +15,10 @@ from pathlib import Path
 
 from camkd.config import DataConfig, Lesson, TrainConfig
 from camkd.data.sources import open_data
-from camkd.pipeline import taught_by, train_run
-from camkd.report import write_report
-from camkd.runs import load
-from camkd.teachers import adopt_teacher
+from camkd.distill.teacher import adopt_teacher
+from camkd.experiments.pipeline import taught_by, train_run
+from camkd.report.report import write_report
+from camkd.runs.load_model import load
 
 
 def main(

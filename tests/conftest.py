@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from browser import chromium
-from camkd.cli import main
-from camkd.data.store import Dataset, Split
+from camkd.cli.main import main
+from camkd.data.dataset import Dataset, Split
 from camkd.models import MODELS
-from camkd.report import write_report
+from camkd.report.report import write_report
 from run_folders import gallery, hang, write_tree
 from several import alone, distil, teacher
 from tallying import pytest_configure, pytest_runtest_call, pytest_terminal_summary, tally

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import IO
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["camkd.commands.training", "camkd.pipeline", "camkd.console", "matplotlib.pyplot"])
+FORKS.set_forkserver_preload(
+    ["camkd.cli.commands.train", "camkd.experiments.pipeline", "camkd.cli.progress", "matplotlib.pyplot"]
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _work(arguments: Sequence[str], environment: Mapping[str, str], before: str,
     sys.argv = ["camkd", *arguments]
     import torch
 
-    from camkd.cli import main
+    from camkd.cli.main import main
 
     torch.set_num_threads(1)
     exec(before, {})

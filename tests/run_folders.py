@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.gallery import quantised
+from camkd.report.gallery import quantised
 
 CLASSES = ["cat", "dog", "owl"]
 PICTURES = 40

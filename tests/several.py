@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from camkd.cli import main
-from camkd.runs import Run
+from camkd.cli.main import main
+from camkd.runs.folder import Run
 
 QUICK = ["--batch-size", "21", "--precision", "fp32", "--figure-every", "0", "--lr", "0.05"]
 TERMS = "ce=0.5,kd=0.5,cam=1,sp=100,rkd-d=1,hint=0.1,review=0.1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from camkd.train import Watch
+from camkd.train.callbacks import Watch
 
 
 class Stop(Watch):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camkd.config import RANGES, DataConfig, Lesson, Stepping, TrainConfig, check_numbers, quantity, stepping, written
+from camkd.config import RANGES, DataConfig, Lesson, Stepping, TrainConfig, check_numbers, stepping
 from camkd.types import InputError
+from camkd.utils.units import quantity, written
 
 POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12}
 

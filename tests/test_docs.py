@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.bounds import bounds
 from camkd.cams import METHODS as MAPS
-from camkd.cli import _chosen, _parser, main
-from camkd.commands import COMMANDS, Group
-from camkd.compare.plan import methods_of
-from camkd.comparison import FIGURES
+from camkd.cli.commands import COMMANDS, Group
+from camkd.cli.main import _chosen, _parser, main
+from camkd.cli.recipes import expanded
+from camkd.cli.thresholds import bounds
+from camkd.distill.objective import objective
+from camkd.experiments.compare.plan import methods_of
 from camkd.models import entry
-from camkd.objectives import objective
-from camkd.recipes import expanded
+from camkd.report.comparison_stats import FIGURES
 from camkd.types import InputError
 
 ROOT = Path(__file__).parents[1]

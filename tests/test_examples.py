@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from camkd.objectives import TERMS
+from camkd.distill.losses.registry import TERMS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

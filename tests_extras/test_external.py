@@ -15,11 +15,11 @@ from PIL import Image
 from torch import nn
 
 import camkd
-from camkd.cli import main
+from camkd.cli.main import main
 from camkd.models import Normalised, build
 from camkd.models.external import made_for
+from camkd.models.io import Description, save
 from camkd.models.profile import profile
-from camkd.models.saved import Description, save
 from camkd.types import InputError
 
 CLASSES, SIZE = 3, 64

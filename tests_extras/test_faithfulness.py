@@ -12,9 +12,8 @@ from quantus.functions.perturb_func import noisy_linear_imputation
 from quantus.functions.similarity_func import correlation_spearman
 from torch import Tensor, nn
 
-from camkd import metrics
 from camkd.cams import resize
-from camkd.evaluate import perturbation, road
+from camkd.evaluate import metrics, perturbation, road
 
 N, SIDE = 8, 20
 

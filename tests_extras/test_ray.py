@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from camkd.cli import main
-from camkd.runs import Run
+from camkd.cli.main import main
+from camkd.runs.folder import Run
 
 PAGE = Path(__file__).parent.parent / "docs" / "machines.md"
 CLASSES = ("berry", "leaf", "sky")

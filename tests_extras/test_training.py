@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.cli import main
-from camkd.runs import describe
+from camkd.cli.main import main
+from camkd.runs.load_model import describe
 
 CLASSES = ("berry", "leaf", "sky")
 SIZES = [(48, 48), (64, 64), (90, 60), (60, 90), (128, 100)]

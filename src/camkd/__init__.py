@@ -1,7 +1,6 @@
 """camkd: compress an image classifier into a tiny one that looks where its teacher looks.
 
-The public names; everything else is reached through its own module. They are loaded when first used, so that the
-command line answers ``--help`` without importing torch.
+Public names and packages are imported on first access, so that ``camkd --help`` starts without torch.
 """
 
 from __future__ import annotations
@@ -12,23 +11,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from camkd.cams import predict
     from camkd.models import build
-    from camkd.runs import load
+    from camkd.runs.load_model import load
     from camkd.types import InputError, Prediction
 
 __version__ = "0.1.0"
 
 __all__ = ["InputError", "Prediction", "__version__", "build", "load", "predict"]
 
-_HOMES = {
+_MODULE_OF = {
     "InputError": "camkd.types",
     "Prediction": "camkd.types",
     "build": "camkd.models",
-    "load": "camkd.runs",
+    "load": "camkd.runs.load_model",
     "predict": "camkd.cams",
 }
 
+_PACKAGES = (
+    "cams",
+    "data",
+    "distill",
+    "evaluate",
+    "experiments",
+    "explain",
+    "export",
+    "models",
+    "report",
+    "runs",
+    "train",
+)
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'camkd' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
+    if name in _PACKAGES:
+        return import_module(f"camkd.{name}")
+    raise AttributeError(f"module 'camkd' has no attribute {name!r}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from camkd.types import InputError
+from camkd.utils.units import quantity
 
 
 @dataclass(frozen=True)
@@ -162,29 +161,3 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (abs(value) < math.inf and holds(value)):
             raise InputError(f"{name} is {value}, but has to be {wanted}: give such a number.")
-
-
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
-
-def quantity(text: str, name: str, unit: str = "") -> int:
-    """``1.28M`` or ``4GB`` as a number: decimal factors k, M, G and T, then ``unit``, in any case.
-
-    Raises ``InputError`` where ``text`` is no such quantity.
-
-    >>> quantity("1.28M", "pictures"), quantity("4GB", "knowledge_budget", "B")
-    (1280000, 4000000000)
-    """
-    found = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*([kmgt]?){unit.lower()}?\s*", str(text).lower())
-    if found is None:
-        example = f"500M{unit}, 4G{unit}" if unit else "500k, 1.28M"
-        raise InputError(f"{name} is {text!r}, but has to be a quantity like {example}: give such a one.")
-    return round(Decimal(found[1]) * UNITS[found[2]])
-
-
-def written(quantity: float, unit: str = "B") -> str:
-    """A quantity for people: ``1.3 GB``."""
-    for factor, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if quantity >= 0.99995 * factor:  # 999,999 is 1.0 M, not 1,000.0 k
-            return f"{quantity / factor:,.1f} {prefix}{unit}"
-    return f"{quantity:,.0f} {unit}"

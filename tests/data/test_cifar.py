@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from camkd.data.cifar import CIFAR10, CIFAR100, Archive, fetch, open_cifar, read
-from camkd.data.store import silent
+from camkd.data.dataset import silent
 from camkd.types import InputError
 
 TRAIN, TEST, CLASSES = 50, 8, 4

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camkd.data.dataset import Dataset, Split, silent
 from camkd.data.folder import open_folder
-from camkd.data.store import Dataset, Split, silent
-from camkd.data.tree import scan
+from camkd.data.scan import scan
 from camkd.types import InputError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

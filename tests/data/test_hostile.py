@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.cli import main
+from camkd.cli.main import main
 from camkd.data.cifar import CIFAR10, PIXELS, read
+from camkd.data.dataset import Dataset, silent
 from camkd.data.folder import open_folder
-from camkd.data.pictures import decode
-from camkd.data.store import Dataset, silent
-from camkd.runs import Run
+from camkd.data.images import decode
+from camkd.runs.folder import Run
 from camkd.types import InputError
 
 SHOWN = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from camkd.data import shapes
+from camkd.data.dataset import silent
 from camkd.data.shapes import COUNTS, SHAPES, draw_split, open_shapes
-from camkd.data.store import silent
 from camkd.types import InputError
 
 AXIS = np.linspace(-1.4, 1.4, 561)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from camkd.cli import main
+from camkd.cli.main import main
 from camkd.export.web.runtime import runtime_files
 from camkd.types import InputError
 from conftest import Finished

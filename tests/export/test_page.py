@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.cli import main
-from camkd.data.pictures import decode
-from camkd.data.store import Dataset
+from camkd.cli.main import main
+from camkd.data.dataset import Dataset
+from camkd.data.images import decode
 from camkd.export.sessions import as_input, open_session, run
 from camkd.export.web.server import POLICY, page_server
-from camkd.runs import load
+from camkd.runs.load_model import load
 from camkd.types import InputError
 from conftest import Finished
 

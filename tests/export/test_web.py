@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from camkd.cli import main
+from camkd.cli.main import main
 from camkd.export.web import runtime as module
 from camkd.export.web.runtime import FILES, runtime_files, unpack
 from camkd.export.web.server import POLICY, page_server
@@ -103,7 +103,8 @@ def test_what_cannot_be_served(folder: Path, tmp_path: Path, capsys: Captured) -
 
 def test_ctrl_c_ends_it_well(folder: Path) -> None:
     code = (
-        "import signal, sys; from camkd.cli import main; signal.signal(signal.SIGALRM, signal.default_int_handler); "
+        "import signal, sys; from camkd.cli.main import main; "
+        "signal.signal(signal.SIGALRM, signal.default_int_handler); "
         f"signal.setitimer(signal.ITIMER_REAL, 0.5); sys.exit(main(['web', {str(folder)!r}, '--port', '0']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from camkd.runs import Run
+from camkd.runs.folder import Run
 from forks import camkd
 
 TRIES = int(os.environ.get("CAMKD_FAULT_TRIES", "3"))

@@ -20,18 +20,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from camkd.checkpoints import Checkpoints
 from camkd.data.cifar import CIFAR10, PIXELS, read
-from camkd.data.pictures import decode, own_size
-from camkd.data.store import Contents, Split, build_or_open
-from camkd.evaluate.pictures import read_pictures, write_pictures
-from camkd.files import sealed, sha256_of
-from camkd.gallery import rows_of
-from camkd.knowledge import Layout, Manifest, Store
+from camkd.data.dataset import Contents, Split, build_or_open
+from camkd.data.images import decode, own_size
+from camkd.distill.cache import Layout, Manifest, Store
+from camkd.evaluate.per_image import read_pictures, write_pictures
 from camkd.models import build
-from camkd.models.saved import Description, save
-from camkd.runs import Run, describe, load
+from camkd.models.io import Description, save
+from camkd.report.gallery import rows_of
+from camkd.runs.checkpoints import Checkpoints
+from camkd.runs.folder import Run
+from camkd.runs.load_model import describe, load
 from camkd.types import InputError, Prediction
+from camkd.utils.files import sealed, sha256_of
 
 
 @dataclass(frozen=True)

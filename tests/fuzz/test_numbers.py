@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from camkd.cams import predict, resize
-from camkd.data.store import Split
-from camkd.data.views import POLICIES, Views
-from camkd.knowledge import Layout
-from camkd.metrics import cosine, iou_top, pearson, pointing_match, spearman
+from camkd.data.augment import POLICIES, Views
+from camkd.data.dataset import Split
+from camkd.distill.cache import Layout
+from camkd.distill.losses.maps import CAM, falsified
+from camkd.distill.losses.registry import TERMS, Connects, Term
+from camkd.evaluate.metrics import cosine, iou_top, pearson, pointing_match, spearman
 from camkd.models import build
-from camkd.objectives.maps import CAM, falsified
-from camkd.objectives.terms import TERMS, Connects, Term
 from camkd.types import Prediction
 
 LARGEST = 65_504.0

@@ -14,21 +14,20 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from camkd.bounds import bounds, missed
 from camkd.cams import predict
-from camkd.checkpoints import Checkpoints
-from camkd.claims import ACCEPTABLE, acceptable
-from camkd.cli import main
-from camkd.compare.plan import methods_of, slug
-from camkd.config import quantity
-from camkd.data.store import Contents, Split, build_or_open
-from camkd.files import sealed
-from camkd.knowledge import Manifest, Store
+from camkd.cli.main import main
+from camkd.cli.thresholds import bounds, missed
+from camkd.data.dataset import Contents, Split, build_or_open
+from camkd.distill.cache import Manifest, Store
+from camkd.distill.losses.registry import TERMS
+from camkd.distill.objective import SCHEDULES, objective, spelled
+from camkd.experiments.compare.plan import methods_of, slug
 from camkd.models import build
-from camkd.objectives import objective, spelled
-from camkd.objectives.sums import SCHEDULES
-from camkd.objectives.terms import TERMS
+from camkd.runs.checkpoints import Checkpoints
+from camkd.runs.resume import ACCEPTABLE, acceptable
 from camkd.types import InputError
+from camkd.utils.files import sealed
+from camkd.utils.units import quantity
 
 WORDS = (
     *TERMS, *SCHEDULES, "schedule", "T", "pool", "classes", "norm", "all", "l2", "top-1", "kd", "plain", "=", "=", "=",

@@ -11,9 +11,9 @@ wherever the head happens to be linear. It needs a backward pass a class.
 ``A`` may lie in memory as ``(C, h, w)``, as ``(h, w, C)`` or as a row of tokens with others before them (`layouts.py`).
 """
 
-from camkd.cams.grids import centre_prior, resize
-from camkd.cams.heads import Form
-from camkd.cams.methods import METHODS
-from camkd.cams.predicting import bias, form, predict
+from camkd.cams.head_detection import Form
+from camkd.cams.maps import METHODS
+from camkd.cams.predict import bias, form, predict
+from camkd.cams.resize import centre_prior, resize
 
 __all__ = ["METHODS", "Form", "bias", "centre_prior", "form", "predict", "resize"]

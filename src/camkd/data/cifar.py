@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from camkd.data.store import Contents, Dataset, Progress, Split, build_or_open, hold_out
+from camkd.data.dataset import Contents, Dataset, Progress, Split, build_or_open, hold_out
 from camkd.types import InputError
 
 SIZE = 32

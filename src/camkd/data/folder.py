@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from camkd.data.decoders import Decoders
-from camkd.data.pictures import own_size
-from camkd.data.store import SPLITS, Contents, Dataset, Progress, Split, build_or_open, keep_rows, new_images
-from camkd.data.tree import Tree, first, plain, quoted, scan
+from camkd.data.dataset import SPLITS, Contents, Dataset, Progress, Split, build_or_open, keep_rows, new_images
+from camkd.data.decode import Decoders
+from camkd.data.images import own_size
+from camkd.data.scan import Tree, first, plain, quoted, scan
 from camkd.types import InputError
 
 BadImages = Literal["fail", "skip"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.data.store import Contents, Dataset, Progress, Split, build_or_open
+from camkd.data.dataset import Contents, Dataset, Progress, Split, build_or_open
 from camkd.types import InputError
 
 Array = NDArray[np.floating[Any]]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
+from camkd.data.dataset import Dataset, Progress, cache_folder, silent
 from camkd.data.folder import BadImages, open_folder
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
-from camkd.data.store import Dataset, Progress, cache_folder, silent
 from camkd.types import InputError
 
 

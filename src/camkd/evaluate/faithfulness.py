@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from camkd.data.store import Split, in_turn
-from camkd.data.views import Views, in_order
-from camkd.evaluate.examination import examine
+from camkd.data.augment import Views, in_order
+from camkd.data.dataset import Split, in_turn
+from camkd.evaluate.inference import examine
+from camkd.evaluate.metrics import shuffled
 from camkd.evaluate.perturbation import Score, average_drop, deletion, insertion
 from camkd.evaluate.road import road
 from camkd.evaluate.sanity import sanity
-from camkd.metrics import shuffled
-from camkd.models.modes import evaluating
+from camkd.models.eval_mode import evaluating
 
 SAMPLE = 256
 """How many pictures are asked about: the first of each class in turn."""
@@ -23,7 +23,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE) -> dict[st
 
     Each map is of the class that the model itself predicts, each score that class's softmax probability. ``insertion``,
     ``deletion``, ``road``, ``average_drop``, ``confidence_increase``; each ``*_shuffled`` (the map of another picture,
-    `camkd.metrics.shuffled`, which a single picture has not); ``randomised_spearman`` (`sanity`) and
+    `camkd.evaluate.metrics.shuffled`, which a single picture has not); ``randomised_spearman`` (`sanity`) and
     ``faithfulness_pictures``, how many these were. Computed on the model's device in fp32; the model is left as it was.
     """
     sample = split.take(in_turn(split.labels, count))

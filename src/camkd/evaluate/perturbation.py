@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from camkd.cams import resize
-from camkd.metrics.maps import flat
+from camkd.evaluate.metrics.map_similarity import flat
 
 Score = Callable[[Tensor], Tensor]
 

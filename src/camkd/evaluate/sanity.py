@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import nn
 
-from camkd.data.store import Split
-from camkd.data.views import Views, in_order
-from camkd.evaluate.examination import Examination, examine
-from camkd.metrics import spearman
-from camkd.models.modes import evaluating
+from camkd.data.augment import Views, in_order
+from camkd.data.dataset import Split
+from camkd.evaluate.inference import Examination, examine
+from camkd.evaluate.metrics import spearman
+from camkd.models.eval_mode import evaluating
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.cams import predict
-from camkd.data.store import Split
-from camkd.data.views import in_order
+from camkd.data.augment import in_order
+from camkd.data.dataset import Split
+from camkd.evaluate.metrics import accuracy, cosine
 from camkd.export.sessions import as_input, open_session, run
-from camkd.metrics import accuracy, cosine
-from camkd.models.modes import evaluating
+from camkd.models.eval_mode import evaluating
 
 TOLERANCE = 1e-4
 """The largest difference to PyTorch, as a share of the largest number there; rounding in fp32 makes about 1e-6."""

@@ -28,7 +28,7 @@ def answer_with_torch(folder: Path, cam: bool) -> None:
     import torch
 
     from camkd.cams import predict
-    from camkd.runs import describe, load
+    from camkd.runs.load_model import describe, load
 
     torch.set_num_threads(1)
     model, size = load(folder), describe(folder).size

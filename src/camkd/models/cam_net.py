@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkd.models.normalise import Normalised
+from camkd.models.base import Normalised
 
 
 class ChannelNorm(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkd.models.normalise import Normalised
+from camkd.models.base import Normalised
 from camkd.types import InputError
 
 LIBRARIES = ("timm", "torchvision")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from camkd.models.modes import evaluating
+from camkd.models.eval_mode import evaluating
 from camkd.types import InputError
 
 

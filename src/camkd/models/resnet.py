@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from camkd.models.normalise import Normalised
+from camkd.models.base import Normalised
 
 SMALL_PICTURE = 64
 

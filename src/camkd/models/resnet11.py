@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from camkd.models.normalise import Normalised
+from camkd.models.base import Normalised
 
 
 def unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

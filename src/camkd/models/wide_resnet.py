@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from camkd.models.normalise import Normalised
+from camkd.models.base import Normalised
 
 
 class WideBlock(nn.Module):

@@ -14,9 +14,9 @@ from base64 import b64encode
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from camkd.data.store import cache_folder
-from camkd.files import filling, sha256_of
+from camkd.data.dataset import cache_folder
 from camkd.types import InputError
+from camkd.utils.files import filling, sha256_of
 
 PACKAGE = "onnxruntime-web@1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="

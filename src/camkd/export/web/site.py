@@ -17,14 +17,15 @@ from PIL import Image
 from torch import nn
 
 from camkd.cams import predict
-from camkd.data.store import Dataset
-from camkd.explain import specimens
+from camkd.data.dataset import Dataset
+from camkd.explain.explain import specimens
 from camkd.export.sessions import as_input
-from camkd.files import write_json, write_text
 from camkd.models.card import title
-from camkd.models.modes import evaluating
-from camkd.runs import Run, describe, load, locate
+from camkd.models.eval_mode import evaluating
+from camkd.runs.folder import Run
+from camkd.runs.load_model import describe, load, locate
 from camkd.types import InputError
+from camkd.utils.files import write_json, write_text
 
 CONTENT, MODEL = "page.json", "model.onnx"
 EXAMPLES = 8

@@ -1,0 +1,1 @@
+"""Loss terms on logits, class activation maps and features."""

@@ -1,0 +1,686 @@
+"""Run folders from pictures: what is in them, when they are refused, and that a teacher is asked once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.data.dataset import Dataset
+from camkd.data.sources import open_data
+from camkd.distill.teacher import Teacher, adopt_teacher, find_teacher
+from camkd.evaluate import examine, read_pictures
+from camkd.experiments import pipeline
+from camkd.experiments.finished_runs import reevaluate
+from camkd.experiments.pipeline import channel_statistics, taught_by, train_all, train_run
+from camkd.models import MODELS, Normalised
+from camkd.models.resnet import BasicBlock, ResNet
+from camkd.report.gallery import rows_of
+from camkd.runs.folder import Run
+from camkd.runs.load_model import describe, load
+from camkd.train.callbacks import Watch
+from camkd.train.loop import Interrupted
+from camkd.train.validation import Referee
+from camkd.types import InputError
+from camkd.utils import devices
+
+METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
+METRICS |= {"per_class", "confusion", "cam_form"}
+MAP_FIGURES = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_shuffled", "_centre")}
+TAUGHT = {"teacher_accuracy", "teacher_agreement", *MAP_FIGURES}
+HISTORY = {"epoch", "train_loss", "terms", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
+HISTORY_TAUGHT = {"val_teacher_agreement", "val_cam_cosine"}
+DATA = DataConfig(data="easy")
+ONE = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
+TWO = replace(ONE, epochs=2)
+PLAIN = Lesson("plain")
+
+
+class Steps(Watch):
+    """Counts the steps, and stops at one if told to."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.count, self.stop_at = 0, stop_at
+
+    def step(self, pictures: int) -> None:
+        self.count += 1
+        if self.count == self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained teacher run on `easy`: a ResNet-8."""
+    folder = tmp_path_factory.mktemp("teacher") / "resnet8"
+    train_run(folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
+    return folder
+
+
+@pytest.fixture
+def taught(easy: Dataset, wide_teacher: Path) -> Teacher:
+    return adopt_teacher(wide_teacher, easy, "cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache of this test's own."""
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "knowledge"
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take longer than the training here."""
+    monkeypatch.setattr(pipeline, "_draw", lambda *arguments: None)
+
+
+# --- what is in the folders
+
+
+@pytest.mark.parametrize("role", ["teacher", "control", "student"])
+def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> None:
+    folder = finished.folder / role
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
+    kept = {name for name in files if name.startswith("checkpoints/")}
+    pages |= {"gallery.json", "pictures.npz"}
+    assert files - kept == pages | {"figures/cams.png", "figures/cams-epoch-001.png"}
+    assert sorted(Path(name).name.partition("-")[0] + Path(name).suffix for name in kept if "best" not in name) == [
+        "last.json", "last.json", "last.pt", "last.pt",
+    ]  # fmt: skip
+    assert f"checkpoints/best-{Run(folder).read_metrics()['best_epoch']:05d}.pt" in kept
+    metrics = Run(folder).read_metrics()
+    assert set(metrics) >= METRICS | (TAUGHT if role != "teacher" else set())
+    if role == "teacher":
+        assert not TAUGHT & set(metrics)
+    rows = Run(folder).read_history()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(set(row) == HISTORY | (HISTORY_TAUGHT if role != "teacher" else set()) for row in rows)
+    assert metrics["val_accuracy"] == max(row["val_accuracy"] for row in rows)
+    assert metrics["epochs"] == 2
+    assert metrics["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert metrics["images_per_second"] == pytest.approx(2 * 96 / metrics["seconds"])
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_the_record_of_pictures_is_that_of_the_figures(finished: Any, easy_folder: Path, role: str) -> None:
+    pictures, metrics = read_pictures(Run(finished.folder / role).pictures), Run(finished.folder / role).read_metrics()
+    assert metrics["test_pictures"] == len(pictures["label"]) == 24
+    assert metrics["accuracy"] == np.mean(pictures["predicted"] == pictures["label"])
+    assert set(pictures["name"]) == {str(path.relative_to(easy_folder)) for path in easy_folder.glob("test/*/*.png")}
+    assert ("teacher_agreement" in metrics) == ("teacher_predicted" in pictures) == (role == "student")
+    if role == "student":
+        assert metrics["teacher_agreement"] == np.mean(pictures["predicted"] == pictures["teacher_predicted"])
+        assert metrics["cam_iou"] == pytest.approx(np.mean(pictures["cam_iou"]))
+
+
+def test_every_figure_is_explained(finished: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    metrics = Run(finished.folder / "student").read_metrics()
+    names = {re.sub("_(shuffled|centre)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
+    assert {"road", "cam_spearman", "faithfulness_pictures"} < names
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+def test_each_network_has_its_own_optimiser_and_the_run_says_which(
+    easy: Dataset, tmp_path: Path, easy_folder: Path
+) -> None:
+    config = TrainConfig(epochs=1, batch_size=24, precision="fp32", device="cpu", figure_every=0)
+    for name, expected in (("cam-net", ("adamw", 0.01, 0.01)), ("resnet8", ("sgd", 0.2, 5e-4))):
+        train_run(tmp_path / name, easy, name, "teacher", (DataConfig(data=str(easy_folder)), config), Lesson("plain"))
+        said = Run(tmp_path / name).config()
+        assert (said["optimizer"], said["lr"], said["weight_decay"]) == expected
+
+
+def test_description_and_figures_agree_with_the_model(finished: Any, easy: Dataset) -> None:
+    said = describe(finished.folder / "student")
+    model = load(finished.folder / "student")
+    metrics = Run(finished.folder / "student").read_metrics()
+    assert (said.architecture, said.role, said.method) == ("cam-net", "student", "cam-kd")
+    assert (said.classes, said.size) == (easy.classes, 16)
+    assert said.teacher == str((finished.folder / "teacher").resolve())
+    assert said.params == metrics["params"] == sum(p.numel() for p in model.parameters())
+    counts = np.array(metrics["confusion"])
+    assert counts.sum() == len(easy.test)
+    assert counts.sum(1).tolist() == [8, 8, 8]
+    assert metrics["accuracy"] == pytest.approx(np.trace(counts) / 24)
+    assert metrics["per_class"] == pytest.approx(dict(zip(easy.classes, np.diag(counts) / 8, strict=True)))
+
+
+def test_three_runs_and_a_report(finished: Any) -> None:
+    found = {path.name for path in finished.folder.iterdir()}
+    assert found == {"teacher", "control", "student", "report.html"}
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 1
+    control, student = (Run(finished.folder / role).config() for role in ("control", "student"))
+    assert (control["method"], student["method"]) == ("plain", "cam-kd")
+    different = {name for name in student if student[name] != control[name]}
+    assert different == {"method"}
+    assert pipeline.summary(finished.folder)
+
+
+def test_the_students_gallery_shows_all_three(finished: Any, easy: Dataset) -> None:
+    """And a resumed ``camkd train`` finds the same pictures in it again."""
+    said = json.loads(Run(finished.folder / "student").gallery.read_text(encoding="utf-8"))
+    roles = ("teacher", "student", "control")
+    assert [model["sha256"] for model in said["models"]] == [describe(finished.folder / role).sha256 for role in roles]
+    assert {picture["row"] for picture in said["pictures"]} == set(range(len(easy.test)))
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert said["pictures"][0]["image"] in page
+
+
+def test_normalisation_is_that_of_the_training_pictures(finished: Any, easy: Dataset) -> None:
+    pixels = easy.train.images.reshape(-1, 3) / 255.0
+    model = load(finished.folder / "student")
+    assert model.mean.flatten().tolist() == pytest.approx(pixels.mean(0).tolist(), rel=1e-5)
+    assert model.std.flatten().tolist() == pytest.approx(pixels.std(0).tolist(), rel=1e-4)
+
+
+def test_channel_statistics_over_several_blocks() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2050, 4, 4, 3)).astype(np.uint8)
+    images[..., 2] = 77  # no deviation at all
+    mean, deviation = channel_statistics(images)
+    pixels = images.reshape(-1, 3).astype(np.float64) / 255
+    assert mean == pytest.approx(pixels.mean(0).tolist(), rel=1e-6)
+    assert deviation[:2] == pytest.approx(pixels.std(0)[:2].tolist(), rel=1e-5)
+    assert deviation[2] == pytest.approx(1e-3)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.9, 0.9, 0.1])
+    monkeypatch.setattr(Referee, "__call__", lambda self, model: {"val_accuracy": next(scores), "val_loss": 1.0})
+    seen: list[Tensor] = []
+
+    class Averages(Watch):
+        def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+            seen.append(model.state_dict()["fc.weight"].clone())
+
+    config = replace(ONE, epochs=3, batch_size=96)
+    metrics = train_run(tmp_path, easy, "resnet8", "teacher", (DATA, config), Lesson("plain"), watch=Averages())
+    assert metrics["val_accuracy"] == 0.9
+    assert torch.equal(load(tmp_path).state_dict()["fc.weight"], seen[metrics["best_epoch"] - 1])
+
+
+# --- folders that hold something already
+
+
+def test_folder_with_a_run_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+    before = weights(wide_teacher)
+    with pytest.raises(InputError, match=r"holds a finished run: add --resume"):
+        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
+    assert weights(wide_teacher) == before
+
+
+def test_finished_run_is_returned_as_it_is(easy: Dataset, wide_teacher: Path) -> None:
+    steps, before = Steps(), Run(wide_teacher).read_metrics()
+    metrics = train_run(
+        wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"), resume=True, watch=steps
+    )
+    assert metrics == before
+    assert steps.count == 0
+
+
+@pytest.mark.parametrize("read", [read_pictures, rows_of])
+def test_what_is_advised_of_a_damaged_record_brings_it_back(
+    easy: Dataset, wide_teacher: Path, tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    run, steps = Run(Path(shutil.copytree(wide_teacher, tmp_path / "run"))), Steps()
+    path = run.pictures if read is read_pictures else run.gallery
+    before = path.read_bytes()
+    path.write_bytes(before[:-9])
+    with pytest.raises(InputError, match=r"delete metrics\.json beside it and start the run again with --resume"):
+        read(path)
+    run.metrics.unlink()
+    train_run(run.folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"), resume=True, watch=steps)
+    assert path.read_bytes() == before
+    assert steps.count == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"epochs": 3}, "epochs = 1, now it is 3"), ({"lr": 0.2}, "lr = 0.4, now it is 0.2"), ({"seed": 5}, "seed = 0")],
+)
+def test_other_settings_are_refused_by_name(
+    easy: Dataset, wide_teacher: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        train_run(
+            wide_teacher, easy, "resnet8", "teacher", (DATA, replace(ONE, **changes)), Lesson("plain"), resume=True
+        )
+
+
+def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+    with pytest.raises(InputError, match="model = resnet8, now it is cam-net"):
+        train_run(wide_teacher, easy, "cam-net", "teacher", (DATA, ONE), Lesson("plain"), resume=True)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+    train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("plain"))
+    with pytest.raises(InputError, match="method = plain, now it is kd"):
+        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("kd"), resume=True)
+    with pytest.raises(InputError, match="teacher = None, now it is "):
+        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("plain"), taught, resume=True)
+
+
+def test_file_in_the_place_of_a_run_is_refused(easy: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="taken is a file"):
+        train_run(tmp_path / "taken", easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+def test_everything_finished_trains_nothing(finished: Any, easy_folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")}
+    steps, data = Steps(), open_data(easy_folder)
+    config = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32")
+    configs = (DataConfig(data=str(easy_folder)), config)
+    results = train_all(
+        finished.folder, data, "resnet8", "cam-net", configs, Lesson("cam-kd"), resume=True, watch=steps
+    )
+    assert steps.count == 0
+    assert {role: Run(finished.folder / role).read_metrics() for role in results} == results
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")} == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_interrupted_in_the_student_goes_on_to_the_same_bits(
+    finished: Any, easy_folder: Path, tmp_path: Path, store: Path
+) -> None:
+    data = open_data(easy_folder)
+    configs = (
+        DataConfig(data=str(easy_folder)),
+        TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32"),
+    )
+
+    def again(watch: Watch, resume: bool) -> dict[str, Any]:
+        teacher = str(finished.folder)  # the folder of `camkd train`: its teacher
+        return train_all(
+            tmp_path / "run", data, teacher, "cam-net", configs, Lesson("cam-kd"), resume=resume, watch=watch
+        )
+
+    with pytest.raises(Interrupted, match="student"):
+        again(Steps(stop_at=8 + 6), False)
+    assert not Run(tmp_path / "run" / "student").finished
+    steps = Steps()
+    results = again(steps, True)
+    assert steps.count == 2
+    assert set(results) == {"teacher", "control", "student"}
+    assert not (tmp_path / "run" / "teacher").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+    for role in ("control", "student"):
+        assert weights(tmp_path / "run" / role) == weights(finished.folder / role)
+    assert results["student"]["accuracy"] == Run(finished.folder / "student").read_metrics()["accuracy"]
+
+
+# --- teachers
+
+
+def learn(
+    folder: Path, data: Dataset, model: str, taught: Teacher, lesson: Lesson, config: TrainConfig
+) -> tuple[int, TrainConfig]:
+    """Train a student; about how many pictures the teacher was asked meanwhile, and the configuration used."""
+    knowledge, config = taught_by(taught, data, config, lesson)
+    train_run(folder, data, model, "student", (DATA, config), lesson, taught, knowledge)
+    return knowledge.asked if knowledge else 0, config
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
+    asked = {}
+
+    def student(name: str, model: str, lesson: Lesson, config: TrainConfig = TWO) -> None:
+        asked[name], _ = learn(tmp_path / name, easy, model, taught, lesson, config)
+
+    student("cold", "cam-net", Lesson("cam-kd"))
+    student("warm", "cam-net", Lesson("cam-kd"))
+    student("other-model", "resnet8", Lesson("cam-kd"), replace(TWO, seed=3))
+    student("other-method", "resnet8", Lesson("kd"), replace(TWO, lr=0.2))
+    student("other-views", "resnet8", Lesson("kd"), replace(ONE, view_seed=1))
+    student("no-store", "resnet8", Lesson("kd", knowledge_budget="0"), replace(ONE, view_seed=1))
+    student("plain", "resnet8", Lesson("plain"), ONE)
+    twice, once = 2 * 96, 96
+    assert asked == {
+        "cold": twice,
+        "warm": 0,
+        "other-model": 0,
+        "other-method": 0,
+        "other-views": once,
+        "no-store": once,
+        "plain": 0,
+    }
+    assert weights(tmp_path / "cold") == weights(tmp_path / "warm")
+    assert len(list(store.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("undrawn", "store")
+def test_a_full_budget_brings_the_views_again(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+    knowledge, _ = taught_by(taught, easy, TWO, Lesson("kd"))
+    assert knowledge is not None
+    assert knowledge.store is not None
+    budget = f"{knowledge.store.epoch_bytes + 1}B"
+    asked, config = learn(tmp_path / "run", easy, "cam-net", taught, Lesson("kd", knowledge_budget=budget), TWO)
+    assert (asked, config.view_epochs) == (96, 1)
+    assert Run(tmp_path / "run").config()["view_epochs"] == 1
+    assert Run(tmp_path / "run").read_metrics()["view_epochs"] == 1
+    assert knowledge.store.epochs() == [0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_attention_is_asked_live(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
+    asked, _ = learn(tmp_path / "at", easy, "cam-net", taught, Lesson("at"), ONE)
+    assert asked == 96
+    assert not store.exists()
+    assert Run(tmp_path / "at").read_history()[0]["terms"]["at"] > 0
+    assert set(Run(tmp_path / "at").read_metrics()) >= TAUGHT
+
+
+@pytest.mark.usefixtures("undrawn", "store")
+@pytest.mark.parametrize("method", ["cam-kd", "at"])
+def test_teacher_stays_as_it_was(easy: Dataset, tmp_path: Path, taught: Teacher, method: str) -> None:
+    before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
+    taught.model.layer2.train()
+    modes = [module.training for module in taught.model.modules()]
+    learn(tmp_path / "run", easy, "cam-net", taught, Lesson(method), ONE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in taught.model.state_dict().items())
+    assert [module.training for module in taught.model.modules()] == modes
+    assert all(p.grad is None and not p.requires_grad for p in taught.model.parameters())
+
+
+@pytest.mark.usefixtures("undrawn", "store")
+def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(classes: int, size: int) -> ResNet:
+        return ResNet(BasicBlock, (8, 16), (1, 1), classes, size, hidden=6)
+
+    monkeypatch.setitem(MODELS, "tiny-mlp", make)
+    place = tmp_path / "teacher"
+    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, replace(ONE, epochs=6)), Lesson("plain"))
+    teacher = adopt_teacher(place, easy, "cpu")
+    learn(tmp_path / "run", easy, "cam-net", teacher, Lesson("cam-kd"), ONE)
+    metrics = Run(tmp_path / "run").read_metrics()
+    assert (own["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
+    assert -1 <= metrics["cam_cosine"] <= 1
+    assert metrics["teacher_accuracy"] == own["accuracy"]
+
+
+def test_teacher_of_other_pictures_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have a, b, c"):
+        adopt_teacher(wide_teacher, replace(easy, classes=("a", "b", "c")), "cpu")
+    larger = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
+    with pytest.raises(InputError, match=r"trained on .*16 .*, not 32: add --size 16"):
+        adopt_teacher(wide_teacher, replace(easy, train=larger), "cpu")
+
+
+def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_teacher(str(wide_teacher), "easy") == wide_teacher
+    assert find_teacher(str(finished.folder), "easy") == finished.folder / "teacher"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as refused:
+        find_teacher("resnet50", "cifar10")
+    assert "camkd teacher --data cifar10 --model resnet50" in str(refused.value)
+    with pytest.raises(InputError, match="'nobody' is neither a run folder"):
+        find_teacher("nobody", "cifar10")
+    default = tmp_path / "runs" / "cifar10" / "teacher-resnet50"
+    default.mkdir(parents=True)
+    (default / "model.json").write_text("{}", encoding="utf-8")
+    assert find_teacher("resnet50", "cifar10").resolve() == default.resolve()
+
+
+# --- afterwards
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str) -> None:
+    metrics = Run(finished.folder / role).read_metrics()
+    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None, print).figures
+    assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
+    groups = [(again, metrics)]
+    groups += [(group, metrics["by_outcome"][name]) for name, group in again.pop("by_outcome", {}).items()]
+    for name, value, metrics in ((name, value, of) for found, of in groups for name, value in found.items()):
+        assert value == (
+            pytest.approx(metrics[name], rel=1e-3, abs=1e-5) if isinstance(value, float) else metrics[name]
+        )
+
+
+def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path, tmp_path: Path) -> None:
+    data_config = DataConfig(data=str(easy_folder), limit=9)
+    data = open_data(easy_folder, limit=9)
+    metrics = train_run(
+        tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), Lesson("plain")
+    )
+    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, print).figures
+    assert again["test_pictures"] == metrics["test_pictures"] == 9
+    assert again["confusion"] == metrics["confusion"]
+    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None, print).figures
+    assert other["test_pictures"] == 24
+
+
+def test_a_folder_without_splits_is_measured_whole(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+    student = str(finished.folder / "student")
+    shutil.copytree(easy_folder / "train", tmp_path / "new")
+    shutil.copytree(easy_folder / "test", tmp_path / "held" / "test")
+    said: list[str] = []
+    found = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, said.append).figures
+    data = open_data(easy_folder)
+    answers = examine(load(student), data.train).logits.argmax(1)
+    assert found["accuracy"] == pytest.approx((answers.numpy() == data.train.labels).mean())
+    assert found["test_pictures"] == 96
+    assert said == [f"measured on all 96 pictures of {str(tmp_path / 'new')!r}"]
+    alone, whole = (
+        reevaluate(student, str(place), None, "cpu", lambda *done: None, said.append).figures
+        for place in (tmp_path / "held", easy_folder)
+    )
+    assert (alone["test_pictures"], alone["confusion"]) == (24, whole["confusion"])
+    assert said[-1] == f"measured on the 24 test pictures of {str(easy_folder)!r}"
+
+
+def test_a_runs_own_pictures_in_another_place_are_not_measured_whole(easy_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(easy_folder / "train", tmp_path / "mine")
+    data_config = DataConfig(data=str(tmp_path / "mine"), train_limit=60)
+    data = open_data(tmp_path / "mine", train_limit=60)
+    metrics = train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), Lesson("plain"))
+    given = reevaluate(str(tmp_path / "run"), str(tmp_path / "mine"), None, "cpu", lambda *done: None, print)
+    assert given.figures["confusion"] == metrics["confusion"]
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    said: list[str] = []
+    found = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, said.append)
+    assert found.figures["confusion"] == metrics["confusion"]
+    assert 0 < found.figures["test_pictures"] == metrics["test_pictures"] < 30
+    assert said[0] == f"measured on the {metrics['test_pictures']} test pictures of {str(tmp_path / 'moved')!r}"
+    assert any("so the split was made here" in line for line in said)
+
+
+def test_pictures_that_changed_since_the_training_are_noted(easy_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(easy_folder, tmp_path / "mine")
+    data_config, said = DataConfig(data=str(tmp_path / "mine"), train_limit=60), list[str]()
+    data = open_data(tmp_path / "mine", train_limit=60)
+    train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), Lesson("plain"))
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
+    assert said == []
+    learnt = data.train.names[0] if data.train.names else ""
+    shutil.copy(tmp_path / "mine" / learnt, tmp_path / "mine" / learnt.replace("train", "test"))
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
+    assert len(said) == 1
+    assert f"the pictures in {str(tmp_path / 'mine')!r} are not those that" in said[0]
+
+
+def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
+    control = str(finished.folder / "control")
+    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None, print).figures
+    assert given == reevaluate(control, None, None, "cpu", lambda *done: None, print).figures
+
+
+def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for split in ("train", "val", "test"):
+        (tmp_path / "other" / split).mkdir()
+        for old, new in (("berry", "apple"), ("leaf", "leaf")):
+            (tmp_path / "other" / split / new).symlink_to(easy_folder / split / old)
+    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but .* has apple, leaf \(2\)"):
+        reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None, print)
+
+
+# --- names and numbers
+
+
+@dataclass(frozen=True)
+class Wrong:
+    named: str
+    model: str = "resnet8"
+    lesson: Lesson = PLAIN
+    config: TrainConfig = ONE
+    teacher_epochs: int | None = None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Wrong("no model 'nope'", model="nope"),
+        Wrong("no method 'magic'", lesson=Lesson("magic")),
+        Wrong("'never' in 'cam=1:schedule=never' is none of", lesson=Lesson("ce=1,cam=1:schedule=never")),
+        Wrong("kd has no setting 'pool'", lesson=Lesson("ce=1,kd=1:pool=4")),
+        Wrong("no view policy 'wild'", config=replace(ONE, views="wild")),
+        Wrong("device 'quantum'", config=replace(ONE, device="quantum")),
+        Wrong("epochs is 0", config=replace(ONE, epochs=0)),
+        Wrong("teacher_epochs is 0", teacher_epochs=0),
+        Wrong(
+            "cam=1:control=shuffled needs several pictures in a batch",
+            lesson=Lesson("ce=1,cam=1:control=shuffled"),
+            config=replace(ONE, batch_size=1),
+        ),
+        Wrong("batch_size is -1", config=replace(ONE, batch_size=-1)),
+        Wrong("lr is 0.0", config=replace(ONE, lr=0.0)),
+        Wrong("lr is nan", config=replace(ONE, lr=float("nan"))),
+        Wrong("lr is inf", config=replace(ONE, lr=float("inf"))),
+        Wrong("weight_decay is -0.1", config=replace(ONE, weight_decay=-0.1)),
+        Wrong("warmup is 1.5", config=replace(ONE, warmup=1.5)),
+        Wrong("smoothing is 2.0", config=replace(ONE, smoothing=2.0)),
+        Wrong("clip is 0.0", config=replace(ONE, clip=0.0)),
+        Wrong("ema is 1.1", config=replace(ONE, ema=1.1)),
+        Wrong("seed is -1", config=replace(ONE, seed=-1)),
+        Wrong("view_seed is 10000000000", config=replace(ONE, view_seed=10**10)),
+        Wrong("figure_every is -1", config=replace(ONE, figure_every=-1)),
+        Wrong("knowledge_budget is -1", lesson=Lesson("kd", knowledge_budget=-1)),
+    ],
+    ids=lambda wrong: wrong.named,
+)
+def test_wrong_names_and_numbers_are_named(wrong: Wrong) -> None:
+    with pytest.raises(InputError, match=wrong.named):
+        pipeline.check_names(wrong.model, wrong.lesson, wrong.config, wrong.teacher_epochs)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), ONE, replace(ONE, warmup=0.0, ema=0.0, weight_decay=0.0, clip=1e-9)])
+def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
+    pipeline.check_names("cam-net", Lesson("ce=1,cam=1:control=centre"), replace(config, batch_size=1))
+    pipeline.check_names("cam-net", Lesson("ce=0.1,cam=1:schedule=early", "1GB"), config, 1)
+    json.dumps(config.__dict__)
+
+
+def test_what_is_not_said_is_settled_once(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bf16_gain", lambda: 3.0)
+    auto = replace(ONE, precision="auto", device="cpu")
+    assert pipeline.settled(auto).precision == "bf16"
+    assert pipeline.settled(replace(auto, precision="fp32")).precision == "fp32"
+    for folder, said in {
+        "teacher": {"model": "resnet8", "precision": "fp32", "view_epochs": 5},
+        "control": {"student": "cam-net", "method": "plain", "precision": "bf16", "view_epochs": 2},
+    }.items():
+        Run(tmp_path / folder).start(said, {"pictures": "abc"})
+    folders = [tmp_path / role for role in ("teacher", "control", "student")]
+    begun = pipeline.settled(auto, *folders)
+    assert (begun.precision, begun.view_epochs) == ("fp32", 2), "as the first was begun, with the control's views"
+    assert pipeline.settled(replace(auto, view_epochs=7), *folders).view_epochs == 7
+
+
+@pytest.mark.usefixtures("undrawn", "store")
+def test_a_run_goes_on_with_its_views_whatever_the_budget_is_now(
+    easy: Dataset, tmp_path: Path, taught: Teacher
+) -> None:
+    small = Lesson("kd", knowledge_budget="15kB")
+    run = tmp_path / "run"
+    asked, config = learn(run, easy, "cam-net", taught, small, TWO)
+    assert (asked, config.view_epochs) == (96, 1)
+    config = pipeline.settled(TWO, run)
+    assert config.view_epochs == 1
+    knowledge, config = taught_by(taught, easy, config, Lesson("kd"))
+    again = train_run(run, easy, "cam-net", "student", (DATA, config), Lesson("kd"), taught, knowledge, resume=True)
+    assert again["view_epochs"] == 1
+
+
+# --- a teacher that knows nothing of these pictures
+
+
+def spoil(teacher: Teacher, way: str) -> Teacher:
+    model = copy.deepcopy(teacher.model)
+    assert isinstance(model, Normalised)
+    with torch.no_grad():
+        if way == "order of classes":
+            model.fc.weight.copy_(model.fc.weight.roll(1, 0))
+            model.fc.bias.copy_(model.fc.bias.roll(1, 0))
+        elif way == "normalisation":
+            model.normalise_with([90.0] * 3, [0.01] * 3)
+        else:
+            for parameter in model.parameters():
+                parameter.normal_()
+    return replace(teacher, model=model)
+
+
+def test_a_good_teacher_is_introduced(easy: Dataset, taught: Teacher) -> None:
+    right = (taught.shown.labels.numpy() == easy.val.labels).mean()
+    assert taught.check() == pytest.approx(right)
+    steps = Steps()
+    said: list[str] = []
+    steps.note = said.append  # type: ignore[method-assign]
+    pipeline.taught_by(taught, easy, ONE, Lesson("kd"), steps)
+    assert said[0] == f"the teacher is right on {right:.1%} of the validation pictures"
+
+
+@pytest.mark.fault("the wrong teacher")
+def test_what_a_few_pictures_cannot_tell_is_said_with_their_number(taught: Teacher) -> None:
+    """One wrong of four, two of which are of one class: two standard errors of guessing are a half."""
+    said = taught.shown.labels.numpy()
+    rows = np.array([np.flatnonzero(said == label)[place] for label, place in ((0, 0), (0, 1), (1, 0), (1, 1))])
+    few = replace(taught.val.take(rows), labels=np.array([0, 0, 1, 2]))
+    with pytest.raises(
+        InputError,
+        match=r"right on 75\.0% of the 4 validation pictures, and guessing is on 50\.0%, so that it has to be on at "
+        r"least 100\.0%: .* --teacher, or more validation pictures, which lower that\.$",
+    ):
+        replace(taught, val=few).check()
+
+
+@pytest.mark.fault("the wrong teacher")
+def test_a_teacher_of_other_pictures_is_refused(finished: Any, easy: Dataset) -> None:
+    """Of another size, and of classes in another order."""
+    large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
+    with pytest.raises(InputError, match="was trained on 16 pixel pictures, not 32: add --size 16"):
+        adopt_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
+    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have sky, berry"):
+        adopt_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")
+
+
+@pytest.mark.fault("the wrong teacher")
+@pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
+def test_a_teacher_near_chance_is_refused_before_the_first_step(easy: Dataset, taught: Teacher, way: str) -> None:
+    with pytest.raises(InputError, match=r"of the 24 validation pictures, and guessing is on 33\.3%"):
+        pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("cam-kd"))
+    assert pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("plain")) == (None, ONE)
