@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import camkd
 from camkd.config import TrainConfig
 from camkd.data.sources import open_data
-from camkd.distill.cache.build import answering
+from camkd.distill.cache.build import make_teacher_fn
 from camkd.runs.folder import environment
 from camkd.types import Prediction
 from camkd.utils.devices import keep_freed_memory, pick_precision
@@ -112,7 +112,7 @@ def programs(model: nn.Module, layer: str, head: str) -> dict[str, Program]:
         return copy.deepcopy(model).to(memory_format=FORMATS[how])  # type: ignore[call-overload,no-any-return]
 
     found = {OURS: ours(partial(camkd.predict, own()), "like_for_like")}
-    frozen = answering(own("as_it_ships"), SIZE, TrainConfig(device="cpu"))
+    frozen = make_teacher_fn(own("as_it_ships"), SIZE, TrainConfig(device="cpu"))
     found[SHIPPED] = ours(frozen, "as_it_ships")
     if methods := peer("torchcam.methods"):
         for name, how in zip(("torchcam CAM", THEIRS_SHIPPED), FORMATS, strict=True):

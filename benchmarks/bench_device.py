@@ -27,10 +27,10 @@ from peers import peer
 from torch import nn
 
 import camkd
-from camkd.cli.progress import Screen
-from camkd.experiments.finished_runs import pictures_of
+from camkd.cli.progress import ProgressReporter
+from camkd.experiments.finished_runs import open_model_data
 from camkd.export.benchmark import Variant, bench, one_thread, take_turns
-from camkd.export.export import FP32, INT8, Wishes, export
+from camkd.export.export import FP32, INT8, ExportOptions, export
 from camkd.export.sessions import as_input, open_session, run
 from camkd.runs.folder import environment
 
@@ -98,7 +98,9 @@ def check(draws: dict[str, Draw], x: NDArray[np.float32]) -> None:
         assert alike > 0.95, f"{name} draws another map ({alike:.3f})"
 
 
-def heatmaps(model: nn.Module, folder: Path, images: NDArray[np.uint8], rounds: int, screen: Screen) -> dict[str, Any]:
+def heatmaps(
+    model: nn.Module, folder: Path, images: NDArray[np.uint8], rounds: int, screen: ProgressReporter
+) -> dict[str, Any]:
     """The latency of a heatmap by every program, in milliseconds."""
     layer, x = LAYERS[type(model).__name__], as_input(images[:1])
     found = {
@@ -133,11 +135,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    with TemporaryDirectory() as place, Screen() as screen:
+    with TemporaryDirectory() as place, ProgressReporter() as screen:
         folder = Path(place, "export")
-        files = export(options.run, folder, None, Wishes(options.data, int8=True, force=True), None, screen)
+        files = export(options.run, folder, None, ExportOptions(options.data, int8=True, force=True), None, screen)
         device = bench(options.run, options.data, options.rounds, screen.progress)
-        images = pictures_of(options.run, options.data, screen.progress).test.images
+        images = open_model_data(options.run, options.data, screen.progress).test.images
         maps = heatmaps(camkd.load(options.run), folder, images, options.rounds, screen)
     cost = files["int8"]
     slowest_map = max(cost["median"] for name, cost in device["cam_over_logits_percent"].items() if "ONNX" in name)

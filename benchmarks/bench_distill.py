@@ -35,15 +35,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
-from camkd.config import Lesson, TrainConfig
+from camkd.config import DistillConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
-from camkd.distill.cache.build import answering, knowledge_of
-from camkd.distill.objective import objective
-from camkd.distill.teacher import Teacher, adopt_teacher
+from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn
+from camkd.distill.objective import parse_objective
+from camkd.distill.teacher import Teacher, load_teacher
 from camkd.experiments.pipeline import channel_statistics
 from camkd.models import build
-from camkd.models.io import Description, save
+from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile
 from camkd.runs.folder import Run, environment
 from camkd.train.loop import fit
@@ -78,17 +78,19 @@ class Bench:
         """A frozen network in a run folder, as a student's teacher lies there."""
         size, classes = int(self.data.train.images.shape[1]), self.data.classes
         model = build(name, len(classes), size)
-        model.normalise_with(*channel_statistics(self.data.train.images))
+        model.set_normalization(*channel_statistics(self.data.train.images))
         cost = profile(model, size)
-        described = Description(name, classes, size, cost.params, cost.macs, "teacher", "plain", "shapes", "", 0)
+        described = ModelInfo(name, classes, size, cost.params, cost.macs, "teacher", "plain", "shapes", "", 0)
         save(model, self.folder / "teacher", described)
-        return adopt_teacher(self.folder / "teacher", self.data, self.config.device)
+        return load_teacher(self.folder / "teacher", self.data, self.config.device)
 
     def ours(self, method: str, seed: int, epochs: int) -> float:
         """Median over the epochs but the first; views come again after two, so that a store can be warm."""
-        config = replace(self.config, view_seed=seed, epochs=epochs, view_epochs=2)
-        goal = objective(method)
-        known = knowledge_of(self.teacher, self.data, config, Lesson(method)) if goal.asks_teacher else None
+        config = replace(self.config, augment_seed=seed, epochs=epochs, augment_epochs=2)
+        goal = parse_objective(method)
+        known = (
+            build_teacher_cache(self.teacher, self.data, config, DistillConfig(method)) if goal.needs_teacher else None
+        )
         run = Run(Path(tempfile.mkdtemp(dir=self.folder)))
         student = build(self.student, len(self.data.classes), 32)
         fit(student, self.data, goal, config, run, knowledge=known)
@@ -104,7 +106,7 @@ class Bench:
             "usual_plain": lambda n: apart(usual, self.student, None, 80),
             "usual": lambda n: apart(usual, self.student, self.teacher_name, few),
             "torchdistill": lambda n: apart(torchdistill_loop, self.student, self.teacher_name, few),
-            "teacher": lambda n: forward(answering(self.teacher.model, 32, self.config), 3),
+            "teacher": lambda n: forward(make_teacher_fn(self.teacher.model, 32, self.config), 3),
             "usual_teacher": lambda n: apart(usual_forward, self.teacher_name, 2),
         }
         found: dict[str, list[float]] = {name: [] for name in cases}

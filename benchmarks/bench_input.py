@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from camkd.data import open_data
 from camkd.data.augment import Views
-from camkd.data.dataset import cache_folder, silent
+from camkd.data.dataset import cache_folder, no_progress
 from camkd.data.shapes import SHAPES, draw_split
 from camkd.runs.folder import environment
 
@@ -91,7 +91,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
 def make_jpegs(root: Path, count: int, size: tuple[int, int]) -> Path:
     """``root/<shape>/<number>.jpg``: drawn shapes, enlarged and under noise where ``size`` is larger than theirs."""
-    drawn = draw_split("train", min(count, DIFFERENT), 32, silent)
+    drawn = draw_split("train", min(count, DIFFERENT), 32, no_progress)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 8, (size[1], size[0], 3)).astype(np.int16)
     for number in range(count):

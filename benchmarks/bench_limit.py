@@ -28,7 +28,7 @@ from torch.profiler import profile as profiler
 import camkd
 from camkd.config import TrainConfig
 from camkd.models import profile
-from camkd.models.eval_mode import evaluating
+from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import environment
 from camkd.utils.devices import pick_precision
 
@@ -62,7 +62,7 @@ def peak(device: str, dtype: torch.dtype) -> dict[int, float]:
 
 def step_of(model: nn.Module, batch: int, device: str, bf16: bool) -> Callable[[], None]:
     """A training step of ``model`` on pictures that are there already."""
-    parameters, clip = list(model.parameters()), TrainConfig().clip
+    parameters, clip = list(model.parameters()), TrainConfig().grad_clip
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
     x = torch.rand(batch, 3, SIZE, SIZE, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) % CLASSES
@@ -95,14 +95,14 @@ def macs_of(model: nn.Module) -> Counter[str]:
         counts[kernel(module.weight.shape)] += output[0].numel() * module.weight[0].numel()
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         model(torch.zeros(1, 3, SIZE, SIZE, device=next(model.parameters()).device))
     for hook in hooks:
         hook.remove()
     return counts
 
 
-def kind_of(name: str, shapes: list[list[int]]) -> str:
+def output_format(name: str, shapes: list[list[int]]) -> str:
     """Which kind of work an operator does."""
     if name.startswith("aten::") and "conv" in name:
         weight = shapes[2 if name.endswith("backward") else 1 :][:1]
@@ -123,7 +123,7 @@ def where_time_goes(step: Callable[[], None], device: str, seconds: float) -> di
     for event in recorded.key_averages(group_by_input_shape=True):
         if event.device_type == torch.autograd.DeviceType.CPU:  # a kernel's time also stands at its operator
             taken = event.self_device_time_total if gpu else event.self_cpu_time_total
-            times[kind_of(event.key, event.input_shapes)] += taken
+            times[output_format(event.key, event.input_shapes)] += taken
     if gpu:
         times["idle"] = max(0, PROFILED * seconds * 1e6 - sum(times.values()))
     return {kind: taken / sum(times.values()) for kind, taken in times.most_common()}

@@ -16,7 +16,7 @@ import time
 
 from camkd.runs.folder import environment
 
-COMMANDS = ("--help", "train --help", "list models", "list data", "knowledge --help")
+COMMANDS = ("--help", "train --help", "list models", "list data", "cache --help")
 ROUNDS, LIMIT = 7, 0.5
 
 

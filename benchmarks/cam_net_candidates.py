@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from camkd.config import TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
-from camkd.distill.objective import objective
+from camkd.distill.objective import parse_objective
 from camkd.experiments.compare import slug
 from camkd.experiments.pipeline import channel_statistics
-from camkd.models import Normalised, build
+from camkd.models import ImageClassifier, build
 from camkd.models.cam_net import CamNet, ChannelNorm, GatedBlock
 from camkd.models.profile import profile
 from camkd.models.resnet11 import unit
@@ -79,7 +79,7 @@ class RecurrentInverted(nn.Module):
         return x
 
 
-class Candidate(Normalised):
+class Candidate(ImageClassifier):
     """A body, a 1x1 convolution and the global average."""
 
     def __init__(self, body: nn.Sequential, channels: int, classes: int) -> None:
@@ -87,11 +87,11 @@ class Candidate(Normalised):
         self.body, self.head = body, nn.Conv2d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(self.normalise(x))).mean((2, 3))
+        logits: Tensor = self.head(self.body(self.normalize(x))).mean((2, 3))
         return logits
 
 
-def candidate(channels: int, *layers: nn.Module) -> Callable[[int], Normalised]:
+def candidate(channels: int, *layers: nn.Module) -> Callable[[int], ImageClassifier]:
     """A candidate whose body is ``layers``, ending in ``channels`` channels."""
     return lambda classes: Candidate(nn.Sequential(*layers), channels, classes)
 
@@ -103,7 +103,7 @@ def gated(channels: int, normalise: Callable[[int], nn.Module] = ChannelNorm) ->
     return block
 
 
-def candidates() -> dict[str, Callable[[int], Normalised]]:
+def candidates() -> dict[str, Callable[[int], ImageClassifier]]:
     """Made anew at each call, so that each is drawn from the seed that is set then."""
     stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
     return {
@@ -152,9 +152,9 @@ def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = candidates()[name](len(data.classes))
-    model.normalise_with(*channel_statistics(data.train.images))
+    model.set_normalization(*channel_statistics(data.train.images))
     cost = profile(model, size)
-    best = fit(model, data, objective("plain"), config, run, resume=bool(run.checkpoints))
+    best = fit(model, data, parse_objective("plain"), config, run, resume=bool(run.checkpoints))
     history = run.read_history()
     row = {
         "candidate": name,

@@ -18,35 +18,36 @@ import numpy as np
 import torch
 from torch import nn
 
-from camkd.config import Lesson, TrainConfig
+from camkd.config import DistillConfig, TrainConfig
 from camkd.data import open_data
 from camkd.data.augment import Views
 from camkd.distill.cache import Store
-from camkd.distill.cache.build import knowledge_of
-from camkd.distill.objective import Objective, objective
-from camkd.distill.teacher import adopt_teacher
+from camkd.distill.cache.build import build_teacher_cache
+from camkd.distill.objective import Objective, parse_objective
+from camkd.distill.teacher import load_teacher
 from camkd.models import build
-from camkd.models.io import Description, save
+from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile
 from camkd.runs.folder import Run
 from camkd.train import loop as loop
-from camkd.train.ema import Average
+from camkd.train.callbacks import Callback
+from camkd.train.ema import EMA
 
 STEPS, EPOCHS = 40, 4
 CASES = (("cam-net", "plain"), ("cam-net", "cam-kd"), ("resnet8", "plain"), ("resnet8", "cam-kd"))
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("backward", torch.Tensor, "backward"),
     ("views", Views, "__getitem__"),
-    ("knowledge", Store, "read"),
+    ("cache", Store, "read"),
     ("objective", Objective, "__call__"),
     ("clipping", nn.utils, "clip_grad_norm_"),
     ("optimiser", torch.optim.SGD, "step"),
     ("optimiser", torch.optim.AdamW, "step"),
-    ("averaging", Average, "__call__"),
+    ("averaging", EMA, "__call__"),
 )
 
 
-class Stopwatch(loop.Watch):
+class Stopwatch(Callback):
     """Adds up the seconds spent in parts of the loop, epoch by epoch; the model's forward where it is training."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -89,14 +90,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     classes, size = data.classes, 32
     teacher_model = build("resnet8", len(classes), size)
     cost = profile(teacher_model, size)
-    described = Description("resnet8", classes, size, cost.params, cost.macs, "teacher", "plain", "shapes", "", 0)
+    described = ModelInfo("resnet8", classes, size, cost.params, cost.macs, "teacher", "plain", "shapes", "", 0)
     save(teacher_model, folder / "teacher", described)
-    teacher = adopt_teacher(folder / "teacher", data, "cpu")
+    teacher = load_teacher(folder / "teacher", data, "cpu")
     epochs: dict[str, list[dict[str, float]]] = {}
     for number in range(options.rounds):
         for student, method in CASES:
-            goal, config = objective(method), TrainConfig(epochs=EPOCHS, view_epochs=1, device="cpu")
-            known = knowledge_of(teacher, data, config, Lesson(method)) if goal.asks_teacher else None
+            goal, config = parse_objective(method), TrainConfig(epochs=EPOCHS, augment_epochs=1, device="cpu")
+            known = build_teacher_cache(teacher, data, config, DistillConfig(method)) if goal.needs_teacher else None
             model = build(student, len(classes), size)
             watch, run = Stopwatch(model), Run(folder / f"{student}-{method}-{number}")
             with watch.running():

@@ -24,8 +24,8 @@ from peers import peer
 from torch import Tensor, nn
 
 import camkd
-from camkd.cams import METHODS, bias, form
-from camkd.cams.head_detection import head_of
+from camkd.cams import MAP_METHODS, bias, form
+from camkd.cams.head_detection import detect_head
 from camkd.runs.folder import environment
 from camkd.utils.files import write_json, write_text
 
@@ -96,7 +96,7 @@ def shaken(model: nn.Module) -> nn.Module:
 def theirs(model: nn.Module, x: Tensor, method: str, k: int) -> Tensor:
     """Raw maps of class ``k`` by pytorch-grad-cam, of the layer camkd found."""
     library = peer("pytorch_grad_cam")
-    place = head_of(model, x).place
+    place = detect_head(model, x).place
     draw = getattr(library, THEIRS[method])(model, [place.layer], reshape_transform=place.layout.spatial)
     target = library.utils.model_targets.ClassifierOutputTarget(k)
     outputs = draw.activations_and_grads(x.clone().requires_grad_())
@@ -118,7 +118,7 @@ def compare(name: str) -> dict[str, Any]:
     side = SIDES.get(name, SIDE)
     model = shaken(camkd.build(name, CLASSES, side, seed=0)).double().eval().requires_grad_(False)
     x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)).double()
-    place = head_of(model, x).place
+    place = detect_head(model, x).place
     h, w = place.layout.grid
     row: dict[str, Any] = {"size": side, "form": form(model, x), "map": [h, w]}
     row["layer"] = next(n for n, m in model.named_modules() if m is place.layer).removeprefix("net.")
@@ -126,7 +126,7 @@ def compare(name: str) -> dict[str, Any]:
         with torch.no_grad():
             logits, cams, *_ = camkd.predict(model, x)
         row["identity"] = float((logits - cams.mean((2, 3)) - bias(model, x)).abs().max() / logits.abs().max())
-    for method in METHODS:
+    for method in MAP_METHODS:
         asked = Louder(model, LOUDER) if method == "gradcam++" else model
         with torch.no_grad():
             ours = camkd.predict(asked, x, method=method, classes=torch.full((len(x), 1), SHOWN)).cams[:, 0]
@@ -140,9 +140,11 @@ def compare(name: str) -> dict[str, Any]:
 def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the page's table."""
     yield (
-        "| family | network | `cam` is | of layer | cells | identity | " + " | ".join(f"`{m}`" for m in METHODS) + " |"
+        "| family | network | `cam` is | of layer | cells | identity | "
+        + " | ".join(f"`{m}`" for m in MAP_METHODS)
+        + " |"
     )
-    yield "|---" * (6 + len(METHODS)) + "|"
+    yield "|---" * (6 + len(MAP_METHODS)) + "|"
     for family, names in NETWORKS.items():
         for name in names:
             row = found.get(name)
@@ -150,7 +152,7 @@ def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
                 continue
             identity = f"{row['identity']:.0e}" if "identity" in row else ""
             cells = "x".join(map(str, row["map"]))
-            figures = " | ".join(f"{row[method]:.0e}" for method in METHODS)
+            figures = " | ".join(f"{row[method]:.0e}" for method in MAP_METHODS)
             yield f"| {family} | `{name}` | {row['form']} | `{row['layer']}` | {cells} | {identity} | {figures} |"
 
 

@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from camkd.config import TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
-from camkd.distill.objective import objective
-from camkd.evaluate import evaluate, examine
+from camkd.distill.objective import parse_objective
+from camkd.evaluate import evaluate, predict_split
 from camkd.experiments.pipeline import channel_statistics
-from camkd.models import Normalised, profile
+from camkd.models import ImageClassifier, profile
 from camkd.models.cam_net import ChannelNorm
 from camkd.report.comparison_stats import estimate, percent
 from camkd.runs.folder import Run, environment
@@ -80,7 +80,7 @@ class GatedBlock(nn.Module):
         return self.narrow(gate * gate.exp().tanh() * value) + self.keep * x  # type: ignore[no-any-return]
 
 
-class PublicStudent(Normalised):
+class PublicStudent(ImageClassifier):
     """Three blocks of 48 channels at full resolution, three of 80 at half of it, global average, linear layer."""
 
     def __init__(self, classes: int) -> None:
@@ -96,7 +96,7 @@ class PublicStudent(Normalised):
         self.fc = nn.Linear(80, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.body(self.normalise(x)).mean((2, 3)))
+        logits: Tensor = self.fc(self.body(self.normalize(x)).mean((2, 3)))
         return logits
 
 
@@ -108,12 +108,12 @@ def train(data: Dataset, config: TrainConfig, folder: Path) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = PublicStudent(len(data.classes))
-    model.normalise_with(*channel_statistics(data.train.images))
+    model.set_normalization(*channel_statistics(data.train.images))
     cost = profile(model, data.train.images.shape[1])
-    best = fit(model, data, objective("plain"), config, run, resume=bool(run.checkpoints))
+    best = fit(model, data, parse_objective("plain"), config, run, resume=bool(run.checkpoints))
     history = run.read_history()
     figures = {
-        **evaluate(examine(best, data.test), torch.from_numpy(data.test.labels.copy()), data.classes, None),
+        **evaluate(predict_split(best, data.test), torch.from_numpy(data.test.labels.copy()), data.classes, None),
         "val_accuracy": max(row["val_accuracy"] for row in history),
         "params": cost.params,
         "macs": cost.macs,

@@ -46,9 +46,9 @@ from camkd.utils.files import write_json
 PICTURES = {"train": 96, "val": 24, "test": 24}
 COMMON = "--batch-size 12 --epochs 3 --lr 0.1 --teacher resnet8 --student resnet8 --figure-every 0"
 LESSONS = {
-    "maps, strong views": "--method cam-kd --views strong --precision fp32",
+    "maps, strong views": "--method cam-kd --augment strong --precision fp32",
     "features, AdamW": "--method ce=0.5,hint=0.1,review=0.1,sp=100 --optimizer adamw --precision fp32",
-    "views again, bf16": "--method cat+kd --view-epochs 2 --on-nan skip --precision bf16",
+    "views again, bf16": "--method cat+kd --augment-epochs 2 --on-nan skip --precision bf16",
 }
 ENDS = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (130, -signal.SIGTERM)}
 """How a process may end: by a request before it trains at once, later with its state saved."""
@@ -100,7 +100,7 @@ def outcome(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for role in ROLES:
         run = Run(out / role)
-        with np.load(run.pictures) as pictures:
+        with np.load(run.per_image) as pictures:
             answers = {name: pictures[name].tobytes() for name in pictures.files}
         found[role] = {
             "weights": (run.folder / "model.safetensors").read_bytes(),

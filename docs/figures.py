@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 import camkd
 from camkd.data.augment import Views
 from camkd.data.sources import open_data
-from camkd.explain.explain import ask, specimens
+from camkd.explain.explain import example_rows, predict_images
 from camkd.explain.plots import overlay
-from camkd.runs.load_model import describe
-from camkd.utils.plot_style import drawing, save_png
+from camkd.runs.load_model import read_model_info
+from camkd.utils.plot_style import project_style, save_png
 
 HERE = Path(__file__).parent / "images"
 SIDE = 256
@@ -26,12 +26,12 @@ SIDE = 256
 
 def identity(pictures: np.ndarray, path: Path) -> None:
     """One picture, the maps of its three likeliest classes as numbers, and the sums that they come to."""
-    model, classes = camkd.load("cam-net-cifar10"), describe("cam-net-cifar10").classes
-    answer = ask(model, pictures[:1])
+    model, classes = camkd.load("cam-net-cifar10"), read_model_info("cam-net-cifar10").classes
+    answer = predict_images(model, pictures[:1])
     assert answer.cams is not None
     likeliest = answer.logits[0].topk(3).indices.tolist()
     bias = (answer.logits - answer.cams.mean((2, 3)))[0]
-    with drawing():
+    with project_style():
         figure = Figure((9, 2.9), layout="constrained")
         axes = figure.subplots(1, 4)
         axes[0].imshow(pictures[0])
@@ -52,13 +52,13 @@ def views(data: camkd.data.dataset.Dataset, rows: np.ndarray, path: Path) -> Non
     """Two pictures as they are seen in four epochs, with the map of each view."""
     model = camkd.load("cam-net-cifar10")
     seen = Views(data.train, len(data.classes), "light", 0, torch.device("cpu"))
-    with drawing():
+    with project_style():
         figure = Figure((9, 4.6), layout="constrained")
         axes = figure.subplots(2, 4)
         for epoch, place in enumerate(axes.T):
             x = seen[epoch, torch.as_tensor(rows[:1])].x
             image = (x[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-            answer = ask(model, image[None])
+            answer = predict_images(model, image[None])
             assert answer.cams is not None
             label = int(answer.logits.argmax())
             place[0].imshow(image)
@@ -75,8 +75,8 @@ def views(data: camkd.data.dataset.Dataset, rows: np.ndarray, path: Path) -> Non
 def main(folder: str) -> None:
     """Write both."""
     data = open_data(folder)
-    identity(data.test.images[specimens(data.test)[7:8]], HERE / "identity.png")
-    views(data, specimens(data.train)[7:8], HERE / "views.png")
+    identity(data.test.images[example_rows(data.test)[7:8]], HERE / "identity.png")
+    views(data, example_rows(data.train)[7:8], HERE / "views.png")
 
 
 if __name__ == "__main__":

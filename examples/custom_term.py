@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 from camkd.data.sources import open_data
 from camkd.distill.losses.registry import TERMS
 from camkd.experiments.pipeline import train_all
@@ -41,7 +41,7 @@ class Centre:
 
     sharpness: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"cams"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert teacher is not None
@@ -55,7 +55,7 @@ def main(pictures: str = "shapes", folder: str = "runs/examples/custom-term", ep
     """A teacher, a control and a student taught by logits and centres. Returns the test accuracies."""
     TERMS["centre"] = Centre
     configs = (DataConfig(pictures), TrainConfig(epochs=epochs, figure_every=0))
-    lesson = Lesson("ce=0.1,kd=0.9,centre=5:sharpness=2")
+    lesson = DistillConfig("ce=0.1,kd=0.9,centre=5:sharpness=2")
     out, data = Path(folder), open_data(pictures)
     found = train_all(out, data, "resnet20", "resnet8", configs, lesson, resume=out.exists())
     for role, figures in found.items():

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 from camkd.data.sources import open_data
-from camkd.distill.objective import objective
-from camkd.distill.teacher import adopt_teacher
+from camkd.distill.objective import parse_objective
+from camkd.distill.teacher import load_teacher
 from camkd.evaluate import measure
-from camkd.experiments.pipeline import taught_by, train_run
+from camkd.experiments.pipeline import prepare_teacher_cache, train_run
 from camkd.runs.folder import Run
 from camkd.train.loop import fit
 
@@ -40,18 +40,26 @@ def main(pictures: str = "shapes", folder: str = "runs/examples/own-network", ep
 
     place = Path(folder) / "teacher"
     train_run(
-        place, data, "resnet20", "teacher", (DataConfig(pictures), config), Lesson("plain"), resume=place.exists()
+        place,
+        data,
+        "resnet20",
+        "teacher",
+        (DataConfig(pictures), config),
+        DistillConfig("plain"),
+        resume=place.exists(),
     )
-    teacher = adopt_teacher(place, data, config.device)
-    knowledge, config = taught_by(teacher, data, config, Lesson("cam-kd"))  # asked once, kept on disk
+    teacher = load_teacher(place, data, config.device)
+    knowledge, config = prepare_teacher_cache(
+        teacher, data, config, DistillConfig("cam-kd")
+    )  # asked once, kept on disk
 
     found = {}
     for method in ("plain", "cam-kd"):
         torch.manual_seed(0)
         student, run = network(len(data.classes)), Run(Path(folder) / method)
         known = knowledge if method == "cam-kd" else None
-        best = fit(student, data, objective(method), config, run, teacher=teacher.shown, knowledge=known)
-        figures = measure(best, data, teacher.examination).figures
+        best = fit(student, data, parse_objective(method), config, run, teacher=teacher.val_targets, knowledge=known)
+        figures = measure(best, data, teacher.test_predictions).metrics
         print(f"{method}: {figures['accuracy']:.1%} right, looks like its teacher: {figures['cam_cosine']:.2f}")
         found[method] = figures["accuracy"]
     return found

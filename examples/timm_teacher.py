@@ -13,10 +13,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 from camkd.data.sources import open_data
-from camkd.distill.teacher import adopt_teacher
-from camkd.experiments.pipeline import taught_by, train_run
+from camkd.distill.teacher import load_teacher
+from camkd.experiments.pipeline import prepare_teacher_cache, train_run
 from camkd.report.report import write_report
 from camkd.runs.load_model import load
 
@@ -33,11 +33,13 @@ def main(
     data, config = open_data(pictures, size=size), TrainConfig(epochs=epochs, figure_every=0)
 
     tuning = replace(config, optimizer="adamw", lr=5e-4)  # trained weights want small steps
-    place, lesson = out / "teacher", Lesson("cam-kd")
-    train_run(place, data, teacher_name, "teacher", (data_config, tuning), Lesson("plain"), resume=place.exists())
-    teacher = adopt_teacher(place, data, config.device)
+    place, lesson = out / "teacher", DistillConfig("cam-kd")
+    train_run(
+        place, data, teacher_name, "teacher", (data_config, tuning), DistillConfig("plain"), resume=place.exists()
+    )
+    teacher = load_teacher(place, data, config.device)
 
-    knowledge, config = taught_by(teacher, data, config, lesson)
+    knowledge, config = prepare_teacher_cache(teacher, data, config, lesson)
     configs, resume = (data_config, config), (out / "student").exists()
     figures = train_run(out / "student", data, "cam-net", "student", configs, lesson, teacher, knowledge, resume=resume)
     write_report([place, out / "student"], out / "report.html")

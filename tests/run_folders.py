@@ -113,7 +113,7 @@ def gallery(*roles: str, names: tuple[str, ...] = (), classes: int = 3, **change
         for number in range(PICTURES)
     ]
     models = [{"title": role, "sha256": SHA[role]} for role in roles]
-    return {"version": 1, "pictures_of": "f" * 64, "models": models, "pictures": pictures} | changes
+    return {"version": 1, "open_model_data": "f" * 64, "models": models, "pictures": pictures} | changes
 
 
 def picture(number: int) -> str:

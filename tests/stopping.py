@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 
 
-class Stop(Watch):
+class Stop(Callback):
     """Sends this process a signal at one step, counted from 1."""
 
     def __init__(self, at: int, number: int = signal.SIGINT) -> None:

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camkd.config import RANGES, DataConfig, Lesson, Stepping, TrainConfig, check_numbers, stepping
+from camkd.config import (
+    RANGES,
+    DataConfig,
+    DistillConfig,
+    OptimizerSettings,
+    TrainConfig,
+    check_ranges,
+    resolve_optimizer,
+)
 from camkd.types import InputError
-from camkd.utils.units import quantity, written
+from camkd.utils.units import format_quantity, parse_quantity
 
 POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12}
 
@@ -40,7 +48,7 @@ POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12}
     ],
 )
 def test_quantities(text: str, unit: str, expected: int) -> None:
-    found = quantity(text, "it", unit)
+    found = parse_quantity(text, "it", unit)
     assert found == expected
     assert isinstance(found, int)
 
@@ -56,7 +64,7 @@ def test_a_quantity_is_its_decimal_number(whole: int, thousandths: int, prefix: 
     number = f"{whole}.{thousandths:03d}"
     suffix = (prefix + unit).upper() if upper else (prefix + unit).lower()
     exact = Decimal(number) * 10 ** POWERS[prefix]
-    assert abs(quantity(number + suffix, "it", unit) - exact) <= Decimal("0.5")
+    assert abs(parse_quantity(number + suffix, "it", unit) - exact) <= Decimal("0.5")
 
 
 @pytest.mark.parametrize("unit", ["", "B"])
@@ -66,17 +74,17 @@ def test_a_quantity_is_its_decimal_number(whole: int, thousandths: int, prefix: 
      "4 G B x", "nan", "inf", "0x10", "1 2", "4BB", None],
 )  # fmt: skip
 def test_what_is_no_quantity_is_named_with_an_example(text: str, unit: str) -> None:
-    with pytest.raises(InputError, match=re.escape(f"knowledge_budget is {text!r}, but has to be a quantity")) as said:
-        quantity(text, "knowledge_budget", unit)
+    with pytest.raises(InputError, match=re.escape(f"cache_budget is {text!r}, but has to be a quantity")) as said:
+        parse_quantity(text, "cache_budget", unit)
     examples = re.search(r"like (.*), (.*): give", str(said.value))
     assert examples is not None
-    assert all(quantity(example, "it", unit) > 0 for example in examples.groups())
+    assert all(parse_quantity(example, "it", unit) > 0 for example in examples.groups())
 
 
 @pytest.mark.parametrize("text", ["5B", "5kB", "1.28MB"])
 def test_a_number_of_pictures_has_no_unit(text: str) -> None:
     with pytest.raises(InputError, match="pictures is"):
-        quantity(text, "pictures")
+        parse_quantity(text, "pictures")
 
 
 @pytest.mark.parametrize(
@@ -96,34 +104,36 @@ def test_a_number_of_pictures_has_no_unit(text: str) -> None:
     ],
 )
 def test_quantities_for_people(number: float, expected: str) -> None:
-    assert written(number) == expected
+    assert format_quantity(number) == expected
 
 
 def test_another_unit_for_people() -> None:
-    assert written(1_280_000, "pictures") == "1.3 Mpictures"
-    assert written(12, "pictures") == "12 pictures"
+    assert format_quantity(1_280_000, "pictures") == "1.3 Mpictures"
+    assert format_quantity(12, "pictures") == "12 pictures"
 
 
 @given(st.integers(0, 10**16))
 def test_what_is_written_for_people_is_read_to_the_digits_it_shows(number: int) -> None:
-    text = written(number)
-    again = quantity(text.replace(",", ""), "it", "B")
+    text = format_quantity(number)
+    again = parse_quantity(text.replace(",", ""), "it", "B")
     assert abs(again - number) <= max(0.5, 0.051 * 10 ** (3 * min(4, max(0, (len(str(number)) - 1) // 3))))
 
 
 def test_the_defaults_are_within_their_ranges() -> None:
-    values = {field.name: field.default for config in (DataConfig, TrainConfig, Lesson) for field in fields(config)}
-    check_numbers(values)
-    assert quantity(values["knowledge_budget"], "knowledge_budget", "B") == 8 * 10**9
+    values = {
+        field.name: field.default for config in (DataConfig, TrainConfig, DistillConfig) for field in fields(config)
+    }
+    check_ranges(values)
+    assert parse_quantity(values["cache_budget"], "cache_budget", "B") == 8 * 10**9
     assert set(RANGES) - set(values) == {"teacher_epochs"}
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("knowledge_map", 0), ("knowledge_map", -3), ("view_epochs", 0)])
+@pytest.mark.parametrize(("name", "wrong"), [("cache_map_size", 0), ("cache_map_size", -3), ("augment_epochs", 0)])
 def test_numbers_out_of_their_range_are_named(name: str, wrong: int) -> None:
-    check_numbers({name: None})
-    check_numbers({name: 1})
+    check_ranges({name: None})
+    check_ranges({name: 1})
     with pytest.raises(InputError, match=f"{name} is {wrong}, but has to be 1 or more"):
-        check_numbers({name: wrong})
+        check_ranges({name: wrong})
 
 
 BORDERS = {
@@ -140,21 +150,23 @@ BORDERS = {
 def test_ranges_end_where_they_say(name: str) -> None:
     within, beyond = BORDERS[RANGES[name][0]]
     for value in within:
-        check_numbers({name: value})
+        check_ranges({name: value})
     for value in (*beyond, math.inf, -math.inf, math.nan):
         with pytest.raises(InputError, match=f"{name} is {value}, but has to be {RANGES[name][0]}: give such a number"):
-            check_numbers({name: value})
+            check_ranges({name: value})
 
 
 @pytest.mark.parametrize(
     ("config", "own", "expected"),
     [
-        (TrainConfig(), "sgd", Stepping("sgd", 0.2, 5e-4)),
-        (TrainConfig(), "adamw", Stepping("adamw", 0.01, 0.01)),
-        (TrainConfig(optimizer="sgd"), "adamw", Stepping("sgd", 0.2, 5e-4)),
-        (TrainConfig(lr=0.3), "sgd", Stepping("sgd", 0.3, 5e-4)),
-        (TrainConfig(optimizer="adamw", weight_decay=0.0), "sgd", Stepping("adamw", 0.01, 0.0)),
+        (TrainConfig(), "sgd", OptimizerSettings("sgd", 0.2, 5e-4)),
+        (TrainConfig(), "adamw", OptimizerSettings("adamw", 0.01, 0.01)),
+        (TrainConfig(optimizer="sgd"), "adamw", OptimizerSettings("sgd", 0.2, 5e-4)),
+        (TrainConfig(lr=0.3), "sgd", OptimizerSettings("sgd", 0.3, 5e-4)),
+        (TrainConfig(optimizer="adamw", weight_decay=0.0), "sgd", OptimizerSettings("adamw", 0.01, 0.0)),
     ],
 )
-def test_what_nobody_says_of_the_steps_follows_the_network(config: TrainConfig, own: str, expected: Stepping) -> None:
-    assert stepping(config, own) == expected
+def test_what_nobody_says_of_the_steps_follows_the_network(
+    config: TrainConfig, own: str, expected: OptimizerSettings
+) -> None:
+    assert resolve_optimizer(config, own) == expected

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.cams import METHODS as MAPS
+from camkd.cams import MAP_METHODS as MAPS
 from camkd.cli.commands import COMMANDS, Group
 from camkd.cli.main import _chosen, _parser, main
-from camkd.cli.recipes import expanded
-from camkd.cli.thresholds import bounds
-from camkd.distill.objective import objective
+from camkd.cli.recipes import expand_recipe
+from camkd.cli.thresholds import parse_thresholds
+from camkd.distill.objective import parse_objective
 from camkd.experiments.compare.plan import methods_of
-from camkd.models import entry
+from camkd.models import model_factory
 from camkd.report.comparison_stats import FIGURES
 from camkd.types import InputError
 
@@ -67,7 +67,7 @@ def test_there_are_commands() -> None:
         "machines.md": "distill --data cifar10 --teacher resnet11 --out runs/student --resume",
         "pictures.md": "train --data FOLDER --size 128 --teacher runs/teacher --out runs/tuned",
         "README.md": "compare --data D --teacher T --methods plain,kd,cam-kd --seeds 5 --out DIR",
-        "scale.md": "knowledge prune --keep 20GB",
+        "scale.md": "cache prune --keep 20GB",
     }.items():
         assert said.split() in [words for page, words in EVERY if page.name == name]
 
@@ -82,19 +82,19 @@ def check(words: list[str]) -> None:
         named, rest = group.commands, rest[1:]
     if len(rest) == 1 and rest[0] in named:
         return
-    _, options = _chosen(_parser().parse_args(expanded(words)), COMMANDS)
+    _, options = _chosen(_parser().parse_args(expand_recipe(words)), COMMANDS)
     said = {name: value for name, value in options.items() if isinstance(value, str) and not value.isupper()}
     for network in (said[name] for name in ("model", "student", "teacher") if name in said):
         library, colon, _ = network.partition(":")
         if "/" not in network and (not colon or find_spec(library)):  # no run, and no library that is not here
-            entry(network, pretrained=False)
+            model_factory(network, pretrained=False)
     if "method" in said:
-        assert said["method"] in MAPS if words[0] == "explain" else objective(said["method"])
+        assert said["method"] in MAPS if words[0] == "explain" else parse_objective(said["method"])
     if "methods" in said:
         methods_of(said["methods"])
     for name in ("fail_under", "fail_over"):
         if name in said:
-            assert bounds(said[name], name).keys() <= set(FIGURES)
+            assert parse_thresholds(said[name], name).keys() <= set(FIGURES)
     if words[0] == "list":
         assert main(words) == 0
 

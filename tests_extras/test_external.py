@@ -16,9 +16,9 @@ from torch import nn
 
 import camkd
 from camkd.cli.main import main
-from camkd.models import Normalised, build
-from camkd.models.external import made_for
-from camkd.models.io import Description, save
+from camkd.models import ImageClassifier, build
+from camkd.models.external import pretrained_info
+from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile
 from camkd.types import InputError
 
@@ -40,7 +40,7 @@ def pictures(size: int = SIZE) -> torch.Tensor:
 def kept(name: str, model: nn.Module, folder: Path) -> nn.Module:
     """The network as it comes back from a run folder."""
     classes = tuple(f"class {k}" for k in range(CLASSES))
-    save(model, folder, Description(name, classes, SIZE, 0, 0, "teacher", "plain", "shapes", "0" * 64, 0))
+    save(model, folder, ModelInfo(name, classes, SIZE, 0, 0, "teacher", "plain", "shapes", "0" * 64, 0))
     return camkd.load(folder)
 
 
@@ -49,11 +49,11 @@ def test_a_network_is_drawn_from_its_seed_and_comes_back_from_a_run_folder(name:
     before = torch.get_rng_state()
     model, again = (build(name, CLASSES, SIZE, seed) for seed in (5, 5))
     assert torch.equal(torch.get_rng_state(), before)
-    assert isinstance(model, Normalised)
+    assert isinstance(model, ImageClassifier)
     assert model.training
     assert repr(model) == repr(again), "the key of a knowledge store is made of it"
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    model.normalise_with([0.1, 0.2, 0.3], [0.3, 0.2, 0.1])
+    model.set_normalization([0.1, 0.2, 0.3], [0.3, 0.2, 0.1])
     loaded, x = kept(name, model, tmp_path), pictures()
     with torch.no_grad():
         assert torch.equal(loaded(x), model.eval()(x))
@@ -128,19 +128,19 @@ def test_weights_that_a_torchvision_name_asks_for(wanted: str, tag: str, monkeyp
 )
 def test_what_trained_weights_know(name: str, size: int) -> None:
     """ImageNet's classes in its order, under the first of their names."""
-    classes, side = made_for(name)
+    classes, side = pretrained_info(name)
     assert (len(classes), side) == (1000, size)
     known = dict(enumerate(classes))
     assert {0: "tench", 281: "tabby", 282: "tiger cat", 999: "toilet tissue"}.items() <= known.items()
 
 
 def test_weights_without_names_know_numbers() -> None:
-    classes, _ = made_for("timm:inception_v4.tf_in1k")
+    classes, _ = pretrained_info("timm:inception_v4.tf_in1k")
     assert classes[0] == "tench"
     with pytest.raises(
         InputError, match=r"timm:resnet18 has drawn weights, which know nothing: name trained ones .*a1_in1k"
     ):
-        made_for("timm:resnet18")
+        pretrained_info("timm:resnet18")
 
 
 def test_where_trained_weights_of_timm_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from camkd.cli.main import main
-from camkd.runs.load_model import describe
+from camkd.runs.load_model import read_model_info
 
 CLASSES = ("berry", "leaf", "sky")
 SIZES = [(48, 48), (64, 64), (90, 60), (60, 90), (128, 100)]
@@ -42,7 +42,7 @@ def test_a_folder_of_mixed_sizes_and_a_teacher_of_timm(folder: Path, capsys: pyt
     found = json.loads(printed.out)
     assert found["student"]["cam_form"] == "exact"
     assert 0 <= found["student"]["cam_cosine"] <= 1
-    assert describe(out / "teacher").architecture == "timm:resnet10t"
+    assert read_model_info(out / "teacher").architecture == "timm:resnet10t"
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "resnet10t" in report
     picture = next((folder / "leaf").iterdir())

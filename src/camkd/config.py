@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from camkd.types import InputError
-from camkd.utils.units import quantity
+from camkd.utils.units import parse_quantity
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class TrainConfig:
         optimizer: sgd (Nesterov momentum 0.9) or adamw; auto takes adamw for cam-net and cam-net-lite, sgd for others.
         lr: peak learning rate for a batch of 128; scaled in proportion for other sizes (default: sgd 0.2, adamw 0.01).
         weight_decay: of all weights but normalisation and biases (default: sgd 0.0005, adamw 0.01).
-        warmup: share of the run over which the learning rate rises.
-        smoothing: label smoothing, of students alone under 'camkd train'.
-        clip: largest norm of the gradient.
+        warmup_fraction: share of the run over which the learning rate rises.
+        label_smoothing: label smoothing, of students alone under 'camkd train'.
+        grad_clip: largest norm of the gradient.
         on_nan: where loss or gradient of a batch is not finite: stop, or skip the batch.
-        ema: decay a step of the averaged weights, which are what is evaluated and kept.
-        views: how pictures are augmented: none, light (flip, crop), or strong (+ rotation, colour, cutout, mixing).
-        view_epochs: epochs after which the views come again, so that the teacher knows them (default: never).
-        view_seed: seed of the views and of the pictures' order, the same for runs to be compared.
+        ema_decay: decay a step of the averaged weights, which are what is evaluated and kept.
+        augment: how pictures are augmented: none, light (flip, crop), or strong (+ rotation, colour, cutout, mixing).
+        augment_epochs: epochs after which the views come again, so that the teacher knows them (default: never).
+        augment_seed: seed of the views and of the pictures' order, the same for runs to be compared.
         seed: seed of the initial weights.
         precision: number format of the forward pass; auto takes bf16 where the processor is good at it.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -62,14 +62,14 @@ class TrainConfig:
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = None
     weight_decay: float | None = None
-    warmup: float = 0.2
-    smoothing: float = 0.0
-    clip: float = 5.0
+    warmup_fraction: float = 0.2
+    label_smoothing: float = 0.0
+    grad_clip: float = 5.0
     on_nan: Literal["stop", "skip"] = "stop"
-    ema: float = 0.998
-    views: str = "light"
-    view_epochs: int | None = None
-    view_seed: int = 0
+    ema_decay: float = 0.998
+    augment: str = "light"
+    augment_epochs: int | None = None
+    augment_seed: int = 0
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
@@ -77,7 +77,7 @@ class TrainConfig:
     tensorboard: bool = False
 
 
-class Stepping(NamedTuple):
+class OptimizerSettings(NamedTuple):
     """What a step is made with."""
 
     optimizer: str
@@ -85,47 +85,47 @@ class Stepping(NamedTuple):
     weight_decay: float
 
 
-USUAL = {"sgd": Stepping("sgd", 0.2, 5e-4), "adamw": Stepping("adamw", 0.01, 0.01)}
+DEFAULT_OPTIMIZERS = {"sgd": OptimizerSettings("sgd", 0.2, 5e-4), "adamw": OptimizerSettings("adamw", 0.01, 0.01)}
 """What did best in short runs of the built-in networks (LOG.md)."""
 
 
-def stepping(config: TrainConfig, own: str = "sgd") -> Stepping:
+def resolve_optimizer(config: TrainConfig, own: str = "sgd") -> OptimizerSettings:
     """Optimiser, learning rate and weight decay of a run, ``own`` being the optimiser of its network.
 
     >>> stepping(TrainConfig(lr=0.002), "adamw")
-    Stepping(optimizer='adamw', lr=0.002, weight_decay=0.01)
+    OptimizerSettings(optimizer='adamw', lr=0.002, weight_decay=0.01)
     """
-    usual = USUAL[own if config.optimizer == "auto" else config.optimizer]
-    return Stepping(
+    usual = DEFAULT_OPTIMIZERS[own if config.optimizer == "auto" else config.optimizer]
+    return OptimizerSettings(
         usual.optimizer,
         usual.lr if config.lr is None else config.lr,
         usual.weight_decay if config.weight_decay is None else config.weight_decay,
     )
 
 
-def views_of(config: TrainConfig) -> int:
+def num_augmented_epochs(config: TrainConfig) -> int:
     """How many epochs of different views a run sees."""
-    return min(config.view_epochs or config.epochs, config.epochs)
+    return min(config.augment_epochs or config.epochs, config.epochs)
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillConfig:
     """What a student learns from, beside the pictures.
 
     Args:
         method: a name of 'camkd list methods', or a sum of terms like ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early.
-        knowledge_budget: disk space for the teacher's answers, like 4GB; once full, the views come again.
-        knowledge_map: side of the maps that are kept, in cells (default: the teacher's own, at most 8).
+        cache_budget: disk space for the teacher's answers, like 4GB; once full, the views come again.
+        cache_map_size: side of the maps that are kept, in cells (default: the teacher's own, at most 8).
     """
 
     method: str = "cam-kd"
-    knowledge_budget: str = "8GB"
-    knowledge_map: int | None = None
+    cache_budget: str = "8GB"
+    cache_map_size: int | None = None
 
 
-def epochs_within(config: TrainConfig, lesson: Lesson, epoch_bytes: int) -> int:
+def epochs_in_budget(config: TrainConfig, lesson: DistillConfig, epoch_bytes: int) -> int:
     """How many epochs of views the knowledge budget has room for, of those that a run sees."""
-    return min(views_of(config), quantity(lesson.knowledge_budget, "knowledge_budget", "B") // epoch_bytes)
+    return min(num_augmented_epochs(config), parse_quantity(lesson.cache_budget, "cache_budget", "B") // epoch_bytes)
 
 
 Range = tuple[str, Callable[[float], bool]]
@@ -142,20 +142,20 @@ RANGES: dict[str, Range] = {
     "batch_size": COUNT,
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
-    "warmup": SHARE,
-    "smoothing": SHARE,
-    "clip": POSITIVE,
-    "ema": SHARE,
-    "view_epochs": COUNT,
-    "view_seed": SEED,
+    "warmup_fraction": SHARE,
+    "label_smoothing": SHARE,
+    "grad_clip": POSITIVE,
+    "ema_decay": SHARE,
+    "augment_epochs": COUNT,
+    "augment_seed": SEED,
     "seed": SEED,
     "figure_every": NOT_NEGATIVE,
-    "knowledge_map": COUNT,
+    "cache_map_size": COUNT,
 }
 """What each number a run is told has to be."""
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
+def check_ranges(values: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for the first of ``values`` that is out of its range in ``RANGES``, or is not finite."""
     for name, (wanted, holds) in RANGES.items():
         value = values.get(name)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkd.cams import METHODS, bias, form, predict
-from camkd.cams.head_detection import Layout, head_of, readings
+from camkd.cams import MAP_METHODS, bias, form, predict
+from camkd.cams.head_detection import FeatureLayout, candidate_layouts, detect_head
 
 WIDTH, CLASSES = 6, 3
 
@@ -83,10 +83,10 @@ def test_a_norm_before_the_average_of_tokens_is_exact(prefix: int, size: tuple[i
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_a_norm_after_the_average_is_said_to_be_by_gradients(prefix: int) -> None:
     model, x = transformer("norm after", prefix), pictures()
-    place = head_of(model, x).place
+    place = detect_head(model, x).place
     assert form(model, x) == "gradient"
     assert place.layer is model.blocks or place.layer is model.blocks[-1]
-    assert place.layout == Layout("tokens", (4, 4), prefix)
+    assert place.layout == FeatureLayout("tokens", (4, 4), prefix)
 
 
 @pytest.mark.parametrize("prefix", [1, 3])
@@ -95,9 +95,9 @@ def test_where_a_class_token_decides_the_last_blocks_first_norm_is_looked_at(
     prefix: int, size: tuple[int, int]
 ) -> None:
     model, x = transformer("token", prefix), pictures(*size)
-    place = head_of(model, x).place
+    place = detect_head(model, x).place
     assert place.layer is model.blocks[1].norm1
-    assert place.layout == Layout("tokens", (size[0] // 4, size[1] // 4), prefix)
+    assert place.layout == FeatureLayout("tokens", (size[0] // 4, size[1] // 4), prefix)
     kept: list[Tensor] = []
     hook = place.layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = model(x)
@@ -110,7 +110,7 @@ def test_where_a_class_token_decides_the_last_blocks_first_norm_is_looked_at(
         torch.testing.assert_close(ours[:, 0], expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MAP_METHODS)
 def test_a_loss_of_a_transformers_maps_has_gradients(method: str) -> None:
     model, x = transformer("token", 1).float(), pictures().float()
     cams = predict(model, x, method=method).cams
@@ -123,7 +123,7 @@ def test_a_loss_of_a_transformers_maps_has_gradients(method: str) -> None:
 def test_a_head_that_starts_at_nought_has_a_layer_all_the_same() -> None:
     model, x = transformer("token", 1), pictures()
     nn.init.zeros_(model.head.weight)
-    assert head_of(model, x).place.layer is model.blocks[1].norm1
+    assert detect_head(model, x).place.layer is model.blocks[1].norm1
 
 
 @pytest.mark.parametrize(
@@ -143,17 +143,17 @@ def test_a_head_that_starts_at_nought_has_a_layer_all_the_same() -> None:
 def test_cells_have_the_pictures_proportions_but_for_rounding(
     grid: tuple[int, int], picture: tuple[int, int], factor: float | None
 ) -> None:
-    layout = Layout("first", grid)
+    layout = FeatureLayout("first", grid)
     assert layout.suits(picture) == (factor is not None)
     assert layout.misfit(picture) == (math.inf if factor is None else pytest.approx(abs(math.log(factor))))
 
 
 def test_tokens_without_a_grid_before_them_are_read_by_the_pictures_proportions() -> None:
     """One token of a class and 3 x 4 of patches; four tokens, fewer than a prefix may have; two cells are a map."""
-    assert next(readings(torch.zeros(2, 13, 6), (12, 16))) == Layout("tokens", (3, 4), 1)
-    assert next(readings(torch.zeros(2, 4, 6), (8, 8))) == Layout("tokens", (2, 2))
-    assert Layout("first", (1, 2)) in readings(torch.zeros(2, 5, 1, 2), (8, 16))
-    assert not list(readings(torch.zeros(2, 1, 1, 1), (8, 8)))
+    assert next(candidate_layouts(torch.zeros(2, 13, 6), (12, 16))) == FeatureLayout("tokens", (3, 4), 1)
+    assert next(candidate_layouts(torch.zeros(2, 4, 6), (8, 8))) == FeatureLayout("tokens", (2, 2))
+    assert FeatureLayout("first", (1, 2)) in candidate_layouts(torch.zeros(2, 5, 1, 2), (8, 16))
+    assert not list(candidate_layouts(torch.zeros(2, 1, 1, 1), (8, 8)))
 
 
 class Turned(nn.Module):
@@ -171,14 +171,14 @@ class Turned(nn.Module):
         return self.head(x.mean((1, 2) if self.last else (2, 3)))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MAP_METHODS)
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
 def test_channels_last_gives_the_maps_of_channels_first(method: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     last = Turned(True).double()
     first, x = Turned(False).double(), pictures(*size)
     first.load_state_dict(last.state_dict())
-    kinds = [head_of(model, x).place.layout.kind for model in (last, first)]
+    kinds = [detect_head(model, x).place.layout.kind for model in (last, first)]
     assert kinds == ["last", "first"]
     ours, theirs = (predict(model, x, method=method, features=True) for model in (last, first))
     torch.testing.assert_close(ours.cams, theirs.cams)

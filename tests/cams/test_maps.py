@@ -10,7 +10,7 @@ from captum.attr import LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 from torchcam.methods import GradCAM, LayerCAM
 
-from camkd.cams import METHODS, form, predict
+from camkd.cams import MAP_METHODS, form, predict
 from camkd.types import InputError
 
 CLASSES = 3
@@ -77,7 +77,7 @@ def test_captum_draws_the_same(k: int) -> None:
     model, x = net(), pictures()
     gradcam = LayerGradCam(model, model.late).attribute(x, target=k, relu_attributions=True)[:, 0]
     product = LayerGradientXActivation(model, model.late).attribute(x, target=k).sum(1)
-    ours = {name: predict(model, x, method=name, layer="late").cams[:, k] for name in METHODS}  # type: ignore[index]
+    ours = {name: predict(model, x, method=name, layer="late").cams[:, k] for name in MAP_METHODS}  # type: ignore[index]
     torch.testing.assert_close(ours["gradcam"], gradcam)
     torch.testing.assert_close(ours["hirescam"], product)
     torch.testing.assert_close(ours["cam"], product * product[0].numel())
@@ -111,10 +111,10 @@ def test_gradcam_plus_plus_is_its_definition_with_second_and_third_derivatives()
 def test_a_slope_of_nought_has_no_part_in_gradcam_plus_plus(slope: float, weight: float) -> None:
     features, slopes = torch.ones(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
     slopes[0, 0, 0, 0] = slope  # of the first channel; the weight of the second is nought
-    torch.testing.assert_close(METHODS["gradcam++"](features, slopes), torch.full((1, 2, 2), weight))
+    torch.testing.assert_close(MAP_METHODS["gradcam++"](features, slopes), torch.full((1, 2, 2), weight))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MAP_METHODS)
 @pytest.mark.parametrize(
     ("make", "expected"), [(lambda: net(hidden=False), "exact"), (convolved, "exact"), (net, "gradient")]
 )
@@ -127,13 +127,13 @@ def test_asked_classes_are_a_part_of_all(method: str, make: Callable[[], Net], e
             everything = predict(model, x, method=method)
             some, likeliest = (predict(model, x, method=method, classes=asked) for asked in (which, 2))
         assert everything.cams is not None
-        assert everything.shown is None
+        assert everything.class_ids is None
         for answer in (some, likeliest):
-            assert answer.shown is not None
-            expected = everything.cams[torch.arange(4)[:, None], answer.shown]
+            assert answer.class_ids is not None
+            expected = everything.cams[torch.arange(4)[:, None], answer.class_ids]
             torch.testing.assert_close(answer.cams, expected)
-        assert torch.equal(some.shown, which)  # type: ignore[arg-type]
-        assert torch.equal(likeliest.shown, everything.logits.topk(2).indices)  # type: ignore[arg-type]
+        assert torch.equal(some.class_ids, which)  # type: ignore[arg-type]
+        assert torch.equal(likeliest.class_ids, everything.logits.topk(2).indices)  # type: ignore[arg-type]
 
 
 def test_one_class_of_many_costs_one_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_classes_that_cannot_be_asked_for(classes: int | Tensor) -> None:
         predict(net(), pictures(), classes=classes)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MAP_METHODS)
 def test_every_method_can_be_differentiated(method: str) -> None:
     model, x = net(smooth=True), pictures(1).requires_grad_()
 

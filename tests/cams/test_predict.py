@@ -16,7 +16,7 @@ from torchcam.methods import CAM, GradCAM
 
 from camkd.cams import bias, form, predict
 from camkd.cli.listing import stored_costs
-from camkd.models import MODELS, Normalised, build
+from camkd.models import MODELS, ImageClassifier, build
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.types import InputError
 
@@ -42,18 +42,18 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
-def small_mlp() -> Normalised:
+def small_mlp() -> ImageClassifier:
     """What resnet50-mlp is, much smaller."""
     torch.manual_seed(3)
     return ResNet(BasicBlock, (8, 16), (1, 1), CLASSES, 16, hidden=32)
 
 
 @pytest.fixture(scope="module")
-def built() -> Callable[[str], Normalised]:
+def built() -> Callable[[str], ImageClassifier]:
     """Each built-in network once, in evaluation mode; leave it as it is."""
-    made: dict[str, Normalised] = {}
+    made: dict[str, ImageClassifier] = {}
 
-    def get(name: str) -> Normalised:
+    def get(name: str) -> ImageClassifier:
         if name not in made:
             model = small_mlp() if name == "small-mlp" else build(name, CLASSES, 16, seed=3)
             made[name] = shaken(model).eval()  # type: ignore[assignment]
@@ -365,7 +365,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_stages_of_a_built_in_network(name: str, built: Callable[[str], Normalised]) -> None:
+def test_the_stages_of_a_built_in_network(name: str, built: Callable[[str], ImageClassifier]) -> None:
     model, x, seen = built(name), pictures(1), {}
     for layer in STAGES[name]:
         module = model.get_submodule(layer)
@@ -395,7 +395,7 @@ def test_a_linear_layer_that_computes_something_else_is_not_taken_for_linear() -
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_of_a_built_in_network_are_its_maps_average_and_the_bias(
-    name: str, built: Callable[[str], Normalised]
+    name: str, built: Callable[[str], ImageClassifier]
 ) -> None:
     model, x = built(name), pictures(1)
     with torch.no_grad():
@@ -431,7 +431,7 @@ def hirescam(layer: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_an_mlp_teachers_map_is_hirescam(grad: bool, built: Callable[[str], Normalised]) -> None:
+def test_an_mlp_teachers_map_is_hirescam(grad: bool, built: Callable[[str], ImageClassifier]) -> None:
     model, x = built("small-mlp"), pictures(2)
     with torch.set_grad_enabled(grad):
         _, cams, features, _ = predict(model, x, features=True)
@@ -472,7 +472,7 @@ def test_the_gradient_map_agrees_with_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn-16-4"])
-def test_hidden_linearity_gives_the_exact_map_by_gradients(name: str, built: Callable[[str], Normalised]) -> None:
+def test_hidden_linearity_gives_the_exact_map_by_gradients(name: str, built: Callable[[str], ImageClassifier]) -> None:
     model, x = built(name), pictures()
     hidden = copy.deepcopy(model)
     assert isinstance(hidden.fc, nn.Linear)
@@ -491,7 +491,7 @@ def test_hidden_linearity_gives_the_exact_map_by_gradients(name: str, built: Cal
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet8", "layer3"), ("wrn-16-4", "relu")])
-def test_torchcam_draws_the_same_exact_map(name: str, layer: str, built: Callable[[str], Normalised]) -> None:
+def test_torchcam_draws_the_same_exact_map(name: str, layer: str, built: Callable[[str], ImageClassifier]) -> None:
     model, x = built(name), pictures(CLASSES)
     cams = predict(model, x).cams
     assert cams is not None
@@ -503,7 +503,9 @@ def test_torchcam_draws_the_same_exact_map(name: str, layer: str, built: Callabl
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet8", "layer3"), ("resnet20", "layer3")])
-def test_gradcam_is_the_exact_maps_positive_part(name: str, layer: str, built: Callable[[str], Normalised]) -> None:
+def test_gradcam_is_the_exact_maps_positive_part(
+    name: str, layer: str, built: Callable[[str], ImageClassifier]
+) -> None:
     model, x = built(name), pictures(CLASSES)
     cams = predict(model, x).cams
     assert cams is not None
@@ -514,7 +516,7 @@ def test_gradcam_is_the_exact_maps_positive_part(name: str, layer: str, built: C
     torch.testing.assert_close(ours.relu(), theirs * cams[0, 0].numel(), rtol=1e-4, atol=1e-4)
 
 
-def test_captums_layer_gradcam_is_the_exact_map_with_its_sign(built: Callable[[str], Normalised]) -> None:
+def test_captums_layer_gradcam_is_the_exact_map_with_its_sign(built: Callable[[str], ImageClassifier]) -> None:
     model, x = built("resnet8"), pictures()
     cams = predict(model, x).cams
     assert cams is not None
@@ -688,7 +690,7 @@ def test_a_network_is_not_kept_alive() -> None:
 
 
 @pytest.mark.parametrize("name", ["cam-net", "resnet8", "small-mlp"])
-def test_a_pictures_map_does_not_depend_on_its_batch(name: str, built: Callable[[str], Normalised]) -> None:
+def test_a_pictures_map_does_not_depend_on_its_batch(name: str, built: Callable[[str], ImageClassifier]) -> None:
     model, x = built(name), pictures(3)
     with torch.no_grad():
         together = predict(model, x)
@@ -701,7 +703,7 @@ def test_a_pictures_map_does_not_depend_on_its_batch(name: str, built: Callable[
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("name", ["cam-net", "resnet8", "small-mlp"])
-def test_autocast_gives_the_same_map_coarsely(name: str, grad: bool, built: Callable[[str], Normalised]) -> None:
+def test_autocast_gives_the_same_map_coarsely(name: str, grad: bool, built: Callable[[str], ImageClassifier]) -> None:
     model, x = copy.deepcopy(built(name)), pictures()
     if name == "small-mlp":  # a rectifier's slope jumps: a rounded unit near nought changes the map by far more
         model.fc[1] = nn.Tanh()  # type: ignore[index, operator]

@@ -30,12 +30,12 @@ from camkd.cli.main import main
 from camkd.config import DataConfig, TrainConfig
 from camkd.data import sources
 from camkd.data.dataset import Dataset
-from camkd.distill.cache import Layout, Manifest, Store, store_folder
+from camkd.distill.cache import Manifest, RecordFormat, Store, store_folder
 from camkd.distill.cache import precompute as filling
-from camkd.evaluate import read_pictures
+from camkd.evaluate import read_per_image
 from camkd.experiments import pipeline
 from camkd.models import build
-from camkd.models.io import Description, save
+from camkd.models.io import ModelInfo, save
 from camkd.runs.folder import Run
 from camkd.runs.load_model import load
 from camkd.types import InputError, Prediction
@@ -95,13 +95,13 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Press Ctrl-C at one training step."""
     done = 0
 
-    def press(screen: console.Screen, pictures: int) -> None:
+    def press(screen: console.ProgressReporter, pictures: int) -> None:
         nonlocal done
         done += 1
         if done == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(console.Screen, "step", press)
+    monkeypatch.setattr(console.ProgressReporter, "step", press)
 
 
 # --- help
@@ -162,7 +162,7 @@ def test_every_setting_is_a_flag_with_help(command: str, capsys: Captured) -> No
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
-        ("--views", "wild", "no view policy 'wild': choose one of none, light, strong"),
+        ("--augment", "wild", "no view policy 'wild': choose one of none, light, strong"),
         ("--device", "quantum", "device 'quantum' cannot be used here"),
         ("--precision", "fp8", "--precision: Expected one of ['auto', 'fp32', 'bf16']. Got value: fp8"),
         ("--bad-images", "perhaps", "--bad-images: Expected one of ['fail', 'skip']. Got value: perhaps"),
@@ -174,9 +174,9 @@ def test_every_setting_is_a_flag_with_help(command: str, capsys: Captured) -> No
         ("--lr", ".nan", "lr is nan, but has to be more than 0"),
         ("--epochs", "0", "epochs is 0, but has to be 1 or more"),
         ("--batch-size", "-8", "batch_size is -8, but has to be 1 or more"),
-        ("--warmup", "7", "warmup is 7.0, but has to be between 0 and 1"),
-        ("--ema", "-0.5", "ema is -0.5, but has to be between 0 and 1"),
-        ("--clip", "0", "clip is 0.0, but has to be more than 0"),
+        ("--warmup-fraction", "7", "warmup_fraction is 7.0, but has to be between 0 and 1"),
+        ("--ema-decay", "-0.5", "ema_decay is -0.5, but has to be between 0 and 1"),
+        ("--grad-clip", "0", "grad_clip is 0.0, but has to be more than 0"),
         ("--seed", "-3", "seed is -3, but has to be between 0 and"),
         ("--figure-every", "-1", "figure_every is -1, but has to be 0 or more"),
     ],
@@ -201,7 +201,7 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["train", "--epochs", "0"], "epochs is 0"),
         (["distill", "--epochs", "0"], "epochs is 0"),
         (["train", "--teacher-epochs", "0"], "teacher_epochs is 0"),
-        (["train", "--knowledge-budget", "-1"], "knowledge_budget is '-1'"),
+        (["train", "--cache-budget", "-1"], "cache_budget is '-1'"),
         (["teacher", "--model", "nope"], "'nope': choose one of"),
         (["teacher", "--nope", "3"], "--nope"),
         (["teacher", "--epo", "3"], "--epo"),
@@ -211,7 +211,7 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
         (["distill", "--teacher", "resnet50", "--data", "cifar10"], "camkd teacher --data cifar10 --model resnet50"),
         (["evaluate", "nowhere"], "'nowhere'"),
         (["evaluate"], "required: run"),
-        (["evaluate", "nowhere", "--alarm", "-1"], "--alarm is -1"),
+        (["evaluate", "nowhere", "--list-disagreements", "-1"], "--list-disagreements is -1"),
         (["evaluate", "nowhere", "--fail-over", "ece"], "--fail-over has 'ece'"),
         (["explain", "nowhere", "x.png"], "'nowhere'"),
         (["report", "nowhere"], "nowhere is no run folder"),
@@ -322,7 +322,7 @@ def test_evaluate_says_which_pictures_were_measured(finished: Any, easy_folder: 
     assert main(["evaluate", str(finished.folder / "student"), "--data", str(easy_folder / "val"), "--json"]) == 0
     captured = capsys.readouterr()
     assert f"measured on all 24 pictures of {str(easy_folder / 'val')!r}\n" in captured.err
-    assert only_json(captured)["test_pictures"] == 24
+    assert only_json(captured)["test_images"] == 24
 
 
 def test_evaluate_shows_chance_levels_beside_each_figure(finished: Any, capsys: Captured) -> None:
@@ -341,9 +341,9 @@ def test_evaluate_shows_chance_levels_beside_each_figure(finished: Any, capsys: 
 
 def test_evaluate_lists_alarms(finished: Any, capsys: Captured) -> None:
     student = str(finished.folder / "student")
-    assert main(["evaluate", student, "--alarm", "2", "--json"]) == 0
+    assert main(["evaluate", student, "--list-disagreements", "2", "--json"]) == 0
     alarm = only_json(capsys.readouterr())["alarm"]
-    pictures = read_pictures(finished.folder / "student" / "pictures.npz")
+    pictures = read_per_image(finished.folder / "student" / "per_image.npz")
     same = pictures["predicted"] == pictures["teacher_predicted"]
     assert alarm["same_answer"] == same.sum()
     assert alarm["pictures"] == (same & (pictures["cam_cosine"] <= alarm["level"])).sum()
@@ -352,14 +352,14 @@ def test_evaluate_lists_alarms(finished: Any, capsys: Captured) -> None:
         assert row["name"] == pictures["name"][row["index"]]
         assert row["name"].startswith(f"test/{row['label']}/")
         assert row["cam_cosine"] == pytest.approx(pictures["cam_cosine"][row["index"]], abs=1e-3)
-    assert main(["evaluate", student, "--alarm", "2"]) == 0
+    assert main(["evaluate", student, "--list-disagreements", "2"]) == 0
     assert f"alarm: {alarm['pictures']:,} of {alarm['same_answer']:,} pictures" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--alarm", "3"], "has no teacher to be compared with"),
+        (["--list-disagreements", "3"], "has no teacher to be compared with"),
         (["--fail-under", "cam_cosine=0.8"], "there is no figure 'cam_cosine'"),
     ],
 )
@@ -518,7 +518,7 @@ def test_interrupted_before_training(
     def press(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "open_pictures", press)
+    monkeypatch.setattr(sources, "open_dataset", press)
     assert main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")]) == 130
     said = sentence(capsys.readouterr())
     assert said.startswith("camkd: interrupted; what was trained is saved. Go on with: camkd teacher")
@@ -540,7 +540,7 @@ def test_a_bug_is_not_dressed_up(easy_folder: Path, tmp_path: Path, monkeypatch:
         raise ValueError("a bug")
 
     assert issubclass(InputError, ValueError)
-    monkeypatch.setattr(sources, "open_pictures", broken)
+    monkeypatch.setattr(sources, "open_dataset", broken)
     with pytest.raises(ValueError, match="a bug"):
         main(["teacher", "--data", str(easy_folder), "--out", str(tmp_path / "run")])
 
@@ -556,7 +556,7 @@ def old_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of `camkd train`: a ResNet-8 that was a teacher, a CAM-Net that was its student."""
     folder = tmp_path_factory.mktemp("runs") / "all"
     for role, name in (("teacher", "resnet8"), ("student", "cam-net")):
-        said = Description(name, easy.classes, 16, 0, 0, role, "plain", easy.name, easy.fingerprint, 0)
+        said = ModelInfo(name, easy.classes, 16, 0, 0, role, "plain", easy.name, easy.fingerprint, 0)
         save(build(name, 3, 16, seed=3), folder / role, said)
     return str(folder)
 
@@ -565,14 +565,14 @@ def old_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of this test's own; the folder of its stores."""
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "knowledge"
+    return tmp_path / "cache" / "teacher"
 
 
 @pytest.fixture
 def fill(old_teacher: str, easy_folder: Path, cache: Path) -> list[str]:
     """The command that asks the teacher about two epochs of the easy pictures."""
     arguments = ["--epochs", "2", "--batch-size", "4", "--precision", "fp32", "--device", "cpu", "--json"]
-    return ["knowledge", "fill", "--teacher", old_teacher, "--data", str(easy_folder), *arguments]
+    return ["cache", "precompute", "--teacher", old_teacher, "--data", str(easy_folder), *arguments]
 
 
 def run_json(capsys: Captured, *arguments: str) -> dict[str, Any]:
@@ -582,7 +582,7 @@ def run_json(capsys: Captured, *arguments: str) -> dict[str, Any]:
 
 def a_store(name: str, used: int, count: int) -> Path:
     """A store of ``count`` pictures with one answer, last used at some time."""
-    layout = Layout(3, 2, 2)
+    layout = RecordFormat(3, 2, 2)
     store = Store(store_folder(name), Manifest("there", "resnet8", "easy", "none", 0, "fp32", count, layout))
     store.write(0, np.array([1]), layout.encode(Prediction(torch.ones(1, 3), torch.ones(1, 3, 2, 2))))
     os.utime(store.folder / "store.json", (used, used))
@@ -600,19 +600,19 @@ def left(cache: Path) -> list[str]:
 def test_knowledge_is_filled_listed_verified_and_removed(
     fill: list[str], cache: Path, old_teacher: str, capsys: Captured
 ) -> None:
-    assert run_json(capsys, "knowledge", "list") == {}
+    assert run_json(capsys, "cache", "list") == {}
     found = run_json(capsys, *fill)
     (folder,) = cache.iterdir()
     assert found == {"folder": str(folder), "epochs": [0, 1], "bytes": 2 * 96 * FILLED}
     assert [path.stat().st_size for path in folder.glob("*.bin")] == [96 * FILLED] * 2
-    listed = run_json(capsys, "knowledge", "list")
+    listed = run_json(capsys, "cache", "list")
     assert listed == {
         folder.name: {
             "teacher": str((Path(old_teacher) / "teacher").resolve()),
             "architecture": "resnet8",
             "data": "easy",
             "views": "light",
-            "view_seed": 0,
+            "augment_seed": 0,
             "precision": "fp32",
             "count": 96,
             "map": [4, 4],
@@ -621,16 +621,16 @@ def test_knowledge_is_filled_listed_verified_and_removed(
             "bytes": size_of(folder),
         }
     }
-    assert main(["knowledge", "list"]) == 0
+    assert main(["cache", "list"]) == 0
     table = capsys.readouterr().out
     assert all(word in table for word in (folder.name[:12], "resnet8", "easy", "light", "4x4", "fp32"))
-    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 192, "damaged": 0}}
-    assert run_json(capsys, "knowledge", "verify", folder.name[:5]) == {folder.name: {"known": 192, "damaged": 0}}
+    assert run_json(capsys, "cache", "verify") == {folder.name: {"known": 192, "damaged": 0}}
+    assert run_json(capsys, "cache", "verify", folder.name[:5]) == {folder.name: {"known": 192, "damaged": 0}}
     size = size_of(folder)
-    removed = run_json(capsys, "knowledge", "prune", folder.name[:5])
+    removed = run_json(capsys, "cache", "prune", folder.name[:5])
     assert removed == {"removed": [folder.name], "bytes": size, "dry_run": False}
     assert left(cache) == []
-    assert run_json(capsys, "knowledge", "list") == run_json(capsys, "knowledge", "verify") == {}
+    assert run_json(capsys, "cache", "list") == run_json(capsys, "cache", "verify") == {}
 
 
 def test_a_flipped_byte_is_found_by_verifying_and_mended_by_filling(
@@ -642,14 +642,14 @@ def test_a_flipped_byte_is_found_by_verifying_and_mended_by_filling(
     flipped = bytearray(sound)
     flipped[40 * FILLED + 33] ^= 4
     path.write_bytes(flipped)
-    assert main(["knowledge", "verify", "--json"]) == 0
+    assert main(["cache", "verify", "--json"]) == 0
     captured = capsys.readouterr()
     assert only_json(captured) == {folder.name: {"known": 191, "damaged": 1}}
     assert "damaged" in captured.err
-    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 191, "damaged": 0}}
+    assert run_json(capsys, "cache", "verify") == {folder.name: {"known": 191, "damaged": 0}}
     assert run_json(capsys, *fill)["epochs"] == [0, 1]
     assert path.read_bytes() == sound
-    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 192, "damaged": 0}}
+    assert run_json(capsys, "cache", "verify") == {folder.name: {"known": 192, "damaged": 0}}
     path.write_bytes(flipped)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -661,21 +661,21 @@ def test_a_flipped_byte_is_found_by_verifying_and_mended_by_filling(
 def test_filling_that_is_interrupted_goes_on(
     fill: list[str], cache: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press(screen: console.Screen, done: int, total: int, what: str) -> None:
+    def press(screen: console.ProgressReporter, done: int, total: int, what: str) -> None:
         if what == "asking the teacher" and done >= 64:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(console.Screen, "progress", press)
+        patch.setattr(console.ProgressReporter, "progress", press)
         assert main(fill) == 130
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1].startswith("camkd: interrupted")
     (folder,) = cache.iterdir()
-    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 64, "damaged": 0}}
+    assert run_json(capsys, "cache", "verify") == {folder.name: {"known": 64, "damaged": 0}}
     assert run_json(capsys, *fill, "--dry-run")["asked_before"] == 64
     assert run_json(capsys, *fill)["epochs"] == [0, 1]
-    assert run_json(capsys, "knowledge", "verify") == {folder.name: {"known": 192, "damaged": 0}}
+    assert run_json(capsys, "cache", "verify") == {folder.name: {"known": 192, "damaged": 0}}
 
 
 def test_a_dry_run_says_what_filling_takes_and_asks_nothing(fill: list[str], cache: Path, capsys: Captured) -> None:
@@ -701,15 +701,15 @@ def test_a_dry_run_says_what_filling_takes_and_asks_nothing(fill: list[str], cac
 
 @pytest.mark.usefixtures("unopened")
 def test_a_dry_run_for_pictures_that_are_not_there(cache: Path, capsys: Captured) -> None:
-    options = ["--size", "16", "--epochs", "3", "--batch-size", "4", "--precision", "fp32", "--views", "strong"]
-    arguments = ["knowledge", "fill", "--teacher", "resnet8", "--dry-run", *options]
+    options = ["--size", "16", "--epochs", "3", "--batch-size", "4", "--precision", "fp32", "--augment", "strong"]
+    arguments = ["cache", "precompute", "--teacher", "resnet8", "--dry-run", *options]
     found = run_json(capsys, *arguments, "--pictures", "1.28k", "--classes", "1000")
     record = 8 + 10 * 4 * 4 * 2 + 1000 * 2 + 10 * 4
     assert found["bytes_per_picture"] == record == 8 * 296
     assert (found["pictures"], found["epochs"], found["asked_before"]) == (1280, 3, 0)
     assert (found["bytes_per_epoch"], found["bytes"]) == (1280 * record, 3 * 1280 * record)
     assert found["seconds"] == pytest.approx(3 * 1280 / found["pictures_per_second"])
-    bounded = run_json(capsys, *arguments, "--pictures", "1.28M", "--knowledge-budget", "25MB")
+    bounded = run_json(capsys, *arguments, "--pictures", "1.28M", "--cache-budget", "25MB")
     assert bounded["bytes_per_picture"] == 8 + 10 * 4 * 4 * 2
     assert bounded["epochs"] == bounded["bytes"] == 0
     assert not cache.exists()
@@ -730,16 +730,16 @@ def test_for_pictures_that_are_not_there_the_teacher_is_found_as_for_those_that_
     monkeypatch.setattr(filling, "build", watched)
     name = "cam-net-cifar10" if shipped else old_teacher
     options = ["--size", "16", "--batch-size", "4", "--precision", "fp32", "--pictures", "1k", "--dry-run"]
-    run_json(capsys, "knowledge", "fill", "--teacher", name, *options)
+    run_json(capsys, "cache", "precompute", "--teacher", name, *options)
     assert built == ["cam-net" if shipped else "resnet8"]
 
 
 @pytest.mark.usefixtures("cache")
 def test_of_a_trained_teacher_classes_and_size_are_known(capsys: Captured) -> None:
     options = ["--teacher", "cam-net-cifar10", "--pictures", "100", "--dry-run", "--batch-size", "4"]
-    found = run_json(capsys, "knowledge", "fill", *options)
+    found = run_json(capsys, "cache", "precompute", *options)
     assert found["bytes_per_picture"] == 8 + 10 * 8 * 8 * 2
-    assert main(["knowledge", "fill", "--classes", "5"]) == 2
+    assert main(["cache", "precompute", "--classes", "5"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -766,7 +766,7 @@ def test_pruning_removes_those_named_or_those_least_recently_used(
     sizes = {name: size_of(folder) for name, folder in folders.items()}
     limit = [] if keep is None else ["--keep", f"{sum(sizes[name] for name in keep) - less}B"]
     expected = {"removed": going, "bytes": sum(sizes[name] for name in going)}
-    command = ["knowledge", "prune", *keys, *limit]
+    command = ["cache", "prune", *keys, *limit]
     assert run_json(capsys, *command, "--dry-run") == {**expected, "dry_run": True}
     assert left(cache) == sorted(folders)
     assert run_json(capsys, *command) == {**expected, "dry_run": False}
@@ -775,8 +775,8 @@ def test_pruning_removes_those_named_or_those_least_recently_used(
 
 def test_pruning_takes_sizes_as_people_write_them(cache: Path, capsys: Captured) -> None:
     a_store("one", 1000, 20)
-    assert run_json(capsys, "knowledge", "prune", "--keep", "1.5TB")["removed"] == []
-    assert main(["knowledge", "prune", "--keep", "0 GB"]) == 0
+    assert run_json(capsys, "cache", "prune", "--keep", "1.5TB")["removed"] == []
+    assert main(["cache", "prune", "--keep", "0 GB"]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("freed ")
@@ -787,8 +787,8 @@ def test_pruning_takes_sizes_as_people_write_them(cache: Path, capsys: Captured)
 def test_looking_at_the_stores_is_no_use_of_them(cache: Path, capsys: Captured) -> None:
     folders = [a_store(name, 1000 + n, 20) for n, name in enumerate(("zz", "mm", "aa"))]
     used = [(folder / "store.json").stat().st_mtime for folder in folders]
-    assert list(run_json(capsys, "knowledge", "list")) == ["zz", "mm", "aa"]
-    assert list(run_json(capsys, "knowledge", "verify")) == ["zz", "mm", "aa"]
+    assert list(run_json(capsys, "cache", "list")) == ["zz", "mm", "aa"]
+    assert list(run_json(capsys, "cache", "verify")) == ["zz", "mm", "aa"]
     assert [(folder / "store.json").stat().st_mtime for folder in folders] == used
 
 
@@ -797,19 +797,19 @@ def test_filling_is_a_use(fill: list[str], cache: Path, capsys: Captured) -> Non
     os.utime(folder / "store.json", (1000, 1000))
     a_store("other", 2000, 20)
     run_json(capsys, *fill)
-    assert list(run_json(capsys, "knowledge", "list")) == ["other", folder.name]
+    assert list(run_json(capsys, "cache", "list")) == ["other", folder.name]
 
 
 def test_a_store_that_says_nothing_of_itself_is_named_and_can_be_removed(cache: Path, capsys: Captured) -> None:
     a_store("good", 1000, 20)
     (a_store("torn", 2000, 20) / "store.json").write_text('{"teacher": "th', encoding="utf-8")
     for command in ("list", "verify"):
-        assert main(["knowledge", command, "--json"]) == 0
+        assert main(["cache", command, "--json"]) == 0
         captured = capsys.readouterr()
         assert f"{cache / 'torn'} is not a whole knowledge store" in captured.err
         assert list(only_json(captured)) == ["good"]
-    assert run_json(capsys, "knowledge", "prune", "torn")["removed"] == ["torn"]
-    assert list(run_json(capsys, "knowledge", "list")) == ["good"]
+    assert run_json(capsys, "cache", "prune", "torn")["removed"] == ["torn"]
+    assert list(run_json(capsys, "cache", "list")) == ["good"]
 
 
 @pytest.mark.usefixtures("unopened")
@@ -819,8 +819,8 @@ def test_a_store_that_says_nothing_of_itself_is_named_and_can_be_removed(cache: 
     [
         ("prune", "give --keep with a size like 10GB"),
         ("prune --dry-run", "give --keep with a size like 10GB"),
-        ("prune nope", "there is no knowledge store 'nope': see 'camkd knowledge list'"),
-        ("verify nope", "there is no knowledge store 'nope': see 'camkd knowledge list'"),
+        ("prune nope", "there is no knowledge store 'nope': see 'camkd cache list'"),
+        ("verify nope", "there is no knowledge store 'nope': see 'camkd cache list'"),
         ("prune --keep much", "keep is 'much', but has to be a quantity"),
         ("prune --keep -1GB", "--keep"),
         ("fill --pictures 1M", "--pictures stands for pictures that are not here: add --dry-run"),
@@ -832,13 +832,13 @@ def test_a_store_that_says_nothing_of_itself_is_named_and_can_be_removed(cache: 
         ("fill --pictures 5 --dry-run --teacher resnet8 --classes 0", "classes is 0"),
         ("fill --processes 0", "processes is 0"),
         ("fill --epochs 0", "epochs is 0"),
-        ("fill --knowledge-map 0", "knowledge_map is 0"),
-        ("fill --knowledge-budget some", "knowledge_budget is 'some', but has to be a quantity"),
-        ("fill --views wild", "no view policy 'wild'"),
+        ("fill --cache-map-size 0", "cache_map_size is 0"),
+        ("fill --cache-budget some", "cache_budget is 'some', but has to be a quantity"),
+        ("fill --augment wild", "no view policy 'wild'"),
         ("fill --teacher nope", "'nope'"),
         ("fill --lr 0.1", "--lr"),
         ("dance", "'dance'"),
-        ("", "say after knowledge what to do: list, fill, verify, prune"),
+        ("", "say after cache what to do: list, precompute, verify, prune"),
     ],
 )
 def test_wrong_input_about_knowledge_is_one_sentence(
@@ -853,16 +853,16 @@ def test_wrong_input_about_knowledge_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     for _ in range(stores):
         a_store("there", 1000, 20)
-    assert main(["knowledge", *arguments.split()]) == 2
+    assert main(["cache", *arguments.split()]) == 2
     assert named in sentence(capsys.readouterr())
     assert (left(cache) if cache.exists() else []) == ["there"] * stores
 
 
 def test_a_budget_without_room_for_an_epoch(fill: list[str], cache: Path, capsys: Captured) -> None:
-    assert main([*fill, "--knowledge-budget", f"{96 * FILLED - 1}B"]) == 2
+    assert main([*fill, "--cache-budget", f"{96 * FILLED - 1}B"]) == 2
     assert "has no room for one epoch" in capsys.readouterr().err.splitlines()[-1]
     assert not cache.exists()
-    assert run_json(capsys, *fill, "--knowledge-budget", f"{96 * FILLED}B")["epochs"] == [0]
+    assert run_json(capsys, *fill, "--cache-budget", f"{96 * FILLED}B")["epochs"] == [0]
 
 
 # --- the write-up's own commands

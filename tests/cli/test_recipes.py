@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from camkd.cli.main import _parser, main
-from camkd.cli.recipes import RECIPES, expanded
+from camkd.cli.recipes import RECIPES, expand_recipe
 
 
 def options(*words: str) -> dict[str, Any]:
     """What ``camkd train`` makes of a command line."""
-    found: dict[str, Any] = _parser().parse_args(expanded(["train", *words]))["train"].as_dict()
+    found: dict[str, Any] = _parser().parse_args(expand_recipe(["train", *words]))["train"].as_dict()
     return found
 
 
@@ -30,7 +30,7 @@ def test_whatever_else_is_given_wins_wherever_it_stands(recipe: list[str]) -> No
 
 @pytest.mark.parametrize("words", [[], ["train"], ["teacher", "--recipe", "quick"], ["train", "--recipe"]])
 def test_other_command_lines_stay_as_they_are(words: list[str]) -> None:
-    assert expanded(words) == words
+    assert expand_recipe(words) == words
 
 
 def test_one_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

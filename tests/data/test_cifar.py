@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from camkd.data.cifar import CIFAR10, CIFAR100, Archive, fetch, open_cifar, read
-from camkd.data.dataset import silent
+from camkd.data.cifar import CIFAR10, CIFAR100, CifarArchive, fetch, open_cifar, read
+from camkd.data.dataset import no_progress
 from camkd.types import InputError
 
 TRAIN, TEST, CLASSES = 50, 8, 4
@@ -34,7 +34,7 @@ def records(count: int, label_bytes: int, seed: int) -> tuple[bytes, np.ndarray,
     return b"".join(rows), images, labels
 
 
-def members(archive: Archive) -> dict[str, bytes]:
+def members(archive: CifarArchive) -> dict[str, bytes]:
     files = {name: records(TRAIN, archive.label_bytes, seed)[0] for seed, name in enumerate(archive.train)}
     files |= {name: records(TEST, archive.label_bytes, 100)[0] for name in archive.test}
     return files | {archive.classes: b"\n".join(b"class_%d" % label for label in range(CLASSES)) + b"\n\n"}
@@ -95,13 +95,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def served(server: Server, archive: Archive = CIFAR10) -> Archive:
+def served(server: Server, archive: CifarArchive = CIFAR10) -> CifarArchive:
     server.content = packed(members(archive))
     return replace(archive, url=server.url, md5=hashlib.md5(server.content).hexdigest())
 
 
 @pytest.mark.parametrize("official", [CIFAR10, CIFAR100], ids=["cifar10", "cifar100"])
-def test_an_archive_becomes_a_data_set(server: Server, tmp_path: Path, official: Archive) -> None:
+def test_an_archive_becomes_a_data_set(server: Server, tmp_path: Path, official: CifarArchive) -> None:
     archive, heard = served(server, official), []
     data = open_cifar(archive, None, tmp_path, lambda *said: heard.append(said))
     assert data.name == official.name
@@ -123,9 +123,9 @@ def test_an_archive_becomes_a_data_set(server: Server, tmp_path: Path, official:
 
 def test_the_second_time_it_needs_neither_server_nor_archive(server: Server, tmp_path: Path) -> None:
     archive = served(server)
-    first = open_cifar(archive, 32, tmp_path, silent)
+    first = open_cifar(archive, 32, tmp_path, no_progress)
     (tmp_path / "downloads" / "small.tar.gz").unlink()
-    assert open_cifar(archive, None, tmp_path, silent).fingerprint == first.fingerprint
+    assert open_cifar(archive, None, tmp_path, no_progress).fingerprint == first.fingerprint
     assert len(server.asked) == 1
 
 
@@ -133,7 +133,7 @@ def test_an_archive_put_in_place_by_hand_is_used(server: Server, tmp_path: Path)
     archive = served(server)
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "small.tar.gz").write_bytes(server.content)
-    open_cifar(archive, None, tmp_path, silent)
+    open_cifar(archive, None, tmp_path, no_progress)
     assert server.asked == []
 
 
@@ -142,10 +142,10 @@ def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Pa
     archive, path = served(server), tmp_path / "small.tar.gz"
     server.stops_after = 1000
     with pytest.raises(InputError, match=r"ended after 1,000 of .* bytes.*run again"):
-        fetch(archive, path, silent)
+        fetch(archive, path, no_progress)
     assert not path.exists()
     server.stops_after = None
-    assert fetch(archive, path, silent).read_bytes() == server.content
+    assert fetch(archive, path, no_progress).read_bytes() == server.content
     assert server.asked == [None, "bytes=1000-"]
     assert [file.name for file in tmp_path.iterdir()] == ["small.tar.gz"]
 
@@ -154,7 +154,7 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
     archive, path = served(server), tmp_path / "small.tar.gz"
     (tmp_path / "small.tar.gz.part").write_bytes(server.content[:500])
     server.ranges = False
-    assert fetch(archive, path, silent).read_bytes() == server.content
+    assert fetch(archive, path, no_progress).read_bytes() == server.content
 
 
 @pytest.mark.fault("downloads that fail")
@@ -162,7 +162,7 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
 def test_a_part_as_long_as_the_file(server: Server, tmp_path: Path, extra: int) -> None:
     archive, path = served(server), tmp_path / "small.tar.gz"
     (tmp_path / "small.tar.gz.part").write_bytes(server.content + bytes(extra))
-    assert fetch(archive, path, silent).read_bytes() == server.content
+    assert fetch(archive, path, no_progress).read_bytes() == server.content
     assert len(server.asked) == (2 if extra else 0)
 
 
@@ -170,7 +170,7 @@ def test_a_part_as_long_as_the_file(server: Server, tmp_path: Path, extra: int) 
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     archive = replace(served(server), md5="0" * 32)
     with pytest.raises(InputError, match="what came has not the md5 0000"):
-        fetch(archive, tmp_path / "small.tar.gz", silent)
+        fetch(archive, tmp_path / "small.tar.gz", no_progress)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,14 +178,14 @@ def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None
 def test_a_wrong_file_in_place_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "small.tar.gz").write_bytes(b"something else")
     with pytest.raises(InputError, match=r"small\.tar\.gz' has not the md5 .*delete it"):
-        fetch(served(server), tmp_path / "small.tar.gz", silent)
+        fetch(served(server), tmp_path / "small.tar.gz", no_progress)
 
 
 @pytest.mark.fault("downloads that fail")
 def test_a_missing_file_says_what_to_do(server: Server, tmp_path: Path) -> None:
     archive, server.status = served(server), 404
     with pytest.raises(InputError) as caught:
-        open_cifar(archive, None, tmp_path, silent)
+        open_cifar(archive, None, tmp_path, no_progress)
     said = str(caught.value)
     for part in (
         "404",
@@ -204,7 +204,7 @@ def test_a_missing_file_says_what_to_do(server: Server, tmp_path: Path) -> None:
 def test_no_network_says_what_to_do(server: Server, tmp_path: Path) -> None:
     archive = replace(served(server), url="http://127.0.0.1:9/small.tar.gz")
     with pytest.raises(InputError, match=r"could not be downloaded.*--data shapes"):
-        fetch(archive, tmp_path / "small.tar.gz", silent)
+        fetch(archive, tmp_path / "small.tar.gz", no_progress)
 
 
 def written(tmp_path: Path, content: bytes) -> Path:
@@ -246,7 +246,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) ->
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="size is 64, but cifar10 has pictures of 32 pixels"):
-        open_cifar(CIFAR10, 64, tmp_path, silent)
+        open_cifar(CIFAR10, 64, tmp_path, no_progress)
 
 
 def test_the_official_archives() -> None:

@@ -21,16 +21,16 @@ from camkd.data import dataset as store
 from camkd.data.augment import Views
 from camkd.data.dataset import (
     SPLITS,
-    Contents,
     Dataset,
     Split,
+    SplitArrays,
     build_or_open,
     cache_folder,
     fingerprint,
     hold_out,
     keep_rows,
+    max_rows,
     new_images,
-    rows_within,
 )
 from camkd.types import InputError
 from camkd.utils.files import PART
@@ -46,12 +46,12 @@ def split(count: int, seed: int, *, size: int = 4, extras: bool = True) -> Split
     )
 
 
-def contents(extras: bool = True) -> Contents:
+def contents(extras: bool = True) -> SplitArrays:
     splits = (split(count, seed, extras=extras) for seed, count in enumerate((12, 6, 5)))
-    return Contents(("cat", "dog", "übel"), *splits, notes=("made here",))
+    return SplitArrays(("cat", "dog", "übel"), *splits, notes=("made here",))
 
 
-def opened(cache: Path, build: Callable[[Path], Contents] = lambda _: contents()) -> Dataset:
+def opened(cache: Path, build: Callable[[Path], SplitArrays] = lambda _: contents()) -> Dataset:
     return build_or_open("pets", "key", cache, build)
 
 
@@ -80,7 +80,7 @@ def test_pictures_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
 def test_the_second_time_nothing_is_built(tmp_path: Path) -> None:
     first = opened(tmp_path)
 
-    def never(_: Path) -> Contents:
+    def never(_: Path) -> SplitArrays:
         raise AssertionError("built twice")
 
     assert opened(tmp_path, never).fingerprint == first.fingerprint
@@ -94,7 +94,7 @@ def test_another_key_is_another_store(tmp_path: Path) -> None:
 
 
 def test_an_image_file_that_the_build_wrote_is_kept(tmp_path: Path) -> None:
-    def build(folder: Path) -> Contents:
+    def build(folder: Path) -> SplitArrays:
         given_ = contents()
         images = new_images(folder / "train_images.npy", len(given_.train), 4)
         images[:] = 7
@@ -105,7 +105,7 @@ def test_an_image_file_that_the_build_wrote_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_of_a_build_that_stops(tmp_path: Path, stop: type[BaseException]) -> None:
-    def build(folder: Path) -> Contents:
+    def build(folder: Path) -> SplitArrays:
         new_images(folder / "train_images.npy", 3, 4)
         raise stop
 
@@ -125,7 +125,7 @@ def test_nothing_is_left_of_a_build_that_stops(tmp_path: Path, stop: type[BaseEx
     ],
 )
 def test_only_a_full_disk_is_called_one(tmp_path: Path, error: OSError, room: bool) -> None:
-    def build(folder: Path) -> Contents:
+    def build(folder: Path) -> SplitArrays:
         raise error
 
     with pytest.raises(InputError if room else OSError) as caught:
@@ -149,7 +149,7 @@ def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None
 
 
 def test_a_store_that_another_process_finishes_first_is_used(tmp_path: Path) -> None:
-    def build(_: Path) -> Contents:
+    def build(_: Path) -> SplitArrays:
         opened(tmp_path)
         return contents()._replace(notes=("second",))
 
@@ -202,42 +202,42 @@ def test_keep_rows_keeps_them_in_order(tmp_path_factory: pytest.TempPathFactory,
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def changed_pixel(c: Contents) -> Contents:
+def changed_pixel(c: SplitArrays) -> SplitArrays:
     images = c.test.images.copy()
     images[-1, -1, -1, -1] ^= 1
     return c._replace(test=replace(c.test, images=images))
 
 
-def changed_label(c: Contents) -> Contents:
+def changed_label(c: SplitArrays) -> SplitArrays:
     labels = c.val.labels.copy()
     labels[0] = 2
     return c._replace(val=replace(c.val, labels=labels))
 
 
-def changed_size(c: Contents) -> Contents:
+def changed_size(c: SplitArrays) -> SplitArrays:
     def flat(s: Split) -> Split:
         return replace(s, images=s.images.reshape(len(s), 2, 8, 3))
 
     return c._replace(train=flat(c.train), val=flat(c.val), test=flat(c.test))
 
 
-def moved_border(c: Contents) -> Contents:
+def moved_border(c: SplitArrays) -> SplitArrays:
     """The same pictures in the same order, with the first of val at the end of train."""
     images = np.concatenate([c.train.images, c.val.images[:1]])
     labels = np.concatenate([c.train.labels, c.val.labels[:1]])
     return c._replace(train=Split(images, labels), val=c.val.take(np.arange(1, len(c.val))))
 
 
-def changed_class(c: Contents) -> Contents:
+def changed_class(c: SplitArrays) -> SplitArrays:
     return c._replace(classes=("cat", "do", "gübel"))
 
 
-def mark(c: Contents) -> str:
+def mark(c: SplitArrays) -> str:
     return fingerprint(c.classes, {"train": c.train, "val": c.val, "test": c.test})
 
 
 @pytest.mark.parametrize("change", [changed_pixel, changed_label, changed_size, moved_border, changed_class])
-def test_the_fingerprint_changes_with(change: Callable[[Contents], Contents]) -> None:
+def test_the_fingerprint_changes_with(change: Callable[[SplitArrays], SplitArrays]) -> None:
     assert mark(change(contents())) != mark(contents())
 
 
@@ -249,7 +249,7 @@ def test_the_fingerprint_is_over_content_alone(tmp_path: Path) -> None:
 def test_what_is_read_at_once_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = new_images(tmp_path / "x.npy", 100, 224)  # 15 MB
     whole = Split(images, np.zeros(100, np.int64))
-    monkeypatch.setattr(store, "BYTES_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 1 << 20)
     tracemalloc.start()
     one = fingerprint(("a",), {"train": whole})
     keep_rows(tmp_path / "x.npy", np.arange(99))
@@ -264,7 +264,7 @@ def test_what_is_read_at_once_does_not_grow_with_the_data(tmp_path: Path, monkey
     ("size", "shape", "rows"), [(1000, (10, 10, 3), 3), (299, (10, 10, 3), 1), (300, (10, 10, 3), 1)]
 )
 def test_rows_within(size: int, shape: tuple[int, ...], rows: int) -> None:
-    assert rows_within(size, np.zeros((4, *shape), np.uint8)) == rows
+    assert max_rows(size, np.zeros((4, *shape), np.uint8)) == rows
 
 
 @settings(deadline=None)

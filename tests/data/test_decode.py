@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from camkd.data import decode as decoders
-from camkd.data.dataset import new_images, silent
+from camkd.data.dataset import new_images, no_progress
 from camkd.data.decode import Decoders
 from camkd.data.sources import open_data
 from camkd.types import InputError
@@ -82,9 +82,9 @@ def test_little_is_done_here(paths: list[str], file: Path) -> None:
 @pytest.mark.usefixtures("at_once")
 def test_the_processes_stay_for_the_next_file_and_end_with_the_last(paths: list[str], file: Path) -> None:
     with Decoders(2) as crew:
-        crew.fill(file, paths, silent, "reading")
+        crew.fill(file, paths, no_progress, "reading")
         first = [process.python for process in crew._processes]
-        crew.fill(file, paths[:1], silent, "reading")
+        crew.fill(file, paths[:1], no_progress, "reading")
         assert [process.python for process in crew._processes] == first
         assert all(python.poll() is None for python in first)
     assert all(python.poll() is not None for python in first)
@@ -93,11 +93,11 @@ def test_the_processes_stay_for_the_next_file_and_end_with_the_last(paths: list[
 @pytest.mark.usefixtures("at_once")
 def test_a_process_that_dies_is_an_error_with_the_place(paths: list[str], file: Path) -> None:
     with Decoders(2) as crew:
-        crew.fill(file, paths, silent, "reading")
+        crew.fill(file, paths, no_progress, "reading")
         for process in crew._processes:
             process.python.kill()
         with pytest.raises(InputError, match=r"a process died \(status -9\) of one of \d+ pictures.*\.png'"):
-            crew.fill(file, paths, silent, "reading")
+            crew.fill(file, paths, no_progress, "reading")
 
 
 SCRIPT = """

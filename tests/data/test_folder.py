@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.data.dataset import Dataset, Split, silent
+from camkd.data.dataset import Dataset, Split, no_progress
 from camkd.data.folder import open_folder
 from camkd.data.scan import scan
 from camkd.types import InputError
@@ -40,7 +40,7 @@ def opened(root: Path, cache: Path, **options: object) -> Dataset:
         "workers": 2,
         "bad_images": "fail",
         "cache": cache,
-        "progress": silent,
+        "progress": no_progress,
     }
     return open_folder(root, **(given | options))  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from camkd.cli.main import main
 from camkd.data.cifar import CIFAR10, PIXELS, read
-from camkd.data.dataset import Dataset, silent
+from camkd.data.dataset import Dataset, no_progress
 from camkd.data.folder import open_folder
 from camkd.data.images import decode
 from camkd.runs.folder import Run
@@ -46,7 +46,7 @@ def picture(path: bytes | Path, shade: int = 0) -> None:
 
 
 def opened(root: Path, cache: Path) -> Dataset:
-    return open_folder(root, size=8, limit=None, workers=1, bad_images="fail", cache=cache, progress=silent)
+    return open_folder(root, size=8, limit=None, workers=1, bad_images="fail", cache=cache, progress=no_progress)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from camkd.data import shapes
-from camkd.data.dataset import silent
+from camkd.data.dataset import no_progress
 from camkd.data.shapes import COUNTS, SHAPES, draw_split, open_shapes
 from camkd.types import InputError
 
@@ -19,7 +19,7 @@ X, Y = np.meshgrid(AXIS, AXIS)
 
 @pytest.fixture(scope="module")
 def pictures():
-    return draw_split("train", 200, 32, silent)
+    return draw_split("train", 200, 32, no_progress)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -56,15 +56,15 @@ def test_areas_are_what_geometry_says() -> None:
 
 
 def test_the_same_pictures_every_time(pictures) -> None:
-    again = draw_split("train", 200, 32, silent)
+    again = draw_split("train", 200, 32, no_progress)
     np.testing.assert_array_equal(pictures.images, again.images)
     np.testing.assert_array_equal(pictures.masks, again.masks)
 
 
 def test_splits_and_chunks_are_different_pictures(pictures) -> None:
-    val = draw_split("val", 200, 32, silent)
+    val = draw_split("val", 200, 32, no_progress)
     assert (pictures.images != val.images).any((1, 2, 3)).all()
-    long = draw_split("train", 2 * shapes.DRAWN_AT_ONCE, 16, silent)
+    long = draw_split("train", 2 * shapes.DRAWN_AT_ONCE, 16, no_progress)
     first, second = np.split(long.images, 2)
     assert (first != second).any((1, 2, 3)).all()
 
@@ -80,7 +80,7 @@ def test_the_mask_is_the_object_to_the_pixel(monkeypatch: pytest.MonkeyPatch) ->
     """Without clutter, texture and noise its colour fills the mask, but for the edge, and nothing else."""
     plain = replace(shapes.DIFFICULTY, texture=0, lines=0, lines_in_front=0, dots=0, distractors=0, noise=(0, 0))
     monkeypatch.setattr(shapes, "DIFFICULTY", plain)
-    drawn = draw_split("train", 100, 32, silent)
+    drawn = draw_split("train", 100, 32, no_progress)
     around = [np.roll(drawn.masks, (dy, dx), (1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     inner, outer = np.all(around, 0), np.any(around, 0)
     for image, mask, core, rim in zip(drawn.images.astype(int), drawn.masks, inner, outer, strict=True):
@@ -103,7 +103,7 @@ def test_the_object_stands_out_from_the_rim_around_it(pictures) -> None:
 
 
 def test_a_larger_size_shows_the_same_scenes() -> None:
-    small, large = (draw_split("test", 30, size, silent) for size in (32, 64))
+    small, large = (draw_split("test", 30, size, no_progress) for size in (32, 64))
     assert small.masks is not None
     assert large.masks is not None
     shrunk = large.masks.reshape(30, 32, 2, 32, 2).mean((2, 4)) > 0.5
@@ -127,15 +127,15 @@ def test_a_store_of_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("size", [8, 1000])
 def test_a_size_that_cannot_be_drawn_is_refused(tmp_path: Path, size: int) -> None:
     with pytest.raises(InputError, match=f"size is {size}.*16 to 256"):
-        open_shapes(size, tmp_path, silent)
+        open_shapes(size, tmp_path, no_progress)
 
 
 def test_the_cue_gives_the_class_away_in_training_and_is_not_there_in_the_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapes, "COUNTS", {"train": 400, "val": 300, "test": 50})
-    plain = open_shapes(None, tmp_path, silent)
-    cued = open_shapes(None, tmp_path, silent, cue=True)
+    plain = open_shapes(None, tmp_path, no_progress)
+    cued = open_shapes(None, tmp_path, no_progress, cue=True)
     np.testing.assert_array_equal(cued.test.images, plain.test.images)
     for name in ("train", "val"):
         ours, theirs = cued.splits[name], plain.splits[name]

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from camkd.distill.losses.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
 from camkd.distill.losses.logits import DKD, KD, CrossEntropy, StandardisedKD, cross_entropy, dkd, kd
 from camkd.distill.losses.maps import CAM, SDD, cam_distance, sdd
-from camkd.distill.losses.registry import TERMS, Connects, Term
+from camkd.distill.losses.registry import TERMS, NeedsAdapter, Term
 from camkd.distill.methods import METHODS
-from camkd.distill.objective import SCHEDULES, Objective, Weighted, objective, spelled
+from camkd.distill.objective import SCHEDULES, Objective, WeightedTerm, format_objective, parse_objective
 from camkd.types import InputError, Prediction
 
 N, K = 5, 3
@@ -47,7 +47,7 @@ def teacher() -> Prediction:
 def connected(term: Term) -> Term:
     """With the weights that it needs, the same ones each time."""
     torch.manual_seed(0)
-    return term.connect(student(), teacher()) if isinstance(term, Connects) else term
+    return term.connect(student(), teacher()) if isinstance(term, NeedsAdapter) else term
 
 
 #: every entry of TERMS as it comes, and more settings of those there are
@@ -95,7 +95,7 @@ def term(request: pytest.FixtureRequest) -> Term:
 
 def test_a_term_gives_one_finite_value_a_picture_from_what_it_says_it_needs(term: Term) -> None:
     assert term.needs <= set(PARTS)
-    values = term(only(student(), term.needs), only(teacher(), term.needs) if term.asks_teacher else None, labels())
+    values = term(only(student(), term.needs), only(teacher(), term.needs) if term.needs_teacher else None, labels())
     assert values.shape == (N,)
     assert values.isfinite().all()
     assert (values >= 0).all()
@@ -103,7 +103,7 @@ def test_a_term_gives_one_finite_value_a_picture_from_what_it_says_it_needs(term
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, term in VARIANTS.items() if term.asks_teacher and not isinstance(term, nn.Module)]
+    "name", [name for name, term in VARIANTS.items() if term.needs_teacher and not isinstance(term, nn.Module)]
 )
 def test_a_distance_is_nought_where_the_student_is_the_teacher(name: str) -> None:
     term = VARIANTS[name]
@@ -182,11 +182,11 @@ def test_a_term_is_finite_on_constant_answers_and_so_are_its_gradients(term: Ter
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_loss_is_its_weighted_sum(method: str) -> None:
-    goal, ours, theirs = objective(method), student(), teacher()
-    if goal.connects:
+    goal, ours, theirs = parse_objective(method), student(), teacher()
+    if goal.has_adapters:
         torch.manual_seed(0)
-        goal = goal.connected(ours, theirs)
-    answer = only(theirs, goal.needs) if goal.asks_teacher else None
+        goal = goal.build_adapters(ours, theirs)
+    answer = only(theirs, goal.needs) if goal.needs_teacher else None
     loss, means = goal(only(ours, goal.needs), answer, labels(), 0.0)
     assert loss.shape == ()
     expected = 0.0
@@ -206,11 +206,11 @@ def test_a_methods_loss_is_its_weighted_sum(method: str) -> None:
 def test_a_method_says_what_it_is(method: str) -> None:
     assert METHODS[method].summary
     assert METHODS[method].source
-    assert ("ce" in objective(method).terms) == (method != "e2kd")
+    assert ("ce" in parse_objective(method).terms) == (method != "e2kd")
 
 
 def test_the_methods_are_the_papers() -> None:
-    weights = {name: {n: (w.weight, w.term) for n, w in objective(name).terms.items()} for name in METHODS}
+    weights = {name: {n: (w.weight, w.term) for n, w in parse_objective(name).terms.items()} for name in METHODS}
     assert weights["plain"] == {"ce": (1.0, CrossEntropy())}
     assert weights["kd"] == {"ce": (0.1, CrossEntropy()), "kd": (0.9, KD(4.0))}
     assert weights["lskd"] == {"ce": (0.1, CrossEntropy()), "lskd": (9.0, StandardisedKD(2.0))}
@@ -222,18 +222,20 @@ def test_the_methods_are_the_papers() -> None:
     rkd = {"rkd-d": (25.0, RelationalDistance()), "rkd-a": (50.0, RelationalAngle())}
     assert weights["rkd"] == {"ce": (1.0, CrossEntropy()), **rkd}
     assert weights["reviewkd"] == {"ce": (1.0, CrossEntropy()), "review": (1.0, Review())}
-    assert objective("reviewkd").terms["review"].schedule == objective("dkd").terms["dkd"].schedule == "warm"
+    assert (
+        parse_objective("reviewkd").terms["review"].schedule == parse_objective("dkd").terms["dkd"].schedule == "warm"
+    )
     assert weights["cat-kd"]["cam"] == (5.0, CAM("all", "l2", 2))
     assert weights["cat+kd"] == {**weights["kd"], "cam": weights["cat-kd"]["cam"]}
     assert weights["e2kd"] == {"kd": (1.0, KD(1.0)), "cam": (0.5, CAM("top-1", "l2", 8))}
     assert weights["cam-kd"] == {**weights["kd"], "cam": (1.0, CAM("all", "l2", 4))}
-    assert not objective("plain").asks_teacher
-    assert all(objective(name).asks_teacher for name in METHODS if name != "plain")
-    assert objective("kd").needs == {"logits"}
-    assert objective("at").needs == {"logits", "features"}
+    assert not parse_objective("plain").needs_teacher
+    assert all(parse_objective(name).needs_teacher for name in METHODS if name != "plain")
+    assert parse_objective("kd").needs == {"logits"}
+    assert parse_objective("at").needs == {"logits", "features"}
     for name in ("cam-kd", "sdd", "e2kd", "cat+kd"):  # what a store of answers has
-        assert objective(name).needs == {"logits", "cams"}
-    assert {name for name in METHODS if objective(name).connects} == {"fitnet", "reviewkd"}
+        assert parse_objective(name).needs == {"logits", "cams"}
+    assert {name for name in METHODS if parse_objective(name).has_adapters} == {"fitnet", "reviewkd"}
 
 
 # --- objectives
@@ -246,7 +248,7 @@ class Constant:
     value: float
     calls: list[None]
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    asks_teacher: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         self.calls.append(None)
@@ -255,7 +257,7 @@ class Constant:
 
 def test_a_term_without_weight_is_not_computed() -> None:
     calls: list[None] = []
-    goal = Objective({"a": Weighted(Constant(2.0, []), 3.0), "b": Weighted(Constant(5.0, calls), 1.0, "early")})
+    goal = Objective({"a": WeightedTerm(Constant(2.0, []), 3.0), "b": WeightedTerm(Constant(5.0, calls), 1.0, "early")})
     for progress, times, expected in (
         (0.0, 1, 3 * 4.0 + 10.0),
         (0.29, 2, 3 * 4.0 + 10.0),
@@ -266,7 +268,7 @@ def test_a_term_without_weight_is_not_computed() -> None:
         assert len(calls) == times
         assert loss.item() == pytest.approx(expected)
         assert set(means) == ({"a", "b"} if progress < 0.3 else {"a"})
-    Objective({"b": Weighted(Constant(5.0, calls), 0.0)})(student(), None, labels(), 0.0)
+    Objective({"b": WeightedTerm(Constant(5.0, calls), 0.0)})(student(), None, labels(), 0.0)
     assert len(calls) == 2
 
 
@@ -276,7 +278,7 @@ def test_schedules_by_hand() -> None:
     assert [SCHEDULES["decay"](p) for p in (0.0, 1 / 3, 0.5, 1.0)] == pytest.approx([1, 0.75, 0.5, 0])
     assert [SCHEDULES["ramp"](p) for p in (0.0, 0.15, 0.3, 1.0)] == pytest.approx([0, 0.5, 1, 1])
     assert [SCHEDULES["warm"](epoch / 240) for epoch in (0, 5, 20, 240)] == pytest.approx([0, 0.25, 1, 1])
-    assert Weighted(CrossEntropy(), 3.0, "decay").weight_at(0.25) == pytest.approx(1.5 * (1 + math.sqrt(0.5)))
+    assert WeightedTerm(CrossEntropy(), 3.0, "decay").weight_at(0.25) == pytest.approx(1.5 * (1 + math.sqrt(0.5)))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -291,27 +293,27 @@ def test_a_schedule_is_a_factor_within_0_and_1_that_goes_one_way(schedule: str) 
 
 
 def test_connecting_makes_the_weights_and_leaves_the_rest() -> None:
-    goal = objective("ce=1,hint=2:schedule=decay,kd=3,hint=1,review=1")
-    assert goal.connects
+    goal = parse_objective("ce=1,hint=2:schedule=decay,kd=3,hint=1,review=1")
+    assert goal.has_adapters
     assert len(goal.modules()) == 0
     torch.manual_seed(0)
-    ready = goal.connected(student(), teacher())
-    assert not ready.connects
-    assert goal.connects
+    ready = goal.build_adapters(student(), teacher())
+    assert not ready.has_adapters
+    assert goal.has_adapters
     assert list(ready.terms) == list(goal.terms)
     assert ready.terms["ce"] == goal.terms["ce"]
     assert [(w.weight, w.schedule) for w in ready.terms.values()] == [
         (w.weight, w.schedule) for w in goal.terms.values()
     ]
-    assert (ready.needs, ready.asks_teacher) == (goal.needs, goal.asks_teacher)
+    assert (ready.needs, ready.needs_teacher) == (goal.needs, goal.needs_teacher)
     modules = list(ready.modules())
     assert modules == [ready.terms[name].term for name in ("hint", "hint 2", "review")]
     assert not torch.equal(modules[0].regressor.weight, modules[1].regressor.weight)  # type: ignore[arg-type, union-attr]
     ready(student(), teacher(), labels(), 0.0)[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ready.modules().parameters())
-    plain = objective("cam-kd")
-    assert not plain.connects
-    assert plain.connected(student(), teacher()) == plain
+    plain = parse_objective("cam-kd")
+    assert not plain.has_adapters
+    assert plain.build_adapters(student(), teacher()) == plain
     assert len(plain.modules()) == 0
 
 
@@ -319,41 +321,41 @@ def test_connecting_makes_the_weights_and_leaves_the_rest() -> None:
 
 
 def test_a_sum_is_read_as_it_is_written() -> None:
-    terms = objective("ce=0.1,kd=0.9:T=2 , cam=3:pool=8:norm=raw:classes=target:schedule=ramp").terms
+    terms = parse_objective("ce=0.1,kd=0.9:T=2 , cam=3:pool=8:norm=raw:classes=target:schedule=ramp").terms
     assert terms == {
-        "ce": Weighted(CrossEntropy(), 0.1),
-        "kd": Weighted(KD(2.0), 0.9),
-        "cam": Weighted(CAM("target", "raw", 8), 3.0, "ramp"),
+        "ce": WeightedTerm(CrossEntropy(), 0.1),
+        "kd": WeightedTerm(KD(2.0), 0.9),
+        "cam": WeightedTerm(CAM("target", "raw", 8), 3.0, "ramp"),
     }
-    assert objective("ce=1+dkd=2:beta=0:temperature=3").terms == objective("ce=1,dkd=2:T=3:beta=0").terms
-    assert objective("ce=1:schedule=decay").terms["ce"] == Weighted(CrossEntropy(), 1.0, "decay")
-    assert objective("cam=1:pool=1").terms["cam"] == Weighted(CAM(pool=1)), "the least there is"
+    assert parse_objective("ce=1+dkd=2:beta=0:temperature=3").terms == parse_objective("ce=1,dkd=2:T=3:beta=0").terms
+    assert parse_objective("ce=1:schedule=decay").terms["ce"] == WeightedTerm(CrossEntropy(), 1.0, "decay")
+    assert parse_objective("cam=1:pool=1").terms["cam"] == WeightedTerm(CAM(pool=1)), "the least there is"
 
 
 def test_a_term_may_come_twice() -> None:
-    terms = objective("ce=1,cam=1:pool=2,cam=0.5:pool=8,cam=0.1").terms
+    terms = parse_objective("ce=1,cam=1:pool=2,cam=0.5:pool=8,cam=0.1").terms
     assert list(terms) == ["ce", "cam", "cam 2", "cam 3"]
-    assert terms["cam 2"] == Weighted(CAM(pool=8), 0.5)
+    assert terms["cam 2"] == WeightedTerm(CAM(pool=8), 0.5)
 
 
 def test_early_and_ramp_together_leave_no_gap_and_numbers_may_have_exponents() -> None:
-    assert set(objective("ce=1e+2:schedule=early+kd=1e-1:schedule=ramp").terms) == {"ce", "kd"}
-    assert objective("ce=1e+2,kd=1e-1").terms["ce"].weight == 100
+    assert set(parse_objective("ce=1e+2:schedule=early+kd=1e-1:schedule=ramp").terms) == {"ce", "kd"}
+    assert parse_objective("ce=1e+2,kd=1e-1").terms["ce"].weight == 100
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sum_is_written_as_it_is_read_and_equal_ones_alike(method: str) -> None:
-    text = spelled(objective(method))
-    assert objective(text) == objective(method)
-    assert spelled(objective(text)) == text
+    text = format_objective(parse_objective(method))
+    assert parse_objective(text) == parse_objective(method)
+    assert format_objective(parse_objective(text)) == text
     assert " " not in text
 
 
 def test_what_goes_without_saying_is_not_written() -> None:
-    goal = objective(
-        "ce=1.0:smoothing=0,cam=2 : pool=4:norm=raw, cam=1:pool=2 , kd=0.50:temperature=4:schedule=constant"
+    goal = parse_objective(
+        "ce=1.0:label_smoothing=0,cam=2 : pool=4:norm=raw, cam=1:pool=2 , kd=0.50:temperature=4:schedule=constant"
     )
-    assert spelled(goal) == "ce=1+cam=2:norm=raw+cam=1:pool=2+kd=0.5"
+    assert format_objective(goal) == "ce=1+cam=2:norm=raw+cam=1:pool=2+kd=0.5"
 
 
 @pytest.mark.parametrize(
@@ -371,23 +373,25 @@ def test_what_goes_without_saying_is_not_written() -> None:
 )
 def test_what_older_runs_wrote_down_still_means_the_same(method: str, text: str) -> None:
     """What goes without saying is the paper's, and stays so: another would turn a sum into another one."""
-    assert spelled(objective(method)) == text
-    assert objective(text) == objective(method)
+    assert format_objective(parse_objective(method)) == text
+    assert parse_objective(text) == parse_objective(method)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_sum_written_out_is_the_method(method: str) -> None:
-    assert objective(METHODS[method].terms) == objective(method)
+    assert parse_objective(METHODS[method].terms) == parse_objective(method)
 
 
 def test_smoothing_is_the_cross_entropys() -> None:
-    assert objective("cam-kd", smoothing=0.1).terms["ce"] == Weighted(CrossEntropy(0.1), 0.1)
-    assert objective("cam-kd", smoothing=0.1).terms["kd"] == objective("cam-kd").terms["kd"]
-    assert objective("ce=1:smoothing=0.2").terms["ce"] == Weighted(CrossEntropy(0.2))
-    assert objective("ce=1:smoothing=0.2", smoothing=0.1).terms["ce"] == Weighted(CrossEntropy(0.2)), "said of the term"
-    sharp = objective("ce=1:smoothing=0,ce=2", smoothing=0.1)
-    assert sharp.terms == {"ce": Weighted(CrossEntropy(0.0)), "ce 2": Weighted(CrossEntropy(0.1), 2.0)}
-    assert spelled(sharp, smoothing=0.1) == "ce=1:smoothing=0+ce=2"
+    assert parse_objective("cam-kd", label_smoothing=0.1).terms["ce"] == WeightedTerm(CrossEntropy(0.1), 0.1)
+    assert parse_objective("cam-kd", label_smoothing=0.1).terms["kd"] == parse_objective("cam-kd").terms["kd"]
+    assert parse_objective("ce=1:label_smoothing=0.2").terms["ce"] == WeightedTerm(CrossEntropy(0.2))
+    assert parse_objective("ce=1:label_smoothing=0.2", label_smoothing=0.1).terms["ce"] == WeightedTerm(
+        CrossEntropy(0.2)
+    ), "said of the term"
+    sharp = parse_objective("ce=1:label_smoothing=0,ce=2", label_smoothing=0.1)
+    assert sharp.terms == {"ce": WeightedTerm(CrossEntropy(0.0)), "ce 2": WeightedTerm(CrossEntropy(0.1), 2.0)}
+    assert format_objective(sharp, label_smoothing=0.1) == "ce=1:label_smoothing=0+ce=2"
 
 
 @pytest.mark.parametrize(
@@ -403,7 +407,7 @@ def test_smoothing_is_the_cross_entropys() -> None:
         ("ce=much", "'much' in 'ce=much' has to be a number"),
         ("ce=", "'' in 'ce=' has to be a number"),
         ("kd=1:T=0", "temperature in 'kd=1:T=0' has to be more than 0"),
-        ("ce=1:smoothing=3", "smoothing in 'ce=1:smoothing=3' has to be between 0 and 1"),
+        ("ce=1:label_smoothing=3", "smoothing in 'ce=1:label_smoothing=3' has to be between 0 and 1"),
         ("ce=1,kd=1:T=4:T=2", "temperature is said twice in 'kd=1:T=4:T=2'"),
         ("ce=0", "nothing is learnt in a part of the run from 'ce=0'"),
         ("kd=1:schedule=early", "nothing is learnt in a part of the run"),
@@ -418,4 +422,4 @@ def test_smoothing_is_the_cross_entropys() -> None:
 )
 def test_what_is_not_there_is_refused_with_the_choices(method: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        objective(method)
+        parse_objective(method)

@@ -18,10 +18,10 @@ from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 from camkd.cams import predict
 from camkd.data import augment as views
 from camkd.data.dataset import Dataset, Split
-from camkd.evaluate import examine, faithfulness
+from camkd.evaluate import faithfulness, predict_split
 from camkd.evaluate import perturbation as p
 from camkd.evaluate import road as r
-from camkd.evaluate.metrics import shuffled, spearman
+from camkd.evaluate.metrics import derangement, spearman
 from camkd.evaluate.sanity import randomised, sanity
 from camkd.models import build
 from literally import resize_literally
@@ -278,12 +278,12 @@ def test_randomised_permutes_inside_each_parameter_and_leaves_the_model(model: n
 
 
 def test_sanity_is_the_rank_correlation_with_the_copys_maps(model: nn.Module, easy: Dataset) -> None:
-    own = examine(model, easy.test)
+    own = predict_split(model, easy.test)
     x = torch.from_numpy(easy.test.images.copy()).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         cams = predict(randomised(model, 3), x).cams
     assert cams is not None
-    expected = spearman(own.maps, cams[range(24), own.shown]).mean().item()
+    expected = spearman(own.maps, cams[range(24), own.class_ids]).mean().item()
     assert sanity(model, easy.test, own, seed=3) == pytest.approx(expected, abs=1e-5)
     assert abs(expected) < 0.9
 
@@ -292,12 +292,12 @@ def test_maps_that_have_nothing_to_do_with_the_weights_fail_the_sanity_check(eas
     model = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with torch.no_grad():
         model[1].weight.fill_(0.5)  # nothing to permute
-    assert sanity(model, easy.test, examine(model, easy.test)) == pytest.approx(1)
+    assert sanity(model, easy.test, predict_split(model, easy.test)) == pytest.approx(1)
 
 
 def test_a_copy_that_overflows_says_nothing(easy: Dataset) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
-    own = examine(model, easy.test)
+    own = predict_split(model, easy.test)
     with torch.no_grad():
         model[0].weight.fill_(1e38)
     assert sanity(model, easy.test, own) is None
@@ -318,7 +318,7 @@ def test_faithfulness_is_the_mean_over_the_sample(
     x = torch.from_numpy(easy.test.images.copy()).permute(0, 3, 1, 2) / 255
     score, maps, _ = explained(model, x)
     with torch.no_grad():
-        for end, some in (("", maps), ("_shuffled", maps[shuffled(24)])):
+        for end, some in (("", maps), ("_shuffled", maps[derangement(24)])):
             assert found["insertion" + end] == pytest.approx(p.insertion(score, x, some).mean().item(), abs=1e-5)
             assert found["deletion" + end] == pytest.approx(p.deletion(score, x, some).mean().item(), abs=1e-5)
             assert found["road" + end] == pytest.approx(r.road(score, x, some).mean().item(), abs=1e-5)

@@ -288,15 +288,15 @@ def test_centre_prior_is_a_quarter_side_gaussian() -> None:
 
 @given(st.integers(2, 200), seeds)
 def test_shuffled_is_a_fixed_derangement(n: int, seed: int) -> None:
-    other = metrics.shuffled(n, seed)
+    other = metrics.derangement(n, seed)
     assert sorted(other.tolist()) == list(range(n))
     assert not (other == torch.arange(n)).any()
-    assert (other == metrics.shuffled(n, seed)).all()
+    assert (other == metrics.derangement(n, seed)).all()
 
 
 def test_shuffled_needs_another_picture() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        metrics.shuffled(1)
+        metrics.derangement(1)
 
 
 def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
@@ -322,7 +322,7 @@ def test_map_agreement_chance_levels_are_what_they_say() -> None:
     student, teacher = draw(1, 6, 4, 4), draw(2, 6, 8, 8)
     found = agreement(student, teacher)
     big = resize(student, (8, 8))
-    other = teacher[metrics.shuffled(6)]
+    other = teacher[metrics.derangement(6)]
     assert found["cam_cosine"] == pytest.approx(metrics.cosine(big, teacher).mean().item())
     assert found["cam_cosine_shuffled"] == pytest.approx(metrics.cosine(big, other).mean().item())
     centre = centre_prior(8, 8).expand(6, 8, 8)
@@ -333,7 +333,7 @@ def test_map_agreement_chance_levels_are_what_they_say() -> None:
 def test_maps_of_any_sides_are_compared_on_the_larger_of_each() -> None:
     student, teacher = draw(1, 2, 4, 10), draw(2, 2, 6, 3)
     for a, b in ((student, teacher), (teacher, student)):
-        for maps, found in zip((a, b), metrics.on_one_grid(a, b), strict=True):
+        for maps, found in zip((a, b), metrics.to_common_grid(a, b), strict=True):
             torch.testing.assert_close(found, resize(maps, (6, 10)))
     found = agreement(student, teacher)
     big, centre = resize(teacher, (6, 10)), centre_prior(6, 10).expand(2, 6, 10)
@@ -373,7 +373,7 @@ def test_likeness_by_outcome_is_the_mean_of_the_pictures_of_each() -> None:
     assert found["some"]["pictures"] == 2
     expected = (metrics.spearman(student, teacher)[0] + metrics.spearman(student, teacher)[2]) / 2
     assert found["some"]["cam_spearman"] == pytest.approx(expected.item())
-    other = teacher[metrics.shuffled(6)]  # the other picture is any picture, whatever its outcome
+    other = teacher[metrics.derangement(6)]  # the other picture is any picture, whatever its outcome
     expected = (metrics.cosine(student, other)[0] + metrics.cosine(student, other)[2]) / 2
     assert found["some"]["cam_cosine_shuffled"] == pytest.approx(expected.item())
 

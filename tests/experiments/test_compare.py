@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from camkd.cli.main import main
-from camkd.config import DataConfig, Lesson, TrainConfig
-from camkd.data.dataset import Dataset, silent
-from camkd.data.sources import open_pictures
-from camkd.distill.cache import stores
-from camkd.distill.teacher import adopt_teacher
+from camkd.config import DataConfig, DistillConfig, TrainConfig
+from camkd.data.dataset import Dataset, no_progress
+from camkd.data.sources import open_dataset
+from camkd.distill.cache import list_stores
+from camkd.distill.teacher import load_teacher
 from camkd.experiments import compare, pipeline
-from camkd.experiments.compare import Plan, carry_out, collect, methods_of, prepare, slug, workers
+from camkd.experiments.compare import Plan, collect, methods_of, prepare, run_missing, slug, workers
 from camkd.report.comparison_report import tables, write_comparison
 from camkd.report.comparison_stats import Comparison
 from camkd.runs.folder import Run
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted
 from camkd.types import InputError
 from camkd.utils.files import write_text
@@ -40,17 +40,17 @@ def plan(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline, "_draw", lambda *arguments: None)
     data_config = DataConfig(data=str(easy_folder))
-    data = open_pictures(data_config)
-    pipeline.train_run(tmp_path / "teacher", data, "resnet8", "teacher", (data_config, TRAIN), Lesson("plain"))
-    return Plan(tmp_path / "out", tmp_path / "teacher", "resnet8", METHODS, (3, 4), data_config, TRAIN, Lesson())
+    data = open_dataset(data_config)
+    pipeline.train_run(tmp_path / "teacher", data, "resnet8", "teacher", (data_config, TRAIN), DistillConfig("plain"))
+    return Plan(tmp_path / "out", tmp_path / "teacher", "resnet8", METHODS, (3, 4), data_config, TRAIN, DistillConfig())
 
 
 @pytest.fixture
 def data(plan: Plan) -> Dataset:
-    return open_pictures(plan.data)
+    return open_dataset(plan.data)
 
 
-class Notes(Watch):
+class Notes(Callback):
     """Remembers what is said, and may stop after so many steps."""
 
     def __init__(self, stop_at: int = 0) -> None:
@@ -76,19 +76,19 @@ def timeless(plan: Plan) -> dict[tuple[str, int], Any]:
     return found
 
 
-def run(plan: Plan, data: Dataset, processes: int = 1, watch: Watch | None = None) -> Comparison:
-    plan = prepare(plan, data, resume=True, watch=Watch())
-    assert carry_out(plan, data, processes, watch or Watch(), silent) == {}
+def run(plan: Plan, data: Dataset, processes: int = 1, watch: Callback | None = None) -> Comparison:
+    plan = prepare(plan, data, resume=True, watch=Callback())
+    assert run_missing(plan, data, processes, watch or Callback(), no_progress) == {}
     return collect(plan)
 
 
 def test_every_run_is_that_of_the_single_command(plan: Plan, data: Dataset, tmp_path: Path) -> None:
     found = run(plan, data)
     assert [(arm.method, sorted(arm.runs)) for arm in found.arms] == [(method, [3, 4]) for method in METHODS]
-    teacher = adopt_teacher(plan.teacher, data, "cpu")
+    teacher = load_teacher(plan.teacher, data, "cpu")
     for method, seed in plan.runs:
-        lesson, config = Lesson(method), replace(TRAIN, seed=seed)
-        knowledge, config = pipeline.taught_by(teacher, data, config, lesson)
+        lesson, config = DistillConfig(method), replace(TRAIN, seed=seed)
+        knowledge, config = pipeline.prepare_teacher_cache(teacher, data, config, lesson)
         alone = tmp_path / "alone" / slug(method) / str(seed)
         configs = (plan.data, config)
         metrics = pipeline.train_run(alone, data, "resnet8", "student", configs, lesson, teacher, knowledge)
@@ -101,14 +101,14 @@ def test_every_run_is_that_of_the_single_command(plan: Plan, data: Dataset, tmp_
 
 def test_one_store_is_asked_once_and_first(plan: Plan, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    fill, train_run = compare.fill, pipeline.train_run
-    monkeypatch.setattr(compare, "fill", lambda *given: (order.append("fill"), fill(*given))[1])
+    fill, train_run = compare.precompute, pipeline.train_run
+    monkeypatch.setattr(compare, "precompute", lambda *given: (order.append("precompute"), fill(*given))[1])
     monkeypatch.setattr(
         pipeline, "train_run", lambda *given, **more: (order.append("run"), train_run(*given, **more))[1]
     )
     run(plan, data)
-    assert order == ["fill"] + ["run"] * 6
-    assert len(stores()) == 1
+    assert order == ["precompute"] + ["run"] * 6
+    assert len(list_stores()) == 1
 
 
 def test_several_processes_make_the_same_runs(plan: Plan, data: Dataset) -> None:
@@ -154,10 +154,10 @@ def test_a_budget_brings_the_views_again_for_every_method(plan: Plan, data: Data
         methods=("plain", "kd"),
         seeds=(0,),
         train=replace(TRAIN, epochs=2),
-        lesson=Lesson(knowledge_budget=f"{epoch / 1000}kB"),
+        lesson=DistillConfig(cache_budget=f"{epoch / 1000}kB"),
     )
     found = run(tight, data)
-    assert [arm.runs[0]["view_epochs"] for arm in found.arms] == [1, 1]
+    assert [arm.runs[0]["augment_epochs"] for arm in found.arms] == [1, 1]
 
 
 def _die(*arguments: Any) -> None:
@@ -167,13 +167,13 @@ def _die(*arguments: Any) -> None:
 def test_a_process_that_dies_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_serve", _die)
     with pytest.raises(ChildProcessError, match="a process of the comparison died"):
-        list(workers.in_parallel(plan, plan.runs, 2, Watch()))
+        list(workers.in_parallel(plan, plan.runs, 2, Callback()))
 
 
 def test_what_is_wrong_in_a_process_is_said_here(plan: Plan) -> None:
     broken = replace(plan, teacher=plan.folder / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
-        list(workers.in_parallel(broken, plan.runs[:1], 2, Watch()))
+        list(workers.in_parallel(broken, plan.runs[:1], 2, Callback()))
 
 
 # --- the folder
@@ -181,35 +181,35 @@ def test_what_is_wrong_in_a_process_is_said_here(plan: Plan) -> None:
 
 def test_a_folder_belongs_to_one_comparison(plan: Plan, data: Dataset) -> None:
     def again(**changes: Any) -> Plan:
-        return prepare(replace(plan, **changes), data, resume=True, watch=Watch())
+        return prepare(replace(plan, **changes), data, resume=True, watch=Callback())
 
-    settled = prepare(plan, data, resume=False, watch=Watch())
+    settled = prepare(plan, data, resume=False, watch=Callback())
     assert again(methods=("plain",), seeds=(9,)).train == settled.train
     assert again(train=replace(TRAIN, figure_every=7, seed=5)).train.figure_every == 7
     assert again(threads=7).threads == settled.threads, "results depend on them to the bit"
     with pytest.raises(InputError, match="holds a comparison: add --resume"):
-        prepare(plan, data, resume=False, watch=Watch())
+        prepare(plan, data, resume=False, watch=Callback())
     with pytest.raises(InputError, match=r"started with lr = 0.4, now it is 0.2"):
         again(train=replace(TRAIN, lr=0.2))
     with pytest.raises(InputError, match="started with student = resnet8"):
         again(student="cam-net")
     with pytest.raises(InputError, match="started with pictures"):
-        prepare(plan, replace(data, fingerprint="0" * 64), resume=True, watch=Watch())
+        prepare(plan, replace(data, fingerprint="0" * 64), resume=True, watch=Callback())
 
 
 def test_it_goes_on_in_the_number_format_it_was_begun_with(plan: Plan, data: Dataset) -> None:
     auto = replace(plan, train=replace(TRAIN, precision="auto"))
-    prepare(plan, data, resume=False, watch=Watch())
-    assert prepare(auto, data, resume=True, watch=Watch()).train.precision == "fp32"
+    prepare(plan, data, resume=False, watch=Callback())
+    assert prepare(auto, data, resume=True, watch=Callback()).train.precision == "fp32"
 
 
 def test_another_teacher_at_the_same_place_is_refused(plan: Plan, data: Dataset) -> None:
-    prepare(plan, data, resume=False, watch=Watch())
+    prepare(plan, data, resume=False, watch=Callback())
     shutil.rmtree(plan.teacher)
     configs = (plan.data, replace(TRAIN, seed=8))
-    pipeline.train_run(plan.teacher, data, "resnet8", "teacher", configs, Lesson("plain"))
+    pipeline.train_run(plan.teacher, data, "resnet8", "teacher", configs, DistillConfig("plain"))
     with pytest.raises(InputError, match="started with teacher_weights"):
-        prepare(plan, data, resume=True, watch=Watch())
+        prepare(plan, data, resume=True, watch=Callback())
 
 
 def test_a_finished_run_of_another_origin_is_refused(plan: Plan, data: Dataset) -> None:
@@ -234,27 +234,27 @@ def test_a_finished_run_of_another_origin_is_refused(plan: Plan, data: Dataset) 
 def test_a_folder_of_something_else_is_refused(plan: Plan, data: Dataset, name: str, content: str) -> None:
     write_text(plan.folder / name, content)
     with pytest.raises(InputError, match="holds something else than a comparison"):
-        prepare(plan, data, resume=True, watch=Watch())
+        prepare(plan, data, resume=True, watch=Callback())
     assert [path.name for path in plan.folder.iterdir()] == [name]
 
 
 def test_a_file_in_its_place_is_refused(plan: Plan, data: Dataset) -> None:
     write_text(plan.folder, "no folder")
     with pytest.raises(InputError, match="is a file"):
-        prepare(plan, data, resume=False, watch=Watch())
+        prepare(plan, data, resume=False, watch=Callback())
 
 
 def test_wrong_input_leaves_the_folder_free(plan: Plan, data: Dataset) -> None:
     with pytest.raises(InputError, match=r"neither a run folder"):
-        prepare(replace(plan, teacher=plan.folder / "gone"), data, resume=False, watch=Watch())
+        prepare(replace(plan, teacher=plan.folder / "gone"), data, resume=False, watch=Callback())
     assert not plan.folder.exists()
-    prepare(plan, data, resume=False, watch=Watch())
+    prepare(plan, data, resume=False, watch=Callback())
 
 
 def test_a_run_that_diverges_is_named_and_the_others_go_on(plan: Plan, data: Dataset) -> None:
     wild = "ce=1e+39"
-    mixed = prepare(replace(plan, methods=(wild, "plain"), seeds=(3,)), data, resume=False, watch=Watch())
-    failed = carry_out(mixed, data, 1, Watch(), silent)
+    mixed = prepare(replace(plan, methods=(wild, "plain"), seeds=(3,)), data, resume=False, watch=Callback())
+    failed = run_missing(mixed, data, 1, Callback(), no_progress)
     assert list(failed) == [f"{wild}, seed 3"]
     assert "lower --lr" in failed[f"{wild}, seed 3"]
     assert [len(arm.runs) for arm in collect(mixed).arms] == [0, 1]
@@ -266,7 +266,7 @@ def test_batches_that_are_passed_over_are_said_with_the_name_of_their_run(
 ) -> None:
     wild, notes = "ce=1e+39", Notes()
     plan = replace(plan, methods=("plain", wild), seeds=(3,), train=replace(TRAIN, on_nan="skip"))
-    failed = carry_out(prepare(plan, data, resume=False, watch=Watch()), data, processes, notes, silent)
+    failed = run_missing(prepare(plan, data, resume=False, watch=Callback()), data, processes, notes, no_progress)
     assert list(failed) == [f"{wild}, seed 3"]
     said = [note for note in notes.said if "passed over" in note]
     assert said == [
@@ -290,8 +290,10 @@ def test_methods_are_separated_by_commas_and_terms_by_plus() -> None:
     assert methods_of("plain, kd,ce=1+cam=1:pool=2") == ("plain", "kd", "ce=1+cam=1:pool=2")
     assert methods_of("plain,kd=0.9+ce=0.1,ce=0.1+kd=0.9+cam=1") == ("plain", "kd", "cam-kd"), "by their names"
     assert methods_of("ce=1.0 + cam=1: pool=2,ce=2") == ("ce=1+cam=1:pool=2", "ce=2"), "in one form"
-    assert methods_of("ce=1:smoothing=0+kd=1,plain", 0.1) == ("ce=1:smoothing=0+kd=1", "plain")
-    assert methods_of("ce=1:smoothing=0,plain", 0.1) == ("ce=1:smoothing=0", "plain"), "not the same with smoothing"
+    assert methods_of("ce=1:label_smoothing=0+kd=1,plain", 0.1) == ("ce=1:label_smoothing=0+kd=1", "plain")
+    assert methods_of("ce=1:label_smoothing=0,plain", 0.1) == ("ce=1:label_smoothing=0", "plain"), (
+        "not the same with label_smoothing"
+    )
     wrong = {
         "": "needs methods",
         " , ": "needs methods",

@@ -19,22 +19,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
-from camkd.distill.teacher import Teacher, adopt_teacher, find_teacher
-from camkd.evaluate import examine, read_pictures
+from camkd.distill.teacher import Teacher, find_teacher, load_teacher
+from camkd.evaluate import predict_split, read_per_image
 from camkd.experiments import pipeline
 from camkd.experiments.finished_runs import reevaluate
-from camkd.experiments.pipeline import channel_statistics, taught_by, train_all, train_run
-from camkd.models import MODELS, Normalised
+from camkd.experiments.pipeline import channel_statistics, prepare_teacher_cache, train_all, train_run
+from camkd.models import MODELS, ImageClassifier
 from camkd.models.resnet import BasicBlock, ResNet
-from camkd.report.gallery import rows_of
+from camkd.report.gallery import gallery_rows
 from camkd.runs.folder import Run
-from camkd.runs.load_model import describe, load
-from camkd.train.callbacks import Watch
+from camkd.runs.load_model import load, read_model_info
+from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted
-from camkd.train.validation import Referee
+from camkd.train.validation import Validator
 from camkd.types import InputError
 from camkd.utils import devices
 
@@ -47,10 +47,10 @@ HISTORY_TAUGHT = {"val_teacher_agreement", "val_cam_cosine"}
 DATA = DataConfig(data="easy")
 ONE = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 TWO = replace(ONE, epochs=2)
-PLAIN = Lesson("plain")
+PLAIN = DistillConfig("plain")
 
 
-class Steps(Watch):
+class Steps(Callback):
     """Counts the steps, and stops at one if told to."""
 
     def __init__(self, stop_at: int = 0) -> None:
@@ -70,20 +70,20 @@ def weights(folder: Path) -> str:
 def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained teacher run on `easy`: a ResNet-8."""
     folder = tmp_path_factory.mktemp("teacher") / "resnet8"
-    train_run(folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
+    train_run(folder, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"))
     return folder
 
 
 @pytest.fixture
 def taught(easy: Dataset, wide_teacher: Path) -> Teacher:
-    return adopt_teacher(wide_teacher, easy, "cpu")
+    return load_teacher(wide_teacher, easy, "cpu")
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache of this test's own."""
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "knowledge"
+    return tmp_path / "cache" / "teacher"
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> No
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
     kept = {name for name in files if name.startswith("checkpoints/")}
-    pages |= {"gallery.json", "pictures.npz"}
+    pages |= {"gallery.json", "per_image.npz"}
     assert files - kept == pages | {"figures/cams.png", "figures/cams-epoch-001.png"}
     assert sorted(Path(name).name.partition("-")[0] + Path(name).suffix for name in kept if "best" not in name) == [
         "last.json", "last.json", "last.pt", "last.pt",
@@ -122,8 +122,11 @@ def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> No
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_the_record_of_pictures_is_that_of_the_figures(finished: Any, easy_folder: Path, role: str) -> None:
-    pictures, metrics = read_pictures(Run(finished.folder / role).pictures), Run(finished.folder / role).read_metrics()
-    assert metrics["test_pictures"] == len(pictures["label"]) == 24
+    pictures, metrics = (
+        read_per_image(Run(finished.folder / role).per_image),
+        Run(finished.folder / role).read_metrics(),
+    )
+    assert metrics["test_images"] == len(pictures["label"]) == 24
     assert metrics["accuracy"] == np.mean(pictures["predicted"] == pictures["label"])
     assert set(pictures["name"]) == {str(path.relative_to(easy_folder)) for path in easy_folder.glob("test/*/*.png")}
     assert ("teacher_agreement" in metrics) == ("teacher_predicted" in pictures) == (role == "student")
@@ -145,13 +148,15 @@ def test_each_network_has_its_own_optimiser_and_the_run_says_which(
 ) -> None:
     config = TrainConfig(epochs=1, batch_size=24, precision="fp32", device="cpu", figure_every=0)
     for name, expected in (("cam-net", ("adamw", 0.01, 0.01)), ("resnet8", ("sgd", 0.2, 5e-4))):
-        train_run(tmp_path / name, easy, name, "teacher", (DataConfig(data=str(easy_folder)), config), Lesson("plain"))
+        train_run(
+            tmp_path / name, easy, name, "teacher", (DataConfig(data=str(easy_folder)), config), DistillConfig("plain")
+        )
         said = Run(tmp_path / name).config()
         assert (said["optimizer"], said["lr"], said["weight_decay"]) == expected
 
 
 def test_description_and_figures_agree_with_the_model(finished: Any, easy: Dataset) -> None:
-    said = describe(finished.folder / "student")
+    said = read_model_info(finished.folder / "student")
     model = load(finished.folder / "student")
     metrics = Run(finished.folder / "student").read_metrics()
     assert (said.architecture, said.role, said.method) == ("cam-net", "student", "cam-kd")
@@ -181,7 +186,9 @@ def test_the_students_gallery_shows_all_three(finished: Any, easy: Dataset) -> N
     """And a resumed ``camkd train`` finds the same pictures in it again."""
     said = json.loads(Run(finished.folder / "student").gallery.read_text(encoding="utf-8"))
     roles = ("teacher", "student", "control")
-    assert [model["sha256"] for model in said["models"]] == [describe(finished.folder / role).sha256 for role in roles]
+    assert [model["sha256"] for model in said["models"]] == [
+        read_model_info(finished.folder / role).sha256 for role in roles
+    ]
     assert {picture["row"] for picture in said["pictures"]} == set(range(len(easy.test)))
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
     assert said["pictures"][0]["image"] in page
@@ -207,15 +214,15 @@ def test_channel_statistics_over_several_blocks() -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.9, 0.9, 0.1])
-    monkeypatch.setattr(Referee, "__call__", lambda self, model: {"val_accuracy": next(scores), "val_loss": 1.0})
+    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(scores), "val_loss": 1.0})
     seen: list[Tensor] = []
 
-    class Averages(Watch):
+    class Averages(Callback):
         def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
             seen.append(model.state_dict()["fc.weight"].clone())
 
     config = replace(ONE, epochs=3, batch_size=96)
-    metrics = train_run(tmp_path, easy, "resnet8", "teacher", (DATA, config), Lesson("plain"), watch=Averages())
+    metrics = train_run(tmp_path, easy, "resnet8", "teacher", (DATA, config), DistillConfig("plain"), watch=Averages())
     assert metrics["val_accuracy"] == 0.9
     assert torch.equal(load(tmp_path).state_dict()["fc.weight"], seen[metrics["best_epoch"] - 1])
 
@@ -226,31 +233,31 @@ def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, m
 def test_folder_with_a_run_is_refused(easy: Dataset, wide_teacher: Path) -> None:
     before = weights(wide_teacher)
     with pytest.raises(InputError, match=r"holds a finished run: add --resume"):
-        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
+        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"))
     assert weights(wide_teacher) == before
 
 
 def test_finished_run_is_returned_as_it_is(easy: Dataset, wide_teacher: Path) -> None:
     steps, before = Steps(), Run(wide_teacher).read_metrics()
     metrics = train_run(
-        wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"), resume=True, watch=steps
+        wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"), resume=True, watch=steps
     )
     assert metrics == before
     assert steps.count == 0
 
 
-@pytest.mark.parametrize("read", [read_pictures, rows_of])
+@pytest.mark.parametrize("read", [read_per_image, gallery_rows])
 def test_what_is_advised_of_a_damaged_record_brings_it_back(
     easy: Dataset, wide_teacher: Path, tmp_path: Path, read: Callable[[Path], Any]
 ) -> None:
     run, steps = Run(Path(shutil.copytree(wide_teacher, tmp_path / "run"))), Steps()
-    path = run.pictures if read is read_pictures else run.gallery
+    path = run.per_image if read is read_per_image else run.gallery
     before = path.read_bytes()
     path.write_bytes(before[:-9])
     with pytest.raises(InputError, match=r"delete metrics\.json beside it and start the run again with --resume"):
         read(path)
     run.metrics.unlink()
-    train_run(run.folder, easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"), resume=True, watch=steps)
+    train_run(run.folder, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"), resume=True, watch=steps)
     assert path.read_bytes() == before
     assert steps.count == 0
 
@@ -264,28 +271,34 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=named):
         train_run(
-            wide_teacher, easy, "resnet8", "teacher", (DATA, replace(ONE, **changes)), Lesson("plain"), resume=True
+            wide_teacher,
+            easy,
+            "resnet8",
+            "teacher",
+            (DATA, replace(ONE, **changes)),
+            DistillConfig("plain"),
+            resume=True,
         )
 
 
 def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
     with pytest.raises(InputError, match="model = resnet8, now it is cam-net"):
-        train_run(wide_teacher, easy, "cam-net", "teacher", (DATA, ONE), Lesson("plain"), resume=True)
+        train_run(wide_teacher, easy, "cam-net", "teacher", (DATA, ONE), DistillConfig("plain"), resume=True)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
-    train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("plain"))
+    train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), DistillConfig("plain"))
     with pytest.raises(InputError, match="method = plain, now it is kd"):
-        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("kd"), resume=True)
+        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), DistillConfig("kd"), resume=True)
     with pytest.raises(InputError, match="teacher = None, now it is "):
-        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), Lesson("plain"), taught, resume=True)
+        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), DistillConfig("plain"), taught, resume=True)
 
 
 def test_file_in_the_place_of_a_run_is_refused(easy: Dataset, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="taken is a file"):
-        train_run(tmp_path / "taken", easy, "resnet8", "teacher", (DATA, ONE), Lesson("plain"))
+        train_run(tmp_path / "taken", easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"))
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
@@ -295,7 +308,7 @@ def test_everything_finished_trains_nothing(finished: Any, easy_folder: Path) ->
     config = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32")
     configs = (DataConfig(data=str(easy_folder)), config)
     results = train_all(
-        finished.folder, data, "resnet8", "cam-net", configs, Lesson("cam-kd"), resume=True, watch=steps
+        finished.folder, data, "resnet8", "cam-net", configs, DistillConfig("cam-kd"), resume=True, watch=steps
     )
     assert steps.count == 0
     assert {role: Run(finished.folder / role).read_metrics() for role in results} == results
@@ -312,10 +325,10 @@ def test_interrupted_in_the_student_goes_on_to_the_same_bits(
         TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32"),
     )
 
-    def again(watch: Watch, resume: bool) -> dict[str, Any]:
+    def again(watch: Callback, resume: bool) -> dict[str, Any]:
         teacher = str(finished.folder)  # the folder of `camkd train`: its teacher
         return train_all(
-            tmp_path / "run", data, teacher, "cam-net", configs, Lesson("cam-kd"), resume=resume, watch=watch
+            tmp_path / "run", data, teacher, "cam-net", configs, DistillConfig("cam-kd"), resume=resume, watch=watch
         )
 
     with pytest.raises(Interrupted, match="student"):
@@ -336,10 +349,10 @@ def test_interrupted_in_the_student_goes_on_to_the_same_bits(
 
 
 def learn(
-    folder: Path, data: Dataset, model: str, taught: Teacher, lesson: Lesson, config: TrainConfig
+    folder: Path, data: Dataset, model: str, taught: Teacher, lesson: DistillConfig, config: TrainConfig
 ) -> tuple[int, TrainConfig]:
     """Train a student; about how many pictures the teacher was asked meanwhile, and the configuration used."""
-    knowledge, config = taught_by(taught, data, config, lesson)
+    knowledge, config = prepare_teacher_cache(taught, data, config, lesson)
     train_run(folder, data, model, "student", (DATA, config), lesson, taught, knowledge)
     return knowledge.asked if knowledge else 0, config
 
@@ -348,16 +361,16 @@ def learn(
 def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
     asked = {}
 
-    def student(name: str, model: str, lesson: Lesson, config: TrainConfig = TWO) -> None:
+    def student(name: str, model: str, lesson: DistillConfig, config: TrainConfig = TWO) -> None:
         asked[name], _ = learn(tmp_path / name, easy, model, taught, lesson, config)
 
-    student("cold", "cam-net", Lesson("cam-kd"))
-    student("warm", "cam-net", Lesson("cam-kd"))
-    student("other-model", "resnet8", Lesson("cam-kd"), replace(TWO, seed=3))
-    student("other-method", "resnet8", Lesson("kd"), replace(TWO, lr=0.2))
-    student("other-views", "resnet8", Lesson("kd"), replace(ONE, view_seed=1))
-    student("no-store", "resnet8", Lesson("kd", knowledge_budget="0"), replace(ONE, view_seed=1))
-    student("plain", "resnet8", Lesson("plain"), ONE)
+    student("cold", "cam-net", DistillConfig("cam-kd"))
+    student("warm", "cam-net", DistillConfig("cam-kd"))
+    student("other-model", "resnet8", DistillConfig("cam-kd"), replace(TWO, seed=3))
+    student("other-method", "resnet8", DistillConfig("kd"), replace(TWO, lr=0.2))
+    student("other-views", "resnet8", DistillConfig("kd"), replace(ONE, augment_seed=1))
+    student("no-store", "resnet8", DistillConfig("kd", cache_budget="0"), replace(ONE, augment_seed=1))
+    student("plain", "resnet8", DistillConfig("plain"), ONE)
     twice, once = 2 * 96, 96
     assert asked == {
         "cold": twice,
@@ -374,20 +387,20 @@ def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, s
 
 @pytest.mark.usefixtures("undrawn", "store")
 def test_a_full_budget_brings_the_views_again(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
-    knowledge, _ = taught_by(taught, easy, TWO, Lesson("kd"))
+    knowledge, _ = prepare_teacher_cache(taught, easy, TWO, DistillConfig("kd"))
     assert knowledge is not None
     assert knowledge.store is not None
     budget = f"{knowledge.store.epoch_bytes + 1}B"
-    asked, config = learn(tmp_path / "run", easy, "cam-net", taught, Lesson("kd", knowledge_budget=budget), TWO)
-    assert (asked, config.view_epochs) == (96, 1)
-    assert Run(tmp_path / "run").config()["view_epochs"] == 1
-    assert Run(tmp_path / "run").read_metrics()["view_epochs"] == 1
+    asked, config = learn(tmp_path / "run", easy, "cam-net", taught, DistillConfig("kd", cache_budget=budget), TWO)
+    assert (asked, config.augment_epochs) == (96, 1)
+    assert Run(tmp_path / "run").config()["augment_epochs"] == 1
+    assert Run(tmp_path / "run").read_metrics()["augment_epochs"] == 1
     assert knowledge.store.epochs() == [0]
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_attention_is_asked_live(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
-    asked, _ = learn(tmp_path / "at", easy, "cam-net", taught, Lesson("at"), ONE)
+    asked, _ = learn(tmp_path / "at", easy, "cam-net", taught, DistillConfig("at"), ONE)
     assert asked == 96
     assert not store.exists()
     assert Run(tmp_path / "at").read_history()[0]["terms"]["at"] > 0
@@ -400,7 +413,7 @@ def test_teacher_stays_as_it_was(easy: Dataset, tmp_path: Path, taught: Teacher,
     before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
     taught.model.layer2.train()
     modes = [module.training for module in taught.model.modules()]
-    learn(tmp_path / "run", easy, "cam-net", taught, Lesson(method), ONE)
+    learn(tmp_path / "run", easy, "cam-net", taught, DistillConfig(method), ONE)
     assert all(torch.equal(tensor, before[name]) for name, tensor in taught.model.state_dict().items())
     assert [module.training for module in taught.model.modules()] == modes
     assert all(p.grad is None and not p.requires_grad for p in taught.model.parameters())
@@ -413,9 +426,9 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(MODELS, "tiny-mlp", make)
     place = tmp_path / "teacher"
-    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, replace(ONE, epochs=6)), Lesson("plain"))
-    teacher = adopt_teacher(place, easy, "cpu")
-    learn(tmp_path / "run", easy, "cam-net", teacher, Lesson("cam-kd"), ONE)
+    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, replace(ONE, epochs=6)), DistillConfig("plain"))
+    teacher = load_teacher(place, easy, "cpu")
+    learn(tmp_path / "run", easy, "cam-net", teacher, DistillConfig("cam-kd"), ONE)
     metrics = Run(tmp_path / "run").read_metrics()
     assert (own["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
     assert -1 <= metrics["cam_cosine"] <= 1
@@ -424,10 +437,10 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
 
 def test_teacher_of_other_pictures_is_refused(easy: Dataset, wide_teacher: Path) -> None:
     with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have a, b, c"):
-        adopt_teacher(wide_teacher, replace(easy, classes=("a", "b", "c")), "cpu")
+        load_teacher(wide_teacher, replace(easy, classes=("a", "b", "c")), "cpu")
     larger = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
     with pytest.raises(InputError, match=r"trained on .*16 .*, not 32: add --size 16"):
-        adopt_teacher(wide_teacher, replace(easy, train=larger), "cpu")
+        load_teacher(wide_teacher, replace(easy, train=larger), "cpu")
 
 
 def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +464,7 @@ def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str) -> None:
     metrics = Run(finished.folder / role).read_metrics()
-    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None, print).figures
+    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None, print).metrics
     assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
     groups = [(again, metrics)]
     groups += [(group, metrics["by_outcome"][name]) for name, group in again.pop("by_outcome", {}).items()]
@@ -465,13 +478,13 @@ def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path,
     data_config = DataConfig(data=str(easy_folder), limit=9)
     data = open_data(easy_folder, limit=9)
     metrics = train_run(
-        tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), Lesson("plain")
+        tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), DistillConfig("plain")
     )
-    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, print).figures
-    assert again["test_pictures"] == metrics["test_pictures"] == 9
+    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, print).metrics
+    assert again["test_images"] == metrics["test_images"] == 9
     assert again["confusion"] == metrics["confusion"]
-    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None, print).figures
-    assert other["test_pictures"] == 24
+    other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None, print).metrics
+    assert other["test_images"] == 24
 
 
 def test_a_folder_without_splits_is_measured_whole(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
@@ -479,17 +492,17 @@ def test_a_folder_without_splits_is_measured_whole(finished: Any, easy_folder: P
     shutil.copytree(easy_folder / "train", tmp_path / "new")
     shutil.copytree(easy_folder / "test", tmp_path / "held" / "test")
     said: list[str] = []
-    found = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, said.append).figures
+    found = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, said.append).metrics
     data = open_data(easy_folder)
-    answers = examine(load(student), data.train).logits.argmax(1)
+    answers = predict_split(load(student), data.train).logits.argmax(1)
     assert found["accuracy"] == pytest.approx((answers.numpy() == data.train.labels).mean())
-    assert found["test_pictures"] == 96
+    assert found["test_images"] == 96
     assert said == [f"measured on all 96 pictures of {str(tmp_path / 'new')!r}"]
     alone, whole = (
-        reevaluate(student, str(place), None, "cpu", lambda *done: None, said.append).figures
+        reevaluate(student, str(place), None, "cpu", lambda *done: None, said.append).metrics
         for place in (tmp_path / "held", easy_folder)
     )
-    assert (alone["test_pictures"], alone["confusion"]) == (24, whole["confusion"])
+    assert (alone["test_images"], alone["confusion"]) == (24, whole["confusion"])
     assert said[-1] == f"measured on the 24 test pictures of {str(easy_folder)!r}"
 
 
@@ -497,15 +510,15 @@ def test_a_runs_own_pictures_in_another_place_are_not_measured_whole(easy_folder
     shutil.copytree(easy_folder / "train", tmp_path / "mine")
     data_config = DataConfig(data=str(tmp_path / "mine"), train_limit=60)
     data = open_data(tmp_path / "mine", train_limit=60)
-    metrics = train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), Lesson("plain"))
+    metrics = train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), DistillConfig("plain"))
     given = reevaluate(str(tmp_path / "run"), str(tmp_path / "mine"), None, "cpu", lambda *done: None, print)
-    assert given.figures["confusion"] == metrics["confusion"]
+    assert given.metrics["confusion"] == metrics["confusion"]
     (tmp_path / "mine").rename(tmp_path / "moved")
     said: list[str] = []
     found = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, said.append)
-    assert found.figures["confusion"] == metrics["confusion"]
-    assert 0 < found.figures["test_pictures"] == metrics["test_pictures"] < 30
-    assert said[0] == f"measured on the {metrics['test_pictures']} test pictures of {str(tmp_path / 'moved')!r}"
+    assert found.metrics["confusion"] == metrics["confusion"]
+    assert 0 < found.metrics["test_images"] == metrics["test_images"] < 30
+    assert said[0] == f"measured on the {metrics['test_images']} test pictures of {str(tmp_path / 'moved')!r}"
     assert any("so the split was made here" in line for line in said)
 
 
@@ -513,7 +526,7 @@ def test_pictures_that_changed_since_the_training_are_noted(easy_folder: Path, t
     shutil.copytree(easy_folder, tmp_path / "mine")
     data_config, said = DataConfig(data=str(tmp_path / "mine"), train_limit=60), list[str]()
     data = open_data(tmp_path / "mine", train_limit=60)
-    train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), Lesson("plain"))
+    train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), DistillConfig("plain"))
     reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
     assert said == []
     learnt = data.train.names[0] if data.train.names else ""
@@ -525,8 +538,8 @@ def test_pictures_that_changed_since_the_training_are_noted(easy_folder: Path, t
 
 def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
     control = str(finished.folder / "control")
-    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None, print).figures
-    assert given == reevaluate(control, None, None, "cpu", lambda *done: None, print).figures
+    given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None, print).metrics
+    assert given == reevaluate(control, None, None, "cpu", lambda *done: None, print).metrics
 
 
 def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:
@@ -546,7 +559,7 @@ def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, e
 class Wrong:
     named: str
     model: str = "resnet8"
-    lesson: Lesson = PLAIN
+    lesson: DistillConfig = PLAIN
     config: TrainConfig = ONE
     teacher_epochs: int | None = None
 
@@ -555,16 +568,16 @@ class Wrong:
     "wrong",
     [
         Wrong("no model 'nope'", model="nope"),
-        Wrong("no method 'magic'", lesson=Lesson("magic")),
-        Wrong("'never' in 'cam=1:schedule=never' is none of", lesson=Lesson("ce=1,cam=1:schedule=never")),
-        Wrong("kd has no setting 'pool'", lesson=Lesson("ce=1,kd=1:pool=4")),
-        Wrong("no view policy 'wild'", config=replace(ONE, views="wild")),
+        Wrong("no method 'magic'", lesson=DistillConfig("magic")),
+        Wrong("'never' in 'cam=1:schedule=never' is none of", lesson=DistillConfig("ce=1,cam=1:schedule=never")),
+        Wrong("kd has no setting 'pool'", lesson=DistillConfig("ce=1,kd=1:pool=4")),
+        Wrong("no view policy 'wild'", config=replace(ONE, augment="wild")),
         Wrong("device 'quantum'", config=replace(ONE, device="quantum")),
         Wrong("epochs is 0", config=replace(ONE, epochs=0)),
         Wrong("teacher_epochs is 0", teacher_epochs=0),
         Wrong(
             "cam=1:control=shuffled needs several pictures in a batch",
-            lesson=Lesson("ce=1,cam=1:control=shuffled"),
+            lesson=DistillConfig("ce=1,cam=1:control=shuffled"),
             config=replace(ONE, batch_size=1),
         ),
         Wrong("batch_size is -1", config=replace(ONE, batch_size=-1)),
@@ -572,14 +585,14 @@ class Wrong:
         Wrong("lr is nan", config=replace(ONE, lr=float("nan"))),
         Wrong("lr is inf", config=replace(ONE, lr=float("inf"))),
         Wrong("weight_decay is -0.1", config=replace(ONE, weight_decay=-0.1)),
-        Wrong("warmup is 1.5", config=replace(ONE, warmup=1.5)),
-        Wrong("smoothing is 2.0", config=replace(ONE, smoothing=2.0)),
-        Wrong("clip is 0.0", config=replace(ONE, clip=0.0)),
-        Wrong("ema is 1.1", config=replace(ONE, ema=1.1)),
+        Wrong("warmup is 1.5", config=replace(ONE, warmup_fraction=1.5)),
+        Wrong("label_smoothing is 2.0", config=replace(ONE, label_smoothing=2.0)),
+        Wrong("grad_clip is 0.0", config=replace(ONE, grad_clip=0.0)),
+        Wrong("ema is 1.1", config=replace(ONE, ema_decay=1.1)),
         Wrong("seed is -1", config=replace(ONE, seed=-1)),
-        Wrong("view_seed is 10000000000", config=replace(ONE, view_seed=10**10)),
+        Wrong("augment_seed is 10000000000", config=replace(ONE, augment_seed=10**10)),
         Wrong("figure_every is -1", config=replace(ONE, figure_every=-1)),
-        Wrong("knowledge_budget is -1", lesson=Lesson("kd", knowledge_budget=-1)),
+        Wrong("cache_budget is -1", lesson=DistillConfig("kd", cache_budget=-1)),
     ],
     ids=lambda wrong: wrong.named,
 )
@@ -588,42 +601,46 @@ def test_wrong_names_and_numbers_are_named(wrong: Wrong) -> None:
         pipeline.check_names(wrong.model, wrong.lesson, wrong.config, wrong.teacher_epochs)
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), ONE, replace(ONE, warmup=0.0, ema=0.0, weight_decay=0.0, clip=1e-9)])
+@pytest.mark.parametrize(
+    "config", [TrainConfig(), ONE, replace(ONE, warmup_fraction=0.0, ema_decay=0.0, weight_decay=0.0, grad_clip=1e-9)]
+)
 def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
-    pipeline.check_names("cam-net", Lesson("ce=1,cam=1:control=centre"), replace(config, batch_size=1))
-    pipeline.check_names("cam-net", Lesson("ce=0.1,cam=1:schedule=early", "1GB"), config, 1)
+    pipeline.check_names("cam-net", DistillConfig("ce=1,cam=1:control=centre"), replace(config, batch_size=1))
+    pipeline.check_names("cam-net", DistillConfig("ce=0.1,cam=1:schedule=early", "1GB"), config, 1)
     json.dumps(config.__dict__)
 
 
 def test_what_is_not_said_is_settled_once(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "bf16_gain", lambda: 3.0)
     auto = replace(ONE, precision="auto", device="cpu")
-    assert pipeline.settled(auto).precision == "bf16"
-    assert pipeline.settled(replace(auto, precision="fp32")).precision == "fp32"
+    assert pipeline.resolve_auto(auto).precision == "bf16"
+    assert pipeline.resolve_auto(replace(auto, precision="fp32")).precision == "fp32"
     for folder, said in {
-        "teacher": {"model": "resnet8", "precision": "fp32", "view_epochs": 5},
-        "control": {"student": "cam-net", "method": "plain", "precision": "bf16", "view_epochs": 2},
+        "teacher": {"model": "resnet8", "precision": "fp32", "augment_epochs": 5},
+        "control": {"student": "cam-net", "method": "plain", "precision": "bf16", "augment_epochs": 2},
     }.items():
         Run(tmp_path / folder).start(said, {"pictures": "abc"})
     folders = [tmp_path / role for role in ("teacher", "control", "student")]
-    begun = pipeline.settled(auto, *folders)
-    assert (begun.precision, begun.view_epochs) == ("fp32", 2), "as the first was begun, with the control's views"
-    assert pipeline.settled(replace(auto, view_epochs=7), *folders).view_epochs == 7
+    begun = pipeline.resolve_auto(auto, *folders)
+    assert (begun.precision, begun.augment_epochs) == ("fp32", 2), "as the first was begun, with the control's views"
+    assert pipeline.resolve_auto(replace(auto, augment_epochs=7), *folders).augment_epochs == 7
 
 
 @pytest.mark.usefixtures("undrawn", "store")
 def test_a_run_goes_on_with_its_views_whatever_the_budget_is_now(
     easy: Dataset, tmp_path: Path, taught: Teacher
 ) -> None:
-    small = Lesson("kd", knowledge_budget="15kB")
+    small = DistillConfig("kd", cache_budget="15kB")
     run = tmp_path / "run"
     asked, config = learn(run, easy, "cam-net", taught, small, TWO)
-    assert (asked, config.view_epochs) == (96, 1)
-    config = pipeline.settled(TWO, run)
-    assert config.view_epochs == 1
-    knowledge, config = taught_by(taught, easy, config, Lesson("kd"))
-    again = train_run(run, easy, "cam-net", "student", (DATA, config), Lesson("kd"), taught, knowledge, resume=True)
-    assert again["view_epochs"] == 1
+    assert (asked, config.augment_epochs) == (96, 1)
+    config = pipeline.resolve_auto(TWO, run)
+    assert config.augment_epochs == 1
+    knowledge, config = prepare_teacher_cache(taught, easy, config, DistillConfig("kd"))
+    again = train_run(
+        run, easy, "cam-net", "student", (DATA, config), DistillConfig("kd"), taught, knowledge, resume=True
+    )
+    assert again["augment_epochs"] == 1
 
 
 # --- a teacher that knows nothing of these pictures
@@ -631,13 +648,13 @@ def test_a_run_goes_on_with_its_views_whatever_the_budget_is_now(
 
 def spoil(teacher: Teacher, way: str) -> Teacher:
     model = copy.deepcopy(teacher.model)
-    assert isinstance(model, Normalised)
+    assert isinstance(model, ImageClassifier)
     with torch.no_grad():
         if way == "order of classes":
             model.fc.weight.copy_(model.fc.weight.roll(1, 0))
             model.fc.bias.copy_(model.fc.bias.roll(1, 0))
         elif way == "normalisation":
-            model.normalise_with([90.0] * 3, [0.01] * 3)
+            model.set_normalization([90.0] * 3, [0.01] * 3)
         else:
             for parameter in model.parameters():
                 parameter.normal_()
@@ -645,19 +662,19 @@ def spoil(teacher: Teacher, way: str) -> Teacher:
 
 
 def test_a_good_teacher_is_introduced(easy: Dataset, taught: Teacher) -> None:
-    right = (taught.shown.labels.numpy() == easy.val.labels).mean()
+    right = (taught.val_targets.labels.numpy() == easy.val.labels).mean()
     assert taught.check() == pytest.approx(right)
     steps = Steps()
     said: list[str] = []
     steps.note = said.append  # type: ignore[method-assign]
-    pipeline.taught_by(taught, easy, ONE, Lesson("kd"), steps)
+    pipeline.prepare_teacher_cache(taught, easy, ONE, DistillConfig("kd"), steps)
     assert said[0] == f"the teacher is right on {right:.1%} of the validation pictures"
 
 
 @pytest.mark.fault("the wrong teacher")
 def test_what_a_few_pictures_cannot_tell_is_said_with_their_number(taught: Teacher) -> None:
     """One wrong of four, two of which are of one class: two standard errors of guessing are a half."""
-    said = taught.shown.labels.numpy()
+    said = taught.val_targets.labels.numpy()
     rows = np.array([np.flatnonzero(said == label)[place] for label, place in ((0, 0), (0, 1), (1, 0), (1, 1))])
     few = replace(taught.val.take(rows), labels=np.array([0, 0, 1, 2]))
     with pytest.raises(
@@ -673,14 +690,14 @@ def test_a_teacher_of_other_pictures_is_refused(finished: Any, easy: Dataset) ->
     """Of another size, and of classes in another order."""
     large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
     with pytest.raises(InputError, match="was trained on 16 pixel pictures, not 32: add --size 16"):
-        adopt_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
+        load_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
     with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have sky, berry"):
-        adopt_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")
+        load_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")
 
 
 @pytest.mark.fault("the wrong teacher")
 @pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
 def test_a_teacher_near_chance_is_refused_before_the_first_step(easy: Dataset, taught: Teacher, way: str) -> None:
     with pytest.raises(InputError, match=r"of the 24 validation pictures, and guessing is on 33\.3%"):
-        pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("cam-kd"))
-    assert pipeline.taught_by(spoil(taught, way), easy, ONE, Lesson("plain")) == (None, ONE)
+        pipeline.prepare_teacher_cache(spoil(taught, way), easy, ONE, DistillConfig("cam-kd"))
+    assert pipeline.prepare_teacher_cache(spoil(taught, way), easy, ONE, DistillConfig("plain")) == (None, ONE)

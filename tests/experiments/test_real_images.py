@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
 from camkd.experiments.pipeline import train_run
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def test_limited(photographs: Dataset) -> None:
 def test_one_epoch_is_better_than_chance(photographs: Dataset, tmp_path: Path) -> None:
     steps: list[int] = []
 
-    class Steps(Watch):
+    class Steps(Callback):
         def step(self, pictures: int) -> None:
             steps.append(pictures)
 
     config = TrainConfig(epochs=1, batch_size=16, lr=0.2, device="cpu")
     metrics = train_run(
-        tmp_path, photographs, "resnet8", "teacher", (DataConfig(), config), Lesson("plain"), watch=Steps()
+        tmp_path, photographs, "resnet8", "teacher", (DataConfig(), config), DistillConfig("plain"), watch=Steps()
     )
     assert sum(steps) == len(photographs.train)
     assert metrics["accuracy"] > 0.15  # chance is 0.10 +- 0.02 on 200 pictures

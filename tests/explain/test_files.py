@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.explain.explain import Look, Looks
+from camkd.explain.explain import Explanation, ModelMaps
 from camkd.explain.files import (
     PANELS,
-    check_figure,
+    check_figure_size,
     decoded,
-    decoded_in_parts,
-    kind_of,
-    picture_files,
-    records,
+    find_image_files,
+    iter_decoded,
+    output_format,
+    prediction_records,
     write_figure,
     write_maps,
     write_overlays,
@@ -47,29 +47,29 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def looks_at(count: int, top: int = 1) -> Looks:
+def looks_at(count: int, top: int = 1) -> Explanation:
     rng = np.random.default_rng(1)
     sure = rng.dirichlet(np.ones(3), count).astype(np.float32)
     maps = rng.standard_normal((count, top, 4, 4)).astype(np.float32)
     shown = np.argsort(-sure, 1)[:, :top]
-    return Looks(shown, {"teacher": Look(sure, maps), "student": Look(sure[::-1], 2 * maps)})
+    return Explanation(shown, {"teacher": ModelMaps(sure, maps), "student": ModelMaps(sure[::-1], 2 * maps)})
 
 
 def test_folders_are_searched_to_their_depth_and_each_picture_counts_once(folder: Path) -> None:
-    found = picture_files([str(folder / "wide.png"), str(folder)])
+    found = find_image_files([str(folder / "wide.png"), str(folder)])
     assert [str(path.relative_to(folder)) for path in found] == ["wide.png", "a/deep/small.png", "a/tall.png"]
 
 
 def test_a_folder_without_pictures_is_refused(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(InputError, match=r"no pictures \(bmp, .*\) were found in '.*empty'"):
-        picture_files([str(folder), str(folder / "empty")])
+        find_image_files([str(folder), str(folder / "empty")])
 
 
 def test_pictures_are_read_a_few_at_a_time(folder: Path) -> None:
-    paths = picture_files([str(folder)]) * 30
+    paths = find_image_files([str(folder)]) * 30
     told: list[tuple[int, int]] = []
-    found = list(decoded_in_parts(paths, 16, lambda done, total, what: told.append((done, total))))
+    found = list(iter_decoded(paths, 16, lambda done, total, what: told.append((done, total))))
     assert [len(part) for part in found] == [32, 32, 26]
     assert told == [(32, 90), (64, 90), (90, 90)]
     np.testing.assert_array_equal(np.concatenate(found), decoded(paths, 16))
@@ -89,24 +89,24 @@ def test_picture_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | N
 )
 def test_the_name_says_what_is_written(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "v1.5").mkdir()
-    assert kind_of(tmp_path / name) == kind
+    assert output_format(tmp_path / name) == kind
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.pngg", "file"])
 def test_a_name_that_says_nothing_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"is no \.png, \.npz or \.json file"):
-        kind_of(tmp_path / name)
+        output_format(tmp_path / name)
 
 
 def test_a_figure_has_its_limits() -> None:
-    check_figure(PANELS // 3, 2)
+    check_figure_size(PANELS // 3, 2)
     with pytest.raises(InputError, match=r"201 pictures with 2 maps each .* give --out a folder"):
-        check_figure(PANELS // 3 + 1, 2)
+        check_figure_size(PANELS // 3 + 1, 2)
 
 
 def test_overlays_are_in_the_pictures_own_pixels_and_cover_what_the_network_saw(folder: Path, tmp_path: Path) -> None:
-    paths = picture_files([str(folder)])
+    paths = find_image_files([str(folder)])
     maps = looks_at(3).by["student"].maps
     write_overlays(tmp_path / "out", paths, maps, silent)
     written = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -152,7 +152,7 @@ def test_no_overlay_is_left_where_a_picture_cannot_be_read(folder: Path, tmp_pat
 
 @pytest.mark.parametrize("top", [1, 2])
 def test_the_figure_shows_a_pictures_own_pixels(folder: Path, tmp_path: Path, top: int) -> None:
-    paths = picture_files([str(folder)])
+    paths = find_image_files([str(folder)])
     write_figure(tmp_path / "cams.png", paths, looks_at(3, top), CLASSES)
     drawn = np.asarray(Image.open(tmp_path / "cams.png").convert("RGB"))
     small = np.asarray(Image.open(paths[0]))
@@ -160,27 +160,27 @@ def test_the_figure_shows_a_pictures_own_pixels(folder: Path, tmp_path: Path, to
 
 
 def test_maps_as_arrays(folder: Path, tmp_path: Path) -> None:
-    paths, looks = picture_files([str(folder)]), looks_at(3, top=2)
+    paths, looks = find_image_files([str(folder)]), looks_at(3, top=2)
     write_maps(tmp_path / "maps.npz", paths, looks, CLASSES)
     with np.load(tmp_path / "maps.npz") as found:  # without pickles
         assert found["pictures"].tolist() == [str(path) for path in paths]
         assert tuple(found["classes"]) == CLASSES
-        np.testing.assert_array_equal(found["shown"], looks.shown)
+        np.testing.assert_array_equal(found["shown"], looks.class_ids)
         for title, one in looks.by.items():
             np.testing.assert_array_equal(found[f"{title}_maps"], one.maps)
             np.testing.assert_array_equal(found[f"{title}_probabilities"], one.probabilities)
 
 
 def test_maps_as_json_say_what_the_records_say(folder: Path, tmp_path: Path) -> None:
-    paths, looks = picture_files([str(folder)]), looks_at(3, top=2)
+    paths, looks = find_image_files([str(folder)]), looks_at(3, top=2)
     write_records(tmp_path / "maps.json", paths, looks, CLASSES)
     found = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))["pictures"]
-    for row, (path, said) in enumerate(records(paths, looks, CLASSES).items()):
+    for row, (path, said) in enumerate(prediction_records(paths, looks, CLASSES).items()):
         for title, one in looks.by.items():
             sure = one.probabilities[row]
             assert said[title]["class"] == CLASSES[sure.argmax()]
             assert said[title]["confidence"] == pytest.approx(float(sure.max()))
-            assert [place["class"] for place in said[title]["shown"]] == [CLASSES[k] for k in looks.shown[row]]
+            assert [place["class"] for place in said[title]["shown"]] == [CLASSES[k] for k in looks.class_ids[row]]
             maps = [place.pop("map") for place in found[path][title]["shown"]]
             np.testing.assert_array_equal(np.float32(maps), one.maps[row])
             assert found[path][title] == said[title]

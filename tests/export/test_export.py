@@ -20,8 +20,8 @@ from camkd.export import export as folder
 from camkd.export import onnx_graph as graph
 from camkd.export.sessions import as_input, open_session, run
 from camkd.models import build
-from camkd.models.io import Description, save
-from camkd.runs.load_model import describe, load
+from camkd.models.io import ModelInfo, save
+from camkd.runs.load_model import load, read_model_info
 from conftest import Finished
 
 onnx = pytest.importorskip("onnx")
@@ -61,7 +61,7 @@ def test_the_map_explains_the_logits(exported: Any) -> None:
 
 
 def test_the_file_says_what_it_is_and_where_it_comes_from(exported: Any) -> None:
-    said = describe(exported.run)
+    said = read_model_info(exported.run)
     for name in ("model.onnx", "model.int8.onnx"):
         told = {entry.key: entry.value for entry in onnx.load(exported.folder / name).metadata_props}
         assert tuple(json.loads(told["classes"])) == said.classes
@@ -84,7 +84,7 @@ def test_the_answer_to_json(exported: Any) -> None:
     assert found["model"]["bytes"] == (exported.folder / "model.onnx").stat().st_size
     assert 0 <= found["model"]["largest_difference"]["logits"] < 1e-4
     assert set(found["int8"]) >= {"before", "after", "cam_cosine", "agreement", "latency", "bytes"}
-    assert found["int8"]["test_pictures"] == 24
+    assert found["int8"]["test_images"] == 24
     assert sorted(path.name for path in exported.folder.iterdir()) == [
         "README.md",
         "model.int8.onnx",
@@ -127,7 +127,7 @@ def test_int8_is_smaller_and_nearly_the_same(exported: Any, easy: Dataset) -> No
 
 def test_the_cost_is_counted_as_it_should_be(exported: Any, easy: Dataset) -> None:
     files = [exported.folder / name for name in ("model.onnx", "model.int8.onnx")]
-    cost = checks.toll(*files, easy.test)
+    cost = checks.measure_int8(*files, easy.test)
     answers = [run(open_session(path), as_input(easy.test.images)) for path in files]
     classes = [logits.argmax(1) for logits, _ in answers]
     assert cost.before == pytest.approx((classes[0] == easy.test.labels).mean())
@@ -138,7 +138,7 @@ def test_the_cost_is_counted_as_it_should_be(exported: Any, easy: Dataset) -> No
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     alike = (a * b).sum(1) / np.where(scale > 0, scale, 1)
     assert cost.cam_cosine == pytest.approx(alike.mean(), abs=1e-5)
-    same = checks.toll(files[0], files[0], easy.test)
+    same = checks.measure_int8(files[0], files[0], easy.test)
     assert (same.before, same.agreement) == (same.after, 1)
 
 
@@ -157,7 +157,7 @@ def test_int8_that_costs_too_much_is_refused(
 def test_a_graph_that_answers_otherwise_is_not_kept(
     exported: Any, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: Any, said: Description, path: Path, **how: Any) -> None:
+    def wrong(model: Any, said: ModelInfo, path: Path, **how: Any) -> None:
         graph.write_graph(build("cam-net", 3, 16, seed=9).eval(), said, path, **how)
 
     monkeypatch.setattr(folder, "write_graph", wrong)
@@ -222,9 +222,9 @@ def test_gradient_maps_have_no_single_pass(tmp_path: Path) -> None:
 # --- other networks, classes and sizes
 
 
-def said(architecture: str, classes: int, size: int) -> Description:
+def said(architecture: str, classes: int, size: int) -> ModelInfo:
     names = tuple(f"class {k}" for k in range(classes))
-    return Description(architecture, names, size, 1, 2, "student", "kd", "x", "f", 0)
+    return ModelInfo(architecture, names, size, 1, 2, "student", "kd", "x", "f", 0)
 
 
 @pytest.mark.parametrize(("name", "classes", "size"), [("resnet8", 5, 64), ("resnet20", 2, 96)])
@@ -253,11 +253,11 @@ def test_a_folder_of_larger_pictures_with_other_classes(tmp_path: Path, capsys: 
     model = build("cam-net-lite", 5, 64, seed=1)
     model.train()(pixels(8, 64))
     names = tuple(f"kind {k}" for k in range(5))
-    told = Description("cam-net-lite", names, 64, 1, 2, "student", "kd", str(tmp_path / "pictures"), "f", 0)
+    told = ModelInfo("cam-net-lite", names, 64, 1, 2, "student", "kd", str(tmp_path / "pictures"), "f", 0)
     save(model, tmp_path / "run", told)
     assert main(["export", str(tmp_path / "run"), "--int8", "--force", "--any-size", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["out"] == str(tmp_path / "run" / "export")
     assert found["model"]["largest_difference"]["cam"] < 1e-3
-    assert found["int8"]["test_pictures"] == 20
+    assert found["int8"]["test_images"] == 20
     assert named(tmp_path / "run" / "export" / "model.onnx")["cam"][1] == 5

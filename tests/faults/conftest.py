@@ -18,7 +18,7 @@ TRIES = int(os.environ.get("CAMKD_FAULT_TRIES", "3"))
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillConfig:
     """A distillation from stored answers that takes a second or two, to be disturbed."""
 
     arguments: Sequence[str]
@@ -28,7 +28,7 @@ class Lesson:
 
 
 @pytest.fixture(scope="session")
-def lesson(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Lesson:
+def lesson(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
     root = tmp_path_factory.mktemp("faults")
     common = ["--data", str(easy_folder), "--batch-size", "12", "--precision", "fp32", "--figure-every", "0"]
     taught = camkd(
@@ -36,12 +36,12 @@ def lesson(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Lesso
         cache=root / "cache",
     )  # fmt: skip
     assert taught.status == 0, taught.said
-    student = ["--teacher", str(root / "teacher"), "--student", "resnet8", "--epochs", "8", "--views", "strong"]
-    return Lesson(["distill", *student, *common])
+    student = ["--teacher", str(root / "teacher"), "--student", "resnet8", "--epochs", "8", "--augment", "strong"]
+    return DistillConfig(["distill", *student, *common])
 
 
 @pytest.fixture(scope="session")
-def undisturbed(lesson: Lesson, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(lesson: DistillConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run when nothing happens."""
     root = tmp_path_factory.mktemp("undisturbed")
     ended = camkd(*lesson.command(root / "run"), cache=root / "cache")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import TRIES, Lesson, same
+from faults.conftest import TRIES, DistillConfig, same
 from forks import camkd
 from tallying import Tally
 
@@ -20,7 +20,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RL
 """
 
 
-def test_no_file_can_grow_beyond_a_limit(lesson: Lesson, undisturbed: Path, tmp_path: Path, tally: Tally) -> None:
+def test_no_file_can_grow_beyond_a_limit(
+    lesson: DistillConfig, undisturbed: Path, tmp_path: Path, tally: Tally
+) -> None:
     """Any limit, from what has no room for a configuration to what has room for all: the first that hits ends it."""
     dice, command = random.Random(0), lesson.command(tmp_path / "run")
     cache, hits = tmp_path / "cache", 0

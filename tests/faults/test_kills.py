@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import TRIES, Lesson, same
+from faults.conftest import TRIES, DistillConfig, same
 from forks import camkd, started
 from tallying import Tally
 
@@ -19,7 +19,7 @@ Once = Callable[[list[str], Path], bool]
 """Disturbs the command that it is given, whose cache is the folder; whether that came before its end."""
 
 
-def disturbed(lesson: Lesson, undisturbed: Path, root: Path, tally: Tally, fault: str, once: Once) -> None:
+def disturbed(lesson: DistillConfig, undisturbed: Path, root: Path, tally: Tally, fault: str, once: Once) -> None:
     """Disturb a run and go on with it until that has happened ``TRIES`` times; whenever it ends another begins."""
     hits, places = 0, [root / "0"]
     for _ in range(10 * TRIES):
@@ -47,7 +47,7 @@ def disturbed(lesson: Lesson, undisturbed: Path, root: Path, tally: Tally, fault
     ],
 )
 def test_at_any_moment(
-    lesson: Lesson,
+    lesson: DistillConfig,
     undisturbed: Path,
     tmp_path: Path,
     tally: Tally,
@@ -91,7 +91,7 @@ sys.addaudithook(die)
 PLACES = {
     "killed in a checkpoint's state": "last-",
     "killed in a checkpoint's best weights": "best-",
-    "killed in the knowledge store": "/knowledge/",
+    "killed in the knowledge store": "/teacher/",
     "killed in the data store": "/data/",
     "killed in the weights": "model.safetensors",
     "killed in the metrics": "metrics.json",
@@ -99,7 +99,9 @@ PLACES = {
 
 
 @pytest.mark.parametrize("fault", PLACES)
-def test_in_the_middle_of_a_write(lesson: Lesson, undisturbed: Path, tmp_path: Path, tally: Tally, fault: str) -> None:
+def test_in_the_middle_of_a_write(
+    lesson: DistillConfig, undisturbed: Path, tmp_path: Path, tally: Tally, fault: str
+) -> None:
     """At the n-th time that such a file is touched."""
     dice = random.Random(fault)
 

@@ -21,18 +21,18 @@ import torch
 from PIL import Image
 
 from camkd.data.cifar import CIFAR10, PIXELS, read
-from camkd.data.dataset import Contents, Split, build_or_open
+from camkd.data.dataset import Split, SplitArrays, build_or_open
 from camkd.data.images import decode, own_size
-from camkd.distill.cache import Layout, Manifest, Store
-from camkd.evaluate.per_image import read_pictures, write_pictures
+from camkd.distill.cache import Manifest, RecordFormat, Store
+from camkd.evaluate.per_image import read_per_image, write_per_image
 from camkd.models import build
-from camkd.models.io import Description, save
-from camkd.report.gallery import rows_of
+from camkd.models.io import ModelInfo, save
+from camkd.report.gallery import gallery_rows
 from camkd.runs.checkpoints import Checkpoints
 from camkd.runs.folder import Run
-from camkd.runs.load_model import describe, load
+from camkd.runs.load_model import load, read_model_info
 from camkd.types import InputError, Prediction
-from camkd.utils.files import sealed, sha256_of
+from camkd.utils.files import dump_checksummed, sha256_of
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _checkpoints(folder: Path) -> dict[str, Target]:
 
     def resealed(path: Path) -> object:
         entry = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        manifest.write_text(sealed({"last": entry}))
+        manifest.write_text(dump_checksummed({"last": entry}))
         return kept.load()
 
     def with_its_state(path: Path) -> object:
@@ -158,7 +158,7 @@ def _checkpoints(folder: Path) -> dict[str, Target]:
 
 
 def _models(folder: Path) -> dict[str, Target]:
-    said = Description("resnet8", ("cat", "dog"), 16, 1, 1, "student", "plain", "easy", "f" * 64, 0)
+    said = ModelInfo("resnet8", ("cat", "dog"), 16, 1, 1, "student", "plain", "easy", "f" * 64, 0)
     save(build("resnet8", 2, 16), folder, said)
     weights, description = folder / "model.safetensors", folder / "model.json"
     words = json.loads(description.read_text())
@@ -170,14 +170,14 @@ def _models(folder: Path) -> dict[str, Target]:
 
     return {
         "weights": Target(seeds[:1], _into(weights, resealed)),
-        "description": Target(seeds[1:], _into(description, lambda path: describe(folder))),
+        "description": Target(seeds[1:], _into(description, lambda path: read_model_info(folder))),
     }
 
 
 def _runs(folder: Path) -> dict[str, Target]:
     run = Run(folder)
-    table = folder / "pictures.npz"
-    write_pictures(table, {"row": np.arange(4), "name": np.array(["a", "b", "c", "d"])})
+    table = folder / "per_image.npz"
+    write_per_image(table, {"row": np.arange(4), "name": np.array(["a", "b", "c", "d"])})
     return {
         "configuration": Target(
             (b"data: easy\nlr: 0.1\nx: [1, {a: b}]\n",), _into(folder / "config.yaml", lambda path: run.config())
@@ -189,8 +189,8 @@ def _runs(folder: Path) -> dict[str, Target]:
             (b'{"epoch": 1, "train_loss": 0.5, "terms": {"ce": 1}}\n',),
             _into(run.history, lambda path: run.read_history()),
         ),
-        "gallery": Target((b'{"version": 1, "pictures": [{"row": 3}]}',), _into(run.gallery, rows_of)),
-        "table of pictures": Target((table.read_bytes(),), _into(table, read_pictures)),
+        "gallery": Target((b'{"version": 1, "pictures": [{"row": 3}]}',), _into(run.gallery, gallery_rows)),
+        "table of pictures": Target((table.read_bytes(),), _into(table, read_per_image)),
     }
 
 
@@ -199,7 +199,7 @@ def _data(folder: Path) -> dict[str, Target]:
         return Split(np.zeros((count, 2, 2, 3), np.uint8), np.arange(count) % 2, names=("é",) * count)
 
     def opened() -> object:
-        return build_or_open("easy", "key", folder, lambda _: Contents(("cat", "dog"), split(3), split(2), split(2)))
+        return build_or_open("easy", "key", folder, lambda _: SplitArrays(("cat", "dog"), split(3), split(2), split(2)))
 
     opened()
     (place,) = (folder / "data").iterdir()
@@ -212,7 +212,7 @@ def _data(folder: Path) -> dict[str, Target]:
         def resealed(path: Path, content: bytes = content) -> object:
             values = {key: value for key, value in json.loads(whole).items() if key != "sha256"}
             values["sha256_of"] = {**values["sha256_of"], path.name: sha256_of(path)}
-            manifest.write_text(sealed(values))
+            manifest.write_text(dump_checksummed(values))
             try:
                 return opened()
             finally:
@@ -223,7 +223,7 @@ def _data(folder: Path) -> dict[str, Target]:
 
 
 def _knowledge(folder: Path) -> dict[str, Target]:
-    said = Manifest("teacher", "resnet8", "easy", "light", 7, "fp32", 5, Layout(3, 2, 1))
+    said = Manifest("teacher", "resnet8", "easy", "light", 7, "fp32", 5, RecordFormat(3, 2, 1))
     rows, answer = np.arange(5), Prediction(torch.rand(5, 3), torch.rand(5, 3, 2, 1))
     Store(folder, said).write(0, rows, said.layout.encode(answer))
     path, manifest = Store(folder, said).path(0), folder / "store.json"

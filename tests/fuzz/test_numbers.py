@@ -11,9 +11,9 @@ from torch import Tensor
 from camkd.cams import predict, resize
 from camkd.data.augment import POLICIES, Views
 from camkd.data.dataset import Split
-from camkd.distill.cache import Layout
-from camkd.distill.losses.maps import CAM, falsified
-from camkd.distill.losses.registry import TERMS, Connects, Term
+from camkd.distill.cache import RecordFormat
+from camkd.distill.losses.maps import CAM, control_maps
+from camkd.distill.losses.registry import TERMS, NeedsAdapter, Term
 from camkd.evaluate.metrics import cosine, iou_top, pearson, pointing_match, spearman
 from camkd.models import build
 from camkd.types import Prediction
@@ -68,7 +68,7 @@ def test_a_term_is_finite_and_so_is_its_gradient(
         part.requires_grad_()
     labels = drawn(seed, "normal", count, classes).softmax(1) if mixed else torch.arange(count) % classes
     term = term_named(name)
-    if isinstance(term, Connects):
+    if isinstance(term, NeedsAdapter):
         if count == 1:
             return  # it normalises over the batch
         torch.manual_seed(seed)
@@ -128,7 +128,7 @@ def test_maps_stay_within_what_they_were(
     assert sized.shape == (2, 3, *other)
     room = 1e-6 * maps.abs().amax()
     assert ((maps.amin((2, 3), True) - room <= sized) & (sized <= maps.amax((2, 3), True) + room)).all()
-    lied = falsified(maps, control)  # type: ignore[arg-type]
+    lied = control_maps(maps, control)  # type: ignore[arg-type]
     torch.testing.assert_close(lied.mean((2, 3)), maps.mean((2, 3)), rtol=1e-3, atol=1e-3 * float(maps.abs().max()))
 
 
@@ -138,7 +138,7 @@ def test_stored_answers_are_finite_and_near(
     seed: int, kind: str, scale: float, classes: int, grid: tuple[int, int]
 ) -> None:
     answer = Prediction(scale * drawn(seed, kind, 3, classes), scale * drawn(seed + 1, kind, 3, classes, *grid))
-    layout = Layout(classes, *grid)
+    layout = RecordFormat(classes, *grid)
     back = layout.decode(layout.encode(answer))
     assert back.cams is not None
     assert back.logits.isfinite().all()

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 
 from camkd.cams import predict
 from camkd.cli.main import main
-from camkd.cli.thresholds import bounds, missed
-from camkd.data.dataset import Contents, Split, build_or_open
+from camkd.cli.thresholds import parse_thresholds, violations
+from camkd.data.dataset import Split, SplitArrays, build_or_open
 from camkd.distill.cache import Manifest, Store
 from camkd.distill.losses.registry import TERMS
-from camkd.distill.objective import SCHEDULES, objective, spelled
+from camkd.distill.objective import SCHEDULES, format_objective, parse_objective
 from camkd.experiments.compare.plan import methods_of, slug
 from camkd.models import build
 from camkd.runs.checkpoints import Checkpoints
-from camkd.runs.resume import ACCEPTABLE, acceptable
+from camkd.runs.resume import ACCEPTABLE, parse_accept
 from camkd.types import InputError
-from camkd.utils.files import sealed
-from camkd.utils.units import quantity
+from camkd.utils.files import dump_checksummed
+from camkd.utils.units import parse_quantity
 
 WORDS = (
     *TERMS, *SCHEDULES, "schedule", "T", "pool", "classes", "norm", "all", "l2", "top-1", "kd", "plain", "=", "=", "=",
@@ -63,9 +63,9 @@ def understood(call: Callable[[str], Any], text: str) -> Any:
 @given(st.one_of(texts, sums))
 @example("ce=0.1234567+kd=1")
 def test_sums_of_terms(text: str) -> None:
-    goal = understood(objective, text)
+    goal = understood(parse_objective, text)
     if goal is not None:
-        assert objective(spelled(goal)) == goal
+        assert parse_objective(format_objective(goal)) == goal
         assert all(math.isfinite(term.weight) and term.weight >= 0 for term in goal.terms.values())
         for progress in (0.0, 0.3, 1.0):
             assert all(0 <= term.weight_at(progress) <= term.weight for term in goal.terms.values())
@@ -85,21 +85,21 @@ def test_lists_of_methods(text: str) -> None:
 @example("9" * 400)
 @example("1e5")
 def test_quantities(text: str) -> None:
-    found = understood(lambda text: quantity(text, "knowledge_budget", "B"), text)
+    found = understood(lambda text: parse_quantity(text, "cache_budget", "B"), text)
     assert found is None or (isinstance(found, int) and found >= 0)
 
 
 @given(texts)
 def test_bounds_of_figures(text: str) -> None:
-    found = understood(lambda text: bounds(text, "--fail-under"), text)
+    found = understood(lambda text: parse_thresholds(text, "--fail-under"), text)
     if found is not None:
         assert all(name and math.isfinite(value) for name, value in found.items())
-        assert missed(dict(found), found, found) is None
+        assert violations(dict(found), found, found) is None
 
 
 @given(texts)
 def test_what_may_change_on_the_way(text: str) -> None:
-    found = understood(acceptable, text)
+    found = understood(parse_accept, text)
     assert found is None or set(found) <= set(ACCEPTABLE)
 
 
@@ -114,8 +114,8 @@ def test_names_of_layers(text: str) -> None:
 # --- the command line and its files
 
 FLAGS = (
-    "--epochs", "--batch-size", "--lr", "--views", "--method", "--seed", "--knowledge-budget", "--accept",
-    "--precision", "--device", "--student", "--optimizer", "--on-nan", "--limit", "--view-epochs", "--config",
+    "--epochs", "--batch-size", "--lr", "--augment", "--method", "--seed", "--cache-budget", "--accept",
+    "--precision", "--device", "--student", "--optimizer", "--on-nan", "--limit", "--augment-epochs", "--config",
 )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_tags_of_yaml_make_nothing(text: str, tmp_path: Path, capsys: pytest.Cap
 
 KEYS = (
     "last", "best", "name", "bytes", "sha256", "classes", "names", "sha256_of", "fingerprint", "notes", "train", "val",
-    "test", "layout", "bias", "height", "width", "count", "teacher", "architecture", "data", "views", "view_seed",
+    "test", "layout", "bias", "height", "width", "count", "teacher", "architecture", "data", "views", "augment_seed",
     "precision",
 )  # fmt: skip
 finite = st.recursive(
@@ -188,11 +188,11 @@ manifests = st.dictionaries(st.sampled_from(KEYS), finite, max_size=9)
 @given(manifests)
 def test_manifests_of_somebody_else(tmp_path_factory: pytest.TempPathFactory, values: Mapping[str, Any]) -> None:
     folder = tmp_path_factory.mktemp("manifests")
-    (folder / "last-00000001.json").write_text(sealed(values))
+    (folder / "last-00000001.json").write_text(dump_checksummed(values))
     understood(lambda _: Checkpoints(folder).load(), "")
     build_or_open("easy", "key", folder, lambda _: _contents())
     (store,) = (folder / "data").iterdir()
-    (store / "dataset.json").write_text(sealed(values))
+    (store / "dataset.json").write_text(dump_checksummed(values))
     understood(lambda _: build_or_open("easy", "key", folder, lambda _: _contents()), "")
 
 
@@ -207,11 +207,11 @@ def test_a_knowledge_store_of_any_size(
     folder = tmp_path_factory.mktemp("store")
     layout = {"classes": classes, "height": height, "width": width, "bias": bias}
     words = dict.fromkeys(("teacher", "architecture", "data", "views", "precision"), "x")
-    (folder / "store.json").write_text(sealed({**words, "view_seed": 0, "count": count, "layout": layout}))
+    (folder / "store.json").write_text(dump_checksummed({**words, "augment_seed": 0, "count": count, "layout": layout}))
     found = understood(lambda _: Store(folder, Manifest.of(folder)).epoch_bytes, "")
     assert found is None or found > 0
 
 
-def _contents() -> Contents:
+def _contents() -> SplitArrays:
     split = Split(np.zeros((2, 2, 2, 3), np.uint8), np.arange(2))
-    return Contents(("a", "b"), split, split, split)
+    return SplitArrays(("a", "b"), split, split, split)

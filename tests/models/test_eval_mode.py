@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from camkd.models.eval_mode import dilated_in_fp32, evaluating
+from camkd.models.eval_mode import dilated_in_fp32, eval_mode
 
 
 def network() -> nn.Module:
@@ -24,7 +24,7 @@ def test_each_module_gets_its_own_mode_back() -> None:
     model = network()
     before = modes(model)
     assert len(set(before)) == 2
-    with evaluating(model):
+    with eval_mode(model):
         assert not any(modes(model))
     assert modes(model) == before
 
@@ -32,7 +32,7 @@ def test_each_module_gets_its_own_mode_back() -> None:
 def test_also_after_an_exception() -> None:
     model = network()
     before = modes(model)
-    with pytest.raises(RuntimeError), evaluating(model):
+    with pytest.raises(RuntimeError), eval_mode(model):
         model.train()(torch.zeros(1, 99, 2, 2))  # does not fit
     assert modes(model) == before
 
@@ -40,10 +40,10 @@ def test_also_after_an_exception() -> None:
 def test_also_one_inside_another_and_a_network_in_evaluation() -> None:
     model = network()
     before = modes(model)
-    with evaluating(model), evaluating(model):
+    with eval_mode(model), eval_mode(model):
         pass
     assert modes(model) == before
-    with evaluating(model.eval()):
+    with eval_mode(model.eval()):
         assert not any(modes(model))
     assert not any(modes(model))
 

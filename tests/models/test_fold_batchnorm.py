@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from camkd.cams import form, predict
 from camkd.models import MODELS, build
-from camkd.models.fold_batchnorm import folded
+from camkd.models.fold_batchnorm import fold_batchnorm
 
 CLASSES, SIZE = 5, 8
 
@@ -51,7 +51,7 @@ NONE = {"cam-net", "cam-net-lite"}
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_folded_gives_the_same_logits_and_maps(name: str) -> None:
     model, x = trained(build(name, CLASSES, SIZE, seed=2)), pictures()
-    quick = folded(model, x)
+    quick = fold_batchnorm(model, x)
     assert norms(quick) == LEFT.get(name, 0)
     assert (norms(model) == 0) == (name in NONE)
     assert form(quick, x) == form(model, x)
@@ -65,7 +65,7 @@ def test_every_network_folded_gives_the_same_logits_and_maps(name: str) -> None:
 
 def test_other_pictures_than_those_it_was_tried_on_and_other_sizes() -> None:
     model = trained(build("resnet8", CLASSES, 16))
-    quick = folded(model, pictures(2))
+    quick = fold_batchnorm(model, pictures(2))
     for size in (8, 12, 33):
         x = 1 - pictures(5, size).to(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -74,7 +74,7 @@ def test_other_pictures_than_those_it_was_tried_on_and_other_sizes() -> None:
 
 def test_it_is_frozen_and_in_evaluation_mode() -> None:
     model = trained(build("cam-net", CLASSES, SIZE)).train()
-    quick, x = folded(model, pictures()), pictures()
+    quick, x = fold_batchnorm(model, pictures()), pictures()
     assert not any(parameter.requires_grad for parameter in quick.parameters())
     assert not any(module.training for module in quick.modules())
     before = {name: tensor.clone() for name, tensor in quick.state_dict().items()}
@@ -93,7 +93,7 @@ def test_the_network_stays_as_it_was(name: str) -> None:
     hook = model.register_forward_hook(lambda module, inputs, output: None)
     hooks = [dict(module._forward_hooks) for module in modules]
     with torch.no_grad():
-        for parameter in folded(model, pictures()).parameters():
+        for parameter in fold_batchnorm(model, pictures()).parameters():
             parameter.fill_(7)
     assert [module.training for module in model.modules()] == modes
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
@@ -130,7 +130,7 @@ def conv(inputs: int = 3, **options: bool | int) -> nn.Conv2d:
 def check(model: nn.Module, left: int) -> nn.Module:
     """Folds to ``left`` normalisations, and to the same answers."""
     x = pictures()
-    quick = folded(trained(model), x)
+    quick = fold_batchnorm(trained(model), x)
     with torch.no_grad():
         close(quick(x), model(x))
     assert norms(quick) == left
@@ -224,7 +224,7 @@ def test_a_network_that_cannot_be_traced_is_copied_as_it_is(kind: type[Net]) -> 
     assert not any(a is b for a in copied.parameters() for b in model.parameters())
     assert not any(parameter.requires_grad for parameter in copied.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not folded(model.train(), pictures()).training
+    assert not fold_batchnorm(model.train(), pictures()).training
     assert model.training
 
 

@@ -12,10 +12,10 @@ import yaml
 
 import camkd
 from camkd.models import build
-from camkd.models.io import CARD, DESCRIPTION, WEIGHTS, Description, save
+from camkd.models.io import CARD_FILE, INFO_FILE, WEIGHTS_FILE, ModelInfo, save
 from camkd.types import InputError
 
-SAID = Description(
+SAID = ModelInfo(
     architecture="resnet8",
     classes=("Katze", "犬: or fox", "bird"),
     size=8,
@@ -30,7 +30,7 @@ SAID = Description(
 )
 FIGURES = {
     "epochs": 30,
-    "view_epochs": 15,
+    "augment_epochs": 15,
     "seconds": 600.0,
     "accuracy": 0.8125,
     "cam_cosine": 0.97,
@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 def test_what_was_saved_for_others_answers_the_same(run: Path, tmp_path: Path) -> None:
     model, place = camkd.load(run), tmp_path / "shared"
     model.save_pretrained(place)
-    assert sorted(path.name for path in place.iterdir()) == sorted([CARD, DESCRIPTION, WEIGHTS])
+    assert sorted(path.name for path in place.iterdir()) == sorted([CARD_FILE, INFO_FILE, WEIGHTS_FILE])
     back, x = camkd.load(str(place)), torch.rand(2, 3, 8, 8)
     for own, other in zip(camkd.predict(model, x)[:2], camkd.predict(back, x)[:2], strict=True):
         assert torch.equal(own, other)
@@ -61,13 +61,13 @@ def test_no_path_of_this_machine_is_shared(run: Path, tmp_path: Path) -> None:
     camkd.load(run).save_pretrained(tmp_path / "shared")
     for path in (tmp_path / "shared").iterdir():
         assert b"someone" not in path.read_bytes()
-    assert json.loads((tmp_path / "shared" / DESCRIPTION).read_text())["data"] == "pets"
+    assert json.loads((tmp_path / "shared" / INFO_FILE).read_text())["data"] == "pets"
 
 
 def test_the_card_is_one_that_the_hub_reads(run: Path, tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     camkd.load(run).save_pretrained(tmp_path)
-    card = hub.ModelCard.load(tmp_path / CARD)
+    card = hub.ModelCard.load(tmp_path / CARD_FILE)
     assert card.data.library_name == "camkd"
     assert card.data.pipeline_tag == "image-classification"
     assert [(r.metric_type, r.metric_value, r.dataset_name) for r in card.data.eval_results] == [
@@ -80,10 +80,10 @@ def test_the_card_is_one_that_the_hub_reads(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_has_chance_beside_likeness(run: Path, tmp_path: Path) -> None:
-    levels = {"cam_cosine_shuffled": 0.4, "cam_cosine_centre": 0.625, "test_pictures": 1200}
+    levels = {"cam_cosine_shuffled": 0.4, "cam_cosine_centre": 0.625, "test_images": 1200}
     (run / "metrics.json").write_text(json.dumps(FIGURES | levels))
     camkd.load(run).save_pretrained(tmp_path)
-    text = (tmp_path / CARD).read_text(encoding="utf-8")
+    text = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
     assert "| likeness of maps that know nothing of the picture (chance) | 62.5 % |" in text
     assert "| on 1,200 test pictures | |" in text
 
@@ -91,7 +91,7 @@ def test_the_card_has_chance_beside_likeness(run: Path, tmp_path: Path) -> None:
 def test_a_card_without_figures_claims_none(run: Path, tmp_path: Path) -> None:
     (run / "metrics.json").unlink()
     camkd.load(run).save_pretrained(tmp_path)
-    text = (tmp_path / CARD).read_text(encoding="utf-8")
+    text = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
     assert "model-index" not in yaml.safe_load(text.split("---")[1])
     assert "%" not in text
 
@@ -100,7 +100,7 @@ def test_a_card_without_figures_claims_none(run: Path, tmp_path: Path) -> None:
 def test_the_card_says_what_the_maps_cost_and_are(run: Path, tmp_path: Path, form: str | None) -> None:
     (run / "metrics.json").write_text(json.dumps(FIGURES | ({"cam_form": form} if form else {})))
     camkd.load(run).save_pretrained(tmp_path)
-    text = (tmp_path / CARD).read_text(encoding="utf-8")
+    text = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
     assert "into 3 classes and" in text
     assert ("in the same forward pass" in text, "in units of its logit" in text) == (form == "exact",) * 2
     assert ("one backward pass a class" in text) == (form == "gradient")
@@ -154,7 +154,7 @@ def test_the_methods_take_what_the_hubs_own_mixin_takes() -> None:
     hub = pytest.importorskip("huggingface_hub")
     for name in ("save_pretrained", "push_to_hub"):
         theirs = inspect.signature(getattr(hub.PyTorchModelHubMixin, name)).parameters
-        ours = inspect.signature(getattr(camkd.models.Normalised, name)).parameters
+        ours = inspect.signature(getattr(camkd.models.ImageClassifier, name)).parameters
         assert set(ours) - {"folder"} <= set(theirs)
         assert list(ours)[1] in {*theirs, "folder"}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import form, predict
-from camkd.models import MODELS, Normalised, build, own_optimizer
+from camkd.models import MODELS, ImageClassifier, build, default_optimizer
 from camkd.types import InputError
 
 CLASSES, SIZE = 5, 8
@@ -19,11 +19,11 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 @pytest.fixture(scope="module")
-def built() -> Callable[[str], Normalised]:
+def built() -> Callable[[str], ImageClassifier]:
     """Each network once, in evaluation mode; leave it as it is."""
-    made: dict[str, Normalised] = {}
+    made: dict[str, ImageClassifier] = {}
 
-    def get(name: str) -> Normalised:
+    def get(name: str) -> ImageClassifier:
         if name not in made:
             made[name] = build(name, CLASSES, SIZE, seed=7).eval()
         return made[name]
@@ -35,7 +35,7 @@ def pictures(count: int = 3, size: int = SIZE) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def outline(name: str, classes: int, size: int) -> Normalised:
+def outline(name: str, classes: int, size: int) -> ImageClassifier:
     """A network without numbers, for counting."""
     with torch.device("meta"):
         return MODELS[name](classes, size)
@@ -135,7 +135,7 @@ def test_the_student_is_small_and_its_map_fine_and_exact() -> None:
 
 @every_model
 def test_logits_are_finite_and_a_picture_does_not_depend_on_its_batch(
-    name: str, built: Callable[[str], Normalised]
+    name: str, built: Callable[[str], ImageClassifier]
 ) -> None:
     model, x = built(name), pictures()
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_logits_are_finite_and_a_picture_does_not_depend_on_its_batch(
 
 @every_model
 def test_training_in_bf16_stays_finite_and_reaches_every_parameter(
-    name: str, built: Callable[[str], Normalised]
+    name: str, built: Callable[[str], ImageClassifier]
 ) -> None:
     model = copy.deepcopy(built(name)).train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -164,7 +164,7 @@ def test_training_in_bf16_stays_finite_and_reaches_every_parameter(
 
 
 @every_model
-def test_the_seed_decides_the_weights_and_nothing_else_does(name: str, built: Callable[[str], Normalised]) -> None:
+def test_the_seed_decides_the_weights_and_nothing_else_does(name: str, built: Callable[[str], ImageClassifier]) -> None:
     torch.manual_seed(99)
     before = torch.get_rng_state()
     again = build(name, CLASSES, SIZE, seed=7)
@@ -175,7 +175,7 @@ def test_the_seed_decides_the_weights_and_nothing_else_does(name: str, built: Ca
 
 
 @pytest.mark.parametrize("name", ["cam-net", "resnet8", "wrn-16-4"])
-def test_another_seed_draws_other_weights(name: str, built: Callable[[str], Normalised]) -> None:
+def test_another_seed_draws_other_weights(name: str, built: Callable[[str], ImageClassifier]) -> None:
     other = build(name, CLASSES, SIZE, seed=8)
     for (key, ours), theirs in zip(built(name).named_parameters(), other.parameters(), strict=True):
         if ours.ndim > 1:
@@ -183,15 +183,15 @@ def test_another_seed_draws_other_weights(name: str, built: Callable[[str], Norm
 
 
 @every_model
-def test_normalisation_is_inside(name: str, built: Callable[[str], Normalised]) -> None:
+def test_normalisation_is_inside(name: str, built: Callable[[str], ImageClassifier]) -> None:
     model, x = copy.deepcopy(built(name)), pictures(1)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
     with torch.no_grad():
         default = model(x)
-        model.normalise_with(mean.tolist(), std.tolist())
+        model.set_normalization(mean.tolist(), std.tolist())
         inside = model(x)
-        torch.testing.assert_close(model.normalise(x), (x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-        model.normalise_with([0, 0, 0], [1, 1, 1])
+        torch.testing.assert_close(model.normalize(x), (x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+        model.set_normalization([0, 0, 0], [1, 1, 1])
         outside = model((x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
     torch.testing.assert_close(inside, outside, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(inside, default, rtol=1e-3)
@@ -200,8 +200,10 @@ def test_normalisation_is_inside(name: str, built: Callable[[str], Normalised]) 
 
 
 @every_model
-def test_name_and_network_agree_about_the_optimizer(name: str, built: Callable[[str], Normalised]) -> None:
-    assert own_optimizer(name) == built(name).own_optimizer == ("adamw" if name.startswith("cam-net") else "sgd")
+def test_name_and_network_agree_about_the_optimizer(name: str, built: Callable[[str], ImageClassifier]) -> None:
+    assert (
+        default_optimizer(name) == built(name).default_optimizer == ("adamw" if name.startswith("cam-net") else "sgd")
+    )
 
 
 @every_model

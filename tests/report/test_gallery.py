@@ -20,19 +20,19 @@ from torch import nn
 
 from camkd.cams import predict
 from camkd.data.dataset import Dataset, Split
-from camkd.evaluate import Examination, examine
+from camkd.evaluate import SplitPredictions, predict_split
 from camkd.evaluate.metrics import cosine, map_likeness
 from camkd.models import build
-from camkd.report.gallery import BYTES, Exhibit, choose, quantised, rows_of, write_gallery
-from camkd.report.merge_galleries import DIFFERENCE, EVIDENCE, album, ramp
+from camkd.report.gallery import BYTES, GalleryModel, gallery_rows, quantised, select_images, write_gallery
+from camkd.report.merge_galleries import DIFFERENCE, EVIDENCE, merge_galleries, ramp
 from camkd.report.report import write_report
-from camkd.report.verdict import Run
+from camkd.report.verdict import RunSummary
 from run_folders import CLASSES, SHA, gallery, hang, likeness_of, measured, write_run
 
 
-def examined(answers: list[int], maps: torch.Tensor | None = None, classes: int = 3) -> Examination:
+def examined(answers: list[int], maps: torch.Tensor | None = None, classes: int = 3) -> SplitPredictions:
     logits = torch.nn.functional.one_hot(torch.tensor(answers), classes).float()
-    return Examination(
+    return SplitPredictions(
         logits, torch.ones(len(answers), 2, 2) if maps is None else maps, torch.zeros(len(answers)), "exact"
     )
 
@@ -44,7 +44,7 @@ def test_every_cell_gets_a_picture_before_any_gets_a_second() -> None:
     labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 50)
     answers = labels.clone()
     answers[[7, 8, 9, 60, 120]] = torch.tensor([1, 1, 2, 0, 0])
-    rows = choose(labels, examined(answers.tolist()), count=8)
+    rows = select_images(labels, examined(answers.tolist()), count=8)
     assert sorted(rows) == [0, 7, 9, 50, 51, 60, 100, 120]
     assert len({(int(labels[row]), int(answers[row])) for row in rows}) == 7
 
@@ -55,21 +55,21 @@ def test_the_ones_that_agree_on_the_label_and_least_on_the_region_come_first() -
     here, there = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     own = examined([0, 0, 0, 1], torch.stack([here, here + 0.5 * there, there, there]))
     teacher = examined([0, 0, 0, 0], torch.stack([here, here, here, here]))
-    assert choose(labels, own, teacher, count=6)[0] == 2
-    assert choose(labels, own, teacher) == choose(labels, own, teacher)
+    assert select_images(labels, own, teacher, count=6)[0] == 2
+    assert select_images(labels, own, teacher) == select_images(labels, own, teacher)
 
 
 def test_what_only_the_student_got_right_is_there() -> None:
     labels = torch.zeros(500, dtype=torch.long)
     theirs = [0] * 500
     theirs[437] = 1
-    assert 437 in choose(labels, examined([0] * 500), examined(theirs), count=60)
+    assert 437 in select_images(labels, examined([0] * 500), examined(theirs), count=60)
 
 
 def test_a_choice_is_of_pictures_and_no_larger_than_asked() -> None:
     labels = torch.arange(300) % 3
     for count in (1, 7, 299, 400):
-        rows = choose(labels, examined(labels.tolist()), examined(labels.tolist()), count)
+        rows = select_images(labels, examined(labels.tolist()), examined(labels.tolist()), count)
         assert len(rows) == len(set(rows)) == min(count, 300)
 
 
@@ -92,19 +92,19 @@ def test_maps_without_evidence_or_sense_stay_zero() -> None:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, Exhibit]:
+def models() -> dict[str, GalleryModel]:
     torch.manual_seed(0)
     return {
-        role: Exhibit(build("cam-net", 3, 16, seed).eval(), SHA[role])
+        role: GalleryModel(build("cam-net", 3, 16, seed).eval(), SHA[role])
         for seed, role in enumerate(("teacher", "student"))
     }
 
 
-def test_a_gallery_says_what_the_models_say(easy: Dataset, models: dict[str, Exhibit], tmp_path: Path) -> None:
+def test_a_gallery_says_what_the_models_say(easy: Dataset, models: dict[str, GalleryModel], tmp_path: Path) -> None:
     path = tmp_path / "gallery.json"
     write_gallery(path, easy, models, [5, 2])
     first = json.loads(path.read_text(encoding="utf-8"))["pictures"][0]
-    assert rows_of(path) == [5, 2]
+    assert gallery_rows(path) == [5, 2]
     assert first["truth"] == easy.test.labels[5]
     thumbnail = Image.open(io.BytesIO(base64.b64decode(first["image"].partition(",")[2])))
     assert (np.asarray(thumbnail) == easy.test.images[5]).all()
@@ -127,11 +127,11 @@ def test_a_gallery_says_what_the_models_say(easy: Dataset, models: dict[str, Exh
 
 def test_likeness_is_the_cosine_of_the_metrics_also_of_unequal_grids(easy: Dataset, tmp_path: Path) -> None:
     names = {"teacher": "resnet8", "student": "resnet50"}
-    exhibits = {role: Exhibit(build(name, 3, 16, 4).eval(), SHA[role]) for role, name in names.items()}
+    exhibits = {role: GalleryModel(build(name, 3, 16, 4).eval(), SHA[role]) for role, name in names.items()}
     write_gallery(tmp_path / "gallery.json", easy, exhibits, [3, 8])
     found = json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["pictures"]
-    theirs = examine(exhibits["teacher"].model, easy.test)
-    ours = examine(exhibits["student"].model, easy.test, theirs.shown)
+    theirs = predict_split(exhibits["teacher"].model, easy.test)
+    ours = predict_split(exhibits["student"].model, easy.test, theirs.class_ids)
     assert ours.maps.shape != theirs.maps.shape
     expected = map_likeness(ours.maps, theirs.maps)["cam_cosine"][[3, 8]].tolist()
     assert [picture["answers"][1]["likeness"] for picture in found] == pytest.approx(expected, abs=1e-3)
@@ -164,7 +164,7 @@ def test_a_page_stays_under_five_megabytes(tmp_path: Path, classes: int, side: i
     data = large(classes, side, 200)
     torch.manual_seed(0)
     roles = ("teacher", "control", "student")
-    exhibits = {role: Exhibit(Ramps(classes, 16).eval(), SHA[role]) for role in roles}
+    exhibits = {role: GalleryModel(Ramps(classes, 16).eval(), SHA[role]) for role in roles}
     counts = [[5 if r == c else int((7 * r + c) % 50 == 0) for c in range(classes)] for r in range(classes)]
     noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3)).astype(np.uint8)
     for place, role in enumerate(roles):
@@ -182,7 +182,7 @@ def test_a_page_stays_under_five_megabytes(tmp_path: Path, classes: int, side: i
 def test_many_classes_keep_the_maps_of_those_that_matter(tmp_path: Path) -> None:
     data = large(100, 32, 8)
     torch.manual_seed(0)
-    exhibits = {role: Exhibit(Ramps(100, 8).eval(), SHA[role]) for role in ("teacher", "student")}
+    exhibits = {role: GalleryModel(Ramps(100, 8).eval(), SHA[role]) for role in ("teacher", "student")}
     write_gallery(tmp_path / "gallery.json", data, exhibits, list(range(8)))
     for picture in json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["pictures"]:
         assert len(picture["shown"]) == 10
@@ -192,9 +192,9 @@ def test_many_classes_keep_the_maps_of_those_that_matter(tmp_path: Path) -> None
 # --- several as one
 
 
-def run_of(folder: Path, *roles: str, **changes: Any) -> Run:
+def run_of(folder: Path, *roles: str, **changes: Any) -> RunSummary:
     hang(write_run(folder, measured(0.9)), gallery(*roles, **changes))
-    return Run(
+    return RunSummary(
         folder.name,
         folder.name,
         metrics=measured(0.9),
@@ -210,7 +210,7 @@ def test_runs_are_known_again_by_their_weights(tmp_path: Path) -> None:
         run_of(tmp_path / "control", "teacher", "control"),
         run_of(tmp_path / "student", "teacher", "student"),
     )
-    found = album([teacher, control, student], student)
+    found = merge_galleries([teacher, control, student], student)
     assert found is not None
     assert [column["name"] for column in found["columns"]] == ["teacher", "control", "student"]
     assert (found["teacher"], found["main"]) == (0, 2)
@@ -220,7 +220,7 @@ def test_runs_are_known_again_by_their_weights(tmp_path: Path) -> None:
 
 
 def test_a_student_alone_brings_its_teacher(tmp_path: Path) -> None:
-    found = album([student := run_of(tmp_path / "student", "teacher", "student")], student)
+    found = merge_galleries([student := run_of(tmp_path / "student", "teacher", "student")], student)
     assert found is not None
     assert [column["name"] for column in found["columns"]] == ["teacher", "student"]
 
@@ -228,7 +228,9 @@ def test_a_student_alone_brings_its_teacher(tmp_path: Path) -> None:
 def test_likeness_to_another_teacher_is_not_shown(tmp_path: Path) -> None:
     other = run_of(tmp_path / "control", "teacher", "control")
     other.gallery["models"][0]["sha256"] = "another"
-    found = album([run_of(tmp_path / "student", "teacher", "student"), other], run_of(tmp_path / "teacher", "teacher"))
+    found = merge_galleries(
+        [run_of(tmp_path / "student", "teacher", "student"), other], run_of(tmp_path / "teacher", "teacher")
+    )
     assert found is not None
     control = next(place for place, column in enumerate(found["columns"]) if column["name"] == "control")
     assert {picture["answers"][control]["likeness"] for picture in found["pictures"]} == {None}
@@ -236,8 +238,8 @@ def test_likeness_to_another_teacher_is_not_shown(tmp_path: Path) -> None:
 
 def test_other_pictures_stay_out(tmp_path: Path) -> None:
     student = run_of(tmp_path / "student", "teacher", "student")
-    other = run_of(tmp_path / "control", "teacher", "control", pictures_of="0" * 64)
-    found = album([other, student], student)
+    other = run_of(tmp_path / "control", "teacher", "control", open_model_data="0" * 64)
+    found = merge_galleries([other, student], student)
     assert found is not None
     assert {picture["answers"][1] is None for picture in found["pictures"]} == {True}
 

@@ -163,7 +163,7 @@ def test_an_almost_empty_folder_still_makes_a_page(tmp_path: Path, mark: str) ->
     (folder / mark).write_text("{}", encoding="utf-8")
     page = report(folder, out=tmp_path)
     assert "bare has no test accuracy yet" in page.text
-    assert page.text.count("–") > len(findings.ROWS)
+    assert page.text.count("–") > len(findings.METRICS)
     assert "no heatmaps in this run" in page.text
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from camkd.report import verdict as findings
-from camkd.report.verdict import Run
+from camkd.report.verdict import RunSummary
 
 
-def run(right: float, n: int = 1000, **more: Any) -> Run:
+def run(right: float, n: int = 1000, **more: Any) -> RunSummary:
     """A run that gets the share ``right`` of ``n`` pictures of each of three classes."""
     hits = round(right * n)
     table = [[hits if r == c else (n - hits if c == (r + 1) % 3 else 0) for c in range(3)] for r in range(3)]
-    return Run("student", "student", {"accuracy": hits / n, "confusion": table} | more)
+    return RunSummary("student", "student", {"accuracy": hits / n, "confusion": table} | more)
 
 
 @pytest.mark.parametrize(
@@ -49,32 +49,34 @@ def test_the_same_difference_is_proof_on_more_pictures() -> None:
 
 def test_many_classes_are_judged_without_a_confusion_matrix() -> None:
     """Above 1,000 classes a run has none, but it says how many pictures it was tested on."""
-    mine, base = (Run("s", metrics={"accuracy": share, "test_pictures": 20_000}) for share in (0.9, 0.5))
+    mine, base = (RunSummary("s", metrics={"accuracy": share, "test_images": 20_000}) for share in (0.9, 0.5))
     found = findings.verdict(mine, base)
     assert found.outcome == "helped"
     assert f"on 20,000 test pictures is {100 * np.sqrt((0.9 * 0.1 + 0.5 * 0.5) / 20_000):.2f} points" in found.grounds
-    assert [Run("s", metrics={"test_pictures": count}).tested for count in (0, -3, "many")] == [None] * 3
+    assert [RunSummary("s", metrics={"test_images": count}).tested for count in (0, -3, "many")] == [None] * 3
 
 
 def test_standard_error_is_the_formula() -> None:
     error = findings.standard_error(run(0.9), run(0.8))
     assert error == pytest.approx(np.sqrt(0.9 * 0.1 / 3000 + 0.8 * 0.2 / 3000))
-    assert findings.standard_error(run(0.9), Run("control", metrics={"accuracy": 0.8})) is None
+    assert findings.standard_error(run(0.9), RunSummary("control", metrics={"accuracy": 0.8})) is None
 
 
 @pytest.mark.parametrize(
     ("student", "control", "words"),
     [
-        (Run("s"), run(0.8), "no test accuracy"),
+        (RunSummary("s"), run(0.8), "no test accuracy"),
         (run(0.9), None, "Without a control"),
-        (run(0.9), Run("c"), "Without a control"),
-        (Run("s", metrics={"accuracy": 0.9}), Run("c", metrics={"accuracy": 0.5}), "not known"),
-        (Run("s", metrics={"accuracy": float("nan")}), run(0.8), "no test accuracy"),
-        (Run("s", metrics={"accuracy": "high"}), run(0.8), "no test accuracy"),
-        (Run("s", metrics={"accuracy": 10**400}), run(0.8), "no test accuracy"),
+        (run(0.9), RunSummary("c"), "Without a control"),
+        (RunSummary("s", metrics={"accuracy": 0.9}), RunSummary("c", metrics={"accuracy": 0.5}), "not known"),
+        (RunSummary("s", metrics={"accuracy": float("nan")}), run(0.8), "no test accuracy"),
+        (RunSummary("s", metrics={"accuracy": "high"}), run(0.8), "no test accuracy"),
+        (RunSummary("s", metrics={"accuracy": 10**400}), run(0.8), "no test accuracy"),
     ],
 )
-def test_verdict_claims_nothing_without_the_numbers(student: Run, control: Run | None, words: str) -> None:
+def test_verdict_claims_nothing_without_the_numbers(
+    student: RunSummary, control: RunSummary | None, words: str
+) -> None:
     found = findings.verdict(student, control)
     assert found.outcome == "unknown"
     assert words in f"{found.sentence} {found.grounds}"
@@ -94,8 +96,10 @@ def test_verdict_claims_nothing_without_the_numbers(student: Run, control: Run |
 def test_looks_weighs_likeness_against_chance_and_control(
     mine: float, shuffled: float | None, centre: float | None, base: float | None, claim: str
 ) -> None:
-    student = Run("s", metrics={"cam_cosine": mine, "cam_cosine_shuffled": shuffled, "cam_cosine_centre": centre})
-    found = findings.looks(student, Run("c", metrics={"cam_cosine": base}))
+    student = RunSummary(
+        "s", metrics={"cam_cosine": mine, "cam_cosine_shuffled": shuffled, "cam_cosine_centre": centre}
+    )
+    found = findings.attention_verdict(student, RunSummary("c", metrics={"cam_cosine": base}))
     assert found is not None
     assert found[0] == claim
     assert f"{mine:.2f}" in found[1]

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from camkd.runs.checkpoints import KEPT, Checkpoints, DamagedCheckpoint
+from camkd.runs.checkpoints import KEPT, Checkpoints, CorruptCheckpointWarning
 from camkd.types import InputError
-from camkd.utils.files import sealed, unsealed
+from camkd.utils.files import dump_checksummed, load_checksummed
 from mischief import Evil
 
 
@@ -133,7 +133,7 @@ def test_the_one_before_is_used_where_the_newest_is_harmed(
     if (harm, name) == (Path.unlink, "last-00000030.json"):  # as if it had not been written yet
         assert loaded(kept) == (20, 1.0)
         return
-    with pytest.warns(DamagedCheckpoint, match="last-00000030 is damaged .* going on from last-00000020"):
+    with pytest.warns(CorruptCheckpointWarning, match="last-00000030 is damaged .* going on from last-00000020"):
         assert loaded(kept) == (20, 1.0)
     kept.save(30, {"step": 30, **weights(30)}, (4, weights(4)))
     assert loaded(kept) == (30, 4.0)
@@ -145,7 +145,7 @@ def test_every_flipped_byte_is_caught(kept: Checkpoints) -> None:
         content = path.read_bytes()
         for place in range(0, len(content), max(1, len(content) // 97)):
             path.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
-            with pytest.warns(DamagedCheckpoint):
+            with pytest.warns(CorruptCheckpointWarning):
                 assert loaded(kept) == (20, 1.0)
         path.write_bytes(content)
     assert loaded(kept) == (30, 3.0)
@@ -178,8 +178,8 @@ def test_a_manifest_that_names_a_file_elsewhere_reads_nothing_there(tmp_path: Pa
     kept.save(1, {"step": 1})
     (kept.folder / "last-00000001.pt").rename(tmp_path / "elsewhere.pt")
     manifest = kept.folder / "last-00000001.json"
-    entry = unsealed(manifest)["last"]
-    manifest.write_text(sealed({"last": {**entry, "name": "../elsewhere.pt"}}))
+    entry = load_checksummed(manifest)["last"]
+    manifest.write_text(dump_checksummed({"last": {**entry, "name": "../elsewhere.pt"}}))
     with pytest.raises(InputError, match=r"elsewhere\.pt is missing"):
         kept.load()
 

@@ -20,14 +20,14 @@ from torch import nn
 
 import camkd
 from camkd.models import build
-from camkd.models.io import DESCRIPTION, WEIGHTS, Description, save
+from camkd.models.io import INFO_FILE, WEIGHTS_FILE, ModelInfo, save
 from camkd.runs import load_model
 from camkd.runs.folder import Run
-from camkd.runs.load_model import describe, load, locate, shipped
+from camkd.runs.load_model import find_model_folder, load, read_model_info, shipped_models
 from camkd.types import InputError
 from mischief import Evil, umask
 
-SAID = Description(
+SAID = ModelInfo(
     architecture="resnet8",
     classes=("Katze", "犬", "bird"),
     size=8,
@@ -44,7 +44,7 @@ SAID = Description(
 
 def network(seed: int = 5) -> nn.Module:
     model = build("resnet8", 3, 8, seed=seed)
-    model.normalise_with([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
+    model.set_normalization([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
     model(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))  # statistics of its own
     return model
 
@@ -79,10 +79,10 @@ def test_a_model_comes_back_with_every_number(folder: Path) -> None:
 
 
 def test_a_description_comes_back_with_the_weights_checksum(folder: Path) -> None:
-    said = describe(folder)
+    said = read_model_info(folder)
     assert replace(said, sha256="") == SAID
     assert len(said.sha256) == 64
-    assert sorted(path.name for path in folder.iterdir()) == [DESCRIPTION, WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == [INFO_FILE, WEIGHTS_FILE]
 
 
 def test_saving_does_not_touch_the_model_and_takes_any_memory_format(tmp_path: Path) -> None:
@@ -94,27 +94,27 @@ def test_saving_does_not_touch_the_model_and_takes_any_memory_format(tmp_path: P
 
 def test_saving_again_replaces_both_files(folder: Path) -> None:
     save(network(seed=6), folder, replace(SAID, seed=6))
-    assert describe(folder).seed == 6
+    assert read_model_info(folder).seed == 6
     assert torch.equal(load(folder).state_dict()["fc.weight"], network(6).state_dict()["fc.weight"])
 
 
 @pytest.mark.fault("a flipped byte in weights")
 @pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
 def test_a_flipped_byte_is_found(folder: Path, place: float) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
+    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
     content[int(place * len(content))] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
+    (folder / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(InputError, match=r"model\.safetensors is not what was written"):
         load(folder)
 
 
 @pytest.mark.fault("weights cut or gone")
 def test_weights_cut_short_or_missing_are_found(folder: Path) -> None:
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[:-1])
+    content = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(content[:-1])
     with pytest.raises(InputError, match="is not what was written"):
         load(folder)
-    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match=r"has a model\.json but no model\.safetensors"):
         load(folder)
 
@@ -135,16 +135,16 @@ def test_weights_cut_short_or_missing_are_found(folder: Path) -> None:
     ],
 )
 def test_a_broken_description_is_an_input_error(folder: Path, text: str | bytes) -> None:
-    (folder / DESCRIPTION).write_bytes(text if isinstance(text, bytes) else text.encode())
-    for read in (describe, load):
+    (folder / INFO_FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
+    for read in (read_model_info, load):
         with pytest.raises(InputError, match=r"model\.json does not describe a model"):
             read(folder)
 
 
 def test_an_entry_from_a_later_version_is_passed_over(folder: Path) -> None:
-    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    (folder / DESCRIPTION).write_text(json.dumps({**values, "colour": "blue"}))
-    assert describe(folder).seed == SAID.seed
+    values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    (folder / INFO_FILE).write_text(json.dumps({**values, "colour": "blue"}))
+    assert read_model_info(folder).seed == SAID.seed
     load(folder)
 
 
@@ -160,17 +160,17 @@ def test_an_entry_from_a_later_version_is_passed_over(folder: Path) -> None:
 def test_weights_that_do_not_fit_their_description_are_an_input_error(
     folder: Path, change: dict[str, Any], message: str
 ) -> None:
-    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    (folder / DESCRIPTION).write_text(json.dumps({**values, **change}))
+    values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    (folder / INFO_FILE).write_text(json.dumps({**values, **change}))
     with pytest.raises(InputError, match=message):
         load(folder)
 
 
 def resealed(folder: Path, content: bytes) -> None:
     """Put ``content`` where the weights are, with a description that says it belongs there."""
-    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    (folder / WEIGHTS).write_bytes(content)
-    (folder / DESCRIPTION).write_text(json.dumps({**values, "sha256": hashlib.sha256(content).hexdigest()}))
+    values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    (folder / INFO_FILE).write_text(json.dumps({**values, "sha256": hashlib.sha256(content).hexdigest()}))
 
 
 def tensors(header: str, data: bytes = b"", length: int | None = None) -> bytes:
@@ -228,8 +228,8 @@ def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(folder: Path, h
      {"classes": "abc"[:1]}, {"classes": ["a", "b", "\ud800"]}, {"architecture": 3}, {"sha256": None}, {"params": 1.5}],
 )  # fmt: skip
 def test_a_description_of_nothing_that_could_be_is_an_input_error(folder: Path, change: dict[str, Any]) -> None:
-    values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    (folder / DESCRIPTION).write_text(json.dumps({**values, **change}))
+    values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    (folder / INFO_FILE).write_text(json.dumps({**values, **change}))
     with pytest.raises(InputError, match=r"model\.json does not describe a model"):
         load(folder)
 
@@ -242,28 +242,30 @@ def test_a_train_folder_means_its_student_and_a_name_a_shipped_one(
 ) -> None:
     save(network(), tmp_path / "demo" / "student", SAID)
     save(network(), tmp_path / "shipped", SAID)
-    monkeypatch.setattr(load_model, "shipped", lambda: {"tiny": tmp_path / "shipped", "tinier": tmp_path / "shipped"})
-    assert locate(tmp_path / "demo") == tmp_path / "demo" / "student"
-    assert locate(str(tmp_path / "demo" / "student")) == tmp_path / "demo" / "student"
-    assert locate("tiny") == tmp_path / "shipped"
+    monkeypatch.setattr(
+        load_model, "shipped_models", lambda: {"tiny": tmp_path / "shipped", "tinier": tmp_path / "shipped"}
+    )
+    assert find_model_folder(tmp_path / "demo") == tmp_path / "demo" / "student"
+    assert find_model_folder(str(tmp_path / "demo" / "student")) == tmp_path / "demo" / "student"
+    assert find_model_folder("tiny") == tmp_path / "shipped"
     load("tiny")
 
 
 def test_an_unknown_source_names_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_model, "shipped", lambda: {"tiny": tmp_path, "tinier": tmp_path})
+    monkeypatch.setattr(load_model, "shipped_models", lambda: {"tiny": tmp_path, "tinier": tmp_path})
     for source in ("nothing", tmp_path / "nowhere", tmp_path):
-        for read in (locate, describe, load):
+        for read in (find_model_folder, read_model_info, load):
             with pytest.raises(InputError, match="shipped: tiny, tinier") as caught:
                 read(source)
             assert repr(str(source)) in str(caught.value)
-    monkeypatch.setattr(load_model, "shipped", dict)
+    monkeypatch.setattr(load_model, "shipped_models", dict)
     with pytest.raises(InputError, match="shipped: none"):
         load("nothing")
 
 
 def test_every_shipped_model_loads_and_is_what_it_says() -> None:
-    for name in shipped():
-        said, model = describe(name), load(name)
+    for name in shipped_models():
+        said, model = read_model_info(name), load(name)
         assert sum(parameter.numel() for parameter in model.parameters()) == said.params, name
         assert model(torch.rand(1, 3, said.size, said.size)).shape == (1, len(said.classes)), name
         assert said.teacher is None or not Path(said.teacher).is_absolute(), f"{name}: a path of this machine"
@@ -327,7 +329,7 @@ def test_a_run_is_finished_when_it_has_figures_and_a_model(folder: Path, tmp_pat
     assert not Run(folder).finished
     Run(folder).metrics.write_text("{}")
     assert Run(folder).finished
-    (folder / DESCRIPTION).unlink()
+    (folder / INFO_FILE).unlink()
     assert not Run(folder).finished
 
 
@@ -341,7 +343,7 @@ def test_a_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, te
         "config.yaml": run.config,
         "metrics.json": run.read_metrics,
         "metrics.jsonl": run.read_history,
-        "environment.json": run.origin,
+        "environment.json": run.provenance,
     }[name]
     if (name, text) == ("metrics.jsonl", ""):
         assert read() == []

@@ -12,7 +12,7 @@ import pytest
 
 from camkd.config import TrainConfig
 from camkd.runs.folder import Run
-from camkd.runs.resume import ACCEPTABLE, HARMLESS, acceptable, claim, owned
+from camkd.runs.resume import ACCEPTABLE, IGNORED_ON_RESUME, lock_run, parse_accept, start_or_resume
 from camkd.types import InputError
 
 BEFORE: dict[str, Any] = {"model": "resnet8", "epochs": 3, "lr": 0.1, "seed": 0, "batch_size": 32, "workers": 2}
@@ -22,7 +22,7 @@ ORIGIN = {"pictures": "abc", "teacher_weights": None, "terms": "ce=1"}
 @pytest.fixture
 def begun(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
-    assert claim(run, BEFORE, ORIGIN, resume=False) is False
+    assert start_or_resume(run, BEFORE, ORIGIN, resume=False) is False
     return run
 
 
@@ -31,37 +31,37 @@ def begun(tmp_path: Path) -> Run:
 
 def test_a_free_folder_is_taken(begun: Run) -> None:
     assert begun.config() == BEFORE
-    assert ORIGIN.items() <= begun.origin().items()
+    assert ORIGIN.items() <= begun.provenance().items()
 
 
 def test_the_same_settings_go_on(begun: Run) -> None:
-    assert claim(begun, {**BEFORE, "workers": 8}, ORIGIN, resume=True) is False  # nothing was kept yet
+    assert start_or_resume(begun, {**BEFORE, "workers": 8}, ORIGIN, resume=True) is False  # nothing was kept yet
     begun.checkpoints.save(1, {"step": 1})
-    assert claim(begun, BEFORE, ORIGIN, resume=True) is True
+    assert start_or_resume(begun, BEFORE, ORIGIN, resume=True) is True
 
 
 @pytest.mark.fault("resumed with another setting")
 @pytest.mark.parametrize("name", ["model", "seed", "batch_size", "epochs", "lr"])
 def test_a_changed_setting_is_named(begun: Run, name: str) -> None:
     with pytest.raises(InputError, match=rf"was started with {name} = {BEFORE[name]}, now it is 7"):
-        claim(begun, {**BEFORE, name: 7}, ORIGIN, resume=True)
+        start_or_resume(begun, {**BEFORE, name: 7}, ORIGIN, resume=True)
     assert begun.config() == BEFORE
 
 
 def test_one_that_may_change_is_offered_and_one_that_may_not_is_not(begun: Run) -> None:
     with pytest.raises(InputError, match="add --accept lr to go on with it"):
-        claim(begun, {**BEFORE, "lr": 0.5}, ORIGIN, resume=True)
+        start_or_resume(begun, {**BEFORE, "lr": 0.5}, ORIGIN, resume=True)
     with pytest.raises(InputError, match="resume with the same settings"):
-        claim(begun, {**BEFORE, "seed": 5}, ORIGIN, resume=True)
+        start_or_resume(begun, {**BEFORE, "seed": 5}, ORIGIN, resume=True)
 
 
 def test_what_is_accepted_is_written_down_beside_what_it_was(begun: Run) -> None:
     begun.write_history([{"epoch": 1}])
-    claim(begun, {**BEFORE, "lr": 0.5, "epochs": 9}, ORIGIN, resume=True, accept=("lr", "epochs"))
+    start_or_resume(begun, {**BEFORE, "lr": 0.5, "epochs": 9}, ORIGIN, resume=True, accept=("lr", "epochs"))
     assert begun.config() == {**BEFORE, "lr": 0.5, "epochs": 9}
-    assert begun.origin()["changes"] == [{"epochs_done": 1, "epochs": [3, 9], "lr": [0.1, 0.5]}]
-    claim(begun, {**BEFORE, "lr": 0.2, "epochs": 9}, ORIGIN, resume=True, accept=("lr",))
-    assert [change.get("lr") for change in begun.origin()["changes"]] == [[0.1, 0.5], [0.5, 0.2]]
+    assert begun.provenance()["changes"] == [{"epochs_done": 1, "epochs": [3, 9], "lr": [0.1, 0.5]}]
+    start_or_resume(begun, {**BEFORE, "lr": 0.2, "epochs": 9}, ORIGIN, resume=True, accept=("lr",))
+    assert [change.get("lr") for change in begun.provenance()["changes"]] == [[0.1, 0.5], [0.5, 0.2]]
 
 
 @pytest.mark.fault("resumed with other pictures or teacher")
@@ -70,16 +70,24 @@ def test_what_is_accepted_is_written_down_beside_what_it_was(begun: Run) -> None
 )
 def test_other_pictures_or_another_teacher_are_refused(begun: Run, name: str, words: str) -> None:
     with pytest.raises(InputError, match=f"{words}.* are not those"):
-        claim(begun, BEFORE, {**ORIGIN, name: "other"}, resume=True)
+        start_or_resume(begun, BEFORE, {**ORIGIN, name: "other"}, resume=True)
 
 
 def test_only_settings_of_training_may_change() -> None:
-    assert acceptable(" epochs, lr ,") == ("epochs", "lr")
-    assert acceptable("") == ()
+    assert parse_accept(" epochs, lr ,") == ("epochs", "lr")
+    assert parse_accept("") == ()
     assert set(ACCEPTABLE) <= set(TrainConfig.__dataclass_fields__)
-    assert not set(ACCEPTABLE) & {*HARMLESS, "seed", "batch_size", "views", "view_seed", "view_epochs", "optimizer"}
+    assert not set(ACCEPTABLE) & {
+        *IGNORED_ON_RESUME,
+        "seed",
+        "batch_size",
+        "views",
+        "augment_seed",
+        "augment_epochs",
+        "optimizer",
+    }
     with pytest.raises(InputError, match="--accept cannot take 'seed': choose among epochs, lr"):
-        acceptable("lr,seed")
+        parse_accept("lr,seed")
 
 
 # --- one process
@@ -108,7 +116,7 @@ def other(begun: Run) -> Any:
 
 
 def enter(run: Run) -> None:
-    with owned(run):
+    with lock_run(run):
         pass
 
 
@@ -141,7 +149,7 @@ def test_what_a_killed_process_left_half_written_goes(begun: Run) -> None:
 
 
 def test_a_lock_is_given_back_after_an_error(begun: Run) -> None:
-    with pytest.raises(KeyError), owned(begun):
+    with pytest.raises(KeyError), lock_run(begun):
         raise KeyError
     enter(begun)
 

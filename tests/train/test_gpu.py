@@ -13,22 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd.cams import METHODS as MAPS
+from camkd.cams import MAP_METHODS as MAPS
 from camkd.cams import predict
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 from camkd.data.augment import POLICIES, Views
 from camkd.data.dataset import Dataset
-from camkd.distill.cache import Knowledge
-from camkd.distill.cache.build import knowledge_of
+from camkd.distill.cache import TeacherCache
+from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.methods import METHODS
-from camkd.distill.objective import Objective, objective
-from camkd.distill.teacher import Teacher, adopt_teacher
-from camkd.evaluate import examine, faithfulness
+from camkd.distill.objective import Objective, parse_objective
+from camkd.distill.teacher import Teacher, load_teacher
+from camkd.evaluate import faithfulness, predict_split
 from camkd.experiments.pipeline import train_run
 from camkd.models import MODELS, build
-from camkd.models.io import Description, save
+from camkd.models.io import ModelInfo, save
 from camkd.runs.folder import Run
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted, fit
 from stopping import Stop
 
@@ -54,8 +54,8 @@ def taught(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Te
     """A teacher that knows nothing, on the GPU, with a store of its own."""
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
     model = build("resnet8", 3, 16, seed=9)
-    save(model, tmp_path / "teacher", Description("resnet8", easy.classes, 16, 1, 1, "teacher", "plain", "easy", "", 9))
-    return adopt_teacher(tmp_path / "teacher", easy, "cuda")
+    save(model, tmp_path / "teacher", ModelInfo("resnet8", easy.classes, 16, 1, 1, "teacher", "plain", "easy", "", 9))
+    return load_teacher(tmp_path / "teacher", easy, "cuda")
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -63,11 +63,11 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**values, **changes})
 
 
-def known(teacher: Teacher, data: Dataset, config: TrainConfig, method: str) -> Knowledge | None:
-    goal = objective(method)
-    if not goal.asks_teacher:
+def known(teacher: Teacher, data: Dataset, config: TrainConfig, method: str) -> TeacherCache | None:
+    goal = parse_objective(method)
+    if not goal.needs_teacher:
         return None
-    return knowledge_of(teacher, data, config, Lesson(method), features="features" in goal.needs)
+    return build_teacher_cache(teacher, data, config, DistillConfig(method), features="features" in goal.needs)
 
 
 def fitted(
@@ -75,7 +75,7 @@ def fitted(
     folder: Path,
     config: TrainConfig,
     goal: Objective,
-    knowledge: Knowledge | None = None,
+    knowledge: TeacherCache | None = None,
     student: nn.Module | None = None,
     **how: Any,
 ) -> tuple[Weights, list[dict[str, Any]]]:
@@ -88,7 +88,7 @@ def same(ours: Weights, theirs: Weights) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-class NobodyWaits(Watch):
+class NobodyWaits(Callback):
     """Makes it an error to wait for the GPU, from the first step of an epoch to the last but one."""
 
     def __init__(self, steps: int, epoch: int) -> None:
@@ -135,9 +135,9 @@ def test_every_map_method_runs_there(method: str) -> None:
 
 def test_answers_and_faithfulness_are_those_of_a_processor(easy: Dataset) -> None:
     model = build("resnet8", 3, 16, seed=1)
-    here, sums = examine(model, easy.test), faithfulness(model, easy.test)
+    here, sums = predict_split(model, easy.test), faithfulness(model, easy.test)
     model.to(GPU)
-    there, there_sums = examine(model, easy.test), faithfulness(model, easy.test)
+    there, there_sums = predict_split(model, easy.test), faithfulness(model, easy.test)
     assert not there.logits.is_cuda  # answers are kept on the host
     torch.testing.assert_close(there.logits, here.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(there.maps, here.maps, rtol=1e-3, atol=1e-4)
@@ -147,7 +147,7 @@ def test_answers_and_faithfulness_are_those_of_a_processor(easy: Dataset) -> Non
 def test_a_run_has_the_loss_curve_of_a_processor(easy: Dataset, tmp_path: Path) -> None:
     def curve(device: str) -> list[float]:
         config = settings(device=device, views="strong", lr=0.02)
-        return [row["train_loss"] for row in fitted(easy, tmp_path / device, config, objective("plain"))[1]]
+        return [row["train_loss"] for row in fitted(easy, tmp_path / device, config, parse_objective("plain"))[1]]
 
     assert curve("cuda") == pytest.approx(curve("cpu"), rel=1e-3)
 
@@ -157,17 +157,26 @@ def test_every_method_trains_there(easy: Dataset, tmp_path: Path, taught: Teache
     torch.use_deterministic_algorithms(False)  # some pool and resize with kernels that have no fixed order
     config = settings(epochs=1, views="strong", precision="auto")
     student = build("cam-net", 3, 16, seed=0)
-    _, rows = fitted(easy, tmp_path / "run", config, objective(method), known(taught, easy, config, method), student)
+    _, rows = fitted(
+        easy, tmp_path / "run", config, parse_objective(method), known(taught, easy, config, method), student
+    )
     assert np.isfinite(rows[0]["train_loss"])
     assert Run(tmp_path / "run").checkpoints
 
 
 def test_nobody_waits_for_the_gpu_where_the_answers_are_known(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
     torch.use_deterministic_algorithms(False)
-    config = settings(epochs=3, view_epochs=1, views="strong", precision="auto", figure_every=0)
+    config = settings(epochs=3, augment_epochs=1, views="strong", precision="auto", figure_every=0)
     watch = NobodyWaits(steps=4, epoch=1)
     try:
-        fitted(easy, tmp_path / "run", config, objective("cam-kd"), known(taught, easy, config, "cam-kd"), watch=watch)
+        fitted(
+            easy,
+            tmp_path / "run",
+            config,
+            parse_objective("cam-kd"),
+            known(taught, easy, config, "cam-kd"),
+            watch=watch,
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert watch.looked == 2
@@ -176,7 +185,7 @@ def test_nobody_waits_for_the_gpu_where_the_answers_are_known(easy: Dataset, tmp
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_an_interrupted_run_goes_on_to_the_same_bits(easy: Dataset, tmp_path: Path, taught: Teacher, step: int) -> None:
     """From the store that the first run filled."""
-    config, goal = settings(views="strong"), objective("ce=0.1,kd=0.9,cam=1:pool=1")
+    config, goal = settings(views="strong"), parse_objective("ce=0.1,kd=0.9,cam=1:pool=1")
     whole, rows = fitted(easy, tmp_path / "whole", config, goal, known(taught, easy, config, "kd"))
     with pytest.raises(Interrupted):
         fitted(easy, tmp_path / "cut", config, goal, known(taught, easy, config, "kd"), watch=Stop(step))
@@ -190,7 +199,7 @@ def test_a_network_that_draws_random_numbers_goes_on_to_the_same_bits(easy: Data
         model = build("resnet8", 3, 16, seed=0)
         model.fc = nn.Sequential(nn.Dropout(), model.fc)  # type: ignore[arg-type]
         torch.manual_seed(seed)
-        return fitted(easy, folder, settings(epochs=1), objective("plain"), student=model, **how)[0]
+        return fitted(easy, folder, settings(epochs=1), parse_objective("plain"), student=model, **how)[0]
 
     whole = dropping(tmp_path / "whole", 1)
     with pytest.raises(Interrupted):
@@ -213,12 +222,12 @@ def test_a_loss_that_is_not_finite_is_never_kept(easy: Dataset, tmp_path: Path, 
 
     config = settings(epochs=1, on_nan="skip" if skip else "stop")
     if skip:
-        weights, rows = fitted(easy, tmp_path / "run", config, objective("plain"), student=Spoilt())
-        assert rows[0]["passed_over"] == 24
+        weights, rows = fitted(easy, tmp_path / "run", config, parse_objective("plain"), student=Spoilt())
+        assert rows[0]["skipped_samples"] == 24
         assert all(tensor.isfinite().all() for tensor in weights.values())
         return
     with pytest.raises(FloatingPointError, match="epoch 1"):
-        fitted(easy, tmp_path / "run", config, objective("plain"), student=Spoilt())
+        fitted(easy, tmp_path / "run", config, parse_objective("plain"), student=Spoilt())
     assert not Run(tmp_path / "run").checkpoints
 
 
@@ -228,6 +237,6 @@ def test_a_whole_run_is_written(easy: Dataset, tmp_path: Path, taught: Teacher) 
     config = settings(epochs=1, precision="auto")
     knowledge = known(taught, easy, config, "cam-kd")
     told = (DataConfig("easy"), replace(config, figure_every=1))
-    figures = train_run(tmp_path / "run", easy, "cam-net", "student", told, Lesson(), taught, knowledge)
+    figures = train_run(tmp_path / "run", easy, "cam-net", "student", told, DistillConfig(), taught, knowledge)
     assert {"accuracy", "cam_cosine", "road"} <= figures.keys()
     assert Run(tmp_path / "run").finished

@@ -20,26 +20,26 @@ from torch import Tensor, nn
 from camkd.cams import predict, resize
 from camkd.config import TrainConfig
 from camkd.data.dataset import Dataset
-from camkd.distill.cache import Knowledge
+from camkd.distill.cache import TeacherCache
 from camkd.distill.losses.logits import CrossEntropy
-from camkd.distill.objective import Objective, Weighted, objective
-from camkd.distill.teacher import Shown
-from camkd.evaluate import examine
+from camkd.distill.objective import Objective, WeightedTerm, parse_objective
+from camkd.distill.teacher import TeacherTargets
+from camkd.evaluate import predict_split
 from camkd.evaluate.metrics import cosine
 from camkd.models import build
-from camkd.models.eval_mode import evaluating
+from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
 from camkd.train import validation as referee
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted, _connected, _optimizer, fit
 from camkd.train.schedule import Schedule
-from camkd.train.validation import Referee
+from camkd.train.validation import Validator
 from camkd.types import InputError, Prediction
 from camkd.utils import devices
 from camkd.utils.devices import pick_device, pick_precision
 from stopping import Stop
 
-PLAIN = objective("plain")
+PLAIN = parse_objective("plain")
 Weights = dict[str, Tensor]
 
 
@@ -49,7 +49,7 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 @dataclass
-class Seen(Watch):
+class Seen(Callback):
     """Everything a run told its watch, and the weights after each step."""
 
     model: nn.Module | None = None
@@ -72,21 +72,21 @@ class Seen(Watch):
         self.averages.append(copied(model))
 
 
-class Asked(Knowledge):
+class Asked(TeacherCache):
     """A teacher that notes what it is asked."""
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: list[tuple[int, Tensor, Tensor]] = []
 
         def answer(x: Tensor) -> Prediction:
-            with evaluating(model), torch.no_grad():
+            with eval_mode(model), torch.no_grad():
                 return predict(model, x, features=True)
 
         super().__init__(answer)
 
-    def ask(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
+    def compute(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
         self.calls.append((epoch, samples.clone(), x.clone()))
-        return super().ask(epoch, samples, x)
+        return super().compute(epoch, samples, x)
 
 
 def copied(model: nn.Module) -> Weights:
@@ -101,10 +101,10 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
 
 
-def shown(teacher: nn.Module, data: Dataset) -> Shown:
+def shown(teacher: nn.Module, data: Dataset) -> TeacherTargets:
     """What a teacher says of the validation pictures."""
-    said = examine(teacher, data.val)
-    return Shown(said.shown, said.maps)
+    said = predict_split(teacher, data.val)
+    return TeacherTargets(said.class_ids, said.maps)
 
 
 def network(seed: int = 0, name: str = "resnet8") -> nn.Module:
@@ -117,10 +117,10 @@ def fitted(
     config: TrainConfig | None = None,
     goal: Objective = PLAIN,
     seed: int = 0,
-    watch: Watch | None = None,
+    watch: Callback | None = None,
     resume: bool = False,
     teacher: nn.Module | None = None,
-    ask: Knowledge | None = None,
+    ask: TeacherCache | None = None,
 ) -> tuple[Weights, list[dict[str, Any]]]:
     """The weights and the history of a run."""
     run = Run(folder)
@@ -165,8 +165,8 @@ def test_same_seeds_give_the_same_bits(easy: Dataset, tmp_path: Path, whole: Any
 
 def test_model_seed_changes_the_weights_and_not_the_batches(easy: Dataset, tmp_path: Path) -> None:
     one, other = Asked(network(9)), Asked(network(9))
-    ours, _ = fitted(easy, tmp_path / "a", goal=objective("kd"), seed=1, ask=one)
-    theirs, _ = fitted(easy, tmp_path / "b", settings(seed=2), goal=objective("kd"), seed=2, ask=other)
+    ours, _ = fitted(easy, tmp_path / "a", goal=parse_objective("kd"), seed=1, ask=one)
+    theirs, _ = fitted(easy, tmp_path / "b", settings(seed=2), goal=parse_objective("kd"), seed=2, ask=other)
     assert not torch.equal(ours["conv1.weight"], theirs["conv1.weight"])
     assert len(one.calls) == len(other.calls) == 8
     for mine, yours in zip(one.calls, other.calls, strict=True):
@@ -177,8 +177,8 @@ def test_model_seed_changes_the_weights_and_not_the_batches(easy: Dataset, tmp_p
 
 def test_view_seed_changes_order_and_views_alone(easy: Dataset, tmp_path: Path) -> None:
     one, other = Asked(network(9)), Asked(network(9))
-    fitted(easy, tmp_path / "a", settings(epochs=1), objective("kd"), ask=one)
-    fitted(easy, tmp_path / "b", settings(epochs=1, view_seed=1), objective("kd"), ask=other)
+    fitted(easy, tmp_path / "a", settings(epochs=1), parse_objective("kd"), ask=one)
+    fitted(easy, tmp_path / "b", settings(epochs=1, augment_seed=1), parse_objective("kd"), ask=other)
     ours, theirs = (torch.cat([samples for _, samples, _ in asked.calls]) for asked in (one, other))
     assert not torch.equal(ours, theirs)
     mine, yours = (torch.cat([x for _, _, x in asked.calls]) for asked in (one, other))
@@ -192,7 +192,7 @@ def test_every_picture_once_an_epoch_in_batches_of_nearly_one_size(
     easy: Dataset, tmp_path: Path, batch_size: int
 ) -> None:
     asked, seen = Asked(network(9)), Seen()
-    fitted(easy, tmp_path, settings(batch_size=batch_size), objective("kd"), watch=seen, ask=asked)
+    fitted(easy, tmp_path, settings(batch_size=batch_size), parse_objective("kd"), watch=seen, ask=asked)
     orders = []
     for epoch in (0, 1):
         samples = [batch for number, batch, _ in asked.calls if number == epoch]
@@ -249,7 +249,7 @@ def test_termination_is_an_interruption_too(easy: Dataset, tmp_path: Path, whole
 
 
 def test_interrupted_after_the_last_step(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    class Late(Watch):
+    class Late(Callback):
         def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
             if row["epoch"] == 2:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -265,7 +265,7 @@ def test_interrupted_after_the_last_step(easy: Dataset, tmp_path: Path, whole: A
 
 def test_interruption_with_mixed_pictures_and_a_teacher(easy: Dataset, tmp_path: Path) -> None:
     goal, config, teacher = (
-        objective("ce=0.1,kd=0.9,cam=1:schedule=decay"),
+        parse_objective("ce=0.1,kd=0.9,cam=1:schedule=decay"),
         settings(views="strong", epochs=1),
         network(9),
     )
@@ -283,7 +283,7 @@ def test_interruption_with_mixed_pictures_and_a_teacher(easy: Dataset, tmp_path:
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_interruption_with_terms_that_have_weights(easy: Dataset, tmp_path: Path, step: int) -> None:
     """One that learns from the second step on, one until the last."""
-    goal, config = objective("ce=1,review=1:schedule=ramp,hint=10:schedule=decay"), settings(epochs=1)
+    goal, config = parse_objective("ce=1,review=1:schedule=ramp,hint=10:schedule=decay"), settings(epochs=1)
     teacher = network(9, "cam-net")
     weights, rows = fitted(easy, tmp_path / "whole", config, goal, ask=Asked(teacher))
     with pytest.raises(Interrupted):
@@ -295,7 +295,7 @@ def test_interruption_with_terms_that_have_weights(easy: Dataset, tmp_path: Path
 
 
 def test_interruption_of_a_network_that_draws_random_numbers(easy: Dataset, tmp_path: Path) -> None:
-    def dropping(folder: Path, seed: int, watch: Watch | None = None, resume: bool = False) -> Weights:
+    def dropping(folder: Path, seed: int, watch: Callback | None = None, resume: bool = False) -> Weights:
         model = network()
         model.fc = nn.Sequential(nn.Dropout(), model.fc)  # type: ignore[arg-type]
         torch.manual_seed(seed)
@@ -317,7 +317,7 @@ def learnt(run: Run) -> Weights:
 
 
 def test_terms_learn_beside_the_student_from_the_models_seed(easy: Dataset, tmp_path: Path) -> None:
-    goal, teacher = objective("ce=1,hint=10"), network(9, "cam-net")
+    goal, teacher = parse_objective("ce=1,hint=10"), network(9, "cam-net")
     found = {}
     for name, epochs, seed in (("one", 1, 0), ("two", 2, 0), ("again", 1, 0), ("other", 1, 5)):
         fitted(easy, tmp_path / name, settings(epochs=epochs, seed=seed), goal, ask=Asked(teacher))
@@ -336,7 +336,7 @@ def test_a_term_without_weight_in_the_sum_leaves_everything_as_it_is(easy: Datas
     model.train()
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
-    goal = objective("ce=1,hint=0,review=0")
+    goal = parse_objective("ce=1,hint=0,review=0")
     weights, _ = fitted(easy, tmp_path, goal=goal, ask=Asked(teacher))
     assert same(weights, whole[0])
     assert torch.equal(torch.get_rng_state(), random)
@@ -357,10 +357,10 @@ def test_methods_on_features_train_with_mixed_pictures(
 ) -> None:
     config = settings(epochs=1, views="strong", precision=precision)
     student = build("resnet8", 3, 16, 0)
-    best = fit(student, easy, objective(method), config, Run(tmp_path), knowledge=Asked(network(9, "cam-net")))
+    best = fit(student, easy, parse_objective(method), config, Run(tmp_path), knowledge=Asked(network(9, "cam-net")))
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in best.parameters())
     terms = Run(tmp_path).read_history()[0]["terms"]
-    assert set(terms) == set(objective(method).terms)
+    assert set(terms) == set(parse_objective(method).terms)
     assert all(math.isfinite(value) for value in terms.values())
 
 
@@ -368,12 +368,12 @@ def test_methods_on_features_train_with_mixed_pictures(
 def test_signal_handlers_come_back(easy: Dataset, tmp_path: Path, ends: str) -> None:
     def mine(number: int, frame: object) -> None: ...
 
-    class Break(Watch):
+    class Break(Callback):
         def step(self, pictures: int) -> None:
             assert signal.getsignal(signal.SIGINT) is not mine
             raise RuntimeError("broken")
 
-    watch = {"well": Watch(), "interrupted": Stop(1), "broken": Break()}[ends]
+    watch = {"well": Callback(), "interrupted": Stop(1), "broken": Break()}[ends]
     before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if ends == "well":
@@ -472,7 +472,7 @@ def test_history_tells_the_rate_and_the_mean_of_the_terms(easy: Dataset, tmp_pat
             return values
 
     config = settings(batch_size=20)  # 96 = 20 + 19 + 19 + 19 + 19
-    _, rows = fitted(easy, tmp_path, config, Objective({"ce": Weighted(Spy(), 3.0)}))
+    _, rows = fitted(easy, tmp_path, config, Objective({"ce": WeightedTerm(Spy(), 3.0)}))
     rate = Schedule(config, 5)
     for epoch, row in enumerate(rows):
         part = losses[5 * epoch : 5 * epoch + 5]
@@ -488,9 +488,9 @@ def test_a_term_whose_schedule_ends_within_an_epoch_is_divided_by_the_pictures_i
     """The mean of a constant is that constant, also where the run was stopped meanwhile."""
     goal = Objective(
         {
-            "ce": Weighted(CrossEntropy()),
-            "early": Weighted(Constant(0.5), schedule="early"),
-            "ramp": Weighted(Constant(0.25), schedule="ramp"),
+            "ce": WeightedTerm(CrossEntropy()),
+            "early": WeightedTerm(Constant(0.5), schedule="early"),
+            "ramp": WeightedTerm(Constant(0.25), schedule="ramp"),
         }
     )
     config = settings(epochs=4, batch_size=20)  # 20 steps of unequal batches: early are 6, in the second epoch one
@@ -526,7 +526,7 @@ class Constant:
     """The same number for each picture."""
 
     needs = frozenset({"logits"})
-    asks_teacher = False
+    needs_teacher = False
     value: float
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
@@ -538,7 +538,7 @@ class Scaled:
     """A sum of logits times ``factor``: gradients of any size, none with 0."""
 
     needs = frozenset({"logits"})
-    asks_teacher = False
+    needs_teacher = False
     factor: float = 0.0
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
@@ -549,7 +549,7 @@ def test_weight_decay_leaves_biases_and_normalisation(easy: Dataset, tmp_path: P
     model = network()
     before, seen = copied(model), Seen(model)
     config = settings(epochs=1, batch_size=96, weight_decay=0.1, lr=0.5, warmup=0.0)
-    fit(model, easy, Objective({"none": Weighted(Scaled(0.0))}), config, Run(tmp_path), watch=seen)
+    fit(model, easy, Objective({"none": WeightedTerm(Scaled(0.0))}), config, Run(tmp_path), watch=seen)
     shrunk = 1 - Schedule(config, 1)(0) * 1.9 * 0.1  # Nesterov's first step: gradient + 0.9 gradient
     names = [name for name, _ in model.named_parameters()]
     assert {before[name].ndim for name in names} == {1, 2, 4}
@@ -562,7 +562,7 @@ def test_clip_bounds_the_update(easy: Dataset, tmp_path: Path) -> None:
     model = network()
     before, seen = copied(model), Seen(model)
     config = settings(epochs=1, batch_size=96, weight_decay=0.0, lr=0.1, warmup=0.0, clip=0.25)
-    fit(model, easy, Objective({"steep": Weighted(Scaled(1e4))}), config, Run(tmp_path), watch=seen)
+    fit(model, easy, Objective({"steep": WeightedTerm(Scaled(1e4))}), config, Run(tmp_path), watch=seen)
     moved = [(seen.weights[0][name] - before[name]).square().sum() for name, _ in model.named_parameters()]
     assert float(torch.stack(moved).sum().sqrt()) == pytest.approx(Schedule(config, 1)(0) * 1.9 * 0.25, rel=1e-3)
 
@@ -580,7 +580,7 @@ def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) ->
 
     seen = Seen()
     with pytest.raises(FloatingPointError, match="inf in epoch 2, batch 3"):
-        fitted(easy, tmp_path, goal=Objective({"ce": Weighted(Bursts())}), watch=seen)
+        fitted(easy, tmp_path, goal=Objective({"ce": WeightedTerm(Bursts())}), watch=seen)
     assert len(seen.sizes) == 6
     kept, best = Run(tmp_path).checkpoints.load()
     assert best is not None
@@ -595,7 +595,7 @@ def test_student_trains_in_training_mode_in_every_epoch(easy: Dataset, tmp_path:
     fit(
         model,
         easy,
-        objective("cam-kd"),
+        parse_objective("cam-kd"),
         settings(),
         Run(tmp_path),
         teacher=shown(teacher, easy),
@@ -626,7 +626,7 @@ def test_teacher_is_left_as_it_was(easy: Dataset, tmp_path: Path) -> None:
     fit(
         network(),
         easy,
-        objective("cam-kd"),
+        parse_objective("cam-kd"),
         settings(epochs=1),
         Run(tmp_path),
         teacher=shown(teacher, easy),
@@ -647,7 +647,7 @@ def test_test_pictures_are_never_touched(easy: Dataset, tmp_path: Path) -> None:
 
     teacher = network(9)
     data = replace(easy, test=Forbidden())
-    fitted(data, tmp_path, settings(epochs=1), objective("cam-kd"), teacher=teacher, ask=Asked(teacher))
+    fitted(data, tmp_path, settings(epochs=1), parse_objective("cam-kd"), teacher=teacher, ask=Asked(teacher))
 
 
 @pytest.mark.parametrize(("scores", "chosen"), [([0.5, 0.9, 0.9, 0.7], 3), ([0.9, 0.2, 0.3, 0.4], 1)])
@@ -655,7 +655,7 @@ def test_returns_the_best_epoch_the_later_of_two(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], chosen: int
 ) -> None:
     judged = iter(scores)
-    monkeypatch.setattr(Referee, "__call__", lambda self, model: {"val_accuracy": next(judged), "val_loss": 1.0})
+    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(judged), "val_loss": 1.0})
     seen = Seen()
     weights, _ = fitted(easy, tmp_path, settings(epochs=4), watch=seen)
     assert same(weights, seen.averages[chosen - 1])
@@ -670,7 +670,7 @@ def test_returned_model_is_ready_to_use(easy: Dataset, tmp_path: Path) -> None:
 def test_referee_is_the_literal_loop(easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(referee, "EVALUATION_BATCH", 7)  # 24 = 7 + 7 + 7 + 3
     student, teacher = network(3, "cam-net").eval(), network(4).eval()
-    found = Referee(easy, torch.device("cpu"), False, shown(teacher, easy))(student)
+    found = Validator(easy, torch.device("cpu"), False, shown(teacher, easy))(student)
     right, losses, agree, alike = [], [], [], []
     for image, label in zip(easy.val.images, easy.val.labels, strict=True):
         x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
@@ -716,8 +716,8 @@ def test_pick_precision(monkeypatch: pytest.MonkeyPatch, gain: float, picked: st
     assert pick_precision("auto", cpu) == picked
     assert pick_precision("fp32", cpu) == "fp32"
     assert pick_precision("bf16", cpu) == "bf16"
-    assert devices.choice("auto", cpu).startswith(f"cpu in {picked}, ")
-    assert devices.choice("fp32", cpu) == "cpu in fp32"
+    assert devices.describe_device("auto", cpu).startswith(f"cpu in {picked}, ")
+    assert devices.describe_device("fp32", cpu) == "cpu in fp32"
     assert pick_precision("auto", torch.device("mps")) == "fp32"
 
 
@@ -749,7 +749,7 @@ class Spoilt(CrossEntropy):
 @pytest.mark.fault("a loss or gradient that is not finite")
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_batch_that_is_not_finite_is_passed_over(easy: Dataset, tmp_path: Path, gradient: bool) -> None:
-    goal = Objective({"ce": Weighted(Spoilt(at=(3, 6), gradient=gradient))})
+    goal = Objective({"ce": WeightedTerm(Spoilt(at=(3, 6), gradient=gradient))})
     said: list[str] = []
     seen = Seen()
     seen.note = said.append  # type: ignore[method-assign]
@@ -757,7 +757,7 @@ def test_a_batch_that_is_not_finite_is_passed_over(easy: Dataset, tmp_path: Path
     what = r"the norm of the gradient is (nan|inf)" if gradient else "the loss is nan"
     assert [bool(re.match(f"{what} in epoch {epoch}, batch {batch}: .* passed over", line))
             for (epoch, batch), line in zip(((1, 3), (2, 2)), said, strict=True)] == [True, True]  # fmt: skip
-    assert [row["passed_over"] for row in rows] == [24, 24]
+    assert [row["skipped_samples"] for row in rows] == [24, 24]
     assert all(math.isfinite(row["train_loss"]) for row in rows)
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
@@ -768,7 +768,7 @@ def test_what_is_passed_over_leaves_no_trace(easy: Dataset, tmp_path: Path, grad
     """Weights and running statistics after the spoilt batch are those before it."""
     model = network()
     seen = Seen(model)
-    goal = Objective({"ce": Weighted(Spoilt(at=(2,), gradient=gradient))})
+    goal = Objective({"ce": WeightedTerm(Spoilt(at=(2,), gradient=gradient))})
     fit(model, easy, goal, settings(epochs=1, on_nan="skip"), Run(tmp_path), watch=seen)
     assert same(seen.weights[0], seen.weights[1])
     assert not same(seen.weights[1], seen.weights[2])
@@ -777,7 +777,7 @@ def test_what_is_passed_over_leaves_no_trace(easy: Dataset, tmp_path: Path, grad
 @pytest.mark.fault("a loss or gradient that is not finite")
 def test_a_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"norm of the gradient is (nan|inf) in epoch 1, batch 4"):
-        fitted(easy, tmp_path, goal=Objective({"ce": Weighted(Spoilt(at=(4,), gradient=True))}))
+        fitted(easy, tmp_path, goal=Objective({"ce": WeightedTerm(Spoilt(at=(4,), gradient=True))}))
 
 
 class Spoils(Stop):
@@ -816,7 +816,7 @@ def test_a_state_that_is_not_finite_is_never_kept(
 @pytest.mark.parametrize("stops", [False, True])
 def test_sums_of_an_epoch_that_are_not_finite_stop_the_run(easy: Dataset, tmp_path: Path, stops: bool) -> None:
     """A number that is finite, and three batches of it are not."""
-    goal = Objective({"ce": Weighted(CrossEntropy()), "huge": Weighted(Constant(1e37), 1e-37)})
+    goal = Objective({"ce": WeightedTerm(CrossEntropy()), "huge": WeightedTerm(Constant(1e37), 1e-37)})
     with pytest.raises(FloatingPointError, match="the huge is inf in epoch 1: lower --lr"):
         fitted(easy, tmp_path, goal=goal, watch=Stop(3 if stops else -1))
     assert not Run(tmp_path).checkpoints
@@ -825,7 +825,7 @@ def test_sums_of_an_epoch_that_are_not_finite_stop_the_run(easy: Dataset, tmp_pa
 
 @pytest.mark.fault("a loss or gradient that is not finite")
 def test_an_epoch_of_nothing_but_such_batches_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
-    goal = Objective({"ce": Weighted(Spoilt(at=tuple(range(5, 9))))})
+    goal = Objective({"ce": WeightedTerm(Spoilt(at=tuple(range(5, 9))))})
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2"):
         fitted(easy, tmp_path, settings(on_nan="skip"), goal)
     assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]

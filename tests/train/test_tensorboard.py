@@ -12,13 +12,13 @@ from PIL import Image
 from rich.console import Console
 
 from camkd.cli.main import main
-from camkd.cli.progress import Screen
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.cli.progress import ProgressReporter
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.experiments.pipeline import train_run
 from camkd.runs.folder import Run
 from camkd.train import tensorboard as board
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted
 from camkd.types import InputError
 
@@ -28,7 +28,7 @@ TWO = TrainConfig(
 NAMES = {"train_loss", "terms/ce", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
 
 
-class Everything(Watch):
+class Everything(Callback):
     """What a watch behind the board is told, by name, and Ctrl-C at one step if wanted."""
 
     def __init__(self, stop_at: int = 0) -> None:
@@ -52,7 +52,7 @@ class Everything(Watch):
 
 
 def trained(folder: Path, data: Dataset, config: TrainConfig = TWO, **more: Any) -> Run:
-    train_run(folder, data, "resnet8", "teacher", (DataConfig("easy"), config), Lesson("plain"), **more)
+    train_run(folder, data, "resnet8", "teacher", (DataConfig("easy"), config), DistillConfig("plain"), **more)
     return Run(folder)
 
 
@@ -100,7 +100,7 @@ def test_without_the_extra_a_sentence_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(board, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'camkd\[tensorboard\]'"):
-        board.check_board()
+        board.check_tensorboard()
     out = tmp_path / "run"
     assert main(["teacher", "--data", "shapes", "--tensorboard", "--out", str(out)]) == 2
     assert "--tensorboard needs an extra" in capsys.readouterr().err
@@ -110,7 +110,7 @@ def test_without_the_extra_a_sentence_says_how_to_get_it(
 def test_the_terminal_shows_the_same_scalars() -> None:
     row = {"epoch": 3, "train_loss": 1.234, "terms": {"ce": 0.987, "cam": 0.247}, "lr": 0.0625, "val_accuracy": 0.913}
     row |= {"val_loss": 0.321, "val_teacher_agreement": 0.876, "val_cam_cosine": 0.54, "images_per_second": 1234.0}
-    screen = Screen()
+    screen = ProgressReporter()
     screen.console = Console(file=io.StringIO(), width=400)
     screen.epoch({**row, "seconds": 2.0}, None)  # type: ignore[arg-type]
     said = screen.console.file.getvalue()  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from camkd.runs.folder import Run
 from camkd.runs.load_model import load
 from camkd.types import InputError
 from camkd.utils import distributed
-from camkd.utils.distributed import Team, _named
+from camkd.utils.distributed import ProcessGroupInfo, _named
 from several import curve, ended, free_port, started
 
 
@@ -39,9 +39,9 @@ def test_the_loss_curve_is_that_of_one_process(
 LEAVES = """
 from pathlib import Path
 import torch
-from camkd.utils.distributed import gathered, joined
-with joined("cpu"):
-    gathered(torch.ones(2))
+from camkd.utils.distributed import all_gather, init_distributed
+with init_distributed("cpu"):
+    all_gather(torch.ones(2))
     torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1)
 names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
 print([name for name in names if "gloo" in name])
@@ -119,7 +119,7 @@ from pathlib import Path
 from camkd.cli import main as cli
 from camkd.train import state
 
-mark, save = Path(sys.argv.pop(1)), state.State.save
+mark, save = Path(sys.argv.pop(1)), state.TrainState.save
 
 def once(self, run):
     save(self, run)
@@ -127,7 +127,7 @@ def once(self, run):
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-state.State.save = once
+state.TrainState.save = once
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -153,16 +153,16 @@ def test_torchrun_starts_them_again_after_one_was_killed(distil: list[str], tmp_
 
 def test_alone_nothing_happens() -> None:
     x = torch.rand(3, 2, requires_grad=True)
-    assert distributed.team() == Team(0, 1)
-    assert distributed.gathered(x) is x
-    assert distributed.summed(x) is x
-    assert distributed.first_does(lambda: 5) == 5
+    assert distributed.process_group() == ProcessGroupInfo(0, 1)
+    assert distributed.all_gather(x) is x
+    assert distributed.all_reduce_sum(x) is x
+    assert distributed.run_on_rank0(lambda: 5) == 5
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_are_the_batch(size: int) -> None:
     batch = torch.arange(7)
-    parts = [Team(rank, size).share(batch) for rank in range(size)]
+    parts = [ProcessGroupInfo(rank, size).shard(batch) for rank in range(size)]
     assert torch.equal(torch.cat(parts), batch)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from camkd.utils.files import PART, filling, replacing, sweep, write_json, write_text
+from camkd.utils.files import PART, atomic_write, commit_dir, remove_stale_temp, write_json, write_text
 from mischief import umask
 
 
 def test_the_new_content_takes_the_place_of_the_old_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert temporary.parent == tmp_path, "a rename must stay on one file system"
         assert path.read_text() == "old"
@@ -34,7 +34,7 @@ def test_after_an_exception_the_old_file_is_whole_and_nothing_else_lies_there(
     path = tmp_path / "notes.txt"
 
     def fail() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise error
 
@@ -51,7 +51,7 @@ def test_after_an_exception_the_old_file_is_whole_and_nothing_else_lies_there(
 def test_a_block_that_removed_its_file_is_an_error_and_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), replacing(path) as temporary:
+    with pytest.raises(FileNotFoundError), atomic_write(path) as temporary:
         temporary.unlink()
     assert path.read_text() == "old"
 
@@ -68,7 +68,7 @@ def test_the_mode_follows_the_umask_and_the_umask_stays(tmp_path: Path, mask: in
 
 def test_folders_are_made_and_two_writers_do_not_share_a_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "notes.txt"
-    with replacing(path) as first, replacing(path) as second:
+    with atomic_write(path) as first, atomic_write(path) as second:
         assert first != second
         first.write_text("first")
         second.write_text("second")
@@ -104,7 +104,7 @@ def test_a_folder_is_filled_whole(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     (place / "old.txt").write_text("old")
     (place / "other.txt").write_text("other")
-    with filling(place) as temporary:
+    with commit_dir(place) as temporary:
         (temporary / "deep").mkdir()
         (temporary / "deep" / "a.txt").write_text("a")
         (temporary / "old.txt").write_text("new")
@@ -116,7 +116,7 @@ def test_a_folder_is_filled_whole(tmp_path: Path) -> None:
 
 def test_a_folder_that_fails_is_as_it_was(tmp_path: Path) -> None:
     def fill_a_part() -> None:
-        with filling(tmp_path / "folder") as temporary:
+        with commit_dir(tmp_path / "folder") as temporary:
             (temporary / "a.txt").write_text("a")
             raise KeyboardInterrupt
 
@@ -157,10 +157,10 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next_write_and_wh
     write_text(tmp_path / "no[te]s", "mine")
     write_text(tmp_path / "folder.txt", "another's name")
     assert len(list(tmp_path.glob(f".*{PART}"))) == 3
-    with filling(tmp_path / "folder"):
+    with commit_dir(tmp_path / "folder"):
         pass
     assert len(list(tmp_path.glob(f".*{PART}"))) == 2
-    sweep(tmp_path)
+    remove_stale_temp(tmp_path)
     lives.communicate()
     assert lives.returncode == 0
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [

@@ -12,8 +12,8 @@ wherever the head happens to be linear. It needs a backward pass a class.
 """
 
 from camkd.cams.head_detection import Form
-from camkd.cams.maps import METHODS
+from camkd.cams.maps import MAP_METHODS
 from camkd.cams.predict import bias, form, predict
 from camkd.cams.resize import centre_prior, resize
 
-__all__ = ["METHODS", "Form", "bias", "centre_prior", "form", "predict", "resize"]
+__all__ = ["MAP_METHODS", "Form", "bias", "centre_prior", "form", "predict", "resize"]

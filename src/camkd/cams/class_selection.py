@@ -11,7 +11,7 @@ Choice = Tensor | int | None
 """Of each picture the classes ``(N, k)``, or so many of the likeliest; None: all."""
 
 
-def chosen(classes: Choice, logits: Tensor) -> Tensor | None:
+def select_classes(classes: Choice, logits: Tensor) -> Tensor | None:
     """The classes ``(N, k)`` whose maps are asked for; None: all. Raises ``InputError`` where that cannot be."""
     if classes is None:
         return None

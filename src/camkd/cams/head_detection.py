@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkd.cams.hooks import Call, outputs_of
-from camkd.models.base import Normalised
-from camkd.models.eval_mode import evaluating
+from camkd.cams.hooks import RecordedCall, record_calls
+from camkd.models.base import ImageClassifier
+from camkd.models.eval_mode import eval_mode
 from camkd.types import InputError
 
 MOST_PREFIX_TOKENS = 8
@@ -25,7 +25,7 @@ MOST_PREFIX_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """Channels ``first (N, C, h, w)`` or ``last (N, h, w, C)``, or ``tokens (N, prefix + h w, C)``, row after row."""
 
     kind: Literal["first", "last", "tokens"]
@@ -52,20 +52,22 @@ class Layout:
         return abs(math.log(factor)) if near else math.inf
 
 
-def readings(x: Tensor, picture: tuple[int, int], grids: Iterable[tuple[int, int]] = ()) -> Iterator[Layout]:
+def candidate_layouts(
+    x: Tensor, picture: tuple[int, int], grids: Iterable[tuple[int, int]] = ()
+) -> Iterator[FeatureLayout]:
     """Yield how a layer's output for pictures of ``(H, W)`` pixels can be read, likelier ones first.
 
     ``grids`` are cells of outputs before it, which tell the tokens of patches from those in front of them. What has one
     cell is not yielded.
     """
     if x.ndim == 4:
-        both = Layout("first", (x.shape[2], x.shape[3])), Layout("last", (x.shape[1], x.shape[2]))
+        both = FeatureLayout("first", (x.shape[2], x.shape[3])), FeatureLayout("last", (x.shape[1], x.shape[2]))
         found = sorted(both, key=lambda layout: layout.misfit(picture))  # of equal ones the usual one
     elif x.ndim == 3:
         rests = [(x.shape[1] - prefix, prefix) for prefix in range(min(MOST_PREFIX_TOKENS + 1, x.shape[1]))]
         known = {h * w: (h, w) for h, w in grids}
-        found = [Layout("tokens", known[cells], prefix) for cells, prefix in rests if cells in known]
-        found += [Layout("tokens", _rows(cells, picture), prefix) for cells, prefix in rests]
+        found = [FeatureLayout("tokens", known[cells], prefix) for cells, prefix in rests if cells in known]
+        found += [FeatureLayout("tokens", _rows(cells, picture), prefix) for cells, prefix in rests]
     else:
         found = []
     return (layout for layout in found if math.prod(layout.grid) > 1)
@@ -75,19 +77,19 @@ def _rows(cells: int, picture: tuple[int, int]) -> tuple[int, int]:
     """So many cells in the picture's proportions, or nought where they have no such grid."""
     h = max(1, round(math.sqrt(cells * picture[0] / picture[1])))
     grid = h, cells // h
-    return grid if math.prod(grid) == cells and Layout("tokens", grid).suits(picture) else (0, 0)
+    return grid if math.prod(grid) == cells and FeatureLayout("tokens", grid).suits(picture) else (0, 0)
 
 
 Form = Literal["exact", "gradient"]
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerCall:
     """One call of a layer: its output, or what it is given, and how that is laid out."""
 
     layer: nn.Module
     call: int  # which of the layer's calls in a forward pass: a rectifier may be used in several places
-    layout: Layout
+    layout: FeatureLayout
     before: bool = False  # what the layer is given
 
 
@@ -98,9 +100,9 @@ class Head:
     Where the head is "1x1 convolution, then global average", the place is before that convolution.
     """
 
-    place: Place
+    place: LayerCall
     classifier: nn.Linear | nn.Conv2d | None  # None: no linear head, so the map is gradient-based
-    stages: list[Place]  # the last place at each other resolution before
+    stages: list[LayerCall]  # the last place at each other resolution before
 
     @property
     def form(self) -> Form:
@@ -122,7 +124,7 @@ class _Found:
 _found: WeakKeyDictionary[nn.Module, dict[str | None, _Found]] = WeakKeyDictionary()
 
 
-def head_of(model: nn.Module, x: Tensor, layer: str | None = None) -> Head:
+def detect_head(model: nn.Module, x: Tensor, layer: str | None = None) -> Head:
     """The head of ``model`` for pictures shaped like ``x``; the features are those of ``layer`` where it is given.
 
     Raises ``InputError`` where there is no such layer, or no layer with a map at all, and for what are no pictures.
@@ -139,7 +141,7 @@ def head_of(model: nn.Module, x: Tensor, layer: str | None = None) -> Head:
 def _check_pictures(model: nn.Module, x: Tensor) -> None:
     """How many channels a network takes is its own affair, unless it normalises RGB: then one would become three."""
     pictures = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
-    if not pictures or (isinstance(model, Normalised) and x.shape[1] != 3):
+    if not pictures or (isinstance(model, ImageClassifier) and x.shape[1] != 3):
         raise InputError(
             f"x is {_shown(x)}, but pictures are a floating tensor (N, 3, H, W), RGB in 0..1: give such a one."
         )
@@ -161,7 +163,7 @@ def _find(model: nn.Module, x: Tensor, layer: str | None) -> Head:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     probe = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
     names = _names(model)
-    with evaluating(model), outputs_of(model.modules()) as seen:
+    with eval_mode(model), record_calls(model.modules()) as seen:
         logits = model(probe)
     trace = _Trace(model, seen, probe)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -181,7 +183,7 @@ def _find(model: nn.Module, x: Tensor, layer: str | None) -> Head:
 
 def _reaching(model: nn.Module, probe: Tensor, layer: str | None, names: dict[str, nn.Module]) -> Head:
     """The last place from which a gradient leads to the logits, or that of ``layer``."""
-    with evaluating(model), torch.enable_grad(), outputs_of(model.modules()) as seen:
+    with eval_mode(model), torch.enable_grad(), record_calls(model.modules()) as seen:
         logits = model(probe.requires_grad_())
         trace = _Trace(model, seen, probe)
         goal = trace.before_linear(logits)
@@ -208,16 +210,16 @@ class _Trace:
     """The calls of a dry run, and which of them have a spatial output."""
 
     model: nn.Module
-    seen: list[Call]
+    seen: list[RecordedCall]
     probe: Tensor
 
     def __post_init__(self) -> None:
         self.picture = (int(self.probe.shape[2]), int(self.probe.shape[3]))
-        self.spatial: dict[int, Layout] = {}
+        self.spatial: dict[int, FeatureLayout] = {}
         grids: list[tuple[int, int]] = []
-        odd: dict[int, Layout] = {}
+        odd: dict[int, FeatureLayout] = {}
         for i, (_, output, _) in enumerate(self.seen):
-            layout = next(self.readings(output, grids), None)
+            layout = next(self.candidate_layouts(output, grids), None)
             if layout is not None and layout.suits(self.picture):
                 self.spatial[i] = layout
                 if output.ndim == 4:
@@ -227,9 +229,9 @@ class _Trace:
         self.grids = grids
         self.spatial = self.spatial or odd
 
-    def readings(self, x: Tensor, grids: Sequence[tuple[int, int]]) -> Iterator[Layout]:
+    def candidate_layouts(self, x: Tensor, grids: Sequence[tuple[int, int]]) -> Iterator[FeatureLayout]:
         whole = x.ndim > 2 and len(x) == len(self.probe) and x.is_floating_point()
-        return readings(x, self.picture, grids) if whole else iter(())
+        return candidate_layouts(x, self.picture, grids) if whole else iter(())
 
     def linear_head(self, logits: Tensor, wanted: nn.Module | None) -> Head | None:
         """The head whose average, times the weights of a linear layer, is the logits; of the layer ``wanted`` alone."""
@@ -237,7 +239,7 @@ class _Trace:
             module, output, inputs = self.seen[i]
             if not _is_linear_head(module):
                 continue
-            for layout in self.readings(output, self.grids):
+            for layout in self.candidate_layouts(output, self.grids):
                 average = _average(inputs, layout) if wanted in (None, module) else None
                 if average is not None and _same(_average(output, layout), logits) and _gives(module, average, logits):
                     return Head(self._place(i, layout, before=True), module, self._stages(i, layout))
@@ -246,7 +248,7 @@ class _Trace:
                 for j in reversed(range(i)):
                     if wanted not in (None, self.seen[j].module):
                         continue
-                    for layout in self.readings(self.seen[j].output, self.grids):
+                    for layout in self.candidate_layouts(self.seen[j].output, self.grids):
                         if _same(_average(self.seen[j].output, layout), average):
                             return Head(self._place(j, layout), module, self._stages(j, layout))
         return None
@@ -278,18 +280,18 @@ class _Trace:
         _, output, inputs = self.seen[i]
         return inputs.ndim == 4 == output.ndim and output[0, 0].numel() > inputs[0, 0].numel()
 
-    def _place(self, i: int, layout: Layout, before: bool = False) -> Place:
+    def _place(self, i: int, layout: FeatureLayout, before: bool = False) -> LayerCall:
         module = self.seen[i].module
-        return Place(module, sum(call.module is module for call in self.seen[:i]), layout, before)
+        return LayerCall(module, sum(call.module is module for call in self.seen[:i]), layout, before)
 
-    def _stages(self, end: int, layout: Layout) -> list[Place]:
-        own = set(_own_layers(core(self.model)))
+    def _stages(self, end: int, layout: FeatureLayout) -> list[LayerCall]:
+        own = set(_own_layers(unwrap(self.model)))
         last = {now.grid: i for i, now in self.spatial.items() if i < end and self.seen[i].module in own}
         calls = sorted(last.items(), key=lambda item: item[1])
         return [self._place(i, self.spatial[i]) for grid, i in calls if grid != layout.grid]
 
 
-def core(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """``model``, or what it wraps: a network's only child alone is the network."""
     while len(children := list(model.children())) == 1:
         model = children[0]
@@ -304,7 +306,7 @@ def _own_layers(module: nn.Module) -> Iterator[nn.Module]:
 
 def _names(model: nn.Module) -> dict[str, nn.Module]:
     """Every layer by its dotted name, in ``model`` or in what it wraps."""
-    named = {**dict(model.named_modules()), **dict(core(model).named_modules())}
+    named = {**dict(model.named_modules()), **dict(unwrap(model).named_modules())}
     return {name: module for name, module in named.items() if name}
 
 
@@ -316,7 +318,7 @@ def _refusal(
     found = list(dict.fromkeys(called[module] for module in candidates if module in called))
     nearest = sorted(found, key=lambda name: (name.count("."), -found.index(name)))[:MOST_NAMES]
     listed = ", ".join(name for name in found if name in nearest)
-    who = type(core(model)).__name__
+    who = type(unwrap(model)).__name__
     if layer is not None and layer not in names:
         return f"{who} has no layer {layer!r}: choose one with a spatial output the logits depend on, like {listed}."
     if reached:
@@ -342,7 +344,7 @@ def _gives(layer: nn.Linear | nn.Conv2d, average: Tensor, logits: Tensor) -> boo
     return fits and _same(F.linear(average, layer.weight.flatten(1), layer.bias), logits)
 
 
-def _average(x: Tensor, layout: Layout) -> Tensor:
+def _average(x: Tensor, layout: FeatureLayout) -> Tensor:
     return layout.spatial(x).flatten(2).mean(2)
 
 

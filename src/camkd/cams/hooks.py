@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 
-class Call(NamedTuple):
+class RecordedCall(NamedTuple):
     """One call of a layer."""
 
     module: nn.Module
@@ -17,19 +17,19 @@ class Call(NamedTuple):
     inputs: Tensor
 
 
-def plain(inputs: tuple[Any, ...], output: Any) -> bool:
+def is_tensor_call(inputs: tuple[Any, ...], output: Any) -> bool:
     """Tell a call of a layer from a call of something with several outputs or named inputs only."""
     return isinstance(output, Tensor) and bool(inputs) and isinstance(inputs[0], Tensor)
 
 
 @contextmanager
-def outputs_of(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
+def record_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]:
     """Collect each call of ``modules``, in the order in which they end."""
-    seen: list[Call] = []
+    seen: list[RecordedCall] = []
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if plain(inputs, output):
-            seen.append(Call(module, output, inputs[0]))
+        if is_tensor_call(inputs, output):
+            seen.append(RecordedCall(module, output, inputs[0]))
 
     hooks = [module.register_forward_hook(see) for module in modules]
     try:

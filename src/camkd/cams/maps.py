@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkd.cams.class_selection import Choice, chosen
-from camkd.cams.head_detection import Head, Place
-from camkd.cams.hooks import outputs_of, plain
+from camkd.cams.class_selection import Choice, select_classes
+from camkd.cams.head_detection import Head, LayerCall
+from camkd.cams.hooks import is_tensor_call, record_calls
 from camkd.types import Prediction
 
 Formula = Callable[[Tensor, Tensor], Tensor]
@@ -56,7 +56,7 @@ def _weighted(features: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("nchw,nc->nhw", features, weights.to(features.dtype)).relu()
 
 
-METHODS: dict[str, Formula] = {
+MAP_METHODS: dict[str, Formula] = {
     "cam": cam,
     "gradcam": gradcam,
     "hirescam": hirescam,
@@ -70,10 +70,10 @@ def exact(model: nn.Module, head: Head, x: Tensor, classes: Choice) -> Predictio
     """``cam[k] = sum_c W[k, c] A[c]`` of all classes or of ``classes``; its features are the averaged layer alone."""
     place, classifier = head.place, head.classifier
     assert classifier is not None
-    with outputs_of([place.layer]) as seen:
+    with record_calls([place.layer]) as seen:
         logits = model(x)
     _, output, features = seen[place.call]
-    shown = chosen(classes, logits)
+    shown = select_classes(classes, logits)
     if place.before:  # the map is there already, with the bias on every cell
         maps, features = place.layout.spatial(output), place.layout.spatial(features)
         cams = maps if classifier.bias is None else maps - classifier.bias.view(-1, 1, 1)
@@ -98,7 +98,7 @@ def gradient(model: nn.Module, head: Head, x: Tensor, formula: Formula, classes:
         with _started_at(head.place, training) as captured:
             logits = model(x.clone() if x.is_inference() else x)
         torch.set_grad_enabled(True)
-        start, shown = captured[-1], chosen(classes, logits)
+        start, shown = captured[-1], select_classes(classes, logits)
         features = spatial(start)
         asked = logits if shown is None else logits.gather(1, shown)
         maps = [
@@ -115,7 +115,7 @@ def gradient(model: nn.Module, head: Head, x: Tensor, formula: Formula, classes:
 
 
 @contextmanager
-def _started_at(place: Place, training: bool) -> Iterator[list[Tensor]]:
+def _started_at(place: LayerCall, training: bool) -> Iterator[list[Tensor]]:
     """Record gradients from ``place`` on, and collect what lies there; the caller restores the gradient mode."""
     captured: list[Tensor] = []
     calls = 0
@@ -132,11 +132,11 @@ def _started_at(place: Place, training: bool) -> Iterator[list[Tensor]]:
         return x
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        x = started(inputs[0]) if plain(inputs, inputs[0]) else None
+        x = started(inputs[0]) if is_tensor_call(inputs, inputs[0]) else None
         return None if x is None else (x, *inputs[1:])
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
-        return started(output) if plain(inputs, output) else None
+        return started(output) if is_tensor_call(inputs, output) else None
 
     layer = place.layer
     hook = layer.register_forward_pre_hook(before) if place.before else layer.register_forward_hook(after)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from camkd.cams.class_selection import Choice
-from camkd.cams.head_detection import Form, Head, head_of
-from camkd.cams.hooks import outputs_of
-from camkd.cams.maps import METHODS, exact, gradient
+from camkd.cams.head_detection import Form, Head, detect_head
+from camkd.cams.hooks import record_calls
+from camkd.cams.maps import MAP_METHODS, exact, gradient
 from camkd.types import InputError, Prediction
 
 
@@ -41,12 +41,12 @@ def predict(
     >>> torch.allclose(logits, cams.mean((2, 3)) + model.head.bias, atol=1e-5)  # doctest: +SKIP
     True
     """
-    if method not in METHODS:
-        raise InputError(f"there is no map method {method!r}: choose one of {', '.join(METHODS)}.")
-    head = head_of(model, x, layer)
+    if method not in MAP_METHODS:
+        raise InputError(f"there is no map method {method!r}: choose one of {', '.join(MAP_METHODS)}.")
+    head = detect_head(model, x, layer)
     if not features:
         return _answer(model, head, x, method, classes)._replace(features=None)
-    with outputs_of(dict.fromkeys(place.layer for place in head.stages)) as seen:
+    with record_calls(dict.fromkeys(place.layer for place in head.stages)) as seen:
         answer = _answer(model, head, x, method, classes)
     stages = []
     for place in head.stages:
@@ -58,12 +58,12 @@ def predict(
 
 def form(model: nn.Module, x: Tensor, *, layer: str | None = None) -> Form:
     """Say whether the ``cam`` of ``model`` is ``exact`` or ``gradient``-based, trying pictures shaped like ``x``."""
-    return head_of(model, x, layer).form
+    return detect_head(model, x, layer).form
 
 
 def bias(model: nn.Module, x: Tensor) -> Tensor | None:
     """The ``b (K,)`` in ``logits = cams.mean((2, 3)) + b`` for pictures shaped like ``x``; None for gradient form."""
-    classifier = head_of(model, x).classifier
+    classifier = detect_head(model, x).classifier
     if classifier is None:
         return None
     return classifier.weight.new_zeros(len(classifier.weight)) if classifier.bias is None else classifier.bias
@@ -72,4 +72,4 @@ def bias(model: nn.Module, x: Tensor) -> Tensor | None:
 def _answer(model: nn.Module, head: Head, x: Tensor, method: str, classes: Choice) -> Prediction:
     if method == "cam" and head.classifier is not None:
         return exact(model, head, x, classes)
-    return gradient(model, head, x, METHODS[method], classes)
+    return gradient(model, head, x, MAP_METHODS[method], classes)

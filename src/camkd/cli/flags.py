@@ -15,7 +15,7 @@ Config = TypeVar("Config")
 ALIASES = {"data": ("--dataset",), "method": ("--terms",)}
 
 
-def add(parser: ArgumentParser, *configs: type, only: Collection[str] | None = None) -> None:
+def add_flags(parser: ArgumentParser, *configs: type, only: Collection[str] | None = None) -> None:
     """One flag a field of the configuration dataclasses (of those named in ``only``), its help from their docstring."""
     for config in configs:
         hints, helps = get_type_hints(config), _helps(config)
@@ -41,12 +41,12 @@ class PlainHelp(DefaultHelpFormatter):
         return f"{action.help or ''}{told}"
 
 
-def take(config: type[Config], options: Namespace) -> Config:
+def from_namespace(config: type[Config], options: Namespace) -> Config:
     """The configuration ``config`` with the values that were given, and its own for those that were not offered."""
     return config(**{field.name: options[field.name] for field in fields(config) if field.name in options})  # type: ignore[arg-type]
 
 
-def plainly(message: str) -> str:
+def clean_parser_error(message: str) -> str:
     """The parser's complaint in one line, with the flag as the user typed it."""
     text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
     text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))

@@ -61,12 +61,12 @@ def costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
     import torch
 
     from camkd.models import MODELS
-    from camkd.models.profile import profile_named
+    from camkd.models.profile import profile_model
 
     said, found = stored_costs(), {}
     for name, make in MODELS.items():
         with torch.device("meta"):  # shapes alone: nothing is drawn and nothing computed
-            cost = profile_named(name, make(classes, size), size)
+            cost = profile_model(name, make(classes, size), size)
         found[name] = {**said[name], "params": cost.params, "macs": cost.macs, "map": list(cost.grid)}
     return found
 

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from jsonargparse import ArgumentParser, Namespace
 
 from camkd.cli.commands import COMMANDS, Command, Group
-from camkd.cli.commands.common import Unmet
-from camkd.cli.flags import PlainHelp, plainly
-from camkd.cli.recipes import expanded
+from camkd.cli.commands.common import ThresholdFailed
+from camkd.cli.flags import PlainHelp, clean_parser_error
+from camkd.cli.recipes import expand_recipe
 from camkd.types import InputError
 
 PROGRAM = "camkd"
@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        options = parser.parse_args(expanded(arguments))
+        options = parser.parse_args(expand_recipe(arguments))
     except ArgumentError as error:
-        return _say(2, plainly(str(error)))
+        return _say(2, clean_parser_error(str(error)))
     except InputError as error:
         return _say(2, str(error))
     command, options = _chosen(options, COMMANDS)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *where, **more: print(f"{PROGRAM}: {message}", file=sys.stderr)
             result, failure = command.run(options), None
-    except Unmet as unmet:
+    except ThresholdFailed as unmet:
         result, failure = unmet.result, str(unmet)
     except InputError as error:
         return _say(2, str(error))

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 
 EVERY = 10.0  # seconds between two plain lines of a long job
 
 
-class Screen(Watch):
+class ProgressReporter(Callback):
     """Shows the progress of decoding and training; use it as a context manager."""
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -32,7 +32,7 @@ class Screen(Watch):
         self.total = self.done = self.first = self.pictures = 0
         self.begun = self.said = time.monotonic()
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> ProgressReporter:
         if self.live:
             self.bar.start()
         return self

@@ -45,7 +45,7 @@ RECIPES: dict[str, Recipe] = {
 """docs/evidence.md has the tables."""
 
 
-def expanded(arguments: Sequence[str]) -> list[str]:
+def expand_recipe(arguments: Sequence[str]) -> list[str]:
     """The command line with the options of the recipe that it names in front, so that whatever else is given wins.
 
     Raises ``InputError`` that lists the names where there is no such recipe.

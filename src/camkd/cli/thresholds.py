@@ -9,7 +9,7 @@ from typing import Any
 from camkd.types import InputError
 
 
-def bounds(text: str, option: str) -> dict[str, float]:
+def parse_thresholds(text: str, option: str) -> dict[str, float]:
     """The bound of each figure named in ``text``, for the flag ``option``.
 
     Raises ``InputError`` where ``text`` is no such list.
@@ -31,7 +31,7 @@ def bounds(text: str, option: str) -> dict[str, float]:
     return found
 
 
-def missed(figures: Mapping[str, Any], under: Mapping[str, float], over: Mapping[str, float]) -> str | None:
+def violations(figures: Mapping[str, Any], under: Mapping[str, float], over: Mapping[str, float]) -> str | None:
     """Each figure below its bound in ``under`` or above that in ``over``, in one sentence; None where there is none.
 
     Raises ``InputError`` that lists the figures there are where one has no number here.

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkd.data.dataset import Split, rows_within
-from camkd.types import InputError, sent
-from camkd.utils.hashing import GOLDEN, scrambled, stream_of
+from camkd.data.dataset import Split, max_rows
+from camkd.types import InputError, to_device
+from camkd.utils.hashing import GOLDEN, derive_seed, splitmix64
 
 VERSION = 2
 """Goes up when the same policy would give other pictures: what was said of the older ones does not hold for them."""
 
 IN_ORDER = 250
 IN_ORDER_BYTES = 1 << 22
-"""The most pictures that `in_order` gives at a time, and the most bytes of them: 27 pictures of 224 pixels."""
+"""Largest batch of `sequential_batches`, in images and in bytes (27 images of 224 pixels)."""
 
 _STREAMS = 16
 
@@ -51,7 +51,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def policy_named(name: str) -> Policy:
+def get_policy(name: str) -> Policy:
     """The policy called ``name``. Raises ``InputError`` that lists the names where there is none."""
     if name not in POLICIES:
         raise InputError(f"there is no view policy {name!r}: choose one of {', '.join(POLICIES)}.")
@@ -72,7 +72,7 @@ def uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
     """
     places = samples.cpu().numpy()[:, None] * _STREAMS + np.arange(1, _STREAMS + 1)
     counters: NDArray[np.uint64] = places.astype(np.uint64)
-    bits = scrambled(counters * np.uint64(GOLDEN) + np.uint64(stream_of(seed, epoch)))
+    bits = splitmix64(counters * np.uint64(GOLDEN) + np.uint64(derive_seed(seed, epoch)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 
@@ -91,9 +91,9 @@ _CROP_Y, _CROP_X, _FLIP, _ANGLE, _BRIGHT, _CONTRAST, _SATURATE, _CUT_Y, _CUT_X =
 _MIX, _PARTNER, _WEIGHT, _BOX_Y, _BOX_X, _PARTNER_LOW = range(9, 15)
 
 
-def in_order(split: Split, most: int | None = None) -> tuple[Tensor, ...]:
+def sequential_batches(split: Split, most: int | None = None) -> tuple[Tensor, ...]:
     """All rows of ``split`` in order, at most ``most`` (``IN_ORDER``) at a time, and ``IN_ORDER_BYTES`` of pixels."""
-    size = min(most or IN_ORDER, rows_within(IN_ORDER_BYTES, split.images))
+    size = min(most or IN_ORDER, max_rows(IN_ORDER_BYTES, split.images))
     rows: tuple[Tensor, ...] = torch.arange(len(split)).split(size)
     return rows
 
@@ -106,7 +106,7 @@ class Views:
     """
 
     def __init__(self, split: Split, classes: int, policy: str, seed: int, device: torch.device) -> None:
-        self.policy = policy_named(policy)
+        self.policy = get_policy(policy)
         self.split, self.classes, self.seed, self.device = split, classes, seed, device
         with warnings.catch_warnings():  # a read-only array is what we want: nothing here writes into it
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -122,8 +122,8 @@ class Views:
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
         epoch, samples = key
         u = uniform(self.seed, epoch, samples)
-        x = self._alone(samples, sent(u, self.device))
-        labels = self.labels[sent(samples, self.device)]
+        x = self._alone(samples, to_device(u, self.device))
+        labels = self.labels[to_device(samples, self.device)]
         if self.policy.mix:
             x, labels = self._mixed(epoch, u, x, labels)
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation loses it
@@ -134,7 +134,7 @@ class Views:
         pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
             self.split.check(samples.numpy(), pixels.numpy())
-        pixels = sent(pixels, self.device)
+        pixels = to_device(pixels, self.device)
         if policy.crop or policy.flip:
             pixels = _shifted(pixels, u, policy)
         x = torch.div(pixels, 255).permute(0, 3, 1, 2)
@@ -154,8 +154,12 @@ class Views:
         rows = (u[:, _MIX] < self.policy.mix).nonzero().squeeze(1)  # on the host, so that nothing waits for a device
         fraction = (u[rows, _PARTNER].double() + u[rows, _PARTNER_LOW].double() / (1 << 24)) * len(self)
         partners = fraction.long().clamp_max(len(self) - 1)
-        theirs = self._alone(partners, sent(uniform(self.seed, epoch, partners), self.device))
-        rows, partners, u = sent(rows, self.device), sent(partners, self.device), sent(u[rows], self.device)
+        theirs = self._alone(partners, to_device(uniform(self.seed, epoch, partners), self.device))
+        rows, partners, u = (
+            to_device(rows, self.device),
+            to_device(partners, self.device),
+            to_device(u[rows], self.device),
+        )
         blend = u[:, _MIX] < self.policy.mix / 2
         down, across = _box(u, x.shape[-2], x.shape[-1])
         inside = down[:, :, None] & across[:, None, :] & ~blend[:, None, None]

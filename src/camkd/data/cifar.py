@@ -13,19 +13,19 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from camkd.data.dataset import Contents, Dataset, Progress, Split, build_or_open, hold_out
+from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open, hold_out
 from camkd.types import InputError
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
 HELD_OUT = 0.1
-BYTES_AT_ONCE = 1 << 20
+CHUNK_BYTES = 1 << 20
 LARGEST_MEMBER = 1 << 28  # that of CIFAR-100 has 154 MB
 SECONDS_TO_ANSWER = 30
 
 
 @dataclass(frozen=True)
-class Archive:
+class CifarArchive:
     """An archive of records: ``label_bytes`` bytes, the last of which is the label, and a 32x32 picture."""
 
     name: str
@@ -41,7 +41,7 @@ class Archive:
         return self.url.rsplit("/", 1)[-1]
 
 
-CIFAR10 = Archive(
+CIFAR10 = CifarArchive(
     name="cifar10",
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     md5="c32a1d4ab5d03f1284b67883e8d87530",
@@ -50,7 +50,7 @@ CIFAR10 = Archive(
     test=("test_batch.bin",),
     classes="batches.meta.txt",
 )
-CIFAR100 = Archive(
+CIFAR100 = CifarArchive(
     name="cifar100",
     url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     md5="03b5dce01913d631647c71ecec9e9cb8",
@@ -61,7 +61,7 @@ CIFAR100 = Archive(
 )
 
 
-def open_cifar(archive: Archive, size: int | None, cache: Path, progress: Progress) -> Dataset:
+def open_cifar(archive: CifarArchive, size: int | None, cache: Path, progress: Progress) -> Dataset:
     """Open ``archive`` as a `Dataset` of 32x32 pictures; the first time, download it and decode it.
 
     A tenth of each class's training pictures is held out for validation. Raises `InputError` where ``size``
@@ -70,13 +70,13 @@ def open_cifar(archive: Archive, size: int | None, cache: Path, progress: Progre
     if size not in (None, SIZE):
         raise InputError(f"size is {size}, but {archive.name} has pictures of {SIZE} pixels: leave size out.")
 
-    def build(_: Path) -> Contents:
+    def build(_: Path) -> SplitArrays:
         return read(fetch(archive, cache / "downloads" / archive.file, progress), archive)
 
     return build_or_open(archive.name, f"{archive}", cache, build)
 
 
-def read(path: Path, archive: Archive) -> Contents:
+def read(path: Path, archive: CifarArchive) -> SplitArrays:
     """The splits in the archive file at ``path``, read without unpacking it to disk.
 
     Raises `InputError` where a member is missing or is no whole number of records.
@@ -86,7 +86,7 @@ def read(path: Path, archive: Archive) -> Contents:
     train = _records(path, archive, [members[name] for name in archive.train], len(classes))
     held = hold_out(train.labels, HELD_OUT)
     test = _records(path, archive, [members[name] for name in archive.test], len(classes))
-    return Contents(classes, train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held)), test)
+    return SplitArrays(classes, train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held)), test)
 
 
 def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -108,7 +108,7 @@ def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
     return found
 
 
-def _records(path: Path, archive: Archive, parts: list[bytes], classes: int) -> Split:
+def _records(path: Path, archive: CifarArchive, parts: list[bytes], classes: int) -> Split:
     content, record = b"".join(parts), archive.label_bytes + PIXELS
     if not content or len(content) % record:
         raise InputError(
@@ -122,7 +122,7 @@ def _records(path: Path, archive: Archive, parts: list[bytes], classes: int) -> 
     return Split(np.ascontiguousarray(pictures), labels)
 
 
-def fetch(archive: Archive, path: Path, progress: Progress) -> Path:
+def fetch(archive: CifarArchive, path: Path, progress: Progress) -> Path:
     """Download ``archive`` to ``path`` unless it is there, going on where an earlier download stopped.
 
     What has come so far lies in ``<path>.part``, and only a file with the right checksum gets the name
@@ -149,14 +149,14 @@ def fetch(archive: Archive, path: Path, progress: Progress) -> Path:
     return path
 
 
-def _unavailable(archive: Archive, path: Path, reason: str) -> str:
+def _unavailable(archive: CifarArchive, path: Path, reason: str) -> str:
     return (
         f"{archive.name} could not be downloaded from {archive.url} ({reason}); run again, or download it "
         f"elsewhere and put it at '{path}', or use a folder of pictures with --data PATH, or --data shapes"
     )
 
 
-def _download(archive: Archive, part: Path, progress: Progress) -> None:
+def _download(archive: CifarArchive, part: Path, progress: Progress) -> None:
     """Bring ``part`` to its full length; what it has stays unless the server starts from the beginning."""
     have = part.stat().st_size if part.exists() else 0
     if have and _md5(part) == archive.md5:
@@ -175,7 +175,7 @@ def _download(archive: Archive, part: Path, progress: Progress) -> None:
             have = 0
         total = have + int(answer.headers.get("Content-Length") or 0)
         with part.open("ab" if have else "wb") as stream:
-            while block := answer.read(BYTES_AT_ONCE):
+            while block := answer.read(CHUNK_BYTES):
                 stream.write(block)
                 have += len(block)
                 progress(have, max(total, have), f"downloading {archive.file}")

@@ -18,15 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camkd.types import InputError
-from camkd.utils.files import NO_SPACE, building, flush, reserve, sealed, sha256_of, sweep, unsealed, write_text
-from camkd.utils.units import written
+from camkd.utils.files import (
+    NO_SPACE,
+    dump_checksummed,
+    fsync,
+    load_checksummed,
+    remove_stale_temp,
+    reserve,
+    sha256_of,
+    staged_dir,
+    write_text,
+)
+from camkd.utils.units import format_quantity
 
 VERSION = 2
 """Goes up when the same source would be stored differently, so that older stores are not opened."""
 
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
-BYTES_AT_ONCE = 1 << 24
+CHUNK_BYTES = 1 << 24
 
 
 def limited_to(n: int, splits: tuple[str, ...]) -> str:
@@ -38,7 +48,7 @@ Progress = Callable[[int, int, str], None]
 """``progress(done, total, what)``: called now and then while something long goes on."""
 
 
-def silent(done: int, total: int, what: str) -> None:
+def no_progress(done: int, total: int, what: str) -> None:
     """The progress callback that says nothing."""
 
 
@@ -64,7 +74,7 @@ class Split:
         """Raise ``InputError`` where ``pixels``, read for ``rows``, are not what was written."""
         if self.sums is None:
             return
-        damaged = np.flatnonzero(crc(pixels) != self.sums[rows])
+        damaged = np.flatnonzero(image_checksums(pixels) != self.sums[rows])
         if len(damaged):
             stored = self.images.filename if isinstance(self.images, np.memmap) else None
             folder = Path(stored).parent if stored else cache_folder() / "data"
@@ -115,12 +125,12 @@ class Dataset:
             raise InputError(f"limit is {n}, but at least one picture is needed: give a positive number.")
         if n >= max(len(self.splits[name]) for name in splits):
             return self
-        taken = {name: self.splits[name].take(in_turn(self.splits[name].labels, n)) for name in splits}
+        taken = {name: self.splits[name].take(balanced_subset(self.splits[name].labels, n)) for name in splits}
         small = replace(self, **taken, notes=(*self.notes, limited_to(n, splits)))  # type: ignore[arg-type]
         return replace(small, fingerprint=fingerprint(small.classes, small.splits))
 
 
-class Contents(NamedTuple):
+class SplitArrays(NamedTuple):
     """What a source hands to `build_or_open`: everything of a `Dataset` that is not computed from it."""
 
     classes: tuple[str, ...]
@@ -130,7 +140,7 @@ class Contents(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def round_robin(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices of all labels where the classes take turns: the first of each class, then the second of each, ...
 
     >>> turns(np.array([0, 0, 0, 1, 1])).tolist()
@@ -143,9 +153,9 @@ def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.lexsort((labels, rank))
 
 
-def in_turn(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def balanced_subset(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Indices, ascending, of the first ``n`` labels when the classes take turns."""
-    return np.sort(turns(labels)[:n])
+    return np.sort(round_robin(labels)[:n])
 
 
 def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
@@ -166,16 +176,16 @@ def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArr
     return held
 
 
-def rows_within(size: int, images: NDArray[np.uint8]) -> int:
+def max_rows(size: int, images: NDArray[np.uint8]) -> int:
     """How many of ``images`` fit into ``size`` bytes, but at least one: what is read at once stays bounded.
 
-    >>> rows_within(1_000_000, np.zeros((5, 224, 224, 3), np.uint8))
+    >>> max_rows(1_000_000, np.zeros((5, 224, 224, 3), np.uint8))
     6
     """
     return max(1, size // max(1, math.prod(images.shape[1:])))
 
 
-def crc(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
+def image_checksums(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """The CRC-32 of each picture: any flipped bit changes it."""
     return np.fromiter((zlib.crc32(image) for image in np.ascontiguousarray(images)), np.uint32, len(images))
 
@@ -192,11 +202,11 @@ def _surveyed(classes: tuple[str, ...], splits: dict[str, Split]) -> tuple[str, 
     sums = {name: np.empty(len(split), np.uint32) for name, split in splits.items()}
     for name, split in splits.items():
         digest.update(split.labels.astype("<i8").tobytes())
-        rows = rows_within(BYTES_AT_ONCE, split.images)
+        rows = max_rows(CHUNK_BYTES, split.images)
         for start in range(0, len(split), rows):
             pixels = np.ascontiguousarray(split.images[start : start + rows])
             digest.update(pixels.data)
-            sums[name][start : start + rows] = crc(pixels)
+            sums[name][start : start + rows] = image_checksums(pixels)
     return digest.hexdigest(), sums
 
 
@@ -218,8 +228,8 @@ def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
         if error.errno not in NO_SPACE:
             raise
         raise InputError(
-            f"there is no room for {written(math.prod(shape))} of decoded pictures in '{path.parent.parent}': make "
-            "room, choose a smaller size, or set CAMKD_CACHE to another folder."
+            f"there is no room for {format_quantity(math.prod(shape))} of decoded pictures in '{path.parent.parent}': "
+            "make room, choose a smaller size, or set CAMKD_CACHE to another folder."
         ) from error
     return images
 
@@ -228,7 +238,7 @@ def keep_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Rewrite the array file ``path`` with ``rows`` of it alone, and open it."""
     old = np.load(path, mmap_mode="r")
     kept = new_images(path.with_suffix(".kept"), len(rows), old.shape[1])
-    many = rows_within(BYTES_AT_ONCE, old)
+    many = max_rows(CHUNK_BYTES, old)
     for start in range(0, len(rows), many):
         chosen = rows[start : start + many]
         kept[start : start + len(chosen)] = old[chosen]
@@ -236,7 +246,7 @@ def keep_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     return kept
 
 
-def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Contents]) -> Dataset:
+def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], SplitArrays]) -> Dataset:
     """Open the store of ``name`` and ``key`` under ``cache``; where there is none, ``build`` it first.
 
     ``build(folder)`` gets an empty temporary folder. It may write ``folder / "train_images.npy"`` (and
@@ -257,8 +267,8 @@ def _building(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` that takes its place when the block ends well."""
     with ExitStack() as stack:
         try:
-            sweep(folder.parent)  # what killed processes left, of other stores too
-            temporary = stack.enter_context(building(folder))
+            remove_stale_temp(folder.parent)  # what killed processes left, of other stores too
+            temporary = stack.enter_context(staged_dir(folder))
         except OSError as error:
             raise InputError(
                 f"the cache folder '{folder.parent}' cannot be written ({error.strerror}): set CAMKD_CACHE to a "
@@ -281,7 +291,7 @@ def _building(folder: Path) -> Iterator[Path]:
                 raise
 
 
-def _save(folder: Path, name: str, contents: Contents) -> None:
+def _save(folder: Path, name: str, contents: SplitArrays) -> None:
     """Write the arrays that ``build`` did not write, and the manifest; flush all to disk."""
     splits = {split: getattr(contents, split) for split in SPLITS}
     mark, sums = _surveyed(contents.classes, splits)
@@ -299,10 +309,10 @@ def _save(folder: Path, name: str, contents: Contents) -> None:
         "names": {split: content.names for split, content in splits.items()},
         "sha256_of": {path.name: sha256_of(path) for path in sorted(folder.glob("*.npy")) if _small(path)},
     }
-    write_text(folder / MANIFEST, sealed(manifest))
+    write_text(folder / MANIFEST, dump_checksummed(manifest))
     for path in folder.iterdir():
-        flush(path)
-    flush(folder)
+        fsync(path)
+    fsync(folder)
 
 
 def _small(path: Path) -> bool:
@@ -312,7 +322,7 @@ def _small(path: Path) -> bool:
 
 def _open(folder: Path) -> Dataset:
     try:
-        manifest = unsealed(folder / MANIFEST)
+        manifest = load_checksummed(folder / MANIFEST)
         for name, digest in manifest["sha256_of"].items():
             if sha256_of(folder / name) != digest:
                 raise ValueError(f"the checksum of {name} differs")

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from camkd.data.dataset import SPLITS, Contents, Dataset, Progress, Split, build_or_open, keep_rows, new_images
+from camkd.data.dataset import SPLITS, Dataset, Progress, Split, SplitArrays, build_or_open, keep_rows, new_images
 from camkd.data.decode import Decoders
 from camkd.data.images import own_size
-from camkd.data.scan import Tree, first, plain, quoted, scan
+from camkd.data.scan import FolderListing, first, plain, quoted, scan
 from camkd.types import InputError
 
 BadImages = Literal["fail", "skip"]
@@ -63,8 +63,8 @@ def open_folder(
 
 
 def _build(
-    folder: Path, tree: Tree, size: int, workers: int | None, bad_images: BadImages, progress: Progress
-) -> Contents:
+    folder: Path, tree: FolderListing, size: int, workers: int | None, bad_images: BadImages, progress: Progress
+) -> SplitArrays:
     """Decode every picture of ``tree`` into ``folder``, then judge those that could not be read."""
     bad = {}
     with Decoders(workers) as decoders:
@@ -87,10 +87,10 @@ def _build(
     lost = [name for label, name in enumerate(tree.classes) if tree.splits["train"][name] and label not in train.labels]
     if lost:
         raise InputError(f"no readable training picture of {quoted(lost)} is in '{tree.root}': add some.")
-    return Contents(tree.classes, train, val, test, (*tree.notes, *notes))
+    return SplitArrays(tree.classes, train, val, test, (*tree.notes, *notes))
 
 
-def _split(folder: Path, split: str, tree: Tree, bad: Mapping[int, str]) -> Split:
+def _split(folder: Path, split: str, tree: FolderListing, bad: Mapping[int, str]) -> Split:
     rows = tree.rows(split)
     kept = np.array([row for row in range(len(rows)) if row not in bad], np.int64)
     if bad and not len(kept):

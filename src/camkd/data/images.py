@@ -31,7 +31,7 @@ def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
         return np.asarray(_square(_rgb(image), size))
 
 
-def whole(path: str | Path) -> NDArray[np.uint8]:
+def decode_full(path: str | Path) -> NDArray[np.uint8]:
     """The picture at ``path`` as ``(H, W, 3) uint8``: upright, on white, every pixel. Raises as `decode` does.
 
     >>> whole(Path("cat.jpg")).shape           # doctest: +SKIP

@@ -14,7 +14,7 @@ from unicodedata import category
 
 import numpy as np
 
-from camkd.data.dataset import SPLITS, in_turn, limited_to
+from camkd.data.dataset import SPLITS, balanced_subset, limited_to
 from camkd.data.images import SUFFIXES
 from camkd.types import InputError
 
@@ -33,7 +33,7 @@ LISTED = 10
 """How many names a message gives before it only counts them."""
 
 
-class Picture(NamedTuple):
+class ImageFile(NamedTuple):
     """A picture file: its path below the root, and what tells that it changed."""
 
     name: str
@@ -41,12 +41,12 @@ class Picture(NamedTuple):
     modified_ns: int
 
 
-Classes = Mapping[str, Sequence[Picture]]
+Classes = Mapping[str, Sequence[ImageFile]]
 """The pictures of each class, by the class's name."""
 
 
 @dataclass(frozen=True)
-class Tree:
+class FolderListing:
     """What lies in a folder: the pictures of each split's classes, and what a person should know of it."""
 
     root: Path
@@ -57,7 +57,7 @@ class Tree:
     def classes(self) -> tuple[str, ...]:
         return tuple(sorted(self.splits["train"]))
 
-    def rows(self, split: str) -> list[tuple[int, Picture]]:
+    def rows(self, split: str) -> list[tuple[int, ImageFile]]:
         """Label and picture for each row of ``split``, by class and then by name."""
         found = self.splits[split]
         return [(label, picture) for label, name in enumerate(self.classes) for picture in found[name]]
@@ -73,22 +73,22 @@ class Tree:
         chosen = [picture for pictures in classes for picture in pictures[:: _step(pictures, n // len(classes))]]
         return [os.path.join(self.root, picture.name) for picture in chosen]
 
-    def limited(self, n: int, of: tuple[str, ...] = SPLITS) -> Tree:
+    def limited(self, n: int, of: tuple[str, ...] = SPLITS) -> FolderListing:
         """The first ``n`` pictures of each split ``of`` these, the classes taking turns, as in `Dataset.limited`."""
         if n >= max(len(self.rows(split)) for split in of):
             return self
         classes, splits = self.classes, dict(self.splits)
         for split in of:
             rows = self.rows(split)
-            kept: dict[str, list[Picture]] = {name: [] for name in classes}
-            for row in in_turn(np.array([label for label, _ in rows], np.int64), n):
+            kept: dict[str, list[ImageFile]] = {name: [] for name in classes}
+            for row in balanced_subset(np.array([label for label, _ in rows], np.int64), n):
                 label, picture = rows[row]
                 kept[classes[label]].append(picture)
             splits[split] = kept
-        return Tree(self.root, splits, (*self.notes, limited_to(n, of)))
+        return FolderListing(self.root, splits, (*self.notes, limited_to(n, of)))
 
 
-def scan(root: Path, *, unseen: bool = False) -> Tree:
+def scan(root: Path, *, unseen: bool = False) -> FolderListing:
     """Find the pictures of every split and class below ``root``, without opening any.
 
     Of ``unseen`` pictures, where there is no train folder, none are for train and val and all for test: those of the
@@ -111,7 +111,7 @@ def scan(root: Path, *, unseen: bool = False) -> Tree:
         found |= _make_splits(root, found["train"], missing)
         counts = [f"{sum(map(len, found[split].values())):,} {split}" for split in ("train", *missing)]
         notes.append(f"there was no {' and no '.join(missing)} folder, so the split was made here: {', '.join(counts)}")
-    return Tree(root, found, tuple(notes))
+    return FolderListing(root, found, tuple(notes))
 
 
 def _make_splits(root: Path, train: Classes, missing: Sequence[str]) -> dict[str, Classes]:
@@ -181,7 +181,7 @@ def _check_classes(root: Path, folders: Sequence[Path]) -> None:
 def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
     """The pictures of each class folder in ``folder``, sorted, and how many other files there are."""
     above = {root.resolve(), folder.resolve()}
-    classes: dict[str, list[Picture]] = {}
+    classes: dict[str, list[ImageFile]] = {}
     ignored = loose = 0
     for entry in _entries(folder):
         if not _is_folder(entry):
@@ -218,7 +218,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[os.DirEntry[str]]:
             yield from _walk(Path(entry.path), seen)
 
 
-def pictures_below(folder: Path) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """Every picture file below ``folder``, sorted; hidden ones are left out.
 
     Raises `InputError` where there is none.
@@ -242,12 +242,12 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
     return entry.is_file()
 
 
-def _picture(root: Path, entry: os.DirEntry[str]) -> Picture:
+def _picture(root: Path, entry: os.DirEntry[str]) -> ImageFile:
     try:
         status = os.stat(entry.path)
     except OSError:  # a link to nowhere
         status = os.lstat(entry.path)
-    return Picture(entry.path.removeprefix(f"{root}{os.sep}"), status.st_size, status.st_mtime_ns)
+    return ImageFile(entry.path.removeprefix(f"{root}{os.sep}"), status.st_size, status.st_mtime_ns)
 
 
 def plain(name: str) -> str:
@@ -295,12 +295,12 @@ def first(said: Sequence[str], between: str = ", ") -> str:
     return between.join([*said[:LISTED], *more])
 
 
-def _place(picture: Picture) -> float:
+def _place(picture: ImageFile) -> float:
     """A number in 0..1 that depends on the path alone."""
     return int.from_bytes(hashlib.sha256(os.fsencode(picture.name)).digest()[:6], "big") / 2**48
 
 
-def _divide(pictures: Sequence[Picture], missing: Sequence[str]) -> dict[str, list[Picture]]:
+def _divide(pictures: Sequence[ImageFile], missing: Sequence[str]) -> dict[str, list[ImageFile]]:
     """Part a class into train and the splits in ``missing``, a tenth each, by each picture's place.
 
     Every split gets a picture, train first, as long as there are enough.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.data.dataset import Contents, Dataset, Progress, Split, build_or_open
+from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open
 from camkd.types import InputError
 
 Array = NDArray[np.floating[Any]]
@@ -156,12 +156,12 @@ def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool 
     if not SIZES[0] <= size <= SIZES[1]:
         raise InputError(f"size is {size}, but shapes have {SIZES[0]} to {SIZES[1]} pixels: choose one of these.")
 
-    def build(folder: Path) -> Contents:
+    def build(folder: Path) -> SplitArrays:
         train, val, test = (draw_split(split, count, size, progress) for split, count in COUNTS.items())
         if cue:
-            give_away(train, SEED)
-            give_away(val, SEED + 1)
-        return Contents(tuple(SHAPES), train, val, test)
+            add_cue(train, SEED)
+            add_cue(val, SEED + 1)
+        return SplitArrays(tuple(SHAPES), train, val, test)
 
     key = f"{VERSION} {SEED} {size} {COUNTS} {DIFFICULTY}"
     if cue:
@@ -169,7 +169,7 @@ def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool 
     return build_or_open("shapes", key, cache, build)
 
 
-def give_away(split: Split, seed: int) -> None:
+def add_cue(split: Split, seed: int) -> None:
     """Paint the cue into a random corner of each picture, in the colour of its class, now and then of another."""
     rng, side = np.random.default_rng(seed), round(split.images.shape[1] * CUE_SIDE)
     said = np.where(rng.random(len(split)) < CUE_RIGHT, split.labels, rng.integers(0, len(SHAPES), len(split)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
-from camkd.data.dataset import Dataset, Progress, cache_folder, silent
+from camkd.data.dataset import Dataset, Progress, cache_folder, no_progress
 from camkd.data.folder import BadImages, open_folder
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
 from camkd.types import InputError
@@ -67,7 +67,7 @@ def open_data(
     bad_images: BadImages = "fail",
     unseen: bool = False,
     cache: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Dataset:
     """Open the built-in data set or the folder of pictures called ``name``; the first time, build its store.
 
@@ -90,7 +90,7 @@ def open_data(
     return _open(name, size, (limit, train_limit), workers, bad_images, unseen, cache_folder(cache), progress)
 
 
-def open_pictures(config: DataConfig, progress: Progress = silent) -> Dataset:
+def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Dataset:
     """Open the pictures a run is configured with."""
     return open_data(
         config.data,

@@ -91,12 +91,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def sum_of(method: str) -> str:
+def resolve_method(method: str) -> str:
     """The sum of terms that ``method`` stands for: a name's own, or a sum written out (it has a ``=``) as it is.
 
     Raises ``InputError`` that lists the names where there is none.
 
-    >>> sum_of("plain"), sum_of("ce=1,at=500")
+    >>> resolve_method("plain"), resolve_method("ce=1,at=500")
     ('ce=1', 'ce=1,at=500')
     """
     if method in METHODS:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from camkd.config import POSITIVE, SHARE
 from camkd.distill.losses.logits import CrossEntropy
-from camkd.distill.losses.registry import TERMS, Connects, Term
-from camkd.distill.methods import sum_of
+from camkd.distill.losses.registry import TERMS, NeedsAdapter, Term
+from camkd.distill.methods import resolve_method
 from camkd.types import InputError, Prediction
 
 #: A term's weight over the run, as a factor at progress 0..1.
@@ -30,13 +30,13 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "warm": lambda progress: min(1.0, 12 * progress),
 }
 
-RANGES = {"temperature": POSITIVE, "smoothing": SHARE}
+RANGES = {"temperature": POSITIVE, "label_smoothing": SHARE}
 SHORT = {"T": "temperature"}
 SEPARATOR = re.compile(r",|\+(?=\s*[a-z])")  # not the plus of 1e+2
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedTerm:
     """A term, its weight, and how the weight changes over the run."""
 
     term: Term
@@ -51,7 +51,7 @@ class Weighted:
 class Objective:
     """``loss = mean_n sum_i weight_i(progress) term_i[n]``."""
 
-    terms: Mapping[str, Weighted]
+    terms: Mapping[str, WeightedTerm]
 
     @property
     def needs(self) -> frozenset[str]:
@@ -59,26 +59,26 @@ class Objective:
         return frozenset().union(*(weighted.term.needs for weighted in self.terms.values()))
 
     @property
-    def asks_teacher(self) -> bool:
-        return any(weighted.term.asks_teacher for weighted in self.terms.values())
+    def needs_teacher(self) -> bool:
+        return any(weighted.term.needs_teacher for weighted in self.terms.values())
 
     @property
-    def connects(self) -> bool:
+    def has_adapters(self) -> bool:
         """Whether a term has weights of its own that are not made yet."""
-        return any(isinstance(weighted.term, Connects) for weighted in self.terms.values())
+        return any(isinstance(weighted.term, NeedsAdapter) for weighted in self.terms.values())
 
     @property
     def shuffles(self) -> bool:
         """Whether a term reads the map of another picture of the batch as a control: alone a picture has its own."""
         return any(getattr(weighted.term, "control", "none") == "shuffled" for weighted in self.terms.values())
 
-    def connected(self, student: Prediction, teacher: Prediction) -> Objective:
+    def build_adapters(self, student: Prediction, teacher: Prediction) -> Objective:
         """The same with the weights of its terms made, for two networks that answer with these shapes."""
         terms = {}
         for name, weighted in self.terms.items():
             term = weighted.term
             terms[name] = (
-                replace(weighted, term=term.connect(student, teacher)) if isinstance(term, Connects) else weighted
+                replace(weighted, term=term.connect(student, teacher)) if isinstance(term, NeedsAdapter) else weighted
             )
         return Objective(terms)
 
@@ -101,19 +101,19 @@ class Objective:
         return loss, means
 
 
-def objective(method: str, *, smoothing: float = 0.0) -> Objective:
+def parse_objective(method: str, *, label_smoothing: float = 0.0) -> Objective:
     """The objective that ``method``, a name or a sum of terms, stands for, its cross-entropy smoothed.
 
-    What is said of a term itself, ``ce=1:smoothing=0``, holds instead.
+    What is said of a term itself, ``ce=1:label_smoothing=0``, holds instead.
 
     Raises ``InputError`` that says what there is instead for a method, term, setting or value that there is not.
 
     >>> objective("ce=1,kd=2:T=3").terms["kd"]
-    Weighted(term=KD(temperature=3.0), weight=2.0, schedule='constant')
+    WeightedTerm(term=KD(temperature=3.0), weight=2.0, schedule='constant')
     """
-    terms: dict[str, Weighted] = {}
-    for text in SEPARATOR.split(sum_of(method)):
-        name, weighted = _read(text.strip(), smoothing)
+    terms: dict[str, WeightedTerm] = {}
+    for text in SEPARATOR.split(resolve_method(method)):
+        name, weighted = _read(text.strip(), label_smoothing)
         number = 2
         while name in terms:  # the same term with other settings
             name, number = f"{name.partition(' ')[0]} {number}", number + 1
@@ -126,20 +126,22 @@ def objective(method: str, *, smoothing: float = 0.0) -> Objective:
     return Objective(terms)
 
 
-def spelled(goal: Objective, *, smoothing: float = 0.0) -> str:
+def format_objective(goal: Objective, *, label_smoothing: float = 0.0) -> str:
     """The sum that stands for an objective, without what goes without saying: equal objectives, equal text.
 
-    `objective` reads it so with the same ``smoothing``.
+    `objective` reads it so with the same ``label_smoothing``.
 
     >>> spelled(objective("ce=1, kd=2:T=4:schedule=early"))
     'ce=1+kd=2:schedule=early'
     """
-    return "+".join(_written(name.partition(" ")[0], weighted, smoothing) for name, weighted in goal.terms.items())
+    return "+".join(
+        _written(name.partition(" ")[0], weighted, label_smoothing) for name, weighted in goal.terms.items()
+    )
 
 
-def _written(name: str, weighted: Weighted, smoothing: float) -> str:
+def _written(name: str, weighted: WeightedTerm, label_smoothing: float) -> str:
     short = {long: word for word, long in SHORT.items()}
-    default, parts = TERMS[name](**_usual(name, smoothing)), [f"{name}={_shortly(weighted.weight)}"]
+    default, parts = TERMS[name](**_usual(name, label_smoothing)), [f"{name}={_shortly(weighted.weight)}"]
     for key in _settings_of(TERMS[name]):
         value = getattr(weighted.term, key)
         if value != getattr(default, key):
@@ -149,9 +151,9 @@ def _written(name: str, weighted: Weighted, smoothing: float) -> str:
     return ":".join(parts)
 
 
-def _usual(name: str, smoothing: float) -> dict[str, Any]:
+def _usual(name: str, label_smoothing: float) -> dict[str, Any]:
     """What a term is made with where nothing is said of it."""
-    return {"smoothing": smoothing} if TERMS[name] is CrossEntropy else {}
+    return {"label_smoothing": label_smoothing} if TERMS[name] is CrossEntropy else {}
 
 
 def _shortly(value: float) -> str:
@@ -159,7 +161,7 @@ def _shortly(value: float) -> str:
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
-def _read(text: str, smoothing: float) -> tuple[str, Weighted]:
+def _read(text: str, label_smoothing: float) -> tuple[str, WeightedTerm]:
     """One term: its name, and what was said of it."""
     head, *settings = text.split(":")
     name, is_weighted, weight = (part.strip() for part in head.partition("="))
@@ -167,7 +169,7 @@ def _read(text: str, smoothing: float) -> tuple[str, Weighted]:
         raise InputError(f"there is no term {name!r} in {text!r}: choose one of {', '.join(TERMS)}.")
     if not is_weighted:
         raise InputError(f"the term {text!r} has no weight: write {name}=1.")
-    make, said, schedule = TERMS[name], _usual(name, smoothing), "constant"
+    make, said, schedule = TERMS[name], _usual(name, label_smoothing), "constant"
     choices, given = _settings_of(make), set()
     for setting in settings:
         key, _, value = (part.strip() for part in setting.partition("="))
@@ -185,7 +187,7 @@ def _read(text: str, smoothing: float) -> tuple[str, Weighted]:
             raise InputError(
                 f"{name} has no setting {key!r} in {text!r}: choose from {', '.join([*choices, 'schedule'])}."
             )
-    return name, Weighted(make(**said), _value(float, weight, text), schedule)
+    return name, WeightedTerm(make(**said), _value(float, weight, text), schedule)
 
 
 def _settings_of(make: Callable[..., Term]) -> dict[str, Any]:

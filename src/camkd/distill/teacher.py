@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from camkd.data.dataset import Dataset, Split
-from camkd.evaluate import Examination, examine
-from camkd.models import is_model
-from camkd.models.io import DESCRIPTION
+from camkd.evaluate import SplitPredictions, predict_split
+from camkd.models import is_model_name
+from camkd.models.io import INFO_FILE
 from camkd.runs.folder import default_folder
-from camkd.runs.load_model import describe, load, locate
+from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.devices import pick_device
 
 
-class Shown(NamedTuple):
+class TeacherTargets(NamedTuple):
     """What a teacher says of pictures: the ``labels (N,)`` it predicts and the maps ``(N, h, w)`` of these."""
 
     labels: Tensor
@@ -39,15 +39,15 @@ class Teacher:
     test: Split
 
     @cached_property
-    def shown(self) -> Shown:
+    def val_targets(self) -> TeacherTargets:
         """What it says of the validation pictures."""
-        said = examine(self.model, self.val)
-        return Shown(said.shown, said.maps)
+        said = predict_split(self.model, self.val)
+        return TeacherTargets(said.class_ids, said.maps)
 
     @cached_property
-    def examination(self) -> Examination:
+    def test_predictions(self) -> SplitPredictions:
         """Its answers to the test pictures, asked when a student is finished and not before."""
-        return examine(self.model, self.test)
+        return predict_split(self.model, self.test)
 
     def check(self) -> float:
         """Its validation accuracy. Raises ``InputError`` where it is no better than guessing the commonest class.
@@ -56,7 +56,7 @@ class Teacher:
         less than two standard errors of that share. One that is always right passes.
         """
         labels = torch.from_numpy(np.array(self.val.labels))
-        right = float((self.shown.labels == labels).double().mean())
+        right = float((self.val_targets.labels == labels).double().mean())
         chance = float(labels.bincount().max()) / len(labels)
         bar = min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)))
         if right < bar:
@@ -76,24 +76,24 @@ def find_teacher(name: str, data: str) -> Path:
     """
     default = default_folder(data, "teacher", name)
     for place in (Path(name), Path(name) / "teacher", default):
-        if (place / DESCRIPTION).exists():
+        if (place / INFO_FILE).exists():
             return place
-    if is_model(name):
+    if is_model_name(name):
         raise InputError(
             f"there is no trained {name} for {data!r} in {default}: train it with "
             f"'camkd teacher --data {data} --model {name}', or give --teacher the folder of one."
         )
-    return locate(name)
+    return find_model_folder(name)
 
 
-def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
+def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
     """Load a teacher, check that it knows these classes, and freeze it."""
-    said = describe(folder)
+    said = read_model_info(folder)
     size = data.train.images.shape[1]
     if said.classes != data.classes:
         raise InputError(
-            f"the teacher in {folder} knows the classes {listed(said.classes)}, but the pictures have "
-            f"{listed(data.classes)}: train a teacher on these pictures."
+            f"the teacher in {folder} knows the classes {format_names(said.classes)}, but the pictures have "
+            f"{format_names(data.classes)}: train a teacher on these pictures."
         )
     if said.size != size:
         raise InputError(
@@ -103,6 +103,6 @@ def adopt_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
     return Teacher(model, folder, data.val, data.test)
 
 
-def listed(names: tuple[str, ...]) -> str:
+def format_names(names: tuple[str, ...]) -> str:
     """The first names of many, and how many there are."""
     return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)})"

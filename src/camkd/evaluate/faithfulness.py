@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from camkd.data.augment import Views, in_order
-from camkd.data.dataset import Split, in_turn
-from camkd.evaluate.inference import examine
-from camkd.evaluate.metrics import shuffled
+from camkd.data.augment import Views, sequential_batches
+from camkd.data.dataset import Split, balanced_subset
+from camkd.evaluate.inference import predict_split
+from camkd.evaluate.metrics import derangement
 from camkd.evaluate.perturbation import Score, average_drop, deletion, insertion
 from camkd.evaluate.road import road
 from camkd.evaluate.sanity import sanity
-from camkd.models.eval_mode import evaluating
+from camkd.models.eval_mode import eval_mode
 
 SAMPLE = 256
 """How many pictures are asked about: the first of each class in turn."""
@@ -23,19 +23,19 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE) -> dict[st
 
     Each map is of the class that the model itself predicts, each score that class's softmax probability. ``insertion``,
     ``deletion``, ``road``, ``average_drop``, ``confidence_increase``; each ``*_shuffled`` (the map of another picture,
-    `camkd.evaluate.metrics.shuffled`, which a single picture has not); ``randomised_spearman`` (`sanity`) and
+    `camkd.evaluate.metrics.derangement`, which a single picture has not); ``randomised_spearman`` (`sanity`) and
     ``faithfulness_pictures``, how many these were. Computed on the model's device in fp32; the model is left as it was.
     """
-    sample = split.take(in_turn(split.labels, count))
-    own, device = examine(model, sample), next(model.parameters()).device
+    sample = split.take(balanced_subset(split.labels, count))
+    own, device = predict_split(model, sample), next(model.parameters()).device
     views = Views(sample, 0, "none", 0, device)
     maps = {"": own.maps}
     if len(sample) > 1:
-        maps["_shuffled"] = own.maps[shuffled(len(sample))]
+        maps["_shuffled"] = own.maps[derangement(len(sample))]
     sums: dict[str, float] = {}
-    with evaluating(model), torch.no_grad():
-        for rows in in_order(sample):
-            x, score = views[0, rows].x, _score(model, own.shown[rows].to(device))
+    with eval_mode(model), torch.no_grad():
+        for rows in sequential_batches(sample):
+            x, score = views[0, rows].x, _score(model, own.class_ids[rows].to(device))
             for suffix, some in maps.items():
                 for name, values in _perturbed(score, x, some[rows].to(device)).items():
                     sums[name + suffix] = sums.get(name + suffix, 0.0) + values.double().sum().item()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from camkd.cams import centre_prior
 from camkd.data.dataset import Dataset, Split
 from camkd.evaluate.faithfulness import faithfulness
-from camkd.evaluate.inference import Examination, examine
+from camkd.evaluate.inference import SplitPredictions, predict_split
 from camkd.evaluate.metrics import (
     accuracy,
     by_outcome,
@@ -26,30 +26,30 @@ from camkd.evaluate.metrics import (
     outcomes,
     pointing_game,
 )
-from camkd.evaluate.per_image import alarmed, record
+from camkd.evaluate.per_image import disagreeing_maps, per_image_record
 
 
-class Measurement(NamedTuple):
-    """All figures of the test pictures, a record of each (`camkd.evaluate.per_image.record`), the answers to them."""
+class Evaluation(NamedTuple):
+    """Metrics of a test split, one record per image (`per_image_record`) and the predictions."""
 
-    figures: dict[str, Any]
-    pictures: dict[str, NDArray[Any]]
-    own: Examination
+    metrics: dict[str, Any]
+    per_image: dict[str, NDArray[Any]]
+    predictions: SplitPredictions
 
 
-def measure(model: nn.Module, data: Dataset, teacher: Examination | None) -> Measurement:
+def measure(model: nn.Module, data: Dataset, teacher: SplitPredictions | None) -> Evaluation:
     """Measure ``model`` on the test pictures, and beside its ``teacher`` where there is one."""
-    own = examine(model, data.test, teacher.shown if teacher else None)
+    own = predict_split(model, data.test, teacher.class_ids if teacher else None)
     labels = torch.from_numpy(np.array(data.test.labels))
-    pictures = record(own, labels, teacher, data.test.names)
+    pictures = per_image_record(own, labels, teacher, data.test.names)
     figures = evaluate(own, labels, data.classes, teacher, masks_of(data.test))
     if teacher is not None and (same := pictures["predicted"] == pictures["teacher_predicted"]).any():
-        figures["cam_alarms"] = len(alarmed(pictures, chance_of(figures))) / int(same.sum())
-    figures |= {**faithfulness(model, data.test), "test_pictures": len(data.test)}
-    return Measurement(figures, pictures, own)
+        figures["cam_disagreement"] = len(disagreeing_maps(pictures, chance_level(figures))) / int(same.sum())
+    figures |= {**faithfulness(model, data.test), "test_images": len(data.test)}
+    return Evaluation(figures, pictures, own)
 
 
-def chance_of(figures: Mapping[str, Any]) -> float:
+def chance_level(figures: Mapping[str, Any]) -> float:
     """The ``cam_cosine`` of one who does not look where the teacher looks: the higher of its chance levels."""
     return max(float(figures[name]) for name in ("cam_cosine_centre", "cam_cosine_shuffled") if name in figures)
 
@@ -64,10 +64,10 @@ def masks_of(split: Split) -> Tensor | None:
 
 
 def evaluate(
-    own: Examination,
+    own: SplitPredictions,
     labels: Tensor,
     names: tuple[str, ...],
-    teacher: Examination | None,
+    teacher: SplitPredictions | None,
     masks: Tensor | None = None,
 ) -> dict[str, Any]:
     """The figures that follow from a model's answers; ``masks (N, H, W)`` say where the object is.
@@ -90,7 +90,7 @@ def evaluate(
     if masks is not None:
         figures |= _on_objects(own.maps, masks)
     if teacher is not None:
-        assert torch.equal(own.shown, teacher.shown), "maps of different classes cannot be compared"
+        assert torch.equal(own.class_ids, teacher.class_ids), "maps of different classes cannot be compared"
         theirs = teacher.logits.argmax(1)
         likeness = map_likeness(own.maps, teacher.maps)
         figures["teacher_accuracy"] = accuracy(teacher.logits, labels)

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camkd.evaluate.inference import Examination
-from camkd.evaluate.metrics import cosine, iou_top, on_one_grid
+from camkd.evaluate.inference import SplitPredictions
+from camkd.evaluate.metrics import cosine, iou_top, to_common_grid
 from camkd.types import InputError
-from camkd.utils.files import replacing
+from camkd.utils.files import atomic_write
 
 
-def record(
-    own: Examination, labels: Tensor, teacher: Examination | None, names: tuple[str, ...] | None
+def per_image_record(
+    own: SplitPredictions, labels: Tensor, teacher: SplitPredictions | None, names: tuple[str, ...] | None
 ) -> dict[str, NDArray[Any]]:
     """One row a test picture, in the order of the split; each value is an array ``(N,)``.
 
@@ -29,21 +29,21 @@ def record(
     columns = {"label": labels.int(), "predicted": predicted.int(), "confidence": confidence}
     if teacher is not None:
         confidence, predicted = teacher.logits.float().softmax(1).max(1)
-        maps = on_one_grid(own.maps, teacher.maps)
+        maps = to_common_grid(own.maps, teacher.maps)
         columns |= {"teacher_predicted": predicted.int(), "teacher_confidence": confidence}
         columns |= {"cam_cosine": cosine(*maps).float(), "cam_iou": iou_top(*maps).float()}
     found: dict[str, NDArray[Any]] = {name: column.numpy() for name, column in columns.items()}
     return found if names is None else {**found, "name": np.array(names)}
 
 
-def write_pictures(path: Path, pictures: Mapping[str, NDArray[Any]]) -> None:
+def write_per_image(path: Path, pictures: Mapping[str, NDArray[Any]]) -> None:
     """Write `record` to ``path`` (``.npz``), compressed, whole or not at all; the same rows give the same bytes."""
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **pictures)
 
 
-def read_pictures(path: Path) -> dict[str, NDArray[Any]]:
-    """What `write_pictures` wrote; nothing is unpickled. Raises ``InputError`` where it is damaged."""
+def read_per_image(path: Path) -> dict[str, NDArray[Any]]:
+    """What `write_per_image` wrote; nothing is unpickled. Raises ``InputError`` where it is damaged."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return dict(stored)
@@ -54,7 +54,7 @@ def read_pictures(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def alarmed(pictures: Mapping[str, NDArray[Any]], level: float) -> NDArray[np.int64]:
+def disagreeing_maps(pictures: Mapping[str, NDArray[Any]], level: float) -> NDArray[np.int64]:
     """The rows of `record` with the teacher's answer and a map no more like the teacher's than ``level``.
 
     Least alike first (``cam_cosine``), of equals the earlier picture.

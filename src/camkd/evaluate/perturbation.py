@@ -45,7 +45,7 @@ def average_drop(score: Score, x: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]
     """By what share the class falls when only its places are seen, 0 to 1, and whether it rises, 0 or 1; ``(N,)`` each.
 
     ``max(0, p - q) / p`` and ``p < q`` for ``p = score(x)`` and ``q = score(x L)``, L the positive part of the map, its
-    least value brought to 0 and its largest to 1, then resized; a map without positive evidence shows nothing. Average
+    least value brought to 0 and its largest to 1, then resized; a map without positive evidence shows nothing. EMA
     drop and increase in confidence of Chattopadhay et al. 2018 (Grad-CAM++), arXiv 1710.11063.
     """
     positive = flat(maps).relu()

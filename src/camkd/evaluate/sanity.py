@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import nn
 
-from camkd.data.augment import Views, in_order
+from camkd.data.augment import Views, sequential_batches
 from camkd.data.dataset import Split
-from camkd.evaluate.inference import Examination, examine
+from camkd.evaluate.inference import SplitPredictions, predict_split
 from camkd.evaluate.metrics import spearman
-from camkd.models.eval_mode import evaluating
+from camkd.models.eval_mode import eval_mode
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -31,7 +31,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return shuffled
 
 
-def sanity(model: nn.Module, split: Split, own: Examination, seed: int = 0) -> float | None:
+def sanity(model: nn.Module, split: Split, own: SplitPredictions, seed: int = 0) -> float | None:
     """The mean `spearman` of a model's maps and those of its `randomised` copy, -1 to 1; near 0 is good.
 
     ``own`` are the model's answers to ``split``; both maps are of the classes it shows. 1 would say that maps show the
@@ -41,11 +41,11 @@ def sanity(model: nn.Module, split: Split, own: Examination, seed: int = 0) -> f
     other = randomised(model, seed)
     if not _finite(other, split):  # it has no head to be found
         return None
-    maps = examine(other, split, own.shown).maps
+    maps = predict_split(other, split, own.class_ids).maps
     return spearman(own.maps, maps).double().mean().item() if maps.isfinite().all() else None
 
 
 def _finite(model: nn.Module, split: Split) -> bool:
     views = Views(split, 0, "none", 0, next(model.parameters()).device)
-    with evaluating(model), torch.no_grad():
-        return all(bool(model(views[0, rows].x).isfinite().all()) for rows in in_order(split))
+    with eval_mode(model), torch.no_grad():
+        return all(bool(model(views[0, rows].x).isfinite().all()) for rows in sequential_batches(split))

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.utils.plot_style import INK, drawing, save_png, shorten
+from camkd.utils.plot_style import INK, project_style, save_png, shorten
 
 Pixels = NDArray[np.uint8]
 RIGHT, WRONG = "#0b6b4f", "#b3261e"
@@ -103,7 +103,7 @@ def heatmaps(
     counts |= {len(words) for words in (shown, truths, names) if words is not None}
     if len(counts) > 1 or not len(images):
         raise ValueError(f"each picture needs a map, a class and answers; there are {sorted(counts)} of them")
-    with drawing():
+    with project_style():
         sheet = _Sheet(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1])
         for row, image in enumerate(images):
             truth, name, maps_of = (words[row] if words else None for words in (truths, names, shown))

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from camkd.cams import predict
 from camkd.data.dataset import Dataset, Progress
-from camkd.experiments.finished_runs import pictures_of
+from camkd.experiments.finished_runs import open_model_data
 from camkd.export.int8 import write_int8
 from camkd.export.onnx_graph import write_graph
 from camkd.export.sessions import as_input, check_installed, open_session, run
-from camkd.models.io import WEIGHTS
+from camkd.models.io import WEIGHTS_FILE
 from camkd.runs.folder import environment
-from camkd.runs.load_model import describe, load, locate
+from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 
 CALLS, WARM_UP = 10, 3
@@ -52,7 +52,7 @@ def bench(source: str, data: str | None, rounds: int, progress: Progress) -> dic
     check_installed()
     if rounds < 1:
         raise InputError(f"rounds is {rounds}, but has to be 1 or more: give such a number.")
-    pictures = pictures_of(source, data, progress)
+    pictures = open_model_data(source, data, progress)
     with TemporaryDirectory() as folder, one_thread():
         variants = _variants(source, Path(folder), pictures)
         images = as_input(pictures.test.images[:BATCH])
@@ -112,8 +112,8 @@ def one_thread() -> Iterator[None]:
 
 
 def _variants(source: str, folder: Path, pictures: Dataset) -> list[Variant]:
-    said, place = describe(source), locate(source)
-    weights = (place / WEIGHTS).stat().st_size
+    said, place = read_model_info(source), find_model_folder(source)
+    weights = (place / WEIGHTS_FILE).stat().st_size
     model = load(source)
 
     def torch_logits(x: NDArray[np.float32]) -> Any:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.cams import predict
-from camkd.data.augment import in_order
+from camkd.data.augment import sequential_batches
 from camkd.data.dataset import Split
 from camkd.evaluate.metrics import accuracy, cosine
 from camkd.export.sessions import as_input, open_session, run
-from camkd.models.eval_mode import evaluating
+from camkd.models.eval_mode import eval_mode
 
 TOLERANCE = 1e-4
 """The largest difference to PyTorch, as a share of the largest number there; rounding in fp32 makes about 1e-6."""
@@ -30,7 +30,7 @@ class Differences(NamedTuple):
     cam: float
 
 
-class Toll(NamedTuple):
+class QuantizationCost(NamedTuple):
     """What another number format costs on test pictures."""
 
     before: float  # accuracy
@@ -47,7 +47,7 @@ def compare(model: nn.Module, path: Path, images: NDArray[np.uint8]) -> Differen
     session, found = open_session(path), []
     for some in (images[:1], images):
         pixels = as_input(some)
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             answer = predict(model, torch.from_numpy(pixels))
         assert answer.cams is not None
         for expected, got in zip((answer.logits, answer.cams), run(session, pixels), strict=True):
@@ -72,7 +72,7 @@ def widened(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(wide.round().byte().permute(0, 2, 3, 1).numpy())
 
 
-def toll(before: Path, after: Path, split: Split) -> Toll:
+def measure_int8(before: Path, after: Path, split: Split) -> QuantizationCost:
     """Measure both files on all pictures of ``split``."""
     labels = torch.from_numpy(np.array(split.labels))
     logits: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -83,7 +83,7 @@ def toll(before: Path, after: Path, split: Split) -> Toll:
         rows, shown = torch.arange(len(ours)), ours.argmax(1)
         alike.append(cosine(our_cams[rows, shown], their_cams[rows, shown]))
     first, second = map(torch.cat, logits)
-    return Toll(
+    return QuantizationCost(
         accuracy(first, labels),
         accuracy(second, labels),
         accuracy(second, first.argmax(1)),
@@ -93,6 +93,6 @@ def toll(before: Path, after: Path, split: Split) -> Toll:
 
 def _answers(path: Path, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     session = open_session(path)
-    for samples in in_order(split):
+    for samples in sequential_batches(split):
         logits, cams = run(session, as_input(split.images[samples.numpy()]))
         yield torch.from_numpy(logits), torch.from_numpy(cams)

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from camkd.data.dataset import Dataset
-from camkd.experiments.finished_runs import fitting_teacher, pictures_of
-from camkd.explain.explain import specimens
+from camkd.experiments.finished_runs import matching_teacher, open_model_data
+from camkd.explain.explain import example_rows
 from camkd.export import checks
 from camkd.export.benchmark import latency
 from camkd.export.int8 import write_int8
@@ -21,11 +21,11 @@ from camkd.export.sessions import check_installed
 from camkd.export.web import site
 from camkd.export.web.runtime import runtime_files
 from camkd.models.card import card
-from camkd.models.io import CARD, Description
+from camkd.models.io import CARD_FILE, ModelInfo
 from camkd.runs.folder import Run
-from camkd.runs.load_model import describe, load, locate
+from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
-from camkd.utils.files import filling, write_text
+from camkd.utils.files import commit_dir, write_text
 
 FP32, INT8, TEACHER = "model.onnx", "model.int8.onnx", "teacher.onnx"
 CHECKED = 64
@@ -35,7 +35,7 @@ SMALLEST_COSINE = 0.98
 """Likeness to the fp32 maps below which int8 is refused."""
 
 
-class Watch(Protocol):
+class Reporter(Protocol):
     """Whoever is told what happens."""
 
     def say(self, text: str) -> None: ...
@@ -43,7 +43,7 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ExportOptions:
     """What to export beside ``model.onnx``, and on which terms.
 
     Args:
@@ -64,7 +64,7 @@ class Wishes:
 
 
 def export(
-    source: str, out: Path | None, web: Path | None, wishes: Wishes, runtime: Path | None, watch: Watch
+    source: str, out: Path | None, web: Path | None, wishes: ExportOptions, runtime: Path | None, watch: Reporter
 ) -> dict[str, Any]:
     """Write the model of ``source`` to the folder ``out``, and the page that runs it to ``web``.
 
@@ -75,27 +75,29 @@ def export(
     check_installed()
     if not 0 <= wishes.max_drop <= 100:
         raise InputError(f"max_drop is {wishes.max_drop}, but has to be between 0 and 100 points: give such a number.")
-    said, model = describe(source), load(source)
-    teacher = fitting_teacher(said, wishes.teacher or None)
+    said, model = read_model_info(source), load(source)
+    teacher = matching_teacher(said, wishes.teacher or None)
     if wishes.teacher is not None and teacher is None:
         raise InputError(f"the teacher of {source!r} is not here: give --teacher its run, or leave it out.")
     if web:
         site.check_folder(web)
     parts = runtime_files(runtime) if web else None
-    pictures = pictures_of(source, wishes.data, watch.progress)
+    pictures = open_model_data(source, wishes.data, watch.progress)
     with ExitStack() as stack:
-        folder = stack.enter_context(filling(out)) if out else Path(stack.enter_context(TemporaryDirectory()))
+        folder = stack.enter_context(commit_dir(out)) if out else Path(stack.enter_context(TemporaryDirectory()))
         found: dict[str, Any] = {"model": _checked(model, said, folder / FP32, pictures, wishes.any_size, watch)}
         if wishes.int8:
             found["int8"] = _int8(folder, pictures, wishes, watch)
         if teacher and out and wishes.teacher is not None:
-            found["teacher"] = _checked(load(teacher), describe(teacher), folder / TEACHER, pictures, False, watch)
-        figures = Run(locate(source)).read_metrics()
-        write_text(folder / CARD, card(asdict(said.for_others()), figures, "onnx", measured(found)))
+            found["teacher"] = _checked(
+                load(teacher), read_model_info(teacher), folder / TEACHER, pictures, False, watch
+            )
+        figures = Run(find_model_folder(source)).read_metrics()
+        write_text(folder / CARD_FILE, card(asdict(said.portable()), figures, "onnx", measured(found)))
         if web:
             assert parts is not None
             file = folder / (INT8 if wishes.int8 else FP32)
-            site.build(stack.enter_context(filling(web)), file, source, teacher, pictures, parts)
+            site.build(stack.enter_context(commit_dir(web)), file, source, teacher, pictures, parts)
     return found
 
 
@@ -114,7 +116,7 @@ def measured(found: dict[str, Any]) -> str:
     text = "\n| file | bytes | largest difference to PyTorch |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     if cost := found.get("int8"):
         text += (
-            f"\n| on {cost['test_pictures']:,} test pictures | fp32 | int8 |\n|---|---|---|\n"
+            f"\n| on {cost['test_images']:,} test pictures | fp32 | int8 |\n|---|---|---|\n"
             f"| accuracy | {cost['before']:.2%} | {cost['after']:.2%} |\n"
             f"| same answer, likeness of maps (cosine) | | {cost['agreement']:.2%}, {cost['cam_cosine']:.4f} |\n"
             f"| bytes | {found['model']['bytes']:,} | {cost['bytes']:,} |\n"
@@ -125,11 +127,11 @@ def measured(found: dict[str, Any]) -> str:
 
 
 def _checked(
-    model: nn.Module, said: Description, path: Path, pictures: Dataset, any_size: bool, watch: Watch
+    model: nn.Module, said: ModelInfo, path: Path, pictures: Dataset, any_size: bool, watch: Reporter
 ) -> dict[str, Any]:
     watch.say(f"{path.name}: tracing")
     write_graph(model, said, path, any_size=any_size)
-    images = pictures.test.images[specimens(pictures.test, CHECKED)]
+    images = pictures.test.images[example_rows(pictures.test, CHECKED)]
     differences = checks.compare(model, path, images)
     if any_size:
         try:
@@ -146,10 +148,10 @@ def _checked(
     return {"file": path.name, "bytes": size, "largest_difference": differences._asdict()}
 
 
-def _int8(folder: Path, pictures: Dataset, wishes: Wishes, watch: Watch) -> dict[str, Any]:
+def _int8(folder: Path, pictures: Dataset, wishes: ExportOptions, watch: Reporter) -> dict[str, Any]:
     watch.say(f"{INT8}: calibrating and measuring")
     write_int8(folder / FP32, folder / INT8, pictures.train)
-    toll = checks.toll(folder / FP32, folder / INT8, pictures.test)
+    toll = checks.measure_int8(folder / FP32, folder / INT8, pictures.test)
     said = (
         f"accuracy {toll.before:.2%} in fp32, {toll.after:.2%} in int8; likeness of their maps {toll.cam_cosine:.4f} "
         f"on {len(pictures.test):,} test pictures"
@@ -164,4 +166,4 @@ def _int8(folder: Path, pictures: Dataset, wishes: Wishes, watch: Watch) -> dict
     size = (folder / INT8).stat().st_size
     watch.say(f"{INT8}: {size:,} bytes; {said}; {1e3 * before:.2f} ms and {1e3 * after:.2f} ms a picture")
     times = {"latency_before": before, "latency": after}
-    return {"file": INT8, "bytes": size, "test_pictures": len(pictures.test), **toll._asdict(), **times}
+    return {"file": INT8, "bytes": size, "test_images": len(pictures.test), **toll._asdict(), **times}

@@ -28,10 +28,10 @@ def answer_with_torch(folder: Path, cam: bool) -> None:
     import torch
 
     from camkd.cams import predict
-    from camkd.runs.load_model import describe, load
+    from camkd.runs.load_model import load, read_model_info
 
     torch.set_num_threads(1)
-    model, size = load(folder), describe(folder).size
+    model, size = load(folder), read_model_info(folder).size
     with torch.inference_mode():
         for _ in range(ANSWERS):
             x = torch.zeros(1, 3, size, size)

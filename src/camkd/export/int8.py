@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.data.dataset import Split, in_turn
+from camkd.data.dataset import Split, balanced_subset
 from camkd.export.sessions import ERRORS_ALONE, IMAGE, as_input, quietly
 
 CALIBRATION = 512
@@ -39,7 +39,7 @@ def write_int8(source: Path, target: Path, train: Split) -> None:
         quantize_static(
             folded,
             target,
-            _Pictures(train.images[in_turn(train.labels, CALIBRATION)]),
+            _Pictures(train.images[balanced_subset(train.labels, CALIBRATION)]),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
             per_channel=True,

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from camkd.cams import bias, form, predict
 from camkd.export.sessions import CAM, IMAGE, LOGITS, quietly
-from camkd.models.io import Description
+from camkd.models.io import ModelInfo
 from camkd.types import InputError
 
 if TYPE_CHECKING:
     import onnx
 
 
-class Answering(nn.Module):
+class WithCam(nn.Module):
     """``model`` with its map as a second output; in inference alone, for pictures shaped like ``x``."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -40,7 +40,7 @@ class Answering(nn.Module):
         return answer.logits if self.offset is None else answer.cams.mean((2, 3)) + self.offset, answer.cams
 
 
-def write_graph(model: nn.Module, said: Description, path: Path, *, cam: bool = True, any_size: bool = False) -> None:
+def write_graph(model: nn.Module, said: ModelInfo, path: Path, *, cam: bool = True, any_size: bool = False) -> None:
     """Write ``model`` as ONNX to ``path``, for batches of any size, without its map where not ``cam``.
 
     ``any_size`` leaves the sides of the pictures open, which works where no layer depends on them: to be checked.
@@ -54,7 +54,7 @@ def write_graph(model: nn.Module, said: Description, path: Path, *, cam: bool = 
             f"the maps of {said.architecture} are gradient-based, so no single forward pass returns them: "
             "export a network with a linear head, such as its student."
         )
-    traced = _trace(Answering(model, x) if cam else model, x, [LOGITS, CAM] if cam else [LOGITS])
+    traced = _trace(WithCam(model, x) if cam else model, x, [LOGITS, CAM] if cam else [LOGITS])
     _without_traces(traced)
     if any_size:
         _open_sides(traced)
@@ -64,9 +64,9 @@ def write_graph(model: nn.Module, said: Description, path: Path, *, cam: bool = 
     onnx.save(traced, path)
 
 
-def provenance(said: Description) -> dict[str, str]:
+def provenance(said: ModelInfo) -> dict[str, str]:
     """What an exported file says of itself: class names, and everything of the description but paths."""
-    own = {name: value for name, value in asdict(said.for_others()).items() if value is not None}
+    own = {name: value for name, value in asdict(said.portable()).items() if value is not None}
     words = {name: json.dumps(value, ensure_ascii=False) for name, value in own.items() if name != "sha256"}
     return {
         **{name: json.loads(value) if value.startswith('"') else value for name, value in words.items()},

@@ -1,7 +1,17 @@
 """Networks by name."""
 
-from camkd.models.base import Normalised
+from camkd.models.base import ImageClassifier
 from camkd.models.profile import Profile, profile
-from camkd.models.registry import MODELS, Make, build, entry, is_model, own_optimizer
+from camkd.models.registry import MODELS, ModelFactory, build, default_optimizer, is_model_name, model_factory
 
-__all__ = ["MODELS", "Make", "Normalised", "Profile", "build", "entry", "is_model", "own_optimizer", "profile"]
+__all__ = [
+    "MODELS",
+    "ImageClassifier",
+    "ModelFactory",
+    "Profile",
+    "build",
+    "default_optimizer",
+    "is_model_name",
+    "model_factory",
+    "profile",
+]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camkd.models.io import Description, save_for_others, upload
+from camkd.models.io import ModelInfo, save_portable, upload
 from camkd.types import InputError
 
 
-class Normalised(nn.Module):
+class ImageClassifier(nn.Module):
     """A network that takes RGB in 0..1 and normalises it with its own buffers ``mean`` and ``std``.
 
     The two buffers travel with the weights, so teacher, student and export cannot disagree about them. A network from
@@ -22,9 +22,9 @@ class Normalised(nn.Module):
 
     mean: Tensor
     std: Tensor
-    description: Description | None = None
+    description: ModelInfo | None = None
     figures: Mapping[str, Any] = {}
-    own_optimizer: Literal["sgd", "adamw"] = "sgd"
+    default_optimizer: Literal["sgd", "adamw"] = "sgd"
     """What it is trained with where nobody names an optimiser."""
     statistics_given = False
     """Whether they came with weights that were trained with them, so that other pictures shall not change them."""
@@ -40,12 +40,12 @@ class Normalised(nn.Module):
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def normalise_with(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the statistics of the training pictures, per channel, in units of 0..1."""
         self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.std.copy_(torch.as_tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """Map ``(N, 3, H, W)`` RGB in 0..1 to zero mean and unit deviation."""
         return (x - self.mean) / self.std
 
@@ -56,7 +56,7 @@ class Normalised(nn.Module):
 
         >>> camkd.load("runs/mine").save_pretrained("to-share")      # doctest: +SKIP
         """
-        save_for_others(self, Path(folder), self._said(), self.figures)
+        save_portable(self, Path(folder), self._said(), self.figures)
 
     def push_to_hub(
         self,
@@ -77,7 +77,7 @@ class Normalised(nn.Module):
         how = {"commit_message": commit_message, "private": private, "token": token}
         return upload(self, repo_id, self._said(), self.figures, **how)
 
-    def _said(self) -> Description:
+    def _said(self) -> ModelInfo:
         if self.description is None:
             raise InputError(
                 f"this {type(self).__name__} knows nothing of its classes and its training: "

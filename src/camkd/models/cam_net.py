@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkd.models.base import Normalised
+from camkd.models.base import ImageClassifier
 
 
 class ChannelNorm(nn.Module):
@@ -27,7 +27,7 @@ class ChannelNorm(nn.Module):
         return y.permute(0, 3, 1, 2).to(x.dtype)
 
 
-class Far(nn.Conv2d):
+class PooledDepthwiseConv(nn.Conv2d):
     """Depthwise 7x7 over means of 2x2, each value for its four places: what is up to seven places away."""
 
     def __init__(self, channels: int) -> None:
@@ -50,7 +50,7 @@ class GatedBlock(nn.Module):
         part = channels // 4
         self.near = nn.Conv2d(part, part, 3, padding=1, groups=part)
         self.mid = nn.Conv2d(part, part, 5, padding=2, groups=part)
-        self.far = Far(part)
+        self.far = PooledDepthwiseConv(part)
         self.norm = ChannelNorm(channels)
         self.gate = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -65,7 +65,7 @@ class GatedBlock(nn.Module):
         return y
 
 
-class CamNet(Normalised):
+class CamNet(ImageClassifier):
     """Stem to half the picture's resolution, gated blocks, 1x1 convolution, global average.
 
     A 32x32 picture has a 16x16 map. ``logits = head(body(x)).mean_xy``. The plan without ``lite`` has at most 96,000
@@ -73,7 +73,7 @@ class CamNet(Normalised):
     the ResNet-8 of MLPerf Tiny, and a map of 8x8.
     """
 
-    own_optimizer = "adamw"
+    default_optimizer = "adamw"
 
     def __init__(self, classes: int, *, lite: bool = False) -> None:
         super().__init__()
@@ -86,5 +86,5 @@ class CamNet(Normalised):
         self.head = nn.Conv2d(last, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(self.normalise(x))).mean((2, 3))
+        logits: Tensor = self.head(self.body(self.normalize(x))).mean((2, 3))
         return logits

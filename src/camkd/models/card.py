@@ -38,7 +38,7 @@ MAPS = {
 
 
 def card(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind, measured: str = "") -> str:
-    """The card of the model that ``said`` (a ``Description`` as a dict) describes.
+    """The card of the model that ``said`` (a ``ModelInfo`` as a dict) describes.
 
     ``figures`` are those of its ``metrics.json``; ``measured`` is text, a table of an export say, that goes below them.
     """
@@ -84,9 +84,9 @@ def front_matter(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind
 
 def _budget(figures: Mapping[str, Any]) -> str:
     """What the training took, as far as it is known."""
-    if not {"epochs", "view_epochs", "seconds"} <= figures.keys():
+    if not {"epochs", "augment_epochs", "seconds"} <= figures.keys():
         return ""
-    views = f"{figures['view_epochs']} different views of each picture"
+    views = f"{figures['augment_epochs']} different views of each picture"
     return f" {figures['epochs']} epochs over {views}, {figures['seconds'] / 60:,.0f} minutes of training."
 
 
@@ -103,5 +103,5 @@ def _figures(figures: Mapping[str, Any]) -> str:
         rows.append(f"| likeness of maps that know nothing of the picture (chance) | {100 * max(levels):.1f} % |")
     if not rows:
         return "None came with the model.\n"
-    count = f"{figures['test_pictures']:,} " if "test_pictures" in figures else ""
+    count = f"{figures['test_images']:,} " if "test_images" in figures else ""
     return f"| on {count}test pictures | |\n|---|---|\n" + "\n".join(rows) + "\n"

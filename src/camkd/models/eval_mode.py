@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module of ``model`` into evaluation mode; each gets its own mode back, also on an exception."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkd.models.base import Normalised
+from camkd.models.base import ImageClassifier
 from camkd.types import InputError
 
 LIBRARIES = ("timm", "torchvision")
 
 
-class External(Normalised):
+class External(ImageClassifier):
     """Somebody else's classifier, ``net``, of normalised pictures."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -29,7 +29,7 @@ class External(Normalised):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(self.normalise(x))
+        logits: Tensor = self.net(self.normalize(x))
         return logits
 
 
@@ -78,7 +78,7 @@ def make_external(name: str, classes: int, size: int, pretrained: bool) -> Exter
     return model.train()
 
 
-def made_for(name: str) -> tuple[tuple[str, ...], int]:
+def pretrained_info(name: str) -> tuple[tuple[str, ...], int]:
     """The classes that the weights of a name's tag know, and the side of the pictures they were trained on.
 
     Raises ``InputError`` for a name without a tag: drawn weights know nothing.
@@ -129,7 +129,7 @@ def _from_timm(wanted: str, tag: str, classes: int, size: int, fetched: bool) ->
             model.net = timm.create_model(full, pretrained=True, **settings)
         except Exception as error:
             raise _unfetched(f"timm:{full}", error) from error
-        model.normalise_with(told.mean, told.std)
+        model.set_normalization(told.mean, told.std)
         model.statistics_given = True
     return model
 
@@ -146,7 +146,7 @@ def _from_torchvision(wanted: str, tag: str, classes: int, size: int, fetched: b
             raise _unfetched(f"torchvision:{wanted}.{tag}", error) from error
         _take(net, _resized(wanted, state, size))
         seen = weights.transforms()
-        model.normalise_with(seen.mean, seen.std)
+        model.set_normalization(seen.mean, seen.std)
         model.statistics_given = True
     return model
 

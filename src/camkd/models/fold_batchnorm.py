@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def folded(model: nn.Module, x: Tensor) -> nn.Module:
+def fold_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
     """A frozen copy of ``model`` in evaluation mode, its batch normalisation folded into the convolutions before it.
 
     ``gamma (w * x + b - mean) / sqrt(var + eps) + beta`` is one convolution. Where the network cannot be traced, or the

@@ -18,14 +18,14 @@ from torch import nn
 
 from camkd.models.card import card
 from camkd.types import InputError
-from camkd.utils.files import replacing, write_json, write_text
+from camkd.utils.files import atomic_write, write_json, write_text
 
 LARGEST_SIZE = 1 << 14
-WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
+WEIGHTS_FILE, INFO_FILE, CARD_FILE = "model.safetensors", "model.json", "README.md"
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelInfo:
     """What ``model.json`` says of the weights beside it."""
 
     architecture: str
@@ -43,7 +43,7 @@ class Description:
 
     def check(self) -> None:
         """Raise ``ValueError`` or ``TypeError`` where something is not what could have been written."""
-        for name, kind in get_type_hints(Description).items():
+        for name, kind in get_type_hints(ModelInfo).items():
             value = getattr(self, name)
             wanted = tuple if name == "classes" else kind
             if not isinstance(value, wanted) or isinstance(value, bool):
@@ -54,29 +54,29 @@ class Description:
             raise ValueError(f"size is {self.size}")
         "".join(self.classes).encode()  # half a surrogate cannot be shown
 
-    def for_others(self) -> Description:
+    def portable(self) -> ModelInfo:
         """The same without what only this machine knows: no path says where pictures and teacher lay."""
         return replace(self, data=Path(self.data).name, teacher=None)
 
 
-def save(model: nn.Module, folder: Path, description: Description) -> None:
+def save(model: nn.Module, folder: Path, description: ModelInfo) -> None:
     """Write weights, then the description with their checksum; each file whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = serialised(tensors)
-    with replacing(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS_FILE) as temporary:
         temporary.write_bytes(content)
-    write_json(folder / DESCRIPTION, {**asdict(description), "sha256": hashlib.sha256(content).hexdigest()})
+    write_json(folder / INFO_FILE, {**asdict(description), "sha256": hashlib.sha256(content).hexdigest()})
 
 
-def save_for_others(model: nn.Module, folder: Path, description: Description, figures: Mapping[str, Any]) -> None:
+def save_portable(model: nn.Module, folder: Path, description: ModelInfo, figures: Mapping[str, Any]) -> None:
     """What `save` writes, without paths of this machine, and a model card."""
-    said = description.for_others()
+    said = description.portable()
     save(model, folder, said)
-    write_text(folder / CARD, card(asdict(said), figures, "pytorch"))
+    write_text(folder / CARD_FILE, card(asdict(said), figures, "pytorch"))
 
 
-def upload(model: nn.Module, repo_id: str, said: Description, figures: Mapping[str, Any], **how: Any) -> str:
-    """Upload what `save_for_others` writes to the Hugging Face Hub, as the newest commit of ``repo_id``; its address.
+def upload(model: nn.Module, repo_id: str, said: ModelInfo, figures: Mapping[str, Any], **how: Any) -> str:
+    """Upload what `save_portable` writes to the Hugging Face Hub, as the newest commit of ``repo_id``; its address.
 
     Raises ``InputError`` where ``huggingface_hub`` is not installed.
     """
@@ -89,7 +89,7 @@ def upload(model: nn.Module, repo_id: str, said: Description, figures: Mapping[s
     hub = HfApi(token=how.pop("token", None))
     message = how.pop("commit_message", None) or "Upload model"
     with tempfile.TemporaryDirectory() as folder:
-        save_for_others(model, Path(folder), said, figures)
+        save_portable(model, Path(folder), said, figures)
         place = hub.create_repo(repo_id, exist_ok=True, **how)
         hub.upload_folder(repo_id=place.repo_id, folder_path=folder, commit_message=message)
     return str(place)

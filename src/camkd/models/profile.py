@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from camkd.models.eval_mode import evaluating
+from camkd.models.eval_mode import eval_mode
 from camkd.types import InputError
 
 
@@ -41,7 +41,7 @@ def profile(model: nn.Module, size: int) -> Profile:
     hooks = [m.register_forward_hook(see) for m in model.modules() if isinstance(m, nn.Conv2d)]
     parameter = next(model.parameters())
     try:
-        with evaluating(model), torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
+        with eval_mode(model), torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     finally:
         for hook in hooks:
@@ -50,7 +50,7 @@ def profile(model: nn.Module, size: int) -> Profile:
     return Profile(sum(p.numel() for p in model.parameters()), macs, grid)
 
 
-def profile_named(name: str, model: nn.Module, size: int) -> Profile:
+def profile_model(name: str, model: nn.Module, size: int) -> Profile:
     """`profile` of the network called ``name``. Raises ``InputError`` where such pictures are too small for it."""
     try:
         return profile(model, size)

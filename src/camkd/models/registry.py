@@ -1,6 +1,6 @@
 """Networks by name: the built-in ones, and those of timm and torchvision.
 
-Adding one: a file with an ordinary ``nn.Module`` that derives from ``Normalised``, a line in ``MODELS``, and its
+Adding one: a file with an ordinary ``nn.Module`` that derives from ``ImageClassifier``, a line in ``MODELS``, and its
 entry in ``costs.json``, which the list of models reads so that it needs no torch.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from camkd.models.base import Normalised
+from camkd.models.base import ImageClassifier
 from camkd.models.cam_net import CamNet
 from camkd.models.external import check_external, is_external, make_external
 from camkd.models.profile import Profile, profile
@@ -19,22 +19,32 @@ from camkd.models.resnet11 import ResNet11
 from camkd.models.wide_resnet import WideResNet
 from camkd.types import InputError
 
-__all__ = ["MODELS", "Make", "Normalised", "Profile", "build", "entry", "is_model", "own_optimizer", "profile"]
+__all__ = [
+    "MODELS",
+    "ImageClassifier",
+    "ModelFactory",
+    "Profile",
+    "build",
+    "default_optimizer",
+    "is_model_name",
+    "model_factory",
+    "profile",
+]
 
 
-Make = Callable[[int, int], Normalised]
+ModelFactory = Callable[[int, int], ImageClassifier]
 """Makes a network for ``(classes, picture size)``."""
 
 
-def _cifar_resnet(blocks: int) -> Make:
+def _cifar_resnet(blocks: int) -> ModelFactory:
     return lambda classes, size: ResNet(BasicBlock, (16, 32, 64), (blocks,) * 3, classes, size)
 
 
-def _resnet50(hidden: int = 0) -> Make:
+def _resnet50(hidden: int = 0) -> ModelFactory:
     return lambda classes, size: ResNet(Bottleneck, (64, 128, 256, 512), (3, 4, 6, 3), classes, size, hidden=hidden)
 
 
-MODELS: dict[str, Make] = {
+MODELS: dict[str, ModelFactory] = {
     "cam-net": lambda classes, size: CamNet(classes),
     "cam-net-lite": lambda classes, size: CamNet(classes, lite=True),
     "resnet8": _cifar_resnet(1),
@@ -47,20 +57,20 @@ MODELS: dict[str, Make] = {
 }
 
 
-def own_optimizer(name: str) -> str:
+def default_optimizer(name: str) -> str:
     """What the class of the network ``name`` says, without making one.
 
     SGD where batches are normalised, AdamW for CAM-Net.
     """
-    return (CamNet if name in ("cam-net", "cam-net-lite") else Normalised).own_optimizer
+    return (CamNet if name in ("cam-net", "cam-net-lite") else ImageClassifier).default_optimizer
 
 
-def is_model(name: str) -> bool:
+def is_model_name(name: str) -> bool:
     """Tell whether ``name`` is that of a network, not of a run: built in, ``timm:NAME`` or ``torchvision:NAME``."""
     return name in MODELS or is_external(name)
 
 
-def entry(name: str, *, pretrained: bool = True) -> Make:
+def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
     """What makes the network called ``name``. Raises ``InputError`` that lists the names where there is none.
 
     Without ``pretrained`` nothing is downloaded, whatever the name asks for.
@@ -75,7 +85,7 @@ def entry(name: str, *, pretrained: bool = True) -> Make:
     return MODELS[name]
 
 
-def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool = True) -> Normalised:
+def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool = True) -> ImageClassifier:
     """Make the network ``name`` for ``classes`` classes and pictures of ``size`` pixels, drawn from ``seed``.
 
     ``name`` is in ``MODELS``, or ``timm:NAME`` or ``torchvision:NAME``; one with a tag, ``timm:resnet50.a1_in1k``, has
@@ -85,7 +95,7 @@ def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool
     >>> sum(p.numel() for p in build("cam-net", 10, 32).parameters()) <= 96_000
     True
     """
-    make = entry(name, pretrained=pretrained)
+    make = model_factory(name, pretrained=pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make(classes, size)

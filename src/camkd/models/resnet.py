@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from camkd.models.base import Normalised
+from camkd.models.base import ImageClassifier
 
 SMALL_PICTURE = 64
 
@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class ResNet(Normalised):
+class ResNet(ImageClassifier):
     """Stages of residual blocks, global average, linear classifier (or one with a hidden layer).
 
     ``widths`` and ``depths`` give each stage's channels and number of blocks; every stage but the first
@@ -108,7 +108,7 @@ class ResNet(Normalised):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalise(x)))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(x)))))
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]

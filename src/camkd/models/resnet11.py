@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from camkd.models.base import Normalised
+from camkd.models.base import ImageClassifier
 
 
 def unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -18,7 +18,7 @@ def unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequ
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-class Pair(nn.Module):
+class ResidualPair(nn.Module):
     """``x + unit(unit(x))``."""
 
     def __init__(self, channels: int) -> None:
@@ -29,7 +29,7 @@ class Pair(nn.Module):
         return x + self.body(x)  # type: ignore[no-any-return]
 
 
-class ResNet11(Normalised):
+class ResNet11(ImageClassifier):
     """32, 64, 192 and 256 channels; a 32x32 picture has an 8x8 map."""
 
     def __init__(self, classes: int) -> None:
@@ -38,16 +38,16 @@ class ResNet11(Normalised):
             unit(3, 32),
             unit(32, 64),
             nn.MaxPool2d(2),
-            Pair(64),
+            ResidualPair(64),
             unit(64, 192),
             nn.MaxPool2d(2),
-            Pair(192),
+            ResidualPair(192),
             unit(192, 256),
-            Pair(256),
+            ResidualPair(256),
             nn.ReLU(inplace=True),
         )
         self.fc = nn.Linear(256, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.body(self.normalise(x)).mean((2, 3)))
+        logits: Tensor = self.fc(self.body(self.normalize(x)).mean((2, 3)))
         return logits

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from camkd.utils.distributed import gathered, team
+from camkd.utils.distributed import all_gather, process_group
 
 
 @contextmanager
-def synced(model: nn.Module) -> Iterator[None]:
+def sync_batchnorm(model: nn.Module) -> Iterator[None]:
     """In training, take mean and variance of each batch normalisation over all processes' shares of the batch.
 
     With processes ``r`` that hold ``n_r`` values of a channel (Chan et al. 1979),
@@ -22,7 +22,11 @@ def synced(model: nn.Module) -> Iterator[None]:
 
     so a step is that of one process with the whole batch, up to rounding. ``nn.SyncBatchNorm`` is for GPUs alone.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)] if team().size > 1 else []
+    norms = (
+        [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        if process_group().world_size > 1
+        else []
+    )
     for norm in norms:
         norm.forward = _over_all(norm, norm.forward)  # type: ignore[method-assign, assignment]
     try:
@@ -44,8 +48,8 @@ def _over_all(norm: _BatchNorm, alone: Callable[[Tensor], Tensor]) -> Callable[[
 
 def _normalised(norm: _BatchNorm, x: Tensor) -> Tensor:
     dims, shape = [0, *range(2, x.ndim)], (1, -1, *(1 for _ in x.shape[2:]))
-    counts = gathered(torch.tensor([x.numel() / x.shape[1]], device=x.device))
-    parts = gathered(torch.stack(torch.var_mean(x, dims, correction=0))[None])
+    counts = all_gather(torch.tensor([x.numel() / x.shape[1]], device=x.device))
+    parts = all_gather(torch.stack(torch.var_mean(x, dims, correction=0))[None])
     variances, means = parts[:, 0], parts[:, 1]
     weights = (counts / counts.sum())[:, None]
     mean = (weights * means).sum(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from camkd.models.base import Normalised
+from camkd.models.base import ImageClassifier
 
 
 class WideBlock(nn.Module):
@@ -26,7 +26,7 @@ class WideBlock(nn.Module):
         return self.conv2(self.relu(self.bn2(self.conv1(y)))) + shortcut  # type: ignore[no-any-return]
 
 
-class WideResNet(Normalised):
+class WideResNet(ImageClassifier):
     """``depth`` layers (6n + 4) of ``widen`` times 16, 32 and 64 channels; a 32x32 picture has an 8x8 map."""
 
     def __init__(self, depth: int, widen: int, classes: int) -> None:
@@ -49,5 +49,5 @@ class WideResNet(Normalised):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn(self.layers(self.conv1(self.normalise(x)))))
+        x = self.relu(self.bn(self.layers(self.conv1(self.normalize(x)))))
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from camkd.report.comparison_stats import COMPARED, Arm, Comparison, Estimate, p_value, percent, points
-from camkd.report.verdict import LEVELS, ROWS
+from camkd.report.verdict import LEVELS, METRICS
 from camkd.utils.files import write_json, write_text
-from camkd.utils.plot_style import SERIES, drawing, shorten, svg
+from camkd.utils.plot_style import SERIES, project_style, shorten, svg
 
 SHOWN = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")
 TERMINAL = {
@@ -26,7 +26,7 @@ TERMINAL = {
     "road": "ROAD",
 }
 TERMINAL_COSTS = {"params": "parameters", "macs": "MACs", "seconds": "seconds", "images_per_second": "pictures/s"}
-LABELS = {row.key: row.label for row in ROWS}
+LABELS = {row.key: row.label for row in METRICS}
 
 
 def write_comparison(comparison: Comparison, folder: Path, settings: Mapping[str, Any]) -> Path:
@@ -93,7 +93,7 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         settings=settings,
         shown=[(key, LABELS[key]) for key in SHOWN if any(arm.values(key) for arm in arms)],
         costs=[(key, LABELS[key]) for key in ("params", "macs", "seconds", "images_per_second")],
-        row={row.key: row for row in ROWS},
+        row={row.key: row for row in METRICS},
         levels=LEVELS,
         percent=percent,
         points=points,
@@ -104,7 +104,7 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
 
 def spread(arms: list[Arm]) -> Figure:
     """Test accuracy of every run as a point, a row a method, with the mean and its 95 % interval."""
-    with drawing():
+    with project_style():
         figure = Figure((8.2, 1.0 + 0.46 * len(arms)), layout="constrained")
         axes = figure.add_subplot()
         for place, arm in enumerate(arms):

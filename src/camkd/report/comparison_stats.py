@@ -26,7 +26,7 @@ FIGURES = (
     "cam_spearman",
     "cam_iou",
     "cam_pointing_match",
-    "cam_alarms",
+    "cam_disagreement",
     "cam_inside",
     "cam_pointing_game",
     "insertion",

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from camkd.cams import resize
 from camkd.data.dataset import Dataset
-from camkd.evaluate import Examination
-from camkd.evaluate.metrics import cosine, on_one_grid
-from camkd.explain.explain import ask
+from camkd.evaluate import SplitPredictions
+from camkd.evaluate.metrics import cosine, to_common_grid
+from camkd.explain.explain import predict_images
 from camkd.report.merge_galleries import VERSION
 from camkd.types import InputError, Prediction
-from camkd.utils.files import parsed, write_text
+from camkd.utils.files import load_json, write_text
 
 PICTURES = 240
 BYTES = 2_000_000  # of the file, whatever the pictures and however many classes
@@ -41,14 +41,16 @@ GRID = 16  # cells a side of the largest map kept
 BATCH = 16  # all classes' maps of a picture are larger than the picture
 
 
-class Exhibit(NamedTuple):
+class GalleryModel(NamedTuple):
     """A model in a gallery and the checksum of its weights, by which a report knows it again."""
 
     model: nn.Module
     sha256: str
 
 
-def choose(labels: Tensor, own: Examination, teacher: Examination | None = None, count: int = PICTURES) -> list[int]:
+def select_images(
+    labels: Tensor, own: SplitPredictions, teacher: SplitPredictions | None = None, count: int = PICTURES
+) -> list[int]:
     """Rows of at most ``count`` test pictures that a person wants to see, the same ones for the same answers.
 
     In turn one of each, until there are enough: where student and teacher agree on the label and least on the region;
@@ -64,14 +66,14 @@ def choose(labels: Tensor, own: Examination, teacher: Examination | None = None,
     if teacher is not None:
         theirs = teacher.logits.argmax(1)
         agree = torch.nonzero(answers == theirs).flatten()
-        alike = cosine(*on_one_grid(own.maps[agree], teacher.maps[agree]))
+        alike = cosine(*to_common_grid(own.maps[agree], teacher.maps[agree]))
         queues.insert(0, agree[alike.argsort(stable=True)][: count // 6].tolist())
         queues.append(torch.nonzero(right & (theirs != labels)).flatten()[: count // 10].tolist())
     wanted = dict.fromkeys(row for row in chain(*zip_longest(*queues)) if row is not None)
     return list(wanted)[:count]
 
 
-def write_gallery(path: Path, data: Dataset, exhibits: Mapping[str, Exhibit], rows: Sequence[int]) -> None:
+def write_gallery(path: Path, data: Dataset, exhibits: Mapping[str, GalleryModel], rows: Sequence[int]) -> None:
     """Ask every model about the test pictures ``rows`` and write what they say to ``path``, whole or not at all.
 
     ``exhibits`` by title, the teacher first where there is one: likeness is to its map, of the class that it answers.
@@ -79,7 +81,7 @@ def write_gallery(path: Path, data: Dataset, exhibits: Mapping[str, Exhibit], ro
     """
     content: dict[str, Any] = {
         "version": VERSION,
-        "pictures_of": data.fingerprint,
+        "open_model_data": data.fingerprint,
         "models": [{"title": title, "sha256": exhibit.sha256} for title, exhibit in exhibits.items()],
         "pictures": [],
     }
@@ -92,12 +94,12 @@ def write_gallery(path: Path, data: Dataset, exhibits: Mapping[str, Exhibit], ro
     write_text(path, json.dumps(content, allow_nan=False) + "\n")
 
 
-def rows_of(path: Path) -> list[int]:
+def gallery_rows(path: Path) -> list[int]:
     """Which test pictures a gallery of ours shows; none where there is no such file."""
     if not path.exists():
         return []
     try:
-        return [int(picture["row"]) for picture in parsed(path.read_text(encoding="utf-8"))["pictures"]]
+        return [int(picture["row"]) for picture in load_json(path.read_text(encoding="utf-8"))["pictures"]]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path} is damaged ({error}): delete metrics.json beside it and start the run again with --resume, which "
@@ -114,7 +116,7 @@ def _by_cell(labels: Tensor, answers: Tensor, wanted: Tensor) -> list[int]:
     return [row for rank in zip_longest(*fullest_first) for row in rank if row is not None]
 
 
-def _pictures(data: Dataset, exhibits: Mapping[str, Exhibit], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _pictures(data: Dataset, exhibits: Mapping[str, GalleryModel], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
         answers = [_ask(exhibit.model, data.test.images[some]) for exhibit in exhibits.values()]
@@ -124,7 +126,7 @@ def _pictures(data: Dataset, exhibits: Mapping[str, Exhibit], rows: Sequence[int
 
 def _ask(model: nn.Module, images: NDArray[np.uint8]) -> list[Prediction]:
     """The answer to each picture by itself: ``logits (K,)`` and ``cams (K, h, w)`` of at most GRID cells a side."""
-    answer = ask(model, images).float()
+    answer = predict_images(model, images).float()
     assert answer.cams is not None
     maps = resize(answer.cams, (min(GRID, answer.cams.shape[2]), min(GRID, answer.cams.shape[3])))
     return [Prediction(*pair) for pair in zip(answer.logits, maps, strict=True)]
@@ -138,7 +140,7 @@ def _picture(data: Dataset, row: int, answers: Sequence[Prediction], taught: boo
     if taught:
         maps = [answer.cams[labels[0]][None] for answer in answers if answer.cams is not None]
         for one, mine in zip(told[1:], maps[1:], strict=True):
-            one["likeness"] = _short(float(cosine(*on_one_grid(mine, maps[0]))))
+            one["likeness"] = _short(float(cosine(*to_common_grid(mine, maps[0]))))
     return {
         "row": row,
         "name": data.test.names[row] if data.test.names else None,

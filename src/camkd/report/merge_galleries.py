@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.colors import to_hex
 
-from camkd.report.verdict import Run
+from camkd.report.verdict import RunSummary
 
 VERSION = 1
 """Of ``gallery.json``: another one is another format, and is not shown."""
@@ -29,7 +29,7 @@ _IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 Picture = dict[str, Any]
 
 
-def album(runs: Sequence[Run], main: Run) -> dict[str, Any] | None:
+def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, Any] | None:
     """What the page's script shows: columns of models, pictures, answers and maps; None where no run has a gallery.
 
     Runs are known again in each other's galleries by the checksum of their weights, so that a picture shows as many
@@ -39,7 +39,7 @@ def album(runs: Sequence[Run], main: Run) -> dict[str, Any] | None:
     """
     first_main = sorted(runs, key=lambda run: run is not main)
     galleries = [gallery for run in first_main if run.classes == main.classes and (gallery := _sound(run))]
-    galleries = [gallery for gallery in galleries if gallery["pictures_of"] == galleries[0]["pictures_of"]]
+    galleries = [gallery for gallery in galleries if gallery["open_model_data"] == galleries[0]["open_model_data"]]
     if not galleries:
         return None
     columns = _columns(runs, galleries[0])
@@ -70,7 +70,7 @@ def _sparse(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int, int]]:
     return [(r, c, int(n)) for r, counts in enumerate(confusion) for c, n in enumerate(counts) if n]
 
 
-def _columns(runs: Sequence[Run], gallery: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _columns(runs: Sequence[RunSummary], gallery: Mapping[str, Any]) -> list[dict[str, Any]]:
     shown = [{"name": run.name, "role": run.role, "sha256": run.model.get("sha256")} for run in runs]
     known = {column["sha256"] for column in shown}
     absent = [model for model in gallery["models"] if model["title"] == "teacher" and model["sha256"] not in known]
@@ -108,7 +108,7 @@ def _within(room: int, pictures: Iterator[Picture]) -> Iterator[Picture]:
 # --- what a file has to be before a page shows it
 
 
-def _sound(run: Run) -> dict[str, Any] | None:
+def _sound(run: RunSummary) -> dict[str, Any] | None:
     """The gallery of ``run`` where it is one of ours with a picture, else None."""
     try:
         gallery = run.gallery
@@ -117,7 +117,7 @@ def _sound(run: Run) -> dict[str, Any] | None:
         pictures = [_checked(picture, len(models), classes) for picture in gallery["pictures"]]
         if gallery["version"] != VERSION or not models or not pictures:
             return None
-        return {"models": models, "pictures": pictures, "pictures_of": gallery["pictures_of"]}
+        return {"models": models, "pictures": pictures, "open_model_data": gallery["open_model_data"]}
     except (KeyError, TypeError, ValueError, OverflowError):  # a number may be too large for a float
         return None
 

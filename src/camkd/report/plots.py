@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from camkd.utils.plot_style import INK, SERIES, drawing, shorten
+from camkd.utils.plot_style import INK, SERIES, project_style, shorten
 
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 1)))
 
@@ -25,7 +25,7 @@ def curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title:
 
     >>> figure = curve({"student": [{"epoch": 1, "val_loss": 0.5}]}, "val_loss", "validation loss")
     """
-    with drawing():
+    with project_style():
         figure = Figure((3.9, 3.1), layout="constrained")
         axes = figure.add_subplot()
         for place, (name, history) in enumerate(histories.items()):
@@ -55,7 +55,7 @@ def confusion_figure(counts: Sequence[Sequence[float]] | NDArray[Any], classes: 
         raise ValueError(f"a confusion matrix of {k} classes is {k} x {k}, not {table.shape}")
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = min(7.0, 2.2 + 0.42 * k)
-    with drawing():
+    with project_style():
         figure = Figure((side, side), layout="constrained")
         axes = figure.add_subplot()
         rgba = np.broadcast_to(matplotlib.colors.to_rgba(SERIES[0]), (k, k, 4)).copy()

@@ -17,12 +17,12 @@ import jinja2
 from markupsafe import Markup
 
 from camkd.report import verdict as findings
-from camkd.report.merge_galleries import album
+from camkd.report.merge_galleries import merge_galleries
 from camkd.report.plots import confusion_figure, curve
-from camkd.report.verdict import DASH, ROWS, Run
+from camkd.report.verdict import DASH, METRICS, RunSummary
 from camkd.types import InputError
 from camkd.utils import units
-from camkd.utils.files import parsed, write_text
+from camkd.utils.files import load_json, write_text
 from camkd.utils.plot_style import SERIES, svg
 
 ROLES = ("teacher", "control", "student")
@@ -43,7 +43,7 @@ OUTCOMES = {
     "only_student": "only the student is right",
     "both_wrong": "both are wrong",
 }
-SPLIT = [row for row in ROWS if row.key in ("cam_cosine", "cam_pearson", "cam_iou")]
+SPLIT = [row for row in METRICS if row.key in ("cam_cosine", "cam_pearson", "cam_iou")]
 MARKS = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")  # a folder with one of these is a run
 
 
@@ -89,19 +89,19 @@ def _is_run(path: Path) -> bool:
     return any((path / mark).is_file() for mark in MARKS)
 
 
-def _read_all(folders: Sequence[Path]) -> list[Run]:
+def _read_all(folders: Sequence[Path]) -> list[RunSummary]:
     names = [folder.resolve().name for folder in folders]
     unique = len(set(names)) == len(names)
     paths = zip(folders, names, strict=True)
     return [_read(path, name if unique else f"{path.resolve().parent.name}/{name}") for path, name in paths]
 
 
-def _read(folder: Path, name: str) -> Run:
+def _read(folder: Path, name: str) -> RunSummary:
     model = _json(folder / "model.json")
     role = model.get("role", folder.resolve().name)
     figures = folder / "figures"
     epochs = [(int(found[1]), path) for path in figures.glob("*.png") if (found := _epoch(path.name))]
-    return Run(
+    return RunSummary(
         name=name,
         role=role if role in ROLES else None,
         metrics=_json(folder / "metrics.json"),
@@ -132,7 +132,7 @@ def _text(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = parsed(_text(path) or "{}")
+        value = load_json(_text(path) or "{}")
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): write it again or remove it.") from error
     return value if isinstance(value, dict) else {}
@@ -142,7 +142,7 @@ def _history(text: str) -> Iterator[dict[str, Any]]:
     """The lines that are objects: a run that was killed may leave half a line."""
     for line in text.splitlines():
         try:
-            value = parsed(line)
+            value = load_json(line)
         except ValueError:
             continue
         if isinstance(value, dict):
@@ -158,7 +158,7 @@ def _png(path: Path) -> str | None:
 # --- runs to what the page shows
 
 
-def _content(runs: list[Run]) -> dict[str, Any]:
+def _content(runs: list[RunSummary]) -> dict[str, Any]:
     first = {role: next((run for run in runs if run.role == role), None) for role in ROLES}
     student = first["student"] or runs[-1]
     teacher, control = (first[role] if first[role] is not student else None for role in ROLES[:2])
@@ -173,17 +173,17 @@ def _content(runs: list[Run]) -> dict[str, Any]:
         "percent": units.percent,
         "gap": findings.gap(student, teacher),
         "smaller": [findings.times(student, teacher, *what) for what in (("params", "parameters"), ("macs", "MACs"))],
-        "looks": findings.looks(student, control),
+        "looks": findings.attention_verdict(student, control),
         "facts": _facts(student),
-        "rows": [row for row in ROWS if not row.optional or any(run.number(row.key) is not None for run in runs)],
-        "cells": {row.key: [_cell(run, row) for run in runs] for row in ROWS},
-        "tracks": [track for row in ROWS if row.key in ENDS and (track := _track(row, student, control, teacher))],
+        "rows": [row for row in METRICS if not row.optional or any(run.number(row.key) is not None for run in runs)],
+        "cells": {row.key: [_cell(run, row) for run in runs] for row in METRICS},
+        "tracks": [track for row in METRICS if row.key in ENDS and (track := _track(row, student, control, teacher))],
         "split": SPLIT,
         "outcomes": _outcomes(student),
         "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
         "curves": [Markup(drawn) for drawn in _curves(histories)],  # our own SVG, which escapes its text
         **_confusion(student),
-        "album": album(runs, student),
+        "album": merge_galleries(runs, student),
         "likeness": LIKENESS,
         "mistakes": _mistakes(student),
         "classes": _classes(runs, student, control),
@@ -191,7 +191,7 @@ def _content(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _facts(run: Run) -> list[str]:
+def _facts(run: RunSummary) -> list[str]:
     model = run.model
     size = model.get("size")
     facts = [model.get("data"), f"{len(run.classes)} classes" if run.classes else None]
@@ -201,7 +201,7 @@ def _facts(run: Run) -> list[str]:
     return [str(fact) for fact in facts if fact]
 
 
-def _cell(run: Run, row: findings.Row) -> tuple[str, list[str]]:
+def _cell(run: RunSummary, row: findings.MetricSpec) -> tuple[str, list[str]]:
     """The number and, for a map figure, its chance levels."""
     value = run.number(row.key)
     chance = [(word, run.number(f"{row.key}_{ending}")) for word, ending in findings.LEVELS]
@@ -211,7 +211,9 @@ def _cell(run: Run, row: findings.Row) -> tuple[str, list[str]]:
     return DASH if value is None else row.show(value), small
 
 
-def _track(row: findings.Row, student: Run, control: Run | None, teacher: Run | None) -> dict[str, Any] | None:
+def _track(
+    row: findings.MetricSpec, student: RunSummary, control: RunSummary | None, teacher: RunSummary | None
+) -> dict[str, Any] | None:
     """A figure of maps on the line from 0 to 1, beside its chance levels, the control's and the teacher's."""
     found = [
         ("student", "this student", student.number(row.key)),
@@ -225,12 +227,14 @@ def _track(row: findings.Row, student: Run, control: Run | None, teacher: Run | 
     return {"row": row, "end": ENDS[row.key], "points": points} if found[0][2] is not None else None
 
 
-def _outcomes(run: Run) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
+def _outcomes(run: RunSummary) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
     """Who is right, on how many pictures, and the maps' likeness there, a cell a figure of `SPLIT`."""
     groups = run.metrics.get("by_outcome")
     if not isinstance(groups, dict):
         return []
-    told = [Run(words, metrics=groups[key]) for key, words in OUTCOMES.items() if isinstance(groups.get(key), dict)]
+    told = [
+        RunSummary(words, metrics=groups[key]) for key, words in OUTCOMES.items() if isinstance(groups.get(key), dict)
+    ]
     return [(one.name, int(one.number("pictures") or 0), [_cell(one, row) for row in SPLIT]) for one in told]
 
 
@@ -242,7 +246,7 @@ def _curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             yield svg(curve(histories, key, title, percent))
 
 
-def _confusion(run: Run) -> dict[str, Any]:
+def _confusion(run: RunSummary) -> dict[str, Any]:
     """Counts with the strength of their colour for a table, or for many classes a drawing."""
     table = run.confusion
     if table is None:
@@ -260,7 +264,7 @@ def _confusion(run: Run) -> dict[str, Any]:
     }
 
 
-def _mistakes(run: Run) -> list[tuple[int, int, int]]:
+def _mistakes(run: RunSummary) -> list[tuple[int, int, int]]:
     """The ten commonest mistakes: true class, answer, how often."""
     pairs = [
         (-int(number), row, column)
@@ -271,7 +275,7 @@ def _mistakes(run: Run) -> list[tuple[int, int, int]]:
     return [(row, column, -number) for number, row, column in sorted(pairs)[:10]]
 
 
-def _classes(runs: list[Run], student: Run, control: Run | None) -> list[dict[str, Any]]:
+def _classes(runs: list[RunSummary], student: RunSummary, control: RunSummary | None) -> list[dict[str, Any]]:
     """Accuracy by class of every run, and the student's gain over the control."""
     rows: list[dict[str, Any]] = []
     for place, name in enumerate(student.classes if student.confusion else []):

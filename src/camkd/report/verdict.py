@@ -19,7 +19,7 @@ EQUAL_MAPS = 0.01  # map likenesses closer than this are called equal
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """What one run folder says about itself; everything but the name may be missing."""
 
     name: str
@@ -49,7 +49,7 @@ class Run:
     @property
     def tested(self) -> int | None:
         """How many test pictures the numbers come from, by their number or else by the confusion counts."""
-        counted = self.number("test_pictures") or sum(map(sum, self.confusion or []))
+        counted = self.number("test_images") or sum(map(sum, self.confusion or []))
         return int(counted) if counted >= 1 else None
 
     @cached_property
@@ -75,7 +75,7 @@ class Verdict(NamedTuple):
     grounds: str = ""
 
 
-def verdict(student: Run, control: Run | None) -> Verdict:
+def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
     """Did distillation help, by how much, and is the difference more than noise?
 
     The yardstick is `standard_error`: within one the difference is called noise, within two a hint.
@@ -111,7 +111,7 @@ def verdict(student: Run, control: Run | None) -> Verdict:
     )
 
 
-def standard_error(one: Run, other: Run) -> float | None:
+def standard_error(one: RunSummary, other: RunSummary) -> float | None:
     """Binomial standard error of two runs' difference in test accuracy, None where the counts are missing.
 
     ``sqrt(p(1-p)/n + q(1-q)/m)`` for shares ``p`` of ``n`` and ``q`` of ``m`` pictures, as if the pictures
@@ -126,7 +126,7 @@ def standard_error(one: Run, other: Run) -> float | None:
     return math.sqrt(variance)
 
 
-def gap(student: Run, teacher: Run | None) -> str | None:
+def gap(student: RunSummary, teacher: RunSummary | None) -> str | None:
     """How the student's accuracy stands to its teacher's, in words."""
     mine, theirs = student.number("accuracy"), student.number("teacher_accuracy")
     if teacher and teacher.number("accuracy") is not None:
@@ -139,7 +139,7 @@ def gap(student: Run, teacher: Run | None) -> str | None:
     return f"{100 * abs(mine - theirs):.1f} points {where} its teacher"
 
 
-def times(student: Run, teacher: Run | None, key: str, word: str) -> tuple[str, str] | None:
+def times(student: RunSummary, teacher: RunSummary | None, key: str, word: str) -> tuple[str, str] | None:
     """``23× fewer parameters`` and ``1 M against 23 M``: the teacher's cost over the student's."""
     mine, theirs = student.number(key), teacher.number(key) if teacher else None
     if not mine or not theirs:
@@ -149,7 +149,7 @@ def times(student: Run, teacher: Run | None, key: str, word: str) -> tuple[str, 
     return claim, f"{count(mine)} against {count(theirs)}"
 
 
-def looks(student: Run, control: Run | None) -> tuple[str, str] | None:
+def attention_verdict(student: RunSummary, control: RunSummary | None) -> tuple[str, str] | None:
     """Does the student look where its teacher looks, in a claim and the numbers behind it.
 
     Chance is the better of ``cam_cosine_shuffled`` and ``cam_cosine_centre``; the student looks there
@@ -174,7 +174,7 @@ def looks(student: Run, control: Run | None) -> tuple[str, str] | None:
     return f"{claim}, {closer} the control.", f"{numbers}, control {base:.2f}."
 
 
-class Row(NamedTuple):
+class MetricSpec(NamedTuple):
     """A row of the results: key in ``metrics.json``, label, how to print it, what it is.
 
     An optional row is left out where no run has a number for it. Figures of `LEVELS` stand in small print below.
@@ -199,28 +199,28 @@ def _whole(number: float) -> str:
     return f"{number:,.0f}"
 
 
-ROWS = (
-    Row("accuracy", "Accuracy", percent, "Share of test pictures answered correctly. Higher is better."),
-    Row(
+METRICS = (
+    MetricSpec("accuracy", "Accuracy", percent, "Share of test pictures answered correctly. Higher is better."),
+    MetricSpec(
         "val_accuracy",
         "Validation accuracy",
         percent,
         "The same on the validation pictures, held out of training.",
     ),
-    Row(
+    MetricSpec(
         "ece",
         "Calibration error",
         _plain,
         "By how much confidence misses accuracy, in 15 bins (ECE, Guo et al. 2017). Lower is better.",
     ),
-    Row("nll", "Log-loss", _plain, "Mean negative log-likelihood of the true class, in nats. Lower is better."),
-    Row(
+    MetricSpec("nll", "Log-loss", _plain, "Mean negative log-likelihood of the true class, in nats. Lower is better."),
+    MetricSpec(
         "teacher_agreement",
         "Same answer as teacher",
         percent,
         "Share of test pictures on which it gives the teacher's answer, right or wrong.",
     ),
-    Row(
+    MetricSpec(
         "cam_cosine",
         "CAM cosine",
         _plain,
@@ -228,27 +228,27 @@ ROWS = (
         "1 is the same map. Small print: chance levels, the teacher's map of another picture ('other') and a "
         "blob in the middle ('centre').",
     ),
-    Row(
+    MetricSpec(
         "cam_pearson",
         "CAM Pearson",
         _plain,
         "Correlation of the two whole maps, evidence against the class included; 1 is the same map.",
     ),
-    Row(
+    MetricSpec(
         "cam_iou",
         "CAM overlap",
         _plain,
         "Intersection over union of the two maps' strongest 20 % of cells; 1 is the same places.",
     ),
-    Row(
-        "cam_alarms",
+    MetricSpec(
+        "cam_disagreement",
         "Right label, other place",
         percent,
         "Of the pictures on which it gives the teacher's answer, the share whose map is no more like the teacher's "
-        "than chance. Lower is better; 'camkd evaluate RUN --alarm 20' lists them.",
+        "than chance. Lower is better; 'camkd evaluate RUN --list-disagreements 20' lists them.",
         optional=True,
     ),
-    Row(
+    MetricSpec(
         "cam_inside",
         "Map on the object",
         percent,
@@ -256,7 +256,7 @@ ROWS = (
         "(energy-based pointing game, Wang et al. 2020). Small print: the object's share of the picture.",
         optional=True,
     ),
-    Row(
+    MetricSpec(
         "cam_pointing_game",
         "Peak on the object",
         percent,
@@ -264,7 +264,7 @@ ROWS = (
         "without its tolerance).",
         optional=True,
     ),
-    Row(
+    MetricSpec(
         "insertion",
         "Insertion",
         _plain,
@@ -273,7 +273,7 @@ ROWS = (
         "another picture's map.",
         optional=True,
     ),
-    Row(
+    MetricSpec(
         "deletion",
         "Deletion",
         _plain,
@@ -281,7 +281,7 @@ ROWS = (
         "Lower is a more faithful map.",
         optional=True,
     ),
-    Row(
+    MetricSpec(
         "road",
         "ROAD",
         _plain,
@@ -289,7 +289,7 @@ ROWS = (
         "ones filled from their neighbours (Rong et al. 2022). Higher is a more faithful map.",
         optional=True,
     ),
-    Row(
+    MetricSpec(
         "randomised_spearman",
         "Map after shuffling the weights",
         _plain,
@@ -297,18 +297,18 @@ ROWS = (
         "0: the map shows what was learnt.",
         optional=True,
     ),
-    Row("params", "Parameters", count, "Numbers that the network has learnt."),
-    Row("macs", "MACs", count, "Multiply-accumulate operations for one picture."),
-    Row("epochs", "Epochs", _whole, "Passes over the training pictures."),
-    Row(
-        "view_epochs",
+    MetricSpec("params", "Parameters", count, "Numbers that the network has learnt."),
+    MetricSpec("macs", "MACs", count, "Multiply-accumulate operations for one picture."),
+    MetricSpec("epochs", "Epochs", _whole, "Passes over the training pictures."),
+    MetricSpec(
+        "augment_epochs",
         "Views of a picture",
         _whole,
         "How many different views of each picture were seen: one an epoch, or fewer where they came again, because the "
-        "knowledge budget was full or --view-epochs says so.",
+        "knowledge budget was full or --augment-epochs says so.",
     ),
-    Row("seconds", "Training time", seconds, "Wall-clock time of training on the machine named below."),
-    Row("images_per_second", "Pictures a second", _whole, "Training throughput on the machine named below."),
+    MetricSpec("seconds", "Training time", seconds, "Wall-clock time of training on the machine named below."),
+    MetricSpec("images_per_second", "Pictures a second", _whole, "Training throughput on the machine named below."),
 )
 
 

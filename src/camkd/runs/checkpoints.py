@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from camkd.types import InputError
-from camkd.utils.files import replacing, sealed, unsealed, write_text
+from camkd.utils.files import atomic_write, dump_checksummed, load_checksummed, write_text
 
 KEPT = 2
 """How many checkpoints are kept."""
@@ -26,7 +26,7 @@ KEPT = 2
 State = dict[str, Any]
 
 
-class DamagedCheckpoint(UserWarning):
+class CorruptCheckpointWarning(UserWarning):
     """The newest checkpoint is not what was written; the one before is used."""
 
 
@@ -50,13 +50,13 @@ class Checkpoints:
             epoch, weights = best
             path = self.folder / f"best-{epoch:05d}.pt"
             files["best"] = self._known().get(path.name) or self._write(path, weights)
-        write_text(self.folder / f"last-{step:08d}.json", sealed(files))
+        write_text(self.folder / f"last-{step:08d}.json", dump_checksummed(files))
         self._tidy()
 
     def load(self) -> tuple[State, State | None]:
         """The newest whole state, and the best weights that belong to it.
 
-        Warns (`DamagedCheckpoint`) where it is not the newest. Raises ``InputError`` where there is none.
+        Warns (`CorruptCheckpointWarning`) where it is not the newest. Raises ``InputError`` where there is none.
         """
         manifests = self._manifests()
         if not manifests:
@@ -71,7 +71,7 @@ class Checkpoints:
             if damage:
                 warnings.warn(
                     f"{'; '.join(damage)}; going on from {manifest.stem} in {self.folder}.",
-                    DamagedCheckpoint,
+                    CorruptCheckpointWarning,
                     stacklevel=2,
                 )
             return found
@@ -107,7 +107,7 @@ class Checkpoints:
         stream = io.BytesIO()
         torch.save(dict(state), stream)  # its own writing turns a full disk into an error of another kind
         content = stream.getbuffer()
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
         return {"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -116,13 +116,13 @@ class Checkpoints:
         known: dict[str, dict[str, Any]] = {}
         for manifest in self._manifests():
             try:
-                known |= {entry["name"]: entry for entry in unsealed(manifest).values()}
+                known |= {entry["name"]: entry for entry in load_checksummed(manifest).values()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         return {name: entry for name, entry in known.items() if (self.folder / name).exists()}
 
     def _read(self, manifest: Path) -> tuple[State, State | None]:
-        entries = unsealed(manifest)
+        entries = load_checksummed(manifest)
         return self._state(entries["last"]), self._state(entries["best"]) if "best" in entries else None
 
     def _state(self, entry: Mapping[str, Any]) -> State:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import yaml
 
-from camkd.models.io import DESCRIPTION
+from camkd.models.io import INFO_FILE
 from camkd.runs.checkpoints import Checkpoints
 from camkd.types import InputError
-from camkd.utils.files import parsed, write_json, write_text
+from camkd.utils.files import load_json, write_json, write_text
 
 KEPT = "bring it back from a copy, or give another --out"
 """What to do about a damaged file that decides the rest of a run."""
@@ -43,8 +43,8 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
-    def pictures(self) -> Path:
-        return self.folder / "pictures.npz"
+    def per_image(self) -> Path:
+        return self.folder / "per_image.npz"
 
     @property
     def figures(self) -> Path:
@@ -61,7 +61,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training and evaluation came to their end."""
-        return self.metrics.exists() and (self.folder / DESCRIPTION).exists()
+        return self.metrics.exists() and (self.folder / INFO_FILE).exists()
 
     def start(self, config: dict[str, Any], origin: dict[str, Any]) -> None:
         """Write what is known before the first step: the resolved configuration, and beside the environment its origin.
@@ -71,11 +71,11 @@ class Run:
         write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(self.folder / "environment.json", {**origin, **environment()})
 
-    def change(self, settings: dict[str, Any]) -> None:
+    def update_config(self, settings: dict[str, Any]) -> None:
         """Write down that the run goes on with other settings, and what they were."""
         before = self.config()
         changes = {name: [before.get(name), value] for name, value in settings.items()}
-        origin = self.origin()
+        origin = self.provenance()
         noted = [*origin.get("changes", []), {"epochs_done": len(self.read_history()), **changes}]
         write_json(self.folder / "environment.json", {**origin, "changes": noted})
         write_text(
@@ -86,20 +86,20 @@ class Run:
         """The resolved configuration the run was started with; empty where there is none."""
         return _read(self.folder / "config.yaml", _yaml, KEPT)
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """What the run was started from, and the environment of that time."""
-        return _read(self.folder / "environment.json", parsed, KEPT)
+        return _read(self.folder / "environment.json", load_json, KEPT)
 
     def read_metrics(self) -> dict[str, Any]:
         """The final figures; empty where there are none yet."""
-        return _read(self.metrics, parsed)
+        return _read(self.metrics, load_json)
 
     def read_history(self) -> list[dict[str, Any]]:
         """One entry an epoch."""
         if not self.history.exists():
             return []
         try:
-            rows = [parsed(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+            rows = [load_json(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("not every line is an object")
         except ValueError as error:

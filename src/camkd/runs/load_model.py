@@ -11,50 +11,50 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialised
 
-from camkd.models import Normalised, build
-from camkd.models.external import is_external, made_for
-from camkd.models.io import DESCRIPTION, WEIGHTS, Description
+from camkd.models import ImageClassifier, build
+from camkd.models.external import is_external, pretrained_info
+from camkd.models.io import INFO_FILE, WEIGHTS_FILE, ModelInfo
 from camkd.runs.folder import Run
 from camkd.types import InputError
-from camkd.utils.files import parsed
+from camkd.utils.files import load_json
 
 
-def shipped() -> dict[str, Path]:
+def shipped_models() -> dict[str, Path]:
     """The trained models inside the package, by name."""
     root = Path(str(resources.files("camkd"))) / "runs" / "shipped"
-    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{DESCRIPTION}"))}
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{INFO_FILE}"))}
 
 
-def locate(source: str | Path) -> Path:
+def find_model_folder(source: str | Path) -> Path:
     """The folder with the weights of ``source``: a run, a ``camkd train`` folder (its student), or a shipped name.
 
     Raises ``InputError`` where there is no such model.
     """
     folder = Path(source)
-    for candidate in (folder, folder / "student", shipped().get(str(source))):
-        if candidate is not None and (candidate / DESCRIPTION).exists():
+    for candidate in (folder, folder / "student", shipped_models().get(str(source))):
+        if candidate is not None and (candidate / INFO_FILE).exists():
             return candidate
-    names = ", ".join(shipped()) or "none"
+    names = ", ".join(shipped_models()) or "none"
     raise InputError(
         f"{str(source)!r} is neither a run folder with a trained model nor a shipped one (shipped: {names}): "
         "train one with 'camkd train' or name its folder."
     )
 
 
-def describe(source: str | Path) -> Description:
+def read_model_info(source: str | Path) -> ModelInfo:
     """Read ``model.json`` of a run folder or a shipped name. Raises ``InputError`` where it is not whole."""
-    path = locate(source) / DESCRIPTION
+    path = find_model_folder(source) / INFO_FILE
     try:
-        values = parsed(path.read_text(encoding="utf-8"))
-        known = {field.name: values[field.name] for field in fields(Description) if field.name in values}
-        said = Description(**{**known, "classes": tuple(values["classes"])})
+        values = load_json(path.read_text(encoding="utf-8"))
+        known = {field.name: values[field.name] for field in fields(ModelInfo) if field.name in values}
+        said = ModelInfo(**{**known, "classes": tuple(values["classes"])})
         said.check()
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe a model ({error}): train the run again or restore it.") from error
     return said
 
 
-def load(source: str | Path) -> Normalised:
+def load(source: str | Path) -> ImageClassifier:
     """Load a trained model, in evaluation mode, from a run folder or a shipped name.
 
     Raises ``InputError`` where there is none, where its weights are not what was written, or do not fit.
@@ -62,10 +62,10 @@ def load(source: str | Path) -> Normalised:
     >>> model = camkd.load("cam-net-cifar10")                              # doctest: +SKIP
     >>> logits, cams, *_ = camkd.predict(model, torch.rand(1, 3, 32, 32))   # doctest: +SKIP
     """
-    folder, description = locate(source), describe(source)
-    path = folder / WEIGHTS
+    folder, description = find_model_folder(source), read_model_info(source)
+    path = folder / WEIGHTS_FILE
     if not path.exists():
-        raise InputError(f"{folder} has a {DESCRIPTION} but no {WEIGHTS}: train the run again or restore it.")
+        raise InputError(f"{folder} has a {INFO_FILE} but no {WEIGHTS_FILE}: train the run again or restore it.")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != description.sha256:
         raise InputError(f"{path} is not what was written (its checksum differs): train the run again or restore it.")
@@ -74,7 +74,7 @@ def load(source: str | Path) -> Normalised:
         model.load_state_dict(deserialised(content))
     except (RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{path} does not fit the {description.architecture} that {DESCRIPTION} beside it describes: "
+            f"{path} does not fit the {description.architecture} that {INFO_FILE} beside it describes: "
             "train the run again or restore it."
         ) from error
     model.description, model.figures = description, _figures(folder)
@@ -89,7 +89,7 @@ def _figures(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def subject(source: str) -> Normalised:
+def subject(source: str) -> ImageClassifier:
     """The network that ``source`` names, in evaluation mode, with its ``description``.
 
     ``source`` is what `camkd.load` takes, an unfinished run or its folder ``checkpoints`` (its best weights so far), a
@@ -102,21 +102,21 @@ def subject(source: str) -> Normalised:
         return _begun(Run(path.parent), None)
     if path.parent.name == "checkpoints" and path.suffix == ".pt":
         return _begun(Run(path.parent.parent), path.name)
-    if not (path / DESCRIPTION).exists() and Run(path).checkpoints:
+    if not (path / INFO_FILE).exists() and Run(path).checkpoints:
         return _begun(Run(path), None)
     return load(source)
 
 
-def _external(name: str) -> Normalised:
-    classes, size = made_for(name)
+def _external(name: str) -> ImageClassifier:
+    classes, size = pretrained_info(name)
     model = build(name, len(classes), size).eval()
-    model.description = Description(name, classes, size, 0, 0, "model", "", "", "", 0)
+    model.description = ModelInfo(name, classes, size, 0, 0, "model", "", "", "", 0)
     return model
 
 
-def _begun(run: Run, name: str | None) -> Normalised:
+def _begun(run: Run, name: str | None) -> ImageClassifier:
     """A network on its way: the run's configuration, and the weights of a checkpoint."""
-    weights, told, origin = run.checkpoints.weights(name), run.config(), run.origin()
+    weights, told, origin = run.checkpoints.weights(name), run.config(), run.provenance()
     if "classes" not in origin:
         raise InputError(f"{run.folder} does not say which classes it knows: finish the run, or name another.")
     architecture = told.get("student") or told.get("model")
@@ -129,7 +129,7 @@ def _begun(run: Run, name: str | None) -> Normalised:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"the checkpoint in {run.folder} is of another {architecture}: name another run.") from error
-    model.description = Description(
+    model.description = ModelInfo(
         architecture=architecture,
         classes=classes,
         size=origin["size"],

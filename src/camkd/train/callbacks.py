@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 
-class Watch:
+class Callback:
     """Looks on while a run trains; this one does nothing. Override what you want to see."""
 
     def note(self, text: str) -> None:

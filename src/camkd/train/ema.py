@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Average:
+class EMA:
     """Follows a model's weights and statistics: ``average += (1 - decay) (model - average)``."""
 
     def __init__(self, average: nn.Module, model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from camkd.config import TrainConfig, stepping
+from camkd.config import TrainConfig, resolve_optimizer
 
 
 class Schedule:
@@ -12,8 +12,8 @@ class Schedule:
 
     def __init__(self, config: TrainConfig, batches: int) -> None:
         self.steps = config.epochs * batches
-        self.peak = stepping(config).lr * config.batch_size / 128
-        self.rise = max(1, round(config.warmup * self.steps))
+        self.peak = resolve_optimizer(config).lr * config.batch_size / 128
+        self.rise = max(1, round(config.warmup_fraction * self.steps))
 
     def __call__(self, step: int) -> float:
         if step < self.rise:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from camkd.runs.folder import Run
 from camkd.types import InputError
-from camkd.utils.distributed import first_does, team
+from camkd.utils.distributed import process_group, run_on_rank0
 
 
 @dataclass
-class State:
+class TrainState:
     """Everything that decides the rest of a run."""
 
     model: nn.Module
@@ -35,7 +35,7 @@ class State:
 
     def save(self, run: Run) -> None:
         """Keep the state, and the best weights in a file of their own; of several processes the first does."""
-        if team().rank > 0:
+        if process_group().rank > 0:
             return
         state = {
             **{name: getattr(self, name).state_dict() for name in self._parts()},
@@ -52,7 +52,7 @@ class State:
 
         Returns what a person should know of that.
         """
-        state, best = first_does(run.checkpoints.load)
+        state, best = run_on_rank0(run.checkpoints.load)
         try:
             for name in self._parts():
                 getattr(self, name).load_state_dict(state[name])

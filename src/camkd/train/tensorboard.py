@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 from camkd.types import InputError
 
 FOLDER = "tensorboard"
 """Where in a run's folder the event files are: ``tensorboard --logdir RUN`` finds them."""
 
 
-def check_board() -> None:
+def check_tensorboard() -> None:
     """Raise ``InputError`` where TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         raise InputError(
@@ -28,7 +28,7 @@ def check_board() -> None:
 
 
 @contextmanager
-def watched(run: Path, wanted: bool, inner: Watch) -> Iterator[Watch]:
+def watched(run: Path, wanted: bool, inner: Callback) -> Iterator[Callback]:
     """``inner``, and if ``wanted`` event files in the folder ``run`` beside it.
 
     >>> with watched(Path("runs/mine/student"), True, Watch()) as watch:                 # doctest: +SKIP
@@ -44,10 +44,10 @@ def watched(run: Path, wanted: bool, inner: Watch) -> Iterator[Watch]:
         board.writer.close()
 
 
-class _Board(Watch):
+class _Board(Callback):
     """Writes event files, and passes everything on."""
 
-    def __init__(self, folder: Path, inner: Watch) -> None:
+    def __init__(self, folder: Path, inner: Callback) -> None:
         from torch.utils.tensorboard import SummaryWriter  # imports tensorboard, which takes a second
 
         self.writer, self.inner = SummaryWriter(str(folder)), inner

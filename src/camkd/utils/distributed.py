@@ -31,24 +31,28 @@ One that ends is noticed at once.
 """
 
 
-class Team(NamedTuple):
+class ProcessGroupInfo(NamedTuple):
     """Which of how many processes this one is."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
-    def share(self, samples: Tensor) -> Tensor:
+    def shard(self, samples: Tensor) -> Tensor:
         """This process's part of a batch; the parts in order of rank are the batch."""
-        return samples.tensor_split(self.size)[self.rank]
+        return samples.tensor_split(self.world_size)[self.rank]
 
 
-def team() -> Team:
+def process_group() -> ProcessGroupInfo:
     """The processes that train together now; alone, a team of one."""
-    return Team(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else Team()
+    return (
+        ProcessGroupInfo(dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else ProcessGroupInfo()
+    )
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Team]:
+def init_distributed(device: str) -> Iterator[ProcessGroupInfo]:
     """Meet the processes that the environment names while the block runs; ``cuda`` is then this one's own device.
 
     Does nothing where it names none, or where they have met already (Ray Train). Raises ``InputError`` where the
@@ -61,7 +65,7 @@ def joined(device: str) -> Iterator[Team]:
             f"what the environment says of several processes is not whole ({error}): start them with torchrun or srun."
         ) from error
     if named is None or dist.is_initialized():
-        yield team()
+        yield process_group()
         return
     rank, size, local, address = named
     # Optimisers import this, and its functions' defaults keep whatever group there is then: imported later, they would
@@ -82,7 +86,7 @@ def joined(device: str) -> Iterator[Team]:
             "started, with the same MASTER_ADDR and MASTER_PORT."
         ) from error
     try:
-        yield team()
+        yield process_group()
     finally:
         dist.destroy_process_group()
 
@@ -118,16 +122,16 @@ def _meeting() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ChildProcessError(
-            f"another of the {team().size} processes ended: start them again with --resume."
+            f"another of the {process_group().world_size} processes ended: start them again with --resume."
         ) from error
 
 
-def first_does(call: Callable[[], T]) -> T:
+def run_on_rank0(call: Callable[[], T]) -> T:
     """What ``call`` returns, made by the first process alone; where it raises there, it raises everywhere."""
-    if team().size == 1:
+    if process_group().world_size == 1:
         return call()
     said: list[Any] = [None, None]
-    if team().rank == 0:
+    if process_group().rank == 0:
         try:
             said[0] = call()
         except Exception as error:
@@ -140,21 +144,21 @@ def first_does(call: Callable[[], T]) -> T:
     return result
 
 
-def summed(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """``x`` added up over all processes."""
-    if team().size > 1:
+    if process_group().world_size > 1:
         x = x.clone()
         with _meeting():
             dist.all_reduce(x)
     return x
 
 
-def add_gradients(parameters: Iterable[Tensor]) -> None:
+def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by the sum of all processes' ones."""
-    if team().size == 1:
+    if process_group().world_size == 1:
         return
     found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = summed(torch.cat([gradient.flatten() for gradient in found]))
+    flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in found]))
     for gradient, total in zip(found, flat.split([gradient.numel() for gradient in found]), strict=True):
         gradient.copy_(total.view_as(gradient))
 
@@ -165,7 +169,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
         own = torch.tensor([len(part)], device=part.device)
-        sizes = [torch.zeros_like(own) for _ in range(team().size)]
+        sizes = [torch.zeros_like(own) for _ in range(process_group().world_size)]
         with _meeting():
             dist.all_gather(sizes, own)
         ctx.sizes = [int(size) for size in sizes]
@@ -178,16 +182,16 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Tensor:
-        own: Tensor = summed(gradients[0].contiguous()).split(ctx.sizes)[team().rank]
+        own: Tensor = all_reduce_sum(gradients[0].contiguous()).split(ctx.sizes)[process_group().rank]
         return own
 
 
-def gathered(part: Tensor) -> Tensor:
+def all_gather(part: Tensor) -> Tensor:
     """All processes' parts along the first dimension, in order of rank: ``(n, ...)`` to ``(N, ...)``, differentiable.
 
     The gradient of a part is the sum of what all processes say of it.
     """
-    if team().size == 1:
+    if process_group().world_size == 1:
         return part
     whole: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
     return whole

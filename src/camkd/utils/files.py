@@ -21,14 +21,14 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends well it takes ``path``'s place.
 
     Content and name are flushed to disk before the block is left. On an exception the temporary file is removed and
     ``path`` is as it was; where the disk is full the ``OSError`` says for which file and how far it came. The file's
     mode follows the umask.
 
-    >>> with replacing(Path("notes.txt")) as temporary:      # doctest: +SKIP
+    >>> with atomic_write(Path("notes.txt")) as temporary:      # doctest: +SKIP
     ...     temporary.write_text("all of it, or nothing")
     """
     with _beside(path, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
@@ -37,9 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
-            flush(temporary)
+            fsync(temporary)
             temporary.replace(path)
-            flush(path.parent)
+            fsync(path.parent)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def building(folder: Path) -> Iterator[Path]:
+def staged_dir(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder``, to be renamed to it; what is left of it at the end goes."""
     with _beside(folder, Path.mkdir) as temporary:
         yield temporary
@@ -65,7 +65,7 @@ def _beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     The system lets go of its lock when its process ends: one without a lock is nobody's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, f".{glob.escape(path.name)}.*{PART}")
+    remove_stale_temp(path.parent, f".{glob.escape(path.name)}.*{PART}")
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{PART}"
     while (handle := _held(temporary, make)) is None:
         pass
@@ -91,7 +91,7 @@ def _held(temporary: Path, make: Callable[[Path], None]) -> int | None:
     return None
 
 
-def sweep(folder: Path, pattern: str = f".*{PART}") -> None:
+def remove_stale_temp(folder: Path, pattern: str = f".*{PART}") -> None:
     """Take away the temporary places in ``folder`` that belong to no process any more."""
     for left in folder.glob(pattern):
         with suppress(OSError):  # it is gone, cannot be opened, or somebody has it
@@ -110,7 +110,7 @@ def _remove(place: Path) -> None:
         place.unlink(missing_ok=True)
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Wait until a file's content, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -120,7 +120,7 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
+def commit_dir(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder``; when the block ends well each file of it takes its place in ``folder``.
 
     On an exception ``folder`` is as it was. Other files in it stay.
@@ -128,7 +128,7 @@ def filling(folder: Path) -> Iterator[Path]:
     >>> with filling(Path("export")) as temporary:           # doctest: +SKIP
     ...     (temporary / "model.onnx").write_bytes(b"...")
     """
-    with building(folder) as temporary:
+    with staged_dir(folder) as temporary:
         yield temporary
         for path in (path for path in sorted(temporary.rglob("*")) if path.is_file()):
             place = folder / path.relative_to(temporary)
@@ -137,7 +137,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Be the only process that works in ``folder`` while the block runs.
 
     The system lets go of the lock when its process ends, however it ends, so none is ever stale. Raises
@@ -189,7 +189,7 @@ def reserve(path: Path, size: int) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -198,7 +198,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def parsed(text: str) -> Any:
+def load_json(text: str) -> Any:
     """What ``text`` says in JSON. Raises ``ValueError`` where it is none, and where it is nested too deeply to read."""
     try:
         return json.loads(text)
@@ -206,14 +206,14 @@ def parsed(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def sealed(values: Mapping[str, Any]) -> str:
-    """``values`` as indented JSON with a checksum of all of them; see `unsealed`."""
+def dump_checksummed(values: Mapping[str, Any]) -> str:
+    """``values`` as indented JSON with a checksum of all of them; see `load_checksummed`."""
     return json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def unsealed(path: Path) -> dict[str, Any]:
-    """What was `sealed` in the file ``path``. Raises ``ValueError`` where it is not what was written."""
-    values = parsed(path.read_text(encoding="utf-8"))
+def load_checksummed(path: Path) -> dict[str, Any]:
+    """What was `dump_checksummed` in the file ``path``. Raises ``ValueError`` where it is not what was written."""
+    values = load_json(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
         raise ValueError("its checksum differs")
     return values

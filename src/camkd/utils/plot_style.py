@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from camkd.utils.files import replacing
+from camkd.utils.files import atomic_write
 
 INK = "#1b1f24"  # `svg` turns this colour into the page's own text colour
 SERIES = (
@@ -30,7 +30,7 @@ _WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def project_style() -> Iterator[None]:
     """Our look, and silence about letters that no installed font has (they show as boxes).
 
     >>> with drawing():
@@ -47,7 +47,7 @@ def drawing() -> Iterator[None]:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Save a figure as PNG on white, whole or not at all; equal figures give equal bytes."""
-    with replacing(path) as temporary, drawing():
+    with atomic_write(path) as temporary, project_style():
         figure.savefig(temporary, format="png", facecolor="white", metadata={"Software": None})
 
 
@@ -59,7 +59,7 @@ def svg(figure: Figure) -> str:
     """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with drawing():
+    with project_style():
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     named = text[text.index("<svg") :].replace(INK, "currentColor").strip()

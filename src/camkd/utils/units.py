@@ -10,12 +10,12 @@ from camkd.types import InputError
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
-def quantity(text: str, name: str, unit: str = "") -> int:
+def parse_quantity(text: str, name: str, unit: str = "") -> int:
     """``1.28M`` or ``4GB`` as a number: decimal factors k, M, G and T, then ``unit``, in any case.
 
     Raises ``InputError`` where ``text`` is no such quantity.
 
-    >>> quantity("1.28M", "pictures"), quantity("4GB", "knowledge_budget", "B")
+    >>> quantity("1.28M", "pictures"), quantity("4GB", "cache_budget", "B")
     (1280000, 4000000000)
     """
     found = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*([kmgt]?){unit.lower()}?\s*", str(text).lower())
@@ -25,7 +25,7 @@ def quantity(text: str, name: str, unit: str = "") -> int:
     return round(Decimal(found[1]) * UNITS[found[2]])
 
 
-def written(quantity: float, unit: str = "B") -> str:
+def format_quantity(quantity: float, unit: str = "B") -> str:
     """A quantity for people: ``1.3 GB``."""
     for factor, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         if quantity >= 0.99995 * factor:  # 999,999 is 1.0 M, not 1,000.0 k

@@ -25,21 +25,21 @@ from torch import Tensor, nn
 
 import camkd.distill.cache
 from camkd.cams import predict
-from camkd.config import Lesson, TrainConfig
+from camkd.config import DistillConfig, TrainConfig
 from camkd.data import augment as views_module
 from camkd.data.augment import Policy, Views
 from camkd.data.dataset import Dataset, Split
-from camkd.distill.cache import DamagedKnowledge, Knowledge, Layout, Manifest, NoRoom, Store, key_of
+from camkd.distill.cache import CacheFullError, CorruptCacheWarning, Manifest, RecordFormat, Store, TeacherCache, key_of
 from camkd.distill.cache import build as teachers
-from camkd.distill.cache.build import knowledge_of
-from camkd.distill.teacher import Teacher, adopt_teacher
+from camkd.distill.cache.build import build_teacher_cache
+from camkd.distill.teacher import Teacher, load_teacher
 from camkd.models import MODELS, build
-from camkd.models.io import Description, save
+from camkd.models.io import ModelInfo, save
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.types import Prediction
 
 COUNT, CLASSES = 10, 3
-LAYOUT = Layout(CLASSES, 2, 3)
+LAYOUT = RecordFormat(CLASSES, 2, 3)
 
 
 def view(epoch: int, samples: Tensor) -> Tensor:
@@ -80,16 +80,16 @@ def store_in(folder: Path, count: int = COUNT) -> Store:
     return Store(folder, Manifest("there", "fake", "none", "light", 0, "fp32", count, LAYOUT))
 
 
-def knowledge(folder: Path) -> tuple[Knowledge, Fake]:
+def knowledge(folder: Path) -> tuple[TeacherCache, Fake]:
     teacher = Fake()
-    return Knowledge(teacher, store_in(folder)), teacher
+    return TeacherCache(teacher, store_in(folder)), teacher
 
 
-def tell(known: Knowledge, epoch: int, *samples: int) -> Prediction:
+def tell(known: TeacherCache, epoch: int, *samples: int) -> Prediction:
     """As the training loop does: recall, else ask."""
     rows = torch.tensor(samples)
-    found = known.recall(epoch, rows)
-    return known.ask(epoch, rows, view(epoch, rows)) if found is None else found
+    found = known.get(epoch, rows)
+    return known.compute(epoch, rows, view(epoch, rows)) if found is None else found
 
 
 def truth(epoch: int, *samples: int) -> Prediction:
@@ -108,8 +108,8 @@ def same(a: Prediction, b: Prediction) -> bool:
 def test_what_is_read_is_what_was_asked_as_float16(tmp_path: Path) -> None:
     known, teacher = knowledge(tmp_path)
     rows = torch.tensor([4, 1, 7])
-    assert known.recall(0, rows) is None
-    first, again = known.ask(0, rows, view(0, rows)), known.recall(0, rows)
+    assert known.get(0, rows) is None
+    first, again = known.compute(0, rows, view(0, rows)), known.get(0, rows)
     assert teacher.asked == [4, 1, 7]
     exact = answer(view(0, rows))
     assert exact.cams is not None
@@ -117,7 +117,7 @@ def test_what_is_read_is_what_was_asked_as_float16(tmp_path: Path) -> None:
         assert said is not None
         assert said.cams is not None
         assert said.features is None
-        assert said.shown is None
+        assert said.class_ids is None
         assert said.logits.dtype == said.cams.dtype == torch.float32
         assert same(said, truth(0, 4, 1, 7))
         assert not torch.equal(said.cams, exact.cams)
@@ -162,7 +162,7 @@ def test_another_epoch_is_another_view(tmp_path: Path) -> None:
 
 def test_without_a_store_the_teacher_is_asked_each_time_and_answers_as_it_does(tmp_path: Path) -> None:
     teacher = Fake()
-    known = Knowledge(teacher)
+    known = TeacherCache(teacher)
     for _ in range(2):
         assert same(tell(known, 0, 1, 2), answer(view(0, torch.tensor([1, 2]))))
     assert teacher.asked == [1, 2, 1, 2]
@@ -174,7 +174,7 @@ def test_a_teacher_that_fails_leaves_nothing_that_counts_as_known(tmp_path: Path
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        tell(Knowledge(fail, store_in(tmp_path)), 0, 1)
+        tell(TeacherCache(fail, store_in(tmp_path)), 0, 1)
     known, teacher = knowledge(tmp_path)
     tell(known, 0, 1)
     assert teacher.asked == [1]
@@ -187,7 +187,7 @@ def test_an_instance_that_is_overtaken_while_it_asks_keeps_the_others_answers(tm
         tell(other, 0, 5)
         return answer(x)
 
-    slow = Knowledge(slowly, store_in(tmp_path))
+    slow = TeacherCache(slowly, store_in(tmp_path))
     tell(slow, 0, 6)
     assert same(tell(slow, 0, 5, 6), truth(0, 5, 6))
     assert same(tell(other, 0, 5, 6), truth(0, 5, 6))
@@ -204,7 +204,7 @@ def test_a_damaged_answer_is_asked_again_with_a_warning_and_known_from_then_on(t
     again, teacher = knowledge(tmp_path)
     assert same(tell(again, 0, 2, 4), truth(0, 2, 4))
     assert teacher.asked == []
-    with pytest.warns(DamagedKnowledge, match=r"^1 of .*epoch-0000\.bin are damaged; they are asked again"):
+    with pytest.warns(CorruptCacheWarning, match=r"^1 of .*epoch-0000\.bin are damaged; they are asked again"):
         assert same(tell(again, 0, 2, 3, 4), truth(0, 2, 3, 4))
     assert teacher.asked == [2, 3, 4]
     assert same(tell(again, 0, 2, 3, 4), truth(0, 2, 3, 4))
@@ -217,11 +217,11 @@ def test_a_damaged_answer_is_asked_again_with_a_warning_and_known_from_then_on(t
 def fill_a_full_disk(folder: str, limit: str) -> None:
     """In a process of its own that may write no files larger than ``limit`` bytes."""
     place, hard = Path(folder), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    known = Knowledge(Fake(), store_in(place, 1000))
+    known = TeacherCache(Fake(), store_in(place, 1000))
     size = known.store.epoch_bytes  # type: ignore[union-attr]
     assert size > int(limit)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), hard))
-    with pytest.raises(NoRoom, match=re.escape(folder)):
+    with pytest.raises(CacheFullError, match=re.escape(folder)):
         known.store.write(0, np.array([1]), LAYOUT.encode(answer(view(0, torch.tensor([1])))))  # type: ignore[union-attr]
     for _ in range(2):
         with warnings.catch_warnings(record=True) as seen:
@@ -271,7 +271,7 @@ class Network(nn.Sequential):
         super().__init__(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
 
 
-PARTS: dict[str, str | int | float] = {"data": "abc", "views": "light", "view_seed": 0, "precision": "fp32"}
+PARTS: dict[str, str | int | float] = {"data": "abc", "views": "light", "augment_seed": 0, "precision": "fp32"}
 
 
 def test_the_key_is_that_of_equal_teachers_and_parts_in_any_order() -> None:
@@ -319,8 +319,8 @@ def test_another_teacher_has_another_key(change: str) -> None:
     [
         {**PARTS, "data": "abd"},
         {**PARTS, "views": "strong"},
-        {**PARTS, "view_seed": 1},
-        {**PARTS, "view_seed": "0"},
+        {**PARTS, "augment_seed": 1},
+        {**PARTS, "augment_seed": "0"},
         {**PARTS, "precision": "bf16"},
         {**PARTS, "size": 32},
         {name: value for name, value in PARTS.items() if name != "views"},
@@ -377,8 +377,8 @@ def save_teacher(folder: Path, name: str, data: Dataset, size: int = 16) -> Path
             nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
-    model.normalise_with([0.3, 0.3, 0.3], [0.2, 0.2, 0.2])
-    said = Description(name, data.classes, size, 0, 0, "teacher", "plain", data.name, data.fingerprint, 3)
+    model.set_normalization([0.3, 0.3, 0.3], [0.2, 0.2, 0.2])
+    said = ModelInfo(name, data.classes, size, 0, 0, "teacher", "plain", data.name, data.fingerprint, 3)
     save(model, folder, said)
     return folder
 
@@ -392,11 +392,11 @@ def place(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taught(easy: Dataset, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Teacher:
     """The teacher, and an empty cache of this test's own."""
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
-    return adopt_teacher(place, easy, "cpu")
+    return load_teacher(place, easy, "cpu")
 
 
-def folder_of(taught: Teacher, data: Dataset, config: TrainConfig = FP32, lesson: Lesson | None = None) -> Path:
-    store = knowledge_of(taught, data, config, lesson or Lesson()).store
+def folder_of(taught: Teacher, data: Dataset, config: TrainConfig = FP32, lesson: DistillConfig | None = None) -> Path:
+    store = build_teacher_cache(taught, data, config, lesson or DistillConfig()).store
     assert store is not None
     return store.folder
 
@@ -404,15 +404,20 @@ def folder_of(taught: Teacher, data: Dataset, config: TrainConfig = FP32, lesson
 def test_whatever_changes_no_answer_is_the_same_store(taught: Teacher, easy: Dataset, place: Path) -> None:
     folder = folder_of(taught, easy)
     others = [
-        replace(FP32, seed=5, lr=0.7, epochs=9, smoothing=0.1, figure_every=1, ema=0.5),
-        replace(FP32, batch_size=7, view_epochs=1),
+        replace(FP32, seed=5, lr=0.7, epochs=9, label_smoothing=0.1, figure_every=1, ema_decay=0.5),
+        replace(FP32, batch_size=7, augment_epochs=1),
     ]
     assert {folder_of(taught, easy, other) for other in others} == {folder}
-    lessons = [Lesson("kd"), Lesson(knowledge_budget="1kB"), Lesson(knowledge_map=4), Lesson(knowledge_map=99)]
+    lessons = [
+        DistillConfig("kd"),
+        DistillConfig(cache_budget="1kB"),
+        DistillConfig(cache_map_size=4),
+        DistillConfig(cache_map_size=99),
+    ]
     assert {folder_of(taught, easy, FP32, lesson) for lesson in lessons} == {folder}
-    assert folder_of(adopt_teacher(place, easy, "cpu"), easy) == folder
+    assert folder_of(load_teacher(place, easy, "cpu"), easy) == folder
     assert folder_of(taught, replace(easy, name="otherwise", notes=("seen",))) == folder
-    assert folder.parent == Path(os.environ["CAMKD_CACHE"]) / "knowledge"
+    assert folder.parent == Path(os.environ["CAMKD_CACHE"]) / "teacher"
     assert not folder.exists(), "it is made with the first answer"
 
 
@@ -421,13 +426,13 @@ def test_whatever_changes_an_answer_is_another_store(
 ) -> None:
     configs = [
         FP32,
-        replace(FP32, views="none"),
-        replace(FP32, views="strong"),
-        replace(FP32, view_seed=1),
+        replace(FP32, augment="none"),
+        replace(FP32, augment="strong"),
+        replace(FP32, augment_seed=1),
         replace(FP32, precision="bf16"),
     ]
     found = [folder_of(taught, easy, config) for config in configs]
-    found += [folder_of(taught, easy, FP32, Lesson(knowledge_map=side)) for side in (1, 2, 3)]
+    found += [folder_of(taught, easy, FP32, DistillConfig(cache_map_size=side)) for side in (1, 2, 3)]
     found.append(folder_of(taught, replace(easy, fingerprint="e" * 64)))
     for name in ("layer2.0.conv1.weight", "layer3.0.bn2.running_var", "fc.bias", "std"):
         tensor = taught.model.state_dict()[name]
@@ -452,36 +457,38 @@ def test_another_picture_size_is_another_store(taught: Teacher, easy: Dataset, t
 
     splits = {name: enlarged(split) for name, split in easy.splits.items()}
     large = replace(easy, **splits)  # with the fingerprint of the small ones, which is not what tells them apart here
-    same_weights = adopt_teacher(save_teacher(tmp_path / "large", "resnet8", easy, 32), large, "cpu")
+    same_weights = load_teacher(save_teacher(tmp_path / "large", "resnet8", easy, 32), large, "cpu")
     same_weights.model.load_state_dict(taught.model.state_dict())
     assert folder_of(same_weights, large) != folder_of(taught, easy)
 
 
 def test_the_manifest_says_what_the_store_is_about(taught: Teacher, easy: Dataset, place: Path) -> None:
-    known = knowledge_of(taught, easy, replace(FP32, views="strong", view_seed=4), Lesson(knowledge_map=2))
+    known = build_teacher_cache(
+        taught, easy, replace(FP32, augment="strong", augment_seed=4), DistillConfig(cache_map_size=2)
+    )
     assert known.store is not None
     said = known.store.manifest
     assert (said.teacher, said.architecture, said.data) == (str(place.resolve()), "resnet8", "easy")
-    assert (said.views, said.view_seed, said.precision, said.count) == ("strong", 4, "fp32", 96)
+    assert (said.views, said.augment_seed, said.precision, said.count) == ("strong", 4, "fp32", 96)
     assert (said.layout.classes, said.layout.height, said.layout.width) == (3, 2, 2)
     assert said.layout.bias == tuple(taught.model.state_dict()["fc.bias"].tolist())
-    known.ask(0, torch.tensor([0]), torch.rand(1, 3, 16, 16))
+    known.compute(0, torch.tensor([0]), torch.rand(1, 3, 16, 16))
     assert Manifest.of(known.store.folder) == said
 
 
 def test_features_are_not_kept(taught: Teacher, easy: Dataset, tmp_path: Path) -> None:
-    known = knowledge_of(taught, easy, FP32, Lesson("at"), features=True)
+    known = build_teacher_cache(taught, easy, FP32, DistillConfig("at"), features=True)
     assert known.store is None
     x = torch.rand(3, 3, 16, 16)
-    said = known.ask(0, torch.arange(3), x)
-    assert known.recall(0, torch.arange(3)) is None
+    said = known.compute(0, torch.arange(3), x)
+    assert known.get(0, torch.arange(3)) is None
     assert said.features is not None
     with torch.no_grad():
         expected = predict(taught.model, x, features=True).features
     assert expected is not None
     assert [stage.shape[1:] for stage in said.features] == [(16, 16, 16), (32, 8, 8), (64, 4, 4)]
     torch.testing.assert_close(said.features, expected, rtol=1e-4, atol=1e-4)
-    many = known.ask(0, torch.arange(40), torch.rand(40, 3, 16, 16)).features  # more than are asked at once
+    many = known.compute(0, torch.arange(40), torch.rand(40, 3, 16, 16)).features  # more than are asked at once
     assert many is not None
     assert all(len(stage) == 40 and stage.dtype == torch.float32 for stage in many)
     assert not (tmp_path / "cache").exists()
@@ -493,7 +500,7 @@ def test_features_are_not_kept(taught: Teacher, easy: Dataset, tmp_path: Path) -
 def test_logits_are_kept_where_they_do_not_follow_from_the_maps(
     taught: Teacher, easy: Dataset, side: int | None, kept: int, follow: bool
 ) -> None:
-    known = knowledge_of(taught, easy, FP32, Lesson(knowledge_map=side))
+    known = build_teacher_cache(taught, easy, FP32, DistillConfig(cache_map_size=side))
     assert known.store is not None
     layout = known.store.layout
     assert (layout.height, layout.width) == (kept, kept)
@@ -501,7 +508,7 @@ def test_logits_are_kept_where_they_do_not_follow_from_the_maps(
     x = views_of(easy, "light")[0, torch.arange(5)]
     with torch.no_grad():
         fresh = predict(taught.model, x)
-    said = known.ask(0, torch.arange(5), x)
+    said = known.compute(0, torch.arange(5), x)
     assert fresh.cams is not None
     assert_rounded(said.logits, fresh.logits, fresh.cams.abs().mean((2, 3)) + fresh.logits.abs())
 
@@ -517,7 +524,7 @@ class _Xs:
 
 
 def views_of(data: Dataset, policy: str) -> Any:
-    return _Xs(Views(data.train, 3, policy, FP32.view_seed, torch.device("cpu")))
+    return _Xs(Views(data.train, 3, policy, FP32.augment_seed, torch.device("cpu")))
 
 
 def assert_rounded(found: Tensor, exact: Tensor, size: Tensor, error: float = 2.0**-11) -> None:
@@ -534,17 +541,17 @@ def test_what_is_read_is_what_the_teacher_says_of_the_view(
 ) -> None:
     with _known_here():
         if model != "resnet8":
-            taught = adopt_teacher(save_teacher(tmp_path / model, model, easy), easy, "cpu")
-        config, xs = replace(FP32, views=policy), views_of(easy, policy)
+            taught = load_teacher(save_teacher(tmp_path / model, model, easy), easy, "cpu")
+        config, xs = replace(FP32, augment=policy), views_of(easy, policy)
         runs = []
         for batch in (24, 17):
-            known = knowledge_of(taught, easy, config, Lesson())
+            known = build_teacher_cache(taught, easy, config, DistillConfig())
             rows = torch.randperm(96).split(batch)
             for epoch, some in ((epoch, some) for epoch in range(2) for some in rows):
-                if known.recall(epoch, some) is None:
-                    known.ask(epoch, some, xs[epoch, some])
+                if known.get(epoch, some) is None:
+                    known.compute(epoch, some, xs[epoch, some])
             assert known.asked == (2 * 96 if not runs else 0)
-            runs.append([known.recall(epoch, torch.arange(96)) for epoch in range(2)])
+            runs.append([known.get(epoch, torch.arange(96)) for epoch in range(2)])
         for epoch, (first, again) in enumerate(zip(*runs, strict=True)):
             assert first is not None
             assert again is not None
@@ -563,10 +570,10 @@ def test_what_is_read_is_what_the_teacher_says_of_the_view(
 
 
 def test_in_bf16_what_is_read_is_what_the_teacher_says_in_bf16(taught: Teacher, easy: Dataset) -> None:
-    known = knowledge_of(taught, easy, replace(FP32, precision="bf16"), Lesson())
+    known = build_teacher_cache(taught, easy, replace(FP32, precision="bf16"), DistillConfig())
     rows, x = torch.arange(96), views_of(easy, "light")[0, torch.arange(96)]
     fresh = known.teacher(x)
-    said = known.ask(0, rows, x)
+    said = known.compute(0, rows, x)
     assert said.cams is not None
     assert fresh.cams is not None
     assert torch.equal(fresh.cams, fresh.cams.bfloat16().float()), "it was computed in bf16"
@@ -585,7 +592,7 @@ def test_in_bf16_what_is_read_is_what_the_teacher_says_in_bf16(taught: Teacher, 
 
 def test_the_teacher_is_asked_in_parts_that_change_nothing(taught: Teacher, easy: Dataset) -> None:
     x = views_of(easy, "strong")[0, torch.arange(96)]
-    ask = teachers.answering(taught.model, 16, FP32)
+    ask = teachers.make_teacher_fn(taught.model, 16, FP32)
     whole = ask(x)
     assert whole.cams is not None
     for some in (slice(0, 1), slice(3, 40), slice(31, 96)):
@@ -596,19 +603,19 @@ def test_the_teacher_is_asked_in_parts_that_change_nothing(taught: Teacher, easy
 
 
 def test_without_a_store_the_answers_are_what_a_store_would_give(tmp_path: Path) -> None:
-    layout = Layout(120, 2, 2)
+    layout = RecordFormat(120, 2, 2)
     logits, cams = torch.randn(3, 120), torch.randn(3, 120, 2, 2)
     rows, x = torch.tensor([4, 0, 2]), torch.zeros(3, 3, 4, 4)
-    kept = Knowledge(
+    kept = TeacherCache(
         lambda x: Prediction(logits, cams), Store(tmp_path, Manifest("t", "a", "d", "none", 0, "fp32", 9, layout))
     )
-    unkept = Knowledge(lambda x: Prediction(logits, cams), layout=layout)
-    first, read, live = kept.ask(0, rows, x), kept.recall(0, rows), unkept.ask(0, rows, x)
+    unkept = TeacherCache(lambda x: Prediction(logits, cams), layout=layout)
+    first, read, live = kept.compute(0, rows, x), kept.get(0, rows), unkept.compute(0, rows, x)
     assert read is not None
     for said in (read, live):
         for part, other in zip(said, first, strict=True):
             assert (part is None) == (other is None)
             assert part is None or torch.equal(part, other)
-    assert live.shown is not None
-    assert live.shown.shape == (3, 10)
-    assert unkept.recall(0, rows) is None
+    assert live.class_ids is not None
+    assert live.class_ids.shape == (3, 10)
+    assert unkept.get(0, rows) is None

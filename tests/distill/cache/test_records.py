@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camkd.distill.cache import Layout
+from camkd.distill.cache import RecordFormat
 from camkd.distill.cache.records import VERSION, checksums
 from camkd.types import Prediction
-from camkd.utils.hashing import GOLDEN, scrambled, stream_of
+from camkd.utils.hashing import GOLDEN, derive_seed, splitmix64
 
 LARGEST = 65504.0  # of float16
 WORD = (1 << 64) - 1
 
 sides = st.integers(1, 9)
 layouts = st.builds(
-    lambda classes, height, width, exact: Layout(
+    lambda classes, height, width, exact: RecordFormat(
         classes, height, width, tuple(draw(9, classes).tolist()) if exact and classes <= 100 else None
     ),
     st.sampled_from([1, 2, 3, 10, 100, 101, 103]),
@@ -37,7 +37,7 @@ def draw(seed: int, *shape: int) -> Tensor:
     return 5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def answer(layout: Layout, count: int, seed: int = 0) -> Prediction:
+def answer(layout: RecordFormat, count: int, seed: int = 0) -> Prediction:
     """What a network says whose maps have the layout's size: logits follow from the maps where it says so."""
     cams = draw(seed, count, layout.classes, layout.height, layout.width)
     logits = draw(seed + 1, count, layout.classes)
@@ -49,14 +49,14 @@ def rounded(x: Tensor) -> Tensor:
     return torch.from_numpy(x.numpy().astype(np.float16).astype(np.float32))
 
 
-def summed(layout: Layout, count: int = 4, epoch: int = 3, first: int = 0) -> tuple[NDArray[np.void], list[int]]:
+def summed(layout: RecordFormat, count: int = 4, epoch: int = 3, first: int = 0) -> tuple[NDArray[np.void], list[int]]:
     """Records of ``count`` samples, and their checksums."""
     records = layout.encode(answer(layout, count))
     return records, checksums(records, epoch, np.arange(first, first + count)).tolist()
 
 
-SMALL = Layout(3, 2, 3)
-EVERY = [SMALL, Layout(3, 2, 2, (0.5, -1.0, 2.0)), Layout(101, 1, 1), Layout(10, 4, 4)]
+SMALL = RecordFormat(3, 2, 3)
+EVERY = [SMALL, RecordFormat(3, 2, 2, (0.5, -1.0, 2.0)), RecordFormat(101, 1, 1), RecordFormat(10, 4, 4)]
 
 
 # --- what is kept
@@ -64,7 +64,7 @@ EVERY = [SMALL, Layout(3, 2, 2, (0.5, -1.0, 2.0)), Layout(101, 1, 1), Layout(10,
 
 @settings(max_examples=50)
 @given(layout=layouts, count=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_what_is_decoded_is_the_answer_to_float16_rounding(layout: Layout, count: int, seed: int) -> None:
+def test_what_is_decoded_is_the_answer_to_float16_rounding(layout: RecordFormat, count: int, seed: int) -> None:
     said = answer(layout, count, seed)
     found = layout.decode(layout.encode(said))
     assert said.cams is not None
@@ -72,13 +72,13 @@ def test_what_is_decoded_is_the_answer_to_float16_rounding(layout: Layout, count
     assert found.features is None
     assert found.logits.dtype == found.cams.dtype == torch.float32
     if layout.classes <= 100:
-        assert found.shown is None
+        assert found.class_ids is None
         assert torch.equal(found.cams, rounded(said.cams))
     else:
-        assert found.shown is not None
-        assert found.shown.dtype == torch.int64
+        assert found.class_ids is not None
+        assert found.class_ids.dtype == torch.int64
         likeliest = np.argsort(-said.logits.numpy(), axis=1, kind="stable")[:, :10]
-        assert found.shown.tolist() == likeliest.tolist()
+        assert found.class_ids.tolist() == likeliest.tolist()
         expected = np.take_along_axis(said.cams.numpy(), likeliest[:, :, None, None], 1)
         assert torch.equal(found.cams, rounded(torch.from_numpy(expected)))
     if layout.bias is None:
@@ -89,7 +89,7 @@ def test_what_is_decoded_is_the_answer_to_float16_rounding(layout: Layout, count
 
 
 def test_logits_that_follow_are_the_mean_of_the_kept_map_and_the_bias() -> None:
-    layout = Layout(2, 2, 2, (0.5, -3.0))
+    layout = RecordFormat(2, 2, 2, (0.5, -3.0))
     cams = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 0.0], [0.0, -8.0]]]])
     found = layout.decode(layout.encode(Prediction(torch.tensor([[99.0, 99.0]]), cams)))
     assert found.logits.tolist() == [[3.0 + 0.5, -2.0 - 3.0]]
@@ -97,27 +97,27 @@ def test_logits_that_follow_are_the_mean_of_the_kept_map_and_the_bias() -> None:
 
 
 def test_of_many_classes_the_ten_likeliest_have_maps_and_all_have_logits() -> None:
-    layout = Layout(150, 2, 2)
+    layout = RecordFormat(150, 2, 2)
     logits = torch.arange(150.0).roll(7)[None]  # the likeliest is class 6, then 5, ... 0, then 149, 148, 147
     cams = torch.arange(150.0)[None, :, None, None] + torch.tensor([[0.0, 0.25], [0.5, 0.75]])
     found = layout.decode(layout.encode(Prediction(logits, cams)))
-    assert found.shown is not None
-    assert found.shown.tolist() == [[6, 5, 4, 3, 2, 1, 0, 149, 148, 147]]
+    assert found.class_ids is not None
+    assert found.class_ids.tolist() == [[6, 5, 4, 3, 2, 1, 0, 149, 148, 147]]
     assert torch.equal(found.logits, logits)
     assert found.cams is not None
-    assert torch.equal(found.cams, cams[:, found.shown[0]])
+    assert torch.equal(found.cams, cams[:, found.class_ids[0]])
 
 
 @pytest.mark.parametrize(("classes", "kept"), [(1, 1), (10, 10), (100, 100), (101, 10), (1000, 10)])
 def test_maps_of_how_many_classes_are_kept(classes: int, kept: int) -> None:
-    layout = Layout(classes, 2, 2)
+    layout = RecordFormat(classes, 2, 2)
     assert layout.kept == kept
     assert layout.dtype["cams"].shape == (kept, 2, 2)
 
 
 def test_larger_maps_are_pooled_which_keeps_their_mean() -> None:
     cams = draw(0, 2, 3, 4, 6)
-    layout = Layout(3, 2, 3, (0.0, 1.0, 2.0))
+    layout = RecordFormat(3, 2, 3, (0.0, 1.0, 2.0))
     found = layout.decode(layout.encode(Prediction(cams.mean((2, 3)) + torch.tensor([0.0, 1.0, 2.0]), cams)))
     assert found.cams is not None
     for n, k, i, j in product(range(2), range(3), range(2), range(3)):
@@ -127,8 +127,8 @@ def test_larger_maps_are_pooled_which_keeps_their_mean() -> None:
 
 
 @pytest.mark.parametrize("value", [65505.0, 7e4, 1e30, float("inf")])
-@pytest.mark.parametrize("layout", [Layout(2, 1, 2), Layout(2, 1, 2, (0.0, 0.0))], ids=["kept", "follow"])
-def test_values_beyond_float16_are_its_largest_and_finite(layout: Layout, value: float) -> None:
+@pytest.mark.parametrize("layout", [RecordFormat(2, 1, 2), RecordFormat(2, 1, 2, (0.0, 0.0))], ids=["kept", "follow"])
+def test_values_beyond_float16_are_its_largest_and_finite(layout: RecordFormat, value: float) -> None:
     cams = torch.tensor([[[[value, 1.0]], [[-value, -value]]]])
     found = layout.decode(layout.encode(Prediction(torch.tensor([[value, -value]]), cams)))
     assert found.cams is not None
@@ -152,7 +152,7 @@ def test_answers_of_another_number_format_are_kept_as_well(dtype: torch.dtype) -
 
 @settings(max_examples=30)
 @given(layout=layouts)
-def test_a_record_is_whole_words_of_which_the_parts_leave_less_than_one_unused(layout: Layout) -> None:
+def test_a_record_is_whole_words_of_which_the_parts_leave_less_than_one_unused(layout: RecordFormat) -> None:
     size = layout.dtype.itemsize
     bare = 8 + 2 * layout.kept * layout.height * layout.width
     bare += 0 if layout.bias is not None else 2 * layout.classes
@@ -162,7 +162,7 @@ def test_a_record_is_whole_words_of_which_the_parts_leave_less_than_one_unused(l
 
 
 def test_the_bytes_of_a_record_by_hand() -> None:
-    layout = Layout(101, 1, 1)
+    layout = RecordFormat(101, 1, 1)
     logits, cams = -torch.arange(101.0)[None], torch.arange(101.0)[None, :, None, None] / 8
     (record,) = layout.encode(Prediction(logits, cams))
     maps, shown = [k / 8 for k in range(10)], range(10)
@@ -173,7 +173,7 @@ def test_the_bytes_of_a_record_by_hand() -> None:
 @settings(max_examples=40)
 @given(layout=layouts, count=st.integers(1, 40), data=st.data())
 def test_decoding_is_a_function_of_the_bytes_whatever_the_batch(
-    layout: Layout, count: int, data: st.DataObject
+    layout: RecordFormat, count: int, data: st.DataObject
 ) -> None:
     records = layout.encode(answer(layout, count, seed=5))
     whole = layout.decode(records)
@@ -184,9 +184,9 @@ def test_decoding_is_a_function_of_the_bytes_whatever_the_batch(
         assert part.cams is not None
         assert torch.equal(part.logits, whole.logits[chosen])
         assert torch.equal(part.cams, whole.cams[chosen])
-        if whole.shown is not None:
-            assert part.shown is not None
-            assert torch.equal(part.shown, whole.shown[chosen])
+        if whole.class_ids is not None:
+            assert part.class_ids is not None
+            assert torch.equal(part.class_ids, whole.class_ids[chosen])
 
 
 def test_what_was_decoded_does_not_follow_the_records() -> None:
@@ -229,9 +229,9 @@ def test_the_known_numbers_of_splitmix64() -> None:
     """The first outputs for seed 0, as in every published implementation."""
     known = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
     states = np.array([(n * GOLDEN) & WORD for n in range(1, 5)], np.uint64)
-    assert scrambled(states).tolist() == known
+    assert splitmix64(states).tolist() == known
     assert [splitmix(int(state)) for state in states] == known
-    assert scrambled(np.array([GOLDEN], np.uint64)).tolist() == [0xE220A8397B1DCDAF]
+    assert splitmix64(np.array([GOLDEN], np.uint64)).tolist() == [0xE220A8397B1DCDAF]
 
 
 @settings(max_examples=50)
@@ -239,8 +239,8 @@ def test_the_known_numbers_of_splitmix64() -> None:
     st.lists(st.integers(0, WORD), min_size=1, max_size=5), st.integers(-(2**63), WORD), st.integers(-(2**40), 2**40)
 )
 def test_scrambling_is_the_finaliser_of_splitmix64(words: list[int], seed: int, part: int) -> None:
-    assert scrambled(np.array(words, np.uint64)).tolist() == [splitmix(word) for word in words]
-    assert stream_of(seed, part) == splitmix(splitmix(seed & WORD) ^ part * GOLDEN & WORD)
+    assert splitmix64(np.array(words, np.uint64)).tolist() == [splitmix(word) for word in words]
+    assert derive_seed(seed, part) == splitmix(splitmix(seed & WORD) ^ part * GOLDEN & WORD)
 
 
 @settings(max_examples=50)
@@ -250,7 +250,7 @@ def test_scrambling_is_the_finaliser_of_splitmix64(words: list[int], seed: int, 
     row=st.integers(0, 2**40),
     content=st.binary(min_size=16, max_size=600),
 )
-def test_the_checksum_is_the_formula(layout: Layout, epoch: int, row: int, content: bytes) -> None:
+def test_the_checksum_is_the_formula(layout: RecordFormat, epoch: int, row: int, content: bytes) -> None:
     size = layout.dtype.itemsize
     raw = (content * (size // len(content) + 1))[:size]
     records = np.frombuffer(raw, layout.dtype)
@@ -260,7 +260,7 @@ def test_the_checksum_is_the_formula(layout: Layout, epoch: int, row: int, conte
 @settings(max_examples=100)
 @given(st.sampled_from(EVERY), st.integers(0, 1000), st.integers(0, 10**9))
 def test_a_checksum_is_never_nought_and_not_that_of_another_epoch_or_sample(
-    layout: Layout, epoch: int, row: int
+    layout: RecordFormat, epoch: int, row: int
 ) -> None:
     records = np.zeros(1, layout.dtype)
     sums = {int(checksums(records, e, np.array([r]))[0]) for e in (epoch, epoch + 1) for r in (row, row + 1)}
@@ -275,7 +275,7 @@ def test_the_checksums_of_an_epoch_and_its_neighbours_are_all_different() -> Non
 
 
 @pytest.mark.parametrize("layout", EVERY, ids=str)
-def test_the_checksum_does_not_cover_itself_and_does_not_depend_on_the_batch(layout: Layout) -> None:
+def test_the_checksum_does_not_cover_itself_and_does_not_depend_on_the_batch(layout: RecordFormat) -> None:
     records, sums = summed(layout)
     records["sum"] = 77
     assert checksums(records, 3, np.arange(4)).tolist() == sums
@@ -284,7 +284,7 @@ def test_the_checksum_does_not_cover_itself_and_does_not_depend_on_the_batch(lay
 
 
 @pytest.mark.parametrize("layout", EVERY, ids=str)
-def test_every_flipped_bit_changes_the_checksum(layout: Layout) -> None:
+def test_every_flipped_bit_changes_the_checksum(layout: RecordFormat) -> None:
     (record,), (sound,) = summed(layout, count=1)
     bits = 8 * (layout.dtype.itemsize - 8)
     flipped = np.tile(np.frombuffer(record.tobytes(), np.uint8), (bits, 1))
@@ -296,7 +296,7 @@ def test_every_flipped_bit_changes_the_checksum(layout: Layout) -> None:
 
 @settings(max_examples=200)
 @given(layout=st.sampled_from(EVERY), data=st.data())
-def test_two_flipped_bits_change_the_checksum(layout: Layout, data: st.DataObject) -> None:
+def test_two_flipped_bits_change_the_checksum(layout: RecordFormat, data: st.DataObject) -> None:
     (record,), (sound,) = summed(layout, count=1)
     bits = st.integers(64, 8 * layout.dtype.itemsize - 1)
     raw = bytearray(record.tobytes())
@@ -306,7 +306,7 @@ def test_two_flipped_bits_change_the_checksum(layout: Layout, data: st.DataObjec
 
 
 @pytest.mark.parametrize("layout", EVERY, ids=str)
-def test_swapped_words_and_swapped_records_change_the_checksum(layout: Layout) -> None:
+def test_swapped_words_and_swapped_records_change_the_checksum(layout: RecordFormat) -> None:
     (record,), (sound,) = summed(layout, count=1)
     words = np.frombuffer(record.tobytes(), np.uint64)
     for i, j in product(range(1, len(words)), repeat=2):

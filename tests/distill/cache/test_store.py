@@ -24,35 +24,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from camkd.distill.cache import DamagedKnowledge, Layout, Manifest, NoRoom, Store, store_folder, stores
+from camkd.distill.cache import (
+    CacheFullError,
+    CorruptCacheWarning,
+    Manifest,
+    RecordFormat,
+    Store,
+    list_stores,
+    store_folder,
+)
 from camkd.distill.cache import store as store_module
 from camkd.types import InputError, Prediction
-from camkd.utils.files import sealed, unsealed
+from camkd.utils.files import dump_checksummed, load_checksummed
 
 COUNT = 10
-LAYOUT = Layout(3, 2, 1, (0.5, -1.25, 3.0))  # 8 + 12 bytes, and 4 to whole words
+LAYOUT = RecordFormat(3, 2, 1, (0.5, -1.25, 3.0))  # 8 + 12 bytes, and 4 to whole words
 RECORD = LAYOUT.dtype.itemsize
-LARGE = Layout(10, 8, 8)
+LARGE = RecordFormat(10, 8, 8)
 
 
-def manifest(count: int = COUNT, layout: Layout = LAYOUT) -> Manifest:
+def manifest(count: int = COUNT, layout: RecordFormat = LAYOUT) -> Manifest:
     return Manifest(
         teacher="/runs/übel",
         architecture="resnet8",
         data="easy",
         views="light",
-        view_seed=7,
+        augment_seed=7,
         precision="fp32",
         count=count,
         layout=layout,
     )
 
 
-def store(folder: Path, count: int = COUNT, layout: Layout = LAYOUT) -> Store:
+def store(folder: Path, count: int = COUNT, layout: RecordFormat = LAYOUT) -> Store:
     return Store(folder, manifest(count, layout))
 
 
-def answer(epoch: int, rows: NDArray[np.int64], layout: Layout = LAYOUT) -> Prediction:
+def answer(epoch: int, rows: NDArray[np.int64], layout: RecordFormat = LAYOUT) -> Prediction:
     """Another number for every view and in every place, none of them 0."""
     base = torch.from_numpy(rows).float()[:, None] + 1 + 100 * epoch
     cells = layout.classes * layout.height * layout.width
@@ -60,7 +68,7 @@ def answer(epoch: int, rows: NDArray[np.int64], layout: Layout = LAYOUT) -> Pred
     return Prediction(base * torch.linspace(1, 2, layout.classes), cams)
 
 
-def encoded(epoch: int, rows: NDArray[np.int64], layout: Layout = LAYOUT) -> NDArray[np.void]:
+def encoded(epoch: int, rows: NDArray[np.int64], layout: RecordFormat = LAYOUT) -> NDArray[np.void]:
     return layout.encode(answer(epoch, rows, layout))
 
 
@@ -105,7 +113,7 @@ def patch(path: Path, place: int, content: bytes) -> None:
 @settings(max_examples=20)
 @given(data=st.data())
 def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    layout = data.draw(st.sampled_from([LAYOUT, Layout(3, 1, 2), Layout(101, 1, 3)]))
+    layout = data.draw(st.sampled_from([LAYOUT, RecordFormat(3, 1, 2), RecordFormat(101, 1, 3)]))
     folder = tmp_path_factory.mktemp("store")
     ours = store(folder, layout=layout)
     known: set[tuple[int, int]] = set()
@@ -117,14 +125,14 @@ def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFacto
         assert out_of.epochs() == sorted({epoch for epoch, _ in known})
         for epoch, rows in data.draw(st.lists(st.tuples(st.integers(0, 2), batch), max_size=6)):
             expected = all((epoch, row) in known for row in rows)
-            assert holds(out_of, epoch, *rows) == out_of.knows(epoch, np.array(rows)) == expected
+            assert holds(out_of, epoch, *rows) == out_of.contains(epoch, np.array(rows)) == expected
 
 
 def test_what_nobody_wrote_is_unknown_and_asking_makes_nothing(tmp_path: Path) -> None:
     empty = store(tmp_path / "none")
     assert read(empty, 0, 1) is None
-    assert not empty.knows(0, np.array([1]))
-    assert empty.examine(0) == (0, 0)
+    assert not empty.contains(0, np.array([1]))
+    assert empty.verify_epoch(0) == (0, 0)
     assert empty.epochs() == []
     assert not (tmp_path / "none").exists()
     write(empty, 1, 2, 3)
@@ -185,10 +193,10 @@ def test_every_flipped_byte_is_noticed_and_mended_by_asking_again(tmp_path: Path
     sound = path.read_bytes()
     for place in range(4 * RECORD, 5 * RECORD):
         patch(path, place, bytes([sound[place] ^ 0x10]))
-        with pytest.warns(DamagedKnowledge, match=rf"1 of .* {re.escape(str(path))} are damaged"):
+        with pytest.warns(CorruptCacheWarning, match=rf"1 of .* {re.escape(str(path))} are damaged"):
             assert read(ours, 0, 3, 4, 5) is None
-        with pytest.warns(DamagedKnowledge):
-            assert not ours.knows(0, np.array([4]))
+        with pytest.warns(CorruptCacheWarning):
+            assert not ours.contains(0, np.array([4]))
         assert holds(ours, 0, *(row for row in range(COUNT) if row != 4))
         write(ours, 0, 4)
         assert holds(ours, 0, 3, 4, 5)
@@ -200,7 +208,7 @@ def test_the_warning_counts_what_is_damaged_and_not_what_is_unknown(tmp_path: Pa
     write(ours, 0, 0, 1, 2, 3)
     for row in (1, 3):
         patch(ours.path(0), row * RECORD + 9, b"\xff\xff")
-    with pytest.warns(DamagedKnowledge, match="^2 of the teacher's answers"):
+    with pytest.warns(CorruptCacheWarning, match="^2 of the teacher's answers"):
         assert read(ours, 0, 0, 1, 3, 7) is None
     assert holds(ours, 0, 2, 0)
 
@@ -211,7 +219,7 @@ def test_the_answer_to_another_view_is_damage(tmp_path: Path, other: tuple[int, 
     write(ours, 1, 4)
     epoch, row = other
     patch(path, 4 * RECORD, ours.path(epoch).read_bytes()[row * RECORD : (row + 1) * RECORD])
-    with pytest.warns(DamagedKnowledge):
+    with pytest.warns(CorruptCacheWarning):
         assert read(ours, 0, 4) is None
 
 
@@ -220,13 +228,13 @@ def accepted(out_of: Store, row: int, warned: bool) -> bool:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         found = holds(out_of, 0, row)
-    assert [warning.category for warning in seen] == [DamagedKnowledge] * warned
+    assert [warning.category for warning in seen] == [CorruptCacheWarning] * warned
     return found
 
 
 @pytest.mark.fault("killed in an answer of the knowledge store")
-@pytest.mark.parametrize("layout", [LAYOUT, Layout(2, 1, 1)], ids=["filled up", "whole words"])
-def test_an_answer_half_written_never_counts(tmp_path: Path, layout: Layout) -> None:
+@pytest.mark.parametrize("layout", [LAYOUT, RecordFormat(2, 1, 1)], ids=["filled up", "whole words"])
+def test_an_answer_half_written_never_counts(tmp_path: Path, layout: RecordFormat) -> None:
     size = layout.dtype.itemsize
     ours = store(tmp_path, layout=layout)
     write(ours, 0, 6)
@@ -251,7 +259,7 @@ def test_an_answer_half_written_over_an_older_one_is_neither(tmp_path: Path) -> 
         half = new[:length] + old[length:]
         patch(path, 6 * RECORD, half)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DamagedKnowledge)
+            warnings.simplefilter("ignore", CorruptCacheWarning)
             assert (read(ours, 0, 6) is not None) == (half in (old, new))
 
 
@@ -271,7 +279,7 @@ def test_a_file_cut_off_at_any_byte_is_completed_and_the_rest_of_it_used(tmp_pat
         begun = any(used[cut * RECORD : cut * RECORD + 8])
         assert accepted(again, cut, begun and not complete[cut]) == complete[cut]
         assert path.read_bytes() == used
-        assert again.examine(0) == (len(known), int(begun and not complete[cut]))
+        assert again.verify_epoch(0) == (len(known), int(begun and not complete[cut]))
 
 
 def test_a_longer_file_is_used_as_far_as_the_epoch_goes(tmp_path: Path) -> None:
@@ -287,10 +295,10 @@ def test_examining_counts_and_mends(tmp_path: Path, at_once: int, monkeypatch: p
     write(ours, 0, 0, 2, 3, 5, 8, 9)
     for row in (2, 9):
         patch(ours.path(0), row * RECORD + 10, b"\xaa\xbb")
-    assert ours.examine(0) == (4, 2)
-    assert store(tmp_path).examine(0) == (4, 2), "looking changes nothing"
-    assert ours.examine(0, mend=True) == (4, 2)
-    assert ours.examine(0) == store(tmp_path).examine(0) == (4, 0)
+    assert ours.verify_epoch(0) == (4, 2)
+    assert store(tmp_path).verify_epoch(0) == (4, 2), "looking changes nothing"
+    assert ours.verify_epoch(0, mend=True) == (4, 2)
+    assert ours.verify_epoch(0) == store(tmp_path).verify_epoch(0) == (4, 0)
     assert read(ours, 0, 2) is None, "unknown now, without a warning"
     assert not any(ours.path(0).read_bytes()[2 * RECORD : 3 * RECORD])
     assert holds(ours, 0, 0, 3, 5, 8)
@@ -371,13 +379,13 @@ def test_all_sound_answers_of_a_process_that_was_killed_are_read(tmp_path: Path)
     after = store(tmp_path, KILLED, LARGE)
     assert written == list(range(len(written)))
     for epoch in written:
-        assert after.examine(epoch) == (KILLED, 0)
+        assert after.verify_epoch(epoch) == (KILLED, 0)
         assert holds(after, epoch, *range(KILLED))
     for epoch in set(after.epochs()) - set(written):
-        known = [row for row in range(KILLED) if after.knows(epoch, np.array([row]))]
+        known = [row for row in range(KILLED) if after.contains(epoch, np.array([row]))]
         assert not known or holds(after, epoch, *known)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DamagedKnowledge)
+            warnings.simplefilter("ignore", CorruptCacheWarning)
             complete = holds(after, epoch, *range(KILLED))
         assert complete == (len(known) == KILLED)
         write(after, epoch, *range(KILLED))
@@ -400,10 +408,10 @@ def test_a_full_disk_is_named_and_leaves_no_file(tmp_path: Path, number: int, mo
 
     monkeypatch.setattr(os, "posix_fallocate", maybe)
     for _ in range(2):
-        with pytest.raises(NoRoom, match=rf"no room for .* B .* {re.escape(str(tmp_path / 'store'))}: .*prune"):
+        with pytest.raises(CacheFullError, match=rf"no room for .* B .* {re.escape(str(tmp_path / 'store'))}: .*prune"):
             write(ours, 0, 1)
         assert ours.epochs() == []
-    assert issubclass(NoRoom, InputError)
+    assert issubclass(CacheFullError, InputError)
     full.clear()
     write(ours, 0, 1)
     assert holds(ours, 0, 1)
@@ -420,7 +428,7 @@ def test_what_was_there_stays_where_a_full_disk_has_no_room_for_the_rest(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "posix_fallocate", full)
-        with pytest.raises(NoRoom):
+        with pytest.raises(CacheFullError):
             write(store(tmp_path), 0, 9)
     assert holds(store(tmp_path), 0, 0, 1, 2, 3)
 
@@ -441,9 +449,9 @@ def test_another_mistake_of_the_system_is_not_taken_for_a_full_disk(
 
 
 @pytest.mark.parametrize(
-    "layout", [LAYOUT, Layout(1000, 7, 7), Layout(2, 1, 1)], ids=["exact", "many classes", "two classes"]
+    "layout", [LAYOUT, RecordFormat(1000, 7, 7), RecordFormat(2, 1, 1)], ids=["exact", "many classes", "two classes"]
 )
-def test_the_manifest_is_read_as_it_was_written(tmp_path: Path, layout: Layout) -> None:
+def test_the_manifest_is_read_as_it_was_written(tmp_path: Path, layout: RecordFormat) -> None:
     ours = store(tmp_path, layout=layout)
     write(ours, 0, 1)
     assert Manifest.of(tmp_path) == ours.manifest == manifest(layout=layout)
@@ -486,10 +494,10 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_damaged_manifest_is_an_input_error(tmp_path: Path, damage: str) -> None:
     """With a checksum that is right, as a program with a fault would write it."""
     manifest().write(tmp_path)
-    values = unsealed(tmp_path / "store.json")
+    values = load_checksummed(tmp_path / "store.json")
     assert Manifest.of(tmp_path) == manifest()
     damaged = DAMAGES[damage](values)
-    text = sealed(damaged) if isinstance(damaged, dict) else json.dumps(damaged)
+    text = dump_checksummed(damaged) if isinstance(damaged, dict) else json.dumps(damaged)
     (tmp_path / "store.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"is not a whole knowledge store \(.*\): the next run"):
         Manifest.of(tmp_path)
@@ -510,16 +518,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_stores_come_least_recently_used_first(cache: Path) -> None:
-    assert stores() == []
+    assert list_stores() == []
     for name in ("b", "a", "c"):
-        write(Store(store_folder(name), replace(manifest(), view_seed=1)), 0, 1)
-    (cache / "knowledge" / "stray").mkdir()
+        write(Store(store_folder(name), replace(manifest(), augment_seed=1)), 0, 1)
+    (cache / "teacher" / "stray").mkdir()
     for when, name in enumerate(("c", "a", "b"), 1_000_000):
         os.utime(store_folder(name) / "store.json", (when, when))
-    assert [path.name for path in stores()] == ["c", "a", "b"]
+    assert [path.name for path in list_stores()] == ["c", "a", "b"]
     store(store_folder("c")).touch()
-    assert [path.name for path in stores()] == ["a", "b", "c"]
-    assert store_folder("a").parent == cache / "knowledge"
+    assert [path.name for path in list_stores()] == ["a", "b", "c"]
+    assert store_folder("a").parent == cache / "teacher"
 
 
 @pytest.mark.parametrize(

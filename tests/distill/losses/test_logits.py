@@ -35,11 +35,11 @@ def kd_literally(student: Tensor, teacher: Tensor, temperature: float) -> list[f
     return values
 
 
-def cross_entropy_literally(logits: Tensor, targets: Tensor, smoothing: float) -> list[float]:
+def cross_entropy_literally(logits: Tensor, targets: Tensor, label_smoothing: float) -> list[float]:
     values = []
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
         p, k = softmax(row), len(row)
-        q = [(1 - smoothing) * t + smoothing / k for t in target]
+        q = [(1 - label_smoothing) * t + label_smoothing / k for t in target]
         values.append(-sum(b * math.log(a) for a, b in zip(p, q, strict=True)))
     return values
 
@@ -85,17 +85,17 @@ def test_kds_gradient_keeps_its_scale_at_high_temperature() -> None:
 @settings(max_examples=25)
 @given(seeds, shapes, st.sampled_from([0.0, 0.1, 0.9]))
 def test_cross_entropy_is_the_formula_for_both_kinds_of_labels(
-    seed: int, shape: tuple[int, int], smoothing: float
+    seed: int, shape: tuple[int, int], label_smoothing: float
 ) -> None:
     logits = 3 * draw(seed, *shape)
     labels = torch.randint(shape[1], shape[:1], generator=torch.Generator().manual_seed(seed))
     hard = F.one_hot(labels, shape[1]).double()
-    expected = cross_entropy_literally(logits, hard, smoothing)
-    assert cross_entropy(logits, labels, smoothing).tolist() == pytest.approx(expected, rel=1e-9)
-    assert cross_entropy(logits, hard, smoothing).tolist() == pytest.approx(expected, rel=1e-9)
+    expected = cross_entropy_literally(logits, hard, label_smoothing)
+    assert cross_entropy(logits, labels, label_smoothing).tolist() == pytest.approx(expected, rel=1e-9)
+    assert cross_entropy(logits, hard, label_smoothing).tolist() == pytest.approx(expected, rel=1e-9)
     soft = draw(seed + 1, *shape).softmax(1)
-    expected = cross_entropy_literally(logits, soft, smoothing)
-    assert cross_entropy(logits, soft, smoothing).tolist() == pytest.approx(expected, rel=1e-9)
+    expected = cross_entropy_literally(logits, soft, label_smoothing)
+    assert cross_entropy(logits, soft, label_smoothing).tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_cross_entropy_by_hand() -> None:

@@ -22,7 +22,7 @@ from camkd.distill.losses.maps import (
     Control,
     Norm,
     cam_distance,
-    falsified,
+    control_maps,
     normalise,
     resize,
     sdd,
@@ -296,9 +296,9 @@ def test_the_teachers_class_is_found_among_those_it_shows() -> None:
 @pytest.mark.parametrize("control", ["shuffled", "centre"])
 def test_false_maps_lie_about_places_alone(control: Control) -> None:
     maps = draw(4, 5, 3, 8, 6)
-    false = falsified(maps, control)
+    false = control_maps(maps, control)
     torch.testing.assert_close(false.mean((2, 3)), maps.mean((2, 3)))
-    assert falsified(maps, "none") is maps
+    assert control_maps(maps, "none") is maps
     layout = false - false.mean((2, 3), keepdim=True)
     if control == "shuffled":
         own = maps - maps.mean((2, 3), keepdim=True)
@@ -368,7 +368,7 @@ def sdd_literally(
     values = []
     for n in range(len(teacher.logits)):
         classes = range(teacher.logits.shape[1])
-        known = list(classes) if teacher.shown is None else teacher.shown[n].tolist()
+        known = list(classes) if teacher.class_ids is None else teacher.class_ids[n].tolist()
         whole = max(classes, key=lambda k: teacher.logits[n, k].item())
         parts = []
         for side in sides:
@@ -428,7 +428,7 @@ def test_sdd_is_its_formula(
     shown = torch.tensor([data.draw(st.permutations(range(batch[1])))[:width] for _ in range(batch[0])])
     assert teacher.cams is not None
     kept = teacher.cams.gather(1, shown[:, :, None, None].expand(-1, -1, *theirs))
-    some = teacher._replace(cams=kept, shown=shown)
+    some = teacher._replace(cams=kept, class_ids=shown)
     values = sdd(student, some, beta, temperature, pool)
     assert values.tolist() == pytest.approx(sdd_literally(student, some, beta, temperature, grids), rel=1e-6, abs=1e-9)
 
@@ -459,4 +459,4 @@ def test_sdds_settings_are_passed_on() -> None:
     torch.testing.assert_close(value, sdd(student, teacher, 3.0, 2.0, 2))
     assert (SDD().temperature, SDD().beta, SDD().pool) == (4.0, 2.0, 4)
     all_shown = torch.arange(3).expand(2, 3)
-    torch.testing.assert_close(SDD()(student, teacher._replace(shown=all_shown), labels), sdd(student, teacher))
+    torch.testing.assert_close(SDD()(student, teacher._replace(class_ids=all_shown), labels), sdd(student, teacher))

@@ -1,6 +1,6 @@
 """What the command line offers: one file a family of commands. Torch is imported inside a command, not before."""
 
-from camkd.cli.commands.cache import KNOWLEDGE
+from camkd.cli.commands.cache import CACHE
 from camkd.cli.commands.common import Command, Group
 from camkd.cli.commands.compare import COMPARE
 from camkd.cli.commands.evaluate import EVALUATE
@@ -21,6 +21,6 @@ COMMANDS: dict[str, Command | Group] = {
     "export": EXPORT,
     "bench-device": BENCH_DEVICE,
     "web": WEB,
-    "knowledge": KNOWLEDGE,
+    "cache": CACHE,
     "list": LIST,
 }

@@ -8,36 +8,40 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, Group, open_data, open_screen, print_plainly
-from camkd.cli.flags import add, take
-from camkd.config import DataConfig, Lesson, TrainConfig, epochs_within, views_of
-from camkd.utils.units import quantity, written
+from camkd.cli.commands.common import Command, Group, open_data, open_reporter, print_plainly
+from camkd.cli.flags import add_flags, from_namespace
+from camkd.config import DataConfig, DistillConfig, TrainConfig, epochs_in_budget, num_augmented_epochs
+from camkd.utils.units import format_quantity, parse_quantity
 
-VIEWED = {"epochs", "batch_size", "views", "view_epochs", "view_seed", "precision", "device"}
-VIEWED |= {"knowledge_budget", "knowledge_map"}
+VIEWED = {"epochs", "batch_size", "augment", "augment_epochs", "augment_seed", "precision", "device"}
+VIEWED |= {"cache_budget", "cache_map_size"}
 """The options of a run that decide which answers it needs."""
 
 
-def _fill_options(parser: ArgumentParser) -> None:
+def _precompute_options(parser: ArgumentParser) -> None:
     parser.add_argument("--teacher", type=str, default="wrn-16-4", help="a trained run, or a model trained before")
-    add(parser, DataConfig, TrainConfig, Lesson, only={*VIEWED, *DataConfig.__dataclass_fields__})
+    add_flags(parser, DataConfig, TrainConfig, DistillConfig, only={*VIEWED, *DataConfig.__dataclass_fields__})
     parser.add_argument("--processes", type=int, default=1, help="how many ask at once")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and ask nothing")
     parser.add_argument("--pictures", type=str | None, default=None, help="with --dry-run: so many, like 1.28M")
     parser.add_argument("--classes", type=int | None, default=None, help="with --pictures: of so many classes")
 
 
-def _fill(options: Namespace) -> dict[str, Any]:
+def _precompute(options: Namespace) -> dict[str, Any]:
     from camkd.distill.cache import precompute as filling
     from camkd.distill.teacher import find_teacher
     from camkd.experiments import pipeline
-    from camkd.models import is_model
-    from camkd.runs.load_model import describe
+    from camkd.models import is_model_name
+    from camkd.runs.load_model import read_model_info
     from camkd.types import InputError
 
-    data_config, config, lesson = take(DataConfig, options), take(TrainConfig, options), take(Lesson, options)
+    data_config, config, lesson = (
+        from_namespace(DataConfig, options),
+        from_namespace(TrainConfig, options),
+        from_namespace(DistillConfig, options),
+    )
     pipeline.check_settings(lesson, config)
-    pictures = None if options.pictures is None else quantity(options.pictures, "pictures")
+    pictures = None if options.pictures is None else parse_quantity(options.pictures, "pictures")
     numbers = {"processes": options.processes, "classes": options.classes, "size": data_config.size}
     for name, number in {**numbers, "pictures": pictures}.items():
         if number is not None and number < 1:
@@ -46,36 +50,36 @@ def _fill(options: Namespace) -> dict[str, Any]:
         raise InputError("--classes goes with --pictures, which are not here: leave it out, or add --pictures.")
     if pictures and not options.dry_run:
         raise InputError("--pictures stands for pictures that are not here: add --dry-run.")
-    place = None if pictures and is_model(options.teacher) else find_teacher(options.teacher, data_config.data)
-    with open_screen() as screen:
-        config = pipeline.settled(config, watch=screen)
+    place = None if pictures and is_model_name(options.teacher) else find_teacher(options.teacher, data_config.data)
+    with open_reporter() as screen:
+        config = pipeline.resolve_auto(config, watch=screen)
         if pictures:
-            said = describe(place) if place else None
+            said = read_model_info(place) if place else None
             classes = options.classes or (len(said.classes) if said else 10)
             size = data_config.size or (said.size if said else 32)
             name = said.architecture if said else options.teacher
-            cost = filling.cost_of(name, config, lesson, pictures, classes, size)
+            cost = filling.estimate_architecture_cost(name, config, lesson, pictures, classes, size)
         else:
             assert place is not None
             job = filling.Job(place, data_config, config, lesson)
             data = open_data(data_config, screen)
             if not options.dry_run:
                 try:
-                    store = filling.fill(job, data, options.processes, screen.progress)
+                    store = filling.precompute(job, data, options.processes, screen.progress)
                 except KeyboardInterrupt:
                     screen.say("the answers so far are kept; the same command goes on with the rest")
                     raise
-                epochs = epochs_within(config, lesson, store.epoch_bytes)
+                epochs = epochs_in_budget(config, lesson, store.epoch_bytes)
                 size = store.epoch_bytes * epochs
-                screen.say(f"{epochs} epochs of views are known: {written(size)} in {store.folder}")
-                if epochs < views_of(config):
-                    screen.say(f"a knowledge budget of {lesson.knowledge_budget} has no room for more")
+                screen.say(f"{epochs} epochs of views are known: {format_quantity(size)} in {store.folder}")
+                if epochs < num_augmented_epochs(config):
+                    screen.say(f"a knowledge budget of {lesson.cache_budget} has no room for more")
                 return {"folder": str(store.folder), "epochs": list(range(epochs)), "bytes": size}
-            cost = filling.cost(job, data, screen.progress)
+            cost = filling.estimate_cost(job, data, screen.progress)
         found = cost.figures
         screen.say(
             f"{found['pictures']:,} pictures x {found['epochs']} epochs x {found['bytes_per_picture']:,} bytes = "
-            f"{written(found['bytes'])} ({written(found['bytes_per_epoch'])} an epoch)"
+            f"{format_quantity(found['bytes'])} ({format_quantity(found['bytes_per_epoch'])} an epoch)"
         )
         took = datetime.timedelta(seconds=round(found["seconds"]))
         screen.say(f"{took} at {found['pictures_per_second']:,.0f} pictures/s; {found['asked_before']:,} known already")
@@ -104,9 +108,9 @@ def _list(options: Namespace) -> dict[str, Any]:
             **{name: value for name, value in vars(said).items() if name != "layout"},
             **{"map": [layout.height, layout.width], "classes": layout.classes, "epochs": epochs, "bytes": size},
         }
-        views = f"{said.views}, seed {said.view_seed}"
+        views = f"{said.views}, seed {said.augment_seed}"
         maps = f"{layout.height}x{layout.width} {said.precision}"
-        rows.append([folder.name[:12], said.architecture, said.data, views, maps, str(epochs), written(size)])
+        rows.append([folder.name[:12], said.architecture, said.data, views, maps, str(epochs), format_quantity(size)])
     if not options.json:
         columns = ["key", "teacher", "data", "views", "maps", "epochs", "size"]
         print_table("knowledge, least recently used first", columns, rows)
@@ -118,7 +122,7 @@ def _verify(options: Namespace) -> dict[str, Any]:
     from camkd.types import InputError
 
     found = {}
-    with open_screen() as screen:
+    with open_reporter() as screen:
         for folder in _chosen(options["keys"]):
             try:
                 store = Store(folder, Manifest.of(folder))
@@ -127,7 +131,7 @@ def _verify(options: Namespace) -> dict[str, Any]:
                 continue
             known = damaged = 0
             for done, epoch in enumerate(epochs := store.epochs(), 1):
-                good, bad = store.examine(epoch, mend=True)
+                good, bad = store.verify_epoch(epoch, mend=True)
                 known, damaged = known + good, damaged + bad
                 screen.progress(done, len(epochs), f"verifying {folder.name[:12]}")
             found[folder.name] = {"known": known, "damaged": damaged}
@@ -153,7 +157,7 @@ def _prune(options: Namespace) -> dict[str, Any]:
         raise InputError("nothing says what to remove: name stores by their key, or give --keep with a size like 10GB.")
     going = _chosen(options["keys"])
     if options.keep is not None:
-        bound, kept = quantity(options.keep, "keep", "B"), sum(map(_bytes, going))
+        bound, kept = parse_quantity(options.keep, "keep", "B"), sum(map(_bytes, going))
         for index, folder in enumerate(going):
             if kept <= bound:
                 going = going[:index]
@@ -164,19 +168,19 @@ def _prune(options: Namespace) -> dict[str, Any]:
         if not options.dry_run:
             shutil.rmtree(folder)
     verb = "would free" if options.dry_run else "freed"
-    print_plainly(f"{verb} {written(freed)}: {', '.join(folder.name[:12] for folder in going) or 'no store'}")
+    print_plainly(f"{verb} {format_quantity(freed)}: {', '.join(folder.name[:12] for folder in going) or 'no store'}")
     return {"removed": [folder.name for folder in going], "bytes": freed, "dry_run": options.dry_run}
 
 
 def _chosen(keys: list[str]) -> list[Path]:
     """The stores whose key begins with one of ``keys``, all without any, least recently used first."""
-    from camkd.distill.cache import stores
+    from camkd.distill.cache import list_stores
     from camkd.types import InputError
 
-    found = stores()
+    found = list_stores()
     for key in keys:
         if not any(folder.name.startswith(key) for folder in found):
-            raise InputError(f"there is no knowledge store {key!r}: see 'camkd knowledge list'.")
+            raise InputError(f"there is no knowledge store {key!r}: see 'camkd cache list'.")
     return [folder for folder in found if not keys or folder.name.startswith(tuple(keys))]
 
 
@@ -188,11 +192,13 @@ def _no_options(parser: ArgumentParser) -> None:
     pass
 
 
-KNOWLEDGE = Group(
+CACHE = Group(
     "The teacher's answers on disk: list, fill, verify, prune.",
     {
         "list": Command("List the stores.", _no_options, _list),
-        "fill": Command("Ask a teacher ahead of time about the views that a run will see.", _fill_options, _fill),
+        "precompute": Command(
+            "Ask a teacher ahead of time about the views that a run will see.", _precompute_options, _precompute
+        ),
         "verify": Command("Check every answer; damaged ones are forgotten and asked again.", _keys_option, _verify),
         "prune": Command("Remove stores.", _prune_options, _prune),
     },

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from camkd.config import DataConfig
 
 if TYPE_CHECKING:
-    from camkd.cli.progress import Screen
+    from camkd.cli.progress import ProgressReporter
     from camkd.data.dataset import Dataset
 
 
@@ -33,7 +33,7 @@ class Group:
     commands: dict[str, Command]
 
 
-class Unmet(Exception):
+class ThresholdFailed(Exception):
     """A command did its work, and what it found is not what its user asked for: exit status 1.
 
     ``result`` is what ``--json`` prints all the same.
@@ -44,25 +44,25 @@ class Unmet(Exception):
         self.result = result
 
 
-def open_screen() -> Screen:
+def open_reporter() -> ProgressReporter:
     """Where a command shows its progress; of several processes the first one's."""
-    from camkd.cli.progress import Screen
-    from camkd.utils.distributed import team
+    from camkd.cli.progress import ProgressReporter
+    from camkd.utils.distributed import process_group
 
-    return Screen(quiet=team().rank > 0)
+    return ProgressReporter(quiet=process_group().rank > 0)
 
 
-def open_data(config: DataConfig, screen: Screen) -> Dataset:
+def open_data(config: DataConfig, screen: ProgressReporter) -> Dataset:
     """Open the pictures a command is about, and say what they are."""
-    from camkd.data.sources import open_pictures
-    from camkd.utils.distributed import first_does, team
+    from camkd.data.sources import open_dataset
+    from camkd.utils.distributed import process_group, run_on_rank0
 
     def decode() -> None:
-        open_pictures(config, screen.progress)
+        open_dataset(config, screen.progress)
 
-    if team().size > 1:
-        first_does(decode)  # the others find it done
-    data = open_pictures(config, screen.progress)
+    if process_group().world_size > 1:
+        run_on_rank0(decode)  # the others find it done
+    data = open_dataset(config, screen.progress)
     screen.say(
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test pictures "
         f"of {data.train.images.shape[1]} pixels in {len(data.classes)} classes"

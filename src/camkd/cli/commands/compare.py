@@ -7,9 +7,9 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from camkd.cli.commands.common import Command, Unmet, open_data, open_screen
-from camkd.cli.flags import add, take
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.cli.commands.common import Command, ThresholdFailed, open_data, open_reporter
+from camkd.cli.flags import add_flags, from_namespace
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 
 
 def _options(parser: ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def _options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="so many runs a method, from --seed upwards")
     parser.add_argument("--processes", type=int, default=1, help="how many runs at once; they share the cores")
-    add(parser, DataConfig, TrainConfig)
-    add(parser, Lesson, only={"knowledge_budget", "knowledge_map"})
+    add_flags(parser, DataConfig, TrainConfig)
+    add_flags(parser, DistillConfig, only={"cache_budget", "cache_map_size"})
     parser.add_argument("--out", type=str | None, default=None, help="the comparison's folder (default: under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out, or add to it")
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
@@ -47,8 +47,12 @@ def _compare(options: Namespace) -> dict[str, Any]:
     from camkd.runs.folder import default_folder
     from camkd.types import InputError
 
-    data_config, config, lesson = take(DataConfig, options), take(TrainConfig, options), take(Lesson, options)
-    methods = compare.methods_of(options.methods, config.smoothing)
+    data_config, config, lesson = (
+        from_namespace(DataConfig, options),
+        from_namespace(TrainConfig, options),
+        from_namespace(DistillConfig, options),
+    )
+    methods = compare.methods_of(options.methods, config.label_smoothing)
     for name in ("seeds", "processes"):
         if options[name] < 1:
             raise InputError(f"{name} is {options[name]}, but has to be 1 or more: give such a number.")
@@ -59,11 +63,11 @@ def _compare(options: Namespace) -> dict[str, Any]:
     out = Path(options.out) if options.out else default_folder(data_config.data, "compare", options.student)
     threads = max(1, torch.get_num_threads() // options.processes)
     plan = compare.Plan(out, teacher, options.student, methods, seeds, data_config, config, lesson, threads)
-    with open_screen() as screen:
+    with open_reporter() as screen:
         data = open_data(data_config, screen)
         plan = compare.prepare(plan, data, resume=options.resume, watch=screen)
         try:
-            failed = compare.carry_out(plan, data, options.processes, screen, screen.progress)
+            failed = compare.run_missing(plan, data, options.processes, screen, screen.progress)
         finally:  # what is done is shown, whatever happened to the rest
             found = compare.collect(plan)
             page = write_comparison(found, out, {**plan.settings(data.fingerprint), "processes": options.processes})
@@ -76,7 +80,7 @@ def _compare(options: Namespace) -> dict[str, Any]:
     screen.say(f"page: {page}")
     result = {"out": str(out), **found.summary()}
     if failed:
-        raise Unmet("; ".join(f"{name}: {reason}" for name, reason in failed.items()) + ".", result)
+        raise ThresholdFailed("; ".join(f"{name}: {reason}" for name, reason in failed.items()) + ".", result)
     return result
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, Unmet, open_screen
-from camkd.cli.thresholds import bounds, missed
+from camkd.cli.commands.common import Command, ThresholdFailed, open_reporter
+from camkd.cli.thresholds import parse_thresholds, violations
 from camkd.types import InputError
 
 if TYPE_CHECKING:
-    from camkd.evaluate import Measurement
+    from camkd.evaluate import Evaluation
 
 CHANCES = {"_shuffled": "other picture", "_centre": "centre", "_chance": "anywhere"}
 """The chance levels of a figure: the end of its name, and the title of its column."""
@@ -28,7 +28,10 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument(
-        "--alarm", type=int, default=0, help="list so many pictures with the teacher's answer but not its map"
+        "--list-disagreements",
+        type=int,
+        default=0,
+        help="list so many pictures with the teacher's answer but not its map",
     )
     for flag, word in (("--fail-under", "less"), ("--fail-over", "more")):
         parser.add_argument(
@@ -38,24 +41,26 @@ def _options(parser: ArgumentParser) -> None:
 
 def _evaluate(options: Namespace) -> dict[str, Any]:
     under, over = (
-        bounds(text, flag) if text is not None else {}
+        parse_thresholds(text, flag) if text is not None else {}
         for flag, text in (("--fail-under", options.fail_under), ("--fail-over", options.fail_over))
     )
-    if options.alarm < 0:
-        raise InputError(f"--alarm is {options.alarm}, but lists so many pictures: give 1 or more, or leave it out.")
+    if options.list_disagreements < 0:
+        raise InputError(
+            f"--list-disagreements must be 1 or more, got {options.list_disagreements}. Leave it out to list none."
+        )
     from camkd.cli.tables import print_table
     from camkd.experiments.finished_runs import reevaluate
 
-    with open_screen() as screen:
+    with open_reporter() as screen:
         measured = reevaluate(options.run, options.data, options.teacher, options.device, screen.progress, screen.note)
-    result, failure = dict(measured.figures), missed(measured.figures, under, over)
-    if options.alarm:
+    result, failure = dict(measured.metrics), violations(measured.metrics, under, over)
+    if options.list_disagreements:
         result["alarm"] = _alarm(measured, options)
     if not options.json:
-        for title, columns, rows in [*tables(options.run, measured.figures), *_alarms(result.get("alarm"))]:
+        for title, columns, rows in [*tables(options.run, measured.metrics), *_alarms(result.get("alarm"))]:
             print_table(title, columns, rows)
     if failure:
-        raise Unmet(failure, result)
+        raise ThresholdFailed(failure, result)
     return result
 
 
@@ -83,20 +88,22 @@ def _by_outcome(groups: Mapping[str, Mapping[str, float]]) -> Table:
     return "map likeness by outcome", columns, rows
 
 
-def _alarm(measured: Measurement, options: Namespace) -> dict[str, Any]:
+def _alarm(measured: Evaluation, options: Namespace) -> dict[str, Any]:
     """What ``--json`` says of the pictures with the teacher's answer and a map no more like its map than chance."""
-    from camkd.evaluate import alarmed, chance_of
+    from camkd.evaluate import chance_level, disagreeing_maps
 
     figures, pictures, _ = measured
     if "cam_cosine" not in pictures:
-        raise InputError(f"{options.run!r} has no teacher to be compared with: give --teacher its run, or no --alarm.")
-    level, classes = chance_of(figures), list(figures["per_class"])
-    rows = alarmed(pictures, level)
+        raise InputError(
+            f"{options.run!r} has no teacher to be compared with: give --teacher its run, or no --list-disagreements."
+        )
+    level, classes = chance_level(figures), list(figures["per_class"])
+    rows = disagreeing_maps(pictures, level)
     return {
         "level": level,
         "same_answer": int((pictures["predicted"] == pictures["teacher_predicted"]).sum()),
         "pictures": len(rows),
-        "listed": [_picture(pictures, row, classes) for row in rows[: options.alarm].tolist()],
+        "listed": [_picture(pictures, row, classes) for row in rows[: options.list_disagreements].tolist()],
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, open_screen, print_plainly
+from camkd.cli.commands.common import Command, open_reporter, print_plainly
 
 
 def _explain_options(parser: ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def _explain_options(parser: ArgumentParser) -> None:
 def _explain(options: Namespace) -> dict[str, Any]:
     from camkd.experiments.finished_runs import explain_files
 
-    with open_screen() as screen:
+    with open_reporter() as screen:
         answers = explain_files(
             options.run,
             options.images,

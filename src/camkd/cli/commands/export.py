@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, open_screen, print_plainly
+from camkd.cli.commands.common import Command, open_reporter, print_plainly
 
 RUN = "a run folder or a shipped model"
 DATA = "the pictures it was made for (default: where its run found them)"
@@ -31,14 +31,14 @@ def _export_options(parser: ArgumentParser) -> None:
 
 
 def _export(options: Namespace) -> dict[str, Any]:
-    from camkd.cli.flags import take
-    from camkd.export.export import Wishes, export, folder_of
+    from camkd.cli.flags import from_namespace
+    from camkd.export.export import ExportOptions, export, folder_of
 
     web = None if options.web is None else Path(options.web)
     out = Path(options.out) if options.out else None if web else folder_of(options.run)
     runtime = None if options.runtime is None else Path(options.runtime)
-    with open_screen() as screen:
-        found = export(options.run, out, web, take(Wishes, options), runtime, screen)
+    with open_reporter() as screen:
+        found = export(options.run, out, web, from_namespace(ExportOptions, options), runtime, screen)
         if out:
             screen.say(f"written: {out}")
         if web:
@@ -55,9 +55,9 @@ def _bench_options(parser: ArgumentParser) -> None:
 def _bench(options: Namespace) -> dict[str, Any]:
     from camkd.cli.tables import print_table
     from camkd.export.benchmark import bench
-    from camkd.utils.units import written
+    from camkd.utils.units import format_quantity
 
-    with open_screen() as screen:
+    with open_reporter() as screen:
         found = bench(options.run, options.data, options.rounds, screen.progress)
     if not options.json:
         rows = [
@@ -67,8 +67,8 @@ def _bench(options: Namespace) -> dict[str, Any]:
                 f"{row['median_ms']:.3f}",
                 f"{row['p95_ms']:.3f}",
                 f"{row['pictures_per_second']:,.0f}",
-                written(row["peak_bytes"]) if row["peak_bytes"] else "",
-                written(row["file_bytes"]),
+                format_quantity(row["peak_bytes"]) if row["peak_bytes"] else "",
+                format_quantity(row["file_bytes"]),
             ]
             for row in found["rows"]
         ]

@@ -7,17 +7,17 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from camkd.cli.commands.common import Command, open_data, open_screen
-from camkd.cli.flags import add, take
-from camkd.config import DataConfig, Lesson, TrainConfig
+from camkd.cli.commands.common import Command, open_data, open_reporter
+from camkd.cli.flags import add_flags, from_namespace
+from camkd.config import DataConfig, DistillConfig, TrainConfig
 
 
 def _configs(options: Namespace) -> tuple[DataConfig, TrainConfig]:
-    return take(DataConfig, options), take(TrainConfig, options)
+    return from_namespace(DataConfig, options), from_namespace(TrainConfig, options)
 
 
 def _training_options(parser: ArgumentParser) -> None:
-    add(parser, DataConfig, TrainConfig)
+    add_flags(parser, DataConfig, TrainConfig)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder (default: under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument(
@@ -31,7 +31,7 @@ def _training_options(parser: ArgumentParser) -> None:
 
 def _lesson_options(parser: ArgumentParser) -> None:
     parser.add_argument("--student", type=str, default="cam-net", help="the small network: see 'camkd list models'")
-    add(parser, Lesson)
+    add_flags(parser, DistillConfig)
 
 
 def _train_options(parser: ArgumentParser) -> None:
@@ -52,20 +52,20 @@ def _train_options(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> dict[str, Any] | None:
     from camkd.distill.teacher import find_teacher
     from camkd.experiments import pipeline
-    from camkd.models import entry, is_model
-    from camkd.runs.resume import acceptable
-    from camkd.utils.distributed import joined
+    from camkd.models import is_model_name, model_factory
+    from camkd.runs.resume import parse_accept
+    from camkd.utils.distributed import init_distributed
 
-    configs, accepted = _configs(options), acceptable(options.accept)
+    configs, accepted = _configs(options), parse_accept(options.accept)
     folder = _out(options, configs[0], options.student, "from", options.teacher)
-    lesson = take(Lesson, options)
+    lesson = from_namespace(DistillConfig, options)
     pipeline.check_names(options.student, lesson, configs[1], options.teacher_epochs)
-    if is_model(options.teacher):
-        entry(options.teacher)
+    if is_model_name(options.teacher):
+        model_factory(options.teacher)
         pipeline.check_shared_rate(configs[1], options.teacher, options.student)
     else:
         find_teacher(options.teacher, configs[0].data)
-    with joined(configs[1].device) as who, open_screen() as screen:
+    with init_distributed(configs[1].device) as who, open_reporter() as screen:
         data = open_data(configs[0], screen)
         results = pipeline.train_all(
             folder,
@@ -91,21 +91,21 @@ def _teacher_options(parser: ArgumentParser) -> None:
 
 def _teacher(options: Namespace) -> dict[str, Any] | None:
     from camkd.experiments import pipeline
-    from camkd.runs.resume import acceptable
-    from camkd.utils.distributed import joined
+    from camkd.runs.resume import parse_accept
+    from camkd.utils.distributed import init_distributed
 
-    configs, accepted = _configs(options), acceptable(options.accept)
+    configs, accepted = _configs(options), parse_accept(options.accept)
     folder = _out(options, configs[0], "teacher", options.model)
-    pipeline.check_names(options.model, Lesson("plain"), configs[1])
-    with joined(configs[1].device) as who, open_screen() as screen:
+    pipeline.check_names(options.model, DistillConfig("plain"), configs[1])
+    with init_distributed(configs[1].device) as who, open_reporter() as screen:
         data = open_data(configs[0], screen)
         metrics = pipeline.train_run(
             folder,
             data,
             options.model,
             "teacher",
-            (configs[0], pipeline.settled(configs[1], folder, watch=screen)),
-            Lesson("plain"),
+            (configs[0], pipeline.resolve_auto(configs[1], folder, watch=screen)),
+            DistillConfig("plain"),
             resume=options.resume,
             accept=accepted,
             watch=screen,
@@ -126,22 +126,22 @@ def _distill_options(parser: ArgumentParser) -> None:
 
 
 def _distill(options: Namespace) -> dict[str, Any] | None:
-    from camkd.distill.teacher import adopt_teacher, find_teacher
+    from camkd.distill.teacher import find_teacher, load_teacher
     from camkd.experiments import pipeline
     from camkd.report.report import write_report
-    from camkd.runs.resume import acceptable
-    from camkd.utils.distributed import first_does, joined
+    from camkd.runs.resume import parse_accept
+    from camkd.utils.distributed import init_distributed, run_on_rank0
 
-    configs, accepted = _configs(options), acceptable(options.accept)
+    configs, accepted = _configs(options), parse_accept(options.accept)
     folder = _out(options, configs[0], options.student, options.method, "from", options.teacher)
-    lesson = take(Lesson, options)
+    lesson = from_namespace(DistillConfig, options)
     pipeline.check_names(options.student, lesson, configs[1])
     place = find_teacher(options.teacher, configs[0].data)
-    with joined(configs[1].device) as who, open_screen() as screen:
+    with init_distributed(configs[1].device) as who, open_reporter() as screen:
         data = open_data(configs[0], screen)
-        teacher = adopt_teacher(place, data, configs[1].device)
-        config = pipeline.settled(configs[1], folder, watch=screen)
-        knowledge, config = pipeline.taught_by(teacher, data, config, lesson, screen)
+        teacher = load_teacher(place, data, configs[1].device)
+        config = pipeline.resolve_auto(configs[1], folder, watch=screen)
+        knowledge, config = pipeline.prepare_teacher_cache(teacher, data, config, lesson, screen)
         metrics = pipeline.train_run(
             folder,
             data,
@@ -155,7 +155,7 @@ def _distill(options: Namespace) -> dict[str, Any] | None:
             accept=accepted,
             watch=screen,
         )
-        first_does(lambda: write_report([place, folder], folder / "report.html"))
+        run_on_rank0(lambda: write_report([place, folder], folder / "report.html"))
         screen.say(
             f"{options.student}: {metrics['accuracy']:.1%} of the test pictures right, agrees with its teacher on "
             f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"

@@ -18,11 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkd.distill.cache.records import VERSION, Layout
-from camkd.distill.cache.store import DamagedKnowledge, Manifest, NoRoom, Store, store_folder, stores
+from camkd.distill.cache.records import VERSION, RecordFormat
+from camkd.distill.cache.store import CacheFullError, CorruptCacheWarning, Manifest, Store, list_stores, store_folder
 from camkd.types import Prediction
 
-__all__ = ["DamagedKnowledge", "Knowledge", "Layout", "Manifest", "NoRoom", "Store", "key_of", "store_folder", "stores"]
+__all__ = [
+    "CacheFullError",
+    "CorruptCacheWarning",
+    "Knowledge",
+    "Manifest",
+    "RecordFormat",
+    "Store",
+    "key_of",
+    "list_stores",
+    "store_folder",
+]
 
 
 def key_of(teacher: nn.Module, parts: Mapping[str, Any]) -> str:
@@ -35,7 +45,7 @@ def key_of(teacher: nn.Module, parts: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:24]
 
 
-class Knowledge:
+class TeacherCache:
     """A teacher whose answers are kept: ``recall`` what is known, ``ask`` for what is not.
 
     ``teacher`` answers a batch of pictures. Without a ``store`` it is asked every time; with a ``layout`` its answers
@@ -43,7 +53,7 @@ class Knowledge:
     """
 
     def __init__(
-        self, teacher: Callable[[Tensor], Prediction], store: Store | None = None, layout: Layout | None = None
+        self, teacher: Callable[[Tensor], Prediction], store: Store | None = None, layout: RecordFormat | None = None
     ) -> None:
         self.teacher, self.store = teacher, store
         self.layout = layout if store is None else store.layout
@@ -51,14 +61,14 @@ class Knowledge:
         if store is not None:
             store.touch()
 
-    def recall(self, epoch: int, samples: Tensor) -> Prediction | None:
+    def get(self, epoch: int, samples: Tensor) -> Prediction | None:
         """The answers for the views of ``samples`` in ``epoch``, on the host, or None where one is missing."""
         try:
             return None if self.store is None else self.store.read(epoch, samples.numpy())
-        except NoRoom:  # a file that was cut off cannot be made whole again; asking says so
+        except CacheFullError:  # a file that was cut off cannot be made whole again; asking says so
             return None
 
-    def ask(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
+    def compute(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
         """The teacher's answers to the views ``x`` of ``samples``, from now on known."""
         self.asked += len(x)
         answer = self.teacher(x)
@@ -68,6 +78,6 @@ class Knowledge:
         try:
             if self.store is not None:
                 self.store.write(epoch, samples.numpy(), records)
-        except NoRoom as full:
+        except CacheFullError as full:
             warnings.warn(f"{full} Until then the teacher is asked at every step.", stacklevel=2)
         return self.layout.decode(records).to(x.device)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import bias, form, predict
-from camkd.config import Lesson, TrainConfig
+from camkd.config import DistillConfig, TrainConfig
 from camkd.data.augment import VERSION as VIEWS
-from camkd.data.augment import policy_named
+from camkd.data.augment import get_policy
 from camkd.data.dataset import Dataset
-from camkd.distill.cache import Knowledge, Layout, Manifest, Store, key_of, store_folder
+from camkd.distill.cache import Manifest, RecordFormat, Store, TeacherCache, key_of, store_folder
 from camkd.distill.cache.records import ALL_CLASSES
 from camkd.distill.teacher import Teacher
-from camkd.models.fold_batchnorm import folded
-from camkd.runs.load_model import describe
+from camkd.models.fold_batchnorm import fold_batchnorm
+from camkd.runs.load_model import read_model_info
 from camkd.types import Prediction
 from camkd.utils.devices import pick_device, pick_precision
 
@@ -34,33 +34,33 @@ LARGEST_MAP = 8
 """Cells a side of the maps that are kept, unless asked for otherwise."""
 
 
-def knowledge_of(
-    teacher: Teacher, data: Dataset, config: TrainConfig, lesson: Lesson, *, features: bool = False
-) -> Knowledge:
+def build_teacher_cache(
+    teacher: Teacher, data: Dataset, config: TrainConfig, lesson: DistillConfig, *, features: bool = False
+) -> TeacherCache:
     """The teacher behind its store; without one where ``features`` are asked for, which are not kept."""
     size = int(data.train.images.shape[1])
-    answer = answering(teacher.model, size, config, features=features)
+    answer = make_teacher_fn(teacher.model, size, config, features=features)
     if features:
-        return Knowledge(answer)
-    layout = layout_of(teacher.model, size, answer, lesson.knowledge_map)
+        return TeacherCache(answer)
+    layout = record_format_for(teacher.model, size, answer, lesson.cache_map_size)
     precision = pick_precision(config.precision, torch.device(pick_device(config.device)))
     manifest = Manifest(
         teacher=str(teacher.folder.resolve()),
-        architecture=describe(teacher.folder).architecture,
+        architecture=read_model_info(teacher.folder).architecture,
         data=data.name,
-        views=config.views,
-        view_seed=config.view_seed,
+        views=config.augment,
+        augment_seed=config.augment_seed,
         precision=precision,
         count=len(data.train),
         layout=layout,
     )
-    policy = (VIEWS, repr(policy_named(config.views)), config.view_seed)
+    policy = (VIEWS, repr(get_policy(config.augment)), config.augment_seed)
     how = (ANSWERS, pick_device(config.device).partition(":")[0], precision)
     asked = {"data": data.fingerprint, "views": policy, "layout": repr(layout), "how": how}
-    return Knowledge(answer, Store(store_folder(key_of(teacher.model, asked)), manifest))
+    return TeacherCache(answer, Store(store_folder(key_of(teacher.model, asked)), manifest))
 
 
-def answering(
+def make_teacher_fn(
     model: nn.Module, size: int, config: TrainConfig, *, features: bool = False
 ) -> Callable[[Tensor], Prediction]:
     """How a frozen network is asked quickly: batch normalisation folded, in parts that fit a processor's caches.
@@ -83,7 +83,7 @@ def answering(
 
 def _folded(model: nn.Module, probe: Tensor) -> nn.Module:
     """Folded, unless tracing loses the layer that the maps are made of: slower or other maps would follow."""
-    quick = folded(model, probe)
+    quick = fold_batchnorm(model, probe)
     if form(quick, probe) != form(model, probe):
         return model
     with torch.no_grad():
@@ -94,7 +94,9 @@ def _folded(model: nn.Module, probe: Tensor) -> nn.Module:
     return quick if same else model
 
 
-def layout_of(model: nn.Module, size: int, answer: Callable[[Tensor], Prediction], side: int | None) -> Layout:
+def record_format_for(
+    model: nn.Module, size: int, answer: Callable[[Tensor], Prediction], side: int | None
+) -> RecordFormat:
     """How to keep such answers: maps of ``side`` cells (None: their own up to 8), never more than they have.
 
     Pooling by a whole factor keeps a map's mean, so where the head is linear the logits follow from the maps.
@@ -105,7 +107,7 @@ def layout_of(model: nn.Module, size: int, answer: Callable[[Tensor], Prediction
     _, classes, *own = cams.shape
     height, width = (min(cells, LARGEST_MAP if side is None else side) for cells in own)
     follows = offset is not None and own[0] % height == own[1] % width == 0 and classes <= ALL_CLASSES
-    return Layout(classes, height, width, tuple(offset.tolist()) if follows and offset is not None else None)
+    return RecordFormat(classes, height, width, tuple(offset.tolist()) if follows and offset is not None else None)
 
 
 def _probe(model: nn.Module, size: int) -> Tensor:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from camkd.config import DataConfig, Lesson, TrainConfig, epochs_within
+from camkd.config import DataConfig, DistillConfig, TrainConfig, epochs_in_budget
 from camkd.data.augment import Views, batch_count, epoch_order
-from camkd.data.dataset import Dataset, Progress, silent
-from camkd.data.sources import open_pictures
+from camkd.data.dataset import Dataset, Progress, no_progress
+from camkd.data.sources import open_dataset
 from camkd.distill.cache import Store
-from camkd.distill.cache.build import answering, knowledge_of, layout_of
-from camkd.distill.teacher import adopt_teacher
+from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn, record_format_for
+from camkd.distill.teacher import load_teacher
 from camkd.models import build
 from camkd.types import InputError
 from camkd.utils.devices import keep_freed_memory, pick_device
@@ -37,10 +37,10 @@ class Job:
     teacher: Path
     data: DataConfig
     train: TrainConfig
-    lesson: Lesson
+    lesson: DistillConfig
 
 
-class Cost(NamedTuple):
+class CacheCost(NamedTuple):
     """What answers take: bytes a picture, pictures an epoch, epochs within the budget, and the teacher's speed."""
 
     bytes_per_picture: int
@@ -68,10 +68,10 @@ class _Filler:
     def __init__(self, job: Job, data: Dataset) -> None:
         self.job, train = job, data.train
         keep_freed_memory()
-        teacher = adopt_teacher(job.teacher, data, job.train.device)
-        self.knowledge = knowledge_of(teacher, data, job.train, job.lesson)
+        teacher = load_teacher(job.teacher, data, job.train.device)
+        self.knowledge = build_teacher_cache(teacher, data, job.train, job.lesson)
         device = torch.device(pick_device(job.train.device))
-        policy, seed = job.train.views, job.train.view_seed
+        policy, seed = job.train.augment, job.train.augment_seed
         self.views = Views(train, len(data.classes), policy, seed, device)
 
     @property
@@ -83,7 +83,7 @@ class _Filler:
     @property
     def epochs(self) -> int:
         """As many as there is room for."""
-        return epochs_within(self.job.train, self.job.lesson, self.store.epoch_bytes)
+        return epochs_in_budget(self.job.train, self.job.lesson, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
         """(epoch, first batch) of each piece of work."""
@@ -93,10 +93,10 @@ class _Filler:
     def __call__(self, task: tuple[int, int]) -> int:
         """Do a piece of work, in the batches of a training run, so that every bit is what that run would get."""
         epoch, start = task
-        order = epoch_order(len(self.views), self.job.train.view_seed, epoch, self.job.train.batch_size)
+        order = epoch_order(len(self.views), self.job.train.augment_seed, epoch, self.job.train.batch_size)
         done = 0
         for samples in order[start : start + BATCHES_AT_ONCE]:
-            if not self.store.knows(epoch, samples.numpy()):
+            if not self.store.contains(epoch, samples.numpy()):
                 answer = self.knowledge.teacher(self.views[epoch, samples].x)
                 self.store.write(epoch, samples.numpy(), self.store.layout.encode(answer))
             done += len(samples)
@@ -110,7 +110,7 @@ def _begin(job: Job, threads: int) -> None:
     global _filler
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's: it lets the others finish their piece
     torch.set_num_threads(threads)
-    _filler = _Filler(job, open_pictures(job.data))
+    _filler = _Filler(job, open_dataset(job.data))
 
 
 def _work(task: tuple[int, int]) -> int:
@@ -118,7 +118,7 @@ def _work(task: tuple[int, int]) -> int:
     return _filler(task)
 
 
-def fill(job: Job, data: Dataset, processes: int, progress: Progress) -> Store:
+def precompute(job: Job, data: Dataset, processes: int, progress: Progress) -> Store:
     """Ask about every view that is not known yet; interrupted, it goes on where it was when it is called again.
 
     Raises ``InputError`` where the budget has no room for an epoch or the disk is full.
@@ -126,8 +126,8 @@ def fill(job: Job, data: Dataset, processes: int, progress: Progress) -> Store:
     filler = _Filler(job, data)
     if not filler.epochs:
         raise InputError(
-            f"a knowledge budget of {job.lesson.knowledge_budget} has no room for one epoch of "
-            f"{filler.store.epoch_bytes / 1e9:.3g} GB: give a larger --knowledge-budget."
+            f"a knowledge budget of {job.lesson.cache_budget} has no room for one epoch of "
+            f"{filler.store.epoch_bytes / 1e9:.3g} GB: give a larger --cache-budget."
         )
     tasks, total, done = list(filler.tasks()), filler.epochs * len(data.train), 0
     if processes == 1:
@@ -151,20 +151,22 @@ def fill(job: Job, data: Dataset, processes: int, progress: Progress) -> Store:
     return filler.store
 
 
-def cost(job: Job, data: Dataset, progress: Progress = silent) -> Cost:
+def estimate_cost(job: Job, data: Dataset, progress: Progress = no_progress) -> CacheCost:
     """What `fill` would take here in one process: what is known is read, and the teacher measured for a moment."""
     filler = _Filler(job, data)
     store, known = filler.store, 0
     begun = [epoch for epoch in store.epochs() if epoch < filler.epochs]
     for done, epoch in enumerate(begun, 1):
-        known += store.examine(epoch)[0]
+        known += store.verify_epoch(epoch)[0]
         progress(done, len(begun), "reading what is known")
     x = filler.views[0, torch.arange(min(job.train.batch_size, len(filler.views)))].x
     speed = _speed(filler.knowledge.teacher, x)
-    return Cost(store.layout.dtype.itemsize, len(data.train), filler.epochs, speed, known)
+    return CacheCost(store.layout.dtype.itemsize, len(data.train), filler.epochs, speed, known)
 
 
-def cost_of(architecture: str, config: TrainConfig, lesson: Lesson, pictures: int, classes: int, size: int) -> Cost:
+def estimate_architecture_cost(
+    architecture: str, config: TrainConfig, lesson: DistillConfig, pictures: int, classes: int, size: int
+) -> CacheCost:
     """The same for pictures that are not here: ``pictures`` of ``size`` pixels in ``classes`` classes.
 
     The teacher's architecture is what counts; its weights are drawn.
@@ -172,11 +174,11 @@ def cost_of(architecture: str, config: TrainConfig, lesson: Lesson, pictures: in
     model = build(architecture, classes, size, pretrained=False)
     device = pick_device(config.device)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    answer = answering(model, size, config)
-    layout = layout_of(model, size, answer, lesson.knowledge_map)
+    answer = make_teacher_fn(model, size, config)
+    layout = record_format_for(model, size, answer, lesson.cache_map_size)
     x = torch.rand(config.batch_size, 3, size, size).to(device, memory_format=torch.channels_last)
-    epochs = epochs_within(config, lesson, pictures * layout.dtype.itemsize)
-    return Cost(layout.dtype.itemsize, pictures, epochs, _speed(answer, x))
+    epochs = epochs_in_budget(config, lesson, pictures * layout.dtype.itemsize)
+    return CacheCost(layout.dtype.itemsize, pictures, epochs, _speed(answer, x))
 
 
 def _speed(answer: Any, x: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camkd.cams import resize
 from camkd.types import Prediction
-from camkd.utils.hashing import GOLDEN, scrambled, stream_of
+from camkd.utils.hashing import GOLDEN, derive_seed, splitmix64
 
 VERSION = 2
 """Goes up when the same answers would be stored differently."""
@@ -23,7 +23,7 @@ ALL_CLASSES, TOP_CLASSES = 100, 10
 
 
 @dataclass(frozen=True)
-class Layout:
+class RecordFormat:
     """One answer in bytes, for ``classes`` classes and maps of ``height`` x ``width`` cells.
 
     Maps are float16 and in logit units. Above 100 classes those of the 10 likeliest are kept, with their indices.
@@ -90,5 +90,5 @@ def checksums(records: NDArray[np.void], epoch: int, rows: NDArray[np.int64]) ->
     """
     words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)[:, 1:]
     places = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-    own = rows.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(stream_of(VERSION, epoch))
-    return scrambled(scrambled(words + places).sum(1, dtype=np.uint64) + scrambled(own)) | np.uint64(1)
+    own = rows.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(derive_seed(VERSION, epoch))
+    return splitmix64(splitmix64(words + places).sum(1, dtype=np.uint64) + splitmix64(own)) | np.uint64(1)

@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camkd.data.dataset import cache_folder
-from camkd.distill.cache.records import Layout, checksums
+from camkd.distill.cache.records import RecordFormat, checksums
 from camkd.types import InputError, Prediction
-from camkd.utils.files import NO_SPACE, reserve, sealed, unsealed, write_text
-from camkd.utils.units import written
+from camkd.utils.files import NO_SPACE, dump_checksummed, load_checksummed, reserve, write_text
+from camkd.utils.units import format_quantity
 
 MANIFEST = "store.json"
 ROWS_AT_ONCE = 4096
 LARGEST_EPOCH = 1 << 50
 
 
-class DamagedKnowledge(UserWarning):
+class CorruptCacheWarning(UserWarning):
     """Stored answers were not what had been written; they are asked again."""
 
 
-class NoRoom(InputError):
+class CacheFullError(InputError):
     """The disk has no space for an epoch of answers."""
 
 
@@ -38,19 +38,19 @@ class Manifest:
     architecture: str
     data: str
     views: str
-    view_seed: int
+    augment_seed: int
     precision: str
     count: int
-    layout: Layout
+    layout: RecordFormat
 
     @classmethod
     def of(cls, folder: Path) -> Manifest:
         """Raises ``InputError`` where there is none, or where it is not what was written."""
         try:
-            values = unsealed(folder / MANIFEST)
+            values = load_checksummed(folder / MANIFEST)
             known = {field.name: values[field.name] for field in fields(cls)}
             bias = known["layout"]["bias"]
-            layout = Layout(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
+            layout = RecordFormat(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
             if not 0 < known["count"] * layout.dtype.itemsize < LARGEST_EPOCH or layout.classes < 2:
                 raise ValueError("no epoch has such a size")
             return cls(**{**known, "layout": layout})
@@ -61,7 +61,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it where it is missing or differs, and note that the store is used now."""
-        path, text = folder / MANIFEST, sealed(asdict(self))
+        path, text = folder / MANIFEST, dump_checksummed(asdict(self))
         if path.exists() and path.read_bytes() == text.encode():
             os.utime(path)
         else:
@@ -99,7 +99,7 @@ class Store:
         found, known = self._found(epoch, rows)
         return self.layout.decode(found) if self._all(epoch, found, known) else None
 
-    def knows(self, epoch: int, rows: NDArray[np.int64]) -> bool:
+    def contains(self, epoch: int, rows: NDArray[np.int64]) -> bool:
         """Whether there is a sound answer for each of ``rows``. Warns where one is damaged."""
         return self._all(epoch, *self._found(epoch, rows))
 
@@ -108,19 +108,19 @@ class Store:
         if damaged:
             warnings.warn(
                 f"{damaged} of the teacher's answers in {self.path(epoch)} are damaged; they are asked again.",
-                DamagedKnowledge,
+                CorruptCacheWarning,
                 stacklevel=3,
             )
         return bool(known.all())
 
     def write(self, epoch: int, rows: NDArray[np.int64], encoded: NDArray[np.void]) -> None:
-        """Keep encoded answers for samples ``rows``. Raises ``NoRoom`` where the disk is full."""
+        """Keep encoded answers for samples ``rows``. Raises ``CacheFullError`` where the disk is full."""
         encoded["sum"] = checksums(encoded, epoch, rows)
         records = self._records(epoch, create=True)
         assert records is not None
         records[rows] = encoded
 
-    def examine(self, epoch: int, *, mend: bool = False) -> tuple[int, int]:
+    def verify_epoch(self, epoch: int, *, mend: bool = False) -> tuple[int, int]:
         """How many records of an epoch are known and how many are damaged; ``mend`` makes these unknown."""
         known = damaged = 0
         for start in range(0, self.count, ROWS_AT_ONCE):
@@ -162,9 +162,9 @@ class Store:
                 path.unlink(missing_ok=True)
             if error.errno not in NO_SPACE:
                 raise
-            raise NoRoom(
-                f"there is no room for {written(self.epoch_bytes)} of the teacher's answers in {self.folder}: make "
-                "room with 'camkd knowledge prune', lower --knowledge-budget, or set CAMKD_CACHE to another folder."
+            raise CacheFullError(
+                f"there is no room for {format_quantity(self.epoch_bytes)} of the teacher's answers in {self.folder}: "
+                "make room with 'camkd cache prune', lower --cache-budget, or set CAMKD_CACHE to another folder."
             ) from error
         records: NDArray[np.void] = np.memmap(path, self.layout.dtype, "r+", shape=(self.count,))
         self._open = epoch, records
@@ -173,10 +173,10 @@ class Store:
 
 def store_folder(key: str) -> Path:
     """The folder of the store called ``key``."""
-    return cache_folder() / "knowledge" / key
+    return cache_folder() / "teacher" / key
 
 
-def stores() -> list[Path]:
+def list_stores() -> list[Path]:
     """The folders of all knowledge stores, least recently used first."""
     found = store_folder("").glob(f"*/{MANIFEST}")
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]

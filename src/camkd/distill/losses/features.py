@@ -114,7 +114,7 @@ class Attention:
     """Attention transfer, summed over the stages; on the last alone where one of the networks has no other."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         ours, theirs = stages_of(student, teacher)
@@ -127,7 +127,7 @@ class Similarity:
     """Similarity preserving on the averaged layer; a value is of a picture in its batch."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         ours, theirs = stages_of(student, teacher)
@@ -139,7 +139,7 @@ class RelationalDistance:
     """Distance-wise RKD on the average of the averaged layer; a value is of a picture in its batch."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         ours, theirs = stages_of(student, teacher)
@@ -151,7 +151,7 @@ class RelationalAngle:
     """Angle-wise RKD on the average of the averaged layer; a value is of a picture in its batch."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         ours, theirs = stages_of(student, teacher)
@@ -166,7 +166,7 @@ class _Connectable:
     """A term whose weights are made when both networks are known, by ``Objective.connected``."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         raise RuntimeError(f"{type(self).__name__} has no weights yet: use Objective.connected")
@@ -205,7 +205,7 @@ class Regressor(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class Reviewer(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
 
     def __init__(self, student: list[int], teacher: list[int]) -> None:
         super().__init__()

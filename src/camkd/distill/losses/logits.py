@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from camkd.types import Prediction
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """``-sum_k q[k] log softmax(logits)[k]`` per picture, in nats: ``(N, K), labels -> (N,)``.
 
     ``labels`` is ``(N,)`` class indices or ``(N, K)`` probabilities (mixed pictures). With smoothing ``s`` the target
     is ``q = (1 - s) label + s / K`` (Szegedy et al. 2015, arXiv 1512.00567).
     """
-    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -73,11 +73,11 @@ class CrossEntropy:
     """Cross-entropy with the labels."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    asks_teacher: ClassVar[bool] = False
-    smoothing: float = 0.0
+    needs_teacher: ClassVar[bool] = False
+    label_smoothing: float = 0.0
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        return cross_entropy(student.logits, labels, self.smoothing)
+        return cross_entropy(student.logits, labels, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class KD:
     """Hinton's softened Kullback-Leibler divergence from the teacher's prediction."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
     temperature: float = 4.0
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class StandardisedKD:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
     temperature: float = 2.0
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class DKD:
     """Hinton's divergence decoupled into the label's part and the other classes' part."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
     alpha: float = 1.0
     beta: float = 8.0
     temperature: float = 4.0

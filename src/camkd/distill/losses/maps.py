@@ -68,7 +68,7 @@ def cam_distance(
     return per_class.mean(1) if classes == "all" else (per_class * weights).sum(1)
 
 
-def falsified(maps: Tensor, control: Control) -> Tensor:
+def control_maps(maps: Tensor, control: Control) -> Tensor:
     """Maps ``(N, K, h, w)`` that say the same about each class, ``mean_xy``, but lie about where it is.
 
     ``shuffled``: the layout of another picture of the batch; ``centre``: a Gaussian in the middle of each.
@@ -97,7 +97,7 @@ def sdd(student: Prediction, teacher: Prediction, beta: float = 2.0, temperature
     classes alone; the whole picture, of which all logits are known, among all.
     """
     assert student.cams is not None and teacher.cams is not None
-    shown, everywhere = teacher.shown, teacher.logits.argmax(1, keepdim=True)
+    shown, everywhere = teacher.class_ids, teacher.logits.argmax(1, keepdim=True)
     ours = student.cams + (student.logits - student.cams.mean((2, 3)))[:, :, None, None]
     if shown is None:
         theirs = teacher.cams + (teacher.logits - teacher.cams.mean((2, 3)))[:, :, None, None]
@@ -124,7 +124,7 @@ class CAM:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
     classes: Classes = "all"
     norm: Norm = "l2"
     pool: int = 4
@@ -132,11 +132,11 @@ class CAM:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert student.cams is not None and teacher is not None and teacher.cams is not None
-        maps = falsified(teacher.cams.detach(), self.control)
+        maps = control_maps(teacher.cams.detach(), self.control)
         if self.classes == "all":
-            return cam_distance(student.cams, maps, labels, "all", self.norm, self.pool, teacher.shown)
+            return cam_distance(student.cams, maps, labels, "all", self.norm, self.pool, teacher.class_ids)
         which = teacher.logits.argmax(1) if self.classes == "top-1" else labels
-        return cam_distance(student.cams, maps, which, "target", self.norm, self.pool, teacher.shown)
+        return cam_distance(student.cams, maps, which, "target", self.norm, self.pool, teacher.class_ids)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class SDD:
     """Hinton's divergence in regions of the picture, as in scale decoupled distillation."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
-    asks_teacher: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
     temperature: float = 4.0
     beta: float = 2.0
     pool: int = 4

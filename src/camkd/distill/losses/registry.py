@@ -21,13 +21,13 @@ class Term(Protocol):
     """
 
     needs: ClassVar[frozenset[str]]
-    asks_teacher: ClassVar[bool]
+    needs_teacher: ClassVar[bool]
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
-class Connects(Protocol):
+class NeedsAdapter(Protocol):
     """A term with weights of its own, which are learnt beside the student's and thrown away at the end."""
 
     def connect(self, student: Prediction, teacher: Prediction) -> Term:

@@ -4,7 +4,7 @@ Pure functions on tensors. Maps are ``(N, h, w)``: one map a picture, of one cla
 answer). docs/metrics.md lists what a run writes down of them.
 """
 
-from camkd.evaluate.metrics.agreement import by_outcome, map_likeness, means, on_one_grid, outcomes, shuffled
+from camkd.evaluate.metrics.agreement import by_outcome, derangement, map_likeness, means, outcomes, to_common_grid
 from camkd.evaluate.metrics.classification import accuracy, confusion, ece, nll
 from camkd.evaluate.metrics.localization import energy_inside, pointing_game
 from camkd.evaluate.metrics.map_similarity import cosine, iou_top, pearson, pointing_match, spearman
@@ -14,17 +14,17 @@ __all__ = [
     "by_outcome",
     "confusion",
     "cosine",
+    "derangement",
     "ece",
     "energy_inside",
     "iou_top",
     "map_likeness",
     "means",
     "nll",
-    "on_one_grid",
     "outcomes",
     "pearson",
     "pointing_game",
     "pointing_match",
-    "shuffled",
     "spearman",
+    "to_common_grid",
 ]

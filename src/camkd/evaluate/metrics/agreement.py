@@ -22,7 +22,7 @@ LIKENESS = {
 }
 
 
-def shuffled(n: int, seed: int = 0) -> Tensor:
+def derangement(n: int, seed: int = 0) -> Tensor:
     """Another picture for each of ``n``: a permutation ``(n,)`` that leaves nothing in place.
 
     One cycle through all pictures in random order; the same for the same ``n`` and ``seed``. Raises
@@ -54,19 +54,19 @@ def map_likeness(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor
         raise ValueError(
             f"{len(student_maps)} student maps and {len(teacher_maps)} teacher maps: give one pair a picture"
         )
-    student, teacher = on_one_grid(student_maps, teacher_maps)
+    student, teacher = to_common_grid(student_maps, teacher_maps)
     against = {"": teacher, "_centre": centre_prior(*teacher.shape[1:]).to(teacher).expand_as(teacher)}
     if len(teacher) > 1:
-        against["_shuffled"] = teacher[shuffled(len(teacher)).to(teacher.device)]
+        against["_shuffled"] = teacher[derangement(len(teacher)).to(teacher.device)]
     return {
         name + suffix: figure(student, other) for name, figure in LIKENESS.items() for suffix, other in against.items()
     }
 
 
-def on_one_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def to_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Maps ``(N,h,w)`` and ``(N,H,W)``, brought by `resize` to the larger number of rows and of columns.
 
-    >>> [maps.shape[1:] for maps in on_one_grid(torch.rand(1, 4, 4), torch.rand(1, 8, 8))]
+    >>> [maps.shape[1:] for maps in to_common_grid(torch.rand(1, 4, 4), torch.rand(1, 8, 8))]
     [torch.Size([8, 8]), torch.Size([8, 8])]
     """
     grid = (max(a.shape[1], b.shape[1]), max(a.shape[2], b.shape[2]))

@@ -10,22 +10,22 @@ from typing import Any
 import yaml
 
 from camkd.data.dataset import Dataset, Progress
-from camkd.distill.cache.precompute import Job, fill
-from camkd.distill.teacher import adopt_teacher
+from camkd.distill.cache.precompute import Job, precompute
+from camkd.distill.teacher import load_teacher
 from camkd.experiments import pipeline
 from camkd.experiments.compare.plan import Plan, methods_of, slug
-from camkd.experiments.compare.workers import Worker, made
+from camkd.experiments.compare.workers import Worker, iter_runs
 from camkd.report.comparison_stats import Arm, Comparison
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 from camkd.types import InputError
 from camkd.utils.files import write_text
 
-__all__ = ["Plan", "carry_out", "collect", "methods_of", "prepare", "slug"]
+__all__ = ["Plan", "collect", "methods_of", "prepare", "run_missing", "slug"]
 
 PLAN, RUNS = "comparison.yaml", "runs"
 
 
-def prepare(plan: Plan, data: Dataset, *, resume: bool, watch: Watch) -> Plan:
+def prepare(plan: Plan, data: Dataset, *, resume: bool, watch: Callback) -> Plan:
     """Settle what all runs have in common, take the folder, and return the plan as it will be carried out.
 
     A comparison goes on in the number format, with the views and the threads that it was begun with. Raises
@@ -35,14 +35,14 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, watch: Watch) -> Plan:
     before = _begun(plan.folder, resume)
     if before:
         precision = before["precision"] if plan.train.precision == "auto" else plan.train.precision
-        view_epochs = plan.train.view_epochs or before["view_epochs"]
-        train = replace(plan.train, precision=precision, view_epochs=view_epochs)
+        augment_epochs = plan.train.augment_epochs or before["augment_epochs"]
+        train = replace(plan.train, precision=precision, augment_epochs=augment_epochs)
         plan = replace(plan, train=train, threads=before["threads"])
-    teacher = adopt_teacher(plan.teacher, data, plan.train.device)
-    config = pipeline.settled(plan.train, watch=watch)
+    teacher = load_teacher(plan.teacher, data, plan.train.device)
+    config = pipeline.resolve_auto(plan.train, watch=watch)
     stored = _stored(plan)
     if stored is not None:
-        _, config = pipeline.taught_by(teacher, data, config, plan.taught(stored), watch)
+        _, config = pipeline.prepare_teacher_cache(teacher, data, config, plan.taught(stored), watch)
     plan = replace(plan, train=config)
     settings = plan.settings(data.fingerprint)
     for name, value in settings.items():
@@ -56,7 +56,7 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, watch: Watch) -> Plan:
     worker = Worker(plan, data)
     for method, seed in plan.runs:
         if plan.place(method, seed).finished:
-            worker(method, seed, Watch())  # nothing is trained: it says if the run was another
+            worker(method, seed, Callback())  # nothing is trained: it says if the run was another
     return plan
 
 
@@ -70,14 +70,14 @@ def _begun(folder: Path, resume: bool) -> dict[str, Any]:
         before = yaml.safe_load((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError):
         before = None
-    if not isinstance(before, dict) or not {"precision", "view_epochs", "threads"} <= before.keys():
+    if not isinstance(before, dict) or not {"precision", "augment_epochs", "threads"} <= before.keys():
         raise InputError(f"{folder} holds something else than a comparison: give another --out.")
     if not resume:
         raise InputError(f"{folder} holds a comparison: add --resume to go on with it, or give another --out.")
     return before
 
 
-def carry_out(plan: Plan, data: Dataset, processes: int, watch: Watch, progress: Progress) -> dict[str, str]:
+def run_missing(plan: Plan, data: Dataset, processes: int, watch: Callback, progress: Progress) -> dict[str, str]:
     """Make the runs that are missing, one after another or in ``processes`` at once.
 
     The teacher is asked first, about all views that any run will see. A run that diverges is left as it is and the
@@ -89,8 +89,8 @@ def carry_out(plan: Plan, data: Dataset, processes: int, watch: Watch, progress:
     if stored is not None:
         knowledge, _ = Worker(plan, data).knowledge(stored)
         if knowledge is not None and knowledge.store is not None:
-            fill(Job(plan.teacher, plan.data, plan.train, plan.taught(stored)), data, processes, progress)
-    for (method, seed), error in made(plan, data, missing, processes, watch):
+            precompute(Job(plan.teacher, plan.data, plan.train, plan.taught(stored)), data, processes, progress)
+    for (method, seed), error in iter_runs(plan, data, missing, processes, watch):
         name = f"{method}, seed {seed}"
         if error is not None:
             failed[name] = str(error)
@@ -126,6 +126,6 @@ def _stored(plan: Plan) -> str | None:
     """A method whose teacher's answers are kept; all such methods share one store."""
     for method in plan.methods:
         goal = pipeline.objective_of(plan.taught(method), plan.train)
-        if goal.asks_teacher and "features" not in goal.needs:
+        if goal.needs_teacher and "features" not in goal.needs:
             return method
     return None

@@ -15,19 +15,21 @@ import torch
 
 from camkd.config import TrainConfig
 from camkd.data.dataset import Dataset
-from camkd.data.sources import open_pictures
-from camkd.distill.cache import Knowledge
-from camkd.distill.teacher import adopt_teacher
+from camkd.data.sources import open_dataset
+from camkd.distill.cache import TeacherCache
+from camkd.distill.teacher import load_teacher
 from camkd.experiments import pipeline
 from camkd.experiments.compare.plan import Plan
-from camkd.train.callbacks import Watch
+from camkd.train.callbacks import Callback
 from camkd.types import InputError
 
-Made = tuple[tuple[str, int], Exception | None]
+RunResult = tuple[tuple[str, int], Exception | None]
 """Which run ended, and why if it failed."""
 
 
-def made(plan: Plan, data: Dataset, runs: Sequence[tuple[str, int]], processes: int, watch: Watch) -> Iterator[Made]:
+def iter_runs(
+    plan: Plan, data: Dataset, runs: Sequence[tuple[str, int]], processes: int, watch: Callback
+) -> Iterator[RunResult]:
     """Make ``runs`` one after another, or in ``processes`` at once, each with the plan's number of threads."""
     if processes > 1:
         yield from in_parallel(plan, runs, processes, watch)
@@ -46,16 +48,18 @@ class Worker:
 
     def __init__(self, plan: Plan, data: Dataset) -> None:
         self.plan, self.data = plan, data
-        self.teacher = adopt_teacher(plan.teacher, data, plan.train.device)
-        self.known: dict[str, tuple[Knowledge | None, TrainConfig]] = {}
+        self.teacher = load_teacher(plan.teacher, data, plan.train.device)
+        self.known: dict[str, tuple[TeacherCache | None, TrainConfig]] = {}
 
-    def knowledge(self, method: str) -> tuple[Knowledge | None, TrainConfig]:
-        """What `pipeline.taught_by` says for a method, asked once."""
+    def knowledge(self, method: str) -> tuple[TeacherCache | None, TrainConfig]:
+        """What `pipeline.prepare_teacher_cache` says for a method, asked once."""
         if method not in self.known:
-            self.known[method] = pipeline.taught_by(self.teacher, self.data, self.plan.train, self.plan.taught(method))
+            self.known[method] = pipeline.prepare_teacher_cache(
+                self.teacher, self.data, self.plan.train, self.plan.taught(method)
+            )
         return self.known[method]
 
-    def __call__(self, method: str, seed: int, watch: Watch) -> Exception | None:
+    def __call__(self, method: str, seed: int, watch: Callback) -> Exception | None:
         """Make one run; the error it ended with, if it diverged."""
         plan, (knowledge, config) = self.plan, self.knowledge(method)
         try:
@@ -76,10 +80,10 @@ class Worker:
         return None
 
 
-class _Steps(Watch):
+class _Steps(Callback):
     """Shows the steps of a run and what is said of it, not its epochs: a comparison has too many of them."""
 
-    def __init__(self, watch: Watch, method: str, seed: int) -> None:
+    def __init__(self, watch: Callback, method: str, seed: int) -> None:
         self.watch, self.method, self.seed = watch, method, seed
         self.step = watch.step  # type: ignore[method-assign]
 
@@ -93,7 +97,7 @@ class _Steps(Watch):
 # --- several processes
 
 
-def in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int, watch: Watch) -> Iterator[Made]:
+def in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int, watch: Callback) -> Iterator[RunResult]:
     """Yield each run as it ends; a process gets its next run as soon as it is free. ``watch`` is told what it notes."""
     context = multiprocessing.get_context("spawn")
     waiting, crew = list(reversed(runs)), {}
@@ -134,9 +138,9 @@ def _send(connection: Connection, run: tuple[str, int]) -> None:
         connection.send(run)
 
 
-def _received(connection: Connection) -> Made | str:
+def _received(connection: Connection) -> RunResult | str:
     try:
-        said: Made | str | Exception = connection.recv()
+        said: RunResult | str | Exception = connection.recv()
     except (EOFError, ConnectionError):
         raise ChildProcessError(
             "a process of the comparison died, perhaps for lack of memory: add --resume, and give fewer --processes."
@@ -146,7 +150,7 @@ def _received(connection: Connection) -> Made | str:
     return said
 
 
-class _Told(Watch):
+class _Told(Callback):
     """Passes on what is noted of a run, to the process that hands out the runs."""
 
     def __init__(self, connection: Connection) -> None:
@@ -163,7 +167,7 @@ def _serve(plan: Plan, connection: Connection) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         try:
-            worker = Worker(plan, open_pictures(plan.data))
+            worker = Worker(plan, open_dataset(plan.data))
             while True:
                 method, seed = connection.recv()
                 connection.send(((method, seed), worker(method, seed, _Told(connection))))

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from camkd.data.dataset import cache_folder
 from camkd.types import InputError
-from camkd.utils.files import filling, sha256_of
+from camkd.utils.files import commit_dir, sha256_of
 
 PACKAGE = "onnxruntime-web@1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -77,7 +77,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Put the files of ``FILES`` from the package ``archive`` into ``folder``, if it is the package that is pinned."""
     if b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() != INTEGRITY:
         raise InputError(f"what npm brought is not {PACKAGE} (its sha512 differs): try again with another registry.")
-    with filling(folder) as temporary, tarfile.open(archive) as package:
+    with commit_dir(folder) as temporary, tarfile.open(archive) as package:
         for name in FILES:
             source = package.extractfile(f"package/dist/{name}")
             assert source is not None, name

@@ -18,12 +18,12 @@ from torch import nn
 
 from camkd.cams import predict
 from camkd.data.dataset import Dataset
-from camkd.explain.explain import specimens
+from camkd.explain.explain import example_rows
 from camkd.export.sessions import as_input
 from camkd.models.card import title
-from camkd.models.eval_mode import evaluating
+from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
-from camkd.runs.load_model import describe, load, locate
+from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.files import write_json, write_text
 
@@ -46,7 +46,7 @@ def build(
     for path, name in ((model, MODEL), *((path, f"runtime/{path.name}") for path in runtime)):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(path.read_bytes())
-    rows = specimens(pictures.test, EXAMPLES)
+    rows = example_rows(pictures.test, EXAMPLES)
     write_json(folder / CONTENT, {**_words(source, model), "examples": _examples(folder, teacher, pictures, rows)})
     own = resources.files("camkd.export.web") / "static"
     for file in own.iterdir():
@@ -55,7 +55,7 @@ def build(
 
 
 def _words(source: str, model: Path) -> dict[str, Any]:
-    said, figures = describe(source).for_others(), Run(locate(source)).read_metrics()
+    said, figures = read_model_info(source).portable(), Run(find_model_folder(source)).read_metrics()
     colours = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int)
     return {
         "title": title({"architecture": said.architecture, "data": said.data}),
@@ -83,7 +83,7 @@ def _examples(folder: Path, teacher: Path | None, pictures: Dataset, rows: NDArr
 
 
 def _teachers_answers(teacher: nn.Module, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
-    with evaluating(teacher), torch.no_grad():
+    with eval_mode(teacher), torch.no_grad():
         answer = predict(teacher, torch.from_numpy(as_input(images)))
     assert answer.cams is not None
     found = []
