@@ -53,8 +53,8 @@ def test_what_was_saved_for_others_answers_the_same(run: Path, tmp_path: Path) -
     back, x = camkd.load(str(place)), torch.rand(2, 3, 8, 8)
     for own, other in zip(camkd.predict(model, x)[:2], camkd.predict(back, x)[:2], strict=True):
         assert torch.equal(own, other)
-    assert back.description is not None
-    assert back.description.classes == SAID.classes
+    assert back.info is not None
+    assert back.info.classes == SAID.classes
 
 
 def test_no_path_of_this_machine_is_shared(run: Path, tmp_path: Path) -> None:

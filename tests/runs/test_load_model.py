@@ -26,9 +26,9 @@ def begun(finished: Any, tmp_path: Path) -> Path:
 
 
 def test_a_run_and_a_shipped_model_are_what_load_says(finished: Any) -> None:
-    assert subject("cam-net-cifar10").description == camkd.load("cam-net-cifar10").description
+    assert subject("cam-net-cifar10").info == camkd.load("cam-net-cifar10").info
     found, kept = subject(str(finished.folder)), camkd.load(finished.folder / "student")
-    assert found.description == kept.description
+    assert found.info == kept.info
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), kept.parameters(), strict=True))
 
 
@@ -37,7 +37,7 @@ def test_an_unfinished_run_is_its_best_weights_so_far(finished: Any, begun: Path
     for source in (begun, begun / "checkpoints"):
         found = subject(str(source))
         assert not found.training
-        said, wanted = found.description, kept.description
+        said, wanted = found.info, kept.info
         assert said is not None
         assert wanted is not None
         for name in (
@@ -60,7 +60,7 @@ def test_a_control_on_its_way_is_called_one(finished: Any, tmp_path: Path) -> No
     folder = tmp_path / "begun"
     shutil.copytree(finished.folder / "control", folder)
     (folder / "model.json").unlink()
-    found, kept = subject(str(folder)).description, camkd.load(finished.folder / "control").description
+    found, kept = subject(str(folder)).info, camkd.load(finished.folder / "control").info
     assert found is not None
     assert kept is not None
     assert found.role == kept.role == "control"

@@ -41,12 +41,12 @@ class ProgressReporter(Callback):
         if self.live:
             self.bar.stop()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """One line for a person."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self.say(text)
+        self.message(text)
 
     def progress(self, done: int, total: int, what: str) -> None:
         """The callback of the data sources."""
@@ -77,7 +77,7 @@ class ProgressReporter(Callback):
                 f"map cosine {row['val_cam_cosine']:.2f}",
             ]
         parts += [f"lr {row['lr']:.3g}", f"{row['images_per_second']:,.0f} pictures/s", f"{self._left()} left"]
-        self.say("  ".join(parts))
+        self.message("  ".join(parts))
         if self.done >= self.total:
             self._end()
 
@@ -94,7 +94,7 @@ class ProgressReporter(Callback):
             self.bar.update(self.task, completed=self.done, note=note)
         elif time.monotonic() - self.said >= EVERY:
             self.said = time.monotonic()
-            self.say(f"{self.title}  {self.done:,} of {self.total:,}  {note}  {self._left()} left")
+            self.message(f"{self.title}  {self.done:,} of {self.total:,}  {note}  {self._left()} left")
 
     def _left(self) -> str:
         made = self.done - self.first

@@ -125,7 +125,7 @@ def explain_files(
     what `camkd.explain.files.prediction_records` says.
     """
     kind, paths, model = output_format(out), find_image_files(images), subject(source).to(pick_device(device))
-    said = model.description
+    said = model.info
     assert said is not None
     if not 1 <= top <= len(said.classes):
         raise InputError(f"--top is {top}, but {source!r} knows {len(said.classes)} classes: give 1 to that.")

@@ -38,7 +38,7 @@ SMALLEST_COSINE = 0.98
 class Reporter(Protocol):
     """Whoever is told what happens."""
 
-    def say(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
     def progress(self, done: int, total: int, what: str) -> None: ...
 
 
@@ -129,7 +129,7 @@ def measured(found: dict[str, Any]) -> str:
 def _checked(
     model: nn.Module, said: ModelInfo, path: Path, pictures: Dataset, any_size: bool, watch: Reporter
 ) -> dict[str, Any]:
-    watch.say(f"{path.name}: tracing")
+    watch.message(f"{path.name}: tracing")
     write_graph(model, said, path, any_size=any_size)
     images = pictures.test.images[example_rows(pictures.test, CHECKED)]
     differences = checks.compare(model, path, images)
@@ -141,7 +141,7 @@ def _checked(
         except Exception as error:  # ONNX Runtime's own have no other class in common
             raise InputError("the file of this network takes pictures of one size: leave out --any-size.") from error
     size = path.stat().st_size
-    watch.say(
+    watch.message(
         f"{path.name}: {size:,} bytes; largest difference to PyTorch on {len(images)} test pictures: "
         f"logits {differences.logits:.1e}, cam {differences.cam:.1e}"
     )
@@ -149,7 +149,7 @@ def _checked(
 
 
 def _int8(folder: Path, pictures: Dataset, wishes: ExportOptions, watch: Reporter) -> dict[str, Any]:
-    watch.say(f"{INT8}: calibrating and measuring")
+    watch.message(f"{INT8}: calibrating and measuring")
     write_int8(folder / FP32, folder / INT8, pictures.train)
     toll = checks.measure_int8(folder / FP32, folder / INT8, pictures.test)
     said = (
@@ -164,6 +164,6 @@ def _int8(folder: Path, pictures: Dataset, wishes: ExportOptions, watch: Reporte
         )
     before, after = latency([folder / FP32, folder / INT8], pictures.test.images[:1])
     size = (folder / INT8).stat().st_size
-    watch.say(f"{INT8}: {size:,} bytes; {said}; {1e3 * before:.2f} ms and {1e3 * after:.2f} ms a picture")
+    watch.message(f"{INT8}: {size:,} bytes; {said}; {1e3 * before:.2f} ms and {1e3 * after:.2f} ms a picture")
     times = {"latency_before": before, "latency": after}
     return {"file": INT8, "bytes": size, "test_images": len(pictures.test), **toll._asdict(), **times}

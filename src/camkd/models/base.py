@@ -17,12 +17,12 @@ class ImageClassifier(nn.Module):
     """A network that takes RGB in 0..1 and normalises it with its own buffers ``mean`` and ``std``.
 
     The two buffers travel with the weights, so teacher, student and export cannot disagree about them. A network from
-    ``camkd.load`` knows its ``description`` (classes, picture size, where it comes from) and what was measured of it.
+    ``camkd.load`` knows its ``info`` (classes, picture size, where it comes from) and what was measured of it.
     """
 
     mean: Tensor
     std: Tensor
-    description: ModelInfo | None = None
+    info: ModelInfo | None = None
     figures: Mapping[str, Any] = {}
     default_optimizer: Literal["sgd", "adamw"] = "sgd"
     """What it is trained with where nobody names an optimiser."""
@@ -78,9 +78,9 @@ class ImageClassifier(nn.Module):
         return upload(self, repo_id, self._said(), self.figures, **how)
 
     def _said(self) -> ModelInfo:
-        if self.description is None:
+        if self.info is None:
             raise InputError(
                 f"this {type(self).__name__} knows nothing of its classes and its training: "
                 "save one that was loaded with camkd.load."
             )
-        return self.description
+        return self.info

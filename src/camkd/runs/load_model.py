@@ -77,7 +77,7 @@ def load(source: str | Path) -> ImageClassifier:
             f"{path} does not fit the {description.architecture} that {INFO_FILE} beside it describes: "
             "train the run again or restore it."
         ) from error
-    model.description, model.figures = description, _figures(folder)
+    model.info, model.figures = description, _figures(folder)
     return model.eval()
 
 
@@ -110,7 +110,7 @@ def subject(source: str) -> ImageClassifier:
 def _external(name: str) -> ImageClassifier:
     classes, size = pretrained_info(name)
     model = build(name, len(classes), size).eval()
-    model.description = ModelInfo(name, classes, size, 0, 0, "model", "", "", "", 0)
+    model.info = ModelInfo(name, classes, size, 0, 0, "model", "", "", "", 0)
     return model
 
 
@@ -129,7 +129,7 @@ def _begun(run: Run, name: str | None) -> ImageClassifier:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"the checkpoint in {run.folder} is of another {architecture}: name another run.") from error
-    model.description = ModelInfo(
+    model.info = ModelInfo(
         architecture=architecture,
         classes=classes,
         size=origin["size"],

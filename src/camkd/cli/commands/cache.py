@@ -67,22 +67,22 @@ def _precompute(options: Namespace) -> dict[str, Any]:
                 try:
                     store = filling.precompute(job, data, options.processes, screen.progress)
                 except KeyboardInterrupt:
-                    screen.say("the answers so far are kept; the same command goes on with the rest")
+                    screen.message("the answers so far are kept; the same command goes on with the rest")
                     raise
                 epochs = epochs_in_budget(config, lesson, store.epoch_bytes)
                 size = store.epoch_bytes * epochs
-                screen.say(f"{epochs} epochs of views are known: {format_quantity(size)} in {store.folder}")
+                screen.message(f"{epochs} epochs of views are known: {format_quantity(size)} in {store.folder}")
                 if epochs < num_augmented_epochs(config):
-                    screen.say(f"a knowledge budget of {lesson.cache_budget} has no room for more")
+                    screen.message(f"a knowledge budget of {lesson.cache_budget} has no room for more")
                 return {"folder": str(store.folder), "epochs": list(range(epochs)), "bytes": size}
             cost = filling.estimate_cost(job, data, screen.progress)
         found = cost.figures
-        screen.say(
+        screen.message(
             f"{found['pictures']:,} pictures x {found['epochs']} epochs x {found['bytes_per_picture']:,} bytes = "
             f"{format_quantity(found['bytes'])} ({format_quantity(found['bytes_per_epoch'])} an epoch)"
         )
         took = datetime.timedelta(seconds=round(found["seconds"]))
-        screen.say(f"{took} at {found['pictures_per_second']:,.0f} pictures/s; {found['asked_before']:,} known already")
+        screen.message(f"{took} at {found['pictures_per_second']:,.0f} pictures/s; {found['asked_before']:,} known already")
     return found
 
 
@@ -127,7 +127,7 @@ def _verify(options: Namespace) -> dict[str, Any]:
             try:
                 store = Store(folder, Manifest.of(folder))
             except InputError as error:
-                screen.say(str(error))
+                screen.message(str(error))
                 continue
             known = damaged = 0
             for done, epoch in enumerate(epochs := store.epochs(), 1):
@@ -136,7 +136,7 @@ def _verify(options: Namespace) -> dict[str, Any]:
                 screen.progress(done, len(epochs), f"verifying {folder.name[:12]}")
             found[folder.name] = {"known": known, "damaged": damaged}
             said = f"; {damaged:,} were damaged and will be asked again" if damaged else ""
-            screen.say(f"{folder.name[:12]}: {known:,} answers are sound{said}")
+            screen.message(f"{folder.name[:12]}: {known:,} answers are sound{said}")
     return found
 
 

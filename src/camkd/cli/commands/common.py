@@ -63,12 +63,12 @@ def open_data(config: DataConfig, screen: ProgressReporter) -> Dataset:
     if process_group().world_size > 1:
         run_on_rank0(decode)  # the others find it done
     data = open_dataset(config, screen.progress)
-    screen.say(
+    screen.message(
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test pictures "
         f"of {data.train.images.shape[1]} pixels in {len(data.classes)} classes"
     )
     for note in data.notes:
-        screen.say(f"  {note}")
+        screen.message(f"  {note}")
     return data
 
 

@@ -75,9 +75,9 @@ def _compare(options: Namespace) -> dict[str, Any]:
         for title, columns, rows in tables(found):
             print_table(title, columns, rows)
     for difference in found.differences():
-        screen.say(difference.sentence)
-    screen.say(found.choice)
-    screen.say(f"page: {page}")
+        screen.message(difference.sentence)
+    screen.message(found.choice)
+    screen.message(f"page: {page}")
     result = {"out": str(out), **found.summary()}
     if failed:
         raise ThresholdFailed("; ".join(f"{name}: {reason}" for name, reason in failed.items()) + ".", result)

@@ -40,9 +40,9 @@ def _export(options: Namespace) -> dict[str, Any]:
     with open_reporter() as screen:
         found = export(options.run, out, web, from_namespace(ExportOptions, options), runtime, screen)
         if out:
-            screen.say(f"written: {out}")
+            screen.message(f"written: {out}")
         if web:
-            screen.say(f"written: {web}; open it with: camkd web {web}")
+            screen.message(f"written: {web}; open it with: camkd web {web}")
     return {**found, "out": None if out is None else str(out), "web": options.web}
 
 

@@ -79,8 +79,8 @@ def _train(options: Namespace) -> dict[str, Any] | None:
             accept=accepted,
             watch=screen,
         )
-        screen.say(pipeline.summary(folder))
-        screen.say(f"report: {folder / 'report.html'}")
+        screen.message(pipeline.summary(folder))
+        screen.message(f"report: {folder / 'report.html'}")
     return {**results, "out": str(folder)} if who.rank == 0 else None
 
 
@@ -110,7 +110,7 @@ def _teacher(options: Namespace) -> dict[str, Any] | None:
             accept=accepted,
             watch=screen,
         )
-        screen.say(f"{options.model}: {metrics['accuracy']:.1%} of the test pictures right; the run is {folder}")
+        screen.message(f"{options.model}: {metrics['accuracy']:.1%} of the test pictures right; the run is {folder}")
     return {**metrics, "out": str(folder)} if who.rank == 0 else None
 
 
@@ -156,7 +156,7 @@ def _distill(options: Namespace) -> dict[str, Any] | None:
             watch=screen,
         )
         run_on_rank0(lambda: write_report([place, folder], folder / "report.html"))
-        screen.say(
+        screen.message(
             f"{options.student}: {metrics['accuracy']:.1%} of the test pictures right, agrees with its teacher on "
             f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"
         )
