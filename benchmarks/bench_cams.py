@@ -32,7 +32,7 @@ import camkd
 from camkd.config import TrainConfig
 from camkd.data.sources import open_data
 from camkd.distill.cache.build import make_teacher_fn
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 from camkd.types import Prediction
 from camkd.utils.devices import keep_freed_memory, pick_precision
 
@@ -251,7 +251,7 @@ def main() -> None:
     rows = [row for case, found in figures.items() for row in targets(*case, found)]
     if options.json:
         by = {field: {m: {b: figures[m, b][field] for b in BATCHES} for m in options.models} for field in FIELDS}
-        print(json.dumps({**vars(options), **by, "targets": rows, "environment": environment()}))
+        print(json.dumps({**vars(options), **by, "targets": rows, "environment": collect_environment()}))
     else:
         show(figures, rows)
 

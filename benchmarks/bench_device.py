@@ -32,7 +32,7 @@ from camkd.experiments.finished_runs import open_model_data
 from camkd.export.benchmark import Variant, bench, one_thread, take_turns
 from camkd.export.export import FP32, INT8, ExportOptions, export
 from camkd.export.sessions import as_input, open_session, run
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 
 PICTURES = Path("data/cifar10-jpeg")
 LAYERS = {"CamNet": "body", "ResNet": "layer3"}  # whose average the head sees
@@ -152,7 +152,7 @@ def main() -> None:
     }
     found = {"run": options.run, "files": files, "device": device, "heatmaps": maps, "aims": reached}
     if options.json:
-        print(json.dumps({**found, "environment": environment()}))
+        print(json.dumps({**found, "environment": collect_environment()}))
         return
     for row in device["rows"]:
         print(json.dumps(row), file=sys.stdout)

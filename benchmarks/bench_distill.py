@@ -45,7 +45,7 @@ from camkd.experiments.pipeline import channel_statistics
 from camkd.models import build
 from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile
-from camkd.runs.folder import Run, environment
+from camkd.runs.folder import Run, collect_environment
 from camkd.train.loop import fit
 
 BATCH = 128
@@ -278,7 +278,7 @@ def main() -> None:
             pairs[f"{student} from {teacher}"] = {"images_per_second": speeds, "ratios": ratios(speeds)}
     first = next(iter(pairs.values()))
     if options.json:
-        print(json.dumps({**first, "pairs": pairs, "targets": TARGETS, "environment": environment()}))
+        print(json.dumps({**first, "pairs": pairs, "targets": TARGETS, "environment": collect_environment()}))
         return
     for name, found in pairs.items():
         print(

@@ -42,7 +42,7 @@ from camkd.data import open_data
 from camkd.data.augment import Views
 from camkd.data.dataset import cache_folder, no_progress
 from camkd.data.shapes import SHAPES, draw_split
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 
 BATCH = 128
 DIFFERENT = 1000
@@ -234,7 +234,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.pictures, options.rounds = 2_000, 1
-    found: dict[str, Any] = {"environment": environment()}
+    found: dict[str, Any] = {"environment": collect_environment()}
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.sections or SECTIONS:
         measure, show = SECTIONS[name]

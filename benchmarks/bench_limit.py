@@ -29,7 +29,7 @@ import camkd
 from camkd.config import TrainConfig
 from camkd.models import profile
 from camkd.models.eval_mode import eval_mode
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 from camkd.utils.devices import pick_precision
 
 CLASSES, SIZE, PROFILED = 10, 32, 5
@@ -187,7 +187,7 @@ def main() -> None:
         rows = {name: measure(name, device, form == "bf16", top, options) for name in options.models}
         results[device] = {"format": form, "peak_flops": top, "peak_by_side": sides, "models": rows}
     if options.json:
-        print(json.dumps({**vars(options), "environment": environment(), "devices": results}))
+        print(json.dumps({**vars(options), "environment": collect_environment(), "devices": results}))
         return
     for device, found in results.items():
         print(f"\n{device}: {found['peak_flops'] / 1e9:,.0f} GFLOP/s at most in {found['format']} (torch.matmul)\n")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 
 COMMANDS = ("--help", "train --help", "list models", "list data", "cache --help")
 ROUNDS, LIMIT = 7, 0.5
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     found = {command: seconds(command) for command in COMMANDS}
     if options.json:
-        print(json.dumps({"seconds": found, "limit": LIMIT, "environment": environment()}))
+        print(json.dumps({"seconds": found, "limit": LIMIT, "environment": collect_environment()}))
         return
     for command, taken in found.items():
         print(f"camkd {command:20} {taken:5.2f} s{'' if taken <= LIMIT else '  NOT reached'}")

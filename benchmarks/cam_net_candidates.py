@@ -33,7 +33,7 @@ from camkd.models import ImageClassifier, build
 from camkd.models.cam_net import CamNet, ChannelNorm, GatedBlock
 from camkd.models.profile import profile
 from camkd.models.resnet11 import unit
-from camkd.runs.folder import Run, environment
+from camkd.runs.folder import Run, collect_environment
 from camkd.train.loop import fit
 from camkd.utils.files import write_json
 
@@ -186,7 +186,7 @@ def main() -> None:
         rows.append(train(data, name, config, folder))
         print(rows[-1], file=sys.stderr, flush=True)
     if options.json:
-        print(json.dumps({**vars(options), "environment": environment(), "rows": rows}))
+        print(json.dumps({**vars(options), "environment": collect_environment(), "rows": rows}))
         return
     print("| candidate | parameters | MACs | validation accuracy | pictures/s in training | ms for one picture |")
     print("|---|---|---|---|---|---|")

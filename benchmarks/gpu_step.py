@@ -21,7 +21,7 @@ from public_student import PublicStudent
 from torch.nn import functional as F
 
 from camkd.models import build
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 
 CASES = ("cam-net:128", "cam-net:512", "resnet8:512", "resnet11:512", "resnet50:512", "public:512")
 PROFILED = 5
@@ -108,7 +108,7 @@ def main() -> None:
         raise SystemExit("this measures a GPU, and there is none here.")
     found = {case: measure(case.split(":")[0], int(case.split(":")[1])) for case in options.cases}
     if options.json:
-        print(json.dumps({"cases": found, "environment": environment()}))
+        print(json.dumps({"cases": found, "environment": collect_environment()}))
         return
     print("| network:batch | kernels | eager, ms | busy, ms | graph, ms | eager, pictures/s | graph, pictures/s |")
     print("|---|---|---|---|---|---|---|")

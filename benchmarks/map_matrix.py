@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import camkd
 from camkd.cams import MAP_METHODS, bias, form
 from camkd.cams.head_detection import detect_head
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 from camkd.utils.files import write_json, write_text
 
 CLASSES, SHOWN, LOUDER = 3, 1, 1e5
@@ -160,7 +160,7 @@ def write(found: dict[str, dict[str, Any]]) -> None:
     """Into the docs and the results, after each network: an interrupted run leaves what it has."""
     root = Path(__file__).parents[1]
     result = root / "benchmarks" / "results" / "2026-11-23-map-matrix.json"
-    write_json(result, {"networks": found, "environment": environment()})
+    write_json(result, {"networks": found, "environment": collect_environment()})
     page = root / "docs" / "maps.md"
     head, mark, _ = page.read_text(encoding="utf-8").partition("<!-- the table of benchmarks/map_matrix.py -->\n")
     write_text(page, head + mark + "\n" + "\n".join(table(found)) + "\n")

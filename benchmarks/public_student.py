@@ -31,7 +31,7 @@ from camkd.experiments.pipeline import channel_statistics
 from camkd.models import ImageClassifier, profile
 from camkd.models.cam_net import ChannelNorm
 from camkd.report.comparison_stats import estimate, percent
-from camkd.runs.folder import Run, environment
+from camkd.runs.folder import Run, collect_environment
 from camkd.train.loop import fit
 from camkd.utils.files import write_json
 
@@ -145,7 +145,7 @@ def main() -> None:
         print(f"seed {seed}: {said}, {runs[-1]['seconds']:,.0f} s", file=sys.stderr, flush=True)
     if options.json:
         rows = [{k: v for k, v in run.items() if k not in ("confusion", "per_class")} for run in runs]
-        print(json.dumps({**vars(options), "environment": environment(), "runs": rows}))
+        print(json.dumps({**vars(options), "environment": collect_environment(), "runs": rows}))
     else:
         print(f"test accuracy {percent(estimate([run['accuracy'] for run in runs]))} %")
 

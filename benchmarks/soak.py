@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camkd.cli.main import main as camkd
-from camkd.runs.folder import Run, environment
+from camkd.runs.folder import Run, collect_environment
 from camkd.utils.files import write_json
 
 PICTURES = {"train": 96, "val": 24, "test": 24}
@@ -280,7 +280,7 @@ def found(soak: Soak, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "minutes": (time.monotonic() - soak.begun) / 60,
         "seed": options.seed,
-        "environment": environment(),
+        "environment": collect_environment(),
         "flat_means": GROWTH,
         "seconds_undisturbed": soak.seconds,
         "rounds": soak.tallies,

@@ -18,7 +18,7 @@ from camkd.data.sources import open_data
 from camkd.explain.explain import example_rows, predict_images
 from camkd.explain.plots import overlay
 from camkd.runs.load_model import read_model_info
-from camkd.utils.plot_style import project_style, save_png
+from camkd.utils.plot_style import save_png, style_context
 
 HERE = Path(__file__).parent / "images"
 SIDE = 256
@@ -31,7 +31,7 @@ def identity(pictures: np.ndarray, path: Path) -> None:
     assert answer.cams is not None
     likeliest = answer.logits[0].topk(3).indices.tolist()
     bias = (answer.logits - answer.cams.mean((2, 3)))[0]
-    with project_style():
+    with style_context():
         figure = Figure((9, 2.9), layout="constrained")
         axes = figure.subplots(1, 4)
         axes[0].imshow(pictures[0])
@@ -52,7 +52,7 @@ def views(data: camkd.data.dataset.Dataset, rows: np.ndarray, path: Path) -> Non
     """Two pictures as they are seen in four epochs, with the map of each view."""
     model = camkd.load("cam-net-cifar10")
     seen = Views(data.train, len(data.classes), "light", 0, torch.device("cpu"))
-    with project_style():
+    with style_context():
         figure = Figure((9, 4.6), layout="constrained")
         axes = figure.subplots(2, 4)
         for epoch, place in enumerate(axes.T):

@@ -33,7 +33,7 @@ from camkd.data.dataset import (
     new_images,
 )
 from camkd.types import InputError
-from camkd.utils.files import PART
+from camkd.utils.files import TEMP_SUFFIX
 
 
 def split(count: int, seed: int, *, size: int = 4, extras: bool = True) -> Split:
@@ -136,7 +136,7 @@ def test_only_a_full_disk_is_called_one(tmp_path: Path, error: OSError, room: bo
 
 @pytest.mark.fault("remains of a killed process")
 def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None:
-    left, other = (tmp_path / "data" / f".{name}.0123abcd{PART}" for name in ("pets-1", "elsewhere-2"))
+    left, other = (tmp_path / "data" / f".{name}.0123abcd{TEMP_SUFFIX}" for name in ("pets-1", "elsewhere-2"))
     for folder in (left, other):
         folder.mkdir(parents=True)
         new_images(folder / "train_images.npy", 3, 4)

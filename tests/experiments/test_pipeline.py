@@ -611,7 +611,7 @@ def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
 
 
 def test_what_is_not_said_is_settled_once(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "bf16_gain", lambda: 3.0)
+    monkeypatch.setattr(devices, "bf16_speedup", lambda: 3.0)
     auto = replace(ONE, precision="auto", device="cpu")
     assert pipeline.resolve_auto(auto).precision == "bf16"
     assert pipeline.resolve_auto(replace(auto, precision="fp32")).precision == "fp32"

@@ -191,7 +191,7 @@ def test_curve_draws_what_is_there() -> None:
 def test_curves_of_more_runs_than_colours_and_of_none() -> None:
     many = {str(i): [{"epoch": e, "train_loss": i + e} for e in (1, 2)] for i in range(9)}
     assert len(report_plots.curve(many, "train_loss", "loss").axes[0].lines) == 9
-    assert drawing.svg(report_plots.curve({}, "train_loss", "loss")).startswith("<svg")
+    assert drawing.figure_to_svg(report_plots.curve({}, "train_loss", "loss")).startswith("<svg")
 
 
 def test_confusion_is_strong_where_the_share_is_large() -> None:
@@ -216,14 +216,16 @@ def test_confusion_refuses_a_table_that_does_not_fit() -> None:
 
 def test_svg_is_deterministic_escaped_and_in_the_pages_colour() -> None:
     def draw() -> str:
-        return drawing.svg(report_plots.confusion_figure([[8, 2], [1, 9]], ["<script>alert(1)</script>", "a & b"]))
+        return drawing.figure_to_svg(
+            report_plots.confusion_figure([[8, 2], [1, 9]], ["<script>alert(1)</script>", "a & b"])
+        )
 
     text = draw()
     assert text == draw()
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "currentColor" in text
-    assert drawing.INK not in text
+    assert drawing.TEXT_COLOR not in text
     assert not re.search(r'(?:src|href)="(?!#|data:)', text)
 
 

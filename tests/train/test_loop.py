@@ -712,7 +712,7 @@ def test_device_that_is_not_there(name: str) -> None:
 @pytest.mark.parametrize(("gain", "picked"), [(2.5, "bf16"), (1.1, "fp32"), (0.3, "fp32")])
 def test_pick_precision(monkeypatch: pytest.MonkeyPatch, gain: float, picked: str) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(devices, "bf16_gain", lambda: gain)
+    monkeypatch.setattr(devices, "bf16_speedup", lambda: gain)
     assert pick_precision("auto", cpu) == picked
     assert pick_precision("fp32", cpu) == "fp32"
     assert pick_precision("bf16", cpu) == "bf16"
@@ -723,7 +723,7 @@ def test_pick_precision(monkeypatch: pytest.MonkeyPatch, gain: float, picked: st
 
 def test_measuring_the_processor_leaves_the_random_numbers_alone() -> None:
     before = torch.get_rng_state()
-    assert 0 < devices.bf16_gain.__wrapped__() < 100
+    assert 0 < devices.bf16_speedup.__wrapped__() < 100
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from camkd.utils.files import PART, atomic_write, commit_dir, remove_stale_temp, write_json, write_text
+from camkd.utils.files import TEMP_SUFFIX, atomic_write, commit_dir, remove_stale_temp, write_json, write_text
 from mischief import umask
 
 
@@ -151,15 +151,15 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next_write_and_wh
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
     dies, lives = writers
-    assert len(list(tmp_path.glob(f".*{PART}"))) == 4
+    assert len(list(tmp_path.glob(f".*{TEMP_SUFFIX}"))) == 4
     dies.send_signal(signal.SIGKILL)
     dies.communicate()
     write_text(tmp_path / "no[te]s", "mine")
     write_text(tmp_path / "folder.txt", "another's name")
-    assert len(list(tmp_path.glob(f".*{PART}"))) == 3
+    assert len(list(tmp_path.glob(f".*{TEMP_SUFFIX}"))) == 3
     with commit_dir(tmp_path / "folder"):
         pass
-    assert len(list(tmp_path.glob(f".*{PART}"))) == 2
+    assert len(list(tmp_path.glob(f".*{TEMP_SUFFIX}"))) == 2
     remove_stale_temp(tmp_path)
     lives.communicate()
     assert lives.returncode == 0

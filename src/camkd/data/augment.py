@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from camkd.data.dataset import Split, max_rows
 from camkd.types import InputError, to_device
-from camkd.utils.hashing import GOLDEN, derive_seed, splitmix64
+from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
 
 VERSION = 2
 """Goes up when the same policy would give other pictures: what was said of the older ones does not hold for them."""
@@ -72,7 +72,7 @@ def uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
     """
     places = samples.cpu().numpy()[:, None] * _STREAMS + np.arange(1, _STREAMS + 1)
     counters: NDArray[np.uint64] = places.astype(np.uint64)
-    bits = splitmix64(counters * np.uint64(GOLDEN) + np.uint64(derive_seed(seed, epoch)))
+    bits = splitmix64(counters * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(seed, epoch)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from camkd.types import InputError
 from camkd.utils.files import (
-    NO_SPACE,
+    NO_SPACE_ERRNOS,
     dump_checksummed,
     fsync,
     load_checksummed,
@@ -225,7 +225,7 @@ def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
         images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         reserve(path, path.stat().st_size)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if error.errno not in NO_SPACE_ERRNOS:
             raise
         raise InputError(
             f"there is no room for {format_quantity(math.prod(shape))} of decoded pictures in '{path.parent.parent}': "
@@ -277,7 +277,7 @@ def _building(folder: Path) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as error:  # numpy's of a full disk say neither where nor, at times, what
-            if error.filename is not None or error.errno not in (None, *NO_SPACE):
+            if error.filename is not None or error.errno not in (None, *NO_SPACE_ERRNOS):
                 raise
             size = sum(path.stat().st_size for path in temporary.iterdir())
             raise InputError(

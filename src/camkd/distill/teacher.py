@@ -16,7 +16,7 @@ from camkd.data.dataset import Dataset, Split
 from camkd.evaluate import SplitPredictions, predict_split
 from camkd.models import is_model_name
 from camkd.models.io import INFO_FILE
-from camkd.runs.folder import default_folder
+from camkd.runs.folder import default_run_folder
 from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.devices import pick_device
@@ -74,7 +74,7 @@ def find_teacher(name: str, data: str) -> Path:
 
     Raises ``InputError`` with the command that trains it where there is none.
     """
-    default = default_folder(data, "teacher", name)
+    default = default_run_folder(data, "teacher", name)
     for place in (Path(name), Path(name) / "teacher", default):
         if (place / INFO_FILE).exists():
             return place

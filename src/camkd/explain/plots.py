@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.utils.plot_style import INK, project_style, save_png, shorten
+from camkd.utils.plot_style import TEXT_COLOR, save_png, shorten, style_context
 
 Pixels = NDArray[np.uint8]
 RIGHT, WRONG = "#0b6b4f", "#b3261e"
@@ -103,7 +103,7 @@ def heatmaps(
     counts |= {len(words) for words in (shown, truths, names) if words is not None}
     if len(counts) > 1 or not len(images):
         raise ValueError(f"each picture needs a map, a class and answers; there are {sorted(counts)} of them")
-    with project_style():
+    with style_context():
         sheet = _Sheet(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1])
         for row, image in enumerate(images):
             truth, name, maps_of = (words[row] if words else None for words in (truths, names, shown))
@@ -194,7 +194,7 @@ def _picture_panel(axes: Axes, image: Pixels, name: str | None, shown: str | Non
 
 def _map_panel(axes: Axes, image: Pixels, answer: str, confidence: float, truth: str | None) -> None:
     mark = "" if truth is None else "✓ " if answer == truth else "✗ "
-    colour = INK if truth is None else RIGHT if answer == truth else WRONG
+    colour = TEXT_COLOR if truth is None else RIGHT if answer == truth else WRONG
     _caption(axes, 5, mark + shorten(answer, _room(image.shape[1]) - 2), fontsize=11, color=colour)
     _caption(axes, 24, f"{confidence:.0%} sure", fontsize=8.5, alpha=0.75)
     _pixels(axes, image)

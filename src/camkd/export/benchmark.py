@@ -27,7 +27,7 @@ from camkd.export.int8 import write_int8
 from camkd.export.onnx_graph import write_graph
 from camkd.export.sessions import as_input, check_installed, open_session, run
 from camkd.models.io import WEIGHTS_FILE
-from camkd.runs.folder import environment
+from camkd.runs.folder import collect_environment
 from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 
@@ -47,7 +47,7 @@ class Variant:
     bytes: int
 
 
-def bench(source: str, data: str | None, rounds: int, progress: Progress) -> dict[str, Any]:
+def benchmark_device(source: str, data: str | None, rounds: int, progress: Progress) -> dict[str, Any]:
     """Measure the model of ``source`` on one thread: one row a variant, and what maps cost over logits alone."""
     check_installed()
     if rounds < 1:
@@ -70,7 +70,7 @@ def bench(source: str, data: str | None, rounds: int, progress: Progress) -> dic
             }
             for variant, own, many in zip(variants, times, batches, strict=True)
         ]
-        machine = environment()  # with the one thread that all this was measured on
+        machine = collect_environment()  # with the one thread that all this was measured on
     cam_costs = {
         logits.name: cost_of(times[place], times[place + 1]) for place, logits in enumerate(variants) if not logits.cam
     }

@@ -101,7 +101,7 @@ def export(
     return found
 
 
-def folder_of(source: str) -> Path:
+def default_export_folder(source: str) -> Path:
     """Where the export of ``source`` goes that is given no place: its own folder; under runs/ for a shipped model."""
     return Path(source if Path(source).is_dir() else Path("runs", source), "export")
 

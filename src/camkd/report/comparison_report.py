@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from camkd.report.comparison_stats import COMPARED, Arm, Comparison, Estimate, p_value, percent, points
 from camkd.report.verdict import LEVELS, METRICS
 from camkd.utils.files import write_json, write_text
-from camkd.utils.plot_style import SERIES, project_style, shorten, svg
+from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg, shorten, style_context
 
 SHOWN = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")
 TERMINAL = {
@@ -85,7 +85,7 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     arms = [arm for arm in comparison.arms if arm.runs]
     return page.get_template("comparison.html").render(
-        colours=SERIES,
+        colours=SERIES_COLORS,
         arms=arms,
         choice=comparison.choice,
         best=next((arm.method for arm in comparison.ranked), None),
@@ -98,17 +98,20 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         percent=percent,
         points=points,
         p_value=p_value,
-        plot=Markup(svg(spread(arms))) if arms else None,  # our own SVG, which escapes its text
+        plot=Markup(figure_to_svg(spread(arms))) if arms else None,  # our own SVG, which escapes its text
     )
 
 
 def spread(arms: list[Arm]) -> Figure:
     """Test accuracy of every run as a point, a row a method, with the mean and its 95 % interval."""
-    with project_style():
+    with style_context():
         figure = Figure((8.2, 1.0 + 0.46 * len(arms)), layout="constrained")
         axes = figure.add_subplot()
         for place, arm in enumerate(arms):
-            values, colour = [100 * value for value in arm.values("accuracy")], SERIES[place % len(SERIES)]
+            values, colour = (
+                [100 * value for value in arm.values("accuracy")],
+                SERIES_COLORS[place % len(SERIES_COLORS)],
+            )
             found = arm.estimate("accuracy")
             assert found is not None
             axes.plot(values, [place + 0.17] * len(values), "o", color=colour, alpha=0.55, markersize=5, mew=0)

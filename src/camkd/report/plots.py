@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from camkd.utils.plot_style import INK, SERIES, project_style, shorten
+from camkd.utils.plot_style import SERIES_COLORS, TEXT_COLOR, shorten, style_context
 
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 1)))
 
@@ -25,7 +25,7 @@ def curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title:
 
     >>> figure = curve({"student": [{"epoch": 1, "val_loss": 0.5}]}, "val_loss", "validation loss")
     """
-    with project_style():
+    with style_context():
         figure = Figure((3.9, 3.1), layout="constrained")
         axes = figure.add_subplot()
         for place, (name, history) in enumerate(histories.items()):
@@ -36,7 +36,7 @@ def curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=INK, alpha=0.13, linewidth=0.8)
+        axes.grid(axis="y", color=TEXT_COLOR, alpha=0.13, linewidth=0.8)
         if axes.lines:
             axes.legend(frameon=False, handlelength=2.6)
     return figure
@@ -55,10 +55,10 @@ def confusion_figure(counts: Sequence[Sequence[float]] | NDArray[Any], classes: 
         raise ValueError(f"a confusion matrix of {k} classes is {k} x {k}, not {table.shape}")
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = min(7.0, 2.2 + 0.42 * k)
-    with project_style():
+    with style_context():
         figure = Figure((side, side), layout="constrained")
         axes = figure.add_subplot()
-        rgba = np.broadcast_to(matplotlib.colors.to_rgba(SERIES[0]), (k, k, 4)).copy()
+        rgba = np.broadcast_to(matplotlib.colors.to_rgba(SERIES_COLORS[0]), (k, k, 4)).copy()
         rgba[..., 3] = shares**0.6  # a root, so that rare mistakes are seen
         axes.imshow(rgba, interpolation="nearest", aspect="equal")
         if k <= 20:
@@ -70,7 +70,7 @@ def confusion_figure(counts: Sequence[Sequence[float]] | NDArray[Any], classes: 
 def _line(axes: Axes, points: Sequence[tuple[float, float]], place: int, scale: float, name: str) -> None:
     epochs, values = zip(*points, strict=True)
     (line,) = axes.plot(epochs, [scale * value for value in values], linewidth=1.8)
-    line.set(color=SERIES[place % len(SERIES)], linestyle=DASHES[place % len(DASHES)])
+    line.set(color=SERIES_COLORS[place % len(SERIES_COLORS)], linestyle=DASHES[place % len(DASHES)])
     line.set_marker("o" if len(points) == 1 else "")
     line.set_label("\N{WORD JOINER}" + shorten(name, 28))  # matplotlib hides labels that begin with _
 
@@ -78,7 +78,7 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], place: int, scale: 
 def _numbers(axes: Axes, table: NDArray[Any], shares: NDArray[Any]) -> None:
     for (row, column), count in np.ndenumerate(table):
         if count:
-            colour = "white" if shares[row, column] > 0.4 else INK
+            colour = "white" if shares[row, column] > 0.4 else TEXT_COLOR
             axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8, color=colour)
 
 

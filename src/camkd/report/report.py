@@ -23,7 +23,7 @@ from camkd.report.verdict import DASH, METRICS, RunSummary
 from camkd.types import InputError
 from camkd.utils import units
 from camkd.utils.files import load_json, write_text
-from camkd.utils.plot_style import SERIES, svg
+from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg
 
 ROLES = ("teacher", "control", "student")
 SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")  # one after the other, as one
@@ -165,7 +165,7 @@ def _content(runs: list[RunSummary]) -> dict[str, Any]:
     histories = {run.name: run.history for run in runs}
     return {
         "dash": DASH,
-        "colours": SERIES,
+        "colours": SERIES_COLORS,
         "runs": runs,
         "student": student,
         "verdict": findings.verdict(student, control),
@@ -243,7 +243,7 @@ def _curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     wanted += [("val_cam_cosine", "CAM cosine with the teacher, validation", False)]
     for key, title, percent in wanted:
         if any(key in line for history in histories.values() for line in history):
-            yield svg(curve(histories, key, title, percent))
+            yield figure_to_svg(curve(histories, key, title, percent))
 
 
 def _confusion(run: RunSummary) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _confusion(run: RunSummary) -> dict[str, Any]:
     if table is None:
         return {}
     if len(table) > LARGEST_TABLE:
-        return {"drawn_confusion": Markup(svg(confusion_figure(table, run.classes)))}
+        return {"drawn_confusion": Markup(figure_to_svg(confusion_figure(table, run.classes)))}
     totals = [sum(row) or 1 for row in table]
     return {
         "confusion": [

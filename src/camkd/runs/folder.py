@@ -69,7 +69,7 @@ class Run:
         ``origin`` is what names in the configuration stand for: the pictures' fingerprint, the teacher's weights.
         """
         write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_json(self.folder / "environment.json", {**origin, **environment()})
+        write_json(self.folder / "environment.json", {**origin, **collect_environment()})
 
     def update_config(self, settings: dict[str, Any]) -> None:
         """Write down that the run goes on with other settings, and what they were."""
@@ -110,7 +110,7 @@ class Run:
         write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
-def default_folder(data: str, *names: str) -> Path:
+def default_run_folder(data: str, *names: str) -> Path:
     """Where a run goes that is given no place: ``runs/<data>/<names>``."""
     return Path("runs", Path(data).expanduser().resolve().name, "-".join(names).replace(":", "-"))
 
@@ -134,7 +134,7 @@ def _yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def environment() -> dict[str, Any]:
+def collect_environment() -> dict[str, Any]:
     """Machine, versions and threads: what a number of this run depends on."""
     packages = ("camkd", "torch", "numpy", "pillow", "safetensors")
     return {

@@ -38,12 +38,12 @@ def pick_precision(name: Precision, device: torch.device) -> Literal["bf16", "fp
     if name != "auto":
         return name
     if device.type == "cpu":
-        return "bf16" if bf16_gain() > WORTHWHILE else "fp32"
+        return "bf16" if bf16_speedup() > WORTHWHILE else "fp32"
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 @cache
-def bf16_gain() -> float:
+def bf16_speedup() -> float:
     """How many times faster this processor is at a training step of a small convolution in bf16 than in fp32.
 
     1.5 and more where it has instructions for it, below 1 where it has not: a twentieth of a second tells. Measured in
@@ -72,7 +72,7 @@ def describe_device(name: Precision, device: torch.device) -> str:
     """Where a run computes and in which format, for a person: ``cpu in bf16, 2.1 times as fast as fp32 here``."""
     said = f"{device} in {pick_precision(name, device)}"
     if name == "auto" and device.type == "cpu":
-        gain = bf16_gain()
+        gain = bf16_speedup()
         faster, slower = (gain, "fp32") if gain > WORTHWHILE else (1 / gain, "bf16")
         said += f", {faster:.1f} times as fast as {slower} here"
     return said

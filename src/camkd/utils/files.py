@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a full disk, a quota or a limit that is reached."""
 
 
@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             fsync(path.parent)
         except OSError as error:
-            if error.errno not in NO_SPACE:
+            if error.errno not in NO_SPACE_ERRNOS:
                 raise
             room = f"{error.strerror} after {temporary.stat().st_size:,} bytes; what was there before is untouched"
             raise OSError(error.errno, room, str(path)) from error
@@ -54,7 +54,7 @@ def staged_dir(folder: Path) -> Iterator[Path]:
         yield temporary
 
 
-PART = ".part"
+TEMP_SUFFIX = ".part"
 """How the name of a file or folder ends that is not whole yet; it begins with a dot."""
 
 
@@ -65,8 +65,8 @@ def _beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     The system lets go of its lock when its process ends: one without a lock is nobody's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_temp(path.parent, f".{glob.escape(path.name)}.*{PART}")
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{PART}"
+    remove_stale_temp(path.parent, f".{glob.escape(path.name)}.*{TEMP_SUFFIX}")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
     while (handle := _held(temporary, make)) is None:
         pass
     try:
@@ -91,7 +91,7 @@ def _held(temporary: Path, make: Callable[[Path], None]) -> int | None:
     return None
 
 
-def remove_stale_temp(folder: Path, pattern: str = f".*{PART}") -> None:
+def remove_stale_temp(folder: Path, pattern: str = f".*{TEMP_SUFFIX}") -> None:
     """Take away the temporary places in ``folder`` that belong to no process any more."""
     for left in folder.glob(pattern):
         with suppress(OSError):  # it is gone, cannot be opened, or somebody has it
@@ -173,7 +173,7 @@ def _lock(path: Path) -> int:
 def reserve(path: Path, size: int) -> None:
     """Make ``path`` a file of at least ``size`` bytes, new ones zero, with its space taken where the system can do so.
 
-    Raises ``OSError`` with one of ``NO_SPACE`` where there is no room.
+    Raises ``OSError`` with one of ``NO_SPACE_ERRNOS`` where there is no room.
     """
     with path.open("ab") as stream:
         try:

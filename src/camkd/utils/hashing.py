@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
@@ -21,5 +21,5 @@ def splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def derive_seed(seed: int, part: int) -> int:
     """Where the stream of numbers of ``part`` (an epoch, a file) of ``seed`` starts."""
-    start = splitmix64(np.array([seed & _MASK], np.uint64)) ^ np.uint64(part * GOLDEN & _MASK)
+    start = splitmix64(np.array([seed & _MASK], np.uint64)) ^ np.uint64(part * GOLDEN_GAMMA & _MASK)
     return int(splitmix64(start)[0])

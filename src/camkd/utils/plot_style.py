@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from camkd.utils.files import atomic_write
 
-INK = "#1b1f24"  # `svg` turns this colour into the page's own text colour
-SERIES = (
+TEXT_COLOR = "#1b1f24"  # `svg` turns this colour into the page's own text colour
+SERIES_COLORS = (
     "#2a78d6",
     "#e07b00",
     "#159a75",
@@ -30,7 +30,7 @@ _WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto
 
 
 @contextmanager
-def project_style() -> Iterator[None]:
+def style_context() -> Iterator[None]:
     """Our look, and silence about letters that no installed font has (they show as boxes).
 
     >>> with drawing():
@@ -39,7 +39,7 @@ def project_style() -> Iterator[None]:
     wide = [name for name in _WIDE_FONTS if name in font_manager.get_font_names()]
     look: dict[Any, Any] = {"font.family": ["DejaVu Sans", *wide], "font.size": 9.5, "text.parse_math": False}
     look |= {"svg.fonttype": "none", "svg.hashsalt": "camkd"}
-    look |= dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK)
+    look |= dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], TEXT_COLOR)
     with matplotlib.rc_context(look), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -47,11 +47,11 @@ def project_style() -> Iterator[None]:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Save a figure as PNG on white, whole or not at all; equal figures give equal bytes."""
-    with atomic_write(path) as temporary, project_style():
+    with atomic_write(path) as temporary, style_context():
         figure.savefig(temporary, format="png", facecolor="white", metadata={"Software": None})
 
 
-def svg(figure: Figure) -> str:
+def figure_to_svg(figure: Figure) -> str:
     """A figure as an ``<svg>`` element for a page: transparent, in the page's own text colour.
 
     >>> svg(Figure())[:4]
@@ -59,10 +59,10 @@ def svg(figure: Figure) -> str:
     """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with project_style():
+    with style_context():
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
-    named = text[text.index("<svg") :].replace(INK, "currentColor").strip()
+    named = text[text.index("<svg") :].replace(TEXT_COLOR, "currentColor").strip()
     return re.sub(r'<g id="[^"]*">', "<g>", named)  # the same names in every figure: not for one page
 
 

@@ -44,7 +44,7 @@ def _compare(options: Namespace) -> dict[str, Any]:
     from camkd.distill.teacher import find_teacher
     from camkd.experiments import compare, pipeline
     from camkd.report.comparison_report import tables, write_comparison
-    from camkd.runs.folder import default_folder
+    from camkd.runs.folder import default_run_folder
     from camkd.types import InputError
 
     data_config, config, lesson = (
@@ -60,7 +60,7 @@ def _compare(options: Namespace) -> dict[str, Any]:
     for method in methods:
         pipeline.check_names(options.student, replace(lesson, method=method), replace(config, seed=seeds[-1]))
     teacher = find_teacher(options.teacher, data_config.data)
-    out = Path(options.out) if options.out else default_folder(data_config.data, "compare", options.student)
+    out = Path(options.out) if options.out else default_run_folder(data_config.data, "compare", options.student)
     threads = max(1, torch.get_num_threads() // options.processes)
     plan = compare.Plan(out, teacher, options.student, methods, seeds, data_config, config, lesson, threads)
     with open_reporter() as screen:

@@ -32,10 +32,10 @@ def _export_options(parser: ArgumentParser) -> None:
 
 def _export(options: Namespace) -> dict[str, Any]:
     from camkd.cli.flags import from_namespace
-    from camkd.export.export import ExportOptions, export, folder_of
+    from camkd.export.export import ExportOptions, default_export_folder, export
 
     web = None if options.web is None else Path(options.web)
-    out = Path(options.out) if options.out else None if web else folder_of(options.run)
+    out = Path(options.out) if options.out else None if web else default_export_folder(options.run)
     runtime = None if options.runtime is None else Path(options.runtime)
     with open_reporter() as screen:
         found = export(options.run, out, web, from_namespace(ExportOptions, options), runtime, screen)
@@ -54,11 +54,11 @@ def _bench_options(parser: ArgumentParser) -> None:
 
 def _bench(options: Namespace) -> dict[str, Any]:
     from camkd.cli.tables import print_table
-    from camkd.export.benchmark import bench
+    from camkd.export.benchmark import benchmark_device
     from camkd.utils.units import format_quantity
 
     with open_reporter() as screen:
-        found = bench(options.run, options.data, options.rounds, screen.progress)
+        found = benchmark_device(options.run, options.data, options.rounds, screen.progress)
     if not options.json:
         rows = [
             [

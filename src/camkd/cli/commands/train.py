@@ -164,11 +164,11 @@ def _distill(options: Namespace) -> dict[str, Any] | None:
 
 
 def _out(options: Namespace, data: DataConfig, *names: str) -> Path:
-    from camkd.runs.folder import default_folder
+    from camkd.runs.folder import default_run_folder
 
     if options.out:
         return Path(options.out)
-    return default_folder(data.data, *(Path(name).name for name in names))
+    return default_run_folder(data.data, *(Path(name).name for name in names))
 
 
 TRAIN = Command(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camkd.cams import resize
 from camkd.types import Prediction
-from camkd.utils.hashing import GOLDEN, derive_seed, splitmix64
+from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
 
 VERSION = 2
 """Goes up when the same answers would be stored differently."""
@@ -89,6 +89,6 @@ def checksums(records: NDArray[np.void], epoch: int, rows: NDArray[np.int64]) ->
     Each word of the answer is scrambled together with its place, by a bijection; their sum is scrambled once more.
     """
     words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)[:, 1:]
-    places = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-    own = rows.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(derive_seed(VERSION, epoch))
+    places = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
+    own = rows.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(VERSION, epoch))
     return splitmix64(splitmix64(words + places).sum(1, dtype=np.uint64) + splitmix64(own)) | np.uint64(1)
