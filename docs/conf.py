@@ -1,4 +1,4 @@
-"""Sphinx settings: MyST Markdown, furo; built with warnings as errors."""
+"""Sphinx configuration: MyST Markdown and the theme furo; `make docs` treats warnings as errors."""
 
 from importlib.metadata import version as installed_version
 
@@ -11,7 +11,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", ".*")]  # types of torch and numpy: their own pages are not fetched
+nitpick_ignore_regex = [("py:.*", ".*")]  # torch and numpy types are not linked: no inventory is downloaded
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"

@@ -17,7 +17,7 @@ def test_maps() -> None:
     names: dict[str, object] = {}
     for code in found:
         exec(compile(code, "maps.md", "exec"), names)
-    assert names["answer"].cams.shape == (2, 1, 4, 4)  # type: ignore[attr-defined]
+    assert names["prediction"].cams.shape == (2, 1, 4, 4)  # type: ignore[attr-defined]
 
 
 def test_timm_teacher(tmp_path: Path) -> None:
