@@ -1,4 +1,4 @@
-"""Run folders: what is saved comes back whole, and what is not whole is said so."""
+"""Run folders: files round-trip, and damaged files raise input errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from camkd.runs.load_model import find_model_folder, load, read_model_info, ship
 from camkd.types import InputError
 from mischief import Evil, umask
 
-SAID = ModelInfo(
+INFO = ModelInfo(
     architecture="resnet8",
     classes=("Katze", "犬", "bird"),
     size=8,
@@ -45,74 +45,78 @@ SAID = ModelInfo(
 def network(seed: int = 5) -> nn.Module:
     model = build("resnet8", 3, 8, seed=seed)
     model.set_normalization([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
-    model(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))  # statistics of its own
+    model(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))  # updates the batch norm statistics
     return model
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "run"
-    save(network(), folder, SAID)
+    save(network(), folder, INFO)
     return folder
 
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
-    """A run folder with a model, the test's own."""
+    """A copy of the run folder with a model, which the test may change."""
     return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
 # --- weights
 
 
-def test_a_model_comes_back_with_every_number(folder: Path) -> None:
-    model, back = network(), load(folder)
-    assert type(back) is type(model)
-    assert back.state_dict().keys() == model.state_dict().keys()
+def test_model_round_trip(folder: Path) -> None:
+    model = network()
+    loaded = load(folder)
+    assert type(loaded) is type(model)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
-        assert torch.equal(back.state_dict()[name], value), name
-        assert back.state_dict()[name].dtype == value.dtype
-    assert not any(module.training for module in back.modules())
+        assert torch.equal(loaded.state_dict()[name], value), name
+        assert loaded.state_dict()[name].dtype == value.dtype
+    assert not any(module.training for module in loaded.modules())
     x = torch.rand(2, 3, 8, 8)
-    assert torch.equal(back(x), model.eval()(x))
+    assert torch.equal(loaded(x), model.eval()(x))
     assert camkd.load is load
 
 
-def test_a_description_comes_back_with_the_weights_checksum(folder: Path) -> None:
-    said = read_model_info(folder)
-    assert replace(said, sha256="") == SAID
-    assert len(said.sha256) == 64
+def test_model_info_round_trip_adds_the_checksum_of_the_weights(folder: Path) -> None:
+    info = read_model_info(folder)
+    assert replace(info, sha256="") == INFO
+    assert info.sha256 == hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
     assert sorted(path.name for path in folder.iterdir()) == [INFO_FILE, WEIGHTS_FILE]
 
 
-def test_saving_does_not_touch_the_model_and_takes_any_memory_format(tmp_path: Path) -> None:
+def test_save_keeps_the_mode_and_accepts_channels_last(tmp_path: Path) -> None:
     model = network().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    save(model, tmp_path, SAID)
+    save(model, tmp_path, INFO)
     assert all(module.training for module in model.modules())
     assert torch.equal(load(tmp_path).state_dict()["conv1.weight"], model.state_dict()["conv1.weight"])
 
 
-def test_saving_again_replaces_both_files(folder: Path) -> None:
-    save(network(seed=6), folder, replace(SAID, seed=6))
+def test_second_save_replaces_both_files(folder: Path) -> None:
+    save(network(seed=6), folder, replace(INFO, seed=6))
     assert read_model_info(folder).seed == 6
     assert torch.equal(load(folder).state_dict()["fc.weight"], network(6).state_dict()["fc.weight"])
 
 
 @pytest.mark.fault("a flipped byte in weights")
-@pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
-def test_a_flipped_byte_is_found(folder: Path, place: float) -> None:
+@pytest.mark.parametrize("position", [0.01, 0.5, 0.999])
+def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: float) -> None:
     content = bytearray((folder / WEIGHTS_FILE).read_bytes())
-    content[int(place * len(content))] ^= 1
+    content[int(position * len(content))] ^= 1
     (folder / WEIGHTS_FILE).write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.safetensors is not what was written"):
+    with pytest.raises(InputError) as caught:
         load(folder)
+    assert str(caught.value) == (
+        f"{folder / WEIGHTS_FILE} is damaged: its checksum differs. Train the run again or restore it."
+    )
 
 
 @pytest.mark.fault("weights cut or gone")
-def test_weights_cut_short_or_missing_are_found(folder: Path) -> None:
+def test_truncated_or_missing_weights_are_an_input_error(folder: Path) -> None:
     content = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(content[:-1])
-    with pytest.raises(InputError, match="is not what was written"):
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         load(folder)
     (folder / WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match=r"has a model\.json but no model\.safetensors"):
@@ -134,30 +138,30 @@ def test_weights_cut_short_or_missing_are_found(folder: Path) -> None:
         b"\xff\xfe{}",
     ],
 )
-def test_a_broken_description_is_an_input_error(folder: Path, text: str | bytes) -> None:
+def test_invalid_model_info_is_an_input_error(folder: Path, text: str | bytes) -> None:
     (folder / INFO_FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
     for read in (read_model_info, load):
         with pytest.raises(InputError, match=r"model\.json does not describe a model"):
             read(folder)
 
 
-def test_an_entry_from_a_later_version_is_passed_over(folder: Path) -> None:
+def test_unknown_entry_of_model_info_is_ignored(folder: Path) -> None:
     values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     (folder / INFO_FILE).write_text(json.dumps({**values, "colour": "blue"}))
-    assert read_model_info(folder).seed == SAID.seed
+    assert read_model_info(folder).seed == INFO.seed
     load(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "vgg"}, "there is no model 'vgg'"),
-        ({"architecture": "resnet20"}, "fit"),
-        ({"classes": ["a", "b"]}, "fit"),
-        ({"architecture": "wrn-16-4"}, "fit"),
+        ({"architecture": "vgg"}, "'vgg'"),
+        ({"architecture": "resnet20"}, r"model\.safetensors does not fit .*'resnet20'"),
+        ({"classes": ["a", "b"]}, r"model\.safetensors does not fit .*'resnet8'"),
+        ({"architecture": "wrn-16-4"}, r"model\.safetensors does not fit .*'wrn-16-4'"),
     ],
 )
-def test_weights_that_do_not_fit_their_description_are_an_input_error(
+def test_weights_that_do_not_fit_the_model_info_are_an_input_error(
     folder: Path, change: dict[str, Any], message: str
 ) -> None:
     values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
@@ -166,56 +170,57 @@ def test_weights_that_do_not_fit_their_description_are_an_input_error(
         load(folder)
 
 
-def resealed(folder: Path, content: bytes) -> None:
-    """Put ``content`` where the weights are, with a description that says it belongs there."""
+def replace_weights(folder: Path, content: bytes) -> None:
+    """Write ``content`` as the weights, with a matching checksum in ``model.json``."""
     values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     (folder / WEIGHTS_FILE).write_bytes(content)
     (folder / INFO_FILE).write_text(json.dumps({**values, "sha256": hashlib.sha256(content).hexdigest()}))
 
 
-def tensors(header: str, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file with such a header."""
+def safetensors_file(header: str, data: bytes = b"", length: int | None = None) -> bytes:
+    """Return a safetensors file with the given header, and optionally a wrong header length."""
     return struct.pack("<Q", len(header) if length is None else length) + header.encode() + data
 
 
 HOSTILE = {
-    "nothing": b"",
-    "a header of 2^63 bytes": tensors("{}", length=1 << 63),
-    "a header longer than the file": tensors("{}", length=1000),
-    "no JSON": tensors("{x"),
-    "deep JSON": tensors('{"a":' * 50_000),
-    "half a surrogate": tensors('{"\\ud800": {"dtype":"F32","shape":[],"data_offsets":[0,4]}}', bytes(4)),
-    "a number type that there is not": tensors('{"a":{"dtype":"PY","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
-    "data that is not there": tensors('{"a":{"dtype":"F32","shape":[250],"data_offsets":[0,1000]}}'),
-    "offsets backwards": tensors('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', bytes(4)),
-    "a shape beyond all memory": tensors(
+    "empty file": b"",
+    "header of 2^63 bytes": safetensors_file("{}", length=1 << 63),
+    "header longer than the file": safetensors_file("{}", length=1000),
+    "invalid JSON": safetensors_file("{x"),
+    "deeply nested JSON": safetensors_file('{"a":' * 50_000),
+    "lone surrogate": safetensors_file('{"\\ud800": {"dtype":"F32","shape":[],"data_offsets":[0,4]}}', bytes(4)),
+    "unknown dtype": safetensors_file('{"a":{"dtype":"PY","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "missing data": safetensors_file('{"a":{"dtype":"F32","shape":[250],"data_offsets":[0,1000]}}'),
+    "reversed offsets": safetensors_file('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', bytes(4)),
+    "shape larger than memory": safetensors_file(
         '{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}', bytes(4)
     ),
-    "two tensors in one place": tensors(
+    "overlapping tensors": safetensors_file(
         '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         bytes(4),
     ),
-    "tensors of no use": tensors('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "unexpected tensor": safetensors_file('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
 }
 
 
 @pytest.mark.fault("hostile weights")
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_weights_are_refused(folder: Path, name: str) -> None:
-    resealed(folder, HOSTILE[name])
+def test_hostile_weights_are_an_input_error(folder: Path, name: str) -> None:
+    replace_weights(folder, HOSTILE[name])
     with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
         load(folder)
 
 
 @pytest.mark.fault("a pickle with code in it")
-@pytest.mark.parametrize("how", ["pickle", "torch"])
-def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(folder: Path, how: str) -> None:
-    marker, stream = folder / "executed", io.BytesIO()
-    if how == "torch":
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_pickled_weights_are_refused_without_executing_code(folder: Path, writer: str) -> None:
+    marker = folder / "executed"
+    stream = io.BytesIO()
+    if writer == "torch":
         torch.save({"weight": torch.zeros(2), "extra": Evil(marker)}, stream)
     else:
         pickle.dump(Evil(marker), stream)
-    resealed(folder, stream.getvalue())
+    replace_weights(folder, stream.getvalue())
     with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
         load(folder)
     assert not marker.exists()
@@ -227,21 +232,19 @@ def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(folder: Path, h
     [{"size": 0}, {"size": 10**9}, {"size": "8"}, {"size": True}, {"classes": ["a"]}, {"classes": [1, 2, 3]},
      {"classes": "abc"[:1]}, {"classes": ["a", "b", "\ud800"]}, {"architecture": 3}, {"sha256": None}, {"params": 1.5}],
 )  # fmt: skip
-def test_a_description_of_nothing_that_could_be_is_an_input_error(folder: Path, change: dict[str, Any]) -> None:
+def test_model_info_out_of_range_is_an_input_error(folder: Path, change: dict[str, Any]) -> None:
     values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     (folder / INFO_FILE).write_text(json.dumps({**values, **change}))
     with pytest.raises(InputError, match=r"model\.json does not describe a model"):
         load(folder)
 
 
-# --- where a model lies
+# --- finding a model
 
 
-def test_a_train_folder_means_its_student_and_a_name_a_shipped_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(network(), tmp_path / "demo" / "student", SAID)
-    save(network(), tmp_path / "shipped", SAID)
+def test_find_model_folder_of_train_folder_and_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(network(), tmp_path / "demo" / "student", INFO)
+    save(network(), tmp_path / "shipped", INFO)
     monkeypatch.setattr(
         load_model, "shipped_models", lambda: {"tiny": tmp_path / "shipped", "tinier": tmp_path / "shipped"}
     )
@@ -251,7 +254,9 @@ def test_a_train_folder_means_its_student_and_a_name_a_shipped_one(
     load("tiny")
 
 
-def test_an_unknown_source_names_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_source_is_an_input_error_that_lists_shipped_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(load_model, "shipped_models", lambda: {"tiny": tmp_path, "tinier": tmp_path})
     for source in ("nothing", tmp_path / "nowhere", tmp_path):
         for read in (find_model_folder, read_model_info, load):
@@ -263,23 +268,24 @@ def test_an_unknown_source_names_the_shipped_ones(tmp_path: Path, monkeypatch: p
         load("nothing")
 
 
-def test_every_shipped_model_loads_and_is_what_it_says() -> None:
+def test_shipped_models_match_their_info() -> None:
     for name in shipped_models():
-        said, model = read_model_info(name), load(name)
-        assert sum(parameter.numel() for parameter in model.parameters()) == said.params, name
-        assert model(torch.rand(1, 3, said.size, said.size)).shape == (1, len(said.classes)), name
-        assert said.teacher is None or not Path(said.teacher).is_absolute(), f"{name}: a path of this machine"
+        info = read_model_info(name)
+        model = load(name)
+        assert sum(parameter.numel() for parameter in model.parameters()) == info.params, name
+        assert model(torch.rand(1, 3, info.size, info.size)).shape == (1, len(info.classes)), name
+        assert info.teacher is None or not Path(info.teacher).is_absolute(), f"{name}: an absolute path"
 
 
-# --- files
+# --- file modes
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
-def test_every_file_of_a_run_follows_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+def test_files_of_a_run_follow_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
     run = Run(tmp_path / "run")
     with umask(mask):
-        run.start({"epochs": 3}, {"pictures": "abc"})
-        save(network(), run.folder, SAID)
+        run.start({"epochs": 3}, {"data_fingerprint": "abc"})
+        save(network(), run.folder, INFO)
         run.checkpoints.save(1, {"step": 1}, (1, {"weight": torch.zeros(1)}))
         run.write_history([{"epoch": 1}])
     files = [path for path in run.folder.rglob("*") if path.is_file()]
@@ -289,22 +295,22 @@ def test_every_file_of_a_run_follows_the_umask(tmp_path: Path, mask: int, mode: 
     )
 
 
-# --- numbers and settings
+# --- history, metrics and configuration
 
 
-def test_history_and_metrics_come_back(tmp_path: Path) -> None:
+def test_history_and_metrics_round_trip(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.read_history() == []
     assert run.read_metrics() == {}
     rows = [{"epoch": e, "train_loss": 1 / e, "terms": {"ce": 0.1 + 0.2}, "name": "é\u2028"} for e in (1, 2, 3)]
     run.write_history(rows)
     assert run.read_history() == rows
-    assert len(run.history.read_text(encoding="utf-8").split("\n")) == 4, "one line an epoch"
+    assert len(run.history.read_text(encoding="utf-8").split("\n")) == 4, "one line per epoch"
     run.metrics.write_text(json.dumps({"accuracy": 0.5}))
     assert run.read_metrics() == {"accuracy": 0.5}
 
 
-def test_a_number_that_is_none_is_refused_and_the_old_history_stays(tmp_path: Path) -> None:
+def test_nan_is_refused_and_the_previous_history_kept(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.write_history([{"epoch": 1}])
     with pytest.raises(ValueError, match="JSON"):
@@ -312,11 +318,11 @@ def test_a_number_that_is_none_is_refused_and_the_old_history_stays(tmp_path: Pa
     assert run.read_history() == [{"epoch": 1}]
 
 
-def test_the_configuration_comes_back_and_the_environment_is_written(tmp_path: Path) -> None:
+def test_start_writes_configuration_and_environment(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     assert run.config() == {}
     config = {"data": "Bilder/Übung", "epochs": 30, "lr": 0.1, "weight_decay": 5e-4, "size": None, "clip": 1e-8}
-    run.start(config, {"pictures": "abc"})
+    run.start(config, {"data_fingerprint": "abc"})
     assert run.config() == config
     assert list(run.config()) == list(config)
     environment = json.loads((run.folder / "environment.json").read_text())
@@ -324,7 +330,7 @@ def test_the_configuration_comes_back_and_the_environment_is_written(tmp_path: P
     assert environment["threads"] == torch.get_num_threads()
 
 
-def test_a_run_is_finished_when_it_has_figures_and_a_model(folder: Path, tmp_path: Path) -> None:
+def test_run_is_finished_once_it_has_metrics_and_a_model(folder: Path, tmp_path: Path) -> None:
     assert not Run(tmp_path / "empty").finished
     assert not Run(folder).finished
     Run(folder).metrics.write_text("{}")
@@ -336,7 +342,7 @@ def test_a_run_is_finished_when_it_has_figures_and_a_model(folder: Path, tmp_pat
 @pytest.mark.fault("a damaged file of a run")
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", "{" * 100_000, "a: !!python/name:os.system", "a: [", "\0"])
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "metrics.jsonl", "environment.json"])
-def test_a_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text: str) -> None:
+def test_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text: str) -> None:
     run = Run(tmp_path)
     (tmp_path / name).write_text(text)
     read = {
@@ -348,6 +354,6 @@ def test_a_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, te
     if (name, text) == ("metrics.jsonl", ""):
         assert read() == []
         return
-    advice = "delete it" if name.startswith("metrics") else "bring it back"
-    with pytest.raises(InputError, match=rf"{re.escape(name)} is damaged \(.*\): {advice}"):
+    advice = "Delete it" if name.startswith("metrics") else "Restore it"
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is damaged \(.*\)\. {advice}"):
         read()

@@ -1,98 +1,170 @@
-"""Whom one can ask where it looks."""
+"""Loading models: runs, checkpoints, saved folders, shipped and pretrained names."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import camkd
+from camkd.models import build
+from camkd.models.io import ModelInfo
+from camkd.runs import load_model
 from camkd.runs.folder import Run
-from camkd.runs.load_model import subject
 from camkd.types import InputError
+
+CONFIG = {"data": "pets", "student": "resnet8", "method": "kd", "teacher": "runs/teacher", "seed": 3}
+PROVENANCE = {"classes": ["cat", "dog"], "size": 16, "role": "student", "data_fingerprint": "f" * 64}
 
 
 @pytest.fixture
-def begun(finished: Any, tmp_path: Path) -> Path:
-    """A student's run as it is before its end: no description, no weights but those of checkpoints."""
-    folder = tmp_path / "begun"
-    shutil.copytree(finished.folder / "student", folder)
+def unfinished(tmp_path: Path) -> Path:
+    """An unfinished run with one checkpoint: no ``model.json``, no weights and no metrics."""
+    run = Run(tmp_path / "unfinished")
+    run.start(CONFIG, PROVENANCE)
+    average = build("resnet8", 2, 16, seed=1).state_dict()
+    best = build("resnet8", 2, 16, seed=2).state_dict()
+    run.checkpoints.save(10, {"average": average, "step": 10}, (1, best))
+    return run.folder
+
+
+def assert_equal_weights(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+
+
+# --- finished runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["student", "control", "teacher"])
+def test_unfinished_run_loads_the_same_model_as_the_finished_run(finished: Any, tmp_path: Path, role: str) -> None:
+    expected = camkd.load(finished.folder / role)  # training ends with the best weights
+    assert expected.info is not None
+    assert expected.info.role == role
+    folder = tmp_path / "unfinished"
+    shutil.copytree(finished.folder / role, folder)
     for name in ("model.json", "model.safetensors", "metrics.json"):
         (folder / name).unlink()
-    return folder
+    model = camkd.load(folder)
+    assert model.info == replace(expected.info, sha256="")
+    assert model.figures == {}
+    assert_equal_weights(model, expected.state_dict())
 
 
-def test_a_run_and_a_shipped_model_are_what_load_says(finished: Any) -> None:
-    assert subject("cam-net-cifar10").info == camkd.load("cam-net-cifar10").info
-    found, kept = subject(str(finished.folder)), camkd.load(finished.folder / "student")
-    assert found.info == kept.info
-    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), kept.parameters(), strict=True))
+@pytest.mark.slow
+def test_train_folder_and_saved_folder_load_the_student(finished: Any, tmp_path: Path) -> None:
+    student = camkd.load(finished.folder / "student")
+    model = camkd.load(str(finished.folder))
+    assert not model.training
+    assert model.info == student.info
+    assert model.figures == student.figures != {}
+    assert_equal_weights(model, student.state_dict())
+    model.save_pretrained(tmp_path)
+    assert_equal_weights(camkd.load(tmp_path), student.state_dict())
 
 
-def test_an_unfinished_run_is_its_best_weights_so_far(finished: Any, begun: Path) -> None:
-    kept = camkd.load(finished.folder / "student")  # training ends with its best weights
-    for source in (begun, begun / "checkpoints"):
-        found = subject(str(source))
-        assert not found.training
-        said, wanted = found.info, kept.info
-        assert said is not None
-        assert wanted is not None
-        for name in (
-            "architecture",
-            "classes",
-            "size",
-            "role",
-            "method",
-            "data",
-            "data_fingerprint",
-            "seed",
-            "teacher",
-        ):
-            assert getattr(said, name) == getattr(wanted, name), name
-        for (name, ours), theirs in zip(found.state_dict().items(), kept.state_dict().values(), strict=True):
-            assert torch.equal(ours, theirs), name
+# --- unfinished runs and checkpoints
 
 
-def test_a_control_on_its_way_is_called_one(finished: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "begun"
-    shutil.copytree(finished.folder / "control", folder)
-    (folder / "model.json").unlink()
-    found, kept = subject(str(folder)).info, camkd.load(finished.folder / "control").info
-    assert found is not None
-    assert kept is not None
-    assert found.role == kept.role == "control"
+def test_unfinished_run_loads_its_best_weights(unfinished: Path) -> None:
+    _, best = Run(unfinished).checkpoints.load()
+    assert best is not None
+    for source in (unfinished, str(unfinished), unfinished / "checkpoints"):
+        model = camkd.load(source)
+        assert not model.training
+        assert_equal_weights(model, best)
+        params = sum(parameter.numel() for parameter in model.parameters())
+        assert model.info is not None
+        assert model.info.macs > 0
+        assert replace(model.info, macs=0) == ModelInfo(
+            "resnet8", ("cat", "dog"), 16, params, 0, "student", "kd", "pets", "f" * 64, 3, "runs/teacher"
+        )
 
 
-def test_a_file_of_a_checkpoint_is_its_own_weights(begun: Path) -> None:
-    last = sorted((begun / "checkpoints").glob("last-*.pt"))[-1]
-    average = Run(begun).checkpoints.load()[0]["average"]
-    found = subject(str(last)).state_dict()
-    assert found.keys() == average.keys()
-    assert all(torch.equal(found[name], average[name]) for name in found)
-    best = sorted((begun / "checkpoints").glob("best-*.pt"))[-1]
-    weights = Run(begun).checkpoints.load()[1]
-    assert weights is not None
-    assert all(torch.equal(value, weights[name]) for name, value in subject(str(best)).state_dict().items())
+def test_checkpoint_file_loads_its_weights(unfinished: Path) -> None:
+    state, best = Run(unfinished).checkpoints.load()
+    assert best is not None
+    assert_equal_weights(camkd.load(unfinished / "checkpoints" / "last-00000010.pt"), state["average"])
+    assert_equal_weights(camkd.load(str(unfinished / "checkpoints" / "best-00001.pt")), best)
 
 
-def test_a_checkpoint_that_is_not_there_or_damaged_is_named(begun: Path) -> None:
-    with pytest.raises(InputError, match=r"last-9\.pt is no checkpoint: name the run, or one of best-.*\.pt, last-"):
-        subject(str(begun / "checkpoints" / "last-9.pt"))
-    last = sorted((begun / "checkpoints").glob("last-*.pt"))[-1]
-    last.write_bytes(last.read_bytes()[:-1])
-    with pytest.raises(InputError, match=rf"{last.name} has .* bytes where .* were written in .*: name another"):
-        subject(str(last))
+def test_model_of_a_checkpoint_can_be_saved(unfinished: Path, tmp_path: Path) -> None:
+    model = camkd.load(unfinished)
+    model.save_pretrained(tmp_path / "saved")
+    saved = camkd.load(tmp_path / "saved")
+    assert_equal_weights(saved, model.state_dict())
+    assert model.info is not None
+    assert saved.info is not None
+    assert replace(saved.info, sha256="") == model.info.portable()
 
 
-def test_a_run_that_does_not_say_its_classes(begun: Path) -> None:
-    (begun / "environment.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="does not say which classes it knows: finish the run"):
-        subject(str(begun))
+def test_missing_checkpoint_is_an_input_error_that_lists_checkpoints(unfinished: Path) -> None:
+    with pytest.raises(InputError, match=r"last-9\.pt .*best-00001\.pt, last-00000010\.pt"):
+        camkd.load(unfinished / "checkpoints" / "last-9.pt")
 
 
-def test_what_is_none_of_these(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither a run folder with a trained model nor a shipped one"):
-        subject(str(tmp_path))
+@pytest.mark.fault("a checkpoint cut, zeroed, flipped or gone")
+def test_damaged_checkpoint_is_an_input_error(unfinished: Path) -> None:
+    path = unfinished / "checkpoints" / "last-00000010.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"{path.name} must have .* bytes, got"):
+        camkd.load(path)
+
+
+def test_checkpoint_of_another_architecture_is_an_input_error(unfinished: Path) -> None:
+    Run(unfinished).update_config({"student": "cam-net"})
+    with pytest.raises(InputError, match=r"unfinished.*'cam-net'"):
+        camkd.load(unfinished)
+
+
+def test_run_without_classes_is_an_input_error(unfinished: Path) -> None:
+    (unfinished / "environment.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="unfinished does not record its classes"):
+        camkd.load(unfinished)
+
+
+def test_run_without_architecture_is_an_input_error(unfinished: Path) -> None:
+    (unfinished / "config.yaml").unlink()
+    with pytest.raises(InputError, match="unfinished does not record its architecture"):
+        camkd.load(unfinished)
+
+
+# --- names
+
+
+def test_pretrained_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_model, "pretrained_info", lambda name: (("cat", "dog"), 16))
+    monkeypatch.setattr(load_model, "build", lambda name, classes, size: build("resnet8", classes, size, seed=2))
+    model = camkd.load("timm:resnet8.cats")
+    assert not model.training
+    expected = build("resnet8", 2, 16, seed=2)
+    assert_equal_weights(model, expected.state_dict())
+    params = sum(parameter.numel() for parameter in expected.parameters())
+    assert model.info is not None
+    assert model.info.macs > 0
+    assert replace(model.info, macs=0) == ModelInfo(
+        "timm:resnet8.cats", ("cat", "dog"), 16, params, 0, "model", "", "", "", 0
+    )
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
+def test_external_network_without_pretrained_weights_is_an_input_error(name: str) -> None:
+    with pytest.raises(InputError, match=name.partition(":")[0]):
+        camkd.load(name)
+
+
+def test_folder_without_a_model_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        camkd.load(tmp_path)
+    assert str(caught.value) == (
+        f"{str(tmp_path)!r} must be a run folder with a trained model or a shipped name (shipped: cam-net-cifar10). "
+        "Train a model with 'camkd train', or give the folder of a trained model."
+    )

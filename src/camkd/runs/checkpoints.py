@@ -1,8 +1,9 @@
-"""Checkpoints: the state of a run on disk, from which it goes on after whatever ended it.
+"""Checkpoints: atomic, checksummed training states on disk.
 
-A checkpoint is a file with the state, one with the best weights so far, and, written last, a manifest with the size and
-the sha256 of both: what has no whole manifest does not count. The one before is kept beside the newest, and is gone on
-from where a file of the newest is not what was written. Nothing is unpickled: ``torch.load(weights_only=True)``.
+A checkpoint consists of a file with the training state, a file with the best weights so far and a manifest with the
+size and the sha256 of both. The manifest is written last: files without a whole manifest are ignored. The previous
+checkpoint is kept, and is used if a file of the newest one is damaged. Files are read with
+``torch.load(weights_only=True)``, so no code in them is executed.
 """
 
 from __future__ import annotations
@@ -20,118 +21,157 @@ import torch
 from camkd.types import InputError
 from camkd.utils.files import atomic_write, dump_checksummed, load_checksummed, write_text
 
-KEPT = 2
-"""How many checkpoints are kept."""
+MAX_KEPT = 2
+"""Number of checkpoints kept."""
 
 State = dict[str, Any]
 
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
 
 class CorruptCheckpointWarning(UserWarning):
-    """The newest checkpoint is not what was written; the one before is used."""
+    """The newest checkpoint is damaged, and the previous one is used."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints in ``folder``: ``last-<step>.pt`` and ``best-<epoch>.pt``, each ``last`` with its manifest."""
+    """Checkpoints in a folder.
+
+    ``last-<step>.pt`` is a training state and ``last-<step>.json`` its manifest. ``best-<epoch>.pt`` holds the best
+    weights so far.
+
+    Args:
+        folder: the folder ``checkpoints`` of a run.
+
+    Example:
+        >>> checkpoints = Checkpoints(Path("runs/mine/checkpoints"))                      # doctest: +SKIP
+        >>> checkpoints.save(100, {"model": model.state_dict()})                          # doctest: +SKIP
+        >>> state, best = checkpoints.load()                                              # doctest: +SKIP
+    """
 
     folder: Path
 
     def __bool__(self) -> bool:
-        """Whether there is one, whole or not."""
+        """Return True if the folder holds a manifest, damaged or not."""
         return bool(self._manifests())
 
     def save(self, step: int, state: Mapping[str, Any], best: tuple[int, Mapping[str, Any]] | None = None) -> None:
-        """Keep the state after ``step``, and ``best``: an epoch and its weights, written where they are new.
+        """Write a checkpoint and remove checkpoints beyond `MAX_KEPT`.
 
-        Whatever ends the process meanwhile, and also where the disk is full (``OSError``), what was kept before stays.
+        An interruption or an error at any time, a full disk included, leaves the previous checkpoint intact.
+
+        Args:
+            step: number of optimizer steps so far.
+            state: training state after ``step``.
+            best: epoch and weights of the best validation so far. Weights of an epoch are written once.
+
+        Raises:
+            OSError: if the disk is full or the folder cannot be written.
         """
-        files = {"last": self._write(self.folder / f"last-{step:08d}.pt", state)}
+        entries = {"last": self._write(self.folder / f"last-{step:08d}.pt", state)}
         if best is not None:
             epoch, weights = best
             path = self.folder / f"best-{epoch:05d}.pt"
-            files["best"] = self._known().get(path.name) or self._write(path, weights)
-        write_text(self.folder / f"last-{step:08d}.json", dump_checksummed(files))
-        self._tidy()
+            entries["best"] = self._existing_entries().get(path.name) or self._write(path, weights)
+        write_text(self.folder / f"last-{step:08d}.json", dump_checksummed(entries))
+        self._remove_old()
 
     def load(self) -> tuple[State, State | None]:
-        """The newest whole state, and the best weights that belong to it.
+        """Load the newest intact checkpoint.
 
-        Warns (`CorruptCheckpointWarning`) where it is not the newest. Raises ``InputError`` where there is none.
+        Returns:
+            The training state, and the best weights that belong to it or None.
+
+        Raises:
+            InputError: if there is no checkpoint, or all are damaged.
+
+        Warns:
+            CorruptCheckpointWarning: if the newest checkpoint is damaged and an older one is used.
         """
         manifests = self._manifests()
         if not manifests:
-            raise InputError(f"there is no checkpoint in {self.folder}: leave out --resume to start the run.")
+            raise InputError(f"{self.folder} holds no checkpoint. Leave out --resume to start the run.")
         damage = []
         for manifest in reversed(manifests):
             try:
-                found = self._read(manifest)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                states = self._load_states(manifest)
+            except _READ_ERRORS as error:
                 damage.append(f"{manifest.stem} is damaged ({error})")
                 continue
             if damage:
                 warnings.warn(
-                    f"{'; '.join(damage)}; going on from {manifest.stem} in {self.folder}.",
+                    f"{'; '.join(damage)}; resuming from {manifest.stem} in {self.folder}.",
                     CorruptCheckpointWarning,
                     stacklevel=2,
                 )
-            return found
+            return states
         raise InputError(
-            f"no checkpoint in {self.folder} can be read: {'; '.join(damage)}. Delete that folder to start again."
+            f"{self.folder} holds no readable checkpoint: {'; '.join(damage)}. Delete that folder to start again."
         )
 
-    def weights(self, name: str | None = None) -> State:
-        """The best weights of the newest checkpoint, or those in the file ``name``: of a state the averaged ones.
+    def load_weights(self, name: str | None = None) -> State:
+        """Load the weights of a checkpoint.
 
-        Raises ``InputError`` where there is no such checkpoint, or it is not what was written.
+        Args:
+            name: a file in the folder, ``best-<epoch>.pt`` or ``last-<step>.pt``. None selects the best weights of
+                the newest checkpoint.
+
+        Returns:
+            The state dict of the model. Of a training state, the averaged weights.
+
+        Raises:
+            InputError: if there is no such checkpoint, or the file is damaged.
         """
         if name is None:
             state, best = self.load()
             return best or state["average"]
-        entry = self._known().get(name)
-        if entry is None:
-            raise InputError(f"{self.folder / name} is no checkpoint: name the run, or one of {self._names()}.")
+        entries = self._existing_entries()
+        if name not in entries:
+            names = ", ".join(sorted(entries)) or "none yet"
+            raise InputError(f"{self.folder / name} must be a checkpoint ({names}). Give one of these, or the run.")
         try:
-            state = self._state(entry)
+            state = self._load_file(entries[name])
         except ValueError as error:
-            raise InputError(f"{error} in {self.folder}: name another checkpoint, or the run.") from error
-        found: State = state.get("average", state)
-        return found
-
-    def _names(self) -> str:
-        return ", ".join(sorted(self._known())) or "those it will have"
+            raise InputError(f"{error} in {self.folder}. Give another checkpoint, or the run.") from error
+        weights: State = state.get("average", state)
+        return weights
 
     def _manifests(self) -> list[Path]:
         return sorted(self.folder.glob("last-*.json"))
 
     def _write(self, path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a file and return its manifest entry."""
         stream = io.BytesIO()
-        torch.save(dict(state), stream)  # its own writing turns a full disk into an error of another kind
+        torch.save(dict(state), stream)  # on a full disk torch.save to a file raises RuntimeError instead of OSError
         content = stream.getbuffer()
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
         return {"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
-    def _known(self) -> dict[str, dict[str, Any]]:
-        """The files that manifests name, as far as these can be read."""
-        known: dict[str, dict[str, Any]] = {}
+    def _existing_entries(self) -> dict[str, dict[str, Any]]:
+        """Return the entries of all readable manifests whose files exist, by file name."""
+        entries: dict[str, dict[str, Any]] = {}
         for manifest in self._manifests():
             try:
-                known |= {entry["name"]: entry for entry in load_checksummed(manifest).values()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                entries |= {entry["name"]: entry for entry in load_checksummed(manifest).values()}
+            except _READ_ERRORS:
                 continue
-        return {name: entry for name, entry in known.items() if (self.folder / name).exists()}
+        return {name: entry for name, entry in entries.items() if (self.folder / name).exists()}
 
-    def _read(self, manifest: Path) -> tuple[State, State | None]:
+    def _load_states(self, manifest: Path) -> tuple[State, State | None]:
         entries = load_checksummed(manifest)
-        return self._state(entries["last"]), self._state(entries["best"]) if "best" in entries else None
+        state = self._load_file(entries["last"])
+        best = self._load_file(entries["best"]) if "best" in entries else None
+        return state, best
 
-    def _state(self, entry: Mapping[str, Any]) -> State:
+    def _load_file(self, entry: Mapping[str, Any]) -> State:
+        """Load the file of a manifest entry. Raises ``ValueError`` if it differs from what was written."""
         path = self.folder / Path(entry["name"]).name
         if not path.exists():
             raise ValueError(f"{path.name} is missing")
         content = path.read_bytes()
         if len(content) != entry["bytes"]:
-            raise ValueError(f"{path.name} has {len(content):,} bytes where {entry['bytes']:,} were written")
+            raise ValueError(f"{path.name} must have {entry['bytes']:,} bytes, got {len(content):,}")
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError(f"the checksum of {path.name} differs")
         try:
@@ -140,11 +180,11 @@ class Checkpoints:
             raise ValueError(f"{path.name} cannot be read: {type(error).__name__}") from error
         return state
 
-    def _tidy(self) -> None:
-        """Take away what no kept manifest names."""
-        for manifest in self._manifests()[:-KEPT]:
+    def _remove_old(self) -> None:
+        """Remove old manifests, and the files that no kept manifest names."""
+        for manifest in self._manifests()[:-MAX_KEPT]:
             manifest.unlink()
-        wanted = {*(path.name for path in self._manifests()), *self._known()}
+        kept = {*(path.name for path in self._manifests()), *self._existing_entries()}
         for path in self.folder.iterdir():
-            if path.name not in wanted and path.name.startswith(("last-", "best-")):
+            if path.name not in kept and path.name.startswith(("last-", "best-")):
                 path.unlink()

@@ -1,7 +1,7 @@
-"""Run folders: weights with their description, checkpoints, metrics and configuration.
+"""Run folders: configuration, environment, training history, metrics, checkpoints and weights.
 
-Nothing here unpickles: weights are safetensors. A model's description holds the checksum of its weights, so that a
-flipped byte is an error and not a worse model.
+No file is unpickled: weights are safetensors, and ``model.json`` holds their checksum. A flipped byte therefore raises
+an error instead of changing a prediction.
 """
 
 from __future__ import annotations
@@ -24,13 +24,25 @@ from camkd.runs.checkpoints import Checkpoints
 from camkd.types import InputError
 from camkd.utils.files import load_json, write_json, write_text
 
-KEPT = "bring it back from a copy, or give another --out"
-"""What to do about a damaged file that decides the rest of a run."""
+RESTORE = "Restore it from a copy, or choose another --out"
+"""Advice for a damaged file that determines the rest of a run."""
+
+RECREATE = "Delete it and resume the run"
+"""Advice for a damaged file that a resumed run writes again."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and the names inside it."""
+    """Run folder and the paths inside it.
+
+    Args:
+        folder: the run folder, which need not exist yet.
+
+    Example:
+        >>> run = Run(Path("runs/mine/student"))             # doctest: +SKIP
+        >>> run.finished, run.read_metrics()["accuracy"]     # doctest: +SKIP
+        (True, 0.913)
+    """
 
     folder: Path
 
@@ -60,50 +72,57 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training and evaluation came to their end."""
+        """True once training and evaluation are complete."""
         return self.metrics.exists() and (self.folder / INFO_FILE).exists()
 
     def start(self, config: dict[str, Any], origin: dict[str, Any]) -> None:
-        """Write what is known before the first step: the resolved configuration, and beside the environment its origin.
+        """Write the configuration, the provenance and the environment before the first step.
 
-        ``origin`` is what names in the configuration stand for: the pictures' fingerprint, the teacher's weights.
+        Args:
+            config: resolved configuration, written to ``config.yaml``.
+            origin: provenance, written to ``environment.json``: the content that names in the configuration stand for,
+                such as the fingerprint of the images and the checksum of the teacher's weights.
         """
         write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(self.folder / "environment.json", {**origin, **collect_environment()})
 
     def update_config(self, settings: dict[str, Any]) -> None:
-        """Write down that the run goes on with other settings, and what they were."""
+        """Change settings of a started run, and record the old and new values and the epoch in ``environment.json``."""
         before = self.config()
         changes = {name: [before.get(name), value] for name, value in settings.items()}
-        origin = self.provenance()
-        noted = [*origin.get("changes", []), {"epochs_done": len(self.read_history()), **changes}]
-        write_json(self.folder / "environment.json", {**origin, "changes": noted})
+        provenance = self.provenance()
+        log = [*provenance.get("changes", []), {"epochs_done": len(self.read_history()), **changes}]
+        write_json(self.folder / "environment.json", {**provenance, "changes": log})
         write_text(
             self.folder / "config.yaml", yaml.safe_dump({**before, **settings}, sort_keys=False, allow_unicode=True)
         )
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration the run was started with; empty where there is none."""
-        return _read(self.folder / "config.yaml", _yaml, KEPT)
+        """Read the resolved configuration; empty if the run has not started."""
+        return _read_mapping(self.folder / "config.yaml", _parse_yaml, RESTORE)
 
     def provenance(self) -> dict[str, Any]:
-        """What the run was started from, and the environment of that time."""
-        return _read(self.folder / "environment.json", load_json, KEPT)
+        """Read the provenance and the environment at the start of the run; empty if the run has not started."""
+        return _read_mapping(self.folder / "environment.json", load_json, RESTORE)
 
     def read_metrics(self) -> dict[str, Any]:
-        """The final figures; empty where there are none yet."""
-        return _read(self.metrics, load_json)
+        """Read the final metrics; empty if the run is unfinished."""
+        return _read_mapping(self.metrics, load_json, RECREATE)
 
     def read_history(self) -> list[dict[str, Any]]:
-        """One entry an epoch."""
+        """Read the training history: one row per epoch.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
         if not self.history.exists():
             return []
         try:
             rows = [load_json(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
             if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("not every line is an object")
+                raise ValueError("every line must be an object")
         except ValueError as error:
-            raise InputError(f"{self.history} is damaged ({error}): delete it and resume the run.") from error
+            raise InputError(f"{self.history} is damaged ({error}). {RECREATE}.") from error
         return rows
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
@@ -111,23 +130,27 @@ class Run:
 
 
 def default_run_folder(data: str, *names: str) -> Path:
-    """Where a run goes that is given no place: ``runs/<data>/<names>``."""
+    """Return the default folder of a run, ``runs/<data>/<names>``.
+
+    >>> default_run_folder("cifar10", "teacher", "timm:resnet18").as_posix()
+    'runs/cifar10/teacher-timm-resnet18'
+    """
     return Path("runs", Path(data).expanduser().resolve().name, "-".join(names).replace(":", "-"))
 
 
-def _read(path: Path, parse: Callable[[str], Any], advice: str = "delete it and resume the run") -> dict[str, Any]:
-    """The object in a file of ours, empty where there is none. Raises ``InputError`` where it is damaged."""
+def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict[str, Any]:
+    """Read a file with one mapping; empty if there is no file. Raises ``InputError`` if it is damaged."""
     try:
-        found = parse(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__} and no object")
+        values = parse(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(values, dict):
+            raise ValueError(f"it must hold an object, got {type(values).__name__}")
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): {advice}.") from error
-    return found
+        raise InputError(f"{path} is damaged ({error}). {advice}.") from error
+    return values
 
 
-def _yaml(text: str) -> Any:
-    """What ``text`` says in YAML; no tag makes an object of Python's. Raises ``ValueError`` where it is none."""
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML without constructing Python objects. Raises ``ValueError`` if ``text`` is invalid."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, AttributeError) as error:
@@ -135,12 +158,16 @@ def _yaml(text: str) -> Any:
 
 
 def collect_environment() -> dict[str, Any]:
-    """Machine, versions and threads: what a number of this run depends on."""
+    """Return the machine, the versions and the number of threads that results depend on.
+
+    >>> sorted(collect_environment())[:4]
+    ['accelerator', 'command', 'cores', 'packages']
+    """
     packages = ("camkd", "torch", "numpy", "pillow", "safetensors")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": _processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -149,7 +176,7 @@ def collect_environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
