@@ -23,7 +23,7 @@ from camkd.models import MODELS
 from camkd.report.report import write_report
 from run_folders import gallery, hang, write_tree
 from several import alone, distil, teacher
-from tallying import pytest_configure, pytest_runtest_call, pytest_terminal_summary, tally
+from support.fault_table import fault_table, pytest_configure, pytest_runtest_call, pytest_terminal_summary
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -32,7 +32,7 @@ os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
 
 __all__ = [  # fixtures and hooks
-    "alone", "distil", "pytest_configure", "pytest_runtest_call", "pytest_terminal_summary", "tally", "teacher",
+    "alone", "distil", "fault_table", "pytest_configure", "pytest_runtest_call", "pytest_terminal_summary", "teacher",
 ]  # fmt: skip
 
 hypothesis.settings.register_profile("camkd", derandomize=True, deadline=None)

@@ -24,7 +24,7 @@ from camkd.evaluate import road as r
 from camkd.evaluate.metrics import derangement, spearman
 from camkd.evaluate.sanity import randomised, sanity
 from camkd.models import build
-from literally import resize_literally
+from support.reference_formulas import reference_resize
 
 FIGURES = ("insertion", "deletion", "road", "average_drop", "confidence_increase")
 
@@ -91,7 +91,7 @@ def test_insertion_and_deletion_are_the_literal_loop(size: tuple[int, int]) -> N
     x, maps = pictures(0, 3, *size), draw(1, 3, 3, 2)
     inserted, deleted = p.insertion(corner, x, maps), p.deletion(corner, x, maps)
     for i in range(3):
-        plane = resize_literally(maps[i].double().numpy(), size)
+        plane = reference_resize(maps[i].double().numpy(), size)
         grey = x[i].mean((1, 2), keepdim=True).expand_as(x[i])
         assert deleted[i].item() == pytest.approx(area_literally(corner, x[i], grey, plane), abs=1e-6)
         assert inserted[i].item() == pytest.approx(area_literally(corner, p.blurred(x)[i], x[i], plane), abs=1e-6)
@@ -245,7 +245,7 @@ def test_road_is_the_literal_loop(score: p.Score) -> None:
     x, maps = pictures(4, 3, 10, 10), draw(5, 3, 4, 4)
     noise = 0.01 * torch.randn(3, 10, 10, generator=torch.Generator().manual_seed(7)).double().numpy()
     for i, found in enumerate(r.road(score, x, maps, seed=7)):
-        plane = resize_literally(maps[i].double().numpy(), (10, 10))
+        plane = reference_resize(maps[i].double().numpy(), (10, 10))
         order = np.argsort(-plane, axis=None, kind="stable")
         gaps = []
         for count in (20, 40, 60, 80):

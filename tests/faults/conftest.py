@@ -1,4 +1,4 @@
-"""A run to be disturbed, and how it ends when nothing happens."""
+"""A distillation to be interrupted, and its uninterrupted reference run."""
 
 from __future__ import annotations
 
@@ -11,52 +11,54 @@ from typing import Any
 import pytest
 
 from camkd.runs.folder import Run
-from forks import camkd
+from support.forked_cli import run_camkd
 
-TRIES = int(os.environ.get("CAMKD_FAULT_TRIES", "3"))
-"""How often a fault is tried that has endless many places to happen; `make test-faults` tries oftener."""
+ATTEMPTS = int(os.environ.get("CAMKD_FAULT_TRIES", "3"))
+"""Number of attempts of a fault that can strike at any time; `make test-faults` makes more."""
 
 
 @dataclass(frozen=True)
-class DistillConfig:
-    """A distillation from stored answers that takes a second or two, to be disturbed."""
+class DistillCommand:
+    """Arguments of a `camkd distill` from cached teacher outputs that takes a second or two."""
 
     arguments: Sequence[str]
 
-    def command(self, out: Path) -> list[str]:
+    def for_folder(self, out: Path) -> list[str]:
         return [*self.arguments, "--out", str(out), "--resume"]
 
 
 @pytest.fixture(scope="session")
-def lesson(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
+def distill_command(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillCommand:
     root = tmp_path_factory.mktemp("faults")
     common = ["--data", str(easy_folder), "--batch-size", "12", "--precision", "fp32", "--figure-every", "0"]
-    taught = camkd(
+    result = run_camkd(
         "teacher", "--model", "resnet8", *common, "--epochs", "3", "--lr", "0.1", "--out", str(root / "teacher"),
         cache=root / "cache",
     )  # fmt: skip
-    assert taught.status == 0, taught.said
+    assert result.status == 0, result.stderr
     student = ["--teacher", str(root / "teacher"), "--student", "resnet8", "--epochs", "8", "--augment", "strong"]
-    return DistillConfig(["distill", *student, *common])
+    return DistillCommand(["distill", *student, *common])
 
 
 @pytest.fixture(scope="session")
-def undisturbed(lesson: DistillConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run when nothing happens."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    ended = camkd(*lesson.command(root / "run"), cache=root / "cache")
-    assert ended.status == 0, ended.said
+def reference_run(distill_command: DistillCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run without any fault."""
+    root = tmp_path_factory.mktemp("reference")
+    result = run_camkd(*distill_command.for_folder(root / "run"), cache=root / "cache")
+    assert result.status == 0, result.stderr
     return root / "run"
 
 
-def timeless(folder: Path) -> list[dict[str, Any]]:
+def history_without_times(folder: Path) -> list[dict[str, Any]]:
     rows = Run(folder).read_history()
     return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
 
 
-def same(folder: Path, other: Path, cache: Path) -> None:
-    """The same weights to the bit, the same curve, every epoch once; nothing lies about."""
-    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-    assert timeless(folder) == timeless(other)
-    assert [row["epoch"] for row in timeless(folder)] == list(range(1, len(timeless(other)) + 1))
+def assert_same_run(folder: Path, reference: Path, cache: Path) -> None:
+    """Assert bit-identical weights, equal history with every epoch once, and no temporary files."""
+    assert (folder / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    history = history_without_times(folder)
+    expected = history_without_times(reference)
+    assert history == expected
+    assert [row["epoch"] for row in history] == list(range(1, len(expected) + 1))
     assert not [*folder.rglob(".*"), *cache.rglob(".*")]

@@ -1,4 +1,4 @@
-"""A disk that is full at any write: it is said, with the file and the bytes; what was there stays; then it goes on."""
+"""A full disk at any write: the error names file and size, existing files stay intact, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -7,40 +7,44 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import TRIES, DistillConfig, same
-from forks import camkd
-from tallying import Tally
+from faults.conftest import ATTEMPTS, DistillCommand, assert_same_run
+from support.fault_table import FaultTable
+from support.forked_cli import run_camkd
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-FULL = """
+LIMIT_FILE_SIZE = """
 import resource, sys
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
 
 
-def test_no_file_can_grow_beyond_a_limit(
-    lesson: DistillConfig, undisturbed: Path, tmp_path: Path, tally: Tally
+def test_resume_after_file_size_limits(
+    distill_command: DistillCommand, reference_run: Path, tmp_path: Path, fault_table: FaultTable
 ) -> None:
-    """Any limit, from what has no room for a configuration to what has room for all: the first that hits ends it."""
-    dice, command = random.Random(0), lesson.command(tmp_path / "run")
-    cache, hits = tmp_path / "cache", 0
-    for number in range(TRIES):
-        limit = int(10 ** (2 + 4 * (number + dice.random()) / TRIES))  # larger and larger, so that it gets further
-        ended = camkd(str(limit), *command, cache=cache, before=FULL)
-        if ended.status == 0:
+    """Raise the limit from below the size of a configuration file until the whole run fits."""
+    rng = random.Random(0)
+    command = distill_command.for_folder(tmp_path / "run")
+    cache = tmp_path / "cache"
+    failures = 0
+    for attempt in range(ATTEMPTS):
+        limit = int(
+            10 ** (2 + 4 * (attempt + rng.random()) / ATTEMPTS)
+        )  # increasing: each attempt gets further
+        result = run_camkd(str(limit), *command, cache=cache, setup=LIMIT_FILE_SIZE)
+        if result.status == 0:
             break
-        hits += 1
-        with tally("no file may grow beyond some size"):
-            assert ended.status in (1, 2), ended.said
-            assert "Traceback" not in ended.said
-            said = ended.said.splitlines()[-1]
-            assert said.startswith("camkd: ")
-            assert str(tmp_path) in said
-            assert "bytes" in said or "no room for" in said
-    ended = camkd(*command, cache=cache)
-    with tally("goes on when there is room again"):
-        assert ended.status == 0, ended.said
-        same(tmp_path / "run", undisturbed, cache)
-    assert hits
+        failures += 1
+        with fault_table.count("file size limit"):
+            assert result.status in (1, 2), result.stderr
+            assert "Traceback" not in result.stderr
+            message = result.stderr.splitlines()[-1]
+            assert message.startswith("camkd: ")
+            assert str(tmp_path) in message
+            assert "bytes" in message or "no space for" in message
+    result = run_camkd(*command, cache=cache)
+    with fault_table.count("resume after a full disk"):
+        assert result.status == 0, result.stderr
+        assert_same_run(tmp_path / "run", reference_run, cache)
+    assert failures

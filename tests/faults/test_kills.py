@@ -1,4 +1,4 @@
-"""A run that is killed or asked to stop, anywhere and often, ends with the bits of one that is not."""
+"""A run that is killed or stopped at any time, repeatedly, ends bit-identical to an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -9,105 +9,110 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import TRIES, DistillConfig, same
-from forks import camkd, started
-from tallying import Tally
+from faults.conftest import ATTEMPTS, DistillCommand, assert_same_run
+from support.fault_table import FaultTable
+from support.forked_cli import run_camkd, start_camkd
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-Once = Callable[[list[str], Path], bool]
-"""Disturbs the command that it is given, whose cache is the folder; whether that came before its end."""
+Interrupt = Callable[[list[str], Path], bool]
+"""Run a command with a cache folder and interrupt it. Return whether it ended before it was complete."""
 
 
-def disturbed(lesson: DistillConfig, undisturbed: Path, root: Path, tally: Tally, fault: str, once: Once) -> None:
-    """Disturb a run and go on with it until that has happened ``TRIES`` times; whenever it ends another begins."""
-    hits, places = 0, [root / "0"]
-    for _ in range(10 * TRIES):
-        if once(lesson.command(places[-1] / "run"), places[-1] / "cache"):
-            hits += 1
+def assert_survives(
+    command: DistillCommand, reference: Path, root: Path, fault_table: FaultTable, fault: str, interrupt: Interrupt
+) -> None:
+    """Interrupt and resume a run until it was interrupted ``ATTEMPTS`` times. Start another whenever it completes."""
+    interrupted = 0
+    folders = [root / "0"]
+    for _ in range(10 * ATTEMPTS):
+        if interrupt(command.for_folder(folders[-1] / "run"), folders[-1] / "cache"):
+            interrupted += 1
         else:
-            places.append(root / str(len(places)))
-        if hits == TRIES:
+            folders.append(root / str(len(folders)))
+        if interrupted == ATTEMPTS:
             break
-    assert hits
-    with tally(fault, hits):
-        for place in places:
-            ended = camkd(*lesson.command(place / "run"), cache=place / "cache")
-            assert ended.status == 0, ended.said
-            same(place / "run", undisturbed, place / "cache")
+    assert interrupted
+    with fault_table.count(fault, interrupted):
+        for folder in folders:
+            result = run_camkd(*command.for_folder(folder / "run"), cache=folder / "cache")
+            assert result.status == 0, result.stderr
+            assert_same_run(folder / "run", reference, folder / "cache")
 
 
 @pytest.mark.parametrize(
-    ("fault", "signals", "ends"),
+    ("fault", "signals", "statuses"),
     [
-        ("killed at a random moment", [signal.SIGKILL], [-signal.SIGKILL]),
-        ("SIGTERM at a random moment", [signal.SIGTERM], [130, -signal.SIGTERM]),
-        ("SIGINT at a random moment", [signal.SIGINT], [130]),
-        ("SIGTERM twice", [signal.SIGTERM, signal.SIGTERM], [130, -signal.SIGTERM]),
+        ("SIGKILL at a random time", [signal.SIGKILL], [-signal.SIGKILL]),
+        ("SIGTERM at a random time", [signal.SIGTERM], [130, -signal.SIGTERM]),
+        ("SIGINT at a random time", [signal.SIGINT], [130]),
+        ("SIGTERM twice at a random time", [signal.SIGTERM, signal.SIGTERM], [130, -signal.SIGTERM]),
     ],
 )
-def test_at_any_moment(
-    lesson: DistillConfig,
-    undisturbed: Path,
+def test_signal_at_a_random_time(
+    distill_command: DistillCommand,
+    reference_run: Path,
     tmp_path: Path,
-    tally: Tally,
+    fault_table: FaultTable,
     fault: str,
     signals: Sequence[int],
-    ends: Sequence[int],
+    statuses: Sequence[int],
 ) -> None:
-    """Some moments after the teacher was introduced."""
-    dice = random.Random(fault)
+    """Send the signals within a second after the message about the teacher cache, which precedes training."""
+    rng = random.Random(fault)
 
-    def once(command: list[str], cache: Path) -> bool:
-        with started(command, cache) as running:
+    def interrupt(command: list[str], cache: Path) -> bool:
+        with start_camkd(command, cache) as running:
             for line in running.stderr:
-                if "answers" in line:
+                if "teacher cache" in line:
                     break
-            running.process.join(dice.uniform(0, 0.9))
+            running.process.join(rng.uniform(0, 0.9))
             for number in signals:
-                running.send(number)
-            ended = running.ended()
-        assert ended.status in (0, *ends), ended.said
-        return ended.status != 0
+                running.send_signal(number)
+            result = running.wait()
+        assert result.status in (0, *statuses), result.stderr
+        return result.status != 0
 
-    disturbed(lesson, undisturbed, tmp_path, tally, fault, once)
+    assert_survives(distill_command, reference_run, tmp_path, fault_table, fault, interrupt)
 
 
-DIES = """
+KILL_AT_FILE_ACCESS = """
 import os, signal, sys
 
-seen, name, call = 0, sys.argv.pop(1), int(sys.argv.pop(1))
+accesses, pattern, last = 0, sys.argv.pop(1), int(sys.argv.pop(1))
 
-def die(event, arguments):
-    global seen
-    seen += event.startswith(("open", "os.", "tempfile.", "mmap.")) and name in repr(arguments)
-    if seen == call:
-        seen += 1
+def kill(event, arguments):
+    global accesses
+    accesses += event.startswith(("open", "os.", "tempfile.", "mmap.")) and pattern in repr(arguments)
+    if accesses == last:
+        accesses += 1
         os.kill(os.getpid(), signal.SIGKILL)
 
-sys.addaudithook(die)
+sys.addaudithook(kill)
 """
 
-PLACES = {
-    "killed in a checkpoint's state": "last-",
-    "killed in a checkpoint's best weights": "best-",
-    "killed in the knowledge store": "/teacher/",
-    "killed in the data store": "/data/",
-    "killed in the weights": "model.safetensors",
-    "killed in the metrics": "metrics.json",
+PATTERNS = {
+    "SIGKILL while writing a checkpoint's state": "last-",
+    "SIGKILL while writing a checkpoint's best weights": "best-",
+    "SIGKILL while writing the teacher cache": "/teacher/",
+    "SIGKILL while writing the dataset cache": "/data/",
+    "SIGKILL while writing the weights": "model.safetensors",
+    "SIGKILL while writing the metrics": "metrics.json",
 }
+"""Part of the path of the files whose access is interrupted, by fault."""
 
 
-@pytest.mark.parametrize("fault", PLACES)
-def test_in_the_middle_of_a_write(
-    lesson: DistillConfig, undisturbed: Path, tmp_path: Path, tally: Tally, fault: str
+@pytest.mark.parametrize("fault", PATTERNS)
+def test_sigkill_while_writing(
+    distill_command: DistillCommand, reference_run: Path, tmp_path: Path, fault_table: FaultTable, fault: str
 ) -> None:
-    """At the n-th time that such a file is touched."""
-    dice = random.Random(fault)
+    """Kill the process at a random one of the first 12 accesses to a matching file."""
+    rng = random.Random(fault)
 
-    def once(command: list[str], cache: Path) -> bool:
-        ended = camkd(PLACES[fault], str(dice.randint(1, 12)), *command, cache=cache, before=DIES)
-        assert ended.status in (0, -signal.SIGKILL), ended.said
-        return ended.status != 0
+    def interrupt(command: list[str], cache: Path) -> bool:
+        arguments = [PATTERNS[fault], str(rng.randint(1, 12)), *command]
+        result = run_camkd(*arguments, cache=cache, setup=KILL_AT_FILE_ACCESS)
+        assert result.status in (0, -signal.SIGKILL), result.stderr
+        return result.status != 0
 
-    disturbed(lesson, undisturbed, tmp_path, tally, fault, once)
+    assert_survives(distill_command, reference_run, tmp_path, fault_table, fault, interrupt)

@@ -18,7 +18,7 @@ from torch import nn
 from camkd.runs.checkpoints import MAX_KEPT, Checkpoints, CorruptCheckpointWarning
 from camkd.types import InputError
 from camkd.utils.files import dump_checksummed, load_checksummed
-from mischief import Evil
+from support.fault_injection import TouchOnUnpickle
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -175,7 +175,7 @@ def test_error_names_every_damaged_checkpoint(checkpoints: Checkpoints) -> None:
 def test_checkpoint_with_code_is_refused_without_executing_it(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     marker = tmp_path / "executed"
-    checkpoints.save(1, {"weight": torch.zeros(2), "extra": Evil(marker)})
+    checkpoints.save(1, {"weight": torch.zeros(2), "extra": TouchOnUnpickle(marker)})
     path = checkpoints.folder / "last-00000001.pt"
     torch.load(path, weights_only=False)  # the payload works
     assert marker.exists()

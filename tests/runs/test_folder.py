@@ -25,7 +25,7 @@ from camkd.runs import load_model
 from camkd.runs.folder import Run
 from camkd.runs.load_model import find_model_folder, load, read_model_info, shipped_models
 from camkd.types import InputError
-from mischief import Evil, umask
+from support.fault_injection import TouchOnUnpickle, umask
 
 INFO = ModelInfo(
     architecture="resnet8",
@@ -217,9 +217,9 @@ def test_pickled_weights_are_refused_without_executing_code(folder: Path, writer
     marker = folder / "executed"
     stream = io.BytesIO()
     if writer == "torch":
-        torch.save({"weight": torch.zeros(2), "extra": Evil(marker)}, stream)
+        torch.save({"weight": torch.zeros(2), "extra": TouchOnUnpickle(marker)}, stream)
     else:
-        pickle.dump(Evil(marker), stream)
+        pickle.dump(TouchOnUnpickle(marker), stream)
     replace_weights(folder, stream.getvalue())
     with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
         load(folder)

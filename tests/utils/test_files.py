@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from camkd.utils.files import TEMP_SUFFIX, atomic_write, commit_dir, remove_stale_temp, write_json, write_text
-from mischief import umask
+from support.fault_injection import umask
 
 
 def test_the_new_content_takes_the_place_of_the_old_when_the_block_ends(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The methods by name: each a sum of terms, as ``--method`` and ``--terms`` take it. Imports no torch.
+"""Registry of distillation methods by name, as accepted by ``--method`` and ``--terms``. Imports no torch.
 
-Adding one: a line in ``METHODS``. What a sum may hold: ``camkd.distill.objective``.
+To add a method, add a line to ``METHODS``. ``camkd.distill.objective`` describes the syntax of a sum of terms.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from camkd.types import InputError
 
 @dataclass(frozen=True)
 class Method:
-    """A named sum of terms, one line for the list, and its source."""
+    """A named weighted sum of loss terms.
+
+    Args:
+        terms: The sum, such as ``ce=0.1,kd=0.9:T=4``.
+        summary: One line for ``camkd list methods``.
+        source: Authors, year and arXiv number of the paper.
+    """
 
     terms: str
     summary: str
@@ -20,20 +26,20 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "plain": Method("ce=1", "labels alone: no teacher", "-"),
+    "plain": Method("ce=1", "labels only, no teacher", "-"),
     "kd": Method(
         "ce=0.1,kd=0.9:T=4",
-        "the teacher's softened prediction",
+        "softened logits of the teacher",
         "Hinton et al. 2015, arXiv 1503.02531",
     ),
     "lskd": Method(
         "ce=0.1,lskd=9:T=2",
-        "the same between standardised logits",
+        "kd between standardized logits",
         "Sun et al. 2024, arXiv 2403.01427",
     ),
     "dkd": Method(
         "ce=1,dkd=1:alpha=1:beta=8:T=4:schedule=warm",
-        "label and other classes decoupled",
+        "kd decoupled into target class and other classes",
         "Zhao et al. 2022, arXiv 2203.08679",
     ),
     "sdd": Method(
@@ -43,7 +49,7 @@ METHODS: dict[str, Method] = {
     ),
     "fitnet": Method(
         "ce=1,hint=100",
-        "the middle stage, regressed; learnt in one go",
+        "regression of the middle stage, trained in one phase",
         "Romero et al. 2014, arXiv 1412.6550",
     ),
     "at": Method(
@@ -53,12 +59,12 @@ METHODS: dict[str, Method] = {
     ),
     "sp": Method(
         "ce=1,sp=3000",
-        "which pictures of a batch resemble each other",
+        "similarities between the images of a batch",
         "Tung and Mori 2019, arXiv 1907.09682",
     ),
     "rkd": Method(
         "ce=1,rkd-d=25,rkd-a=50",
-        "distances and angles between the pictures of a batch",
+        "distances and angles between the images of a batch",
         "Park et al. 2019, arXiv 1904.05068",
     ),
     "reviewkd": Method(
@@ -66,44 +72,58 @@ METHODS: dict[str, Method] = {
         "all stages, each fused with the deeper ones",
         "Chen et al. 2021, arXiv 2104.09044",
     ),
-    # In these units the authors' programs weigh normalised 2x2 maps by 2.5 to 10 and 4x4 ones by 5 to 37.5, tuned for
-    # each pair of networks; for pairs of one family (ResNet from ResNet) on CIFAR they leave out the normalisation.
+    # Converted to these units, the authors' code weights normalized 2x2 maps by 2.5 to 10 and 4x4 maps by 5 to 37.5,
+    # tuned for each pair of networks. For pairs of one family (ResNet from ResNet) on CIFAR it does not normalize maps.
     "cat-kd": Method(
         "ce=1,cam=5:pool=2",
-        "all classes' maps, pooled to 2x2 and normalised",
+        "maps of all classes, pooled to 2x2 and normalized",
         "Guo et al. 2023, arXiv 2304.12777",
     ),
     "cat+kd": Method(
         "ce=0.1,kd=0.9:T=4,cam=5:pool=2",
-        "cat-kd's maps beside kd's prediction",
+        "maps of cat-kd and logits of kd",
         "the sum of the two",
     ),
     "e2kd": Method(
         "kd=1:T=1,cam=0.5:classes=top-1:pool=8",
-        "prediction and the (signed) map of the teacher's class, 1 - cosine; no labels",
+        "logits and 1 - cosine of the signed maps of the teacher's class, no labels",
         "Parchami-Araghi et al. 2024, arXiv 2402.03119",
     ),
     "cam-kd": Method(
         "ce=0.1,kd=0.9:T=4,cam=1:pool=4",
-        "ours: prediction and all classes' maps, pooled to 4x4 and normalised",
+        "logits and maps of all classes, pooled to 4x4 and normalized",
         "this project",
     ),
 }
+"""Distillation methods by name.
+
+Example:
+    >>> METHODS["kd"].terms
+    'ce=0.1,kd=0.9:T=4'
+"""
 
 
 def resolve_method(method: str) -> str:
-    """The sum of terms that ``method`` stands for: a name's own, or a sum written out (it has a ``=``) as it is.
+    """Return the sum of terms of a method.
 
-    Raises ``InputError`` that lists the names where there is none.
+    Args:
+        method: Name in ``METHODS``, or a sum of terms, which contains a ``=``.
 
-    >>> resolve_method("plain"), resolve_method("ce=1,at=500")
-    ('ce=1', 'ce=1,at=500')
+    Returns:
+        The terms of the named method, or the sum itself.
+
+    Raises:
+        InputError: ``method`` is neither.
+
+    Example:
+        >>> resolve_method("plain"), resolve_method("ce=1,at=500")
+        ('ce=1', 'ce=1,at=500')
     """
     if method in METHODS:
         return METHODS[method].terms
     if "=" in method:
         return method
     raise InputError(
-        f"there is no method {method!r}: choose one of {', '.join(METHODS)}, or write a sum of terms like "
-        f"{METHODS['cam-kd'].terms}."
+        f"method must be one of {', '.join(METHODS)}, or a sum of terms like {METHODS['cam-kd'].terms}, "
+        f"got {method!r}. See 'camkd list methods'."
     )

@@ -1,7 +1,7 @@
-"""Weighted sums of terms, and how to write one: ``ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early``.
+"""Weighted sum of loss terms, and its text form ``ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early``.
 
-A term is ``name=weight``, then its settings, each ``:name=value``; ``+`` separates terms as well as ``,`` does. ``T``
-is the temperature; ``schedule``, which every term has, says how its weight changes over the run.
+Terms are separated by ``,`` or ``+``. A term is ``name=weight``, followed by its settings, each ``:setting=value``.
+``T`` is short for ``temperature``. Every term has the setting ``schedule``, a factor of its weight over the run.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from camkd.config import POSITIVE, SHARE
+from camkd.config import FRACTION, POSITIVE
 from camkd.distill.losses.logits import CrossEntropy
 from camkd.distill.losses.registry import TERMS, NeedsAdapter, Term
 from camkd.distill.methods import resolve_method
 from camkd.types import InputError, Prediction
 
-#: A term's weight over the run, as a factor at progress 0..1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "early": lambda progress: 1.0 if progress < 0.3 else 0.0,
@@ -29,67 +28,116 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "ramp": lambda progress: min(1.0, progress / 0.3),
     "warm": lambda progress: min(1.0, 12 * progress),
 }
+"""Factor of a term's weight by the progress of the run in 0..1.
 
-RANGES = {"temperature": POSITIVE, "label_smoothing": SHARE}
-SHORT = {"T": "temperature"}
-SEPARATOR = re.compile(r",|\+(?=\s*[a-z])")  # not the plus of 1e+2
+``constant``: 1. ``early``: 1 for the first 30 % of the run, then 0. ``decay``: half a cosine from 1 to 0.
+``ramp``: linear from 0 to 1 over the first 30 %. ``warm``: linear from 0 to 1 over the first twelfth.
+"""
+
+RANGES = {"temperature": POSITIVE, "label_smoothing": FRACTION}
+ALIASES = {"T": "temperature"}
+TERM_SEPARATOR = re.compile(r",|\+(?=\s*[a-z])")  # the + of 1e+2 separates nothing
 
 
 @dataclass(frozen=True)
 class WeightedTerm:
-    """A term, its weight, and how the weight changes over the run."""
+    """A loss term with its weight.
+
+    Args:
+        term: The loss term.
+        weight: Weight of the term, 0 or more.
+        schedule: Name in ``SCHEDULES``.
+    """
 
     term: Term
     weight: float = 1.0
     schedule: str = "constant"
 
     def weight_at(self, progress: float) -> float:
+        """Return the scheduled weight at a progress of the run in 0..1.
+
+        Example:
+            >>> WeightedTerm(CrossEntropy(), weight=2.0, schedule="ramp").weight_at(0.15)
+            1.0
+        """
         return self.weight * SCHEDULES[self.schedule](progress)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``loss = mean_n sum_i weight_i(progress) term_i[n]``."""
+    """Training objective: the weighted sum of loss terms, averaged over the batch.
+
+        loss = mean_n sum_i weight_i(progress) term_i[n]
+
+    Args:
+        terms: Weighted terms by name. A second term of a kind has the name ``cam 2``.
+
+    Example:
+        >>> objective = parse_objective("ce=0.1,kd=0.9:T=4")
+        >>> student, teacher = Prediction(torch.zeros(1, 2)), Prediction(torch.zeros(1, 2))
+        >>> loss, means = objective(student, teacher, torch.tensor([0]), progress=0.5)
+        >>> loss, means
+        (tensor(0.0693), {'ce': tensor(0.6931), 'kd': tensor(0.)})
+    """
 
     terms: Mapping[str, WeightedTerm]
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which parts of a ``Prediction`` the terms read."""
+        """Fields of a `Prediction` that the terms read: ``logits``, ``cams``, ``features``."""
         return frozenset().union(*(weighted.term.needs for weighted in self.terms.values()))
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether a term reads the teacher's prediction."""
         return any(weighted.term.needs_teacher for weighted in self.terms.values())
 
     @property
     def has_adapters(self) -> bool:
-        """Whether a term has weights of its own that are not made yet."""
+        """Whether a term has trainable weights that are not built yet."""
         return any(isinstance(weighted.term, NeedsAdapter) for weighted in self.terms.values())
 
     @property
-    def shuffles(self) -> bool:
-        """Whether a term reads the map of another picture of the batch as a control: alone a picture has its own."""
+    def needs_other_images(self) -> bool:
+        """Whether a term takes the map of another image as a control, which requires a batch of 2 or more."""
         return any(getattr(weighted.term, "control", "none") == "shuffled" for weighted in self.terms.values())
 
     def build_adapters(self, student: Prediction, teacher: Prediction) -> Objective:
-        """The same with the weights of its terms made, for two networks that answer with these shapes."""
+        """Build the trainable weights of the terms, drawn from the global random generator.
+
+        Args:
+            student: Prediction of the student for at least one image, which provides the shapes.
+            teacher: Prediction of the teacher, which provides the shapes.
+
+        Returns:
+            A copy of the objective in which every term can be computed.
+        """
         terms = {}
         for name, weighted in self.terms.items():
-            term = weighted.term
-            terms[name] = (
-                replace(weighted, term=term.connect(student, teacher)) if isinstance(term, NeedsAdapter) else weighted
-            )
+            if isinstance(weighted.term, NeedsAdapter):
+                weighted = replace(weighted, term=weighted.term.build_adapter(student, teacher))
+            terms[name] = weighted
         return Objective(terms)
 
     def modules(self) -> nn.ModuleList:
-        """The terms that have weights."""
+        """List the terms with trainable weights."""
         return nn.ModuleList(weighted.term for weighted in self.terms.values() if isinstance(weighted.term, nn.Module))
 
     def __call__(
         self, student: Prediction, teacher: Prediction | None, labels: Tensor, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise (a scalar) and each active term's mean, unweighted and detached."""
+        """Compute the loss of a batch.
+
+        Args:
+            student: Prediction of the student for ``N`` images.
+            teacher: Prediction of the teacher for the same images, or None if ``needs_teacher`` is False.
+            labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images.
+            progress: Progress of the run in 0..1, for the schedules.
+
+        Returns:
+            The loss to minimize, a scalar, and the mean of each term, unweighted and detached. A term whose weight is
+            0 at this progress is not computed and has no mean.
+        """
         loss = torch.zeros((), device=student.logits.device)
         means = {}
         for name, weighted in self.terms.items():
@@ -102,110 +150,137 @@ class Objective:
 
 
 def parse_objective(method: str, *, label_smoothing: float = 0.0) -> Objective:
-    """The objective that ``method``, a name or a sum of terms, stands for, its cross-entropy smoothed.
+    """Parse the name of a method or a sum of terms.
 
-    What is said of a term itself, ``ce=1:label_smoothing=0``, holds instead.
+    Args:
+        method: Name in ``METHODS``, or a sum of terms such as ``ce=1,kd=2:T=3``.
+        label_smoothing: Label smoothing of cross-entropy terms that do not set it, as ``ce=1:label_smoothing=0`` does.
 
-    Raises ``InputError`` that says what there is instead for a method, term, setting or value that there is not.
+    Returns:
+        The objective.
 
-    >>> objective("ce=1,kd=2:T=3").terms["kd"]
-    WeightedTerm(term=KD(temperature=3.0), weight=2.0, schedule='constant')
+    Raises:
+        InputError: A method, term, setting or value is invalid, or no term has a weight in a part of the run. The
+            message names the value and the valid choices.
+
+    Example:
+        >>> parse_objective("ce=1,kd=2:T=3").terms["kd"]
+        WeightedTerm(term=KD(temperature=3.0), weight=2.0, schedule='constant')
     """
     terms: dict[str, WeightedTerm] = {}
-    for text in SEPARATOR.split(resolve_method(method)):
-        name, weighted = _read(text.strip(), label_smoothing)
+    for text in TERM_SEPARATOR.split(resolve_method(method)):
+        kind, weighted = _parse_term(text.strip(), label_smoothing)
+        name = kind
         number = 2
-        while name in terms:  # the same term with other settings
-            name, number = f"{name.partition(' ')[0]} {number}", number + 1
+        while name in terms:
+            name = f"{kind} {number}"
+            number += 1
         terms[name] = weighted
-    if not all(any(weighted.weight_at(progress) for weighted in terms.values()) for progress in (0.0, 0.29, 0.3, 0.99)):
-        raise InputError(
-            f"nothing is learnt in a part of the run from {method!r}: give a term a weight above 0 that is not only "
-            "early or a ramp."
-        )
+    for progress in (0.0, 0.29, 0.3, 0.99):
+        if not any(weighted.weight_at(progress) for weighted in terms.values()):
+            raise InputError(
+                f"objective must have a weight above 0 in every part of the run, got {method!r}. Add a term with a "
+                "constant or decay schedule, or combine early and ramp."
+            )
     return Objective(terms)
 
 
-def format_objective(goal: Objective, *, label_smoothing: float = 0.0) -> str:
-    """The sum that stands for an objective, without what goes without saying: equal objectives, equal text.
+def format_objective(objective: Objective, *, label_smoothing: float = 0.0) -> str:
+    """Format an objective as the shortest sum of terms that `parse_objective` reads back.
 
-    `objective` reads it so with the same ``label_smoothing``.
+    Settings with their default value are left out, so equal objectives have equal text.
 
-    >>> spelled(objective("ce=1, kd=2:T=4:schedule=early"))
-    'ce=1+kd=2:schedule=early'
+    Args:
+        objective: The objective, without adapters.
+        label_smoothing: Label smoothing that `parse_objective` will be called with.
+
+    Returns:
+        The sum of terms, separated by ``+``.
+
+    Example:
+        >>> format_objective(parse_objective("ce=1, kd=2:T=4:schedule=early"))
+        'ce=1+kd=2:schedule=early'
     """
     return "+".join(
-        _written(name.partition(" ")[0], weighted, label_smoothing) for name, weighted in goal.terms.items()
+        _format_term(name.partition(" ")[0], weighted, label_smoothing) for name, weighted in objective.terms.items()
     )
 
 
-def _written(name: str, weighted: WeightedTerm, label_smoothing: float) -> str:
-    short = {long: word for word, long in SHORT.items()}
-    default, parts = TERMS[name](**_usual(name, label_smoothing)), [f"{name}={_shortly(weighted.weight)}"]
-    for key in _settings_of(TERMS[name]):
-        value = getattr(weighted.term, key)
-        if value != getattr(default, key):
-            parts.append(f"{short.get(key, key)}={_shortly(value) if isinstance(value, float) else value}")
+def _format_term(kind: str, weighted: WeightedTerm, label_smoothing: float) -> str:
+    short_names = {name: alias for alias, name in ALIASES.items()}
+    default = TERMS[kind](**_default_settings(kind, label_smoothing))
+    parts = [f"{kind}={_format_number(weighted.weight)}"]
+    for setting in _setting_types(TERMS[kind]):
+        value = getattr(weighted.term, setting)
+        if value != getattr(default, setting):
+            text = _format_number(value) if isinstance(value, float) else str(value)
+            parts.append(f"{short_names.get(setting, setting)}={text}")
     if weighted.schedule != "constant":
         parts.append(f"schedule={weighted.schedule}")
     return ":".join(parts)
 
 
-def _usual(name: str, label_smoothing: float) -> dict[str, Any]:
-    """What a term is made with where nothing is said of it."""
-    return {"label_smoothing": label_smoothing} if TERMS[name] is CrossEntropy else {}
+def _default_settings(kind: str, label_smoothing: float) -> dict[str, Any]:
+    """Return the settings of a term that differ from its own defaults: the label smoothing of the run."""
+    return {"label_smoothing": label_smoothing} if TERMS[kind] is CrossEntropy else {}
 
 
-def _shortly(value: float) -> str:
-    """The shortest text that is read as ``value`` again."""
-    return short if float(short := f"{value:g}") == value else repr(value)
+def _format_number(value: float) -> str:
+    """Format a number as the shorter of ``%g`` and ``repr`` that parses to the same value."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
-def _read(text: str, label_smoothing: float) -> tuple[str, WeightedTerm]:
-    """One term: its name, and what was said of it."""
-    head, *settings = text.split(":")
-    name, is_weighted, weight = (part.strip() for part in head.partition("="))
-    if name not in TERMS:
-        raise InputError(f"there is no term {name!r} in {text!r}: choose one of {', '.join(TERMS)}.")
-    if not is_weighted:
-        raise InputError(f"the term {text!r} has no weight: write {name}=1.")
-    make, said, schedule = TERMS[name], _usual(name, label_smoothing), "constant"
-    choices, given = _settings_of(make), set()
-    for setting in settings:
-        key, _, value = (part.strip() for part in setting.partition("="))
-        key = SHORT.get(key, key)
-        if key in given:
-            raise InputError(f"{key} is said twice in {text!r}: say it once.")
-        given.add(key)
-        if key == "schedule":
-            schedule = _value(Literal[tuple(SCHEDULES)], value, text)
-        elif key in choices:
-            said[key] = _value(choices[key], value, text)
-            if key in RANGES and not RANGES[key][1](said[key]):
-                raise InputError(f"{key} in {text!r} has to be {RANGES[key][0]}: give such a number.")
+def _parse_term(text: str, label_smoothing: float) -> tuple[str, WeightedTerm]:
+    """Parse ``name=weight:setting=value:...``; return the name and the term."""
+    head, *assignments = text.split(":")
+    kind, equals, weight = (part.strip() for part in head.partition("="))
+    if kind not in TERMS:
+        raise InputError(f"term must be one of {', '.join(TERMS)}, got {kind!r} in {text!r}.")
+    if not equals:
+        raise InputError(f"term must have a weight, got {text!r}. Write {kind}=1.")
+    types = _setting_types(TERMS[kind])
+    settings = _default_settings(kind, label_smoothing)
+    schedule = "constant"
+    assigned = set()
+    for assignment in assignments:
+        setting, _, value = (part.strip() for part in assignment.partition("="))
+        setting = ALIASES.get(setting, setting)
+        if setting in assigned:
+            raise InputError(f"{setting} must be set once, got several values in {text!r}. Keep one.")
+        assigned.add(setting)
+        if setting == "schedule":
+            schedule = _parse_value(setting, Literal[tuple(SCHEDULES)], value, text)
+        elif setting in types:
+            settings[setting] = _parse_value(setting, types[setting], value, text)
         else:
-            raise InputError(
-                f"{name} has no setting {key!r} in {text!r}: choose from {', '.join([*choices, 'schedule'])}."
-            )
-    return name, WeightedTerm(make(**said), _value(float, weight, text), schedule)
+            choices = ", ".join([*types, "schedule"])
+            raise InputError(f"setting of {kind} must be one of {choices}, got {setting!r} in {text!r}.")
+    term = TERMS[kind](**settings)
+    return kind, WeightedTerm(term, _parse_value("weight", float, weight, text), schedule)
 
 
-def _settings_of(make: Callable[..., Term]) -> dict[str, Any]:
-    hints = get_type_hints(make)
-    return {field.name: hints[field.name] for field in fields(make)}  # type: ignore[arg-type]
+def _setting_types(factory: Callable[..., Term]) -> dict[str, Any]:
+    """Return the settings of a term, the fields of its dataclass, with their types."""
+    hints = get_type_hints(factory)
+    return {field.name: hints[field.name] for field in fields(factory)}  # type: ignore[arg-type]
 
 
-def _value(kind: Any, text: str, where: str) -> Any:
-    """``text`` as a number or as one of the words of a ``Literal``."""
+def _parse_value(setting: str, kind: Any, value: str, text: str) -> Any:
+    """Parse the value of a setting of the term ``text``, an int, a float or a choice of a ``Literal``."""
     if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise InputError(f"{text!r} in {where!r} is none of {', '.join(get_args(kind))}: choose one of them.")
-        return text
+        if value not in get_args(kind):
+            raise InputError(f"{setting} must be one of {', '.join(get_args(kind))}, got {value!r} in {text!r}.")
+        return value
     try:
-        value = kind(text)
+        number = kind(value)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0 or (kind is int and value < 1):
-        least = "a whole number of 1 or more" if kind is int else "a number of 0 or more"
-        raise InputError(f"{text!r} in {where!r} has to be {least}: give such a number.")
-    return value
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (kind is int and number < 1):
+        rule = "a whole number of 1 or more" if kind is int else "a number of 0 or more"
+        raise InputError(f"{setting} must be {rule}, got {value!r} in {text!r}.")
+    if setting in RANGES:
+        rule, is_valid = RANGES[setting]
+        if not is_valid(number):
+            raise InputError(f"{setting} must be {rule}, got {value!r} in {text!r}.")
+    return number

@@ -98,17 +98,17 @@ def _list(options: Namespace) -> dict[str, Any]:
     found, rows = {}, []
     for folder in _chosen([]):
         try:
-            store = Store(folder, Manifest.of(folder))
+            store = Store(folder, Manifest.read(folder))
         except InputError as error:
             print_plainly(str(error))
             continue
-        said, layout, size = store.manifest, store.layout, _bytes(folder)
+        said, layout, size = store.manifest, store.record_format, _bytes(folder)
         epochs = len(store.epochs())
         found[folder.name] = {
-            **{name: value for name, value in vars(said).items() if name != "layout"},
+            **{name: value for name, value in vars(said).items() if name != "record_format"},
             **{"map": [layout.height, layout.width], "classes": layout.classes, "epochs": epochs, "bytes": size},
         }
-        views = f"{said.views}, seed {said.augment_seed}"
+        views = f"{said.augment}, seed {said.augment_seed}"
         maps = f"{layout.height}x{layout.width} {said.precision}"
         rows.append([folder.name[:12], said.architecture, said.data, views, maps, str(epochs), format_quantity(size)])
     if not options.json:
@@ -125,13 +125,13 @@ def _verify(options: Namespace) -> dict[str, Any]:
     with open_reporter() as screen:
         for folder in _chosen(options["keys"]):
             try:
-                store = Store(folder, Manifest.of(folder))
+                store = Store(folder, Manifest.read(folder))
             except InputError as error:
                 screen.message(str(error))
                 continue
             known = damaged = 0
             for done, epoch in enumerate(epochs := store.epochs(), 1):
-                good, bad = store.verify_epoch(epoch, mend=True)
+                good, bad = store.verify_epoch(epoch, repair=True)
                 known, damaged = known + good, damaged + bad
                 screen.progress(done, len(epochs), f"verifying {folder.name[:12]}")
             found[folder.name] = {"known": known, "damaged": damaged}

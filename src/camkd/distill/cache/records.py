@@ -1,4 +1,4 @@
-"""One answer of a teacher in bytes, and the checksum that says whether it is whole."""
+"""Binary format of one cached teacher output, and its checksum."""
 
 from __future__ import annotations
 
@@ -12,22 +12,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camkd.cams import resize
+from camkd.cams.gather import gather_classes
 from camkd.types import Prediction
 from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
 
 VERSION = 2
-"""Goes up when the same answers would be stored differently."""
+"""Version of the binary format. Increase it when the same outputs would be stored as other bytes."""
 
-ALL_CLASSES, TOP_CLASSES = 100, 10
-"""Of more than 100 classes the maps of the 10 likeliest are kept."""
+ALL_CLASSES = 100
+"""Maximum number of classes of which all maps are stored."""
+
+TOP_CLASSES = 10
+"""Number of classes whose maps are stored if there are more than ``ALL_CLASSES`` classes."""
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """One answer in bytes, for ``classes`` classes and maps of ``height`` x ``width`` cells.
+    """Binary format of the cached teacher output of one sample.
 
-    Maps are float16 and in logit units. Above 100 classes those of the 10 likeliest are kept, with their indices.
-    Where ``bias`` is given the logits follow from the maps (``mean + bias``) and are not kept; else they are float16.
+    A record holds, in this order and little-endian:
+
+    1. the checksum, uint64;
+    2. class activation maps in logit units, float16 ``(num_maps, height, width)``;
+    3. logits, float16 ``(classes,)``, only if ``bias`` is None;
+    4. the class indices of the maps, int32 ``(num_maps,)``, only if not all maps are stored;
+    5. zeros up to a multiple of 8 bytes.
+
+    Up to 100 classes, the maps of all classes are stored. Above that, those of the 10 classes with the largest logits.
+
+    Args:
+        classes: Number of classes ``K``.
+        height: Height of a map in cells.
+        width: Width of a map in cells.
+        bias: Bias of a linear classification head, ``K`` values. The logits are then computed as
+            ``mean_xy(map) + bias`` and not stored. None: the logits are stored.
+
+    Example:
+        >>> record_format = RecordFormat(classes=10, height=8, width=8)
+        >>> record_format.dtype.itemsize  # 8 + 2 * 10 * 8 * 8 + 2 * 10 = 1308 bytes, padded to 1312
+        1312
     """
 
     classes: int
@@ -36,59 +59,88 @@ class RecordFormat:
     bias: tuple[float, ...] | None = None
 
     @property
-    def kept(self) -> int:
-        """How many classes' maps are kept."""
+    def num_maps(self) -> int:
+        """Number of class activation maps per record."""
         return self.classes if self.classes <= ALL_CLASSES else TOP_CLASSES
 
     @cached_property
     def dtype(self) -> np.dtype[np.void]:
-        """The record: ``sum`` (the checksum), then the answer, filled up to whole 64-bit words."""
-        parts: list[tuple[Any, ...]] = [("sum", "<u8"), ("cams", "<f2", (self.kept, self.height, self.width))]
+        """The record as a NumPy structured type: ``checksum``, ``cams``, ``logits``, ``class_ids``, padding."""
+        fields: list[tuple[Any, ...]] = [("checksum", "<u8"), ("cams", "<f2", (self.num_maps, self.height, self.width))]
         if self.bias is None:
-            parts.append(("logits", "<f2", (self.classes,)))
-        if self.kept < self.classes:
-            parts.append(("shown", "<i4", (self.kept,)))
-        bare = np.dtype(parts)
-        return np.dtype([*parts, ("", f"V{-bare.itemsize % 8}")]) if bare.itemsize % 8 else bare
+            fields.append(("logits", "<f2", (self.classes,)))
+        if self.num_maps < self.classes:
+            fields.append(("class_ids", "<i4", (self.num_maps,)))
+        unpadded = np.dtype(fields)
+        padding = -unpadded.itemsize % 8
+        return np.dtype([*fields, ("", f"V{padding}")]) if padding else unpadded
 
-    def encode(self, answer: Prediction) -> NDArray[np.void]:
-        """Answers to ``N`` views as ``N`` records, their checksums still missing."""
-        assert answer.cams is not None
-        cams, logits = resize(answer.cams.float(), (self.height, self.width)), answer.logits.float()
+    def encode(self, prediction: Prediction) -> NDArray[np.void]:
+        """Encode a batch of ``N`` predictions as records.
+
+        Args:
+            prediction: Logits ``(N, K)`` and maps of all classes ``(N, K, h, w)``, on any device and in any float type.
+                The maps are resized to ``height`` x ``width``. Values beyond the range of float16 are clamped to it.
+
+        Returns:
+            ``N`` records whose checksum is still 0.
+        """
+        assert prediction.cams is not None
+        cams = resize(prediction.cams.float(), (self.height, self.width))
+        logits = prediction.logits.float()
         records: NDArray[np.void] = np.zeros(len(logits), self.dtype)
-        if self.kept < self.classes:
-            shown = logits.topk(self.kept).indices
-            cams = cams[torch.arange(len(cams), device=cams.device)[:, None], shown]
-            records["shown"] = shown.cpu().numpy()
+        if self.num_maps < self.classes:
+            class_ids = logits.topk(self.num_maps).indices
+            cams = gather_classes(cams, class_ids)
+            records["class_ids"] = class_ids.cpu().numpy()
         if self.bias is None:
-            records["logits"] = _half(logits)
-        records["cams"] = _half(cams)
+            records["logits"] = _to_float16(logits)
+        records["cams"] = _to_float16(cams)
         return records
 
     def decode(self, records: NDArray[np.void]) -> Prediction:
-        """The answers in ``records``, in fp32: a pure function of their bytes."""
+        """Decode ``N`` records. The result depends only on their bytes.
+
+        Returns:
+            A float32 prediction on the CPU: logits ``(N, K)``, maps ``(N, num_maps, height, width)`` and, if these are
+            not the maps of all classes, ``class_ids (N, num_maps)``.
+        """
         cams = torch.from_numpy(records["cams"]).float()
         if self.bias is None:
             logits = torch.from_numpy(records["logits"]).float()
         else:
             logits = cams.mean((2, 3)) + torch.tensor(self.bias)
-        shown = torch.from_numpy(records["shown"]).long() if self.kept < self.classes else None
-        return Prediction(logits, cams, None, shown)
+        class_ids = torch.from_numpy(records["class_ids"]).long() if self.num_maps < self.classes else None
+        return Prediction(logits, cams, None, class_ids)
 
 
-def _half(x: Tensor) -> NDArray[np.float16]:
-    """As float16; what is larger than it can hold becomes its largest number."""
+def _to_float16(values: Tensor) -> NDArray[np.float16]:
+    """Convert to float16, clamped to its finite range."""
     largest = torch.finfo(torch.float16).max
-    half: NDArray[np.float16] = x.clamp(-largest, largest).half().cpu().numpy()
+    half: NDArray[np.float16] = values.clamp(-largest, largest).half().cpu().numpy()
     return half
 
 
-def checksums(records: NDArray[np.void], epoch: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """One 64-bit word a record that any changed bit changes, and another epoch or sample too; never 0.
+def checksums(records: NDArray[np.void], epoch: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Compute the checksum of each record, bound to its epoch and sample.
 
-    Each word of the answer is scrambled together with its place, by a bijection; their sum is scrambled once more.
+    With ``g`` the golden gamma and ``word[i]``, ``i = 1, 2, ...`` the 64-bit words after the stored checksum:
+
+        checksum = splitmix64(sum_i splitmix64(word[i] + i g) + splitmix64(sample g + derive_seed(VERSION, epoch))) | 1
+
+    All arithmetic is modulo ``2^64``. ``splitmix64`` is a bijection, so any changed bit of a word changes its summand.
+    The last bit is always set: a checksum is never 0, which marks a record that has not been written.
+
+    Args:
+        records: ``N`` records of a `RecordFormat`. The checksums that they hold are ignored.
+        epoch: Epoch of the augmented views.
+        samples: Sample index of each record, ``(N,)``.
+
+    Returns:
+        The checksums, ``(N,)``.
     """
     words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)[:, 1:]
-    places = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
-    own = rows.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(VERSION, epoch))
-    return splitmix64(splitmix64(words + places).sum(1, dtype=np.uint64) + splitmix64(own)) | np.uint64(1)
+    offsets = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
+    identity = samples.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(VERSION, epoch))
+    content = splitmix64(words + offsets).sum(1, dtype=np.uint64)
+    return splitmix64(content + splitmix64(identity)) | np.uint64(1)

@@ -1,11 +1,11 @@
-"""A folder of answers: a file an epoch, memory-mapped, written through, safe to read beside other writers."""
+"""Teacher outputs on disk: one memory-mapped file per epoch, safe for several processes that read and write."""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,54 +14,114 @@ from numpy.typing import NDArray
 from camkd.data.dataset import cache_folder
 from camkd.distill.cache.records import RecordFormat, checksums
 from camkd.types import InputError, Prediction
-from camkd.utils.files import NO_SPACE, dump_checksummed, load_checksummed, reserve, write_text
+from camkd.utils.files import NO_SPACE_ERRNOS, dump_checksummed, load_checksummed, reserve, write_text
 from camkd.utils.units import format_quantity
 
 MANIFEST = "store.json"
-ROWS_AT_ONCE = 4096
-LARGEST_EPOCH = 1 << 50
+MANIFEST_VERSION = 1
+"""Version of ``store.json``. Increase it when a key changes its name or meaning, not for a new optional key."""
+
+MAX_EPOCH_BYTES = 1 << 50
+"""Larger epochs in a manifest are refused as corrupt."""
+
+VERIFY_CHUNK = 4096
+"""Number of records that are verified at once."""
 
 
 class CorruptCacheWarning(UserWarning):
-    """Stored answers were not what had been written; they are asked again."""
+    """Cached teacher outputs failed their checksum and are recomputed."""
 
 
 class CacheFullError(InputError):
-    """The disk has no space for an epoch of answers."""
+    """The disk has no space for an epoch of teacher outputs."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a person should know of a store; ``store.json``."""
+    """Description of a store, saved as ``store.json`` in its folder.
+
+    Args:
+        teacher: Path of the teacher's run folder.
+        architecture: Name of the teacher's network.
+        data: Name of the dataset.
+        augment: Name of the augmentation policy.
+        augment_seed: Seed of the augmentation.
+        precision: Number format of the teacher's forward pass, ``fp32`` or ``bf16``.
+        num_samples: Number of training samples, which is the number of records per epoch.
+        record_format: Binary format of a record.
+    """
 
     teacher: str
     architecture: str
     data: str
-    views: str
+    augment: str
     augment_seed: int
     precision: str
-    count: int
-    layout: RecordFormat
+    num_samples: int
+    record_format: RecordFormat
 
     @classmethod
-    def of(cls, folder: Path) -> Manifest:
-        """Raises ``InputError`` where there is none, or where it is not what was written."""
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest of the store in ``folder``.
+
+        Raises:
+            InputError: ``store.json`` is missing, corrupt, incomplete or of another version.
+        """
         try:
             values = load_checksummed(folder / MANIFEST)
-            known = {field.name: values[field.name] for field in fields(cls)}
-            bias = known["layout"]["bias"]
-            layout = RecordFormat(**{**known["layout"], "bias": None if bias is None else tuple(bias)})
-            if not 0 < known["count"] * layout.dtype.itemsize < LARGEST_EPOCH or layout.classes < 2:
-                raise ValueError("no epoch has such a size")
-            return cls(**{**known, "layout": layout})
+            version = values.get("version", MANIFEST_VERSION)
+            if version != MANIFEST_VERSION:
+                raise ValueError(f"version must be {MANIFEST_VERSION}, got {version!r}")
+            bias = values["record_format"]["bias"]
+            manifest = cls(
+                teacher=values["teacher"],
+                architecture=values["architecture"],
+                data=values["data"],
+                augment=values["augment"],
+                augment_seed=values["augment_seed"],
+                precision=values["precision"],
+                num_samples=values["num_samples"],
+                record_format=RecordFormat(
+                    **{**values["record_format"], "bias": None if bias is None else tuple(bias)}
+                ),
+            )
+            num_classes = manifest.record_format.classes
+            if num_classes < 2:
+                raise ValueError(f"classes must be 2 or more, got {num_classes}")
+            epoch_bytes = manifest.num_samples * manifest.record_format.dtype.itemsize
+            if not 0 < epoch_bytes < MAX_EPOCH_BYTES:
+                raise ValueError(f"an epoch must have 1 to {MAX_EPOCH_BYTES - 1} bytes, got {epoch_bytes}")
+            return manifest
         except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+            reason = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise InputError(
-                f"{folder} is not a whole knowledge store ({error}): the next run that uses it mends it."
+                f"{folder} is not a complete teacher cache ({reason}). The next run that uses it repairs it."
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Write it where it is missing or differs, and note that the store is used now."""
-        path, text = folder / MANIFEST, dump_checksummed(asdict(self))
+        """Write ``store.json`` if it is missing or differs; otherwise update its modification time.
+
+        The modification time is the time of last use, by which ``camkd cache prune`` chooses what to remove.
+        """
+        path = folder / MANIFEST
+        record_format = self.record_format
+        values = {
+            "version": MANIFEST_VERSION,
+            "teacher": self.teacher,
+            "architecture": self.architecture,
+            "data": self.data,
+            "augment": self.augment,
+            "augment_seed": self.augment_seed,
+            "precision": self.precision,
+            "num_samples": self.num_samples,
+            "record_format": {
+                "classes": record_format.classes,
+                "height": record_format.height,
+                "width": record_format.width,
+                "bias": record_format.bias,
+            },
+        }
+        text = dump_checksummed(values)
         if path.exists() and path.read_bytes() == text.encode():
             os.utime(path)
         else:
@@ -69,114 +129,173 @@ class Manifest:
 
 
 class Store:
-    """The answers of one teacher, as ``manifest`` describes them, in ``folder``; it is made with the first answer.
+    """Teacher outputs of one teacher, dataset and augmentation, by epoch and sample.
 
-    Several processes may read and write it at once: a record is complete or it does not count.
+    Epoch ``e`` is the file ``epoch-<e>.bin``, an array of ``num_samples`` records that is memory-mapped. Its disk space
+    is reserved before the first write. The folder is created by the first write.
+
+    Several processes may read and write one folder at the same time: a record is valid only if its checksum matches.
+    A record of zeros has not been written. Any other record whose checksum differs is corrupt, from an interrupted
+    write or a flipped bit. Neither is returned.
+
+    Args:
+        folder: Folder of the store.
+        manifest: Description of the store; it determines number and format of the records.
+
+    Example:
+        >>> store = Store(store_folder(key), manifest)                           # doctest: +SKIP
+        >>> samples = np.array([3, 7])                                           # doctest: +SKIP
+        >>> store.write(0, samples, store.record_format.encode(prediction))      # doctest: +SKIP
+        >>> store.read(0, samples).logits.shape                                  # doctest: +SKIP
+        torch.Size([2, 10])
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
-        self.count, self.layout = manifest.count, manifest.layout
+        self.folder = folder
+        self.manifest = manifest
+        self.num_samples = manifest.num_samples
+        self.record_format = manifest.record_format
         self._open: tuple[int, NDArray[np.void]] | None = None
 
-    def touch(self) -> None:
-        """Note that it is used now, where there is something to use."""
+    def mark_used(self) -> None:
+        """Set the time of last use to now, and repair the manifest. Does nothing if the folder does not exist."""
         if self.folder.is_dir():
             self.manifest.write(self.folder)
 
     @property
     def epoch_bytes(self) -> int:
-        """What an epoch takes on disk."""
-        return self.count * self.layout.dtype.itemsize
+        """Size of an epoch on disk in bytes."""
+        return self.num_samples * self.record_format.dtype.itemsize
 
     def epochs(self) -> list[int]:
-        """The epochs of which something is known."""
-        names = (re.fullmatch(r"epoch-(\d+)\.bin", path.name) for path in self.folder.glob("epoch-*"))
-        return sorted(int(name[1]) for name in names if name)
+        """List the epochs that have a file, in ascending order."""
+        matches = (re.fullmatch(r"epoch-(\d+)\.bin", path.name) for path in self.folder.glob("epoch-*"))
+        return sorted(int(match[1]) for match in matches if match)
 
-    def read(self, epoch: int, rows: NDArray[np.int64]) -> Prediction | None:
-        """The answers for samples ``rows``, or None where one of them is not known. Warns where one is damaged."""
-        found, known = self._found(epoch, rows)
-        return self.layout.decode(found) if self._all(epoch, found, known) else None
+    def read(self, epoch: int, samples: NDArray[np.int64]) -> Prediction | None:
+        """Read the teacher outputs of a batch.
 
-    def contains(self, epoch: int, rows: NDArray[np.int64]) -> bool:
-        """Whether there is a sound answer for each of ``rows``. Warns where one is damaged."""
-        return self._all(epoch, *self._found(epoch, rows))
+        Args:
+            epoch: Epoch of the augmented views.
+            samples: Sample indices, ``(N,)``.
 
-    def _all(self, epoch: int, found: NDArray[np.void], known: NDArray[np.bool_]) -> bool:
-        damaged = int((~known & (found["sum"] != 0)).sum())
-        if damaged:
+        Returns:
+            The prediction of `RecordFormat.decode`, or None if a record is missing or corrupt.
+
+        Warns:
+            CorruptCacheWarning: A record is corrupt.
+        """
+        records, valid = self._read_records(epoch, samples)
+        return self.record_format.decode(records) if self._all_valid(epoch, records, valid) else None
+
+    def contains(self, epoch: int, samples: NDArray[np.int64]) -> bool:
+        """Return whether every one of ``samples`` has a valid record.
+
+        Warns:
+            CorruptCacheWarning: A record is corrupt.
+        """
+        return self._all_valid(epoch, *self._read_records(epoch, samples))
+
+    def _all_valid(self, epoch: int, records: NDArray[np.void], valid: NDArray[np.bool_]) -> bool:
+        num_corrupt = int(_corrupt(records, valid).sum())
+        if num_corrupt:
             warnings.warn(
-                f"{damaged} of the teacher's answers in {self.path(epoch)} are damaged; they are asked again.",
+                f"{num_corrupt} of the cached teacher outputs in {self.path(epoch)} failed the checksum and will be "
+                "recomputed.",
                 CorruptCacheWarning,
                 stacklevel=3,
             )
-        return bool(known.all())
+        return bool(valid.all())
 
-    def write(self, epoch: int, rows: NDArray[np.int64], encoded: NDArray[np.void]) -> None:
-        """Keep encoded answers for samples ``rows``. Raises ``CacheFullError`` where the disk is full."""
-        encoded["sum"] = checksums(encoded, epoch, rows)
-        records = self._records(epoch, create=True)
-        assert records is not None
-        records[rows] = encoded
+    def write(self, epoch: int, samples: NDArray[np.int64], records: NDArray[np.void]) -> None:
+        """Write encoded teacher outputs of a batch.
 
-    def verify_epoch(self, epoch: int, *, mend: bool = False) -> tuple[int, int]:
-        """How many records of an epoch are known and how many are damaged; ``mend`` makes these unknown."""
-        known = damaged = 0
-        for start in range(0, self.count, ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + ROWS_AT_ONCE, self.count))
-            found, good = self._found(epoch, rows)
-            bad = ~good & (found["sum"] != 0)
-            known, damaged = known + int(good.sum()), damaged + int(bad.sum())
-            records = self._records(epoch)
-            if mend and bad.any() and records is not None:
-                records[rows[bad]] = np.zeros(1, self.layout.dtype)
-        return known, damaged
+        Args:
+            epoch: Epoch of the augmented views.
+            samples: Sample indices, ``(N,)``.
+            records: ``N`` records from `RecordFormat.encode`. Their checksums are filled in.
+
+        Raises:
+            CacheFullError: The disk has no space for the epoch.
+        """
+        records["checksum"] = checksums(records, epoch, samples)
+        mapped = self._map_epoch(epoch, create=True)
+        assert mapped is not None
+        mapped[samples] = records
+
+    def verify_epoch(self, epoch: int, *, repair: bool = False) -> tuple[int, int]:
+        """Verify the checksum of every record of an epoch.
+
+        Args:
+            epoch: Epoch of the augmented views.
+            repair: Overwrite corrupt records with zeros, so that they count as not written.
+
+        Returns:
+            The number of valid and the number of corrupt records, before repair.
+        """
+        num_valid = 0
+        num_corrupt = 0
+        for start in range(0, self.num_samples, VERIFY_CHUNK):
+            samples = np.arange(start, min(start + VERIFY_CHUNK, self.num_samples))
+            records, valid = self._read_records(epoch, samples)
+            corrupt = _corrupt(records, valid)
+            num_valid += int(valid.sum())
+            num_corrupt += int(corrupt.sum())
+            mapped = self._map_epoch(epoch)
+            if repair and corrupt.any() and mapped is not None:
+                mapped[samples[corrupt]] = np.zeros(1, self.record_format.dtype)
+        return num_valid, num_corrupt
 
     def path(self, epoch: int) -> Path:
-        """The file of an epoch."""
+        """Return the path of an epoch's file."""
         return self.folder / f"epoch-{epoch:04d}.bin"
 
-    def _found(self, epoch: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-        """A copy of the records of ``rows``, and which of them are whole."""
-        records = self._records(epoch)
-        if records is None:
-            return np.zeros(len(rows), self.layout.dtype), np.zeros(len(rows), np.bool_)
-        found = records[rows]
-        return found, found["sum"] == checksums(found, epoch, rows)
+    def _read_records(self, epoch: int, samples: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Copy the records of ``samples``, and return which of them are valid."""
+        mapped = self._map_epoch(epoch)
+        if mapped is None:
+            return np.zeros(len(samples), self.record_format.dtype), np.zeros(len(samples), np.bool_)
+        records = mapped[samples]
+        return records, records["checksum"] == checksums(records, epoch, samples)
 
-    def _records(self, epoch: int, *, create: bool = False) -> NDArray[np.void] | None:
-        opened = self._open
-        if opened is not None and opened[0] == epoch:
-            return opened[1]
+    def _map_epoch(self, epoch: int, *, create: bool = False) -> NDArray[np.void] | None:
+        """Memory-map the file of an epoch. The last one stays mapped. Returns None if there is no file."""
+        if self._open is not None and self._open[0] == epoch:
+            return self._open[1]
         path = self.path(epoch)
-        if not path.exists() and not create:
+        is_new = not path.exists()
+        if is_new and not create:
             return None
-        new = not path.exists()
         try:
-            if new:
+            if is_new:
                 self.manifest.write(self.folder)
             reserve(path, self.epoch_bytes)
         except OSError as error:
-            if new:
+            if is_new:
                 path.unlink(missing_ok=True)
-            if error.errno not in NO_SPACE:
+            if error.errno not in NO_SPACE_ERRNOS:
                 raise
             raise CacheFullError(
-                f"there is no room for {format_quantity(self.epoch_bytes)} of the teacher's answers in {self.folder}: "
-                "make room with 'camkd cache prune', lower --cache-budget, or set CAMKD_CACHE to another folder."
+                f"no space for {format_quantity(self.epoch_bytes)} of cached teacher outputs in {self.folder}. Free "
+                "space with 'camkd cache prune', lower --cache-budget, or set CAMKD_CACHE to another folder."
             ) from error
-        records: NDArray[np.void] = np.memmap(path, self.layout.dtype, "r+", shape=(self.count,))
-        self._open = epoch, records
-        return records
+        mapped: NDArray[np.void] = np.memmap(path, self.record_format.dtype, "r+", shape=(self.num_samples,))
+        self._open = epoch, mapped
+        return mapped
+
+
+def _corrupt(records: NDArray[np.void], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which records were written but are not valid."""
+    corrupt: NDArray[np.bool_] = ~valid & (records["checksum"] != 0)
+    return corrupt
 
 
 def store_folder(key: str) -> Path:
-    """The folder of the store called ``key``."""
+    """Return the folder of the store with this key, ``$CAMKD_CACHE/teacher/<key>``."""
     return cache_folder() / "teacher" / key
 
 
 def list_stores() -> list[Path]:
-    """The folders of all knowledge stores, least recently used first."""
-    found = store_folder("").glob(f"*/{MANIFEST}")
-    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+    """List the folders of all stores, least recently used first."""
+    manifests = store_folder("").glob(f"*/{MANIFEST}")
+    return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime)]

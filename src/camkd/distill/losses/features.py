@@ -1,7 +1,8 @@
-"""Terms on features: attention transfer, hints, relations between pictures, knowledge review.
+"""Loss terms on features: attention transfer, hints, relations between the images of a batch, knowledge review.
 
-Where student and teacher have different numbers of stages, they are paired from the deepest backwards, and the
-earliest of the one that has more take no part.
+The features of a network are its stages, from the input to the layer before the global average pooling. If student and
+teacher have different numbers of stages, the stages are paired from the deepest backwards. The earliest stages of the
+network with more of them are not used.
 """
 
 from __future__ import annotations
@@ -14,263 +15,451 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.cams import resize
-from camkd.distill.losses.maps import EPSILON, normalise
+from camkd.distill.losses.maps import EPSILON, normalize_maps
 from camkd.types import Prediction
 
 Stages = tuple[Tensor, ...]
 
 
-def stages_of(student: Prediction, teacher: Prediction | None) -> tuple[Stages, Stages]:
-    """Both networks' stages, the teacher's without gradient."""
+def _stages(student: Prediction, teacher: Prediction | None) -> tuple[Stages, Stages]:
+    """Return the stages of student and teacher, the teacher's without gradient."""
     assert student.features is not None and teacher is not None and teacher.features is not None
     return student.features, tuple(stage.detach() for stage in teacher.features)
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Attention transfer between features ``(N, C, h, w)`` and ``(N, C', h', w')``: ``-> (N,)``.
+    """Compute attention transfer between two stages.
 
-    ``mean_xy (Q_s / |Q_s| - Q_t / |Q_t|)^2`` with ``Q = sum_c A[c]^2``, on the teacher's grid. Zagoruyko and Komodakis
-    2016, arXiv 1612.03928, the mean over cells as in the authors' program, whose weight for it is 1,000.
+        loss = mean_xy (Q_s / |Q_s| - Q_t / |Q_t|)^2,    Q = sum_c A[c]^2
+
+    The student's attention map ``Q_s`` is resized to the teacher's grid.
+    Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. The mean over the cells is that of the authors' code, with a
+    weight of 1,000.
+
+    Args:
+        student: Features ``A`` of the student, ``(N, C, h, w)``.
+        teacher: Features of the teacher, ``(N, C', h', w')``.
+
+    Returns:
+        Loss per image, ``(N,)``, without unit.
+
+    Example:
+        >>> attention_distance(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]]))
+        tensor([1.])
     """
     grid = (int(teacher.shape[-2]), int(teacher.shape[-1]))
-    ours = normalise(resize(student.square().sum(1, keepdim=True), grid), "l2")
-    theirs = normalise(teacher.square().sum(1, keepdim=True), "l2")
-    return (ours - theirs).square().mean((1, 2))
+    student_attention = normalize_maps(resize(student.square().sum(1, keepdim=True), grid), "l2")
+    teacher_attention = normalize_maps(teacher.square().sum(1, keepdim=True), "l2")
+    return (student_attention - teacher_attention).square().mean((1, 2))
 
 
-def unit(vectors: Tensor) -> Tensor:
-    """The last dimension with length 1; nothing, without a gradient, where there is none."""
+def _unit_vectors(vectors: Tensor) -> Tensor:
+    """Scale the last dimension to length 1. Vectors shorter than ``EPSILON`` become zeros without gradient."""
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return torch.where(length > EPSILON, vectors / length.clamp(min=EPSILON), torch.zeros_like(vectors))
 
 
 def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """How differently the pictures of a batch resemble each other: ``(b, ...)`` and ``(b, ...)`` to ``(b,)``.
+    """Compute similarity-preserving distillation between the images of a batch.
 
-    ``1 / b sum_m (G_s[n, m] - G_t[n, m])^2`` for picture ``n``, where ``G`` is ``A A^T`` with rows of unit length and
-    ``A (b, C h w)`` the flattened features: the mean over the batch is ``|G_s - G_t|_F^2 / b^2``. Tung and Mori 2019,
-    arXiv 1907.09682; the weight in the comparison of arXiv 1910.10699 is 3,000.
+        loss[n] = 1 / b sum_m (G_s[n, m] - G_t[n, m])^2
+
+    ``G`` is ``A A^T`` with rows of unit length, ``A (b, C h w)`` the flattened features. The mean over the batch is
+    ``|G_s - G_t|_F^2 / b^2``. Source: Tung and Mori 2019, arXiv 1907.09682. The comparison of arXiv 1910.10699 uses a
+    weight of 3,000.
+
+    Args:
+        student: Features of the student, ``(b, ...)``.
+        teacher: Features of the teacher, ``(b, ...)``; the other dimensions may differ.
+
+    Returns:
+        Loss per image, ``(b,)``, without unit. It depends on the other images of the batch.
+
+    Example:
+        >>> similarity_distance(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+        tensor([0., 0.])
     """
 
     def similarities(features: Tensor) -> Tensor:
         flat = features.flatten(1)
-        return unit(flat @ flat.T)
+        return _unit_vectors(flat @ flat.T)
 
     return (similarities(student) - similarities(teacher)).square().mean(1)
 
 
 def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """How differently far the pictures of a batch are from each other: ``(b, C)`` and ``(b, C')`` to ``(b,)``.
+    """Compute distance-wise relational knowledge distillation (RKD-D).
 
-    ``1 / b sum_m huber(d_s[n, m] - d_t[n, m])`` for picture ``n``, where ``d[n, m] = |e[n] - e[m]|`` in units of its
-    mean over the pairs that differ, and ``huber(x)`` is ``x^2 / 2`` up to 1 and ``|x| - 1 / 2`` beyond. Distance-wise
-    RKD, Park et al. 2019, arXiv 1904.05068, with the authors' program's mean where the paper has a sum; weight 25.
+        loss[n] = 1 / b sum_m huber(d_s[n, m] - d_t[n, m]),    d[n, m] = |e[n] - e[m]| / mean
+
+    The ``mean`` is that of the nonzero distances in the batch. ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and
+    ``|x| - 1 / 2`` beyond.
+
+    Source: Park et al. 2019, arXiv 1904.05068. The mean over ``m`` is that of the authors' code, with a weight of 25;
+    the paper has a sum.
+
+    Args:
+        student: Embeddings ``e`` of the student, ``(b, C)``.
+        teacher: Embeddings of the teacher, ``(b, C')``.
+
+    Returns:
+        Loss per image, ``(b,)``, without unit. It depends on the other images of the batch.
+
+    Example:
+        >>> relational_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        tensor([0., 0.])
     """
 
     def distances(embedding: Tensor) -> Tensor:
-        apart = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
-        mean = apart.sum() / (apart > 0).sum().clamp(min=1)
-        return apart / mean.clamp(min=EPSILON)
+        pairwise = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
+        mean = pairwise.sum() / (pairwise > 0).sum().clamp(min=1)
+        return pairwise / mean.clamp(min=EPSILON)
 
     return F.smooth_l1_loss(distances(student), distances(teacher), reduction="none").mean(1)
 
 
 def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    """How different the angles are under which a batch's pictures see two others: ``(b, C)``, ``(b, C')`` to ``(b,)``.
+    """Compute angle-wise relational knowledge distillation (RKD-A).
 
-    ``1 / b^2 sum_ik huber(cos_s[i, n, k] - cos_t[i, n, k])`` for picture ``n``, where ``cos[i, n, k]`` is the cosine of
-    the angle between ``e[i] - e[n]`` and ``e[k] - e[n]``, 0 where one of them is nothing. Angle-wise RKD, Park et al.
-    2019, arXiv 1904.05068, with the authors' program's mean where the paper has a sum; weight 50. Takes memory for
+        loss[n] = 1 / b^2 sum_ik huber(cos_s[i, n, k] - cos_t[i, n, k])
+
+    ``cos[i, n, k]`` is the cosine of the angle between ``e[i] - e[n]`` and ``e[k] - e[n]``, and 0 if one of the two is
+    zero. ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and ``|x| - 1 / 2`` beyond. The computation takes memory for
     ``b^2 C`` and ``b^3`` numbers.
+
+    Source: Park et al. 2019, arXiv 1904.05068. The mean over ``i`` and ``k`` is that of the authors' code, with a
+    weight of 50; the paper has a sum.
+
+    Args:
+        student: Embeddings ``e`` of the student, ``(b, C)``.
+        teacher: Embeddings of the teacher, ``(b, C')``.
+
+    Returns:
+        Loss per image, ``(b,)``, without unit. It depends on the other images of the batch.
+
+    Example:
+        >>> triangle = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> relational_angle(triangle, 2 * triangle + 1)
+        tensor([0., 0., 0.])
     """
 
     def cosines(embedding: Tensor) -> Tensor:
-        ways = unit(embedding[None] - embedding[:, None])
-        return ways @ ways.transpose(1, 2)
+        directions = _unit_vectors(embedding[None] - embedding[:, None])
+        return directions @ directions.transpose(1, 2)
 
     return F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="none").mean((1, 2))
 
 
-def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error at several resolutions: two ``(N, C, h, w)`` to ``(N,)``.
+def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the hierarchical context loss (HCL), the squared error at several resolutions.
 
-        (m + sum_i m[i] / 2^i) / (1 + sum_i 1 / 2^i),    i = 1, 2, 3
+        loss = (m + sum_i m[i] / 2^i) / (1 + sum_i 1 / 2^i),    i = 1, 2, 3
 
-    with ``m`` the mean square of the difference and ``m[i]`` that of both pooled to 4x4, 2x2 and 1x1 cells; grids that
-    are not coarser than the features take no part. Chen et al. 2021, arXiv 2104.09044 (HCL).
+    ``m`` is the mean squared difference, ``m[i]`` that of both pooled to 4x4, 2x2 and 1x1 cells. Grids that are not
+    coarser than the features are left out of both sums. Source: Chen et al. 2021, arXiv 2104.09044.
+
+    Args:
+        student: Features of the student, ``(N, C, h, w)``.
+        teacher: Features of the teacher, ``(N, C, h, w)``.
+
+    Returns:
+        Loss per image, ``(N,)``, in squared units of the features.
+
+    Example:
+        >>> hierarchical_context_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+        tensor([1.])
     """
-    total, weights, weight = (student - teacher).square().mean((1, 2, 3)), 1.0, 1.0
+    total = (student - teacher).square().mean((1, 2, 3))
+    total_weight = 1.0
+    weight = 1.0
     for cells in (4, 2, 1):
         if cells < min(student.shape[2:]):
             weight /= 2
-            ours, theirs = (F.adaptive_avg_pool2d(features, cells) for features in (student, teacher))
-            total = total + weight * (ours - theirs).square().mean((1, 2, 3))
-            weights += weight
-    return total / weights
+            student_pooled = F.adaptive_avg_pool2d(student, cells)
+            teacher_pooled = F.adaptive_avg_pool2d(teacher, cells)
+            total = total + weight * (student_pooled - teacher_pooled).square().mean((1, 2, 3))
+            total_weight += weight
+    return total / total_weight
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention transfer, summed over the stages; on the last alone where one of the networks has no other."""
+    """Attention transfer, the sum of `attention_distance` over the paired stages.
+
+    Zagoruyko and Komodakis 2016, arXiv 1612.03928. If one of the networks has a single stage, only the last is used.
+
+    Example:
+        >>> logits = torch.zeros(2, 10)
+        >>> student = Prediction(logits, features=(torch.randn(2, 8, 16, 16), torch.randn(2, 16, 8, 8)))
+        >>> teacher = Prediction(logits, features=(torch.randn(2, 64, 16, 16), torch.randn(2, 128, 8, 8)))
+        >>> Attention()(student, teacher, torch.tensor([3, 7])).shape
+        torch.Size([2])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        ours, theirs = stages_of(student, teacher)
-        pairs = zip(reversed(ours), reversed(theirs), strict=False)
+        student_stages, teacher_stages = _stages(student, teacher)
+        pairs = zip(reversed(student_stages), reversed(teacher_stages), strict=False)
         return torch.stack([attention_distance(*pair) for pair in pairs]).sum(0)
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Similarity preserving on the averaged layer; a value is of a picture in its batch."""
+    """Similarity-preserving distillation of the last stage, `similarity_distance`.
+
+    Tung and Mori 2019, arXiv 1907.09682. The loss of an image depends on the other images of its batch.
+
+    Example:
+        >>> student = Prediction(torch.zeros(4, 10), features=(torch.randn(4, 16, 8, 8),))
+        >>> teacher = Prediction(torch.zeros(4, 10), features=(torch.randn(4, 128, 4, 4),))
+        >>> Similarity()(student, teacher, torch.arange(4)).shape
+        torch.Size([4])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        ours, theirs = stages_of(student, teacher)
-        return similarity_distance(ours[-1], theirs[-1])
+        student_stages, teacher_stages = _stages(student, teacher)
+        return similarity_distance(student_stages[-1], teacher_stages[-1])
 
 
 @dataclass(frozen=True)
 class RelationalDistance:
-    """Distance-wise RKD on the average of the averaged layer; a value is of a picture in its batch."""
+    """Distance-wise RKD of the average-pooled last stage, `relational_distance`.
+
+    Park et al. 2019, arXiv 1904.05068. The loss of an image depends on the other images of its batch.
+
+    Example:
+        >>> student = Prediction(torch.zeros(4, 10), features=(torch.randn(4, 16, 8, 8),))
+        >>> teacher = Prediction(torch.zeros(4, 10), features=(torch.randn(4, 128, 4, 4),))
+        >>> RelationalDistance()(student, teacher, torch.arange(4)).shape
+        torch.Size([4])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        ours, theirs = stages_of(student, teacher)
-        return relational_distance(ours[-1].mean((2, 3)), theirs[-1].mean((2, 3)))
+        student_stages, teacher_stages = _stages(student, teacher)
+        return relational_distance(student_stages[-1].mean((2, 3)), teacher_stages[-1].mean((2, 3)))
 
 
 @dataclass(frozen=True)
 class RelationalAngle:
-    """Angle-wise RKD on the average of the averaged layer; a value is of a picture in its batch."""
+    """Angle-wise RKD of the average-pooled last stage, `relational_angle`.
+
+    Park et al. 2019, arXiv 1904.05068. The loss of an image depends on the other images of its batch.
+
+    Example:
+        >>> student = Prediction(torch.zeros(4, 10), features=(torch.randn(4, 16, 8, 8),))
+        >>> teacher = Prediction(torch.zeros(4, 10), features=(torch.randn(4, 128, 4, 4),))
+        >>> RelationalAngle()(student, teacher, torch.arange(4)).shape
+        torch.Size([4])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        ours, theirs = stages_of(student, teacher)
-        return relational_angle(ours[-1].mean((2, 3)), theirs[-1].mean((2, 3)))
+        student_stages, teacher_stages = _stages(student, teacher)
+        return relational_angle(student_stages[-1].mean((2, 3)), teacher_stages[-1].mean((2, 3)))
 
 
-# --- terms with weights of their own
+# --- terms with trainable adapters
 
 
 @dataclass(frozen=True)
-class _Connectable:
-    """A term whose weights are made when both networks are known, by ``Objective.connected``."""
+class _StageAdapter:
+    """Base of the terms whose trainable weights are created by ``Objective.build_adapters``."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        raise RuntimeError(f"{type(self).__name__} has no weights yet: use Objective.connected")
+        raise RuntimeError(f"{type(self).__name__} has no trainable weights yet. Call Objective.build_adapters first.")
 
 
 @dataclass(frozen=True)
-class Hint(_Connectable):
-    """The teacher's middle stage, regressed from the student's: ``Regressor``."""
+class Hint(_StageAdapter):
+    """FitNets hint: regression of the teacher's middle stage from the student's. Builds a `Regressor`.
 
-    def connect(self, student: Prediction, teacher: Prediction) -> Regressor:
-        ours, theirs = stages_of(student, teacher)
-        return Regressor(middle(ours).shape[1], middle(theirs).shape[1])
+    Romero et al. 2014, arXiv 1412.6550.
+
+    Example:
+        >>> student = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 16, 8, 8),))
+        >>> teacher = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 64, 4, 4),))
+        >>> term = Hint().build_adapter(student, teacher)
+        >>> term(student, teacher, torch.tensor([3, 7])).shape
+        torch.Size([2])
+    """
+
+    def build_adapter(self, student: Prediction, teacher: Prediction) -> Regressor:
+        """Create the regressor between the channels of both middle stages, with weights from the global generator."""
+        student_stages, teacher_stages = _stages(student, teacher)
+        return Regressor(middle_stage(student_stages).shape[1], middle_stage(teacher_stages).shape[1])
 
 
 @dataclass(frozen=True)
-class Review(_Connectable):
-    """The teacher's stages, each from the student's of its level and the deeper ones: ``Reviewer``."""
+class Review(_StageAdapter):
+    """Knowledge review: each of the teacher's stages from the student's at its level and deeper. Builds a `Reviewer`.
 
-    def connect(self, student: Prediction, teacher: Prediction) -> Reviewer:
-        ours, theirs = stages_of(student, teacher)
-        return Reviewer([stage.shape[1] for stage in ours], [stage.shape[1] for stage in theirs])
+    Chen et al. 2021, arXiv 2104.09044.
+
+    Example:
+        >>> student = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 8, 16, 16), torch.randn(2, 16, 8, 8)))
+        >>> teacher = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 32, 8, 8), torch.randn(2, 64, 4, 4)))
+        >>> term = Review().build_adapter(student, teacher)
+        >>> term(student, teacher, torch.tensor([3, 7])).shape
+        torch.Size([2])
+    """
+
+    def build_adapter(self, student: Prediction, teacher: Prediction) -> Reviewer:
+        """Create the reviewer for the channels of all stages, with weights from the global generator."""
+        student_stages, teacher_stages = _stages(student, teacher)
+        return Reviewer([stage.shape[1] for stage in student_stages], [stage.shape[1] for stage in teacher_stages])
 
 
-def middle(stages: Stages) -> Tensor:
-    """The middle stage, of two in the middle the earlier; the only one where there is no other."""
+def middle_stage(stages: Stages) -> Tensor:
+    """Return the middle stage: the earlier of two middle ones, or the only stage.
+
+    Example:
+        >>> middle_stage((torch.tensor(1), torch.tensor(2), torch.tensor(3), torch.tensor(4)))
+        tensor(2)
+    """
     return stages[(len(stages) - 1) // 2]
 
 
 class Regressor(nn.Module):
-    """``mean_cxy (r(A_s) - A_t)^2`` per picture between the middle stages, ``r`` a 1x1 convolution with a bias.
+    """FitNets regressor: squared error of the teacher's middle stage, predicted from the student's.
 
-    The student's stage is brought to the teacher's grid first. FitNets, Romero et al. 2014, arXiv 1412.6550, which
-    train in two stages, with the hint alone up to the middle and then without it. Here hint and labels are learnt
-    together, as in the comparison of arXiv 1910.10699, whose weight for it is 100; ``schedule=early`` comes nearest to
-    the paper.
+        loss = mean_cxy (r(A_s) - A_t)^2
+
+    ``r`` is a 1x1 convolution with a bias. The student's stage ``A_s`` is first resized to the teacher's grid.
+
+    Source: Romero et al. 2014, arXiv 1412.6550. The paper trains in two phases: the layers up to the middle with this
+    loss only, then the network without it. Here both losses are trained together, as in the comparison of arXiv
+    1910.10699, whose weight is 100. ``schedule=early`` is closest to the paper.
+
+    Args:
+        in_channels: Channels of the student's middle stage.
+        out_channels: Channels of the teacher's middle stage.
+
+    Example:
+        >>> student = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 16, 8, 8),))
+        >>> teacher = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 64, 4, 4),))
+        >>> Regressor(16, 64)(student, teacher, torch.tensor([3, 7])).shape
+        torch.Size([2])
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.regressor = nn.Conv2d(inputs, outputs, 1)
+        self.regressor = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        ours, theirs = (middle(stages) for stages in stages_of(student, teacher))
-        regressed: Tensor = self.regressor(resize(ours, (theirs.shape[2], theirs.shape[3])))
-        return (regressed - theirs).square().mean((1, 2, 3))
+        student_stages, teacher_stages = _stages(student, teacher)
+        source = middle_stage(student_stages)
+        target = middle_stage(teacher_stages)
+        regressed: Tensor = self.regressor(resize(source, (target.shape[2], target.shape[3])))
+        return (regressed - target).square().mean((1, 2, 3))
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion (ABF) of one level with what was fused of the deeper ones.
+    """Attention-based fusion (ABF) of one level of the student with the fused deeper levels.
 
-        f = w[0] x' + w[1] up(deeper),    w = sigmoid(conv1x1(x', up(deeper))) at each place
+        f = w[0] x' + w[1] up(deeper),    w = sigmoid(conv1x1(x', up(deeper))) at each location
 
-    with ``x' = norm(conv1x1(x))``, and ``f = x'`` at the deepest level; ``norm(conv3x3(f))`` is what the teacher's
-    level is compared with.
+    with ``x' = norm(conv1x1(x))``. At the deepest level ``f = x'``. The output ``norm(conv3x3(f))`` is compared with
+    the teacher's level. Source: Chen et al. 2021, arXiv 2104.09044.
+
+    Args:
+        in_channels: Channels of ``x``.
+        mid_channels: Channels of ``f``.
+        out_channels: Channels of the teacher's level.
+        deepest: Whether there is no deeper level.
+
+    Example:
+        >>> fusion = Fusion(in_channels=16, mid_channels=32, out_channels=64, deepest=True)
+        >>> output, fused = fusion(torch.randn(2, 16, 8, 8), None, torch.Size([4, 4]))
+        >>> output.shape, fused.shape
+        (torch.Size([2, 64, 4, 4]), torch.Size([2, 32, 8, 8]))
     """
 
-    def __init__(self, inputs: int, middle: int, outputs: int, deepest: bool) -> None:
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, deepest: bool) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle))
-        self.attention = None if deepest else nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid())
-        self.expand = nn.Sequential(nn.Conv2d(middle, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+        self.reduce = nn.Sequential(nn.Conv2d(in_channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels))
+        self.attention = None if deepest else nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid())
+        self.expand = nn.Sequential(
+            nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels)
+        )
         for layer in (self.reduce[0], self.expand[0]):
             nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, deeper: Tensor | None, grid: torch.Size) -> tuple[Tensor, Tensor]:
-        """What is compared with the teacher, on its ``grid``, and what was fused, ``(N, middle, h, w)``."""
+        """Fuse ``x`` with the deeper levels.
+
+        Args:
+            x: Features of the student at this level, ``(N, in_channels, h, w)``.
+            deeper: Fused features ``f`` of the next deeper level, ``(N, mid_channels, h', w')``, or None.
+            grid: Height and width of the teacher's level.
+
+        Returns:
+            The output ``(N, out_channels, *grid)`` and the fused features ``(N, mid_channels, h, w)``.
+        """
         fused: Tensor = self.reduce(x)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
             weights = self.attention(torch.cat([fused, deeper], 1))
             fused = fused * weights[:, :1] + deeper * weights[:, 1:]
-        brought = fused if fused.shape[2:] == grid else F.interpolate(fused, grid, mode="nearest")
-        return self.expand(brought), fused
+        resized = fused if fused.shape[2:] == grid else F.interpolate(fused, grid, mode="nearest")
+        return self.expand(resized), fused
 
 
 class Reviewer(nn.Module):
-    """Knowledge review: ``hierarchical_context`` of fused student and teacher levels, summed, per picture.
+    """Knowledge review: `hierarchical_context_loss` of fused student levels, summed over the teacher's levels.
 
-    The levels are the stages and, deepest, the averaged layer's average; a ``Fusion`` each, in at most 512 channels.
-    Chen et al. 2021, arXiv 2104.09044; as in the authors' program grids are matched by the nearest cell. Its weight is
-    1 there (0.6 to 8 by pair of networks on CIFAR-100), rising over the first 20 of 240 epochs: ``schedule=warm``.
-    In training the normalisation sees the batch, so a value is of a picture in its batch, of two at least.
+    The levels are the stages and, as the deepest, the average of the last stage. Each level has a `Fusion` with at most
+    512 channels. Source: Chen et al. 2021, arXiv 2104.09044. As in the authors' code, grids are matched by the nearest
+    cell. The code's weight is 1, and 0.6 to 8 by pair of networks on CIFAR-100. It rises over the first 20 of 240
+    epochs: ``schedule=warm``.
+
+    In training mode batch normalization makes the loss of an image depend on its batch, of at least 2 images.
+
+    Args:
+        student_channels: Channels of the student's stages, from the input on.
+        teacher_channels: Channels of the teacher's stages, from the input on.
+
+    Example:
+        >>> student = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 8, 16, 16), torch.randn(2, 16, 8, 8)))
+        >>> teacher = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 32, 8, 8), torch.randn(2, 64, 4, 4)))
+        >>> Reviewer([8, 16], [32, 64])(student, teacher, torch.tensor([3, 7])).shape
+        torch.Size([2])
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
 
-    def __init__(self, student: list[int], teacher: list[int]) -> None:
+    def __init__(self, student_channels: list[int], teacher_channels: list[int]) -> None:
         super().__init__()
-        ours, theirs = ([*channels, channels[-1]][::-1] for channels in (student, teacher))
+        student_levels = [*student_channels, student_channels[-1]][::-1]
+        teacher_levels = [*teacher_channels, teacher_channels[-1]][::-1]
         self.fusions = nn.ModuleList(
-            Fusion(inputs, min(512, ours[0]), outputs, deepest=level == 0)
-            for level, (inputs, outputs) in enumerate(zip(ours, theirs, strict=False))
+            Fusion(in_channels, min(512, student_levels[0]), out_channels, deepest=level == 0)
+            for level, (in_channels, out_channels) in enumerate(zip(student_levels, teacher_levels, strict=False))
         )
 
     def forward(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        ours, theirs = (
-            [*stages, stages[-1].mean((2, 3), keepdim=True)][::-1] for stages in stages_of(student, teacher)
+        student_levels, teacher_levels = (
+            [*stages, stages[-1].mean((2, 3), keepdim=True)][::-1] for stages in _stages(student, teacher)
         )
-        total, fused = torch.zeros(len(ours[0]), device=ours[0].device), None
-        for fusion, x, target in zip(self.fusions, ours, theirs, strict=False):
-            said, fused = fusion(x, fused, target.shape[2:])
-            total = total + hierarchical_context(said, target)
+        total = torch.zeros(len(student_levels[0]), device=student_levels[0].device)
+        fused = None
+        for fusion, x, target in zip(self.fusions, student_levels, teacher_levels, strict=False):
+            output, fused = fusion(x, fused, target.shape[2:])
+            total = total + hierarchical_context_loss(output, target)
         return total

@@ -1,4 +1,4 @@
-"""Terms on logits: cross-entropy, Hinton's knowledge distillation and what became of it."""
+"""Loss terms on logits: cross-entropy, and knowledge distillation after Hinton with two of its successors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,69 @@ from camkd.types import Prediction
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """``-sum_k q[k] log softmax(logits)[k]`` per picture, in nats: ``(N, K), labels -> (N,)``.
+    """Compute the cross-entropy per image, with optional label smoothing.
 
-    ``labels`` is ``(N,)`` class indices or ``(N, K)`` probabilities (mixed pictures). With smoothing ``s`` the target
-    is ``q = (1 - s) label + s / K`` (Szegedy et al. 2015, arXiv 1512.00567).
+        loss = -sum_k q[k] log softmax(logits)[k],    q = (1 - s) label + s / K
+
+    with the smoothing ``s``. Source: Szegedy et al. 2015, arXiv 1512.00567.
+
+    Args:
+        logits: Logits ``(N, K)``.
+        labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images.
+        label_smoothing: Smoothing ``s`` in 0..1.
+
+    Returns:
+        Loss per image in nats, ``(N,)``.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))  # log 2
+        tensor([0.6931])
     """
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """``T^2 KL(softmax(teacher / T) || softmax(student / T))`` per picture: two ``(N, K)`` to ``(N,)``, in nats.
+    """Compute the softened Kullback-Leibler divergence of knowledge distillation.
 
-    Hinton, Vinyals and Dean 2015, arXiv 1503.02531. The factor ``T^2`` keeps the gradient's scale as ``T`` changes.
+        loss = T^2 KL(softmax(teacher / T) || softmax(student / T))
+
+    The factor ``T^2`` keeps the scale of the gradient when ``T`` changes.
+    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
+
+    Args:
+        student: Logits of the student, ``(N, K)``.
+        teacher: Logits of the teacher, ``(N, K)``.
+        temperature: Temperature ``T``, more than 0.
+
+    Returns:
+        Loss per image in nats, ``(N,)``.
+
+    Example:
+        >>> kd(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]))
+        tensor([1.7751])
     """
     log_student = F.log_softmax(student / temperature, 1)
     log_teacher = F.log_softmax(teacher / temperature, 1)
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1) * temperature**2
 
 
-def standardised(logits: Tensor) -> Tensor:
-    """Each picture's logits with mean 0 and standard deviation 1: ``(N, K) -> (N, K)``; constant ones become zeros.
+def standardize(logits: Tensor) -> Tensor:
+    """Standardize the logits of each image to mean 0 and standard deviation 1.
 
-    The deviation is that of a sample, ``sqrt(sum_k (z[k] - mean)^2 / (K - 1))``, as in the authors' program.
+        z' = (z - mean(z)) / (std(z) + 1e-7),    std(z) = sqrt(sum_k (z[k] - mean(z))^2 / (K - 1))
+
+    The sample standard deviation is that of the authors' code. Constant logits become zeros.
+    Source: Sun et al. 2024, arXiv 2403.01427.
+
+    Args:
+        logits: Logits ``(N, K)``.
+
+    Returns:
+        Standardized logits ``(N, K)``.
+
+    Example:
+        >>> standardize(torch.tensor([[1.0, 2.0, 3.0]])).round(decimals=4)
+        tensor([[-1.,  0.,  1.]])
     """
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
@@ -47,30 +88,64 @@ def dkd(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    """``alpha TCKD + beta NCKD`` per picture: two ``(N, K)`` and labels to ``(N,)``, in nats.
+    """Compute decoupled knowledge distillation.
 
-    With ``p = softmax(z / T)``: TCKD is ``T^2 KL`` between ``(p[label], 1 - p[label])`` of both, NCKD is ``T^2 KL``
-    between ``p`` over the other classes, made to sum to one. Hinton's is ``TCKD + (1 - p_teacher[label]) NCKD``.
-    Zhao et al. 2022, arXiv 2203.08679. Where pictures are mixed, the label is the larger part's.
+        loss = alpha TCKD + beta NCKD
+
+    With ``p = softmax(z / T)``:
+
+    - TCKD, of the target class, is ``T^2 KL`` between the teacher's and the student's ``(p[label], 1 - p[label])``.
+    - NCKD, of the non-target classes, is ``T^2 KL`` between their ``p`` over the other classes, normalized to sum 1.
+
+    Hinton's loss is ``TCKD + (1 - p_teacher[label]) NCKD``. Source: Zhao et al. 2022, arXiv 2203.08679.
+
+    Args:
+        student: Logits of the student, ``(N, K)``.
+        teacher: Logits of the teacher, ``(N, K)``.
+        labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images. The most probable class is
+            then the target class.
+        alpha: Weight of TCKD.
+        beta: Weight of NCKD.
+        temperature: Temperature ``T``, more than 0.
+
+    Returns:
+        Loss per image in nats, ``(N,)``.
+
+    Example:
+        >>> student, teacher = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[1.0, 4.0, 0.0]])
+        >>> dkd(student, teacher, torch.tensor([0]), alpha=1.0, beta=0.0)  # TCKD
+        tensor([0.6418])
     """
-    label = labels if labels.ndim == 1 else labels.argmax(1)
-    on = F.one_hot(label, student.shape[1]).bool()
+    class_ids = labels if labels.ndim == 1 else labels.argmax(1)
+    is_target = F.one_hot(class_ids, student.shape[1]).bool()
 
-    def decoupled(logits: Tensor) -> tuple[Tensor, Tensor]:
+    def decouple(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log probabilities of target against rest ``(N, 2)``, and among the other classes ``(N, K)``."""
         log_p = F.log_softmax(logits / temperature, 1)
-        others = log_p.masked_fill(on, -torch.inf)
-        rest = others.logsumexp(1)
-        return torch.stack([log_p[on], rest], 1), (others - rest[:, None]).masked_fill(on, 0.0)
+        log_others = log_p.masked_fill(is_target, -torch.inf)
+        log_rest = log_others.logsumexp(1)
+        among_others = (log_others - log_rest[:, None]).masked_fill(is_target, 0.0)
+        return torch.stack([log_p[is_target], log_rest], 1), among_others
 
-    (ours, ours_rest), (theirs, theirs_rest) = decoupled(student), decoupled(teacher)
-    target = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
-    other = F.kl_div(ours_rest, theirs_rest, reduction="none", log_target=True).masked_fill(on, 0.0).sum(1)
-    return (alpha * target + beta * other) * temperature**2
+    student_target, student_others = decouple(student)
+    teacher_target, teacher_others = decouple(teacher)
+    tckd = F.kl_div(student_target, teacher_target, reduction="none", log_target=True).sum(1)
+    nckd = F.kl_div(student_others, teacher_others, reduction="none", log_target=True)
+    nckd = nckd.masked_fill(is_target, 0.0).sum(1)
+    return (alpha * tckd + beta * nckd) * temperature**2
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with the labels."""
+    """Cross-entropy with the labels, `cross_entropy`.
+
+    Args:
+        label_smoothing: Label smoothing in 0..1.
+
+    Example:
+        >>> CrossEntropy()(Prediction(torch.zeros(1, 2)), None, torch.tensor([0]))
+        tensor([0.6931])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     needs_teacher: ClassVar[bool] = False
@@ -82,7 +157,16 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class KD:
-    """Hinton's softened Kullback-Leibler divergence from the teacher's prediction."""
+    """Knowledge distillation of softened logits, `kd`. Hinton et al. 2015, arXiv 1503.02531.
+
+    Args:
+        temperature: Temperature ``T``, more than 0.
+
+    Example:
+        >>> student, teacher = Prediction(torch.tensor([[0.0, 0.0]])), Prediction(torch.tensor([[4.0, 0.0]]))
+        >>> KD(temperature=4.0)(student, teacher, torch.tensor([0]))
+        tensor([1.7751])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     needs_teacher: ClassVar[bool] = True
@@ -94,10 +178,20 @@ class KD:
 
 
 @dataclass(frozen=True)
-class StandardisedKD:
-    """Hinton's divergence between logits whose mean and deviation are taken away: their order and spacing alone count.
+class StandardizedKD:
+    """Knowledge distillation of standardized logits: `kd` between the `standardize` of both.
 
-    Sun et al. 2024, arXiv 2403.01427, whose weight for it is 9 beside 0.1 for the cross-entropy.
+    Neither mean nor scale of the logits matters, only their order and relative spacing.
+    Sun et al. 2024, arXiv 2403.01427, with a weight of 9 beside 0.1 for the cross-entropy.
+
+    Args:
+        temperature: Temperature ``T``, more than 0.
+
+    Example:
+        >>> student = Prediction(torch.tensor([[1.0, 2.0, 3.0]]))
+        >>> teacher = Prediction(torch.tensor([[10.0, 20.0, 30.0]]))
+        >>> StandardizedKD()(student, teacher, torch.tensor([0])).round(decimals=4)
+        tensor([0.])
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
@@ -106,12 +200,24 @@ class StandardisedKD:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert teacher is not None
-        return kd(standardised(student.logits), standardised(teacher.logits.detach()), self.temperature)
+        return kd(standardize(student.logits), standardize(teacher.logits.detach()), self.temperature)
 
 
 @dataclass(frozen=True)
 class DKD:
-    """Hinton's divergence decoupled into the label's part and the other classes' part."""
+    """Decoupled knowledge distillation, `dkd`. Zhao et al. 2022, arXiv 2203.08679.
+
+    Args:
+        alpha: Weight of the target class.
+        beta: Weight of the other classes.
+        temperature: Temperature ``T``, more than 0.
+
+    Example:
+        >>> student = Prediction(torch.tensor([[1.0, 0.0, 0.0]]))
+        >>> teacher = Prediction(torch.tensor([[1.0, 4.0, 0.0]]))
+        >>> DKD(alpha=1.0, beta=0.0)(student, teacher, torch.tensor([0]))
+        tensor([0.6418])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     needs_teacher: ClassVar[bool] = True

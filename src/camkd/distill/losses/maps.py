@@ -1,4 +1,4 @@
-"""Terms on class activation maps, alone and as logits of regions."""
+"""Loss terms on class activation maps: distance between maps, and logit distillation per image region."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkd.cams import centre_prior, resize
+from camkd.cams.gather import gather_classes
 from camkd.distill.losses.logits import kd
 from camkd.types import Prediction
 
@@ -19,17 +20,27 @@ Control = Literal["none", "shuffled", "centre"]
 EPSILON = 1e-6
 
 
-def normalise(maps: Tensor, norm: Norm) -> Tensor:
-    """Flatten ``(N, K, h, w)`` to ``(N, K, h w)`` and take away each map's scale.
+def normalize_maps(maps: Tensor, norm: Norm) -> Tensor:
+    """Flatten each map and normalize its scale.
 
-    ``l2``: unit Euclidean length; ``minmax``: the range becomes 0..1; ``raw``: logit units as they are.
-    A constant map stays finite (``minmax`` turns it into zeros).
+    Args:
+        maps: Maps ``(N, K, h, w)``.
+        norm: ``l2``: divide by the Euclidean norm. ``minmax``: shift and scale to the range 0..1, so that constant maps
+            become zeros. ``raw``: keep logit units.
+
+    Returns:
+        Normalized maps ``(N, K, h w)``, finite for constant maps too.
+
+    Example:
+        >>> normalize_maps(torch.tensor([[[[3.0, 4.0]]]]), "l2")
+        tensor([[[0.6000, 0.8000]]])
     """
     flat = maps.flatten(2)
     if norm == "l2":
         return F.normalize(flat, dim=2, eps=EPSILON)
     if norm == "minmax":
-        low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)
+        low = flat.amin(2, keepdim=True)
+        high = flat.amax(2, keepdim=True)
         return (flat - low) / (high - low + EPSILON)
     return flat
 
@@ -41,86 +52,156 @@ def cam_distance(
     classes: Literal["all", "target"] = "all",
     norm: Norm = "l2",
     pool: int = 4,
-    shown: Tensor | None = None,
+    class_ids: Tensor | None = None,
 ) -> Tensor:
-    """How far the student's maps are from the teacher's: two ``(N, K, h, w)`` to ``(N,)``.
+    """Compute the distance between the class activation maps of student and teacher.
 
         d[k] = || n(pool(student[k])) - n(pool(teacher[k])) ||^2
 
-    pooled to ``pool`` x ``pool`` cells and normalised by ``norm``; the mean over all classes, or the label's class
-    (mixed labels: weighted by the label).
+    where ``pool`` averages over a grid of ``pool`` x ``pool`` cells and ``n`` is `normalize_maps`. The loss is the mean
+    of ``d`` over all classes, or ``d`` of the label's class.
 
-    No weight depends on the units of a pair of networks. With ``l2`` this is ``2 - 2 cos``, in 0..4; with ``raw`` it is
-    the mean over the cells divided by the mean over classes and cells of ``pool(teacher)^2``, a relative squared error.
-    All classes, pooled and normalised: CAT-KD, Guo et al. 2023, arXiv 2304.12777.
+    With ``l2`` the distance is ``2 - 2 cos``, in 0..4. With ``raw`` it is divided by the mean over classes of
+    ``|| pool(teacher) ||^2``, which makes it a relative squared error. So the weight of the loss does not depend on the
+    units of the two networks.
 
-    Where ``shown (N, k)`` says which classes the teacher's maps are of, the others take no part: ``all`` is the mean
-    over the ``k``, and a label that is not among them costs nothing.
+    Source: CAT-KD with all classes, pooled and normalized, Guo et al. 2023, arXiv 2304.12777.
+
+    Args:
+        student: Maps of the student, ``(N, K, h, w)``.
+        teacher: Maps of the teacher, ``(N, K, h', w')``; with ``class_ids`` ``(N, k, h', w')``.
+        labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images, which then weight ``d``.
+        classes: ``all`` or ``target``, the label's class.
+        norm: Normalization of a map: ``l2``, ``minmax`` or ``raw``.
+        pool: Side of the pooled maps in cells.
+        class_ids: Classes of the teacher's maps, ``(N, k)``, if these are not all classes. Other classes are ignored:
+            ``all`` is the mean over the ``k``, and the loss is 0 for ``target`` if the label is not among them.
+
+    Returns:
+        Distance per image, ``(N,)``, without unit.
+
+    Example:
+        >>> student = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+        >>> teacher = torch.tensor([[[[0.0, 5.0], [0.0, 0.0]]]])
+        >>> cam_distance(student, teacher, torch.tensor([0]), pool=2)  # orthogonal maps
+        tensor([2.])
     """
     weights = labels if labels.ndim == 2 else F.one_hot(labels, int(student.shape[1]))
-    if shown is not None:
-        weights = weights.gather(1, shown)
-        student = student.gather(1, shown[:, :, None, None].expand(-1, -1, *student.shape[2:]))
-    ours, theirs = resize(student, (pool, pool)), resize(teacher, (pool, pool))
-    per_class = (normalise(ours, norm) - normalise(theirs, norm)).square().sum(2)
+    if class_ids is not None:
+        weights = weights.gather(1, class_ids)
+        student = gather_classes(student, class_ids)
+    student_maps = resize(student, (pool, pool))
+    teacher_maps = resize(teacher, (pool, pool))
+    per_class = (normalize_maps(student_maps, norm) - normalize_maps(teacher_maps, norm)).square().sum(2)
     if norm == "raw":
-        per_class = per_class / (theirs.square().sum((2, 3)).mean(1, keepdim=True) + EPSILON)
+        per_class = per_class / (teacher_maps.square().sum((2, 3)).mean(1, keepdim=True) + EPSILON)
     return per_class.mean(1) if classes == "all" else (per_class * weights).sum(1)
 
 
 def control_maps(maps: Tensor, control: Control) -> Tensor:
-    """Maps ``(N, K, h, w)`` that say the same about each class, ``mean_xy``, but lie about where it is.
+    """Replace the spatial layout of maps and keep the mean of each, for control experiments.
 
-    ``shuffled``: the layout of another picture of the batch; ``centre``: a Gaussian in the middle of each.
-    For controls: what a student gains from them is not where the teacher looks.
+    The replaced maps hold the same evidence for each class, ``mean_xy(map)``, at false locations. An improvement from
+    training with them is not due to the locations in the teacher's maps.
+
+    Args:
+        maps: Maps of the teacher, ``(N, K, h, w)``.
+        control: ``shuffled``: take the layout of another image of the batch, ``maps[n - 1]``. ``centre``: take a
+            Gaussian in the center, `camkd.cams.centre_prior`. ``none``: return ``maps``.
+
+    Returns:
+        Maps ``(N, K, h, w)`` with the same means.
+
+    Example:
+        >>> control_maps(torch.tensor([[[[1.0, 3.0]]], [[[7.0, 5.0]]]]), "shuffled").squeeze()
+        tensor([[3., 1.],
+                [5., 7.]])
     """
-    own = maps.mean((2, 3), keepdim=True)
+    means = maps.mean((2, 3), keepdim=True)
     if control == "shuffled":
         other = maps.roll(1, 0)
-        return other - other.mean((2, 3), keepdim=True) + own
+        return other - other.mean((2, 3), keepdim=True) + means
     if control == "centre":
-        blob = centre_prior(*(int(side) for side in maps.shape[2:])).to(maps)
-        return own * (blob / blob.mean())
+        prior = centre_prior(*(int(side) for side in maps.shape[2:])).to(maps)
+        return means * (prior / prior.mean())
     return maps
 
 
 def sdd(student: Prediction, teacher: Prediction, beta: float = 2.0, temperature: float = 4.0, pool: int = 4) -> Tensor:
-    """``mean_j w[j] T^2 KL(softmax(t[j] / T) || softmax(s[j] / T))`` per picture, in nats: ``-> (N,)``.
+    """Compute scale decoupled distillation (SD-KD): the mean of `kd` over image regions.
 
-    ``s[j]`` and ``t[j]`` are spatial logits (the map with ``logits - mean_xy(map)`` on each cell), averaged over region
-    ``j`` of the grids of 1x1, 2x2, 4x4 and so on up to ``pool`` x ``pool`` cells, all regions counting alike. Where the
-    teacher's largest logit in a region is of the class of its largest in the whole picture ``w`` is 1, elsewhere
-    ``beta``. Scale decoupled distillation (with Hinton's divergence: SD-KD), Wei et al. 2024, arXiv 2403.13512; the
-    mean and 2.0 are the authors' program's, the split by class the paper's (in the program: by right and wrong).
+        loss = mean_j w[j] T^2 KL(softmax(t[j] / T) || softmax(s[j] / T))
 
-    Where ``teacher.shown (N, k)`` says which classes the teacher's maps are of, regions are compared among these
-    classes alone; the whole picture, of which all logits are known, among all.
+    Region ``j`` is a cell of the grids of 1x1, 2x2, 4x4, ... up to ``pool`` x ``pool`` cells. All regions weigh alike.
+    ``s[j]`` and ``t[j]`` are the logits of the region: the class activation map plus ``logits - mean_xy(map)``, as the
+    average over the region. The weight ``w[j]`` is 1 if the teacher predicts the same class for the region as for the
+    whole image, and ``beta`` otherwise.
+
+    Source: Wei et al. 2024, arXiv 2403.13512. The mean over regions and ``beta = 2`` are those of the authors' code.
+    The weight by predicted class is the paper's; the code weights by correct and incorrect predictions.
+
+    Args:
+        student: Logits ``(N, K)`` and maps ``(N, K, h, w)``.
+        teacher: Logits ``(N, K)`` and maps ``(N, K, h', w')``. With ``class_ids (N, k)`` the maps are those of ``k``
+            classes, and regions are compared among these classes only. The whole image, the 1x1 grid, is always
+            compared among all classes.
+        beta: Weight of regions where the teacher predicts another class than for the whole image.
+        temperature: Temperature ``T``, more than 0.
+        pool: Side of the finest grid in cells.
+
+    Returns:
+        Loss per image in nats, ``(N,)``.
+
+    Example:
+        >>> student = Prediction(torch.randn(2, 10), torch.randn(2, 10, 8, 8))
+        >>> teacher = Prediction(torch.randn(2, 10), torch.randn(2, 10, 4, 4))
+        >>> sdd(student, teacher).shape
+        torch.Size([2])
     """
     assert student.cams is not None and teacher.cams is not None
-    shown, everywhere = teacher.class_ids, teacher.logits.argmax(1, keepdim=True)
-    ours = student.cams + (student.logits - student.cams.mean((2, 3)))[:, :, None, None]
-    if shown is None:
-        theirs = teacher.cams + (teacher.logits - teacher.cams.mean((2, 3)))[:, :, None, None]
-    else:
-        theirs = teacher.cams + (teacher.logits.gather(1, shown) - teacher.cams.mean((2, 3)))[:, :, None, None]
-        ours = ours.gather(1, shown[:, :, None, None].expand(-1, -1, *ours.shape[2:]))
-    total, regions, cells = kd(student.logits, teacher.logits, temperature), 1, 2
-    while cells <= pool:
-        s, t = (resize(maps, (cells, cells)).flatten(2).transpose(1, 2) for maps in (ours, theirs))
-        apart = kd(s.flatten(0, 1), t.flatten(0, 1), temperature).view(len(t), -1)
-        here = t.argmax(2) if shown is None else shown.gather(1, t.argmax(2))
-        total = total + torch.where(here == everywhere, apart, beta * apart).sum(1)
-        regions, cells = regions + cells * cells, 2 * cells
-    return total / regions
+    class_ids = teacher.class_ids
+    predicted = teacher.logits.argmax(1, keepdim=True)
+    student_maps = student.cams + (student.logits - student.cams.mean((2, 3)))[:, :, None, None]
+    teacher_logits = teacher.logits
+    if class_ids is not None:
+        teacher_logits = teacher.logits.gather(1, class_ids)
+        student_maps = gather_classes(student_maps, class_ids)
+    teacher_maps = teacher.cams + (teacher_logits - teacher.cams.mean((2, 3)))[:, :, None, None]
+    total = kd(student.logits, teacher.logits, temperature)
+    num_regions = 1
+    side = 2
+    while side <= pool:
+        student_regions = resize(student_maps, (side, side)).flatten(2).transpose(1, 2)
+        teacher_regions = resize(teacher_maps, (side, side)).flatten(2).transpose(1, 2)
+        losses = kd(student_regions.flatten(0, 1), teacher_regions.flatten(0, 1), temperature)
+        losses = losses.view(len(teacher_regions), -1)
+        region_classes = teacher_regions.argmax(2)
+        if class_ids is not None:
+            region_classes = class_ids.gather(1, region_classes)
+        total = total + torch.where(region_classes == predicted, losses, beta * losses).sum(1)
+        num_regions += side * side
+        side *= 2
+    return total / num_regions
 
 
 @dataclass(frozen=True)
 class CAM:
-    """Distance between student's and teacher's class activation maps, or, as a control, false ones.
+    """Distance between the class activation maps of student and teacher, `cam_distance`.
 
-    ``classes``: all, the label's, or the one the teacher predicts (``top-1``); that one's with ``l2``, halved, is the
-    ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv 2402.03119: there of the positive part of Grad-CAM, here of
-    the map as it is. The authors' program leaves the labels out and gives it a weight of 1 beside Hinton's at T = 1.
+    ``CAM("top-1", "l2", 8)`` with a weight of 0.5 is the ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv
+    2402.03119. The paper takes the positive part of Grad-CAM; here the signed map is compared. The authors' code does
+    not use labels, and weights ``1 - cos`` by 1 beside Hinton's loss at ``T = 1``.
+
+    Args:
+        classes: Compared classes: ``all``, ``target`` (the label's) or ``top-1`` (the one that the teacher predicts).
+        norm: Normalization of a map: ``l2``, ``minmax`` or ``raw``.
+        pool: Side of the pooled maps in cells.
+        control: Replace the teacher's maps by `control_maps` of this kind, for control experiments.
+
+    Example:
+        >>> student = Prediction(torch.randn(2, 10), torch.randn(2, 10, 8, 8))
+        >>> CAM(classes="top-1", pool=8)(student, student, torch.tensor([3, 7]))
+        tensor([0., 0.])
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
@@ -132,16 +213,29 @@ class CAM:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert student.cams is not None and teacher is not None and teacher.cams is not None
-        maps = control_maps(teacher.cams.detach(), self.control)
+        teacher_maps = control_maps(teacher.cams.detach(), self.control)
+        class_ids = teacher.class_ids
         if self.classes == "all":
-            return cam_distance(student.cams, maps, labels, "all", self.norm, self.pool, teacher.class_ids)
-        which = teacher.logits.argmax(1) if self.classes == "top-1" else labels
-        return cam_distance(student.cams, maps, which, "target", self.norm, self.pool, teacher.class_ids)
+            return cam_distance(student.cams, teacher_maps, labels, "all", self.norm, self.pool, class_ids)
+        targets = teacher.logits.argmax(1) if self.classes == "top-1" else labels
+        return cam_distance(student.cams, teacher_maps, targets, "target", self.norm, self.pool, class_ids)
 
 
 @dataclass(frozen=True)
 class SDD:
-    """Hinton's divergence in regions of the picture, as in scale decoupled distillation."""
+    """Scale decoupled distillation, `sdd`. Wei et al. 2024, arXiv 2403.13512.
+
+    Args:
+        temperature: Temperature ``T``, more than 0.
+        beta: Weight of regions where the teacher predicts another class than for the whole image.
+        pool: Side of the finest grid in cells.
+
+    Example:
+        >>> student = Prediction(torch.randn(2, 10), torch.randn(2, 10, 8, 8))
+        >>> teacher = Prediction(torch.randn(2, 10), torch.randn(2, 10, 4, 4))
+        >>> SDD(beta=1.0)(student, teacher, torch.tensor([3, 7])).shape
+        torch.Size([2])
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "cams"})
     needs_teacher: ClassVar[bool] = True
@@ -151,5 +245,5 @@ class SDD:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert teacher is not None and teacher.cams is not None
-        fixed = teacher._replace(logits=teacher.logits.detach(), cams=teacher.cams.detach())
-        return sdd(student, fixed, self.beta, self.temperature, self.pool)
+        detached = teacher._replace(logits=teacher.logits.detach(), cams=teacher.cams.detach())
+        return sdd(student, detached, self.beta, self.temperature, self.pool)

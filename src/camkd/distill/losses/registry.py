@@ -1,4 +1,7 @@
-"""The terms by name. Adding one: a function and a small dataclass beside its like, a line here, a test."""
+"""Registry of loss terms by name.
+
+To add a term, write a function and a frozen dataclass beside similar ones, and add a line to ``TERMS`` and a test.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,60 @@ from typing import ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from camkd.distill.losses.features import Attention, Hint, RelationalAngle, RelationalDistance, Review, Similarity
-from camkd.distill.losses.logits import DKD, KD, CrossEntropy, StandardisedKD
+from camkd.distill.losses.logits import DKD, KD, CrossEntropy, StandardizedKD
 from camkd.distill.losses.maps import CAM, SDD
 from camkd.types import Prediction
 
 
 class Term(Protocol):
-    """A distance between student and teacher, or student and labels, one value a picture.
+    """Loss term: a distance between student and teacher, or between student and labels.
 
-    ``needs`` says which parts of a ``Prediction`` it reads. A value may depend on the other pictures of the batch; the
-    mean over the batch is what a paper states.
+    Attributes:
+        needs: Fields of a `Prediction` that the term reads: ``logits``, ``cams``, ``features``.
+        needs_teacher: Whether the term reads the teacher's prediction.
     """
 
     needs: ClassVar[frozenset[str]]
     needs_teacher: ClassVar[bool]
 
-    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor: ...
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
+        """Compute the loss per image.
+
+        Args:
+            student: Prediction of the student for ``N`` images.
+            teacher: Prediction of the teacher for the same images, or None if ``needs_teacher`` is False. It receives
+                no gradient.
+            labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images.
+
+        Returns:
+            Unreduced loss ``(N,)``. The mean over the batch is the loss of the paper. A value may depend on the other
+            images of the batch.
+        """
+        ...
 
 
 @runtime_checkable
 class NeedsAdapter(Protocol):
-    """A term with weights of its own, which are learnt beside the student's and thrown away at the end."""
+    """Loss term with trainable weights, which are trained with the student's and discarded at the end.
 
-    def connect(self, student: Prediction, teacher: Prediction) -> Term:
-        """The term, a fresh ``nn.Module``, for two networks that answer with the shapes of ``student`` and ``teacher``.
+    Example:
+        >>> import torch
+        >>> student = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 16, 8, 8),))
+        >>> teacher = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 64, 4, 4),))
+        >>> isinstance(Hint(), NeedsAdapter), isinstance(KD(), NeedsAdapter)
+        (True, False)
+        >>> Hint().build_adapter(student, teacher)
+        Regressor(
+          (regressor): Conv2d(16, 64, kernel_size=(1, 1), stride=(1, 1))
+        )
+    """
 
-        Its weights are drawn from the global random state.
+    def build_adapter(self, student: Prediction, teacher: Prediction) -> Term:
+        """Create the term as a new ``nn.Module``, with weights drawn from the global random generator.
+
+        Args:
+            student: Prediction of the student, which provides the shapes.
+            teacher: Prediction of the teacher, which provides the shapes.
         """
         ...
 
@@ -41,7 +72,7 @@ class NeedsAdapter(Protocol):
 TERMS: dict[str, Callable[..., Term]] = {
     "ce": CrossEntropy,
     "kd": KD,
-    "lskd": StandardisedKD,
+    "lskd": StandardizedKD,
     "dkd": DKD,
     "cam": CAM,
     "sdd": SDD,
@@ -52,3 +83,9 @@ TERMS: dict[str, Callable[..., Term]] = {
     "rkd-a": RelationalAngle,
     "review": Review,
 }
+"""Loss terms by the name in ``--method`` and ``--terms``, as frozen dataclasses whose fields are the settings.
+
+Example:
+    >>> TERMS["kd"](temperature=2.0)
+    KD(temperature=2.0)
+"""

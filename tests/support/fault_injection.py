@@ -1,4 +1,4 @@
-"""What a system or a stranger may do to files: another umask, and a pickle that runs code."""
+"""Adverse conditions for files: another umask, and a pickle that executes code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def umask(mask: int) -> Iterator[None]:
-    """Another umask while the block runs."""
+    """Set the umask for the duration of the block."""
     before = os.umask(mask)
     try:
         yield
@@ -19,8 +19,8 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-class Evil:
-    """Makes a file when it is unpickled."""
+class TouchOnUnpickle:
+    """Object that creates the file ``marker`` when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
