@@ -1,4 +1,4 @@
-"""What every room shares: a prediction, what wrong input raises, and the way to a device."""
+"""Shared types: input errors, predictions and baselines of map metrics."""
 
 from __future__ import annotations
 
@@ -10,17 +10,34 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """The user's input is wrong: one sentence naming the value, what was expected and what to do."""
+    """Invalid user input.
+
+    The message is one line that names the value, the rule and the fix. The command line prints it and exits with
+    status 2.
+
+    Example:
+        >>> raise InputError("epochs must be 1 or more, got 0.")
+        Traceback (most recent call last):
+        camkd.types.InputError: epochs must be 1 or more, got 0.
+    """
 
 
 class Prediction(NamedTuple):
-    """What a classifier says about a batch of ``N`` pictures and ``K`` classes.
+    """Output of a classifier for a batch of ``N`` images and ``K`` classes.
 
-    ``logits`` is ``(N, K)``. ``cams`` is ``(N, K, h, w)``: each class's evidence at each place of the
-    last spatial layer, in logit units, so that ``logits = cams.mean((2, 3)) + bias`` where the head is
-    linear. ``features`` are the network's stages from the input on, each ``(N, C, h, w)``, the last one
-    that layer itself (``camkd.predict`` says what a stage is). What nobody asked for is ``None``.
-    Where ``shown (N, k)`` is given, ``cams`` is ``(N, k, h, w)``: the maps of these classes alone.
+    Attributes:
+        logits: logits ``(N, K)``.
+        cams: class activation maps ``(N, K, h, w)`` in units of logits: the evidence for each class at each location
+            of the last spatial layer. With a linear head, ``logits = cams.mean((2, 3)) + bias``. With ``class_ids``,
+            the maps ``(N, k, h, w)`` of these classes only. None if not requested.
+        features: outputs ``(N, C, h, w)`` of the network's stages, from the input to the last spatial layer; see
+            `camkd.predict` for the definition of a stage. None if not requested.
+        class_ids: classes ``(N, k)`` of ``cams``. None for all classes in order.
+
+    Example:
+        >>> prediction = camkd.predict(model, images)                          # doctest: +SKIP
+        >>> prediction.logits.shape, prediction.cams.shape                     # doctest: +SKIP
+        (torch.Size([8, 10]), torch.Size([8, 10, 8, 8]))
     """
 
     logits: Tensor
@@ -29,22 +46,24 @@ class Prediction(NamedTuple):
     class_ids: Tensor | None = None
 
     def float(self) -> Prediction:
-        """The same in fp32."""
-        stages = None if self.features is None else tuple(stage.float() for stage in self.features)
-        return Prediction(self.logits.float(), None if self.cams is None else self.cams.float(), stages, self.class_ids)
+        """Return a copy in fp32."""
+        features = None if self.features is None else tuple(stage.float() for stage in self.features)
+        cams = None if self.cams is None else self.cams.float()
+        return Prediction(self.logits.float(), cams, features, self.class_ids)
 
     def to(self, device: torch.device) -> Prediction:
-        """The same on ``device``; a GPU fetches it without the host waiting."""
-        stages = None if self.features is None else tuple(to_device(stage, device) for stage in self.features)
-        cams, shown = (None if part is None else to_device(part, device) for part in (self.cams, self.class_ids))
-        return Prediction(to_device(self.logits, device), cams, stages, shown)
+        """Return a copy on ``device``; a copy to a GPU is asynchronous."""
+        features = None if self.features is None else tuple(to_device(stage, device) for stage in self.features)
+        cams = None if self.cams is None else to_device(self.cams, device)
+        class_ids = None if self.class_ids is None else to_device(self.class_ids, device)
+        return Prediction(to_device(self.logits, device), cams, features, class_ids)
 
 
-def to_device(part: Tensor, device: torch.device) -> Tensor:
-    """``part`` on ``device``, without the host waiting for it."""
-    if device.type == "cuda" and not part.is_cuda:
-        return part.pin_memory().to(device, non_blocking=True)
-    return part.to(device)
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to ``device``; a copy from the host to a GPU is asynchronous, through pinned memory."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class ChanceLevel(NamedTuple):

@@ -55,7 +55,7 @@ def test_unfinished_run_loads_the_same_model_as_the_finished_run(finished: Any, 
         (folder / name).unlink()
     model = camkd.load(folder)
     assert model.info == replace(expected.info, sha256="")
-    assert model.figures == {}
+    assert model.metrics == {}
     assert_equal_weights(model, expected.state_dict())
 
 
@@ -65,7 +65,7 @@ def test_train_folder_and_saved_folder_load_the_student(finished: Any, tmp_path:
     model = camkd.load(str(finished.folder))
     assert not model.training
     assert model.info == student.info
-    assert model.figures == student.figures != {}
+    assert model.metrics == student.metrics != {}
     assert_equal_weights(model, student.state_dict())
     model.save_pretrained(tmp_path)
     assert_equal_weights(camkd.load(tmp_path), student.state_dict())

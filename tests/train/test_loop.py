@@ -35,8 +35,6 @@ from camkd.train.loop import Interrupted, _connected, _optimizer, fit
 from camkd.train.schedule import Schedule
 from camkd.train.validation import Validator
 from camkd.types import InputError, Prediction
-from camkd.utils import devices
-from camkd.utils.devices import pick_device, pick_precision
 from stopping import Stop
 
 PLAIN = parse_objective("plain")
@@ -687,44 +685,6 @@ def test_referee_is_the_literal_loop(easy: Dataset, monkeypatch: pytest.MonkeyPa
         alike.append(float(cosine(*pair)))
     expected = {"val_accuracy": right, "val_loss": losses, "val_teacher_agreement": agree, "val_cam_cosine": alike}
     assert found == pytest.approx({name: sum(values) / 24 for name, values in expected.items()}, rel=1e-3, abs=1e-5)
-
-
-# --- devices and number formats
-
-
-def test_pick_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert pick_device("auto") == "cpu"
-    assert pick_device("cpu") == "cpu"
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert pick_device("auto") == "mps"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto") == "cuda"
-
-
-@pytest.mark.parametrize("name", ["quantum", "cuda:77", "meta", ""])
-def test_device_that_is_not_there(name: str) -> None:
-    with pytest.raises(InputError, match=f"device '{name}'"):
-        pick_device(name)
-
-
-@pytest.mark.parametrize(("gain", "picked"), [(2.5, "bf16"), (1.1, "fp32"), (0.3, "fp32")])
-def test_pick_precision(monkeypatch: pytest.MonkeyPatch, gain: float, picked: str) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(devices, "bf16_speedup", lambda: gain)
-    assert pick_precision("auto", cpu) == picked
-    assert pick_precision("fp32", cpu) == "fp32"
-    assert pick_precision("bf16", cpu) == "bf16"
-    assert devices.describe_device("auto", cpu).startswith(f"cpu in {picked}, ")
-    assert devices.describe_device("fp32", cpu) == "cpu in fp32"
-    assert pick_precision("auto", torch.device("mps")) == "fp32"
-
-
-def test_measuring_the_processor_leaves_the_random_numbers_alone() -> None:
-    before = torch.get_rng_state()
-    assert 0 < devices.bf16_speedup.__wrapped__() < 100
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- batches that cannot be learnt from

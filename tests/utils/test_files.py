@@ -1,4 +1,4 @@
-"""A reader sees the old content or the new one, never half of it."""
+"""Atomic writes, temporary files of killed processes, and JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from camkd.utils.files import TEMP_SUFFIX, atomic_write, commit_dir, remove_stale_temp, write_json, write_text
+from camkd.utils.files import (
+    TEMP_SUFFIX,
+    atomic_write,
+    commit_dir,
+    dump_checksummed,
+    load_checksummed,
+    load_json,
+    lock_folder,
+    remove_stale_temp,
+    reserve,
+    write_json,
+    write_text,
+)
 from support.fault_injection import umask
 
+# --- atomic_write
 
-def test_the_new_content_takes_the_place_of_the_old_when_the_block_ends(tmp_path: Path) -> None:
+
+def test_atomic_write_replaces_the_file_on_exit(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("old")
     with atomic_write(path) as temporary:
@@ -28,9 +42,7 @@ def test_the_new_content_takes_the_place_of_the_old_when_the_block_ends(tmp_path
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_after_an_exception_the_old_file_is_whole_and_nothing_else_lies_there(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_atomic_write_leaves_the_old_file_after_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "notes.txt"
 
     def fail() -> None:
@@ -48,7 +60,7 @@ def test_after_an_exception_the_old_file_is_whole_and_nothing_else_lies_there(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_block_that_removed_its_file_is_an_error_and_leaves_the_old_one(tmp_path: Path) -> None:
+def test_atomic_write_leaves_the_old_file_if_the_temporary_file_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("old")
     with pytest.raises(FileNotFoundError), atomic_write(path) as temporary:
@@ -57,7 +69,7 @@ def test_a_block_that_removed_its_file_is_an_error_and_leaves_the_old_one(tmp_pa
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_the_mode_follows_the_umask_and_the_umask_stays(tmp_path: Path, mask: int, mode: int) -> None:
+def test_mode_follows_the_umask_and_the_umask_is_kept(tmp_path: Path, mask: int, mode: int) -> None:
     path = tmp_path / "notes.txt"
     path.touch(0o600)
     with umask(mask):
@@ -66,32 +78,35 @@ def test_the_mode_follows_the_umask_and_the_umask_stays(tmp_path: Path, mask: in
     assert path.stat().st_mode & 0o777 == mode
 
 
-def test_folders_are_made_and_two_writers_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+def test_parents_are_created_and_two_writers_use_two_temporary_files(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "notes.txt"
     with atomic_write(path) as first, atomic_write(path) as second:
         assert first != second
         first.write_text("first")
         second.write_text("second")
-    assert path.read_text() == "first"  # the outer block ended last
+    assert path.read_text() == "first"  # the outer context exits last
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+# --- text and JSON
+
+
+def test_text_is_utf8_in_every_locale(tmp_path: Path) -> None:
     write_text(tmp_path / "text", "Übung 猫\n")
     assert (tmp_path / "text").read_bytes() == "Übung 猫\n".encode()
 
 
-def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     value = {"accuracy": 0.1 + 0.2, "classes": ["Übung", "猫"], "nothing": None, "count": 1 << 60}
     write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert json.loads(text) == value
+    assert json.loads(text) == load_json(text) == value
     assert "猫" in text
     assert text.endswith("}\n")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path: Path, value: float) -> None:
+def test_write_json_refuses_nan_and_infinity_and_keeps_the_old_file(tmp_path: Path, value: float) -> None:
     write_json(tmp_path / "a.json", {"accuracy": 1.0})
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"accuracy": value})
@@ -99,38 +114,83 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path: Path, v
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_folder_is_filled_whole(tmp_path: Path) -> None:
-    place = tmp_path / "new" / "folder"
-    place.mkdir(parents=True)
-    (place / "old.txt").write_text("old")
-    (place / "other.txt").write_text("other")
-    with commit_dir(place) as temporary:
+def test_load_json_refuses_deep_nesting() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_json("[" * 100_000)
+
+
+def test_checksummed_json_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    text = dump_checksummed({"step": 30, "name": "猫"})
+    path.write_text(text, encoding="utf-8")
+    assert load_checksummed(path) == {"step": 30, "name": "猫"}
+    for damaged in (text.replace("30", "31"), '{"step": 30}', "[]"):
+        path.write_text(damaged, encoding="utf-8")
+        with pytest.raises(ValueError, match="its checksum differs"):
+            load_checksummed(path)
+
+
+# --- reserve and lock_folder
+
+
+def test_reserve_extends_a_file_with_zeros_and_never_shrinks_it(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"abc")
+    reserve(path, 1000)
+    assert path.read_bytes() == b"abc" + bytes(997)
+    reserve(path, 10)
+    assert path.stat().st_size == 1000
+
+
+def test_locked_folder_raises_an_error_that_names_the_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with lock_folder(folder):
+        with pytest.raises(BlockingIOError, match=rf"locked by process {os.getpid()} on .*: '{folder}'"):
+            lock_folder(folder).__enter__()
+        assert (folder / ".lock").exists()
+    assert list(folder.iterdir()) == []
+    with lock_folder(folder):
+        pass
+
+
+# --- commit_dir
+
+
+def test_commit_dir_adds_files_on_exit(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    folder.mkdir(parents=True)
+    (folder / "old.txt").write_text("old")
+    (folder / "other.txt").write_text("other")
+    with commit_dir(folder) as temporary:
         (temporary / "deep").mkdir()
         (temporary / "deep" / "a.txt").write_text("a")
         (temporary / "old.txt").write_text("new")
-        assert (place / "old.txt").read_text() == "old"
-    files = {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()}
+        assert (folder / "old.txt").read_text() == "old"
+    files = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
     assert files == {"old.txt": "new", "other.txt": "other", "deep/a.txt": "a"}
-    assert list(place.parent.iterdir()) == [place]
+    assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_folder_that_fails_is_as_it_was(tmp_path: Path) -> None:
-    def fill_a_part() -> None:
+def test_commit_dir_leaves_the_folder_unchanged_after_an_exception(tmp_path: Path) -> None:
+    def fail() -> None:
         with commit_dir(tmp_path / "folder") as temporary:
             (temporary / "a.txt").write_text("a")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fill_a_part()
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
-WRITES = """
+# --- temporary files of killed processes
+
+WRITER = """
 import sys
 from pathlib import Path
-from camkd.utils.files import filling, replacing
+from camkd.utils.files import atomic_write, commit_dir
 
-with filling(Path(sys.argv[1]) / "folder") as folder, replacing(Path(sys.argv[1]) / "no[te]s") as temporary:
+root = Path(sys.argv[1])
+with commit_dir(root / "folder") as folder, atomic_write(root / "no[te]s") as temporary:
     (folder / "deep").mkdir()
     (folder / "deep" / "a.txt").write_text("half")
     temporary.write_text("half")
@@ -139,32 +199,30 @@ with filling(Path(sys.argv[1]) / "folder") as folder, replacing(Path(sys.argv[1]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault("remains of a killed process")
-def test_what_a_killed_process_left_half_written_goes_with_the_next_write_and_what_another_writes_stays(
-    tmp_path: Path,
-) -> None:
-    command = [sys.executable, "-c", WRITES, str(tmp_path)]
-    writers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in ("dies", "lives")
-    ]
-    for writer in writers:
+def test_stale_temporary_files_are_removed_and_those_of_live_writers_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    killed, alive = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    for writer in (killed, alive):
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
-    dies, lives = writers
     assert len(list(tmp_path.glob(f".*{TEMP_SUFFIX}"))) == 4
-    dies.send_signal(signal.SIGKILL)
-    dies.communicate()
-    write_text(tmp_path / "no[te]s", "mine")
-    write_text(tmp_path / "folder.txt", "another's name")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    write_text(tmp_path / "no[te]s", "complete")  # removes the stale file of the same name
+    write_text(tmp_path / "folder.txt", "another name")
     assert len(list(tmp_path.glob(f".*{TEMP_SUFFIX}"))) == 3
-    with commit_dir(tmp_path / "folder"):
+    with commit_dir(tmp_path / "folder"):  # removes the stale folder of the same name
         pass
     assert len(list(tmp_path.glob(f".*{TEMP_SUFFIX}"))) == 2
     remove_stale_temp(tmp_path)
-    lives.communicate()
-    assert lives.returncode == 0
+    alive.communicate()
+    assert alive.returncode == 0
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
         "folder.txt",
         "folder/deep/a.txt",
     ]
-    assert (tmp_path / "no[te]s").read_text() == "half"  # the later of the two
+    assert (tmp_path / "no[te]s").read_text() == "half"  # the live writer finished last

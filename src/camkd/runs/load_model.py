@@ -140,7 +140,7 @@ def _load_saved(source: str | Path) -> ImageClassifier:
             "Train the run again or restore it."
         ) from error
     model.info = info
-    model.figures = _read_metrics(folder)
+    model.metrics = _read_metrics(folder)
     return model.eval()
 
 

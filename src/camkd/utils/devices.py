@@ -1,4 +1,4 @@
-"""Where to compute, and in which number format."""
+"""Selection of the device and the precision."""
 
 from __future__ import annotations
 
@@ -16,74 +16,114 @@ from camkd.types import InputError
 Precision = Literal["auto", "fp32", "bf16"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MAX_MMAP_THRESHOLD = 1 << 25  # the largest value glibc accepts
+_MAX_TRIM_THRESHOLD = (1 << 31) - 1
 
-TRIALS = 5
-WORTHWHILE = 1.2
-"""The gain from which on bf16's coarser numbers are worth it."""
+TIMING_REPEATS = 5
+MIN_BF16_SPEEDUP = 1.2
+"""Speedup over fp32 above which ``auto`` selects bf16 on a CPU, in spite of its lower precision."""
 
 
 def pick_device(name: str) -> str:
-    """Resolve ``auto`` to the best device there is. Raises ``InputError`` for one that is not there."""
+    """Resolve a device name.
+
+    Args:
+        name: a PyTorch device, or ``auto`` for CUDA, MPS or the CPU, whichever is available first.
+
+    Returns:
+        The name of a PyTorch device.
+
+    Raises:
+        InputError: if the device is unavailable.
+
+    Example:
+        >>> pick_device("cpu")
+        'cpu'
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name).item()  # "meta" makes tensors too, but they hold no numbers
+        torch.zeros(1, device=name).item()  # .item() also rejects "meta", whose tensors have no values
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: take auto, cpu, or one this machine has.") from error
+        raise InputError(
+            f"device must be auto, cpu, or a device of this machine, got {name!r}. Choose one of these."
+        ) from error
     return name
 
 
 def pick_precision(name: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
-    """Resolve ``auto`` to bf16 where the device computes in it faster than in fp32: on a processor that is measured."""
+    """Resolve a precision.
+
+    Args:
+        name: ``fp32``, ``bf16``, or ``auto`` for bf16 where it is faster than fp32. On a CPU, the speed is measured.
+        device: the device to compute on.
+
+    Returns:
+        The number format of the forward pass.
+
+    Example:
+        >>> pick_precision("fp32", torch.device("cpu"))
+        'fp32'
+    """
     if name != "auto":
         return name
     if device.type == "cpu":
-        return "bf16" if bf16_speedup() > WORTHWHILE else "fp32"
+        return "bf16" if bf16_speedup() > MIN_BF16_SPEEDUP else "fp32"
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 @cache
 def bf16_speedup() -> float:
-    """How many times faster this processor is at a training step of a small convolution in bf16 than in fp32.
+    """Measure the speedup of a training step of a small convolution in bf16 over fp32 on this CPU.
 
-    1.5 and more where it has instructions for it, below 1 where it has not: a twentieth of a second tells. Measured in
-    processor time of one thread, so that whatever else the machine does makes no difference.
+    The speedup is 1.5 or more on processors with bf16 instructions, and below 1 on others. The measurement takes 0.05
+    seconds. It counts the CPU time of one thread, so that other programs do not affect it.
+
+    Returns:
+        Time in fp32 divided by time in bf16.
     """
     with torch.random.fork_rng(devices=[]):
         convolution = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.zeros(16, 64, 16, 16).to(memory_format=torch.channels_last)
 
-    def seconds(bf16: bool) -> float:
-        started = time.thread_time()
+    def time_step(bf16: bool) -> float:
+        start = time.thread_time()
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             convolution(x).sum().backward()
-        return time.thread_time() - started
+        return time.thread_time() - start
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        trials = [(seconds(False), seconds(True)) for _ in range(TRIALS)]
+        times = [(time_step(False), time_step(True)) for _ in range(TIMING_REPEATS)]
     finally:
         torch.set_num_threads(threads)
-    return min(fp32 for fp32, _ in trials) / min(bf16 for _, bf16 in trials)
+    return min(fp32 for fp32, _ in times) / min(bf16 for _, bf16 in times)
 
 
 def describe_device(name: Precision, device: torch.device) -> str:
-    """Where a run computes and in which format, for a person: ``cpu in bf16, 2.1 times as fast as fp32 here``."""
-    said = f"{device} in {pick_precision(name, device)}"
+    """Describe the device and the precision that `pick_precision` selects, for a message.
+
+    >>> describe_device("fp32", torch.device("cpu"))
+    'cpu in fp32'
+    >>> describe_device("auto", torch.device("cpu"))                   # doctest: +SKIP
+    'cpu in bf16, 2.1 times as fast as fp32'
+    """
+    text = f"{device} in {pick_precision(name, device)}"
     if name == "auto" and device.type == "cpu":
-        gain = bf16_speedup()
-        faster, slower = (gain, "fp32") if gain > WORTHWHILE else (1 / gain, "bf16")
-        said += f", {faster:.1f} times as fast as {slower} here"
-    return said
+        speedup = bf16_speedup()
+        ratio, slower = (speedup, "fp32") if speedup > MIN_BF16_SPEEDUP else (1 / speedup, "bf16")
+        text += f", {ratio:.1f} times as fast as {slower}"
+    return text
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees, where its C library is glibc: the next step needs it again.
+    """Make glibc's allocator keep freed memory for later allocations.
 
-    Without this the large tensors of each step are handed back to the system and asked for anew, page by page.
+    By default glibc returns the large tensors of each training step to the operating system and maps their pages anew
+    in the next step. Without effect on other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # the largest there is
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(_M_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, _MAX_TRIM_THRESHOLD)

@@ -1,4 +1,4 @@
-"""Writing so that a reader sees the old content or the new, never half of it; one process at a time in a folder."""
+"""Atomic writes of files and folders, JSON with checksums, and locks for folders."""
 
 from __future__ import annotations
 
@@ -17,21 +17,33 @@ from pathlib import Path
 from typing import Any
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The errors of a full disk, a quota or a limit that is reached."""
+"""Error numbers of a full disk, an exceeded quota and an exceeded file size limit."""
+
+TEMP_SUFFIX = ".part"
+"""Suffix of temporary files and folders. Their names start with a dot."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; when the block ends well it takes ``path``'s place.
+    """Replace a file atomically: a reader sees the old content or the new content, never a part.
 
-    Content and name are flushed to disk before the block is left. On an exception the temporary file is removed and
-    ``path`` is as it was; where the disk is full the ``OSError`` says for which file and how far it came. The file's
-    mode follows the umask.
+    Content and name are flushed to disk before the context exits. The file mode follows the umask. On an exception
+    the temporary file is removed and ``path`` is unchanged.
 
-    >>> with atomic_write(Path("notes.txt")) as temporary:      # doctest: +SKIP
-    ...     temporary.write_text("all of it, or nothing")
+    Args:
+        path: the file to replace. Missing parent folders are created.
+
+    Yields:
+        The path of an empty temporary file in the same folder. On exit it is renamed to ``path``.
+
+    Raises:
+        OSError: if writing fails. On a full disk the error names ``path`` and the number of bytes written.
+
+    Example:
+        >>> with atomic_write(Path("notes.txt")) as temporary:      # doctest: +SKIP
+        ...     temporary.write_text("complete content")
     """
-    with _beside(path, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
+    with _temporary_sibling(path, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
         try:
             yield temporary
             umask = os.umask(0)
@@ -43,144 +55,177 @@ def atomic_write(path: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in NO_SPACE_ERRNOS:
                 raise
-            room = f"{error.strerror} after {temporary.stat().st_size:,} bytes; what was there before is untouched"
-            raise OSError(error.errno, room, str(path)) from error
+            message = f"{error.strerror} after {temporary.stat().st_size:,} bytes; the previous content is unchanged"
+            raise OSError(error.errno, message, str(path)) from error
 
 
 @contextmanager
 def staged_dir(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder``, to be renamed to it; what is left of it at the end goes."""
-    with _beside(folder, Path.mkdir) as temporary:
+    """Create an empty temporary folder beside ``folder``, to be renamed to it.
+
+    The temporary folder is removed on exit if it still exists.
+
+    Args:
+        folder: the folder to create. Missing parent folders are created.
+
+    Yields:
+        The path of the temporary folder.
+
+    Example:
+        >>> with staged_dir(Path("data")) as temporary:             # doctest: +SKIP
+        ...     (temporary / "labels.npy").write_bytes(b"...")
+        ...     temporary.rename("data")
+    """
+    with _temporary_sibling(folder, Path.mkdir) as temporary:
         yield temporary
 
 
-TEMP_SUFFIX = ".part"
-"""How the name of a file or folder ends that is not whole yet; it begins with a dot."""
+@contextmanager
+def commit_dir(folder: Path) -> Iterator[Path]:
+    """Add files to a folder once all of them are written.
+
+    On an exception ``folder`` is unchanged. Other files in it are kept.
+
+    Args:
+        folder: the folder to fill. It is created if it does not exist.
+
+    Yields:
+        The path of an empty temporary folder. On exit each file in it is moved to the same relative path in ``folder``.
+
+    Example:
+        >>> with commit_dir(Path("export")) as temporary:           # doctest: +SKIP
+        ...     (temporary / "model.onnx").write_bytes(b"...")
+    """
+    with staged_dir(folder) as temporary:
+        yield temporary
+        for path in (path for path in sorted(temporary.rglob("*")) if path.is_file()):
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
 
 
 @contextmanager
-def _beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A new temporary place beside ``path``; it goes at the end, as do those that killed processes left for ``path``.
+def _temporary_sibling(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    """Create and lock a temporary file or folder beside ``path``, and remove it on exit.
 
-    The system lets go of its lock when its process ends: one without a lock is nobody's.
+    Temporary files of killed processes for the same ``path`` are removed first. The operating system releases the lock
+    of a process that ends, so an unlocked temporary file has no owner.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_temp(path.parent, f".{glob.escape(path.name)}.*{TEMP_SUFFIX}")
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
-    while (handle := _held(temporary, make)) is None:
+    while (descriptor := _create_locked(temporary, create)) is None:
         pass
     try:
         yield temporary
     finally:
         _remove(temporary)
-        os.close(handle)
+        os.close(descriptor)
 
 
-def _held(temporary: Path, make: Callable[[Path], None]) -> int | None:
-    """Make a temporary place and lock it; None where another process swept it away before it was locked."""
-    make(temporary)
+def _create_locked(temporary: Path, create: Callable[[Path], None]) -> int | None:
+    """Create and lock a temporary file; None if another process removed it before it was locked."""
+    create(temporary)
     try:
-        handle = os.open(temporary, os.O_RDONLY)
+        descriptor = os.open(temporary, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with suppress(OSError):  # not every file system has locks; nothing is swept there
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with suppress(OSError):  # some file systems have no locks; there, no temporary file is ever removed as stale
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     if temporary.exists():
-        return handle
-    os.close(handle)
+        return descriptor
+    os.close(descriptor)
     return None
 
 
 def remove_stale_temp(folder: Path, pattern: str = f".*{TEMP_SUFFIX}") -> None:
-    """Take away the temporary places in ``folder`` that belong to no process any more."""
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # it is gone, cannot be opened, or somebody has it
-            handle = os.open(left, os.O_RDONLY)
+    """Remove temporary files and folders of killed processes.
+
+    Args:
+        folder: the folder to clean, without its subfolders.
+        pattern: glob pattern of the names.
+    """
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # removed meanwhile, not readable, or locked by its owner
+            descriptor = os.open(path, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(left)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
             finally:
-                os.close(handle)
+                os.close(descriptor)
 
 
-def _remove(place: Path) -> None:
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place, ignore_errors=True)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        place.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush the content of a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
-
-
-@contextmanager
-def commit_dir(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder``; when the block ends well each file of it takes its place in ``folder``.
-
-    On an exception ``folder`` is as it was. Other files in it stay.
-
-    >>> with filling(Path("export")) as temporary:           # doctest: +SKIP
-    ...     (temporary / "model.onnx").write_bytes(b"...")
-    """
-    with staged_dir(folder) as temporary:
-        yield temporary
-        for path in (path for path in sorted(temporary.rglob("*")) if path.is_file()):
-            place = folder / path.relative_to(temporary)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(place)
+        os.close(descriptor)
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Be the only process that works in ``folder`` while the block runs.
+    """Lock a folder for this process.
 
-    The system lets go of the lock when its process ends, however it ends, so none is ever stale. Raises
-    ``BlockingIOError`` that names the other process where there is one.
+    The operating system releases the lock when the process ends, even if it is killed.
+
+    Args:
+        folder: the folder to lock. It is created if it does not exist.
+
+    Raises:
+        BlockingIOError: if another process holds the lock. The error names that process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    handle = _lock(path)
+    descriptor = _open_locked(path)
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(handle)
+        os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
-    """Open and lock the file ``path``, made anew if its last owner took it away meanwhile."""
+def _open_locked(path: Path) -> int:
+    """Open and lock the file ``path``; create it again if its previous owner removed it meanwhile."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-                return handle
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
         except BlockingIOError:
-            owner = os.read(handle, 200).decode(errors="replace") or "another process"
-            os.close(handle)
-            raise BlockingIOError(errno.EWOULDBLOCK, f"{owner} is working in it", str(path.parent)) from None
-        os.close(handle)
+            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise BlockingIOError(errno.EWOULDBLOCK, f"locked by {owner}", str(path.parent)) from None
+        os.close(descriptor)
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make ``path`` a file of at least ``size`` bytes, new ones zero, with its space taken where the system can do so.
+    """Extend a file to at least ``size`` bytes, and allocate its disk space where the file system supports it.
 
-    Raises ``OSError`` with one of ``NO_SPACE_ERRNOS`` where there is no room.
+    Args:
+        path: the file. It is created if it does not exist. New bytes are zero.
+        size: number of bytes.
+
+    Raises:
+        OSError: with an error number in `NO_SPACE_ERRNOS` if the disk is full.
     """
     with path.open("ab") as stream:
         try:
             os.posix_fallocate(stream.fileno(), 0, size)
-        except AttributeError:  # not on every system
+        except AttributeError:  # missing on some operating systems
             pass
-        except OSError as error:  # nor on every file system
+        except OSError as error:  # unsupported by some file systems
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
         if os.fstat(stream.fileno()).st_size < size:
@@ -188,31 +233,53 @@ def reserve(path: Path, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented JSON, whole or not at all. NaN is refused."""
+    """Write an indented JSON file atomically. Raises ``ValueError`` for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def load_json(text: str) -> Any:
-    """What ``text`` says in JSON. Raises ``ValueError`` where it is none, and where it is nested too deeply to read."""
+    """Parse JSON.
+
+    Raises:
+        ValueError: if ``text`` is invalid or nested too deeply.
+
+    Example:
+        >>> load_json('{"epochs": 3}')
+        {'epochs': 3}
+    """
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def dump_checksummed(values: Mapping[str, Any]) -> str:
-    """``values`` as indented JSON with a checksum of all of them; see `load_checksummed`."""
+    """Return ``values`` as indented JSON with their sha256 under the key ``sha256``.
+
+    >>> print(dump_checksummed({"step": 3}), end="")
+    {
+      "step": 3,
+      "sha256": "a76b25b15faff287c95e28b4a43ff88d437be30fcec77d072a333b6115427769"
+    }
+    """
     return json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def load_checksummed(path: Path) -> dict[str, Any]:
-    """What was `dump_checksummed` in the file ``path``. Raises ``ValueError`` where it is not what was written."""
+    """Read a file of `dump_checksummed` and verify its checksum.
+
+    Returns:
+        The values without the checksum.
+
+    Raises:
+        ValueError: if the file is not JSON or its checksum differs.
+    """
     values = load_json(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
         raise ValueError("its checksum differs")
@@ -220,7 +287,7 @@ def load_checksummed(path: Path) -> dict[str, Any]:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 (hex) of a file's content, read in parts."""
+    """Return the sha256 of a file as hexadecimal digits, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Numbers out of numbers: SplitMix64's finaliser, for views that are pure functions and for checksums.
+"""Integer hashing with SplitMix64, for counter-based random numbers and checksums.
 
 Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
 """
@@ -9,17 +9,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+"""Increment between the states of SplitMix64: the odd integer nearest to 2^64 divided by the golden ratio."""
+
 _MASK = (1 << 64) - 1
 
 
 def splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64-bit words, elementwise, that turns any pattern into noise."""
+    """Apply the finalizer of SplitMix64, a bijection of 64-bit integers that mixes all bits.
+
+    Args:
+        z: unsigned integers of any shape.
+
+    Returns:
+        The hashes, with the shape of ``z``.
+
+    Example:
+        >>> [hex(value) for value in splitmix64(np.array([GOLDEN_GAMMA], np.uint64)).tolist()]
+        ['0xe220a8397b1dcdaf']
+    """
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def derive_seed(seed: int, part: int) -> int:
-    """Where the stream of numbers of ``part`` (an epoch, a file) of ``seed`` starts."""
-    start = splitmix64(np.array([seed & _MASK], np.uint64)) ^ np.uint64(part * GOLDEN_GAMMA & _MASK)
-    return int(splitmix64(start)[0])
+def derive_seed(seed: int, stream: int) -> int:
+    """Derive the 64-bit seed of an independent random stream.
+
+    Args:
+        seed: any integer, taken modulo 2^64.
+        stream: number of the stream, such as an epoch or a file.
+
+    Returns:
+        ``splitmix64(splitmix64(seed) ^ stream * GOLDEN_GAMMA)``.
+
+    Example:
+        >>> derive_seed(0, 1) != derive_seed(0, 2)
+        True
+    """
+    state = splitmix64(np.array([seed & _MASK], np.uint64)) ^ np.uint64(stream * GOLDEN_GAMMA & _MASK)
+    return int(splitmix64(state)[0])

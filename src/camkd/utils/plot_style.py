@@ -1,4 +1,4 @@
-"""How the project's figures look and how they are saved: colours, fonts, names that fit, PNG and SVG."""
+"""Style of the project's figures, and figures as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -17,65 +17,66 @@ from matplotlib.figure import Figure
 
 from camkd.utils.files import atomic_write
 
-TEXT_COLOR = "#1b1f24"  # `svg` turns this colour into the page's own text colour
-SERIES_COLORS = (
-    "#2a78d6",
-    "#e07b00",
-    "#159a75",
-    "#b2559b",
-    "#8a8f98",
-    "#c0392b",
-)  # readable on white and near-black
-_WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari")
+TEXT_COLOR = "#1b1f24"
+"""Color of text and axes. `figure_to_svg` replaces it by ``currentColor``."""
+
+SERIES_COLORS = ("#2a78d6", "#e07b00", "#159a75", "#b2559b", "#8a8f98", "#c0392b")
+"""Colors of lines, readable on white and on near-black."""
+
+_FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari")
 
 
 @contextmanager
 def style_context() -> Iterator[None]:
-    """Our look, and silence about letters that no installed font has (they show as boxes).
+    """Apply the project's style to figures created and saved in the context.
 
-    >>> with drawing():
-    ...     figure = Figure()
+    Warnings about characters without an installed font are suppressed; matplotlib draws these as boxes.
+
+    Example:
+        >>> with style_context():
+        ...     figure = Figure()
     """
-    wide = [name for name in _WIDE_FONTS if name in font_manager.get_font_names()]
-    look: dict[Any, Any] = {"font.family": ["DejaVu Sans", *wide], "font.size": 9.5, "text.parse_math": False}
-    look |= {"svg.fonttype": "none", "svg.hashsalt": "camkd"}
-    look |= dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], TEXT_COLOR)
-    with matplotlib.rc_context(look), warnings.catch_warnings():
+    fallback = [name for name in _FALLBACK_FONTS if name in font_manager.get_font_names()]
+    style: dict[Any, Any] = {"font.family": ["DejaVu Sans", *fallback], "font.size": 9.5, "text.parse_math": False}
+    style |= {"svg.fonttype": "none", "svg.hashsalt": "camkd"}
+    color_keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    style |= dict.fromkeys(color_keys, TEXT_COLOR)
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Save a figure as PNG on white, whole or not at all; equal figures give equal bytes."""
+    """Save a figure atomically as PNG on white. Equal figures give equal bytes."""
     with atomic_write(path) as temporary, style_context():
         figure.savefig(temporary, format="png", facecolor="white", metadata={"Software": None})
 
 
 def figure_to_svg(figure: Figure) -> str:
-    """A figure as an ``<svg>`` element for a page: transparent, in the page's own text colour.
+    """Return a figure as an ``<svg>`` element for a page: transparent, with text in the color of the page's text.
 
-    >>> svg(Figure())[:4]
+    >>> figure_to_svg(Figure())[:4]
     '<svg'
     """
     stream = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with style_context():
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
     text = stream.getvalue()
-    named = text[text.index("<svg") :].replace(TEXT_COLOR, "currentColor").strip()
-    return re.sub(r'<g id="[^"]*">', "<g>", named)  # the same names in every figure: not for one page
+    element = text[text.index("<svg") :].replace(TEXT_COLOR, "currentColor").strip()
+    return re.sub(r'<g id="[^"]*">', "<g>", element)  # ids are equal in all figures, and must be unique in a page
 
 
-def shorten(name: str, room: int) -> str:
-    """A name on one line of at most ``room`` columns (wide characters take two), cut with an ellipsis.
+def shorten(name: str, width: int) -> str:
+    """Truncate a name to one line of ``width`` columns, with an ellipsis. Wide characters take two columns.
 
     >>> shorten("Burmilla shorthair", 10)
     'Burmilla …'
     """
-    name = "".join(c if c.isprintable() else " " for c in name)
-    if sum(map(_columns, name)) <= room:
+    name = "".join(character if character.isprintable() else " " for character in name)
+    if sum(map(_columns, name)) <= width:
         return name
-    while name and sum(map(_columns, name)) > room - 1:
+    while name and sum(map(_columns, name)) > width - 1:
         name = name[:-1]
     return name + "…"
 
