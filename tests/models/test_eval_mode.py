@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from camkd.models.eval_mode import dilated_in_fp32, eval_mode
+from camkd.models.eval_mode import eval_mode, fp32_dilated_convs
 
 
 def network() -> nn.Module:
@@ -55,7 +55,7 @@ def test_gradients_in_bf16_are_right(groups: int, dilation: int) -> None:
     x, gradient = torch.randn(8, 48, 32, 32), torch.randn(8, 48, 32, 32)
     exact = torch.autograd.grad(layer.double()(x.double()), layer.weight, gradient.double())[0]
     model = nn.Sequential(layer.float()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with dilated_in_fp32(model), torch.autocast("cpu", torch.bfloat16):
+    with fp32_dilated_convs(model), torch.autocast("cpu", torch.bfloat16):
         seen = model(x.to(memory_format=torch.channels_last))
     seen.backward(gradient.to(seen.dtype))
     assert layer.weight.grad is not None
@@ -65,11 +65,11 @@ def test_gradients_in_bf16_are_right(groups: int, dilation: int) -> None:
 def test_a_network_computes_in_bf16_again_afterwards() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2, groups=4), nn.Conv2d(4, 4, 1))
     before = {name: vars(module).copy() for name, module in model.named_modules()}
-    with pytest.raises(RuntimeError), dilated_in_fp32(model):
+    with pytest.raises(RuntimeError), fp32_dilated_convs(model):
         model(torch.zeros(1, 99, 8, 8))  # does not fit
     assert {name: vars(module) for name, module in model.named_modules()} == before
     with torch.autocast("cpu", torch.bfloat16):
         assert model[0](torch.zeros(1, 4, 8, 8)).dtype == torch.bfloat16
-        with dilated_in_fp32(model):
+        with fp32_dilated_convs(model):
             assert model[0](torch.zeros(1, 4, 8, 8)).dtype == torch.float32
             assert model(torch.zeros(1, 4, 8, 8)).dtype == torch.bfloat16

@@ -1,14 +1,15 @@
-"""Class activation maps of any classifier, in the forward pass that makes the prediction.
+"""Class activation maps (CAMs) of any image classifier, computed in the forward pass of the prediction.
 
-*Exact form* (Zhou et al. 2016, arXiv 1512.04150). A head "global average, then linear" and a head "1x1 convolution,
-then global average" are one thing: with features ``A (C, h, w)`` and weights ``W (K, C)``,
+*Exact maps* (Zhou et al. 2016, arXiv 1512.04150) exist for the heads "global average pooling, then linear" and "1x1
+convolution, then global average pooling", which are equivalent. With features ``A (C, h, w)`` and weights ``W (K, C)``,
 
     cam[k] = sum_c W[k, c] A[c]        logit[k] = mean_xy(cam[k]) + bias[k]
 
-*Gradient form*, for every other head: HiResCAM (`methods.py`) times ``h w``, which makes it equal to the exact form
-wherever the head happens to be linear. It needs a backward pass a class.
+*Gradient-based maps* exist for every other head: HiResCAM (`hirescam` in ``maps.py``) times ``h w``. The product equals
+the exact map wherever the head is linear. It takes one backward pass per class.
 
-``A`` may lie in memory as ``(C, h, w)``, as ``(h, w, C)`` or as a row of tokens with others before them (`layouts.py`).
+The layout of ``A`` in memory may be ``(C, h, w)``, ``(h, w, C)`` or a sequence of tokens with prefix tokens before the
+patches (`FeatureLayout` in ``head_detection.py``).
 """
 
 from camkd.cams.head_detection import Form

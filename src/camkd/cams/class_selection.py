@@ -1,4 +1,4 @@
-"""Whose maps are asked for."""
+"""Selection of the classes whose maps are computed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,45 @@ from torch import Tensor
 
 from camkd.types import InputError
 
-Choice = Tensor | int | None
-"""Of each picture the classes ``(N, k)``, or so many of the likeliest; None: all."""
+ClassSelection = Tensor | int | None
+"""Class indices ``(N, k)``, or a number ``k`` for the ``k`` most probable classes of each image, or None for all."""
 
 
-def select_classes(classes: Choice, logits: Tensor) -> Tensor | None:
-    """The classes ``(N, k)`` whose maps are asked for; None: all. Raises ``InputError`` where that cannot be."""
+def select_classes(classes: ClassSelection, logits: Tensor) -> Tensor | None:
+    """Resolve a class selection to class indices.
+
+    Args:
+        classes: integer indices ``(N, k)``, a number ``k`` from 1 to ``K``, or None.
+        logits: ``(N, K)``.
+
+    Returns:
+        Class indices ``(N, k)`` on the device of ``logits``, or None for all classes.
+
+    Raises:
+        InputError: if the shape, the dtype or a value of ``classes`` is invalid.
+
+    Example:
+        >>> select_classes(2, torch.tensor([[0.1, 0.7, 0.2]]))
+        tensor([[1, 2]])
+    """
+    num_classes = logits.shape[1]
     if classes is None:
         return None
     if isinstance(classes, Tensor):
         if classes.ndim != 2 or len(classes) != len(logits):
             raise InputError(
-                f"classes has the shape {tuple(classes.shape)}, but has to be (N, k) with k classes for each of the "
-                f"{len(logits)} pictures: give such a tensor."
+                f"classes must have the shape (N, k) with N = {len(logits)} images, got {tuple(classes.shape)}."
             )
         if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-            raise InputError(f"classes is of {classes.dtype}, but has to hold whole numbers: give such a tensor.")
-        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[1]:
-            raise InputError(f"classes names one that is not there: give numbers from 0 to {logits.shape[1] - 1}.")
+            raise InputError(f"classes must have an integer dtype, got {classes.dtype}.")
+        if classes.numel():
+            lowest = int(classes.min())
+            highest = int(classes.max())
+            if lowest < 0 or highest >= num_classes:
+                raise InputError(
+                    f"classes must be between 0 and {num_classes - 1}, got {lowest if lowest < 0 else highest}."
+                )
         return classes.to(logits.device, torch.int64)
-    if not 1 <= classes <= logits.shape[1]:
-        raise InputError(f"classes is {classes}, but the network knows {logits.shape[1]}: give one from 1 to that.")
+    if not 1 <= classes <= num_classes:
+        raise InputError(f"classes must be between 1 and the model's {num_classes} classes, got {classes}.")
     return logits.topk(classes).indices

@@ -1,6 +1,8 @@
-"""Finding a network's head by a dry run on noise: which layer's average is it that the last linear layer sees?
+"""Detection of a classifier's head in a forward pass on random images.
 
-What is found is kept as long as the network stays what it was.
+The head is exact if the last linear layer receives the spatial mean of some layer's output. Otherwise the maps come
+from gradients at the last layer with spatial cells that the logits depend on. The detected head is cached per model
+until a module is replaced or the image size changes.
 """
 
 from __future__ import annotations
@@ -20,348 +22,418 @@ from camkd.models.base import ImageClassifier
 from camkd.models.eval_mode import eval_mode
 from camkd.types import InputError
 
-MOST_PREFIX_TOKENS = 8
-"""A class token, a distillation token and four registers are six."""
+MAX_PREFIX_TOKENS = 8
+"""Largest number of tokens before the patches. A class token, a distillation token and four registers make six."""
+
+MAX_LISTED_LAYERS = 8
+"""Largest number of candidate layers in an error message."""
 
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Channels ``first (N, C, h, w)`` or ``last (N, h, w, C)``, or ``tokens (N, prefix + h w, C)``, row after row."""
+    """Memory layout of a layer's spatial output.
 
-    kind: Literal["first", "last", "tokens"]
+    Args:
+        kind: ``channels_first`` for ``(N, C, h, w)``, ``channels_last`` for ``(N, h, w, C)``, ``tokens`` for
+            ``(N, prefix + h w, C)`` with the patches in row-major order.
+        grid: height ``h`` and width ``w`` in cells.
+        prefix: number of tokens before the patches.
+    """
+
+    kind: Literal["channels_first", "channels_last", "tokens"]
     grid: tuple[int, int]
     prefix: int = 0
 
     def spatial(self, x: Tensor) -> Tensor:
-        """The same as ``(N, C, h, w)``, without a copy."""
-        if self.kind == "first":
+        """Return ``x`` as a view ``(N, C, h, w)``."""
+        if self.kind == "channels_first":
             return x
-        if self.kind == "last":
+        if self.kind == "channels_last":
             return x.permute(0, 3, 1, 2)
         return x[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-any-return]
 
-    def suits(self, picture: tuple[int, int]) -> bool:
-        """Tell whether the cells have the picture's proportions, but for rounding."""
-        return self.misfit(picture) < math.inf
+    def matches(self, image_size: tuple[int, int]) -> bool:
+        """Return True if the grid has the aspect ratio of the image, up to rounding."""
+        return self.aspect_error(image_size) < math.inf
 
-    def misfit(self, picture: tuple[int, int]) -> float:
-        """How far the cells' proportions are from the picture's: nought, or the factor's logarithm; or infinite."""
-        (h, w), (height, width) = self.grid, picture
+    def aspect_error(self, image_size: tuple[int, int]) -> float:
+        """Return the distance between the aspect ratios of grid and image.
+
+        Args:
+            image_size: height and width in pixels.
+
+        Returns:
+            ``|log((h / w) (width / height))|``, or infinity where the ratios differ by more than rounding.
+        """
+        h, w = self.grid
+        height, width = image_size
         factor = h * width / (w * height)
-        near = abs(h * width - w * height) < max(height, width) or 0.8 < factor < 1.25
-        return abs(math.log(factor)) if near else math.inf
+        is_close = abs(h * width - w * height) < max(height, width) or 0.8 < factor < 1.25
+        return abs(math.log(factor)) if is_close else math.inf
 
 
 def candidate_layouts(
-    x: Tensor, picture: tuple[int, int], grids: Iterable[tuple[int, int]] = ()
+    x: Tensor, image_size: tuple[int, int], earlier_grids: Iterable[tuple[int, int]] = ()
 ) -> Iterator[FeatureLayout]:
-    """Yield how a layer's output for pictures of ``(H, W)`` pixels can be read, likelier ones first.
+    """Yield the possible layouts of a layer's output, the most likely first.
 
-    ``grids`` are cells of outputs before it, which tell the tokens of patches from those in front of them. What has one
-    cell is not yielded.
+    Args:
+        x: the output, of 3 or 4 dimensions; other outputs have no layout.
+        image_size: height and width of the images in pixels.
+        earlier_grids: grids of earlier outputs. They separate patch tokens from prefix tokens.
+
+    Yields:
+        Layouts of more than one cell.
     """
+    layouts: list[FeatureLayout] = []
     if x.ndim == 4:
-        both = FeatureLayout("first", (x.shape[2], x.shape[3])), FeatureLayout("last", (x.shape[1], x.shape[2]))
-        found = sorted(both, key=lambda layout: layout.misfit(picture))  # of equal ones the usual one
+        channels_first = FeatureLayout("channels_first", (x.shape[2], x.shape[3]))
+        channels_last = FeatureLayout("channels_last", (x.shape[1], x.shape[2]))
+        # a stable sort: channels first in case of a tie
+        layouts = sorted((channels_first, channels_last), key=lambda layout: layout.aspect_error(image_size))
     elif x.ndim == 3:
-        rests = [(x.shape[1] - prefix, prefix) for prefix in range(min(MOST_PREFIX_TOKENS + 1, x.shape[1]))]
-        known = {h * w: (h, w) for h, w in grids}
-        found = [FeatureLayout("tokens", known[cells], prefix) for cells, prefix in rests if cells in known]
-        found += [FeatureLayout("tokens", _rows(cells, picture), prefix) for cells, prefix in rests]
-    else:
-        found = []
-    return (layout for layout in found if math.prod(layout.grid) > 1)
+        num_tokens = x.shape[1]
+        splits = [(num_tokens - prefix, prefix) for prefix in range(min(MAX_PREFIX_TOKENS + 1, num_tokens))]
+        grid_of_cells = {h * w: (h, w) for h, w in earlier_grids}
+        layouts = [
+            FeatureLayout("tokens", grid_of_cells[cells], prefix) for cells, prefix in splits if cells in grid_of_cells
+        ]
+        layouts += [FeatureLayout("tokens", _token_grid(cells, image_size), prefix) for cells, prefix in splits]
+    return (layout for layout in layouts if math.prod(layout.grid) > 1)
 
 
-def _rows(cells: int, picture: tuple[int, int]) -> tuple[int, int]:
-    """So many cells in the picture's proportions, or nought where they have no such grid."""
-    h = max(1, round(math.sqrt(cells * picture[0] / picture[1])))
+def _token_grid(cells: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the grid of ``cells`` cells with the aspect ratio of the image, or ``(0, 0)`` if there is none."""
+    h = max(1, round(math.sqrt(cells * image_size[0] / image_size[1])))
     grid = h, cells // h
-    return grid if math.prod(grid) == cells and FeatureLayout("tokens", grid).suits(picture) else (0, 0)
+    return grid if math.prod(grid) == cells and FeatureLayout("tokens", grid).matches(image_size) else (0, 0)
 
 
 Form = Literal["exact", "gradient"]
+"""``exact`` maps come from the weights of a linear head, ``gradient`` maps from a backward pass per class."""
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a layer: its output, or what it is given, and how that is laid out."""
+    """One call of a layer in a forward pass, and the layout of its features.
+
+    Args:
+        layer: the layer.
+        call_index: index of the call among the layer's calls; a ReLU module may be called several times.
+        layout: layout of the features.
+        use_input: the features are the layer's input and not its output.
+    """
 
     layer: nn.Module
-    call: int  # which of the layer's calls in a forward pass: a rectifier may be used in several places
+    call_index: int
     layout: FeatureLayout
-    before: bool = False  # what the layer is given
+    use_input: bool = False
 
 
 @dataclass(frozen=True)
 class Head:
-    """Where the features lie that a map is made of, and the linear layer after their average.
+    """The features that maps are computed from, and the linear layer after their spatial mean.
 
-    Where the head is "1x1 convolution, then global average", the place is before that convolution.
+    Args:
+        feature_call: the features. For a head "1x1 convolution, then global average pooling" they are the input of the
+            convolution.
+        classifier: the linear layer, or None for a head that is not linear and has gradient-based maps.
+        stage_calls: the last call at each other resolution before ``feature_call``.
     """
 
-    place: LayerCall
-    classifier: nn.Linear | nn.Conv2d | None  # None: no linear head, so the map is gradient-based
-    stages: list[LayerCall]  # the last place at each other resolution before
+    feature_call: LayerCall
+    classifier: nn.Linear | nn.Conv2d | None
+    stage_calls: list[LayerCall]
 
     @property
     def form(self) -> Form:
         return "gradient" if self.classifier is None else "exact"
 
 
-MOST_NAMES = 8
-
-
 @dataclass(frozen=True)
-class _Found:
-    """A head, and what it was found from: another picture size or a replaced layer means another search."""
+class _CachedHead:
+    """A detected head, valid for one image shape and the modules it was detected with."""
 
     head: Head
-    shape: torch.Size
+    image_shape: torch.Size
     modules: list[nn.Module | None]
 
 
-_found: WeakKeyDictionary[nn.Module, dict[str | None, _Found]] = WeakKeyDictionary()
+_detected_heads: WeakKeyDictionary[nn.Module, dict[str | None, _CachedHead]] = WeakKeyDictionary()
 
 
 def detect_head(model: nn.Module, x: Tensor, layer: str | None = None) -> Head:
-    """The head of ``model`` for pictures shaped like ``x``; the features are those of ``layer`` where it is given.
+    """Detect the head of a model, or return the cached one.
 
-    Raises ``InputError`` where there is no such layer, or no layer with a map at all, and for what are no pictures.
+    Args:
+        model: the classifier. Its mode, hooks, buffers and gradients are left unchanged.
+        x: images ``(N, C, H, W)``; only shape, dtype and device are used.
+        layer: dotted name of the layer to take the features from (default: detected).
+
+    Raises:
+        InputError: if ``x`` is not a batch of images, if the layer does not exist, or if no layer has a map.
     """
-    _check_pictures(model, x)
-    known, modules = _found.setdefault(model, {}), _modules_below(model)
-    found = known.get(layer)
-    if found is None or found.shape != x.shape[1:] or found.modules != modules:
+    _check_images(model, x)
+    cache = _detected_heads.setdefault(model, {})
+    modules = _descendants(model)
+    cached = cache.get(layer)
+    if cached is None or cached.image_shape != x.shape[1:] or cached.modules != modules:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            found = known[layer] = _Found(_find(model, x, layer), x.shape[1:], modules)
-    return found.head
+            cached = _CachedHead(_detect(model, x, layer), x.shape[1:], modules)
+        cache[layer] = cached
+    return cached.head
 
 
-def _check_pictures(model: nn.Module, x: Tensor) -> None:
-    """How many channels a network takes is its own affair, unless it normalises RGB: then one would become three."""
-    pictures = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
-    if not pictures or (isinstance(model, ImageClassifier) and x.shape[1] != 3):
+def _check_images(model: nn.Module, x: Tensor) -> None:
+    """Check shape and dtype. An `ImageClassifier` needs RGB, as its normalization would broadcast a single channel."""
+    is_image_batch = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
+    if not is_image_batch or (isinstance(model, ImageClassifier) and x.shape[1] != 3):
         raise InputError(
-            f"x is {_shown(x)}, but pictures are a floating tensor (N, 3, H, W), RGB in 0..1: give such a one."
+            f"x must be a floating-point tensor of images (N, 3, H, W), RGB in 0..1, got {_describe(x)}. "
+            "Convert the images first."
         )
 
 
-def _modules_below(model: nn.Module) -> list[nn.Module | None]:
-    """List what ``model.modules()`` lists, in a seventh of its time: this runs at each prediction.
+def _descendants(model: nn.Module) -> list[nn.Module | None]:
+    """List all submodules, in a seventh of the time of ``model.modules()``, as every prediction calls it.
 
-    The network is not in it, as it shall not keep itself alive.
+    The model itself is left out, because the cache must not keep it alive.
     """
-    found = list(model._modules.values())
-    for module in found:
+    modules = list(model._modules.values())
+    for module in modules:
         if module is not None:
-            found += module._modules.values()
-    return found
+            modules += module._modules.values()
+    return modules
 
 
-def _find(model: nn.Module, x: Tensor, layer: str | None) -> Head:
+def _detect(model: nn.Module, x: Tensor, layer: str | None) -> Head:
+    """Run the model on random images, and find its linear head or else its gradient-based head."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    probe = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
-    names = _names(model)
-    with eval_mode(model), record_calls(model.modules()) as seen:
-        logits = model(probe)
-    trace = _Trace(model, seen, probe)
+    images = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
+    layers = _named_layers(model)
+    with eval_mode(model), record_calls(model.modules()) as calls:
+        logits = model(images)
+    trace = _ForwardTrace(model, calls, images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise InputError(
-            f"{type(model).__name__} answers with {_shown(logits)}, but a classifier answers with logits (N, K): wrap "
-            "it in a module whose forward() returns them alone."
+            f"{type(model).__name__} must return logits (N, K), got {_describe(logits)}. Wrap the model in a module "
+            "whose forward() returns only the logits."
         )
-    if not trace.spatial:
+    if not trace.layouts:
         raise InputError(
-            f"{type(model).__name__} has no layer with a spatial (N, C, h, w) output of more than one cell, so it has "
-            "no class activation map: use larger pictures or a network with convolutions."
+            f"{type(model).__name__} must have a layer with a spatial output (N, C, h, w) of more than one cell for a "
+            f"class activation map, got none at {x.shape[2]} x {x.shape[3]} pixels. Use larger images or a model with "
+            "convolutions."
         )
-    wanted = names.get(layer) if layer is not None else None
-    head = None if layer is not None and wanted is None else trace.linear_head(logits, wanted)
-    return head or _reaching(model, probe, layer, names)
+    head = None
+    if layer is None:
+        head = trace.find_linear_head(logits)
+    elif layer in layers:
+        head = trace.find_linear_head(logits, layers[layer])
+    return head or _find_gradient_head(model, images, layer, layers)
 
 
-def _reaching(model: nn.Module, probe: Tensor, layer: str | None, names: dict[str, nn.Module]) -> Head:
-    """The last place from which a gradient leads to the logits, or that of ``layer``."""
-    with eval_mode(model), torch.enable_grad(), record_calls(model.modules()) as seen:
-        logits = model(probe.requires_grad_())
-        trace = _Trace(model, seen, probe)
-        goal = trace.before_linear(logits)
-        weights = torch.rand(goal.shape, generator=torch.Generator().manual_seed(0)).to(goal)
-        calls = [i for i in trace.spatial if seen[i].output.requires_grad]  # what is cut off stays out
-        reached = calls and goal.requires_grad
-        outputs = [seen[i].output for i in calls]
-        slopes = torch.autograd.grad((goal * weights).sum(), outputs, allow_unused=True) if reached else []
-    found = [
+def _find_gradient_head(model: nn.Module, images: Tensor, layer: str | None, layers: dict[str, nn.Module]) -> Head:
+    """Find the last call whose features have a gradient from the logits, or the last such call of ``layer``."""
+    with eval_mode(model), torch.enable_grad(), record_calls(model.modules()) as calls:
+        logits = model(images.requires_grad_())
+        trace = _ForwardTrace(model, calls, images)
+        target = trace.last_linear_input(logits)
+        weights = torch.rand(target.shape, generator=torch.Generator().manual_seed(0)).to(target)
+        candidates = [i for i in trace.layouts if calls[i].output.requires_grad]  # detached outputs are left out
+        gradients: Sequence[Tensor | None] = [None] * len(candidates)
+        if candidates and target.requires_grad:
+            outputs = [calls[i].output for i in candidates]
+            gradients = torch.autograd.grad((target * weights).sum(), outputs, allow_unused=True)
+    reached = [
         i
-        for i, slope in zip(calls, slopes, strict=bool(reached))
-        if slope is not None and bool(trace.spatial[i].spatial(slope).any())
+        for i, gradient in zip(candidates, gradients, strict=True)
+        if gradient is not None and bool(trace.layouts[i].spatial(gradient).any())
     ]
-    if layer is None and found:
-        return trace.gradient_head(trace.last(found))
-    asked = [i for i in found if layer is not None and seen[i].module is names.get(layer)]
-    if asked:
-        return trace.gradient_head(asked[-1])
-    raise InputError(_refusal(model, layer, names, [seen[i].module for i in found or trace.spatial], bool(found)))
+    if layer is None and reached:
+        return trace.gradient_head(trace.last_feature_call(reached))
+    calls_of_layer = [i for i in reached if layer is not None and calls[i].module is layers.get(layer)]
+    if calls_of_layer:
+        return trace.gradient_head(calls_of_layer[-1])
+    listed = [calls[i].module for i in reached or trace.layouts]
+    raise InputError(_no_map_message(model, layer, layers, listed, bool(reached)))
 
 
 @dataclass
-class _Trace:
-    """The calls of a dry run, and which of them have a spatial output."""
+class _ForwardTrace:
+    """The layer calls of a forward pass, and the layouts of those with a spatial output, by index of the call."""
 
     model: nn.Module
-    seen: list[RecordedCall]
-    probe: Tensor
+    calls: list[RecordedCall]
+    images: Tensor
 
     def __post_init__(self) -> None:
-        self.picture = (int(self.probe.shape[2]), int(self.probe.shape[3]))
-        self.spatial: dict[int, FeatureLayout] = {}
-        grids: list[tuple[int, int]] = []
-        odd: dict[int, FeatureLayout] = {}
-        for i, (_, output, _) in enumerate(self.seen):
-            layout = next(self.candidate_layouts(output, grids), None)
-            if layout is not None and layout.suits(self.picture):
-                self.spatial[i] = layout
-                if output.ndim == 4:
-                    grids.append(layout.grid)
-            elif layout is not None and layout.kind == "first" and output.shape[1:3] != (1, 1):
-                odd[i] = layout  # but for (N, 1, 1, C), which is one cell with its channels last
-        self.grids = grids
-        self.spatial = self.spatial or odd
-
-    def candidate_layouts(self, x: Tensor, grids: Sequence[tuple[int, int]]) -> Iterator[FeatureLayout]:
-        whole = x.ndim > 2 and len(x) == len(self.probe) and x.is_floating_point()
-        return candidate_layouts(x, self.picture, grids) if whole else iter(())
-
-    def linear_head(self, logits: Tensor, wanted: nn.Module | None) -> Head | None:
-        """The head whose average, times the weights of a linear layer, is the logits; of the layer ``wanted`` alone."""
-        for i in reversed(range(len(self.seen))):
-            module, output, inputs = self.seen[i]
-            if not _is_linear_head(module):
+        self.image_size = (int(self.images.shape[2]), int(self.images.shape[3]))
+        self.layouts: dict[int, FeatureLayout] = {}
+        self.grids: list[tuple[int, int]] = []
+        other_aspect: dict[int, FeatureLayout] = {}  # used if no output has the aspect ratio of the images
+        for i, (_, output, _) in enumerate(self.calls):
+            layout = next(self._candidate_layouts(output), None)
+            if layout is None:
                 continue
-            for layout in self.candidate_layouts(output, self.grids):
-                average = _average(inputs, layout) if wanted in (None, module) else None
-                if average is not None and _same(_average(output, layout), logits) and _gives(module, average, logits):
-                    return Head(self._place(i, layout, before=True), module, self._stages(i, layout))
-            average = _flat(inputs)
-            if _same(_flat(output), logits) and _gives(module, average, logits):
+            if layout.matches(self.image_size):
+                self.layouts[i] = layout
+                if output.ndim == 4:
+                    self.grids.append(layout.grid)
+            elif layout.kind == "channels_first" and output.shape[1:3] != (1, 1):
+                other_aspect[i] = layout  # (N, 1, 1, C) is excluded: one cell with channels last
+        self.layouts = self.layouts or other_aspect
+
+    def _candidate_layouts(self, x: Tensor) -> Iterator[FeatureLayout]:
+        is_feature = x.ndim > 2 and len(x) == len(self.images) and x.is_floating_point()
+        return candidate_layouts(x, self.image_size, self.grids) if is_feature else iter(())
+
+    def find_linear_head(self, logits: Tensor, layer: nn.Module | None = None) -> Head | None:
+        """Find a linear layer that maps the spatial mean of some features, or only of ``layer``, to the logits."""
+        for i in reversed(range(len(self.calls))):
+            module, output, inputs = self.calls[i]
+            if not _is_linear_layer(module):
+                continue
+            for layout in self._candidate_layouts(output):
+                mean = _spatial_mean(inputs, layout) if layer in (None, module) else None
+                if (
+                    mean is not None
+                    and _is_close(_spatial_mean(output, layout), logits)
+                    and _computes_logits(module, mean, logits)
+                ):
+                    return Head(self._layer_call(i, layout, use_input=True), module, self._stage_calls(i, layout))
+            mean = _flatten_pooled(inputs)
+            if _is_close(_flatten_pooled(output), logits) and _computes_logits(module, mean, logits):
                 for j in reversed(range(i)):
-                    if wanted not in (None, self.seen[j].module):
+                    if layer not in (None, self.calls[j].module):
                         continue
-                    for layout in self.candidate_layouts(self.seen[j].output, self.grids):
-                        if _same(_average(self.seen[j].output, layout), average):
-                            return Head(self._place(j, layout), module, self._stages(j, layout))
+                    for layout in self._candidate_layouts(self.calls[j].output):
+                        if _is_close(_spatial_mean(self.calls[j].output, layout), mean):
+                            return Head(self._layer_call(j, layout), module, self._stage_calls(j, layout))
         return None
 
-    def before_linear(self, logits: Tensor) -> Tensor:
-        """What the last linear layer is given, whose own weights may still be nought; the logits if there is none."""
-        last = (call for call in reversed(self.seen) if _is_linear_head(call.module) and call.output is logits)
-        return next((call.inputs for call in last), logits)
+    def last_linear_input(self, logits: Tensor) -> Tensor:
+        """Return the input of the linear layer that outputs the logits, or the logits if there is no such layer.
+
+        Gradients start there, because the weights of the linear layer may still be zero.
+        """
+        linear_calls = (call for call in reversed(self.calls) if _is_linear_layer(call.module))
+        return next((call.inputs for call in linear_calls if call.output is logits), logits)
 
     def gradient_head(self, i: int) -> Head:
-        return Head(self._place(i, self.spatial[i]), None, self._stages(i, self.spatial[i]))
+        layout = self.layouts[i]
+        return Head(self._layer_call(i, layout), None, self._stage_calls(i, layout))
 
-    def last(self, found: list[int]) -> int:
-        """The last of the calls ``found`` that is as wide as the network's last spatial output, if there is one.
+    def last_feature_call(self, reached: list[int]) -> int:
+        """Return the last of the calls ``reached`` with as many channels as the model's last spatial output.
 
-        Where a class token decides, the tokens of patches end before the last attention, which is given the layer
-        normalisation's output and makes queries, keys and values of it, of another width. What is made larger from
-        fewer cells has nothing to say of where.
+        If the logits depend on a class token, the last attention is the last layer to read the patch tokens. Its input
+        is the output of the layer normalization; queries, keys and values have another width. Upsampled outputs are
+        left out where possible, as they hold no more spatial information than their input.
         """
-        own = [i for i in found if not self._grown(i)] or found
-        end = next(reversed(self.spatial))
-        width = self._channels(end)
-        return next((i for i in reversed(own) if self._channels(i) == width), own[-1])
+        candidates = [i for i in reached if not self._is_upsampled(i)] or reached
+        num_channels = self._num_channels(next(reversed(self.layouts)))
+        return next((i for i in reversed(candidates) if self._num_channels(i) == num_channels), candidates[-1])
 
-    def _channels(self, i: int) -> int:
-        return int(self.spatial[i].spatial(self.seen[i].output).shape[1])
+    def _num_channels(self, i: int) -> int:
+        return int(self.layouts[i].spatial(self.calls[i].output).shape[1])
 
-    def _grown(self, i: int) -> bool:
-        _, output, inputs = self.seen[i]
+    def _is_upsampled(self, i: int) -> bool:
+        _, output, inputs = self.calls[i]
         return inputs.ndim == 4 == output.ndim and output[0, 0].numel() > inputs[0, 0].numel()
 
-    def _place(self, i: int, layout: FeatureLayout, before: bool = False) -> LayerCall:
-        module = self.seen[i].module
-        return LayerCall(module, sum(call.module is module for call in self.seen[:i]), layout, before)
+    def _layer_call(self, i: int, layout: FeatureLayout, use_input: bool = False) -> LayerCall:
+        module = self.calls[i].module
+        call_index = sum(call.module is module for call in self.calls[:i])
+        return LayerCall(module, call_index, layout, use_input)
 
-    def _stages(self, end: int, layout: FeatureLayout) -> list[LayerCall]:
-        own = set(_own_layers(unwrap(self.model)))
-        last = {now.grid: i for i, now in self.spatial.items() if i < end and self.seen[i].module in own}
-        calls = sorted(last.items(), key=lambda item: item[1])
-        return [self._place(i, self.spatial[i]) for grid, i in calls if grid != layout.grid]
+    def _stage_calls(self, end: int, end_layout: FeatureLayout) -> list[LayerCall]:
+        top_level = set(_top_level_layers(unwrap(self.model)))
+        last_at_grid = {
+            layout.grid: i for i, layout in self.layouts.items() if i < end and self.calls[i].module in top_level
+        }
+        indices = sorted(i for grid, i in last_at_grid.items() if grid != end_layout.grid)
+        return [self._layer_call(i, self.layouts[i]) for i in indices]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """``model``, or what it wraps: a network's only child alone is the network."""
+    """Return the wrapped model: descend as long as a module has exactly one child."""
     while len(children := list(model.children())) == 1:
         model = children[0]
     return model
 
 
-def _own_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The children of ``module``, an ``nn.Sequential`` among them replaced by its own, and so on."""
+def _top_level_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the children of ``module``, with every ``nn.Sequential`` expanded recursively."""
     for child in module.children():
-        yield from _own_layers(child) if isinstance(child, nn.Sequential) else (child,)
+        yield from _top_level_layers(child) if isinstance(child, nn.Sequential) else (child,)
 
 
-def _names(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer by its dotted name, in ``model`` or in what it wraps."""
-    named = {**dict(model.named_modules()), **dict(unwrap(model).named_modules())}
-    return {name: module for name, module in named.items() if name}
+def _named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every layer by its dotted name, in ``model`` and in the model it wraps."""
+    layers = {**dict(model.named_modules()), **dict(unwrap(model).named_modules())}
+    return {name: module for name, module in layers.items() if name}
 
 
-def _refusal(
-    model: nn.Module, layer: str | None, names: dict[str, nn.Module], candidates: list[nn.Module], reached: bool
+def _no_map_message(
+    model: nn.Module, layer: str | None, layers: dict[str, nn.Module], candidates: list[nn.Module], has_gradient: bool
 ) -> str:
-    """Say why there is no map, and name the layers there are: of many the outermost, later ones first."""
-    called = {module: name for name, module in names.items()}
-    found = list(dict.fromkeys(called[module] for module in candidates if module in called))
-    nearest = sorted(found, key=lambda name: (name.count("."), -found.index(name)))[:MOST_NAMES]
-    listed = ", ".join(name for name in found if name in nearest)
-    who = type(unwrap(model)).__name__
-    if layer is not None and layer not in names:
-        return f"{who} has no layer {layer!r}: choose one with a spatial output the logits depend on, like {listed}."
-    if reached:
+    """Explain why there is no map, and list candidate layers: the outermost ones, and the later ones first."""
+    name_of = {module: name for name, module in layers.items()}
+    names = list(dict.fromkeys(name_of[module] for module in candidates if module in name_of))
+    outermost = sorted(names, key=lambda name: (name.count("."), -names.index(name)))[:MAX_LISTED_LAYERS]
+    listed = ", ".join(name for name in names if name in outermost)
+    model_name = type(unwrap(model)).__name__
+    if layer is not None and layer not in layers:
         return (
-            f"the layer {layer!r} of {who} has no spatial output that the logits depend on: choose another one, like "
-            f"{listed}."
+            f"layer must be the name of a layer of {model_name}, got {layer!r}. Choose a layer with a spatial output "
+            f"that the logits depend on: {listed}."
+        )
+    if has_gradient:
+        return (
+            f"layer must have a spatial output that the logits of {model_name} depend on, got {layer!r}. Choose "
+            f"another layer: {listed}."
         )
     return (
-        f"no gradient leads from the logits of {who} to a layer with a spatial output ({listed}), so it has no class "
-        "activation map: use a network that is differentiable from there on."
+        f"the logits of {model_name} must have a gradient with respect to a layer with a spatial output ({listed}) for "
+        "a class activation map, got none. Use a model that is differentiable from such a layer on."
     )
 
 
-def _is_linear_head(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+def _is_linear_layer(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(module, nn.Linear) or (
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
     )
 
 
-def _gives(layer: nn.Linear | nn.Conv2d, average: Tensor, logits: Tensor) -> bool:
-    """Tell whether the logits are the layer's answer to the features' average, so nothing bent comes between."""
-    fits = average.ndim == 2 and average.shape[1] == layer.weight.shape[1]
-    return fits and _same(F.linear(average, layer.weight.flatten(1), layer.bias), logits)
+def _computes_logits(layer: nn.Linear | nn.Conv2d, mean: Tensor, logits: Tensor) -> bool:
+    """Return True if the layer maps the mean features to the logits, so that nothing nonlinear lies between them."""
+    has_inputs = mean.ndim == 2 and mean.shape[1] == layer.weight.shape[1]
+    return has_inputs and _is_close(F.linear(mean, layer.weight.flatten(1), layer.bias), logits)
 
 
-def _average(x: Tensor, layout: FeatureLayout) -> Tensor:
+def _spatial_mean(x: Tensor, layout: FeatureLayout) -> Tensor:
     return layout.spatial(x).flatten(2).mean(2)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """``(N, C, 1, 1)`` as ``(N, C)``; of more cells the average."""
+def _flatten_pooled(x: Tensor) -> Tensor:
+    """Return ``(N, C, 1, 1)`` as ``(N, C)``; more than one cell is averaged."""
     return x.flatten(2).mean(2) if x.ndim == 4 else x
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    """Compare two tensors with tolerances for the dtype of ``b``. Tensors of different shapes are not close."""
     if a.shape != b.shape:
         return False
-    a, b, eps = a.float(), b.float(), torch.finfo(b.dtype).eps
+    eps = torch.finfo(b.dtype).eps
+    a = a.float()
+    b = b.float()
     atol = max(1e-5, 2 * eps) * float(b.abs().max()) + 1e-12
     return torch.allclose(a, b, rtol=max(1e-3, 4 * eps), atol=atol)
 
 
-def _shown(answer: object) -> str:
-    if not isinstance(answer, Tensor):
-        return f"a {type(answer).__name__}"
-    return f"a {str(answer.dtype).removeprefix('torch.')} tensor {tuple(answer.shape)}"
+def _describe(value: object) -> str:
+    """Describe a value for an error message: type, or dtype and shape of a tensor."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a {str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)}"

@@ -1,4 +1,4 @@
-"""Looking at a network's layers while it computes, and leaving nothing behind."""
+"""Forward hooks that record the calls of layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class RecordedCall(NamedTuple):
-    """One call of a layer."""
+    """One call of a layer: the layer, its output and its first input."""
 
     module: nn.Module
     output: Tensor
@@ -18,22 +18,33 @@ class RecordedCall(NamedTuple):
 
 
 def is_tensor_call(inputs: tuple[Any, ...], output: Any) -> bool:
-    """Tell a call of a layer from a call of something with several outputs or named inputs only."""
+    """Return True if a layer was called with a tensor as first positional input and returned a single tensor."""
     return isinstance(output, Tensor) and bool(inputs) and isinstance(inputs[0], Tensor)
 
 
 @contextmanager
 def record_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]:
-    """Collect each call of ``modules``, in the order in which they end."""
-    seen: list[RecordedCall] = []
+    """Record every tensor call of ``modules`` inside the context, in the order in which the calls return.
 
-    def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    The hooks are removed at the end of the context, also after an exception.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 3)
+        >>> with record_calls([layer]) as calls:
+        ...     output = layer(torch.zeros(1, 2))
+        >>> calls[0].output is output
+        True
+    """
+    calls: list[RecordedCall] = []
+
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if is_tensor_call(inputs, output):
-            seen.append(RecordedCall(module, output, inputs[0]))
+            calls.append(RecordedCall(module, output, inputs[0]))
 
-    hooks = [module.register_forward_hook(see) for module in modules]
+    hooks = [module.register_forward_hook(record) for module in modules]
     try:
-        yield seen
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()

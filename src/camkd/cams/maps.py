@@ -1,4 +1,13 @@
-"""Exact maps, gradient-based maps, and the formula of each map method."""
+"""Formulas of the map methods, exact maps, and gradient-based maps.
+
+Every formula has the signature ``formula(features, gradients) -> maps`` with
+
+- ``features A (N, C, h, w)``: the output of the layer that the maps are computed from,
+- ``gradients G (N, C, h, w)``: the gradients of one logit of each image with respect to the features,
+- ``maps (N, h, w)``.
+
+To add a method, write a formula and add a line to `MAP_METHODS`.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +20,157 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkd.cams.class_selection import Choice, select_classes
+from camkd.cams.class_selection import ClassSelection, select_classes
+from camkd.cams.gather import gather_classes
 from camkd.cams.head_detection import Head, LayerCall
 from camkd.cams.hooks import is_tensor_call, record_calls
 from camkd.types import Prediction
 
 Formula = Callable[[Tensor, Tensor], Tensor]
+"""``formula(features (N, C, h, w), gradients (N, C, h, w)) -> maps (N, h, w)``."""
 
 
-def cam(features: Tensor, slopes: Tensor) -> Tensor:
-    """``z sum_c A[c] G[c]``: what CAM (Zhou et al. 2016, arXiv 1512.04150) is where the head is linear."""
-    return hirescam(features, slopes) * features.shape[2] * features.shape[3]
+def cam(features: Tensor, gradients: Tensor) -> Tensor:
+    """CAM, the class activation map in logit units, by gradients.
 
+    From `Learning Deep Features for Discriminative Localization <https://arxiv.org/abs/1512.04150>`_
+    (Zhou et al. 2016), which defines it for a linear head. The gradients of such a head are ``G = W[k] / (h w)``, so
+    that ``h w sum_c A[c] G[c] = sum_c W[k, c] A[c]``::
 
-def hirescam(features: Tensor, slopes: Tensor) -> Tensor:
-    """``sum_c A[c] G[c]``: HiResCAM (Draelos and Carin 2020, arXiv 2011.08891), with its sign."""
-    return (features * slopes).sum(1)
+        map = h w sum_c A[c] G[c]
 
+    `camkd.predict` computes this method from the weights and without gradients where the head is linear.
 
-def gradcam(features: Tensor, slopes: Tensor) -> Tensor:
-    """``relu(sum_c mean_xy(G[c]) A[c])``: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391)."""
-    return _weighted(features, slopes.mean((2, 3)))
+    Args:
+        features: ``A (N, C, h, w)``.
+        gradients: ``G (N, C, h, w)``.
 
+    Returns:
+        Maps ``(N, h, w)``, signed.
 
-def layercam(features: Tensor, slopes: Tensor) -> Tensor:
-    """``relu(sum_c relu(G[c]) A[c])``: LayerCAM (Jiang et al. 2021, IEEE TIP 30, eq. 6 to 8; no tanh)."""
-    return (features * slopes.relu()).sum(1).relu()
-
-
-def gradcam_plus_plus(features: Tensor, slopes: Tensor) -> Tensor:
-    """``relu(sum_c w[c] A[c])``: Grad-CAM++ (Chattopadhyay et al. 2018, arXiv 1710.11063, eq. 5, 7 and 19).
-
-    ``w[c] = sum_xy a[c] relu(G[c])`` with ``a[c] = G[c]^2 / (2 G[c]^2 + G[c]^3 sum_xy(A[c]))``, and nought where ``G``
-    is. The score is the exponential of the logit; its factor ``exp(logit)``, the same for a whole map, is left out.
+    Example:
+        >>> import camkd, torch
+        >>> model = camkd.build("resnet8", classes=10, size=32).eval()
+        >>> prediction = camkd.predict(model, torch.rand(1, 3, 32, 32), method="cam")
+        >>> prediction.cams.shape
+        torch.Size([1, 10, 8, 8])
     """
-    flat = slopes == 0
-    ratio = 2 + slopes * features.sum((2, 3), keepdim=True)  # a = 1 / ratio: the square is in every summand
-    share = torch.where(flat, 0, 1 / torch.where(flat, 1, ratio))
-    return _weighted(features, (share * slopes.relu()).sum((2, 3)))
+    return hirescam(features, gradients) * features.shape[2] * features.shape[3]
 
 
-def _weighted(features: Tensor, weights: Tensor) -> Tensor:
-    """``relu(sum_c w[c] A[c])`` for ``w (N, C)``."""
+def hirescam(features: Tensor, gradients: Tensor) -> Tensor:
+    """HiResCAM, the elementwise product of features and gradients.
+
+    From `Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks
+    <https://arxiv.org/abs/2011.08891>`_ (Draelos and Carin 2020)::
+
+        map = sum_c A[c] G[c]
+
+    The map keeps its sign; there is no ReLU.
+
+    Args:
+        features: ``A (N, C, h, w)``.
+        gradients: ``G (N, C, h, w)``.
+
+    Returns:
+        Maps ``(N, h, w)``, signed.
+
+    Example:
+        >>> import camkd, torch
+        >>> model = camkd.build("resnet8", classes=10, size=32).eval()
+        >>> prediction = camkd.predict(model, torch.rand(1, 3, 32, 32), method="hirescam")
+        >>> prediction.cams.shape
+        torch.Size([1, 10, 8, 8])
+    """
+    return (features * gradients).sum(1)
+
+
+def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM, the features weighted by their mean gradients.
+
+    From `Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization
+    <https://arxiv.org/abs/1610.02391>`_ (Selvaraju et al. 2017)::
+
+        map = relu(sum_c mean_xy(G[c]) A[c])
+
+    Args:
+        features: ``A (N, C, h, w)``.
+        gradients: ``G (N, C, h, w)``.
+
+    Returns:
+        Maps ``(N, h, w)``, zero or more.
+
+    Example:
+        >>> import camkd, torch
+        >>> model = camkd.build("resnet8", classes=10, size=32).eval()
+        >>> prediction = camkd.predict(model, torch.rand(1, 3, 32, 32), method="gradcam")
+        >>> prediction.cams.shape
+        torch.Size([1, 10, 8, 8])
+    """
+    return _weighted_sum(features, gradients.mean((2, 3)))
+
+
+def layercam(features: Tensor, gradients: Tensor) -> Tensor:
+    """LayerCAM, the features weighted elementwise by their positive gradients.
+
+    From `LayerCAM: Exploring Hierarchical Class Activation Maps for Localization
+    <https://doi.org/10.1109/TIP.2021.3089943>`_ (Jiang et al. 2021, IEEE TIP 30, equations 6 to 8)::
+
+        map = relu(sum_c relu(G[c]) A[c])
+
+    The paper's tanh scaling of maps from early layers is not applied.
+
+    Args:
+        features: ``A (N, C, h, w)``.
+        gradients: ``G (N, C, h, w)``.
+
+    Returns:
+        Maps ``(N, h, w)``, zero or more.
+
+    Example:
+        >>> import camkd, torch
+        >>> model = camkd.build("resnet8", classes=10, size=32).eval()
+        >>> prediction = camkd.predict(model, torch.rand(1, 3, 32, 32), method="layercam", layer="layer2")
+        >>> prediction.cams.shape
+        torch.Size([1, 10, 16, 16])
+    """
+    return (features * gradients.relu()).sum(1).relu()
+
+
+def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM++, the features weighted by a weighted mean of their positive gradients.
+
+    From `Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks
+    <https://arxiv.org/abs/1710.11063>`_ (Chattopadhyay et al. 2018, equations 5, 7 and 19)::
+
+        map  = relu(sum_c w[c] A[c])
+        w[c] = sum_xy a[c] relu(G[c])
+        a[c] = G[c]^2 / (2 G[c]^2 + G[c]^3 sum_xy(A[c])),  zero where G[c] is zero
+
+    The score is the exponential of the logit. Its factor ``exp(logit)`` is constant over a map and is left out.
+
+    Args:
+        features: ``A (N, C, h, w)``.
+        gradients: ``G (N, C, h, w)``.
+
+    Returns:
+        Maps ``(N, h, w)``, zero or more.
+
+    Example:
+        >>> import camkd, torch
+        >>> model = camkd.build("resnet8", classes=10, size=32).eval()
+        >>> prediction = camkd.predict(model, torch.rand(1, 3, 32, 32), method="gradcam++")
+        >>> prediction.cams.shape
+        torch.Size([1, 10, 8, 8])
+    """
+    is_zero = gradients == 0
+    denominator = 2 + gradients * features.sum((2, 3), keepdim=True)  # G^2 is a factor of every summand and cancels
+    alpha = torch.where(is_zero, 0, 1 / torch.where(is_zero, 1, denominator))
+    return _weighted_sum(features, (alpha * gradients.relu()).sum((2, 3)))
+
+
+def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
+    """Compute ``relu(sum_c w[c] A[c])`` for weights ``(N, C)``."""
     return torch.einsum("nchw,nc->nhw", features, weights.to(features.dtype)).relu()
 
 
@@ -63,83 +181,110 @@ MAP_METHODS: dict[str, Formula] = {
     "layercam": layercam,
     "gradcam++": gradcam_plus_plus,
 }
-"""By name. ``cam`` is taken from the weights, without a gradient, where the head is linear."""
+"""Formulas by method name. Where the head is linear, ``cam`` comes from the weights and not from its formula."""
 
 
-def exact(model: nn.Module, head: Head, x: Tensor, classes: Choice) -> Prediction:
-    """``cam[k] = sum_c W[k, c] A[c]`` of all classes or of ``classes``; its features are the averaged layer alone."""
-    place, classifier = head.place, head.classifier
+def exact_maps(model: nn.Module, head: Head, x: Tensor, classes: ClassSelection) -> Prediction:
+    """Compute ``cam[k] = sum_c W[k, c] A[c]`` from the weights of a linear head.
+
+    Args:
+        model: the classifier.
+        head: its head, with a classifier.
+        x: images ``(N, 3, H, W)``.
+        classes: the classes to compute maps of.
+
+    Returns:
+        Logits and maps. The only entry of ``features`` is the averaged layer.
+    """
+    feature_call = head.feature_call
+    classifier = head.classifier
     assert classifier is not None
-    with record_calls([place.layer]) as seen:
+    with record_calls([feature_call.layer]) as calls:
         logits = model(x)
-    _, output, features = seen[place.call]
-    shown = select_classes(classes, logits)
-    if place.before:  # the map is there already, with the bias on every cell
-        maps, features = place.layout.spatial(output), place.layout.spatial(features)
-        cams = maps if classifier.bias is None else maps - classifier.bias.view(-1, 1, 1)
-        if shown is not None:
-            cams = cams.gather(1, shown[:, :, None, None].expand(-1, -1, *cams.shape[2:]))
-        return Prediction(logits, cams, (features,), shown)
-    features = place.layout.spatial(output)
+    _, output, inputs = calls[feature_call.call_index]
+    class_ids = select_classes(classes, logits)
+    if feature_call.use_input:  # the output of the 1x1 convolution is the map, plus the bias in every cell
+        features = feature_call.layout.spatial(inputs)
+        cams = feature_call.layout.spatial(output)
+        if classifier.bias is not None:
+            cams = cams - classifier.bias.view(-1, 1, 1)
+        if class_ids is not None:
+            cams = gather_classes(cams, class_ids)
+        return Prediction(logits, cams, (features,), class_ids)
+    features = feature_call.layout.spatial(output)
     weight = classifier.weight.to(output.dtype).flatten(1)
-    if shown is None:
+    if class_ids is None:
         cams = F.conv2d(features, weight[:, :, None, None])
     else:
-        cams = torch.einsum("nkc,nchw->nkhw", weight[shown], features)
-    return Prediction(logits, cams, (features,), shown)
+        cams = torch.einsum("nkc,nchw->nkhw", weight[class_ids], features)
+    return Prediction(logits, cams, (features,), class_ids)
 
 
-def gradient(model: nn.Module, head: Head, x: Tensor, formula: Formula, classes: Choice) -> Prediction:
-    """The ``formula`` of all classes or of ``classes``; the features are those of the head's place alone."""
-    training, spatial = torch.is_grad_enabled(), head.place.layout.spatial
-    # fused attention has no second derivative, which a loss of these maps needs
-    kernels = sdpa_kernel(SDPBackend.MATH) if training else nullcontext()
-    with torch.inference_mode(False), torch.set_grad_enabled(training), kernels:
-        with _started_at(head.place, training) as captured:
+def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, classes: ClassSelection) -> Prediction:
+    """Compute maps by a formula of features and gradients, with one backward pass per class.
+
+    Args:
+        model: the classifier.
+        head: its head.
+        x: images ``(N, 3, H, W)``.
+        formula: a value of `MAP_METHODS`.
+        classes: the classes to compute maps of.
+
+    Returns:
+        Logits and maps. The only entry of ``features`` is the layer of ``head.feature_call``. The maps are
+        differentiable if gradients are enabled.
+    """
+    differentiable = torch.is_grad_enabled()
+    spatial = head.feature_call.layout.spatial
+    # a loss of the maps needs second derivatives, which fused attention does not implement
+    attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), attention:
+        with _capture_from(head.feature_call, differentiable) as captured:
             logits = model(x.clone() if x.is_inference() else x)
         torch.set_grad_enabled(True)
-        start, shown = captured[-1], select_classes(classes, logits)
-        features = spatial(start)
-        asked = logits if shown is None else logits.gather(1, shown)
-        maps = [
-            formula(
-                features,
-                spatial(torch.autograd.grad(logit.sum(), start, retain_graph=True, create_graph=training)[0]),
-            )
-            for logit in asked.unbind(1)
-        ]
+        source = captured[-1]
+        class_ids = select_classes(classes, logits)
+        features = spatial(source)
+        selected = logits if class_ids is None else logits.gather(1, class_ids)
+        maps = []
+        for logit in selected.unbind(1):
+            (gradient,) = torch.autograd.grad(logit.sum(), source, retain_graph=True, create_graph=differentiable)
+            maps.append(formula(features, spatial(gradient)))
         cams = torch.stack(maps, 1)
-    if training:
-        return Prediction(logits, cams, (features,), shown)
-    return Prediction(logits.detach(), cams.detach(), (features.detach(),), shown)
+    if differentiable:
+        return Prediction(logits, cams, (features,), class_ids)
+    return Prediction(logits.detach(), cams.detach(), (features.detach(),), class_ids)
 
 
 @contextmanager
-def _started_at(place: LayerCall, training: bool) -> Iterator[list[Tensor]]:
-    """Record gradients from ``place`` on, and collect what lies there; the caller restores the gradient mode."""
+def _capture_from(feature_call: LayerCall, differentiable: bool) -> Iterator[list[Tensor]]:
+    """Capture the features of a call, and record gradients from there on. The caller restores the gradient mode."""
     captured: list[Tensor] = []
-    calls = 0
+    num_calls = 0
 
-    def started(x: Tensor) -> Tensor | None:
-        nonlocal calls
-        calls += 1
-        if calls != place.call + 1:
+    def capture(x: Tensor) -> Tensor | None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls != feature_call.call_index + 1:
             return None
         torch.set_grad_enabled(True)
-        if not (training and x.requires_grad):
-            x = x.detach().requires_grad_().clone()  # no leaf: what follows may work in place
+        if not (differentiable and x.requires_grad):
+            x = x.detach().requires_grad_().clone()  # not a leaf, because the next layer may work in place
         captured.append(x)
         return x
 
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        x = started(inputs[0]) if is_tensor_call(inputs, inputs[0]) else None
+    def capture_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        x = capture(inputs[0]) if is_tensor_call(inputs, inputs[0]) else None
         return None if x is None else (x, *inputs[1:])
 
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
-        return started(output) if is_tensor_call(inputs, output) else None
+    def capture_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
+        return capture(output) if is_tensor_call(inputs, output) else None
 
-    layer = place.layer
-    hook = layer.register_forward_pre_hook(before) if place.before else layer.register_forward_hook(after)
+    layer = feature_call.layer
+    if feature_call.use_input:
+        hook = layer.register_forward_pre_hook(capture_input)
+    else:
+        hook = layer.register_forward_hook(capture_output)
     try:
         yield captured
     finally:

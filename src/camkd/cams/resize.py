@@ -1,4 +1,4 @@
-"""Maps on a grid of cells."""
+"""Resizing of maps, and the center prior."""
 
 from __future__ import annotations
 
@@ -8,31 +8,52 @@ from torch.nn import functional as F
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring maps ``(..., h, w)`` to ``size`` cells: average-pooled where they shrink, bilinear where they grow.
+    """Resize maps: average pooling along a side that shrinks, bilinear interpolation along a side that grows.
 
-    Where one side shrinks and the other grows they are pooled first. Cells are areas (``align_corners=False``). No maps
-    become no maps of that size.
+    If one side shrinks and the other grows, the maps are pooled first. Cells are areas (``align_corners=False``).
+
+    Args:
+        maps: ``(..., h, w)``, with any number of leading dimensions. It may be empty.
+        size: height and width of the result, in cells.
+
+    Returns:
+        The maps ``(..., *size)``; ``maps`` itself where the size is equal already.
+
+    Example:
+        >>> resize(torch.tensor([[[0.0, 2.0], [4.0, 6.0]]]), (1, 1))
+        tensor([[[3.]]])
     """
     height, width = maps.shape[-2:]
     if not maps.numel():
         return maps.new_zeros((*maps.shape[:-2], *size))
     if (height, width) == size:
         return maps
-    fewer = min(height, size[0]), min(width, size[1])
-    if fewer != (height, width):
+    pooled_size = min(height, size[0]), min(width, size[1])
+    if pooled_size != (height, width):
         planes = maps if maps.ndim in (3, 4) else maps.reshape(1, -1, height, width)
-        maps = F.adaptive_avg_pool2d(planes, fewer).view(*maps.shape[:-2], *fewer)
-    if fewer == size:
+        maps = F.adaptive_avg_pool2d(planes, pooled_size).view(*maps.shape[:-2], *pooled_size)
+    if pooled_size == size:
         return maps
-    flat = maps.reshape(1, -1, *fewer)
-    return F.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
+    planes = maps.reshape(1, -1, *pooled_size)
+    return F.interpolate(planes, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
 
 def centre_prior(h: int, w: int) -> Tensor:
-    """The map ``(h,w)`` of one who looks at the middle: a Gaussian, sigma a quarter of each side, peak 1.
+    """Return a Gaussian in the center of the map, a baseline that is independent of the image.
 
-    >>> centre_prior(3, 3)[1, 1].item()
-    1.0
+    The standard deviation is a quarter of each side: ``exp(-(((x - 0.5) / 0.25)^2 + ((y - 0.5) / 0.25)^2) / 2)`` for
+    the cell centers ``x, y`` in 0..1.
+
+    Args:
+        h: height in cells.
+        w: width in cells.
+
+    Returns:
+        The map ``(h, w)``, with values in 0..1.
+
+    Example:
+        >>> centre_prior(3, 3)[1, 1].item()
+        1.0
     """
     y, x = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (h, w))
     return torch.exp(-(y[:, None] ** 2 + x**2) / 2)

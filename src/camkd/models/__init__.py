@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Image classifiers: built-in networks, and those of timm and torchvision, by name."""
 
 from camkd.models.base import ImageClassifier
 from camkd.models.profile import Profile, profile

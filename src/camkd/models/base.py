@@ -1,4 +1,4 @@
-"""What every built-in network has: its normalisation inside itself, and what it was trained as."""
+"""Base class of the networks: image classifiers with normalization inside."""
 
 from __future__ import annotations
 
@@ -14,49 +14,77 @@ from camkd.types import InputError
 
 
 class ImageClassifier(nn.Module):
-    """A network that takes RGB in 0..1 and normalises it with its own buffers ``mean`` and ``std``.
+    """Base class of a classifier that takes RGB images in 0..1 and normalizes them itself.
 
-    The two buffers travel with the weights, so teacher, student and export cannot disagree about them. A network from
-    ``camkd.load`` knows its ``info`` (classes, picture size, where it comes from) and what was measured of it.
+    A subclass implements ``forward(x: (N, 3, H, W)) -> logits (N, K)`` and calls `normalize` first. The buffers
+    ``mean`` and ``std`` are saved with the weights. Teacher, student and exported files thus keep their normalization.
+
+    Attributes:
+        mean: mean of the training images per channel, ``(1, 3, 1, 1)``.
+        std: standard deviation of the training images per channel, ``(1, 3, 1, 1)``.
+        info: architecture, classes, image size and origin; set by `camkd.load`, else None.
+        metrics: content of the run's ``metrics.json``; set by `camkd.load`, else empty.
+        default_optimizer: optimizer that ``--optimizer auto`` stands for.
+        has_pretrained_stats: ``mean`` and ``std`` belong to pretrained weights, so training does not replace them by
+            the statistics of its own images.
     """
 
     mean: Tensor
     std: Tensor
     info: ModelInfo | None = None
-    figures: Mapping[str, Any] = {}
+    metrics: Mapping[str, Any] = {}
     default_optimizer: Literal["sgd", "adamw"] = "sgd"
-    """What it is trained with where nobody names an optimiser."""
-    statistics_given = False
-    """Whether they came with weights that were trained with them, so that other pictures shall not change them."""
+    has_pretrained_stats: bool = False
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Weights from elsewhere, torchvision's say, know no statistics: then those of this network stay."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Keep ``mean`` and ``std`` if the weights have none, for example those of torchvision."""
         for name in ("mean", "std"):
             state_dict.setdefault(prefix + name, getattr(self, name))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the statistics of the training pictures, per channel, in units of 0..1."""
+        """Set the statistics of the training images.
+
+        Args:
+            mean: mean of each of the 3 channels, in units of 0..1.
+            std: standard deviation of each of the 3 channels, in units of 0..1.
+
+        Example:
+            >>> model = ImageClassifier()
+            >>> model.set_normalization([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        """
         self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.std.copy_(torch.as_tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Map ``(N, 3, H, W)`` RGB in 0..1 to zero mean and unit deviation."""
+        """Normalize images: ``(x - mean) / std``.
+
+        Args:
+            x: images ``(N, 3, H, W)``, RGB in 0..1.
+
+        Returns:
+            Images ``(N, 3, H, W)`` with zero mean and unit standard deviation per channel over the training images.
+        """
         return (x - self.mean) / self.std
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights (safetensors), description (JSON) and a model card, for ``camkd.load(folder)`` anywhere.
+        """Save weights (safetensors), model info (JSON) and a model card, for ``camkd.load(folder)`` on any machine.
 
-        Raises ``InputError`` for a network that is not a trained one from ``camkd.load``.
+        Args:
+            folder: the folder to write to; it is created if needed.
 
-        >>> camkd.load("runs/mine").save_pretrained("to-share")      # doctest: +SKIP
+        Raises:
+            InputError: if the model has no `info`, because it does not come from `camkd.load`.
+
+        Example:
+            >>> camkd.load("runs/mine").save_pretrained("to-share")  # doctest: +SKIP
         """
-        save_portable(self, Path(folder), self._said(), self.figures)
+        save_portable(self, Path(folder), self._require_info(), self.metrics)
 
     def push_to_hub(
         self,
@@ -66,21 +94,41 @@ class ImageClassifier(nn.Module):
         private: bool | None = None,
         token: str | None = None,
     ) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face Hub; returns the address.
+        """Upload the files of `save_pretrained` to the Hugging Face Hub.
 
-        As in ``huggingface_hub.PyTorchModelHubMixin``; the extra ``camkd[hub]`` brings that package. Whoever has it
-        loads the model with ``camkd.load(huggingface_hub.snapshot_download(repo_id))``. Raises ``InputError`` where the
-        package is not installed.
+        The signature follows ``huggingface_hub.PyTorchModelHubMixin``. The method needs the extra ``camkd[hub]``. Load
+        the model on another machine with ``camkd.load(huggingface_hub.snapshot_download(repo_id))``.
 
-        >>> camkd.load("runs/mine").push_to_hub("someone/my-birds")  # doctest: +SKIP
+        Args:
+            repo_id: repository on the Hub, ``user/name``; it is created if needed.
+            commit_message: message of the commit (default: "Upload model").
+            private: create a private repository (default: the default of the user or organization).
+            token: access token (default: the one that ``hf auth login`` stored).
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            InputError: if ``huggingface_hub`` is not installed, or if the model has no `info`.
+
+        Example:
+            >>> camkd.load("runs/mine").push_to_hub("someone/my-birds")  # doctest: +SKIP
+            'https://huggingface.co/someone/my-birds'
         """
-        how = {"commit_message": commit_message, "private": private, "token": token}
-        return upload(self, repo_id, self._said(), self.figures, **how)
+        return upload(
+            self,
+            repo_id,
+            self._require_info(),
+            self.metrics,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+        )
 
-    def _said(self) -> ModelInfo:
+    def _require_info(self) -> ModelInfo:
         if self.info is None:
             raise InputError(
-                f"this {type(self).__name__} knows nothing of its classes and its training: "
-                "save one that was loaded with camkd.load."
+                f"info of the {type(self).__name__} must name its classes and its training, got None. "
+                "Save a model from camkd.load."
             )
         return self.info

@@ -1,9 +1,9 @@
-"""CAM-Net, the student: a map of a quarter of the picture's pixels, and a head that is its own heatmap.
+"""CAM-Net, the student network. Its map has half the image's resolution, and its head computes the map directly.
 
-Its blocks follow those that https://github.com/xvel/cifar10-tiniest describes, at half the picture's resolution: some
-channels see their neighbours, some a 5x5 field, some nearly all of a small picture, and a gated layer mixes them. The
-head is a 1x1 convolution and then the global average, so the class activation maps are the head's own output. What it
-was chosen from: docs/evidence.md.
+The blocks follow https://github.com/xvel/cifar10-tiniest at half the image's resolution: groups of channels have a
+local, a 5x5 or a nearly global receptive field on a small image, and a gated layer mixes them. The head is a 1x1
+convolution followed by global average pooling, so the class activation maps are the output of that convolution. The
+candidates that CAM-Net was chosen from are in docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from camkd.models.base import ImageClassifier
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each place (Ba et al. 2016, arXiv 1607.06450)."""
+    """Layer normalization over the channels at each location (Ba et al. 2016, arXiv 1607.06450)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,10 @@ class ChannelNorm(nn.Module):
 
 
 class PooledDepthwiseConv(nn.Conv2d):
-    """Depthwise 7x7 over means of 2x2, each value for its four places: what is up to seven places away."""
+    """Depthwise 7x7 convolution at half resolution: 2x2 average pooling, convolution, nearest-neighbor upsampling.
+
+    The receptive field reaches up to seven locations in each direction.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 7, padding=3, groups=channels)
@@ -39,18 +42,19 @@ class PooledDepthwiseConv(nn.Conv2d):
 
 
 class GatedBlock(nn.Module):
-    """``keep x + narrow(silu(gate(seen)) value(seen))``: ``(N, C, h, w)`` to the same (Shazeer 2020, arXiv 2002.05202).
+    """Residual block with a gated linear unit: ``keep x + narrow(silu(gate(z)) value(z))``.
 
-    ``seen`` is, normalised, a quarter of the channels as they are, one through a depthwise 3x3, one through 5x5, one
-    through `Far`.
+    ``z`` is the normalized concatenation of four quarters of the channels: unchanged, after a depthwise 3x3
+    convolution, after a depthwise 5x5 convolution, and after `PooledDepthwiseConv`. The gate is SwiGLU (Shazeer 2020,
+    arXiv 2002.05202). Input and output are ``(N, C, h, w)``.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        part = channels // 4
-        self.near = nn.Conv2d(part, part, 3, padding=1, groups=part)
-        self.mid = nn.Conv2d(part, part, 5, padding=2, groups=part)
-        self.far = PooledDepthwiseConv(part)
+        quarter = channels // 4
+        self.near = nn.Conv2d(quarter, quarter, 3, padding=1, groups=quarter)
+        self.mid = nn.Conv2d(quarter, quarter, 5, padding=2, groups=quarter)
+        self.far = PooledDepthwiseConv(quarter)
         self.norm = ChannelNorm(channels)
         self.gate = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -59,18 +63,22 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own, near, mid, far = x.chunk(4, 1)
-        seen = self.norm(torch.cat([own, self.near(near), self.mid(mid), self.far(far)], 1))
-        # the stream stays in the format of the products: in fp32 half of a bf16 step's time is casts
-        y: Tensor = self.narrow(F.silu(self.gate(seen)) * self.value(seen)) + self.keep.to(x.dtype).view(-1, 1, 1) * x
+        z = self.norm(torch.cat([own, self.near(near), self.mid(mid), self.far(far)], 1))
+        # `keep` is cast to x.dtype: with a residual stream in fp32, half the time of a bf16 step is spent in casts
+        y: Tensor = self.narrow(F.silu(self.gate(z)) * self.value(z)) + self.keep.to(x.dtype).view(-1, 1, 1) * x
         return y
 
 
 class CamNet(ImageClassifier):
-    """Stem to half the picture's resolution, gated blocks, 1x1 convolution, global average.
+    """Stem to half the resolution, gated blocks, 1x1 convolution, global average pooling.
 
-    A 32x32 picture has a 16x16 map. ``logits = head(body(x)).mean_xy``. The plan without ``lite`` has at most 96,000
-    parameters for ten classes; ``lite`` has at most 12.5 million multiply-adds for a picture of 32 pixels, as many as
-    the ResNet-8 of MLPerf Tiny, and a map of 8x8.
+    ``logits = head(body(x)).mean_xy``. A 32x32 image has a 16x16 map. The default variant has at most 96,000 parameters
+    for ten classes. The lite variant has at most 12.5 million multiply-adds for a 32x32 image, as many as the ResNet-8
+    of MLPerf Tiny, and an 8x8 map.
+
+    Args:
+        classes: number of classes.
+        lite: build the lite variant.
     """
 
     default_optimizer = "adamw"

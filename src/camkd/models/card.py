@@ -1,4 +1,4 @@
-"""Model cards: a page of text with front matter, as the Hugging Face Hub reads it (hf.co/docs/hub/model-cards)."""
+"""Model cards: Markdown with metadata, in the format of the Hugging Face Hub (hf.co/docs/hub/model-cards)."""
 
 from __future__ import annotations
 
@@ -7,101 +7,120 @@ from typing import Any, Literal
 
 import yaml
 
+from camkd.types import CHANCE_LEVELS
+
 Kind = Literal["pytorch", "onnx"]
 
-LOADING = {
+USAGE = {
     "pytorch": """\
 import camkd, torch
 
-model = camkd.load("FOLDER")                              # this folder
-answer = camkd.predict(model, torch.rand(1, 3, {size}, {size}))  # RGB in 0..1
-answer.logits, answer.cams                                # (1, {count}) and (1, {count}, h, w)
+model = camkd.load("FOLDER")  # this folder
+prediction = camkd.predict(model, torch.rand(1, 3, {size}, {size}))  # RGB in 0..1
+prediction.logits, prediction.cams  # (1, {num_classes}) and (1, {num_classes}, h, w)
 """,
     "onnx": """\
 import numpy as np, onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-picture = np.random.rand(1, 3, {size}, {size}).astype(np.float32)  # RGB in 0..1, channels first
-logits, cam = session.run(None, {{"image": picture}})       # (1, {count}) and (1, {count}, h, w)
+image = np.random.rand(1, 3, {size}, {size}).astype(np.float32)  # RGB in 0..1, channels first
+logits, cam = session.run(None, {{"image": image}})  # (1, {num_classes}) and (1, {num_classes}, h, w)
 """,
 }
+"""Example code by file format."""
 
-
-MAPS = {
-    "exact": "returns, in the same forward pass, a class activation map for each: the evidence for the class at each "
-    "place, in units of its logit",
-    "gradient": "has a class activation map for each, by gradients: the evidence for the class at each place, for one "
-    "backward pass a class",
-    None: "has a class activation map for each: the evidence for the class at each place",
+MAP_DESCRIPTIONS = {
+    "exact": "For each class it returns a class activation map in the same forward pass: the evidence for the class at "
+    "each location, in units of its logit.",
+    "gradient": "Each class has a gradient-based class activation map: the evidence for the class at each location. It "
+    "takes one backward pass per class.",
+    None: "Each class has a class activation map: the evidence for the class at each location.",
 }
-"""What the maps are, by ``cam_form``; only exact ones are exported."""
+"""Description of the maps by ``cam_form``. Exported files have exact maps only."""
+
+METRIC_LABELS = {
+    "accuracy": "accuracy",
+    "teacher_accuracy": "accuracy of the teacher",
+    "teacher_agreement": "agreement with the teacher (same predicted class)",
+    "cam_cosine": "similarity of the maps to the teacher's (cosine)",
+}
+"""Labels of the metrics in the card, by their key in ``metrics.json``."""
 
 
-def card(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind, measured: str = "") -> str:
-    """The card of the model that ``said`` (a ``ModelInfo`` as a dict) describes.
+def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind, extra_results: str = "") -> str:
+    """Render the model card.
 
-    ``figures`` are those of its ``metrics.json``; ``measured`` is text, a table of an export say, that goes below them.
+    Args:
+        info: the fields of a `ModelInfo` as a dict.
+        metrics: content of ``metrics.json``; it may be empty.
+        kind: format of the model file.
+        extra_results: Markdown below the table of metrics, for example the measurements of an export.
+
+    Returns:
+        The card as Markdown with YAML metadata.
     """
-    classes = ", ".join(said["classes"])
+    num_classes = len(info["classes"])
+    form = "exact" if kind == "onnx" else metrics.get("cam_form")
+    metadata = yaml.safe_dump(front_matter(info, metrics, kind), sort_keys=False, allow_unicode=True)
     parts = [
-        f"---\n{yaml.safe_dump(front_matter(said, figures, kind), sort_keys=False, allow_unicode=True)}---",
-        f"# {title(said)}",
-        f"A `{said['architecture']}` of {said['params']:,} parameters that sorts pictures of {said['size']} x "
-        f"{said['size']} pixels into {len(said['classes'])} classes and "
-        f"{MAPS['exact' if kind == 'onnx' else figures.get('cam_form')]}. Made with camkd.",
-        f"## Use\n\n```python\n{LOADING[kind].format(size=said['size'], count=len(said['classes']))}```\n\n"
-        "The network normalises by itself. Where the head is linear, `logits = mean of the map + bias` holds exactly.",
-        f"## Classes\n\n{classes}",
-        f"## Figures\n\n{_figures(figures)}{measured}",
-        "## Where it comes from\n\n"
-        f"Trained as {said['role']} with the method `{said['method']}` on `{said['data']}` (fingerprint of the "
-        f"pictures `{said['data_fingerprint'][:16]}`), seed {said['seed']}.{_budget(figures)}",
-        "## Limits\n\nA map says where the network found evidence, not whether it is right. Pictures unlike those it "
-        "was trained on get an answer too, and the confidence does not tell them apart.",
+        f"---\n{metadata}---",
+        f"# {title(info)}",
+        f"A `{info['architecture']}` with {info['params']:,} parameters. It classifies images of {info['size']} x "
+        f"{info['size']} pixels into {num_classes} classes. {MAP_DESCRIPTIONS[form]} Trained with camkd.",
+        f"## Use\n\n```python\n{USAGE[kind].format(size=info['size'], num_classes=num_classes)}```\n\n"
+        "Normalization is part of the model. If the head is linear, `logits = mean of the map + bias` holds exactly.",
+        f"## Classes\n\n{', '.join(info['classes'])}",
+        f"## Results\n\n{_results_table(metrics)}{extra_results}",
+        "## Training\n\n"
+        f"Role: {info['role']}. Method: `{info['method']}`. Dataset: `{info['data']}` (fingerprint "
+        f"`{info['data_fingerprint'][:16]}`). Seed: {info['seed']}.{_training_budget(metrics)}",
+        "## Limitations\n\nA map shows where the model found evidence, not whether the prediction is correct. The "
+        "model also predicts a class for images unlike its training images, and its confidence does not reveal them.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def title(said: Mapping[str, Any]) -> str:
-    """What to call the model: its network and its pictures."""
-    return f"{said['architecture']} for {said['data']}"
+def title(info: Mapping[str, Any]) -> str:
+    """Return the title of a model: its architecture and its dataset."""
+    return f"{info['architecture']} for {info['data']}"
 
 
-def front_matter(said: Mapping[str, Any], figures: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """The card's metadata; with the accuracy as an evaluation result where it was measured."""
-    found: dict[str, Any] = {
+def front_matter(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """Return the metadata of the card. The accuracy, if known, is an evaluation result (``model-index``)."""
+    metadata: dict[str, Any] = {
         "library_name": "camkd" if kind == "pytorch" else "onnx",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "class-activation-map", "knowledge-distillation", "camkd"],
     }
-    if "accuracy" in figures:
-        metrics = [{"type": "accuracy", "value": figures["accuracy"]}]
-        task = {"type": "image-classification"}
-        data = {"type": said["data"], "name": said["data"], "split": "test"}
-        found["model-index"] = [{"name": title(said), "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
-    return found
+    if "accuracy" in metrics:
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": info["data"], "name": info["data"], "split": "test"},
+            "metrics": [{"type": "accuracy", "value": metrics["accuracy"]}],
+        }
+        metadata["model-index"] = [{"name": title(info), "results": [result]}]
+    return metadata
 
 
-def _budget(figures: Mapping[str, Any]) -> str:
-    """What the training took, as far as it is known."""
-    if not {"epochs", "augment_epochs", "seconds"} <= figures.keys():
+def _training_budget(metrics: Mapping[str, Any]) -> str:
+    """Return a sentence on epochs and training time, or an empty string if they are unknown."""
+    if not {"epochs", "augment_epochs", "seconds"} <= metrics.keys():
         return ""
-    views = f"{figures['augment_epochs']} different views of each picture"
-    return f" {figures['epochs']} epochs over {views}, {figures['seconds'] / 60:,.0f} minutes of training."
+    return (
+        f" Epochs: {metrics['epochs']}, with {metrics['augment_epochs']} different augmentations of each image. "
+        f"Training time: {metrics['seconds'] / 60:,.0f} minutes."
+    )
 
 
-def _figures(figures: Mapping[str, Any]) -> str:
-    named = {
-        "accuracy": "accuracy",
-        "teacher_accuracy": "accuracy of its teacher",
-        "teacher_agreement": "same answer as its teacher",
-        "cam_cosine": "likeness of its maps to the teacher's (cosine)",
-    }
-    rows = [f"| {words} | {100 * figures[name]:.1f} % |" for name, words in named.items() if name in figures]
-    levels = [figures[name] for name in ("cam_cosine_shuffled", "cam_cosine_centre") if name in figures]
-    if levels:
-        rows.append(f"| likeness of maps that know nothing of the picture (chance) | {100 * max(levels):.1f} % |")
+def _results_table(metrics: Mapping[str, Any]) -> str:
+    rows = [f"| {label} | {100 * metrics[name]:.1f} % |" for name, label in METRIC_LABELS.items() if name in metrics]
+    chance_keys = [level.key("cam_cosine") for level in CHANCE_LEVELS]
+    baselines = [metrics[key] for key in chance_keys if key in metrics]
+    if baselines:
+        rows.append(
+            f"| similarity of maps that are independent of the image (chance level) | {100 * max(baselines):.1f} % |"
+        )
     if not rows:
-        return "None came with the model.\n"
-    count = f"{figures['test_images']:,} " if "test_images" in figures else ""
-    return f"| on {count}test pictures | |\n|---|---|\n" + "\n".join(rows) + "\n"
+        return "No metrics were saved with the model.\n"
+    count = f"{metrics['test_images']:,} " if "test_images" in metrics else ""
+    return f"| on {count}test images | |\n|---|---|\n" + "\n".join(rows) + "\n"

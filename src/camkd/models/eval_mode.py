@@ -1,4 +1,4 @@
-"""Borrowing a network without leaving a trace."""
+"""Context managers that change a model temporarily: evaluation mode, and fp32 for dilated convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` into evaluation mode; each gets its own mode back, also on an exception."""
+    """Put a model into evaluation mode, and restore the mode of each module at the end, also after an exception.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout()).train()
+        >>> with eval_mode(model):
+        ...     model[0].training
+        False
+        >>> model[0].training
+        True
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -22,29 +31,29 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def dilated_in_fp32(model: nn.Module) -> Iterator[None]:
-    """Compute the dilated grouped convolutions of ``model`` in fp32, whatever autocast says.
+def fp32_dilated_convs(model: nn.Module) -> Iterator[None]:
+    """Compute the dilated grouped convolutions of a model in fp32, also under autocast.
 
-    oneDNN's weight gradient of these is wrong on a CPU in bf16 with channels last: noise of the gradient's own size, or
-    infinite (LOG.md). Nothing else in their networks is slower for it.
+    oneDNN's weight gradient of these convolutions is wrong on a CPU in bf16 with channels last: noise as large as the
+    gradient, or infinite (LOG.md). All other layers stay in bf16 and are not slower.
     """
-    suspects = [
+    convolutions = [
         module
         for module in model.modules()
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1
     ]
-    for module in suspects:
-        module.forward = _in_fp32(module.forward)  # type: ignore[method-assign, assignment]
+    for convolution in convolutions:
+        convolution.forward = _run_in_fp32(convolution.forward)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        for module in suspects:
-            del module.forward
+        for convolution in convolutions:
+            del convolution.forward
 
 
-def _in_fp32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def convolve(x: Tensor) -> Tensor:
+def _run_in_fp32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward_fp32(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.float())
 
-    return convolve
+    return forward_fp32

@@ -1,9 +1,11 @@
-"""Networks of timm and torchvision by name, with our normalisation around them.
+"""Networks of timm and torchvision by name, wrapped with normalization.
 
-``timm:resnet18`` and ``torchvision:resnet18`` are drawn; with a tag behind a dot, ``timm:resnet50.a1_in1k`` or
-``torchvision:resnet50.IMAGENET1K_V2`` (``DEFAULT`` is the newest), they come with those weights, which the library
-downloads once, and with the normalisation that these were trained with. Nothing else downloads anything. This is the
-only file that imports either library, and it does so when such a name is used.
+``timm:resnet18`` and ``torchvision:resnet18`` have random weights. A tag after a dot selects pretrained weights, for
+example ``timm:resnet50.a1_in1k`` or ``torchvision:resnet50.IMAGENET1K_V2`` (``DEFAULT`` is the newest). The library
+downloads them once, and the model gets the normalization that the weights were trained with. Nothing else in camkd
+downloads anything.
+
+This is the only module that imports timm or torchvision. It imports them when such a name is used.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ from camkd.types import InputError
 LIBRARIES = ("timm", "torchvision")
 
 
-class External(ImageClassifier):
-    """Somebody else's classifier, ``net``, of normalised pictures."""
+class ExternalClassifier(ImageClassifier):
+    """A classifier of another library with normalization before it.
+
+    Args:
+        net: the classifier. It takes normalized images ``(N, 3, H, W)`` and returns logits ``(N, K)``.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -34,189 +40,235 @@ class External(ImageClassifier):
 
 
 def is_external(name: str) -> bool:
-    """Tell whether ``name`` names a network of timm or torchvision, be there such a one or not."""
+    """Return True if ``name`` starts with ``timm:`` or ``torchvision:``, even if there is no such network.
+
+    >>> is_external("timm:resnet18"), is_external("resnet8")
+    (True, False)
+    """
     library, colon, _ = name.partition(":")
     return bool(colon) and library in LIBRARIES
 
 
 def check_external(name: str) -> None:
-    """Raise ``InputError`` where the library or the network is not there, or the network has no such weights."""
-    library, wanted, tag = _parts(name)
-    known: list[str] = _timm().list_models() if library == "timm" else _classifiers()
-    if wanted not in known:
-        near = difflib.get_close_matches(wanted, known, 3, 0) or known[:3]
-        raise InputError(f"{library} has no classifier {wanted!r}: choose one like {', '.join(near)}.")
-    tags = _tags(library, wanted)
+    """Check the name of an external network.
+
+    Args:
+        name: ``LIBRARY:NETWORK`` or ``LIBRARY:NETWORK.TAG``.
+
+    Raises:
+        InputError: if the library is not installed, if it has no such network, or if the network has no such weights.
+    """
+    library, network, tag = _split_name(name)
+    networks: list[str] = _timm().list_models() if library == "timm" else _torchvision_classifiers()
+    if network not in networks:
+        similar = difflib.get_close_matches(network, networks, 3, 0) or networks[:3]
+        raise InputError(
+            f"{library} has no classifier {network!r}. Choose a classifier of {library}, for example "
+            f"{', '.join(similar)}."
+        )
+    tags = _weight_tags(library, network)
     if tag and tag not in tags:
         raise InputError(
-            f"{library} has no weights {tag!r} for {wanted}, but {', '.join(tags) or 'none at all'}: choose one of "
-            "them, or leave the tag out to start from drawn weights."
+            f"the weights of {library}:{network} must be one of {', '.join(tags) or 'none at all'}, got {tag!r}. "
+            "Choose another tag, or leave the tag out to start from random weights."
         )
 
 
-def make_external(name: str, classes: int, size: int, pretrained: bool) -> External:
-    """The network ``name`` for ``classes`` classes and pictures of ``size`` pixels.
+def make_external(name: str, classes: int, size: int, pretrained: bool) -> ExternalClassifier:
+    """Build a network of timm or torchvision.
 
-    With ``pretrained``, and a tag in the name, its weights are fetched, and its classifier is made anew where it knows
-    another number of classes. Raises ``InputError`` for what cannot be had or does not take such pictures.
+    Args:
+        name: ``LIBRARY:NETWORK`` or ``LIBRARY:NETWORK.TAG``.
+        classes: number of classes. Pretrained weights of a classifier for another number of classes are not loaded
+            into the last layer, which stays random.
+        size: side of the images in pixels.
+        pretrained: download the weights that the tag selects. False initializes the weights randomly.
+
+    Returns:
+        The model in training mode.
+
+    Raises:
+        InputError: if the network or the weights are not available, or if the network does not take images of this
+            size or does not return logits ``(N, classes)``.
     """
     check_external(name)
-    library, wanted, tag = _parts(name)
-    make = _from_timm if library == "timm" else _from_torchvision
+    library, network, tag = _split_name(name)
+    build = _build_timm if library == "timm" else _build_torchvision
     try:
-        model = make(wanted, tag, classes, size, bool(tag) and pretrained)
+        model = build(network, tag, classes, size, bool(tag) and pretrained)
         with torch.no_grad():
-            answer = model.eval()(torch.zeros(2, 3, size, size))
+            logits = model.eval()(torch.zeros(2, 3, size, size))
     except InputError:
         raise
-    except Exception as error:  # whatever a stranger's constructor says of a size it does not take
+    except Exception as error:  # constructors of other libraries raise anything for an unsupported size
         raise InputError(
-            f"{name} cannot be made for pictures of {size} pixels ({_line(error)}): give another --size."
+            f"`--size` must be supported by {name}, got {size} pixels ({_first_line(error)}). Choose another size."
         ) from error
-    if not isinstance(answer, Tensor) or answer.shape != (2, classes):
-        raise InputError(f"{name} does not answer with one logit a class: choose a classifier.")
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        raise InputError(f"{name} must return one logit per class, got another output. Choose a classifier.")
     return model.train()
 
 
 def pretrained_info(name: str) -> tuple[tuple[str, ...], int]:
-    """The classes that the weights of a name's tag know, and the side of the pictures they were trained on.
+    """Return the classes and the image size of pretrained weights.
 
-    Raises ``InputError`` for a name without a tag: drawn weights know nothing.
+    Args:
+        name: ``LIBRARY:NETWORK.TAG``.
+
+    Returns:
+        The class names in the order of the logits, and the side of the training images in pixels.
+
+    Raises:
+        InputError: if the name has no tag, as random weights have no classes; also if it does not exist.
     """
     check_external(name)
-    library, wanted, tag = _parts(name)
+    library, network, tag = _split_name(name)
     if not tag:
-        tags = ", ".join(_tags(library, wanted)[:3]) or "it has none"
-        raise InputError(f"{name} has drawn weights, which know nothing: name trained ones behind a dot ({tags}).")
+        tags = ", ".join(_weight_tags(library, network)[:3]) or "none are available"
+        raise InputError(
+            f"{name} must name pretrained weights, got no tag, which stands for random weights. Add a tag after a dot, "
+            f"for example {name}.TAG with TAG one of: {tags}."
+        )
     if library == "torchvision":
-        weights = _torchvision().get_model_weights(wanted)[tag]
+        weights = _torchvision().get_model_weights(network)[tag]
         return tuple(weights.meta["categories"]), int(weights.transforms().crop_size[0])
-    told = _timm().get_pretrained_cfg(f"{wanted}.{tag}")
-    return _names(told), int(told.input_size[-1])
+    config = _timm().get_pretrained_cfg(f"{network}.{tag}")
+    return _timm_class_names(config), int(config.input_size[-1])
 
 
-def _names(told: Any) -> tuple[str, ...]:
-    """The classes of a network of timm: those of ImageNet, which timm lists, or else numbers."""
-    data = _imported("timm.data")
-    subset = data.infer_imagenet_subset(told.to_dict())
-    if told.label_names or not subset:
-        return tuple(told.label_names or map(str, range(told.num_classes)))
-    known = data.ImageNetInfo(subset)
-    return tuple(known.index_to_description(k).partition(",")[0] for k in range(told.num_classes))
+def _timm_class_names(config: Any) -> tuple[str, ...]:
+    """Return timm's class names: its own labels, else those of ImageNet, else numbers."""
+    data = _import("timm.data")
+    subset = data.infer_imagenet_subset(config.to_dict())
+    if config.label_names or not subset:
+        return tuple(config.label_names or map(str, range(config.num_classes)))
+    imagenet = data.ImageNetInfo(subset)
+    return tuple(imagenet.index_to_description(k).partition(",")[0] for k in range(config.num_classes))
 
 
-def _parts(name: str) -> tuple[str, str, str]:
-    library, _, rest = name.partition(":")
-    wanted, _, tag = rest.partition(".")
-    return library, wanted, tag
+def _split_name(name: str) -> tuple[str, str, str]:
+    """Split ``LIBRARY:NETWORK.TAG``; the tag may be empty."""
+    library, _, full_name = name.partition(":")
+    network, _, tag = full_name.partition(".")
+    return library, network, tag
 
 
-def _tags(library: str, wanted: str) -> list[str]:
-    """The weights there are for a network."""
+def _weight_tags(library: str, network: str) -> list[str]:
     if library == "timm":
-        found: list[str] = _timm().list_pretrained(f"{wanted}.*")
-        return [name.partition(".")[2] for name in found]
-    return list(_torchvision().get_model_weights(wanted).__members__)
+        names: list[str] = _timm().list_pretrained(f"{network}.*")
+        return [name.partition(".")[2] for name in names]
+    return list(_torchvision().get_model_weights(network).__members__)
 
 
-def _from_timm(wanted: str, tag: str, classes: int, size: int, fetched: bool) -> External:
-    timm, full = _timm(), f"{wanted}.{tag}" if tag else wanted
-    told = timm.get_pretrained_cfg(full)
-    settings = {"num_classes": classes, **({"img_size": size} if told and told.fixed_input_size else {})}
-    model = External(timm.create_model(full, pretrained=False, **settings))
-    if fetched:
+def _build_timm(network: str, tag: str, classes: int, size: int, pretrained: bool) -> ExternalClassifier:
+    timm = _timm()
+    full_name = f"{network}.{tag}" if tag else network
+    config = timm.get_pretrained_cfg(full_name)
+    kwargs = {"num_classes": classes, **({"img_size": size} if config and config.fixed_input_size else {})}
+    model = ExternalClassifier(timm.create_model(full_name, pretrained=False, **kwargs))
+    if pretrained:
         try:
-            model.net = timm.create_model(full, pretrained=True, **settings)
+            model.net = timm.create_model(full_name, pretrained=True, **kwargs)
         except Exception as error:
-            raise _unfetched(f"timm:{full}", error) from error
-        model.set_normalization(told.mean, told.std)
-        model.statistics_given = True
+            raise _download_error(f"timm:{full_name}", error) from error
+        model.set_normalization(config.mean, config.std)
+        model.has_pretrained_stats = True
     return model
 
 
-def _from_torchvision(wanted: str, tag: str, classes: int, size: int, fetched: bool) -> External:
+def _build_torchvision(network: str, tag: str, classes: int, size: int, pretrained: bool) -> ExternalClassifier:
     models = _torchvision()
-    net = models.get_model(wanted, weights=None, num_classes=classes, **_settings(wanted, tag, size))
-    model = External(net)
-    if fetched:
-        weights = models.get_model_weights(wanted)[tag]
+    net = models.get_model(network, weights=None, num_classes=classes, **_torchvision_kwargs(network, tag, size))
+    model = ExternalClassifier(net)
+    if pretrained:
+        weights = models.get_model_weights(network)[tag]
         try:
             state = weights.get_state_dict(progress=False, check_hash=True)
         except Exception as error:
-            raise _unfetched(f"torchvision:{wanted}.{tag}", error) from error
-        _take(net, _resized(wanted, state, size))
-        seen = weights.transforms()
-        model.set_normalization(seen.mean, seen.std)
-        model.statistics_given = True
+            raise _download_error(f"torchvision:{network}.{tag}", error) from error
+        _load_matching(net, _resize_position_embeddings(network, state, size))
+        transforms = weights.transforms()
+        model.set_normalization(transforms.mean, transforms.std)
+        model.has_pretrained_stats = True
     return model
 
 
-def _settings(wanted: str, tag: str, size: int) -> dict[str, Any]:
-    """What a network of torchvision has to be told of the pictures, and that it shall answer with logits alone."""
-    if wanted.startswith("vit_"):
+def _torchvision_kwargs(network: str, tag: str, size: int) -> dict[str, Any]:
+    """Return the constructor arguments that set the image size, and that switch off outputs other than logits."""
+    if network.startswith("vit_"):
         return {"image_size": size}
-    if wanted.startswith("maxvit"):
+    if network.startswith("maxvit"):
         return {"input_size": (size, size)}
-    if wanted in ("googlenet", "inception_v3"):  # its own weights expect another normalisation inside
+    if network in ("googlenet", "inception_v3"):  # their pretrained weights expect another normalization inside
         return {"aux_logits": False, "init_weights": True, "transform_input": bool(tag)}
     return {}
 
 
-def _resized(wanted: str, state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    """Weights for pictures of another size: positions of a vision transformer's patches lie between the known ones."""
-    if not wanted.startswith("vit_"):
+def _resize_position_embeddings(network: str, state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Interpolate the position embeddings of a vision transformer for images of another size."""
+    if not network.startswith("vit_"):
         return state
-    vision = import_module("torchvision.models.vision_transformer")
-    resized: dict[str, Tensor] = vision.interpolate_embeddings(size, state["conv_proj.weight"].shape[-1], state)
+    vision_transformer = import_module("torchvision.models.vision_transformer")
+    resized: dict[str, Tensor] = vision_transformer.interpolate_embeddings(
+        size, state["conv_proj.weight"].shape[-1], state
+    )
     return resized
 
 
-def _take(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load what fits; the classifier's own weights stay where the number of classes is another one."""
-    own = net.state_dict()
-    missing = [name for name in own if name not in state]
+def _load_matching(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load the tensors of equal shape. A classifier for another number of classes keeps its own weights."""
+    own_state = net.state_dict()
+    missing = [name for name in own_state if name not in state]
     if missing:
-        raise InputError(f"the weights have no {missing[0]!r}: choose others.")
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    net.load_state_dict(fitting, strict=False)
+        raise InputError(f"the weights must contain {missing[0]!r}, got none. Choose another tag.")
+    matching = {
+        name: value for name, value in state.items() if name in own_state and own_state[name].shape == value.shape
+    }
+    net.load_state_dict(matching, strict=False)
 
 
-def _unfetched(name: str, error: Exception) -> InputError:
+def _download_error(name: str, error: Exception) -> InputError:
     return InputError(
-        f"the weights of {name} cannot be fetched ({_line(error)}): connect to the network once, or leave the tag out "
-        "to start from drawn weights."
+        f"the weights of {name} cannot be downloaded ({_first_line(error)}). Connect to the network once, or leave the "
+        "tag out to start from random weights."
     )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _timm() -> Any:
-    return _imported("timm")
+    return _import("timm")
 
 
 def _torchvision() -> Any:
-    return _imported("torchvision.models")
+    return _import("torchvision.models")
 
 
-def _classifiers() -> list[str]:
+def _torchvision_classifiers() -> list[str]:
     models = _torchvision()
-    found: list[str] = models.list_models(module=models)
-    return found
+    names: list[str] = models.list_models(module=models)
+    return names
 
 
-def _imported(module: str) -> Any:
-    """Import a library. Raises ``InputError`` where it is missing, or does not go with this torch."""
+def _import(module: str) -> Any:
+    """Import a module of timm or torchvision.
+
+    Raises:
+        InputError: if the library is not installed, or if it was built for another version of torch.
+    """
     library = module.partition(".")[0]
     try:
         return import_module(module)
     except ImportError as error:
-        missing = error.name == library
-        reason = "is not installed" if missing else f"cannot be imported ({_line(error)})"
-        raise InputError(f"{library} {reason}: pip install 'camkd[timm]' brings timm and torchvision.") from error
-    except (RuntimeError, OSError) as error:  # its compiled part was made for another torch
+        is_missing = error.name == library
+        reason = "is not installed" if is_missing else f"cannot be imported ({_first_line(error)})"
         raise InputError(
-            f"{library} cannot be imported ({_line(error)}): install the torchvision that is made for torch "
+            f"{library} {reason}. Run pip install 'camkd[timm]', which installs timm and torchvision."
+        ) from error
+    except (RuntimeError, OSError) as error:  # the compiled part was built for another torch
+        raise InputError(
+            f"{library} cannot be imported ({_first_line(error)}). Install the torchvision that is built for torch "
             f"{torch.__version__}."
         ) from error

@@ -1,4 +1,4 @@
-"""A network made ready to answer and nothing else."""
+"""Folding of batch normalization into convolutions, for inference."""
 
 from __future__ import annotations
 
@@ -11,32 +11,41 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
-    """A frozen copy of ``model`` in evaluation mode, its batch normalisation folded into the convolutions before it.
+    """Return a frozen copy in evaluation mode, with each batch normalization folded into the convolution before it.
 
-    ``gamma (w * x + b - mean) / sqrt(var + eps) + beta`` is one convolution. Where the network cannot be traced, or the
-    folded one does not give the same answers to the pictures ``x``, it is a plain copy.
+    ``gamma (w * x + b - mean) / sqrt(var + eps) + beta`` is one convolution with the weight
+    ``gamma w / sqrt(var + eps)`` and the bias ``gamma (b - mean) / sqrt(var + eps) + beta``.
+
+    Args:
+        model: the model; it is left unchanged.
+        x: images ``(N, 3, H, W)`` to compare the outputs on.
+
+    Returns:
+        The folded copy in channels-last memory format. If ``torch.fx`` cannot trace the model, or if the outputs differ
+        by more than 1e-3, it is a frozen copy without folding.
     """
-    plain = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
     try:
-        quick = _fold(fx.symbolic_trace(copy.deepcopy(plain)))
-    except Exception:  # whatever a stranger's forward() raises when it is traced
-        return plain
+        folded = _fold(fx.symbolic_trace(copy.deepcopy(frozen)))
+    except Exception:  # tracing runs the model's forward(), which may raise anything
+        return frozen
     with torch.no_grad():
-        same = torch.allclose(quick(x), plain(x), rtol=1e-3, atol=1e-3)
-    return quick.to(memory_format=torch.channels_last) if same else plain  # type: ignore[call-overload]
+        is_equal = torch.allclose(folded(x), frozen(x), rtol=1e-3, atol=1e-3)
+    return folded.to(memory_format=torch.channels_last) if is_equal else frozen  # type: ignore[call-overload]
 
 
 def _fold(traced: fx.GraphModule) -> fx.GraphModule:
     calls = [node for node in traced.graph.nodes if node.op == "call_module"]
-    uses = Counter(node.target for node in calls)
+    num_calls = Counter(node.target for node in calls)
     for node in calls:
-        before = node.args[0]
-        if before not in calls or len(before.users) > 1 or uses[before.target] > 1:
+        previous = node.args[0]
+        if previous not in calls or len(previous.users) > 1 or num_calls[previous.target] > 1:
             continue
-        conv, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
+        conv = traced.get_submodule(previous.target)
+        norm = traced.get_submodule(node.target)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
-            traced.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-            node.replace_all_uses_with(before)
+            traced.set_submodule(previous.target, fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(previous)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()

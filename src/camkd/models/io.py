@@ -1,7 +1,7 @@
-"""Weights with their description, and both as a folder that others can load.
+"""Saving of a model as a folder: weights, model info and model card.
 
-Nothing here pickles: weights are safetensors. The description holds their checksum, so that a flipped byte is an error
-and not a worse model.
+Weights are safetensors; nothing is pickled. The model info holds the checksum of the weights, so that loading detects
+a corrupted file.
 """
 
 from __future__ import annotations
@@ -13,83 +13,147 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from safetensors.torch import save as serialised
+from safetensors.torch import save as serialize
 from torch import nn
 
-from camkd.models.card import card
+from camkd.models.card import render_card
 from camkd.types import InputError
 from camkd.utils.files import atomic_write, write_json, write_text
 
-LARGEST_SIZE = 1 << 14
-WEIGHTS_FILE, INFO_FILE, CARD_FILE = "model.safetensors", "model.json", "README.md"
+MAX_IMAGE_SIZE = 1 << 14
+WEIGHTS_FILE = "model.safetensors"
+INFO_FILE = "model.json"
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What ``model.json`` says of the weights beside it."""
+    """Content of ``model.json``: the description of a trained model.
+
+    Args:
+        architecture: name of the network in ``camkd.build``.
+        classes: class names, in the order of the logits.
+        size: side of the images in pixels.
+        params: number of parameters.
+        macs: multiply-accumulates per image.
+        role: teacher, control or student; ``model`` for a network with pretrained weights.
+        method: method of the loss.
+        data: the dataset: a name or the path of a folder.
+        data_fingerprint: content hash of the dataset.
+        seed: seed of the initial weights.
+        teacher: absolute path of the teacher's run, or None.
+        sha256: checksum of the weights file, hexadecimal; empty before saving.
+    """
 
     architecture: str
     classes: tuple[str, ...]
     size: int
     params: int
     macs: int
-    role: str  # teacher, control or student; model where somebody else trained it
+    role: str
     method: str
     data: str
     data_fingerprint: str
     seed: int
-    teacher: str | None = None  # where its teacher's run lay, as an absolute path
+    teacher: str | None = None
     sha256: str = ""
 
     def check(self) -> None:
-        """Raise ``ValueError`` or ``TypeError`` where something is not what could have been written."""
-        for name, kind in get_type_hints(ModelInfo).items():
+        """Check every field.
+
+        Raises:
+            TypeError: if a field has the wrong type.
+            ValueError: if a field is out of range, or a class name is not valid Unicode.
+        """
+        for name, annotation in get_type_hints(ModelInfo).items():
             value = getattr(self, name)
-            wanted = tuple if name == "classes" else kind
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}")
+            expected_type = tuple if name == "classes" else annotation
+            if not isinstance(value, expected_type) or isinstance(value, bool):
+                raise TypeError(f"{name} must be of type {_type_name(expected_type)}, got {value!r}")
         if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError("classes has to be two names or more")
-        if not 1 <= self.size <= LARGEST_SIZE:
-            raise ValueError(f"size is {self.size}")
-        "".join(self.classes).encode()  # half a surrogate cannot be shown
+            raise ValueError(f"classes must be two names or more, got {list(self.classes)!r}")
+        if not 1 <= self.size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"size must be between 1 and {MAX_IMAGE_SIZE}, got {self.size}")
+        "".join(self.classes).encode()  # raises for a lone surrogate, which cannot be printed
 
     def portable(self) -> ModelInfo:
-        """The same without what only this machine knows: no path says where pictures and teacher lay."""
+        """Return a copy without paths of this machine: the dataset by its base name, and no teacher."""
         return replace(self, data=Path(self.data).name, teacher=None)
 
 
-def save(model: nn.Module, folder: Path, description: ModelInfo) -> None:
-    """Write weights, then the description with their checksum; each file whole or not at all."""
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def save(model: nn.Module, folder: Path, info: ModelInfo) -> None:
+    """Save weights and model info; each file is written atomically.
+
+    Args:
+        model: the model.
+        folder: the folder to write ``model.safetensors`` and ``model.json`` to; it is created if needed.
+        info: the model info; its checksum is replaced by that of the weights.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = serialised(tensors)
+    content = serialize(tensors)
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
         temporary.write_bytes(content)
-    write_json(folder / INFO_FILE, {**asdict(description), "sha256": hashlib.sha256(content).hexdigest()})
+    write_json(folder / INFO_FILE, {**asdict(info), "sha256": hashlib.sha256(content).hexdigest()})
 
 
-def save_portable(model: nn.Module, folder: Path, description: ModelInfo, figures: Mapping[str, Any]) -> None:
-    """What `save` writes, without paths of this machine, and a model card."""
-    said = description.portable()
-    save(model, folder, said)
-    write_text(folder / CARD_FILE, card(asdict(said), figures, "pytorch"))
+def save_portable(model: nn.Module, folder: Path, info: ModelInfo, metrics: Mapping[str, Any]) -> None:
+    """Save weights, model info without paths of this machine, and a model card.
+
+    Args:
+        model: the model.
+        folder: the folder to write ``model.safetensors``, ``model.json`` and ``README.md`` to.
+        info: the model info; it is made `portable`.
+        metrics: content of ``metrics.json`` for the card; it may be empty.
+
+    Example:
+        >>> model = camkd.load("runs/mine")                                           # doctest: +SKIP
+        >>> save_portable(model, Path("to-share"), model.info, model.metrics)         # doctest: +SKIP
+    """
+    portable = info.portable()
+    save(model, folder, portable)
+    write_text(folder / CARD_FILE, render_card(asdict(portable), metrics, "pytorch"))
 
 
-def upload(model: nn.Module, repo_id: str, said: ModelInfo, figures: Mapping[str, Any], **how: Any) -> str:
-    """Upload what `save_portable` writes to the Hugging Face Hub, as the newest commit of ``repo_id``; its address.
+def upload(
+    model: nn.Module,
+    repo_id: str,
+    info: ModelInfo,
+    metrics: Mapping[str, Any],
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload the files of `save_portable` to the Hugging Face Hub, as one commit.
 
-    Raises ``InputError`` where ``huggingface_hub`` is not installed.
+    Args:
+        model: the model.
+        repo_id: repository on the Hub, ``user/name``; it is created if needed.
+        info: the model info.
+        metrics: content of ``metrics.json`` for the card.
+        commit_message: message of the commit (default: "Upload model").
+        private: create a private repository.
+        token: access token.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: if ``huggingface_hub`` is not installed.
     """
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise InputError(
-            "push_to_hub needs huggingface_hub, which is not installed: pip install 'camkd[hub]'."
+            "push_to_hub needs huggingface_hub, which is not installed. Run pip install 'camkd[hub]'."
         ) from error
-    hub = HfApi(token=how.pop("token", None))
-    message = how.pop("commit_message", None) or "Upload model"
+    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_portable(model, Path(folder), said, figures)
-        place = hub.create_repo(repo_id, exist_ok=True, **how)
-        hub.upload_folder(repo_id=place.repo_id, folder_path=folder, commit_message=message)
-    return str(place)
+        save_portable(model, Path(folder), info, metrics)
+        repo_url = api.create_repo(repo_id, exist_ok=True, private=private)
+        api.upload_folder(repo_id=repo_url.repo_id, folder_path=folder, commit_message=commit_message or "Upload model")
+    return str(repo_url)

@@ -1,4 +1,4 @@
-"""What a network costs, and how fine its map is."""
+"""Model cost: parameters, multiply-accumulates and the size of the map."""
 
 from __future__ import annotations
 
@@ -16,58 +16,83 @@ from camkd.types import InputError
 
 
 class Profile(NamedTuple):
-    """Parameters, multiply-accumulates of one picture (convolutions and matrix products), and the map's cells.
+    """Cost of a model.
 
-    The cells are those of the last convolution.
+    Attributes:
+        params: number of parameters.
+        macs: multiply-accumulates per image, of convolutions and matrix products.
+        map_size: height and width of the last convolution's output, in cells.
     """
 
     params: int
     macs: int
-    grid: tuple[int, int]
+    map_size: tuple[int, int]
 
 
 def profile(model: nn.Module, size: int) -> Profile:
-    """Count the cost of ``model`` on one picture of ``size`` x ``size`` pixels.
+    """Count parameters and multiply-accumulates of a model.
 
-    A network on the ``meta`` device is counted without computing anything. Layers used several times are counted as
-    often as they run, attention with its two products of tokens by tokens. Modes are left as they were.
+    A layer that runs several times counts each time. Attention counts with its two products of tokens by tokens.
+
+    Args:
+        model: the model; modes and hooks are left unchanged. On the ``meta`` device nothing is computed.
+        size: side of the image in pixels.
+
+    Returns:
+        The cost for one image ``(1, 3, size, size)``.
+
+    Raises:
+        RuntimeError: if the images are too small for the model.
+
+    Example:
+        >>> from camkd.models import build
+        >>> profile(build("resnet8", classes=10, size=32), size=32)
+        Profile(params=78042, macs=12501632, map_size=(8, 8))
     """
-    grid = (1, 1)
+    map_size = (1, 1)
 
-    def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal grid
-        grid = (output.shape[2], output.shape[3])
+    def record_size(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal map_size
+        map_size = (output.shape[2], output.shape[3])
 
-    hooks = [m.register_forward_hook(see) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_hook(record_size) for m in model.modules() if isinstance(m, nn.Conv2d)]
     parameter = next(model.parameters())
     try:
-        with eval_mode(model), torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
+        with eval_mode(model), torch.no_grad(), _math_attention(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-    macs = counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
-    return Profile(sum(p.numel() for p in model.parameters()), macs, grid)
+    macs = counter.get_total_flops() // 2  # a multiply-accumulate is two floating-point operations
+    return Profile(sum(p.numel() for p in model.parameters()), macs, map_size)
 
 
 def profile_model(name: str, model: nn.Module, size: int) -> Profile:
-    """`profile` of the network called ``name``. Raises ``InputError`` where such pictures are too small for it."""
+    """Profile a model, with an error for users if the images are too small.
+
+    Args:
+        name: name of the model in the error message.
+        model: the model.
+        size: side of the image in pixels.
+
+    Raises:
+        InputError: if the images are too small for the model.
+    """
     try:
         return profile(model, size)
     except RuntimeError as error:
         raise InputError(
-            f"{name} cannot take pictures of {size} x {size} pixels, as its layers leave nothing of them: give "
-            "a larger --size."
+            f"`--size` must be large enough for the layers of {name}, got {size} x {size} pixels. Choose a larger size."
         ) from error
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
-    """Let attention compute by products that can be counted."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def _math_attention() -> Iterator[None]:
+    """Compute attention by matrix products, which `FlopCounterMode` can count."""
+    fastpath_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fastpath_enabled)

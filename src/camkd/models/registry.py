@@ -1,7 +1,7 @@
-"""Networks by name: the built-in ones, and those of timm and torchvision.
+"""Registry of networks: the built-in ones, and those of timm and torchvision.
 
-Adding one: a file with an ordinary ``nn.Module`` that derives from ``ImageClassifier``, a line in ``MODELS``, and its
-entry in ``costs.json``, which the list of models reads so that it needs no torch.
+To add a network, write a file with a subclass of `ImageClassifier`, add a line to `MODELS`, and add its entry to
+``costs.json``. ``camkd list models`` reads that file, so it does not import torch.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 
 
 ModelFactory = Callable[[int, int], ImageClassifier]
-"""Makes a network for ``(classes, picture size)``."""
+"""``factory(classes, size) -> model``: number of classes, side of the images in pixels."""
 
 
-def _cifar_resnet(blocks: int) -> ModelFactory:
-    return lambda classes, size: ResNet(BasicBlock, (16, 32, 64), (blocks,) * 3, classes, size)
+def _cifar_resnet(blocks_per_stage: int) -> ModelFactory:
+    return lambda classes, size: ResNet(BasicBlock, (16, 32, 64), (blocks_per_stage,) * 3, classes, size)
 
 
 def _resnet50(hidden: int = 0) -> ModelFactory:
@@ -55,47 +55,69 @@ MODELS: dict[str, ModelFactory] = {
     "resnet50": _resnet50(),
     "resnet50-mlp": _resnet50(hidden=2048),
 }
+"""Factories of the built-in networks by name."""
 
 
 def default_optimizer(name: str) -> str:
-    """What the class of the network ``name`` says, without making one.
+    """Return the default optimizer of a network without building it.
 
-    SGD where batches are normalised, AdamW for CAM-Net.
+    Args:
+        name: name of the network.
+
+    Returns:
+        ``adamw`` for CAM-Net, whose normalization is not over the batch; ``sgd`` for all others.
     """
     return (CamNet if name in ("cam-net", "cam-net-lite") else ImageClassifier).default_optimizer
 
 
 def is_model_name(name: str) -> bool:
-    """Tell whether ``name`` is that of a network, not of a run: built in, ``timm:NAME`` or ``torchvision:NAME``."""
+    """Return True for the name of a network: a built-in one, ``timm:NAME`` or ``torchvision:NAME``."""
     return name in MODELS or is_external(name)
 
 
 def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
-    """What makes the network called ``name``. Raises ``InputError`` that lists the names where there is none.
+    """Return the factory of a network.
 
-    Without ``pretrained`` nothing is downloaded, whatever the name asks for.
+    Args:
+        name: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``.
+        pretrained: download the weights that the tag of an external name selects. False downloads nothing.
+
+    Raises:
+        InputError: if there is no such network; the message lists the choices.
     """
     if is_external(name):
         check_external(name)
         return lambda classes, size: make_external(name, classes, size, pretrained)
     if name not in MODELS:
-        raise InputError(
-            f"there is no model {name!r}: choose one of {', '.join(MODELS)}, or timm:NAME or torchvision:NAME."
-        )
+        raise InputError(f"model must be one of {', '.join(MODELS)}, timm:NAME or torchvision:NAME, got {name!r}.")
     return MODELS[name]
 
 
 def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool = True) -> ImageClassifier:
-    """Make the network ``name`` for ``classes`` classes and pictures of ``size`` pixels, drawn from ``seed``.
+    """Build a network.
 
-    ``name`` is in ``MODELS``, or ``timm:NAME`` or ``torchvision:NAME``; one with a tag, ``timm:resnet50.a1_in1k``, has
-    the weights of that tag, which are downloaded, unless ``pretrained`` is False. The global random state is left as
-    it was. Raises ``InputError`` for a name that is not there.
+    Args:
+        name: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``. A name with a tag like
+            ``timm:resnet50.a1_in1k`` selects pretrained weights.
+        classes: number of classes.
+        size: side of the images in pixels.
+        seed: seed of the initial weights. The global random state is left unchanged.
+        pretrained: download the weights that the tag selects. False initializes the weights randomly.
 
-    >>> sum(p.numel() for p in build("cam-net", 10, 32).parameters()) <= 96_000
-    True
+    Returns:
+        The model in training mode. It maps images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, classes)``.
+
+    Raises:
+        InputError: if there is no such network or no such weights, or if the network does not take images of this size.
+
+    Example:
+        >>> model = build("cam-net", classes=10, size=32)
+        >>> model(torch.rand(4, 3, 32, 32)).shape
+        torch.Size([4, 10])
+        >>> sum(p.numel() for p in model.parameters()) <= 96_000
+        True
     """
-    make = model_factory(name, pretrained=pretrained)
+    factory = model_factory(name, pretrained=pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return make(classes, size)
+        return factory(classes, size)

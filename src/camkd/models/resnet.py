@@ -1,7 +1,7 @@
-"""Residual networks (He et al. 2015, arXiv 1512.03385), with torchvision's parameter names.
+"""Residual networks (He et al. 2015, arXiv 1512.03385), with the parameter names of torchvision.
 
-Pictures up to 64 pixels get a stem that keeps their resolution (3x3, stride 1, no pooling); larger ones the
-usual one (7x7, stride 2, max-pooling).
+Images of up to 64 pixels get a stem that keeps their resolution (3x3 convolution, stride 1, no pooling). Larger images
+get the standard stem (7x7 convolution, stride 2, max pooling).
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ from torch import Tensor, nn
 
 from camkd.models.base import ImageClassifier
 
-SMALL_PICTURE = 64
+SMALL_IMAGE_SIZE = 64
+"""Largest image side, in pixels, with the stem that keeps the resolution."""
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Residual block of two 3x3 convolutions."""
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv(inputs, width, 3, stride)
+        self.conv1 = _conv(in_channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = _conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, width, stride)
+        self.downsample = _shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -46,20 +47,20 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the stride sits on the 3x3 (as in torchvision)."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions; the stride is on the 3x3 convolution, as in torchvision."""
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv(inputs, width, 1)
+        self.conv1 = _conv(in_channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = _conv(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = _conv(width, 4 * width, 1)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, 4 * width, stride)
+        self.downsample = _shortcut(in_channels, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -69,11 +70,18 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(ImageClassifier):
-    """Stages of residual blocks, global average, linear classifier (or one with a hidden layer).
+    """Stages of residual blocks, global average pooling, and a linear classifier or an MLP.
 
-    ``widths`` and ``depths`` give each stage's channels and number of blocks; every stage but the first
-    halves the resolution. With ``hidden`` units the head is ``Linear - ReLU - Linear``, as in the CAM-KD
-    write-up's teacher; its maps are then gradient-based.
+    Every stage except the first halves the resolution.
+
+    Args:
+        block: class of the residual blocks.
+        widths: channels of each stage, before the block's expansion.
+        depths: number of blocks of each stage.
+        classes: number of classes.
+        size: side of the images in pixels; it selects the stem.
+        hidden: hidden units of the head ``Linear - ReLU - Linear``, as in the teacher of the CAM-KD write-up. Its maps
+            are gradient-based. 0 is a linear head.
     """
 
     def __init__(
@@ -87,11 +95,11 @@ class ResNet(ImageClassifier):
     ) -> None:
         super().__init__()
         channels = widths[0]
-        small = size <= SMALL_PICTURE
-        self.conv1 = _conv(3, channels, 3) if small else _conv(3, channels, 7, 2)
+        keep_resolution = size <= SMALL_IMAGE_SIZE
+        self.conv1 = _conv(3, channels, 3) if keep_resolution else _conv(3, channels, 7, 2)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.Identity() if keep_resolution else nn.MaxPool2d(3, 2, 1)
         self.stages: list[str] = []
         for number, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             blocks = []

@@ -1,8 +1,8 @@
-"""A teacher that a processor trains quickly: few layers at full resolution, pooling instead of strides.
+"""ResNet-11, a teacher that trains quickly on a CPU: few layers at full resolution, pooling instead of strides.
 
-The plan is that of Page's ResNet-9 (2018, "How to train your ResNet", the DAWNBench entry), with a residual pair at
-every resolution, narrower layers, and no pooling after the last, so that its map has 8x8 cells. Half of WRN-16-4's
-multiply-adds, and 1.8 times its speed in training on two cores: LOG.md, 2026-11-23.
+The design follows Page's ResNet-9 (2018, "How to train your ResNet", the DAWNBench entry), with a residual pair at
+every resolution, narrower layers, and no pooling after the last stage, so that the map has 8x8 cells. It has half the
+multiply-adds of WRN-16-4 and trains 1.8 times as fast on two cores (LOG.md, 2026-11-23).
 """
 
 from __future__ import annotations
@@ -12,37 +12,41 @@ from torch import Tensor, nn
 from camkd.models.base import ImageClassifier
 
 
-def unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch normalisation, rectifier."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Build convolution, batch normalization and ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class ResidualPair(nn.Module):
-    """``x + unit(unit(x))``."""
+    """Residual block of two units of convolution, batch normalization and ReLU: ``x + unit(unit(x))``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(unit(channels, channels), unit(channels, channels))
+        self.body = nn.Sequential(conv_bn_relu(channels, channels), conv_bn_relu(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)  # type: ignore[no-any-return]
 
 
 class ResNet11(ImageClassifier):
-    """32, 64, 192 and 256 channels; a 32x32 picture has an 8x8 map."""
+    """ResNet of 32, 64, 192 and 256 channels. A 32x32 image has an 8x8 map.
+
+    Args:
+        classes: number of classes.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            unit(3, 32),
-            unit(32, 64),
+            conv_bn_relu(3, 32),
+            conv_bn_relu(32, 64),
             nn.MaxPool2d(2),
             ResidualPair(64),
-            unit(64, 192),
+            conv_bn_relu(64, 192),
             nn.MaxPool2d(2),
             ResidualPair(192),
-            unit(192, 256),
+            conv_bn_relu(192, 256),
             ResidualPair(256),
             nn.ReLU(inplace=True),
         )

@@ -8,17 +8,20 @@ from camkd.models.base import ImageClassifier
 
 
 class WideBlock(nn.Module):
-    """Normalise, rectify, convolve, twice; the shortcut leaves after the first rectifier where it projects."""
+    """Pre-activation residual block: batch normalization, ReLU, 3x3 convolution, twice.
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    A 1x1 convolution in the shortcut takes its input after the first ReLU.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
-        projects = inputs != outputs or stride != 1
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if projects else None
+        needs_projection = in_channels != out_channels or stride != 1
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if needs_projection else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(x))
@@ -27,19 +30,26 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(ImageClassifier):
-    """``depth`` layers (6n + 4) of ``widen`` times 16, 32 and 64 channels; a 32x32 picture has an 8x8 map."""
+    """Wide ResNet with stages of 16, 32 and 64 channels times a width factor. A 32x32 image has an 8x8 map.
+
+    Args:
+        depth: number of layers, ``6 n + 4`` for ``n`` blocks per stage.
+        widen: width factor.
+        classes: number of classes.
+    """
 
     def __init__(self, depth: int, widen: int, classes: int) -> None:
         super().__init__()
-        blocks, channels = (depth - 4) // 6, 16
+        blocks_per_stage = (depth - 4) // 6
+        channels = 16
         self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
         stages = []
-        for number, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
-            stage = []
-            for index in range(blocks):
-                stage.append(WideBlock(channels, width, 2 if number and index == 0 else 1))
+        for stage, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
+            blocks = []
+            for index in range(blocks_per_stage):
+                blocks.append(WideBlock(channels, width, 2 if stage and index == 0 else 1))
                 channels = width
-            stages.append(nn.Sequential(*stage))
+            stages.append(nn.Sequential(*blocks))
         self.layers = nn.Sequential(*stages)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
