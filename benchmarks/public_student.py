@@ -26,7 +26,7 @@ from camkd.config import TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
 from camkd.distill.objective import parse_objective
-from camkd.evaluate import evaluate, predict_split
+from camkd.evaluate import compute_metrics, predict_split
 from camkd.experiments.pipeline import channel_statistics
 from camkd.models import ImageClassifier, profile
 from camkd.models.cam_net import ChannelNorm
@@ -113,7 +113,9 @@ def train(data: Dataset, config: TrainConfig, folder: Path) -> dict[str, Any]:
     best = fit(model, data, parse_objective("plain"), config, run, resume=bool(run.checkpoints))
     history = run.read_history()
     figures = {
-        **evaluate(predict_split(best, data.test), torch.from_numpy(data.test.labels.copy()), data.classes, None),
+        **compute_metrics(
+            predict_split(best, data.test), torch.from_numpy(data.test.labels.copy()), data.classes, None
+        ),
         "val_accuracy": max(row["val_accuracy"] for row in history),
         "params": cost.params,
         "macs": cost.macs,

@@ -1,20 +1,17 @@
-"""A model's numbers on the test pictures against a loop that asks about one picture at a time."""
+"""Metrics of a model on a test split, by hand and against the single metric functions."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from camkd.cams import centre_prior, predict
-from camkd.data import augment as views
+from camkd.cams import centre_prior
 from camkd.data.dataset import Dataset
-from camkd.evaluate import SplitPredictions, evaluate, predict_split
+from camkd.evaluate import SplitPredictions, chance_level, compute_metrics, faithfulness, measure, predict_split
 from camkd.evaluate.metrics import map_likeness, means
 from camkd.models import build
-from camkd.train import validation as referee
 
 
 @pytest.fixture(scope="module")
@@ -22,135 +19,127 @@ def model() -> nn.Module:
     return build("resnet8", 3, 16, seed=1).eval()
 
 
-def one_by_one(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, K)`` and maps ``(N, K, h, w)`` of the test pictures."""
-    logits, cams = [], []
-    for image in data.test.images:
-        x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-        with torch.no_grad():
-            answer = predict(model, x)
-        assert answer.cams is not None
-        logits.append(answer.logits[0])
-        cams.append(answer.cams[0])
-    return torch.stack(logits), torch.stack(cams)
+# --- compute_metrics
 
 
-def test_examine_is_the_literal_loop(model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "IN_ORDER", 7)  # 24 = 7 + 7 + 7 + 3
-    found = predict_split(model, easy.test)
-    logits, cams = one_by_one(model, easy)
-    torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
-    assert torch.equal(found.class_ids, logits.argmax(1))
-    torch.testing.assert_close(found.maps, cams[torch.arange(24), logits.argmax(1)], rtol=1e-4, atol=1e-4)
-    assert found.form == "exact"
-
-
-def test_of_large_pictures_a_few_are_asked_about_at_a_time(
-    model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(views, "IN_ORDER_BYTES", 5 * 16 * 16 * 3)
-    seen: list[int] = []
-    with model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
-        predict_split(model, easy.test)
-        assert max(seen) == 5
-        seen.clear()
-        referee.Validator(easy, torch.device("cpu"), False, None)(model)
-        assert max(seen) == 5
-
-
-def test_maps_are_of_the_classes_shown(model: nn.Module, easy: Dataset) -> None:
-    shown = torch.arange(24) * 2 % 3
-    found = predict_split(model, easy.test, shown)
-    _, cams = one_by_one(model, easy)
-    assert torch.equal(found.class_ids, shown)
-    torch.testing.assert_close(found.maps, cams[torch.arange(24), shown], rtol=1e-4, atol=1e-4)
-
-
-def test_examine_leaves_the_model_as_it_was(easy: Dataset) -> None:
-    model = build("resnet8", 3, 16)
-    model.train()
-    model.layer1.eval()
-    modes = [m.training for m in model.modules()]
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    first, second = predict_split(model, easy.test), predict_split(model, easy.test)
-    assert [m.training for m in model.modules()] == modes
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(first.logits, second.logits)
-    assert not first.logits.requires_grad
-
-
-def test_figures_by_hand() -> None:
+def test_classification_metrics_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 4.0]])
     labels = torch.tensor([0, 0, 1, 1])
-    own = SplitPredictions(logits, torch.rand(4, 4, 4), torch.tensor([0, 1, 0, 1]), "exact")
-    figures = evaluate(own, labels, ("cat", "dog"), None)
-    chances = logits.softmax(1)
-    assert figures["accuracy"] == 0.5
-    assert figures["confusion"] == [[1, 1], [1, 1]]
-    assert figures["per_class"] == {"cat": 0.5, "dog": 0.5}
-    assert figures["nll"] == pytest.approx(-float(chances[range(4), labels].log().mean()))
-    assert figures["cam_form"] == "exact"
-    assert not any(name.startswith(("teacher", "cam_cosine")) for name in figures)
+    predictions = SplitPredictions(logits, torch.rand(4, 4, 4), torch.tensor([0, 1, 0, 1]), "exact")
+    metrics = compute_metrics(predictions, labels, ("cat", "dog"), None)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["confusion"] == [[1, 1], [1, 1]]
+    assert metrics["per_class"] == {"cat": 0.5, "dog": 0.5}
+    expected_nll = -float(logits.softmax(1)[range(4), labels].log().mean())
+    assert metrics["nll"] == pytest.approx(expected_nll)
+    assert metrics["cam_form"] == "exact"
+    assert not any(name.startswith(("teacher", "cam_cosine")) for name in metrics)
 
 
-def test_maps_on_objects_stand_beside_their_chance_levels() -> None:
+def test_localization_metrics_have_chance_levels() -> None:
     maps = torch.zeros(2, 4, 4)
     maps[0, 0, 0] = maps[1, 2, 1] = 1
     masks = torch.zeros(2, 8, 8, dtype=torch.bool)
-    masks[0, :2, :2] = masks[1, 2:4, 2:4] = True  # on the first map, and beside the second in the middle
-    own = SplitPredictions(torch.eye(2), maps, torch.tensor([0, 1]), "exact")
-    figures = evaluate(own, torch.tensor([0, 1]), ("cat", "dog"), None, masks)
-    assert figures["cam_inside"] == figures["cam_pointing_game"] == 0.5
-    assert figures["cam_inside_chance"] == figures["cam_pointing_game_chance"] == 4 / 64
-    assert figures["cam_pointing_game_centre"] == 0.5  # of four equal cells in the middle the first, with pixel 3, 3
+    masks[0, :2, :2] = True  # at the peak of the first map
+    masks[1, 2:4, 2:4] = True  # beside the peak of the second map, at the center
+    predictions = SplitPredictions(torch.eye(2), maps, torch.tensor([0, 1]), "exact")
+    metrics = compute_metrics(predictions, torch.tensor([0, 1]), ("cat", "dog"), None, masks)
+    assert metrics["cam_inside"] == metrics["cam_pointing_game"] == 0.5
+    assert metrics["cam_inside_chance"] == metrics["cam_pointing_game_chance"] == 4 / 64
+    assert metrics["cam_pointing_game_centre"] == 0.5  # the first of four equal center cells has its center at (3, 3)
     weights = centre_prior(4, 4) / centre_prior(4, 4).sum()
-    assert figures["cam_inside_centre"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
+    assert metrics["cam_inside_centre"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
 
 
-def test_what_was_not_measured_is_absent() -> None:
-    """The accuracy on a class without test pictures, and the confusion matrix of more than 1,000 classes."""
-    own = SplitPredictions(torch.eye(3)[[0, 1]], torch.rand(2, 4, 4), torch.tensor([0, 1]), "gradient")
-    figures = evaluate(own, torch.tensor([0, 0]), ("a", "b", "c"), None)
-    assert figures["per_class"] == {"a": 0.5}
-    assert figures["confusion"] == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
-    own = SplitPredictions(torch.eye(1001)[:1], torch.rand(1, 4, 4), torch.tensor([0]), "gradient")
-    assert "confusion" not in evaluate(own, torch.tensor([0]), tuple(map(str, range(1001))), None)
+def test_accuracy_of_a_class_without_images_is_absent() -> None:
+    predictions = SplitPredictions(torch.eye(3)[[0, 1]], torch.rand(2, 4, 4), torch.tensor([0, 1]), "gradient")
+    metrics = compute_metrics(predictions, torch.tensor([0, 0]), ("a", "b", "c"), None)
+    assert metrics["per_class"] == {"a": 0.5}
+    assert metrics["confusion"] == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
 
 
-def test_figures_with_a_teacher() -> None:
-    labels, shown = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
-    own = SplitPredictions(torch.eye(2)[[0, 0, 0]], torch.rand(3, 4, 4), shown, "exact")
-    theirs = SplitPredictions(torch.eye(2)[shown], torch.rand(3, 8, 8), shown, "exact")
-    figures = evaluate(own, labels, ("a", "b"), theirs)
-    assert figures["accuracy"] == pytest.approx(1 / 3)
-    assert figures["teacher_accuracy"] == pytest.approx(2 / 3)
-    assert figures["teacher_agreement"] == pytest.approx(2 / 3)
-    expected = means(map_likeness(own.maps, theirs.maps))
-    assert {name: figures[name] for name in expected} == expected
+def test_confusion_matrix_of_more_than_1000_classes_is_absent() -> None:
+    predictions = SplitPredictions(torch.eye(1001)[:1], torch.rand(1, 4, 4), torch.tensor([0]), "gradient")
+    metrics = compute_metrics(predictions, torch.tensor([0]), tuple(map(str, range(1001))), None)
+    assert "confusion" not in metrics
+
+
+def test_metrics_of_agreement_with_a_teacher() -> None:
+    labels = torch.tensor([0, 1, 1])
+    class_ids = torch.tensor([0, 1, 0])
+    student = SplitPredictions(torch.eye(2)[[0, 0, 0]], torch.rand(3, 4, 4), class_ids, "exact")
+    teacher = SplitPredictions(torch.eye(2)[class_ids], torch.rand(3, 8, 8), class_ids, "exact")
+    metrics = compute_metrics(student, labels, ("a", "b"), teacher)
+    assert metrics["accuracy"] == pytest.approx(1 / 3)
+    assert metrics["teacher_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["teacher_agreement"] == pytest.approx(2 / 3)
+    expected = means(map_likeness(student.maps, teacher.maps))
+    assert {name: metrics[name] for name in expected} == expected
     assert len(expected) == 15
 
 
-def test_model_that_is_its_own_teacher(model: nn.Module, easy: Dataset) -> None:
-    own = predict_split(model, easy.test)
-    figures = evaluate(own, torch.from_numpy(easy.test.labels), easy.classes, own)
-    assert figures["teacher_agreement"] == 1.0
-    assert figures["cam_cosine"] == pytest.approx(1.0, abs=1e-5)
-    assert figures["cam_iou"] == pytest.approx(1.0)
-    assert figures["teacher_accuracy"] == figures["accuracy"]
+def test_model_as_its_own_teacher_agrees_fully(model: nn.Module, easy: Dataset) -> None:
+    predictions = predict_split(model, easy.test)
+    metrics = compute_metrics(predictions, torch.from_numpy(easy.test.labels), easy.classes, predictions)
+    assert metrics["teacher_agreement"] == 1.0
+    assert metrics["cam_cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["cam_iou"] == pytest.approx(1.0)
+    assert metrics["teacher_accuracy"] == metrics["accuracy"]
 
 
-def test_maps_of_different_classes_are_not_compared(model: nn.Module, easy: Dataset) -> None:
-    own = predict_split(model, easy.test)
-    other = own._replace(class_ids=(own.class_ids + 1) % 3)
+def test_maps_of_different_classes_are_rejected(model: nn.Module, easy: Dataset) -> None:
+    predictions = predict_split(model, easy.test)
+    teacher = predictions._replace(class_ids=(predictions.class_ids + 1) % 3)
     with pytest.raises(AssertionError, match="different classes"):
-        evaluate(own, torch.from_numpy(easy.test.labels), easy.classes, other)
+        compute_metrics(predictions, torch.from_numpy(easy.test.labels), easy.classes, teacher)
 
 
-def test_gradient_form_is_said(easy: Dataset) -> None:
-    layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    model = nn.Sequential(*layers, nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
-    few = replace(easy.test, images=easy.test.images[:3], labels=easy.test.labels[:3])
-    found = predict_split(model, few)
-    assert found.form == "gradient"
-    assert found.maps.shape == (3, 8, 8)
-    assert not found.maps.requires_grad
+# --- measure
+
+
+def test_chance_level_is_the_higher_of_those_present() -> None:
+    assert chance_level({"cam_cosine_centre": 0.4, "cam_cosine_shuffled": 0.6}) == 0.6
+    assert chance_level({"cam_cosine_centre": 0.4}) == 0.4
+
+
+def test_measure_combines_predictions_agreement_and_faithfulness(model: nn.Module, easy: Dataset) -> None:
+    teacher = predict_split(build("resnet8", 3, 16, seed=2).eval(), easy.test)
+    metrics, per_image, _ = measure(model, easy, teacher)
+    assert metrics["test_images"] == 24
+    assert metrics["accuracy"] == np.mean(per_image["predicted"] == per_image["label"])
+    assert metrics["cam_cosine"] == pytest.approx(per_image["cam_cosine"].mean())
+    expected = faithfulness(model, easy.test)
+    assert {name: metrics[name] for name in expected} == expected
+    agree = per_image["predicted"] == per_image["teacher_predicted"]
+    level = max(metrics["cam_cosine_centre"], metrics["cam_cosine_shuffled"])
+    assert metrics["cam_disagreement"] == np.mean(per_image["cam_cosine"][agree] <= level)
+
+
+def test_measure_groups_likeness_by_outcome(model: nn.Module, easy: Dataset) -> None:
+    teacher = predict_split(build("resnet8", 3, 16, seed=2).eval(), easy.test)
+    metrics, per_image, _ = measure(model, easy, teacher)
+    assert sum(group["pictures"] for group in metrics["by_outcome"].values()) == 24
+    correct = per_image["predicted"] == per_image["label"]
+    teacher_correct = per_image["teacher_predicted"] == per_image["label"]
+    masks = {
+        "both_right": correct & teacher_correct,
+        "only_student": correct & ~teacher_correct,
+        "both_wrong": ~(correct | teacher_correct),
+    }
+    for name, mask in masks.items():
+        group = metrics["by_outcome"][name]
+        assert group["pictures"] == mask.sum()
+        assert not mask.any() or group["cam_iou"] == pytest.approx(per_image["cam_iou"][mask].mean())
+
+
+def test_metrics_of_agreement_are_absent_without_a_teacher(model: nn.Module, easy: Dataset) -> None:
+    metrics, per_image, _ = measure(model, easy, None)
+    assert not {"cam_disagreement", "by_outcome", "cam_cosine", "teacher_accuracy"} & set(metrics)
+    assert list(per_image) == ["label", "predicted", "confidence"]
+
+
+def test_disagreement_is_absent_if_no_prediction_agrees(model: nn.Module, easy: Dataset) -> None:
+    predictions = predict_split(model, easy.test)
+    logits = -predictions.logits
+    teacher = predictions._replace(logits=logits, class_ids=logits.argmax(1))
+    assert "cam_disagreement" not in measure(model, easy, teacher).metrics

@@ -1,4 +1,4 @@
-"""Heatmaps of any pictures: what is drawn, what is answered, and which pictures are picked."""
+"""Explanations of images: classes, maps, captions and choice of examples."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from camkd.cams import predict
+from camkd.cams.gather import gather_classes
 from camkd.data.dataset import Dataset, Split
-from camkd.explain import explain as module
+from camkd.explain import explain
 from camkd.explain.explain import draw_explanation, draw_heatmaps, example_rows, explain_batches
 from camkd.models import build
 
 
-def chances_of(model: nn.Module, images: NDArray[np.uint8]) -> Tensor:
+def reference_predictions(model: nn.Module, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Return probabilities ``(N, K)`` and maps of all classes ``(N, K, h, w)``, from one batch."""
     x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
+    model = copy.deepcopy(model).eval()
     with torch.no_grad():
-        return copy.deepcopy(model).eval()(x).softmax(1)
-
-
-def maps_of(model: nn.Module, images: NDArray[np.uint8]) -> Tensor:
-    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
-        maps = predict(copy.deepcopy(model).eval(), x).cams
-    assert maps is not None
-    return maps
+        probabilities = model(x).softmax(1)
+        cams = predict(model, x).cams
+    assert cams is not None
+    return probabilities, cams
 
 
 @pytest.fixture
@@ -39,69 +37,81 @@ def models() -> dict[str, nn.Module]:
     return {"teacher": build("resnet8", 3, 16, 1), "student": build("cam-net", 3, 16, 2)}
 
 
+# --- explain_batches
+
+
 @pytest.mark.parametrize("top", [1, 2, 3])
-def test_maps_are_of_the_classes_that_are_likeliest_to_the_first_model(
-    easy: Dataset, models: dict[str, nn.Module], top: int
+def test_maps_are_of_the_top_classes_of_the_first_model(easy: Dataset, models: dict[str, nn.Module], top: int) -> None:
+    images = easy.test.images
+    explanation = explain_batches(models, [images[:10], images[10:]], top=top)
+    probabilities, _ = reference_predictions(models["teacher"], images)
+    top_classes = probabilities.topk(top).indices
+    assert explanation.class_ids.tolist() == top_classes.tolist()
+    assert list(explanation.maps_by_model) == ["teacher", "student"]
+    for title, model_maps in explanation.maps_by_model.items():
+        assert models[title].training, "the mode must be restored"
+        probabilities, cams = reference_predictions(models[title], images)
+        np.testing.assert_allclose(model_maps.probabilities, probabilities, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(model_maps.maps, gather_classes(cams, top_classes), rtol=1e-3, atol=1e-4)
+
+
+def test_method_applies_to_all_models_and_layer_to_one(easy: Dataset, models: dict[str, nn.Module]) -> None:
+    images = easy.test.images[:2]
+    default = explain_batches(models, [images]).maps_by_model
+    layercam = explain_batches(models, [images], method="layercam", layers={"teacher": "layer1"}).maps_by_model
+    assert layercam["teacher"].maps.shape[2:] == (16, 16)
+    assert layercam["student"].maps.shape == default["student"].maps.shape
+    assert layercam["student"].maps.min() >= 0 > default["student"].maps.min()  # LayerCAM ends in a ReLU
+
+
+# --- figures
+
+
+@pytest.fixture
+def heatmaps_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace `heatmaps` with a function that records its arguments."""
+    arguments: dict[str, Any] = {}
+
+    def record(images: Any, columns: Any, path: Path, **options: Any) -> None:
+        arguments.update(images=images, columns=columns, **options)
+
+    monkeypatch.setattr(explain, "heatmaps", record)
+    return arguments
+
+
+def test_caption_of_a_map_is_the_models_prediction(
+    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, heatmaps_arguments: dict[str, Any]
 ) -> None:
     images = easy.test.images
-    looks = explain_batches(models, [images[:10], images[10:]], top=top)
-    likeliest = chances_of(models["teacher"], images).topk(top).indices
-    assert looks.class_ids.tolist() == likeliest.tolist()
-    assert list(looks.by) == ["teacher", "student"]
-    for title, one in looks.by.items():
-        assert models[title].training  # modes come back
-        np.testing.assert_allclose(one.probabilities, chances_of(models[title], images), rtol=1e-3, atol=1e-5)
-        wanted = maps_of(models[title], images)[torch.arange(24)[:, None], likeliest]
-        np.testing.assert_allclose(one.maps, wanted, rtol=1e-3, atol=1e-4)
-
-
-def test_a_method_and_a_layer_reach_the_model_they_are_meant_for(easy: Dataset, models: dict[str, nn.Module]) -> None:
-    images = easy.test.images[:2]
-    plain, other = (
-        explain_batches(models, [images]),
-        explain_batches(models, [images], method="layercam", layers={"teacher": "layer1"}),
-    )
-    assert other.by["teacher"].maps.shape[2:] == (16, 16)
-    assert other.by["student"].maps.shape == plain.by["student"].maps.shape
-    assert other.by["student"].maps.min() >= 0 > plain.by["student"].maps.min()  # LayerCAM is rectified
-
-
-def drawn_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    drawn: dict[str, Any] = {}
-
-    def spy(images: Any, columns: Any, path: Path, **more: Any) -> None:
-        drawn.update(images=images, columns=columns, **more)
-
-    monkeypatch.setattr(module, "heatmaps", spy)
-    return drawn
-
-
-def test_under_a_map_stands_the_models_answer(
-    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn, images = drawn_by(monkeypatch), easy.test.images
     draw_heatmaps(images, models, easy.classes, tmp_path / "x.png", ["berry"] * 24)
-    assert drawn["shown"] == [easy.classes[k] for k in chances_of(models["teacher"], images).argmax(1)]
-    assert drawn["truths"] == ["berry"] * 24
-    for column in drawn["columns"]:
-        sure, answer = chances_of(models[column.title], images).max(1)
-        assert column.answers == [easy.classes[k] for k in answer]
-        np.testing.assert_allclose(column.confidences, sure, rtol=1e-3, atol=1e-5)
+    probabilities, _ = reference_predictions(models["teacher"], images)
+    assert heatmaps_arguments["map_classes"] == [easy.classes[k] for k in probabilities.argmax(1)]
+    assert heatmaps_arguments["true_classes"] == ["berry"] * 24
+    for column in heatmaps_arguments["columns"]:
+        probabilities, _ = reference_predictions(models[column.title], images)
+        confidence, predicted = probabilities.max(1)
+        assert column.labels == [easy.classes[k] for k in predicted]
+        np.testing.assert_allclose(column.confidences, confidence, rtol=1e-3, atol=1e-5)
 
 
-def test_under_maps_of_several_classes_stand_these(
-    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_caption_of_one_of_several_maps_is_its_class(
+    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, heatmaps_arguments: dict[str, Any]
 ) -> None:
-    drawn, images = drawn_by(monkeypatch), easy.test.images[:4]
-    looks = explain_batches(models, [images], top=2)
-    draw_explanation(images, looks, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
-    assert [column.title for column in drawn["columns"]] == ["teacher", "student"] * 2
-    assert drawn["names"] == ["a", "b", "c", "d"]
-    for place, column in enumerate(drawn["columns"]):
-        classes = looks.class_ids[:, place // 2]
-        assert column.answers == [easy.classes[k] for k in classes]
-        sure = chances_of(models[column.title], images)[torch.arange(4), torch.from_numpy(classes)]
-        np.testing.assert_allclose(column.confidences, sure, rtol=1e-3, atol=1e-5)
+    images = easy.test.images[:4]
+    explanation = explain_batches(models, [images], top=2)
+    draw_explanation(images, explanation, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
+    columns = heatmaps_arguments["columns"]
+    assert [column.title for column in columns] == ["teacher", "student"] * 2
+    assert heatmaps_arguments["names"] == ["a", "b", "c", "d"]
+    for position, column in enumerate(columns):
+        class_ids = explanation.class_ids[:, position // 2]
+        assert column.labels == [easy.classes[k] for k in class_ids]
+        probabilities, _ = reference_predictions(models[column.title], images)
+        expected = probabilities[torch.arange(4), torch.from_numpy(class_ids)]
+        np.testing.assert_allclose(column.confidences, expected, rtol=1e-3, atol=1e-5)
+
+
+# --- choice of examples
 
 
 @pytest.mark.parametrize(
@@ -114,11 +124,11 @@ def test_under_maps_of_several_classes_stand_these(
         ([1, 1], 8, [0, 1]),
     ],
 )
-def test_specimens_are_the_first_of_each_class(labels: list[int], count: int, rows: list[int]) -> None:
+def test_example_rows_take_the_classes_in_turn(labels: list[int], count: int, rows: list[int]) -> None:
     split = Split(np.zeros((len(labels), 1, 1, 3), np.uint8), np.array(labels, np.int64))
     assert example_rows(split, count).tolist() == rows
 
 
-def test_specimens_look_at_labels_alone(easy: Dataset) -> None:
-    other = replace(easy.test, images=255 - easy.test.images)
-    assert example_rows(easy.test).tolist() == example_rows(other).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+def test_example_rows_depend_only_on_labels(easy: Dataset) -> None:
+    inverted = replace(easy.test, images=255 - easy.test.images)
+    assert example_rows(easy.test).tolist() == example_rows(inverted).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]

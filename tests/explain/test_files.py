@@ -1,4 +1,4 @@
-"""Picture files in, maps out: which files are read, what is written, and in which pixels."""
+"""Maps of image files: input files, output formats and pixels of figures and overlays."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image
 
 from camkd.explain.explain import Explanation, ModelMaps
 from camkd.explain.files import (
-    PANELS,
+    MAX_PANELS,
     check_figure_size,
-    decoded,
+    decode_images,
     find_image_files,
     iter_decoded,
     output_format,
@@ -29,158 +29,198 @@ from camkd.types import InputError
 CLASSES = ("cat", "dog", "owl")
 
 
-def silent(done: int, total: int, what: str) -> None:
+def no_progress(done: int, total: int, description: str) -> None:
     pass
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A lying, a standing and a small picture, at three depths, and what is none."""
-    root = tmp_path / "pictures"
+    """A landscape, a portrait and a small image at three depths, beside a text file, a hidden file and a link."""
+    root = tmp_path / "images"
     (root / "a" / "deep").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for name, size in (("wide.png", (60, 40)), ("a/tall.png", (30, 51)), ("a/deep/small.png", (8, 8))):
-        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(root / name)
-    (root / "a" / "notes.txt").write_text("no picture")
+    for name, (width, height) in (("wide.png", (60, 40)), ("a/tall.png", (30, 51)), ("a/deep/small.png", (8, 8))):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(root / name)
+    (root / "a" / "notes.txt").write_text("not an image")
     (root / ".hidden.png").write_bytes((root / "wide.png").read_bytes())
     (root / "a" / "again").symlink_to(root)
     return root
 
 
-def looks_at(count: int, top: int = 1) -> Explanation:
+def random_explanation(count: int, top: int = 1) -> Explanation:
     rng = np.random.default_rng(1)
-    sure = rng.dirichlet(np.ones(3), count).astype(np.float32)
+    probabilities = rng.dirichlet(np.ones(3), count).astype(np.float32)
     maps = rng.standard_normal((count, top, 4, 4)).astype(np.float32)
-    shown = np.argsort(-sure, 1)[:, :top]
-    return Explanation(shown, {"teacher": ModelMaps(sure, maps), "student": ModelMaps(sure[::-1], 2 * maps)})
+    class_ids = np.argsort(-probabilities, 1)[:, :top]
+    teacher = ModelMaps(probabilities, maps)
+    student = ModelMaps(probabilities[::-1], 2 * maps)
+    return Explanation(class_ids, {"teacher": teacher, "student": student})
 
 
-def test_folders_are_searched_to_their_depth_and_each_picture_counts_once(folder: Path) -> None:
-    found = find_image_files([str(folder / "wide.png"), str(folder)])
-    assert [str(path.relative_to(folder)) for path in found] == ["wide.png", "a/deep/small.png", "a/tall.png"]
+def student_maps(count: int, top: int = 1) -> np.ndarray:
+    return random_explanation(count, top).maps_by_model["student"].maps
 
 
-def test_a_folder_without_pictures_is_refused(folder: Path) -> None:
+# --- input files
+
+
+def test_folders_are_searched_recursively_without_duplicates(folder: Path) -> None:
+    paths = find_image_files([str(folder / "wide.png"), str(folder)])
+    assert [str(path.relative_to(folder)) for path in paths] == ["wide.png", "a/deep/small.png", "a/tall.png"]
+
+
+def test_folder_without_images_is_rejected(folder: Path) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no pictures \(bmp, .*\) were found in '.*empty'"):
+    with pytest.raises(InputError, match="empty"):
         find_image_files([str(folder), str(folder / "empty")])
 
 
-def test_pictures_are_read_a_few_at_a_time(folder: Path) -> None:
+def test_images_are_decoded_in_batches(folder: Path) -> None:
     paths = find_image_files([str(folder)]) * 30
-    told: list[tuple[int, int]] = []
-    found = list(iter_decoded(paths, 16, lambda done, total, what: told.append((done, total))))
-    assert [len(part) for part in found] == [32, 32, 26]
-    assert told == [(32, 90), (64, 90), (90, 90)]
-    np.testing.assert_array_equal(np.concatenate(found), decoded(paths, 16))
+    progress: list[tuple[int, int]] = []
+    batches = list(iter_decoded(paths, 16, lambda done, total, description: progress.append((done, total))))
+    assert [len(batch) for batch in batches] == [32, 32, 26]
+    assert progress == [(32, 90), (64, 90), (90, 90)]
+    np.testing.assert_array_equal(np.concatenate(batches), decode_images(paths, 16))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
-def test_picture_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
+def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.png' cannot be read as a picture"):
-        decoded([tmp_path / "good.png", tmp_path / "bad.png"], 16)
+    with pytest.raises(InputError, match=r"bad\.png' must be a readable image file"):
+        decode_images([tmp_path / "good.png", tmp_path / "bad.png"], 16)
+
+
+# --- output formats
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("x.png", "png"), ("X.NPZ", "npz"), ("x.json", "json"), ("x", "folder"), ("v1.5", "folder")]
 )
-def test_the_name_says_what_is_written(tmp_path: Path, name: str, kind: str) -> None:
+def test_output_format_follows_from_the_path(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "v1.5").mkdir()
     assert output_format(tmp_path / name) == kind
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.pngg", "file"])
-def test_a_name_that_says_nothing_is_refused(tmp_path: Path, name: str) -> None:
+def test_unknown_output_format_is_rejected(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"is no \.png, \.npz or \.json file"):
+    with pytest.raises(InputError, match=f"got {tmp_path / name}"):
         output_format(tmp_path / name)
 
 
-def test_a_figure_has_its_limits() -> None:
-    check_figure_size(PANELS // 3, 2)
-    with pytest.raises(InputError, match=r"201 pictures with 2 maps each .* give --out a folder"):
-        check_figure_size(PANELS // 3 + 1, 2)
+def test_output_format_message() -> None:
+    with pytest.raises(InputError) as caught:
+        output_format(Path("x.jpg"))
+    assert str(caught.value) == (
+        "`--out` must be a .png, .npz or .json file or a folder, got x.jpg. "
+        "Choose another file name, or a folder for overlays."
+    )
 
 
-def test_overlays_are_in_the_pictures_own_pixels_and_cover_what_the_network_saw(folder: Path, tmp_path: Path) -> None:
+def test_figure_has_a_largest_number_of_panels() -> None:
+    check_figure_size(MAX_PANELS // 3, 2)
+    with pytest.raises(InputError, match="got 603: 201 images with 2 maps each"):
+        check_figure_size(MAX_PANELS // 3 + 1, 2)
+
+
+# --- overlays
+
+
+def test_overlays_have_the_resolution_of_the_image(folder: Path, tmp_path: Path) -> None:
     paths = find_image_files([str(folder)])
-    maps = looks_at(3).by["student"].maps
-    write_overlays(tmp_path / "out", paths, maps, silent)
-    written = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert [str(path.relative_to(tmp_path / "out")) for path in written] == [
+    maps = student_maps(3)
+    write_overlays(tmp_path / "out", paths, maps, no_progress)
+    files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert [str(path.relative_to(tmp_path / "out")) for path in files] == [
         "a/deep/small.png.png",
         "a/tall.png.png",
         "wide.png.png",
     ]
-    squares = {"small.png": np.s_[:, :], "tall.png": np.s_[10:40, :], "wide.png": np.s_[:, 10:50]}
+    center_squares = {"small.png": np.s_[:, :], "tall.png": np.s_[10:40, :], "wide.png": np.s_[:, 10:50]}
     for path, cam in zip(paths, maps, strict=True):
-        drawn = np.asarray(Image.open(tmp_path / "out" / path.relative_to(folder).with_name(f"{path.name}.png")))
+        file = tmp_path / "out" / path.relative_to(folder).with_name(f"{path.name}.png")
+        pixels = np.asarray(Image.open(file))
         image = np.asarray(Image.open(path))
-        assert drawn.shape == image.shape
-        seen = squares[path.name]
+        assert pixels.shape == image.shape
+        square = center_squares[path.name]
         side = min(image.shape[:2])
-        np.testing.assert_array_equal(drawn[seen], overlay(image[seen], cam[0], (side, side)))
-        beside = np.ones(image.shape[:2], bool)
-        beside[seen] = False
-        assert (drawn[beside] >= 255 * 0.55 - 1).all()  # pale, in greys
-        assert (np.ptp(drawn[beside].astype(int), axis=-1) == 0).all()
+        np.testing.assert_array_equal(pixels[square], overlay(image[square], cam[0], (side, side)))
+        outside = np.ones(image.shape[:2], bool)
+        outside[square] = False
+        assert (pixels[outside] >= 255 * 0.55 - 1).all(), "must be pale"
+        assert (np.ptp(pixels[outside].astype(int), axis=-1) == 0).all(), "must be gray"
 
 
 def test_overlays_of_several_classes_are_numbered(folder: Path, tmp_path: Path) -> None:
-    write_overlays(tmp_path / "out", [folder / "wide.png"], looks_at(1, top=2).by["student"].maps, silent)
+    write_overlays(tmp_path / "out", [folder / "wide.png"], student_maps(1, top=2), no_progress)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["wide.png.1.png", "wide.png.2.png"]
 
 
-def test_two_names_of_one_picture_have_an_overlay_each(folder: Path, tmp_path: Path) -> None:
+def test_two_links_to_one_image_have_separate_overlays(folder: Path, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         (tmp_path / name).symlink_to(folder / "wide.png")
-    maps = looks_at(2).by["student"].maps
-    write_overlays(tmp_path / "out", [tmp_path / "one.png", tmp_path / "two.png"], maps, silent)
+    write_overlays(tmp_path / "out", [tmp_path / "one.png", tmp_path / "two.png"], student_maps(2), no_progress)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.png.png", "two.png.png"]
 
 
-def test_no_overlay_is_left_where_a_picture_cannot_be_read(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    paths = [folder / "wide.png", tmp_path / "bad.png"]
+def test_no_overlay_is_written_if_an_image_is_unreadable(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"bad\.png"):
-        write_overlays(tmp_path / "out", paths, looks_at(2).by["student"].maps, silent)
+        write_overlays(tmp_path / "out", [folder / "wide.png", tmp_path / "bad.png"], student_maps(2), no_progress)
     assert not (tmp_path / "out").exists()
 
 
+# --- figures and numbers
+
+
 @pytest.mark.parametrize("top", [1, 2])
-def test_the_figure_shows_a_pictures_own_pixels(folder: Path, tmp_path: Path, top: int) -> None:
+def test_figure_shows_the_original_pixels(folder: Path, tmp_path: Path, top: int) -> None:
     paths = find_image_files([str(folder)])
-    write_figure(tmp_path / "cams.png", paths, looks_at(3, top), CLASSES)
-    drawn = np.asarray(Image.open(tmp_path / "cams.png").convert("RGB"))
+    write_figure(tmp_path / "cams.png", paths, random_explanation(3, top), CLASSES)
+    figure = np.asarray(Image.open(tmp_path / "cams.png").convert("RGB"))
     small = np.asarray(Image.open(paths[0]))
-    np.testing.assert_array_equal(drawn[44 : 44 + 192, 24 : 24 + 192], small.repeat(24, 0).repeat(24, 1))
+    np.testing.assert_array_equal(figure[44 : 44 + 192, 24 : 24 + 192], small.repeat(24, 0).repeat(24, 1))
 
 
-def test_maps_as_arrays(folder: Path, tmp_path: Path) -> None:
-    paths, looks = find_image_files([str(folder)]), looks_at(3, top=2)
-    write_maps(tmp_path / "maps.npz", paths, looks, CLASSES)
-    with np.load(tmp_path / "maps.npz") as found:  # without pickles
-        assert found["pictures"].tolist() == [str(path) for path in paths]
-        assert tuple(found["classes"]) == CLASSES
-        np.testing.assert_array_equal(found["shown"], looks.class_ids)
-        for title, one in looks.by.items():
-            np.testing.assert_array_equal(found[f"{title}_maps"], one.maps)
-            np.testing.assert_array_equal(found[f"{title}_probabilities"], one.probabilities)
+def test_npz_holds_images_classes_probabilities_and_maps(folder: Path, tmp_path: Path) -> None:
+    paths = find_image_files([str(folder)])
+    explanation = random_explanation(3, top=2)
+    write_maps(tmp_path / "maps.npz", paths, explanation, CLASSES)
+    with np.load(tmp_path / "maps.npz") as arrays:  # without pickles
+        assert arrays["images"].tolist() == [str(path) for path in paths]
+        assert tuple(arrays["classes"]) == CLASSES
+        np.testing.assert_array_equal(arrays["class_ids"], explanation.class_ids)
+        for title, model_maps in explanation.maps_by_model.items():
+            np.testing.assert_array_equal(arrays[f"{title}_maps"], model_maps.maps)
+            np.testing.assert_array_equal(arrays[f"{title}_probabilities"], model_maps.probabilities)
 
 
-def test_maps_as_json_say_what_the_records_say(folder: Path, tmp_path: Path) -> None:
-    paths, looks = find_image_files([str(folder)]), looks_at(3, top=2)
-    write_records(tmp_path / "maps.json", paths, looks, CLASSES)
-    found = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))["pictures"]
-    for row, (path, said) in enumerate(prediction_records(paths, looks, CLASSES).items()):
-        for title, one in looks.by.items():
-            sure = one.probabilities[row]
-            assert said[title]["class"] == CLASSES[sure.argmax()]
-            assert said[title]["confidence"] == pytest.approx(float(sure.max()))
-            assert [place["class"] for place in said[title]["shown"]] == [CLASSES[k] for k in looks.class_ids[row]]
-            maps = [place.pop("map") for place in found[path][title]["shown"]]
-            np.testing.assert_array_equal(np.float32(maps), one.maps[row])
-            assert found[path][title] == said[title]
+def test_prediction_records_hold_the_prediction_and_the_classes_shown(folder: Path) -> None:
+    paths = find_image_files([str(folder)])
+    explanation = random_explanation(3, top=2)
+    for row, record in enumerate(prediction_records(paths, explanation, CLASSES).values()):
+        for title, model_maps in explanation.maps_by_model.items():
+            probabilities = model_maps.probabilities[row]
+            assert record[title]["class"] == CLASSES[probabilities.argmax()]
+            assert record[title]["confidence"] == pytest.approx(float(probabilities.max()))
+            expected = [
+                {"class": CLASSES[k], "confidence": float(probabilities[k])} for k in explanation.class_ids[row]
+            ]
+            assert record[title]["classes_shown"] == expected
+
+
+def test_json_holds_the_prediction_records_and_the_maps(folder: Path, tmp_path: Path) -> None:
+    paths = find_image_files([str(folder)])
+    explanation = random_explanation(3, top=2)
+    write_records(tmp_path / "maps.json", paths, explanation, CLASSES)
+    stored = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))["images"]
+    records = prediction_records(paths, explanation, CLASSES)
+    assert list(stored) == list(records) == [str(path) for path in paths]
+    for row, (path, record) in enumerate(records.items()):
+        for title, model_maps in explanation.maps_by_model.items():
+            maps = [entry.pop("map") for entry in stored[path][title]["classes_shown"]]
+            np.testing.assert_array_equal(np.float32(maps), model_maps.maps[row])
+            assert stored[path][title] == record[title]

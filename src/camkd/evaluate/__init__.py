@@ -1,19 +1,19 @@
-"""A trained model's numbers on the test pictures: right or wrong, like its teacher, faithful to itself."""
+"""Evaluation of a trained model on test images: metrics, agreement with a teacher, faithfulness of the maps."""
 
 from camkd.evaluate.faithfulness import faithfulness
 from camkd.evaluate.inference import SplitPredictions, predict_split
-from camkd.evaluate.measure import Evaluation, chance_level, evaluate, masks_of, measure
+from camkd.evaluate.measure import Evaluation, chance_level, compute_metrics, measure, object_masks
 from camkd.evaluate.per_image import disagreeing_maps, per_image_record, read_per_image, write_per_image
 
 __all__ = [
     "Evaluation",
     "SplitPredictions",
     "chance_level",
+    "compute_metrics",
     "disagreeing_maps",
-    "evaluate",
     "faithfulness",
-    "masks_of",
     "measure",
+    "object_masks",
     "per_image_record",
     "predict_split",
     "read_per_image",

@@ -1,4 +1,4 @@
-"""Is a model's map faithful to the model? Asked of a stated sample, beside what another picture's map scores."""
+"""Faithfulness of a model's maps to the model, on a sample of a split, with the chance level of other images' maps."""
 
 from __future__ import annotations
 
@@ -9,56 +9,76 @@ from camkd.data.augment import Views, sequential_batches
 from camkd.data.dataset import Split, balanced_subset
 from camkd.evaluate.inference import predict_split
 from camkd.evaluate.metrics import derangement
-from camkd.evaluate.perturbation import Score, average_drop, deletion, insertion
+from camkd.evaluate.metrics.agreement import SHUFFLED
+from camkd.evaluate.perturbation import ScoreFunction, average_drop, deletion, insertion
 from camkd.evaluate.road import road
 from camkd.evaluate.sanity import sanity
 from camkd.models.eval_mode import eval_mode
 
-SAMPLE = 256
-"""How many pictures are asked about: the first of each class in turn."""
+SAMPLE_SIZE = 256
+"""Default number of images in the sample."""
 
 
-def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE) -> dict[str, float]:
-    """Mean figures of ``model`` on the first ``count`` pictures of ``split``, the classes taking turns.
+def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> dict[str, float]:
+    """Average the faithfulness metrics over a class-balanced sample of a split.
 
-    Each map is of the class that the model itself predicts, each score that class's softmax probability. ``insertion``,
-    ``deletion``, ``road``, ``average_drop``, ``confidence_increase``; each ``*_shuffled`` (the map of another picture,
-    `camkd.evaluate.metrics.derangement`, which a single picture has not); ``randomised_spearman`` (`sanity`) and
-    ``faithfulness_pictures``, how many these were. Computed on the model's device in fp32; the model is left as it was.
+    The sample is the first ``count`` images of ``split``, taken from the classes in turn. Each map is of the class that
+    the model predicts, and each score is the softmax probability of that class. The model runs on its own device in
+    fp32; its modes, buffers and gradients stay unchanged.
+
+    Args:
+        model: A classifier.
+        split: The images.
+        count: Number of images in the sample, fewer where ``split`` is smaller.
+
+    Returns:
+        - ``insertion``, ``deletion``, ``road``, ``average_drop``, ``confidence_increase``: means over the sample.
+        - ``*_shuffled``: the same metrics with the map of another image, chosen by
+          `camkd.evaluate.metrics.derangement`. Absent for a single image.
+        - ``randomised_spearman``: see `camkd.evaluate.sanity.sanity`. Absent where the randomized copy has no finite
+          outputs.
+        - ``faithfulness_pictures``: number of images in the sample.
+
+    Example:
+        >>> values = faithfulness(camkd.load("cam-net-cifar10"), open_data("cifar10").test)  # doctest: +SKIP
+        >>> values["deletion"] < values["deletion_shuffled"]  # doctest: +SKIP
+        True
     """
     sample = split.take(balanced_subset(split.labels, count))
-    own, device = predict_split(model, sample), next(model.parameters()).device
+    predictions = predict_split(model, sample)
+    device = next(model.parameters()).device
     views = Views(sample, 0, "none", 0, device)
-    maps = {"": own.maps}
-    if len(sample) > 1:
-        maps["_shuffled"] = own.maps[derangement(len(sample))]
+    other_maps = predictions.maps[derangement(len(sample))] if len(sample) > 1 else None
     sums: dict[str, float] = {}
     with eval_mode(model), torch.no_grad():
         for rows in sequential_batches(sample):
-            x, score = views[0, rows].x, _score(model, own.class_ids[rows].to(device))
-            for suffix, some in maps.items():
-                for name, values in _perturbed(score, x, some[rows].to(device)).items():
-                    sums[name + suffix] = sums.get(name + suffix, 0.0) + values.double().sum().item()
-    figures = {name: total / len(sample) for name, total in sums.items()}
-    similarity = sanity(model, sample, own)
-    return {
-        **figures,
-        **({} if similarity is None else {"randomised_spearman": similarity}),
-        "faithfulness_pictures": len(sample),
-    }
+            x = views[0, rows].x
+            score = _class_probability(model, predictions.class_ids[rows].to(device))
+            values = _perturbation_metrics(score, x, predictions.maps[rows].to(device))
+            if other_maps is not None:
+                shuffled_values = _perturbation_metrics(score, x, other_maps[rows].to(device))
+                values |= {SHUFFLED.key(name): value for name, value in shuffled_values.items()}
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value.double().sum().item()
+    metrics = {name: total / len(sample) for name, total in sums.items()}
+    similarity = sanity(model, sample, predictions)
+    if similarity is not None:
+        metrics["randomised_spearman"] = similarity
+    metrics["faithfulness_pictures"] = len(sample)
+    return metrics
 
 
-def _score(model: nn.Module, shown: Tensor) -> Score:
-    """The probability ``model`` gives to the classes ``shown (N,)``."""
+def _class_probability(model: nn.Module, class_ids: Tensor) -> ScoreFunction:
+    """Return a function that computes the probability of the classes ``class_ids (N,)``."""
 
     def score(x: Tensor) -> Tensor:
-        chances: Tensor = model(x).float().softmax(1)
-        return chances.gather(1, shown[:, None]).squeeze(1)
+        probabilities: Tensor = model(x).float().softmax(1)
+        return probabilities.gather(1, class_ids[:, None]).squeeze(1)
 
     return score
 
 
-def _perturbed(score: Score, x: Tensor, maps: Tensor) -> dict[str, Tensor]:
+def _perturbation_metrics(score: ScoreFunction, x: Tensor, maps: Tensor) -> dict[str, Tensor]:
     drop, increase = average_drop(score, x, maps)
     return {
         "insertion": insertion(score, x, maps),

@@ -1,4 +1,4 @@
-"""A model's answers to all pictures of a split."""
+"""Inference over all images of a split."""
 
 from __future__ import annotations
 
@@ -15,30 +15,54 @@ from camkd.utils.devices import keep_freed_memory
 
 
 class SplitPredictions(NamedTuple):
-    """A model's answers to every picture: ``logits (N, K)``, and the maps ``(N, h, w)`` of the classes ``shown``."""
+    """Predictions of a model for all ``N`` images of a split, on the CPU."""
 
     logits: Tensor
+    """``(N, K)``."""
     maps: Tensor
+    """One class activation map per image, ``(N, h, w)``."""
     class_ids: Tensor
+    """The class of each map, int64 ``(N,)``."""
     form: str
+    """The form of the maps: ``exact`` or ``gradient``, see `camkd.cams`."""
 
 
-def predict_split(model: nn.Module, split: Split, shown: Tensor | None = None) -> SplitPredictions:
-    """Ask ``model`` about all pictures of ``split``, in fp32, as they are.
+def predict_split(model: nn.Module, split: Split, class_ids: Tensor | None = None) -> SplitPredictions:
+    """Predict all images of a split in fp32, without augmentation.
 
-    ``shown`` says of which class each map is (default: the one the model itself predicts).
+    The model runs on its own device, in eval mode and without gradients.
+
+    Args:
+        model: A classifier.
+        split: The images.
+        class_ids: The class of each image's map, int64 ``(N,)``. Default: the class that ``model`` predicts.
+
+    Returns:
+        Logits and one map per image.
+
+    Raises:
+        InputError: If the model has no layer with a spatial output, or stored images fail their checksums.
+
+    Example:
+        >>> model = camkd.load("cam-net-cifar10")  # doctest: +SKIP
+        >>> predictions = predict_split(model, open_data("cifar10").test)  # doctest: +SKIP
+        >>> predictions.logits.shape, predictions.maps.shape  # doctest: +SKIP
+        (torch.Size([10000, 10]), torch.Size([10000, 8, 8]))
     """
     keep_freed_memory()
     device = next(model.parameters()).device
     views = Views(split, 0, "none", 0, device)
-    logits, maps, classes = [], [], []
+    logits = []
+    maps = []
+    map_classes = []
     with eval_mode(model), torch.no_grad():
-        for samples in sequential_batches(split):
-            x = views[0, samples].x
-            answer = predict(model, x, classes=1 if shown is None else shown[samples, None].to(device))
-            assert answer.cams is not None and answer.class_ids is not None
-            logits.append(answer.logits.cpu())
-            maps.append(answer.cams[:, 0].cpu())
-            classes.append(answer.class_ids[:, 0].cpu())
-        how = form(model, x)
-    return SplitPredictions(torch.cat(logits), torch.cat(maps), torch.cat(classes), how)
+        for rows in sequential_batches(split):
+            x = views[0, rows].x
+            classes = 1 if class_ids is None else class_ids[rows, None].to(device)
+            prediction = predict(model, x, classes=classes)
+            assert prediction.cams is not None and prediction.class_ids is not None
+            logits.append(prediction.logits.cpu())
+            maps.append(prediction.cams[:, 0].cpu())
+            map_classes.append(prediction.class_ids[:, 0].cpu())
+        map_form = form(model, x)
+    return SplitPredictions(torch.cat(logits), torch.cat(maps), torch.cat(map_classes), map_form)

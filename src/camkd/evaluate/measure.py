@@ -1,4 +1,4 @@
-"""The figures of ``metrics.json`` that come from the test pictures."""
+"""Metrics of a model on the test split, as stored in ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -16,101 +16,151 @@ from camkd.evaluate.faithfulness import faithfulness
 from camkd.evaluate.inference import SplitPredictions, predict_split
 from camkd.evaluate.metrics import (
     accuracy,
-    by_outcome,
-    confusion,
+    confusion_matrix,
     ece,
     energy_inside,
     map_likeness,
     means,
+    means_by_outcome,
     nll,
-    outcomes,
+    outcome_masks,
     pointing_game,
 )
+from camkd.evaluate.metrics.agreement import CENTRE, UNIFORM
 from camkd.evaluate.per_image import disagreeing_maps, per_image_record
+from camkd.types import CHANCE_LEVELS
+
+MAX_CONFUSION_CLASSES = 1000
+"""Largest number of classes with a confusion matrix; that of 10,000 classes would hold 100 million numbers."""
 
 
 class Evaluation(NamedTuple):
-    """Metrics of a test split, one record per image (`per_image_record`) and the predictions."""
+    """Evaluation of a model on a test split."""
 
     metrics: dict[str, Any]
+    """The values of ``metrics.json``, listed in docs/metrics.md."""
     per_image: dict[str, NDArray[Any]]
+    """One row per image, see `per_image_record`."""
     predictions: SplitPredictions
+    """Logits and maps of the model."""
 
 
 def measure(model: nn.Module, data: Dataset, teacher: SplitPredictions | None) -> Evaluation:
-    """Measure ``model`` on the test pictures, and beside its ``teacher`` where there is one."""
-    own = predict_split(model, data.test, teacher.class_ids if teacher else None)
+    """Evaluate a model on the test split, including agreement with its teacher and faithfulness of its maps.
+
+    Args:
+        model: A classifier.
+        data: The dataset; only ``data.test`` is used.
+        teacher: Predictions of the teacher for ``data.test``. With a teacher, the model's maps are of the classes of
+            the teacher's maps. None: the model's maps are of the classes it predicts, and the metrics that compare
+            with a teacher are absent.
+
+    Returns:
+        The metrics, one row per image, and the predictions. Keys are documented in docs/metrics.md.
+
+    Raises:
+        InputError: If the model has no layer with a spatial output, or stored images fail their checksums.
+
+    Example:
+        >>> data = open_data("cifar10")  # doctest: +SKIP
+        >>> teacher = predict_split(camkd.load("runs/teacher"), data.test)  # doctest: +SKIP
+        >>> evaluation = measure(camkd.load("runs/student"), data, teacher)  # doctest: +SKIP
+        >>> evaluation.metrics["accuracy"], evaluation.metrics["cam_cosine"]  # doctest: +SKIP
+        (0.912, 0.88)
+    """
+    predictions = predict_split(model, data.test, teacher.class_ids if teacher else None)
     labels = torch.from_numpy(np.array(data.test.labels))
-    pictures = per_image_record(own, labels, teacher, data.test.names)
-    figures = evaluate(own, labels, data.classes, teacher, masks_of(data.test))
-    if teacher is not None and (same := pictures["predicted"] == pictures["teacher_predicted"]).any():
-        figures["cam_disagreement"] = len(disagreeing_maps(pictures, chance_level(figures))) / int(same.sum())
-    figures |= {**faithfulness(model, data.test), "test_images": len(data.test)}
-    return Evaluation(figures, pictures, own)
+    per_image = per_image_record(predictions, labels, teacher, data.test.names)
+    metrics = compute_metrics(predictions, labels, data.classes, teacher, object_masks(data.test))
+    if teacher is not None and (agree := per_image["predicted"] == per_image["teacher_predicted"]).any():
+        metrics["cam_disagreement"] = len(disagreeing_maps(per_image, chance_level(metrics))) / int(agree.sum())
+    metrics |= faithfulness(model, data.test)
+    metrics["test_images"] = len(data.test)
+    return Evaluation(metrics, per_image, predictions)
 
 
-def chance_level(figures: Mapping[str, Any]) -> float:
-    """The ``cam_cosine`` of one who does not look where the teacher looks: the higher of its chance levels."""
-    return max(float(figures[name]) for name in ("cam_cosine_centre", "cam_cosine_shuffled") if name in figures)
+def chance_level(metrics: Mapping[str, Any]) -> float:
+    """Return the higher of the chance levels of ``cam_cosine`` in ``metrics``.
+
+    Args:
+        metrics: Values of ``metrics.json``, with ``cam_cosine_centre``, ``cam_cosine_shuffled`` or both.
+
+    Returns:
+        The ``cam_cosine`` of maps that are unrelated to the teacher's.
+
+    Example:
+        >>> chance_level({"cam_cosine": 0.9, "cam_cosine_centre": 0.4, "cam_cosine_shuffled": 0.6})
+        0.6
+    """
+    keys = [level.key("cam_cosine") for level in CHANCE_LEVELS]
+    return max(float(metrics[key]) for key in keys if key in metrics)
 
 
-MOST_CLASSES = 1000
-"""Of more classes no confusion matrix is kept: of 10,000 it has a hundred million numbers."""
-
-
-def masks_of(split: Split) -> Tensor | None:
-    """Where the objects are, ``(N, H, W) bool``, if the source knows."""
+def object_masks(split: Split) -> Tensor | None:
+    """Return the object masks of a split as a tensor ``(N, H, W)`` bool, or None where the dataset has no masks."""
     return None if split.masks is None else torch.from_numpy(np.array(split.masks))
 
 
-def evaluate(
-    own: SplitPredictions,
+def compute_metrics(
+    predictions: SplitPredictions,
     labels: Tensor,
-    names: tuple[str, ...],
+    classes: tuple[str, ...],
     teacher: SplitPredictions | None,
     masks: Tensor | None = None,
 ) -> dict[str, Any]:
-    """The figures that follow from a model's answers; ``masks (N, H, W)`` say where the object is.
+    """Compute the metrics that follow from predictions, without running the model.
 
-    ``own`` has to show the classes the teacher predicts where there is a teacher: maps are compared class by class.
+    Args:
+        predictions: Predictions of the model for ``N`` images. With a teacher, the maps must be of the teacher's
+            ``class_ids``, because maps are compared class by class.
+        labels: True classes ``(N,)``.
+        classes: Class names.
+        teacher: Predictions of the teacher for the same images, or None.
+        masks: Object masks ``(N, H, W)`` bool, or None.
+
+    Returns:
+        Metrics by name. A metric that does not apply is absent: accuracy of a class without images, a confusion matrix
+        of more than `MAX_CONFUSION_CLASSES` classes, localization without masks, agreement without a teacher.
+
+    Example:
+        >>> predictions = SplitPredictions(torch.eye(2), torch.rand(2, 4, 4), torch.tensor([0, 1]), "exact")
+        >>> metrics = compute_metrics(predictions, torch.tensor([0, 0]), ("cat", "dog"), None)
+        >>> metrics["accuracy"], metrics["per_class"], metrics["confusion"]
+        (0.5, {'cat': 0.5}, [[1, 1], [0, 0]])
     """
-    predicted = own.logits.argmax(1)
-    right, totals = (rows.bincount(minlength=len(names)) for rows in (labels[predicted == labels], labels))
-    figures: dict[str, Any] = {
-        "accuracy": accuracy(own.logits, labels),
-        "ece": ece(own.logits, labels),
-        "nll": nll(own.logits, labels),
-        "cam_form": own.form,
-        "per_class": {
-            name: share for name, share, n in zip(names, (right / totals).tolist(), totals.tolist(), strict=True) if n
-        },
+    predicted = predictions.logits.argmax(1)
+    correct = labels[predicted == labels].bincount(minlength=len(classes))
+    totals = labels.bincount(minlength=len(classes))
+    class_accuracy = zip(classes, (correct / totals).tolist(), totals.tolist(), strict=True)
+    metrics: dict[str, Any] = {
+        "accuracy": accuracy(predictions.logits, labels),
+        "ece": ece(predictions.logits, labels),
+        "nll": nll(predictions.logits, labels),
+        "cam_form": predictions.form,
+        "per_class": {name: value for name, value, total in class_accuracy if total},
     }
-    if len(names) <= MOST_CLASSES:
-        figures["confusion"] = confusion(predicted, labels, len(names)).tolist()
+    if len(classes) <= MAX_CONFUSION_CLASSES:
+        metrics["confusion"] = confusion_matrix(predicted, labels, len(classes)).tolist()
     if masks is not None:
-        figures |= _on_objects(own.maps, masks)
+        metrics |= _localization_metrics(predictions.maps, masks)
     if teacher is not None:
-        assert torch.equal(own.class_ids, teacher.class_ids), "maps of different classes cannot be compared"
-        theirs = teacher.logits.argmax(1)
-        likeness = map_likeness(own.maps, teacher.maps)
-        figures["teacher_accuracy"] = accuracy(teacher.logits, labels)
-        figures["teacher_agreement"] = accuracy(own.logits, theirs)
-        figures |= means(likeness)
-        figures["by_outcome"] = by_outcome(likeness, outcomes(predicted, theirs, labels))
-    return figures
+        assert torch.equal(predictions.class_ids, teacher.class_ids), "maps of different classes cannot be compared"
+        teacher_predicted = teacher.logits.argmax(1)
+        likeness = map_likeness(predictions.maps, teacher.maps)
+        metrics["teacher_accuracy"] = accuracy(teacher.logits, labels)
+        metrics["teacher_agreement"] = accuracy(predictions.logits, teacher_predicted)
+        metrics |= means(likeness)
+        metrics["by_outcome"] = means_by_outcome(likeness, outcome_masks(predicted, teacher_predicted, labels))
+    return metrics
 
 
-def _on_objects(maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """Where the maps lie, beside one who looks anywhere (``_chance``) and one who looks at the middle (``_centre``)."""
+def _localization_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """Overlap of maps and masks, with the chance levels of a uniform map and of a Gaussian at the center."""
     centre = centre_prior(*maps.shape[1:]).expand_as(maps)
-    share = masks.double().mean().item()
-    games = {"cam_inside": energy_inside, "cam_pointing_game": pointing_game}
-    return {
-        name + suffix: value
-        for name, game in games.items()
-        for suffix, value in (
-            ("", game(maps, masks).double().mean().item()),
-            ("_chance", share),
-            ("_centre", game(centre, masks).double().mean().item()),
-        )
-    }
+    object_share = masks.double().mean().item()
+    metrics = {}
+    for name, metric in {"cam_inside": energy_inside, "cam_pointing_game": pointing_game}.items():
+        metrics[name] = metric(maps, masks).double().mean().item()
+        metrics[UNIFORM.key(name)] = object_share
+        metrics[CENTRE.key(name)] = metric(centre, masks).double().mean().item()
+    return metrics

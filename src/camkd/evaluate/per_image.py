@@ -1,4 +1,4 @@
-"""What is known of each test picture, as a file; and the alarm: the teacher's answers without the teacher's reasons."""
+"""Per-image record of an evaluation, its file, and the images with an equal prediction but a different map."""
 
 from __future__ import annotations
 
@@ -17,48 +17,94 @@ from camkd.utils.files import atomic_write
 
 
 def per_image_record(
-    own: SplitPredictions, labels: Tensor, teacher: SplitPredictions | None, names: tuple[str, ...] | None
+    predictions: SplitPredictions, labels: Tensor, teacher: SplitPredictions | None, names: tuple[str, ...] | None
 ) -> dict[str, NDArray[Any]]:
-    """One row a test picture, in the order of the split; each value is an array ``(N,)``.
+    """Tabulate predictions, one row per image in the order of the split.
 
-    ``label``, ``predicted`` (classes, int32) and ``confidence`` (the predicted class's probability, float32); with a
-    teacher ``teacher_predicted``, ``teacher_confidence``, and ``cam_cosine`` and ``cam_iou`` of the two maps of the
-    class the teacher predicts (float32); ``name``, the file it came from, where the source has files.
+    Args:
+        predictions: Predictions of the model for ``N`` images.
+        labels: True classes ``(N,)``.
+        teacher: Predictions of the teacher, with maps of the same classes, or None.
+        names: File name of each image, or None where the dataset has no files.
+
+    Returns:
+        Arrays ``(N,)`` by column:
+
+        - ``label``, ``predicted``: class, int32.
+        - ``confidence``: probability of the predicted class, float32.
+        - ``teacher_predicted``, ``teacher_confidence``: the same of the teacher, if given.
+        - ``cam_cosine``, ``cam_iou``: similarity of both maps, float32, if a teacher is given.
+        - ``name``: file name, if given.
     """
-    confidence, predicted = own.logits.float().softmax(1).max(1)
+    confidence, predicted = predictions.logits.float().softmax(1).max(1)
     columns = {"label": labels.int(), "predicted": predicted.int(), "confidence": confidence}
     if teacher is not None:
-        confidence, predicted = teacher.logits.float().softmax(1).max(1)
-        maps = to_common_grid(own.maps, teacher.maps)
-        columns |= {"teacher_predicted": predicted.int(), "teacher_confidence": confidence}
-        columns |= {"cam_cosine": cosine(*maps).float(), "cam_iou": iou_top(*maps).float()}
-    found: dict[str, NDArray[Any]] = {name: column.numpy() for name, column in columns.items()}
-    return found if names is None else {**found, "name": np.array(names)}
+        teacher_confidence, teacher_predicted = teacher.logits.float().softmax(1).max(1)
+        student_maps, teacher_maps = to_common_grid(predictions.maps, teacher.maps)
+        columns |= {
+            "teacher_predicted": teacher_predicted.int(),
+            "teacher_confidence": teacher_confidence,
+            "cam_cosine": cosine(student_maps, teacher_maps).float(),
+            "cam_iou": iou_top(student_maps, teacher_maps).float(),
+        }
+    record: dict[str, NDArray[Any]] = {name: column.numpy() for name, column in columns.items()}
+    if names is not None:
+        record["name"] = np.array(names)
+    return record
 
 
-def write_per_image(path: Path, pictures: Mapping[str, NDArray[Any]]) -> None:
-    """Write `record` to ``path`` (``.npz``), compressed, whole or not at all; the same rows give the same bytes."""
+def write_per_image(path: Path, per_image: Mapping[str, NDArray[Any]]) -> None:
+    """Write a `per_image_record` to a compressed ``.npz`` file, atomically; equal records give equal bytes.
+
+    Args:
+        path: The file to write.
+        per_image: Arrays by column.
+
+    Raises:
+        ValueError: If an array holds Python objects, which would need pickle.
+    """
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **pictures)
+        np.savez_compressed(stream, allow_pickle=False, **per_image)
 
 
 def read_per_image(path: Path) -> dict[str, NDArray[Any]]:
-    """What `write_per_image` wrote; nothing is unpickled. Raises ``InputError`` where it is damaged."""
+    """Read a file of `write_per_image`, without unpickling.
+
+    Args:
+        path: The file to read.
+
+    Returns:
+        Arrays by column.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return dict(stored)
-    except Exception as error:  # zip, deflate and numpy have one each for every way in which a file may be damaged
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own exceptions for a damaged file
         raise InputError(
-            f"{path} is damaged ({error}): delete metrics.json beside it and start the run again with --resume, which "
-            "writes both anew without training."
+            f"{path} must be a readable .npz file, got a damaged file ({error}). Delete metrics.json beside it and "
+            "start the run again with --resume; both files are then rewritten without training."
         ) from error
 
 
-def disagreeing_maps(pictures: Mapping[str, NDArray[Any]], level: float) -> NDArray[np.int64]:
-    """The rows of `record` with the teacher's answer and a map no more like the teacher's than ``level``.
+def disagreeing_maps(per_image: Mapping[str, NDArray[Any]], level: float) -> NDArray[np.int64]:
+    """Find the images with the teacher's prediction but a map no more similar to the teacher's than chance.
 
-    Least alike first (``cam_cosine``), of equals the earlier picture.
+    Args:
+        per_image: A `per_image_record` with a teacher.
+        level: Chance level of ``cam_cosine``, for example from `camkd.evaluate.chance_level`.
+
+    Returns:
+        Rows with equal predictions and ``cam_cosine <= level``, in ascending order of ``cam_cosine``. Rows of equal
+        ``cam_cosine`` are in ascending order.
+
+    Example:
+        >>> per_image = {"predicted": np.array([0, 1]), "teacher_predicted": np.array([0, 1])}
+        >>> disagreeing_maps({**per_image, "cam_cosine": np.array([0.9, 0.2])}, level=0.5).tolist()
+        [1]
     """
-    alike = pictures["cam_cosine"]
-    rows = np.flatnonzero((pictures["predicted"] == pictures["teacher_predicted"]) & (alike <= level))
-    return rows[np.argsort(alike[rows], kind="stable")]
+    similarity = per_image["cam_cosine"]
+    rows = np.flatnonzero((per_image["predicted"] == per_image["teacher_predicted"]) & (similarity <= level))
+    return rows[np.argsort(similarity[rows], kind="stable")]

@@ -1,8 +1,10 @@
-"""Does the network use what its map says? Pictures without the marked places, and with these alone.
+"""Perturbation metrics: change of the class probability as pixels are removed or inserted in the order of a map.
 
-Each figure takes ``score``, which gives for pictures ``(N, 3, H, W)`` the probability ``(N,)`` of the class that is
-explained, the pictures ``x (N, 3, H, W)`` and a map of each, ``maps (N, h, w)``; it returns one number a picture. Maps
-are brought to the size of the pictures by `camkd.cams.resize` (bilinear).
+All metrics take the same arguments and return one value per image:
+
+- ``score``: maps images ``(N, 3, H, W)`` to the probability ``(N,)`` of the explained class.
+- ``x``: images ``(N, 3, H, W)``, RGB in 0..1.
+- ``maps``: one map per image, ``(N, h, w)``, resized bilinearly to ``(H, W)`` by `camkd.cams.resize`.
 """
 
 from __future__ import annotations
@@ -13,82 +15,152 @@ import torch
 from torch import Tensor
 
 from camkd.cams import resize
-from camkd.evaluate.metrics.map_similarity import flat
+from camkd.evaluate.metrics.map_similarity import flatten_maps
 
-Score = Callable[[Tensor], Tensor]
+ScoreFunction = Callable[[Tensor], Tensor]
+"""Images ``(N, 3, H, W)`` to probabilities ``(N,)``."""
 
 STEPS = 10
-"""Into how many parts insertion and deletion divide a picture's pixels."""
+"""Number of steps of the insertion and deletion curves."""
 
 BLUR = 1 / 16
-"""Standard deviation of the blurred picture that insertion starts from, in sides: 2 pixels of 32, 14 of 224."""
+"""Standard deviation of the blur at the start of insertion, as a fraction of the side: 2 pixels of 32, 14 of 224."""
 
 
-def deletion(score: Score, x: Tensor, maps: Tensor) -> Tensor:
-    """How fast the class goes when its places go: the area under ``score``, 0 to 1; ``(N,)``, lower is better.
+def deletion(score: ScoreFunction, x: Tensor, maps: Tensor) -> Tensor:
+    """Deletion: area under the class probability as top-ranked pixels are removed.
 
-    At ``t / 10`` for t = 0..10 the ``round(t H W / 10)`` pixels of the largest values have the mean colour of their
-    picture; the area is that under the straight lines between. Petsiuk et al. 2018 (RISE), arXiv 1806.07421.
+    At fraction ``t / 10``, for ``t = 0..10``, the ``round(t H W / 10)`` pixels with the largest map values take the
+    mean color of their image. The area is computed by the trapezoidal rule. Petsiuk et al. 2018 (RISE), arXiv
+    1806.07421.
+
+    Args:
+        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        x: Images ``(N, 3, H, W)``.
+        maps: ``(N, h, w)``.
+
+    Returns:
+        One area per image ``(N,)``, 0 to 1; lower is better.
+
+    Example:
+        >>> def score(x):  # the probability is the red of the upper left pixel
+        ...     return x[:, 0, 0, 0]
+        >>> x = torch.zeros(1, 3, 2, 5)
+        >>> x[0, 0, 0, 0] = 1
+        >>> maps = torch.arange(10.0).view(1, 2, 5)
+        >>> round(deletion(score, x, -maps).item(), 3), round(deletion(score, x, maps).item(), 3)
+        (0.145, 0.955)
     """
-    return _area(score, x, x.mean((2, 3), keepdim=True).expand_as(x), ranks(maps, x))
+    removed = x.mean((2, 3), keepdim=True).expand_as(x)
+    return _area_under_curve(score, x, removed, pixel_ranks(maps, x))
 
 
-def insertion(score: Score, x: Tensor, maps: Tensor) -> Tensor:
-    """How fast the class comes when its places come: the area under ``score``, 0 to 1; ``(N,)``, higher is better.
+def insertion(score: ScoreFunction, x: Tensor, maps: Tensor) -> Tensor:
+    """Insertion: area under the class probability as top-ranked pixels are inserted into the blurred image.
 
-    As `deletion`, but pixels of the picture take the place of those of the blurred one (`blurred`).
+    The fractions and the area are those of `deletion`; the curve starts at the blurred image, see `blur`. Petsiuk et
+    al. 2018 (RISE), arXiv 1806.07421.
+
+    Args:
+        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        x: Images ``(N, 3, H, W)``.
+        maps: ``(N, h, w)``.
+
+    Returns:
+        One area per image ``(N,)``, 0 to 1; higher is better.
+
+    Example:
+        >>> x = torch.zeros(1, 3, 8, 8)
+        >>> x[0, 0, 0, 0] = 1
+        >>> maps = torch.arange(64.0).view(1, 8, 8)
+        >>> def score(x):  # the probability is the red of the upper left pixel
+        ...     return x[:, 0, 0, 0]
+        >>> bool(insertion(score, x, -maps) > insertion(score, x, maps))
+        True
     """
-    return _area(score, blurred(x), x, ranks(maps, x))
+    return _area_under_curve(score, blur(x), x, pixel_ranks(maps, x))
 
 
-def average_drop(score: Score, x: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """By what share the class falls when only its places are seen, 0 to 1, and whether it rises, 0 or 1; ``(N,)`` each.
+def average_drop(score: ScoreFunction, x: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Average drop and increase in confidence, when only the pixels of the map are visible.
 
-    ``max(0, p - q) / p`` and ``p < q`` for ``p = score(x)`` and ``q = score(x L)``, L the positive part of the map, its
-    least value brought to 0 and its largest to 1, then resized; a map without positive evidence shows nothing. EMA
-    drop and increase in confidence of Chattopadhay et al. 2018 (Grad-CAM++), arXiv 1710.11063.
+    With ``p = score(x)`` and ``q = score(x L)``, the drop is ``max(0, p - q) / p`` and the increase is ``p < q``. ``L``
+    is the positive part of the map, scaled so that its minimum is 0 and its maximum is 1, then resized. A map without
+    positive evidence hides the whole image. Chattopadhay et al. 2018 (Grad-CAM++), arXiv 1710.11063.
+
+    Args:
+        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        x: Images ``(N, 3, H, W)``.
+        maps: ``(N, h, w)``.
+
+    Returns:
+        The relative drop per image ``(N,)``, 0 to 1, lower is better; and the increase per image ``(N,)``, 0 or 1,
+        higher is better.
+
+    Example:
+        >>> x = torch.ones(1, 3, 1, 2)
+        >>> drop, increase = average_drop(lambda x: x[:, 0, 0, 0], x, torch.tensor([[[0.0, 1.0]]]))
+        >>> drop.tolist(), increase.tolist()
+        ([1.0], [0.0])
     """
-    positive = flat(maps).relu()
+    positive = flatten_maps(maps).relu()
     positive = positive - positive.amin(1, keepdim=True)
-    shares = positive / positive.amax(1, keepdim=True).clamp_min(torch.finfo(positive.dtype).tiny)
-    whole, part = score(x), score(x * resize(shares.view_as(maps), _size(x))[:, None])
-    return (whole - part).relu() / whole, (part > whole).float()
+    mask = positive / positive.amax(1, keepdim=True).clamp_min(torch.finfo(positive.dtype).tiny)
+    whole = score(x)
+    masked = score(x * resize(mask.view_as(maps), _image_size(x))[:, None])
+    return (whole - masked).relu() / whole, (masked > whole).float()
 
 
-def ranks(maps: Tensor, x: Tensor) -> Tensor:
-    """The place of each pixel when a picture's are ordered by their map, largest first: ``(N, H, W)``, from 0.
+def pixel_ranks(maps: Tensor, x: Tensor) -> Tensor:
+    """Rank the pixels of each image by their map, largest value first.
 
-    Of equal pixels the first in reading order comes first.
+    Args:
+        maps: ``(N, h, w)``, resized to the images.
+        x: Images ``(N, C, H, W)``, of which only the size counts.
+
+    Returns:
+        The rank of each pixel, from 0, int64 ``(N, H, W)``. Equal pixels keep row-major order.
+
+    Example:
+        >>> pixel_ranks(torch.tensor([[[1.0, 3.0, 2.0]]]), torch.zeros(1, 3, 1, 3)).tolist()
+        [[[2, 0, 1]]]
     """
-    values = resize(maps.float(), _size(x)).flatten(1)
+    values = resize(maps.float(), _image_size(x)).flatten(1)
     order = values.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view(len(x), *_size(x))
+    ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks).view(len(x), *_image_size(x))
 
 
-def blurred(x: Tensor) -> Tensor:
-    """Pictures ``(N, 3, H, W)`` under a Gaussian of `BLUR` sides; near an edge the weights inside sum to 1."""
-    rows, columns = (_gaussian(side).to(x) for side in _size(x))
-    return rows @ x @ columns.T
+def blur(x: Tensor) -> Tensor:
+    """Blur images ``(N, C, H, W)`` by a Gaussian with a standard deviation of `BLUR` sides.
+
+    Near an edge, the weights of the pixels inside the image are normalized to sum 1.
+    """
+    height, width = _image_size(x)
+    return _gaussian_matrix(height).to(x) @ x @ _gaussian_matrix(width).to(x).T
 
 
-def counts_of(shares: Iterable[float], x: Tensor) -> list[int]:
-    """How many pixels these shares of a picture are, rounded half up."""
-    height, width = _size(x)
-    return [int(share * height * width + 0.5) for share in shares]
+def pixel_counts(fractions: Iterable[float], x: Tensor) -> list[int]:
+    """Convert fractions of an image ``(N, C, H, W)`` to numbers of pixels, rounded half up.
+
+    >>> pixel_counts([0.0, 0.25, 1.0], torch.zeros(1, 3, 2, 5))
+    [0, 3, 10]
+    """
+    height, width = _image_size(x)
+    return [int(fraction * height * width + 0.5) for fraction in fractions]
 
 
-def _gaussian(side: int) -> Tensor:
-    places = torch.arange(side)
-    return (-((places[:, None] - places) ** 2) / (2 * (BLUR * side) ** 2)).softmax(1)
+def _gaussian_matrix(side: int) -> Tensor:
+    position = torch.arange(side)
+    return (-((position[:, None] - position) ** 2) / (2 * (BLUR * side) ** 2)).softmax(1)
 
 
-def _area(score: Score, before: Tensor, after: Tensor, order: Tensor) -> Tensor:
-    """The area under ``score`` as ``after`` takes the place of ``before`` in ``order``, over the share of pixels."""
-    counts = counts_of((step / STEPS for step in range(STEPS + 1)), before)
-    heights = [score(torch.where(order[:, None] < count, after, before)) for count in counts]
-    return torch.trapezoid(torch.stack(heights, 1), torch.tensor(counts).to(before) / counts[-1], dim=1)
+def _area_under_curve(score: ScoreFunction, start: Tensor, end: Tensor, ranks: Tensor) -> Tensor:
+    """Area under ``score`` over the fraction of pixels that are replaced, from ``start`` to ``end`` by rank."""
+    counts = pixel_counts((step / STEPS for step in range(STEPS + 1)), start)
+    curve = [score(torch.where(ranks[:, None] < count, end, start)) for count in counts]
+    return torch.trapezoid(torch.stack(curve, 1), torch.tensor(counts).to(start) / counts[-1], dim=1)
 
 
-def _size(x: Tensor) -> tuple[int, int]:
+def _image_size(x: Tensor) -> tuple[int, int]:
     return x.shape[2], x.shape[3]

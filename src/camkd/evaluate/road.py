@@ -1,10 +1,16 @@
-"""ROAD (Rong et al. 2022, arXiv 2202.00449): remove pixels so that what is left does not show which were removed.
+"""ROAD: remove and debias (Rong et al. 2022, arXiv 2202.00449).
 
-*Noisy linear imputation.* A removed pixel is the weighted mean of its eight neighbours, 1/6 for each beside it and 1/12
-for each across, where neighbours may be removed too; neighbours outside the picture have no weight. Written with the
-removed pixels as unknowns, ``S_i x_i - sum_j w_ij x_j = sum_k w_ik x_k`` (j removed, k known, ``S_i`` the sum of all
-weights of pixel i), that system is symmetric and positive definite, so conjugate gradients solve it for all pictures at
-once, each step a few additions of shifted pictures. Noise is added to what was imputed.
+Pixels are removed by *noisy linear imputation*, so that the remaining image does not reveal which pixels were removed.
+A removed pixel becomes the weighted mean of its eight neighbors: 1/6 for each direct neighbor, 1/12 for each diagonal
+one. Neighbors may be removed too; neighbors outside the image have no weight. Noise is added to the imputed pixels.
+
+With the removed pixels as unknowns, imputation is the linear system
+
+    S_i x_i - sum_j w_ij x_j = sum_k w_ik x_k
+
+where j runs over removed pixels, k over known pixels, and ``S_i`` is the sum of all weights of pixel i. The system is
+symmetric and positive definite. Conjugate gradients therefore solve it for all images at once, and each step is a few
+additions of shifted images.
 """
 
 from __future__ import annotations
@@ -13,81 +19,118 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkd.evaluate.perturbation import Score, counts_of, ranks
+from camkd.evaluate.perturbation import ScoreFunction, pixel_counts, pixel_ranks
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)
-"""The shares of the pixels that are removed."""
+"""Fractions of the pixels that are removed."""
 
 NOISE = 0.01
-"""Standard deviation of the noise on imputed pixels, for colours in 0..1."""
+"""Standard deviation of the noise on imputed pixels, for colors in 0..1."""
 
 RESIDUAL = 1e-5
-"""How far an imputed pixel may be from its neighbours' mean."""
+"""Largest residual at which the solver stops, for colors in 0..1."""
 
 
-def road(score: Score, x: Tensor, maps: Tensor, seed: int = 0) -> Tensor:
-    """How much more the class suffers from losing its best places than its worst, -1/2 to 1/2: ``(N,)``.
+def road(score: ScoreFunction, x: Tensor, maps: Tensor, seed: int = 0) -> Tensor:
+    """ROAD: gap between removing the least relevant and the most relevant pixels.
 
-    The mean over `FRACTIONS` of ``(least - most) / 2``: ``score`` after that share of the pixels is imputed, least
-    relevant first and most relevant first. A random order scores 0; higher is better. ``score``, ``x (N, 3, H, W)`` and
-    ``maps (N, h, w)`` are those of `camkd.evaluate.perturbation`; the noise is one field, the same in every picture.
+    The mean over `FRACTIONS` of ``(least - most) / 2``. ``least`` is the score after imputing that fraction of the
+    pixels with the smallest map values, ``most`` after imputing those with the largest. Rong et al. 2022, arXiv
+    2202.00449.
+
+    Args:
+        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        x: Images ``(N, 3, H, W)``, RGB in 0..1.
+        maps: ``(N, h, w)``, resized bilinearly to the images.
+        seed: Seed of the noise, which is the same field for every image.
+
+    Returns:
+        One gap per image ``(N,)``, -1/2 to 1/2; higher is better. A random order of the pixels scores 0.
+
+    Example:
+        >>> x = torch.zeros(1, 3, 8, 8)
+        >>> x[:, 0, :4, :4] = 1
+        >>> maps = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+        >>> bool(road(lambda x: x[:, 0, :4, :4].mean((1, 2)), x, maps) > 0.05)
+        True
     """
-    order, gaps = ranks(maps, x), []
+    ranks = pixel_ranks(maps, x)
+    pixels = ranks[0].numel()
     noise = NOISE * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x)
-    for count in counts_of(FRACTIONS, x):
-        removed = [order >= order[0].numel() - count, order < count]
-        least, most = (score(imputed(x, gone) + noise * gone[:, None]) for gone in removed)
+    gaps = []
+    for count in pixel_counts(FRACTIONS, x):
+        least = _score_without(score, x, ranks >= pixels - count, noise)
+        most = _score_without(score, x, ranks < count, noise)
         gaps.append((least - most) / 2)
     return torch.stack(gaps).mean(0)
 
 
-def imputed(x: Tensor, removed: Tensor) -> Tensor:
-    """Pictures ``x (N, C, H, W)`` with the pixels ``removed (N, H, W) bool`` imputed linearly, without noise.
+def impute(x: Tensor, removed: Tensor) -> Tensor:
+    """Impute removed pixels linearly, without noise.
 
-    Solved until every residual is at most `RESIDUAL`: colours within 1/1000 of a direct solver's up to 224 pixels and
-    the largest of `FRACTIONS`. Raises ValueError for a picture that is removed altogether.
+    The solver stops once every residual is at most `RESIDUAL`. Colors then differ by less than 1/1000 from a direct
+    solver's, for images of up to 224 pixels and the largest of `FRACTIONS`.
 
-    >>> imputed(torch.tensor([[[[0.5, 9.0]]]]), torch.tensor([[[False, True]]])).tolist()
-    [[[[0.5, 0.5]]]]
+    Args:
+        x: Images ``(N, C, H, W)``.
+        removed: Mask of the removed pixels, ``(N, H, W)`` bool.
+
+    Returns:
+        The images with removed pixels replaced, ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: If an image has no known pixel.
+
+    Example:
+        >>> impute(torch.tensor([[[[0.5, 9.0]]]]), torch.tensor([[[False, True]]])).tolist()
+        [[[[0.5, 0.5]]]]
     """
-    if removed.flatten(1).all(1).any():
-        raise ValueError("a picture without a single known pixel cannot be imputed")
-    return _solved(x, removed[:, None])
+    fully_removed = removed.flatten(1).all(1).nonzero().flatten().tolist()
+    if fully_removed:
+        raise ValueError(f"each image must keep at least one known pixel, got none in image {fully_removed[0]}.")
+    return _solve(x, removed[:, None])
 
 
-def _solved(x: Tensor, hole: Tensor) -> Tensor:
-    """Conjugate gradients from a guess that the same picture at half the size gives: a few steps a size are enough."""
-    if not hole.any():
+def _score_without(score: ScoreFunction, x: Tensor, removed: Tensor, noise: Tensor) -> Tensor:
+    return score(impute(x, removed) + noise * removed[:, None])
+
+
+def _solve(x: Tensor, removed: Tensor) -> Tensor:
+    """Conjugate gradients, started from the solution at half the size, so that few steps per size suffice."""
+    if not removed.any():
         return x
-    x = torch.where(hole, _guess(x, hole), x)
-    weights = _around(torch.ones_like(x[:1, :1]))
-    residual = hole * (_around(x) - weights * x)
-    direction, square = residual, _inner(residual, residual)
+    x = torch.where(removed, _coarse_solution(x, removed), x)
+    weights = _neighbor_sum(torch.ones_like(x[:1, :1]))
+    residual = removed * (_neighbor_sum(x) - weights * x)
+    direction = residual
+    squared_norm = _dot(residual, residual)
     for _ in range(4 * max(x.shape[2:])):
         if residual.abs().max() <= RESIDUAL:
             break
-        image = hole * (weights * direction - _around(direction))
-        step = square / _inner(direction, image).clamp_min(torch.finfo(x.dtype).tiny)
-        x, residual = x + step * direction, residual - step * image
-        before, square = square, _inner(residual, residual)
-        direction = residual + square / before.clamp_min(torch.finfo(x.dtype).tiny) * direction
+        image = removed * (weights * direction - _neighbor_sum(direction))  # the system's matrix times the direction
+        step = squared_norm / _dot(direction, image).clamp_min(torch.finfo(x.dtype).tiny)
+        x = x + step * direction
+        residual = residual - step * image
+        previous = squared_norm
+        squared_norm = _dot(residual, residual)
+        direction = residual + squared_norm / previous.clamp_min(torch.finfo(x.dtype).tiny) * direction
     return x
 
 
-def _guess(x: Tensor, hole: Tensor) -> Tensor:
-    """What is known, averaged two by two and imputed, then brought back to the size of ``x``."""
-    known = F.avg_pool2d((~hole).to(x), 2, ceil_mode=True)
-    coarse = F.avg_pool2d(x * ~hole, 2, ceil_mode=True) / known.clamp_min(torch.finfo(x.dtype).tiny)
-    return F.interpolate(_solved(coarse, known == 0), x.shape[2:], mode="bilinear", align_corners=False)
+def _coarse_solution(x: Tensor, removed: Tensor) -> Tensor:
+    """Solution for the known pixels averaged two by two, interpolated to the size of ``x``."""
+    known_share = F.avg_pool2d((~removed).to(x), 2, ceil_mode=True)
+    coarse = F.avg_pool2d(x * ~removed, 2, ceil_mode=True) / known_share.clamp_min(torch.finfo(x.dtype).tiny)
+    return F.interpolate(_solve(coarse, known_share == 0), x.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _around(x: Tensor) -> Tensor:
-    """The sum over each pixel's neighbours, 1/6 of each beside it and 1/12 of each across; 0 outside the picture."""
+def _neighbor_sum(x: Tensor) -> Tensor:
+    """Weighted sum of each pixel's neighbors: 1/6 of direct and 1/12 of diagonal ones, 0 outside the image."""
     rows = F.pad(x, (0, 0, 1, 1))
     rows = rows[:, :, :-2] + rows[:, :, 2:] + 2 * x
-    both = F.pad(rows, (1, 1))
-    return (both[..., :-2] + both[..., 2:] + 2 * rows - 4 * x) / 12
+    columns = F.pad(rows, (1, 1))
+    return (columns[..., :-2] + columns[..., 2:] + 2 * rows - 4 * x) / 12
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((1, 2, 3), keepdim=True)

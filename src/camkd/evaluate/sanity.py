@@ -1,4 +1,4 @@
-"""Do maps depend on what a network has learnt? (Adebayo et al. 2018, arXiv 1810.03292)."""
+"""Sanity check for maps: dependence on the model's parameters (Adebayo et al. 2018, arXiv 1810.03292)."""
 
 from __future__ import annotations
 
@@ -14,38 +14,61 @@ from camkd.evaluate.metrics import spearman
 from camkd.models.eval_mode import eval_mode
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy of ``model`` with the values inside each parameter in random order; buffers stay as they are.
+def randomize_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Copy a model and permute the values within each parameter at random.
 
-    What was learnt is gone, the distribution of every layer's weights is not. The same for the same ``seed``.
+    The copy has lost everything learned, but each layer keeps its distribution of weights. Buffers stay unchanged.
 
-    >>> layer = nn.Linear(3, 2)
-    >>> sorted(randomised(layer).weight.flatten().tolist()) == sorted(layer.weight.flatten().tolist())
-    True
+    Args:
+        model: A model, which is left unchanged.
+        seed: Seed of the permutations.
+
+    Returns:
+        The randomized copy; equal seeds give equal copies.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> sorted(randomize_parameters(layer).weight.flatten().tolist()) == sorted(layer.weight.flatten().tolist())
+        True
     """
-    shuffled, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    randomized = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in shuffled.parameters():
+        for parameter in randomized.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return shuffled
+    return randomized
 
 
-def sanity(model: nn.Module, split: Split, own: SplitPredictions, seed: int = 0) -> float | None:
-    """The mean `spearman` of a model's maps and those of its `randomised` copy, -1 to 1; near 0 is good.
+def sanity(model: nn.Module, split: Split, predictions: SplitPredictions, seed: int = 0) -> float | None:
+    """Model parameter randomization test: similarity of a model's maps to those of a randomized copy.
 
-    ``own`` are the model's answers to ``split``; both maps are of the classes it shows. 1 would say that maps show the
-    picture and the architecture, and nothing that was learnt. The model parameter randomisation test with all layers
-    randomised at once; None where the copy's answers are not finite.
+    The mean `camkd.evaluate.metrics.spearman` of the model's maps and the maps of its `randomize_parameters` copy, of
+    the same classes. All layers are randomized at once. Adebayo et al. 2018, arXiv 1810.03292.
+
+    Args:
+        model: A classifier.
+        split: The images.
+        predictions: Predictions of ``model`` for ``split``.
+        seed: Seed of the randomization.
+
+    Returns:
+        The mean correlation, -1 to 1; near 0 is good. A value of 1 means that the maps depend only on the image and
+        the architecture. None if the copy's logits or maps are not finite.
+
+    Example:
+        >>> model = camkd.load("cam-net-cifar10")  # doctest: +SKIP
+        >>> abs(sanity(model, split, predict_split(model, split))) < 0.5  # doctest: +SKIP
+        True
     """
-    other = randomised(model, seed)
-    if not _finite(other, split):  # it has no head to be found
+    randomized = randomize_parameters(model, seed)
+    if not _has_finite_logits(randomized, split):  # the search for the head needs finite logits
         return None
-    maps = predict_split(other, split, own.class_ids).maps
-    return spearman(own.maps, maps).double().mean().item() if maps.isfinite().all() else None
+    maps = predict_split(randomized, split, predictions.class_ids).maps
+    return spearman(predictions.maps, maps).double().mean().item() if maps.isfinite().all() else None
 
 
-def _finite(model: nn.Module, split: Split) -> bool:
+def _has_finite_logits(model: nn.Module, split: Split) -> bool:
     views = Views(split, 0, "none", 0, next(model.parameters()).device)
     with eval_mode(model), torch.no_grad():
         return all(bool(model(views[0, rows].x).isfinite().all()) for rows in sequential_batches(split))

@@ -1,0 +1,1 @@
+"""Heatmaps of any images: class activation maps of one or several models, as figures, overlays or numbers."""

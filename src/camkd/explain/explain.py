@@ -1,4 +1,4 @@
-"""Where models look: their maps of the same classes over the same pictures, side by side."""
+"""Class activation maps of several models for the same images and classes, and their figures."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.data.dataset import Split, round_robin
-from camkd.explain.plots import Column, heatmaps
+from camkd.explain.plots import HeatmapColumn, heatmaps
 from camkd.models.eval_mode import eval_mode
 from camkd.types import Prediction
 
 
 class ModelMaps(NamedTuple):
-    """What a model says of ``N`` pictures: each class's probability, and its maps of the ``k`` classes shown."""
+    """Probabilities and maps of one model for ``N`` images."""
 
-    probabilities: NDArray[np.float32]  # (N, K)
-    maps: NDArray[np.float32]  # (N, k, h, w)
+    probabilities: NDArray[np.float32]
+    """Softmax probabilities of all classes, ``(N, K)``."""
+    maps: NDArray[np.float32]
+    """Maps of the explained classes, ``(N, k, h, w)``."""
 
 
 class Explanation(NamedTuple):
-    """What models say, by title, and of which classes ``(N, k)`` their maps are."""
+    """Maps of several models for the same ``N`` images and the same ``k`` classes per image."""
 
     class_ids: NDArray[np.int64]
-    by: dict[str, ModelMaps]
+    """The classes of the maps, ``(N, k)``."""
+    maps_by_model: dict[str, ModelMaps]
+    """Probabilities and maps by the title of the model."""
 
 
 def explain_batches(
@@ -40,28 +44,49 @@ def explain_batches(
     method: str = "cam",
     layers: Mapping[str, str] | None = None,
 ) -> Explanation:
-    """Ask each model about pictures ``(N, H, W, 3)`` uint8, batch by batch, for maps of the same classes.
+    """Compute each model's maps of the ``top`` classes that the first model ranks highest.
 
-    Those are, of each picture, the ``top`` classes that are likeliest to the first model. ``models`` by title, and
-    of which of its ``layers`` a title's maps are.
+    Args:
+        models: Models by title. The first model selects the classes.
+        batches: Batches of images ``(N, H, W, 3)`` uint8, RGB.
+        top: Number of classes per image.
+        method: Map method, a name in ``camkd.cams.MAP_METHODS``.
+        layers: Dotted names of the layers to compute maps from, by model title. Default: the layer that
+            `camkd.predict` selects.
+
+    Returns:
+        Classes, probabilities and maps of all batches.
+
+    Raises:
+        InputError: If ``method`` or a layer does not exist, ``top`` exceeds the number of classes, or a model has no
+            layer with a spatial output.
+
+    Example:
+        >>> models = {"student": camkd.load("cam-net-cifar10")}  # doctest: +SKIP
+        >>> explanation = explain_batches(models, [np.zeros((4, 32, 32, 3), np.uint8)], top=3)  # doctest: +SKIP
+        >>> explanation.class_ids.shape, explanation.maps_by_model["student"].maps.shape  # doctest: +SKIP
+        ((4, 3), (4, 3, 8, 8))
     """
-    shown: list[Tensor] = []
-    found: dict[str, list[Prediction]] = {title: [] for title in models}
+    layers = layers or {}
+    class_ids: list[Tensor] = []
+    predictions: dict[str, list[Prediction]] = {title: [] for title in models}
     for images in batches:
-        which: Tensor | int = top
+        classes: Tensor | int = top
         for title, model in models.items():
-            answer = predict_images(model, images, method=method, layer=(layers or {}).get(title), classes=which)
-            assert answer.class_ids is not None
-            which = answer.class_ids
-            found[title].append(answer)
-        assert isinstance(which, Tensor)
-        shown.append(which)
-    return Explanation(torch.cat(shown).numpy(), {title: _joined(answers) for title, answers in found.items()})
+            prediction = predict_images(model, images, method=method, layer=layers.get(title), classes=classes)
+            assert prediction.class_ids is not None
+            classes = prediction.class_ids
+            predictions[title].append(prediction)
+        assert isinstance(classes, Tensor)
+        class_ids.append(classes)
+    maps_by_model = {title: _concatenate(batch_predictions) for title, batch_predictions in predictions.items()}
+    return Explanation(torch.cat(class_ids).numpy(), maps_by_model)
 
 
-def _joined(answers: Sequence[Prediction]) -> ModelMaps:
-    maps = [answer.cams for answer in answers if answer.cams is not None]
-    return ModelMaps(torch.cat([answer.logits.softmax(1) for answer in answers]).numpy(), torch.cat(maps).numpy())
+def _concatenate(predictions: Sequence[Prediction]) -> ModelMaps:
+    probabilities = torch.cat([prediction.logits.softmax(1) for prediction in predictions])
+    maps = torch.cat([prediction.cams for prediction in predictions if prediction.cams is not None])
+    return ModelMaps(probabilities.numpy(), maps.numpy())
 
 
 def draw_heatmaps(
@@ -69,52 +94,103 @@ def draw_heatmaps(
     models: Mapping[str, nn.Module],
     classes: Sequence[str],
     path: Path,
-    truths: Sequence[str] | None = None,
+    true_classes: Sequence[str] | None = None,
 ) -> None:
-    """Draw each model's map over each picture, of the class that the first model predicts, and save it as PNG."""
-    draw_explanation(images, explain_batches(models, [images]), classes, path, truths=truths)
+    """Draw each model's map of the class that the first model predicts, and save the figure as PNG.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8, RGB.
+        models: Models by title. The first model selects the class of the maps.
+        classes: Names of all ``K`` classes.
+        path: The PNG file to write.
+        true_classes: Name of each image's true class ``(N,)``. If given, predictions are marked correct or wrong.
+
+    Example:
+        >>> models = {"student": camkd.load("cam-net-cifar10")}  # doctest: +SKIP
+        >>> draw_heatmaps(images, models, classes, Path("cams.png"))  # doctest: +SKIP
+    """
+    draw_explanation(images, explain_batches(models, [images]), classes, path, true_classes=true_classes)
 
 
 def draw_explanation(
     images: NDArray[np.uint8],
-    looks: Explanation,
+    explanation: Explanation,
     classes: Sequence[str],
     path: Path,
     *,
-    truths: Sequence[str] | None = None,
+    true_classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Save pictures ``(N, H, W, 3)`` and maps side by side as PNG (`camkd.explain.plots.heatmaps`).
+    """Save images and maps side by side as PNG, with `camkd.explain.plots.heatmaps`.
 
-    Under a map stands its model's answer and how sure it is of it; where several classes are shown, the map's own.
+    The caption of a map is its model's prediction and confidence. With several classes per image, the caption is the
+    class of the map and its probability.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8, RGB.
+        explanation: Maps for the same images.
+        classes: Names of all ``K`` classes.
+        path: The PNG file to write.
+        true_classes: Name of each image's true class ``(N,)``, used if the explanation holds one class per image. If
+            given, predictions are marked correct or wrong.
+        names: Name of each image ``(N,)``, drawn as its caption.
+
+    Raises:
+        ValueError: If there are no images, or the numbers of images, maps and names differ.
+
+    Example:
+        >>> explanation = explain_batches(models, [images], top=3)  # doctest: +SKIP
+        >>> draw_explanation(images, explanation, classes, Path("cams.png"))  # doctest: +SKIP
     """
-    shown = looks.class_ids
-    if shown.shape[1] == 1:
-        columns = [_column(title, one, one.probabilities.argmax(1), 0, classes) for title, one in looks.by.items()]
-        said = [classes[k] for k in shown[:, 0]]
-        heatmaps(images, columns, path, shown=said, truths=truths, names=names)
+    class_ids = explanation.class_ids
+    if class_ids.shape[1] == 1:
+        columns = [
+            _column(title, model_maps, model_maps.probabilities.argmax(1), 0, classes)
+            for title, model_maps in explanation.maps_by_model.items()
+        ]
+        map_classes = [classes[k] for k in class_ids[:, 0]]
+        heatmaps(images, columns, path, map_classes=map_classes, true_classes=true_classes, names=names)
         return
     columns = [
-        _column(title, one, shown[:, rank], rank, classes)
-        for rank in range(shown.shape[1])
-        for title, one in looks.by.items()
+        _column(title, model_maps, class_ids[:, rank], rank, classes)
+        for rank in range(class_ids.shape[1])
+        for title, model_maps in explanation.maps_by_model.items()
     ]
     heatmaps(images, columns, path, names=names, blocks=1)
 
 
-def _column(title: str, one: ModelMaps, labels: NDArray[np.int64], rank: int, classes: Sequence[str]) -> Column:
-    sure = np.take_along_axis(one.probabilities, labels[:, None], 1)[:, 0]
-    return Column(title, one.maps[:, rank], [classes[k] for k in labels], sure.tolist())
+def _column(
+    title: str, model_maps: ModelMaps, labels: NDArray[np.int64], rank: int, classes: Sequence[str]
+) -> HeatmapColumn:
+    confidences = np.take_along_axis(model_maps.probabilities, labels[:, None], 1)[:, 0]
+    return HeatmapColumn(title, model_maps.maps[:, rank], [classes[k] for k in labels], confidences.tolist())
 
 
 def example_rows(split: Split, count: int = 8) -> NDArray[np.int64]:
-    """The first picture of each class, then the second, ``count`` in all: chosen without looking at any answer."""
+    """Select example images independent of any prediction: the first of each class, then the second, and so on.
+
+    Args:
+        split: The images.
+        count: Number of images, fewer where ``split`` is smaller.
+
+    Returns:
+        Rows of ``split``, int64 ``(count,)``.
+    """
     return round_robin(split.labels)[:count]
 
 
-def predict_images(model: nn.Module, images: NDArray[np.uint8], **how: Any) -> Prediction:
-    """What `camkd.predict` says of ``images (N, H, W, 3)`` uint8, on the host; ``how`` is passed on."""
+def predict_images(model: nn.Module, images: NDArray[np.uint8], **options: Any) -> Prediction:
+    """Run `camkd.predict` on uint8 images, in eval mode and without gradients.
+
+    Args:
+        model: A classifier.
+        images: ``(N, H, W, 3)`` uint8, RGB.
+        options: Keyword arguments of `camkd.predict`.
+
+    Returns:
+        The prediction, on the CPU.
+    """
     device = next(model.parameters()).device
     x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 255
     with eval_mode(model), torch.no_grad():
-        return predict(model, x, **how).to(torch.device("cpu"))
+        return predict(model, x, **options).to(torch.device("cpu"))

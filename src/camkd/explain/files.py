@@ -1,4 +1,4 @@
-"""Where models look in picture files, as files: a figure, an overlay a picture, or the maps themselves."""
+"""Maps of image files, written to disk: one figure, one overlay per image, or the maps as numbers."""
 
 from __future__ import annotations
 
@@ -15,117 +15,240 @@ from camkd.data.dataset import Progress
 from camkd.data.images import decode, decode_full
 from camkd.data.scan import find_images
 from camkd.explain.explain import Explanation, draw_explanation
-from camkd.explain.plots import SIDE, enlarged, overlay_whole
+from camkd.explain.plots import PANEL_SIZE, overlay_full_image, resize_image
 from camkd.types import InputError
 from camkd.utils.files import atomic_write, commit_dir, write_json
 
-AT_ONCE = 32
-"""Pictures that are decoded and asked about at once."""
+BATCH_SIZE = 32
+"""Number of images that are decoded and predicted at a time."""
 
-PANELS = 600
-"""Pictures and maps that one figure holds."""
-
-
-def find_image_files(given: Sequence[str]) -> list[Path]:
-    """The pictures named, and those below the folders named, each once. Raises ``InputError`` for an empty folder."""
-    found = [path for one in map(Path, given) for path in (find_images(one) if one.is_dir() else [one])]
-    return list(dict.fromkeys(found))
+MAX_PANELS = 600
+"""Largest number of images and maps in one figure."""
 
 
-def decoded(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
-    """Decode picture files to ``(N, size, size, 3)``. Raises ``InputError`` naming the first that cannot be read."""
-    return np.stack([_decoded(path, size) for path in paths])
+def find_image_files(paths: Sequence[str]) -> list[Path]:
+    """List image files: given files as they are, and all images below given folders.
+
+    Args:
+        paths: Files and folders.
+
+    Returns:
+        Paths without duplicates, in order.
+
+    Raises:
+        InputError: If a folder holds no images.
+    """
+    files = [file for path in map(Path, paths) for file in (find_images(path) if path.is_dir() else [path])]
+    return list(dict.fromkeys(files))
+
+
+def decode_images(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
+    """Decode the center square of image files.
+
+    Args:
+        paths: Image files.
+        size: Side of the decoded images in pixels.
+
+    Returns:
+        Images ``(N, size, size, 3)``, RGB.
+
+    Raises:
+        InputError: If a file cannot be decoded; the message names the first one.
+    """
+    return np.stack([_decode(path, size) for path in paths])
 
 
 def iter_decoded(paths: Sequence[Path], size: int, progress: Progress) -> Iterator[NDArray[np.uint8]]:
-    """`decoded`, a few at a time."""
-    for start in range(0, len(paths), AT_ONCE):
-        yield decoded(paths[start : start + AT_ONCE], size)
-        progress(min(start + AT_ONCE, len(paths)), len(paths), "looking at pictures")
+    """Decode image files in batches of `BATCH_SIZE`, see `decode_images`.
+
+    Args:
+        paths: Image files.
+        size: Side of the decoded images in pixels.
+        progress: Called after each batch is consumed.
+
+    Yields:
+        Images ``(n, size, size, 3)``, RGB.
+    """
+    for start in range(0, len(paths), BATCH_SIZE):
+        yield decode_images(paths[start : start + BATCH_SIZE], size)
+        progress(min(start + BATCH_SIZE, len(paths)), len(paths), "explaining images")
 
 
-def _decoded(path: Path, size: int | None) -> NDArray[np.uint8]:
+def _decode(path: Path, size: int | None) -> NDArray[np.uint8]:
+    """Decode the center square at ``size`` pixels, or the full image if ``size`` is None."""
     try:
         return decode_full(path) if size is None else decode(path, size)
     except ValueError as error:
-        raise InputError(f"{str(path)!r} cannot be read as a picture: {error}.") from error
+        raise InputError(
+            f"{str(path)!r} must be a readable image file, got an error: {error}. Leave it out or replace it."
+        ) from error
 
 
 def output_format(out: Path) -> str:
-    """What the name ``out`` asks for: ``png``, ``json``, ``npz`` or ``folder``. Raises ``InputError`` for others."""
+    """Derive the output format from a path.
+
+    Args:
+        out: The output path.
+
+    Returns:
+        ``png``, ``json``, ``npz`` or ``folder``.
+
+    Raises:
+        InputError: If the suffix is none of the three, or ``out`` has no suffix and is a file.
+
+    Example:
+        >>> output_format(Path("maps.npz"))
+        'npz'
+    """
     kind = "folder" if out.is_dir() or not out.suffix else out.suffix[1:].lower()
     if kind not in ("png", "json", "npz", "folder") or (kind == "folder" and out.is_file()):
-        raise InputError(f"--out {out} is no .png, .npz or .json file: give such a name, or a folder for overlays.")
+        raise InputError(
+            f"`--out` must be a .png, .npz or .json file or a folder, got {out}. "
+            "Choose another file name, or a folder for overlays."
+        )
     return kind
 
 
-def check_figure_size(pictures: int, maps: int) -> None:
-    """Raise ``InputError`` where so many pictures with so many maps each are too many for one figure."""
-    if pictures * (1 + maps) > PANELS:
+def check_figure_size(images: int, maps: int) -> None:
+    """Check the number of panels of a figure.
+
+    Args:
+        images: Number of images.
+        maps: Number of maps per image.
+
+    Raises:
+        InputError: If the figure would hold more than `MAX_PANELS` panels.
+    """
+    panels = images * (1 + maps)
+    if panels > MAX_PANELS:
         raise InputError(
-            f"{pictures:,} pictures with {maps} maps each are more than one figure holds ({PANELS} in all): "
-            "name fewer, or give --out a folder, a .npz or a .json file."
+            f"a figure must hold {MAX_PANELS} images and maps or fewer, got {panels:,}: {images:,} images with {maps} "
+            "maps each. Explain fewer images, or set `--out` to a folder, a .npz or a .json file."
         )
 
 
-def write_figure(out: Path, paths: Sequence[Path], looks: Explanation, classes: Sequence[str]) -> None:
-    """The centre square of each picture, in its own pixels as far as they fit, and each model's maps over it."""
-    seen = np.stack([_panel(path) for path in paths])
-    draw_explanation(seen, looks, classes, out, names=[path.name for path in paths])
+def write_figure(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
+    """Write one PNG with the center square of each image and each model's maps over it.
+
+    The center square keeps its own pixels, unless it is larger than a panel.
+
+    Args:
+        out: The PNG file to write.
+        paths: The ``N`` image files.
+        explanation: Maps of the images.
+        classes: Names of all ``K`` classes.
+
+    Raises:
+        InputError: If a file cannot be decoded.
+    """
+    images = np.stack([_panel_image(path) for path in paths])
+    draw_explanation(images, explanation, classes, out, names=[path.name for path in paths])
 
 
-def _panel(path: Path) -> NDArray[np.uint8]:
-    own = min(_decoded(path, None).shape[:2])
-    return enlarged(_decoded(path, min(own, SIDE)), (SIDE, SIDE))
+def _panel_image(path: Path) -> NDArray[np.uint8]:
+    side = min(_decode(path, None).shape[:2])
+    return resize_image(_decode(path, min(side, PANEL_SIZE)), (PANEL_SIZE, PANEL_SIZE))
 
 
 def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], progress: Progress) -> None:
-    """An overlay a picture and map ``(N, k, h, w)``, in the picture's own pixels; all of them or none.
+    """Write one PNG per image and map, at the resolution of the image; either all files or none.
 
-    It has the picture's path below what all have in common, and ``.png``, or ``.1.png``, ``.2.png``, ... for ``k > 1``.
+    An overlay keeps the image's path below the common parent of all images, and appends ``.png``, or ``.1.png``,
+    ``.2.png``, ... for ``k > 1``.
+
+    Args:
+        out: The folder to write.
+        paths: The ``N`` image files.
+        maps: Maps ``(N, k, h, w)``.
+        progress: Called after each image.
+
+    Raises:
+        InputError: If a file cannot be decoded.
     """
-    above = os.path.commonpath([path.absolute().parent for path in paths])
+    parent = os.path.commonpath([path.absolute().parent for path in paths])
     with commit_dir(out) as folder:
         for row, path in enumerate(paths):
-            image, place = _decoded(path, None), folder / path.absolute().relative_to(above)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            image = _decode(path, None)
+            target = folder / path.absolute().relative_to(parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
             for rank, cam in enumerate(maps[row], 1):
-                end = ".png" if maps.shape[1] == 1 else f".{rank}.png"
-                Image.fromarray(overlay_whole(image, cam)).save(f"{place}{end}")
+                suffix = ".png" if maps.shape[1] == 1 else f".{rank}.png"
+                Image.fromarray(overlay_full_image(image, cam)).save(f"{target}{suffix}")
             progress(row + 1, len(paths), "drawing overlays")
 
 
-def write_maps(out: Path, paths: Sequence[Path], looks: Explanation, classes: Sequence[str]) -> None:
-    """Pictures, classes, and each model's probabilities and maps, as arrays without pickles (``.npz``)."""
+def write_maps(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
+    """Write an explanation as arrays, without pickles (``.npz``).
+
+    The arrays are ``images`` (file names), ``classes`` (names of all classes), ``class_ids (N, k)`` and, for each
+    model, ``<title>_probabilities (N, K)`` and ``<title>_maps (N, k, h, w)``.
+
+    Args:
+        out: The file to write.
+        paths: The ``N`` image files.
+        explanation: Maps of the images.
+        classes: Names of all ``K`` classes.
+    """
     arrays: dict[str, NDArray[Any]] = {
-        "pictures": np.array([str(path) for path in paths]),
+        "images": np.array([str(path) for path in paths]),
         "classes": np.array(classes),
-        "shown": looks.class_ids,
+        "class_ids": explanation.class_ids,
     }
-    for title, one in looks.by.items():
-        arrays |= {f"{title}_probabilities": one.probabilities, f"{title}_maps": one.maps}
+    for title, model_maps in explanation.maps_by_model.items():
+        arrays[f"{title}_probabilities"] = model_maps.probabilities
+        arrays[f"{title}_maps"] = model_maps.maps
     with atomic_write(out) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
-def write_records(out: Path, paths: Sequence[Path], looks: Explanation, classes: Sequence[str]) -> None:
-    """The same as JSON: what `records` says, and each map as rows of numbers."""
-    found = prediction_records(paths, looks, classes)
-    for row, said in enumerate(found.values()):
-        for title, one in looks.by.items():
-            for place, cam in zip(said[title]["shown"], one.maps[row], strict=True):
-                place["map"] = cam.tolist()
-    write_json(out, {"pictures": found})
+def write_records(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
+    """Write an explanation as JSON: the `prediction_records` under ``images``, with a ``map`` for each class shown.
+
+    Args:
+        out: The file to write.
+        paths: The ``N`` image files.
+        explanation: Maps of the images.
+        classes: Names of all ``K`` classes.
+    """
+    records = prediction_records(paths, explanation, classes)
+    for row, record in enumerate(records.values()):
+        for title, model_maps in explanation.maps_by_model.items():
+            for entry, cam in zip(record[title]["classes_shown"], model_maps.maps[row], strict=True):
+                entry["map"] = cam.tolist()
+    write_json(out, {"images": records})
 
 
-def prediction_records(paths: Sequence[Path], looks: Explanation, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By picture and model: its answer, how sure it is, and its probability of each class that is shown."""
-    found: dict[str, dict[str, Any]] = {}
+def prediction_records(
+    paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Tabulate predictions by image and model.
+
+    Args:
+        paths: The ``N`` image files.
+        explanation: Maps of the images.
+        classes: Names of all ``K`` classes.
+
+    Returns:
+        For each image and model: the predicted ``class``, its probability as ``confidence``, and ``classes_shown``, a
+        list of the classes with a map, each with its ``class`` and ``confidence``.
+
+    Example:
+        >>> model_maps = ModelMaps(np.array([[0.9, 0.1]]), np.zeros((1, 1, 2, 2)))  # doctest: +SKIP
+        >>> explanation = Explanation(np.array([[0]]), {"student": model_maps})  # doctest: +SKIP
+        >>> prediction_records([Path("x.png")], explanation, ("cat", "dog"))["x.png"]["student"]  # doctest: +SKIP
+        {'class': 'cat', 'confidence': 0.9, 'classes_shown': [{'class': 'cat', 'confidence': 0.9}]}
+    """
+    records: dict[str, dict[str, Any]] = {}
     for row, path in enumerate(paths):
-        found[str(path)] = {}
-        for title, one in looks.by.items():
-            sure = one.probabilities[row]
-            shown = [{"class": classes[k], "confidence": float(sure[k])} for k in looks.class_ids[row]]
-            answer = {"class": classes[sure.argmax()], "confidence": float(sure.max())}
-            found[str(path)][title] = {**answer, "shown": shown}
-    return found
+        record: dict[str, Any] = {}
+        for title, model_maps in explanation.maps_by_model.items():
+            probabilities = model_maps.probabilities[row]
+            record[title] = {
+                "class": classes[probabilities.argmax()],
+                "confidence": float(probabilities.max()),
+                "classes_shown": [
+                    {"class": classes[k], "confidence": float(probabilities[k])} for k in explanation.class_ids[row]
+                ],
+            }
+        records[str(path)] = record
+    return records

@@ -1,8 +1,8 @@
-"""Pictures of a run: heatmaps side by side, training curves, the confusion matrix.
+"""Heatmap figures and overlays.
 
-Everything is drawn with matplotlib's object API (no pyplot, no global state) from numpy arrays and plain
-numbers; nothing here imports torch. Names of classes and runs are drawn as they are: no mathtext, long
-ones shortened.
+Figures are drawn with matplotlib's object API, without pyplot and global state, from NumPy arrays and plain numbers.
+This module does not import torch. Class names and titles are drawn literally, without mathtext; long names are
+shortened.
 """
 
 from __future__ import annotations
@@ -21,196 +21,270 @@ from PIL import Image
 from camkd.utils.plot_style import TEXT_COLOR, save_png, shorten, style_context
 
 Pixels = NDArray[np.uint8]
-RIGHT, WRONG = "#0b6b4f", "#b3261e"
-SIDE = 192  # pixels of a panel of `heatmaps`
+"""An image ``(H, W, 3)`` or several images ``(N, H, W, 3)``, uint8, RGB."""
+
+CORRECT_COLOR = "#0b6b4f"
+WRONG_COLOR = "#b3261e"
+
+PANEL_SIZE = 192
+"""Longer side of a panel of `heatmaps`, in pixels."""
+
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in the luma of ITU-R BT.601."""
 
 
-class Column(NamedTuple):
-    """One model in `heatmaps`: maps ``(N,h,w)`` and, for each picture, its answer and confidence (0 to 1)."""
+class HeatmapColumn(NamedTuple):
+    """A column of `heatmaps`: the maps of one model for ``N`` images, with a caption for each map."""
 
     title: str
+    """Title of the model."""
     maps: NDArray[Any]
-    answers: Sequence[str]
+    """Maps ``(N, h, w)``."""
+    labels: Sequence[str]
+    """Class name in each caption, ``(N,)``."""
     confidences: Sequence[float]
+    """Probability in each caption, 0 to 1, ``(N,)``."""
 
 
-def enlarged(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """A picture ``(H,W,3)`` at ``size = (height, width)``: its own pixels when larger, averages when smaller.
+def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize an image: nearest neighbor to enlarge, average to shrink.
 
-    >>> enlarged(np.zeros((32, 32, 3), np.uint8), (192, 192)).shape
-    (192, 192, 3)
+    Args:
+        image: ``(H, W, 3)``.
+        size: Height and width of the result.
+
+    Returns:
+        The image at ``size``. If it is shrunk along at least one side, both sides are averaged.
+
+    Example:
+        >>> resize_image(np.zeros((32, 32, 3), np.uint8), (192, 192)).shape
+        (192, 192, 3)
     """
-    grows = size[0] >= image.shape[0] and size[1] >= image.shape[1]
-    method = Image.Resampling.NEAREST if grows else Image.Resampling.BOX
+    enlarges = size[0] >= image.shape[0] and size[1] >= image.shape[1]
+    method = Image.Resampling.NEAREST if enlarges else Image.Resampling.BOX
     return np.asarray(Image.fromarray(image).resize(size[::-1], method))
 
 
 def overlay(image: Pixels, cam: NDArray[Any], size: tuple[int, int]) -> Pixels:
-    """A map laid over its picture, ``(height, width, 3)`` uint8 of ``size = (height, width)`` pixels.
+    """Draw a map over its image.
 
-    ``image (H,W,3)`` uint8 is shown in greys, so that colour means evidence and nothing else; ``cam (h,w)``
-    is cut at zero, divided by its maximum (a map without positive evidence stays at zero) and enlarged
-    bilinearly with its cells as areas, whatever its grid.
+    The image is drawn in gray, so that color shows only evidence. The map is clipped at zero, divided by its maximum
+    and resized bilinearly, with cells as areas. A map without positive evidence stays zero.
 
-    >>> overlay(np.zeros((2, 2, 3), np.uint8), np.eye(2), (4, 4)).shape
-    (4, 4, 3)
+    Args:
+        image: ``(H, W, 3)`` uint8, RGB.
+        cam: The map ``(h, w)``, on any grid.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        The overlay, ``(*size, 3)`` uint8, RGB.
+
+    Example:
+        >>> overlay(np.zeros((2, 2, 3), np.uint8), np.eye(2), (4, 4)).shape
+        (4, 4, 3)
     """
     evidence = np.maximum(np.nan_to_num(np.asarray(cam, np.float32), posinf=0), 0)
     peak = evidence.max(initial=0)
-    map_image = Image.fromarray(evidence / (peak if peak > 0 else 1))
-    share = np.asarray(map_image.resize(size[::-1], Image.Resampling.BILINEAR))
-    return _blend(enlarged(image, size) @ np.array([0.299, 0.587, 0.114]) / 255, share)
+    cam_image = Image.fromarray(evidence / (peak if peak > 0 else 1))
+    evidence_share = np.asarray(cam_image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return _blend(resize_image(image, size) @ LUMA / 255, evidence_share)
 
 
-def overlay_whole(image: Pixels, cam: NDArray[Any]) -> Pixels:
-    """A map over the centre square of a picture ``(H,W,3)`` in its own pixels; what lies beside it is pale: not seen.
+def overlay_full_image(image: Pixels, cam: NDArray[Any]) -> Pixels:
+    """Draw a map over the center square of an image, at the resolution of the image.
 
-    >>> overlay_whole(np.zeros((20, 30, 3), np.uint8), np.eye(2)).shape
-    (20, 30, 3)
+    The center square is the input of the network. The pixels outside it are drawn in pale gray.
+
+    Args:
+        image: ``(H, W, 3)`` uint8, RGB.
+        cam: The map of the center square ``(h, w)``, on any grid.
+
+    Returns:
+        The overlay, ``(H, W, 3)`` uint8, RGB.
+
+    Example:
+        >>> overlay_full_image(np.zeros((20, 30, 3), np.uint8), np.eye(2)).shape
+        (20, 30, 3)
     """
     height, width = image.shape[:2]
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    seen = (slice(top, top + side), slice(left, left + side))
-    pale = np.asarray(255 - (255 - image @ np.array([0.299, 0.587, 0.114])) * 0.45, np.uint8)
-    drawn = np.repeat(pale[..., None], 3, -1)
-    drawn[seen] = overlay(image[seen], cam, (side, side))
-    return drawn
+    top = (height - side) // 2
+    left = (width - side) // 2
+    square = (slice(top, top + side), slice(left, left + side))
+    pale = np.asarray(255 - (255 - image @ LUMA) * 0.45, np.uint8)
+    pixels = np.repeat(pale[..., None], 3, -1)
+    pixels[square] = overlay(image[square], cam, (side, side))
+    return pixels
 
 
 def heatmaps(
     images: Pixels,
-    columns: Sequence[Column],
+    columns: Sequence[HeatmapColumn],
     path: Path,
     *,
-    shown: Sequence[str] | None = None,
-    truths: Sequence[str] | None = None,
+    map_classes: Sequence[str] | None = None,
+    true_classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     blocks: int = 2,
 ) -> None:
-    """Save a PNG with one row a picture: the picture, then each model's map of the same class over it.
+    """Save a PNG with one row per image: the image, then one overlay per column.
 
-    ``images (N,H,W,3)`` uint8; ``shown`` names the class each row's maps are of, where that is one; ``truths`` the true
-    classes where they are known, and then answers carry a tick or a cross; ``names`` are the pictures' own. Rows are
-    laid out in ``blocks`` side by side. All maps share one colour scale. Raises ValueError without pictures or when
-    the numbers differ.
+    All maps share one color scale, from zero to each map's own maximum.
 
-    >>> teacher = Column("teacher", np.ones((1, 8, 8)), ["cat"], [0.93])
-    >>> pictures = np.zeros((1, 32, 32, 3), np.uint8)
-    >>> heatmaps(pictures, [teacher], Path("cams.png"), shown=["cat"])  # doctest: +SKIP
+    Args:
+        images: ``(N, H, W, 3)`` uint8, RGB.
+        columns: One column per model and class.
+        path: The PNG file to write.
+        map_classes: Class of the maps in each row ``(N,)``, if a row has one class.
+        true_classes: True class of each image ``(N,)``. If given, captions carry a tick for a correct label and a
+            cross for a wrong one.
+        names: Name of each image ``(N,)``, drawn under the image if there are no true classes.
+        blocks: Number of blocks of rows side by side.
+
+    Raises:
+        ValueError: If there are no images, or the numbers of images, maps and names differ.
+
+    Example:
+        >>> images = np.zeros((1, 32, 32, 3), np.uint8)
+        >>> teacher = HeatmapColumn("teacher", np.ones((1, 8, 8)), ["cat"], [0.93])
+        >>> heatmaps(images, [teacher], Path("cams.png"), map_classes=["cat"])  # doctest: +SKIP
     """
-    counts = {len(images), *(len(part) for c in columns for part in c[1:])}
-    counts |= {len(words) for words in (shown, truths, names) if words is not None}
+    per_image = [part for column in columns for part in (column.maps, column.labels, column.confidences)]
+    per_image += [texts for texts in (map_classes, true_classes, names) if texts is not None]
+    counts = {len(images), *map(len, per_image)}
     if len(counts) > 1 or not len(images):
-        raise ValueError(f"each picture needs a map, a class and answers; there are {sorted(counts)} of them")
+        raise ValueError(
+            "images, maps, labels, confidences and names must have equal lengths of 1 or more, "
+            f"got {', '.join(map(str, sorted(counts)))}."
+        )
     with style_context():
-        sheet = _Sheet(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1])
+        grid = _HeatmapGrid(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1])
         for row, image in enumerate(images):
-            truth, name, maps_of = (words[row] if words else None for words in (truths, names, shown))
-            _picture_panel(sheet.panel(row, 0), enlarged(image, sheet.size), truth or name, maps_of)
-            for place, column in enumerate(columns, 1):
-                cam = overlay(image, column.maps[row], sheet.size)
-                _map_panel(
-                    sheet.panel(row, place),
-                    cam,
-                    column.answers[row],
+            true_class = true_classes[row] if true_classes else None
+            name = names[row] if names else None
+            map_class = map_classes[row] if map_classes else None
+            _draw_image(grid.panel(row, 0), resize_image(image, grid.panel_size), true_class or name, map_class)
+            for position, column in enumerate(columns, 1):
+                _draw_map(
+                    grid.panel(row, position),
+                    overlay(image, column.maps[row], grid.panel_size),
+                    column.labels[row],
                     column.confidences[row],
-                    truth,
+                    true_class,
                 )
-        for place, title in enumerate(["picture", *(c.title for c in columns)]):
-            sheet.title(place, title)
-        sheet.colour_bar()
-    save_png(sheet.figure, path)
+        for position, title in enumerate(["image", *(column.title for column in columns)]):
+            grid.draw_title(position, title)
+        grid.draw_color_bar()
+    save_png(grid.figure, path)
 
 
-class _Sheet:
-    """The grid of `heatmaps`, laid out in pixels: blocks of rows, each row a picture and its maps."""
+class _HeatmapGrid:
+    """Layout of `heatmaps` in pixels: blocks side by side, each with rows of one image and its overlays."""
 
-    GAP, CAPTION, MARGIN, BETWEEN, HEAD, FOOT = 10, 46, 24, 56, 44, 62
+    PANEL_GAP = 10
+    CAPTION_HEIGHT = 46
+    MARGIN = 24
+    BLOCK_GAP = 56
+    HEADER_HEIGHT = 44
+    FOOTER_HEIGHT = 62
+    MIN_WIDTH = 560
 
-    def __init__(self, rows: int, across: int, blocks: int, aspect: float) -> None:
+    def __init__(self, rows: int, panels_per_row: int, blocks: int, aspect: float) -> None:
         blocks = min(blocks, rows)
-        self.deep = -(-rows // blocks)
-        self.blocks = -(-rows // self.deep)  # five rows in four blocks fill three
-        self.size = (round(SIDE / max(aspect, 1)), round(SIDE * min(aspect, 1)))
-        block = across * (self.size[1] + self.GAP) - self.GAP
-        self.step = block + self.BETWEEN
-        self.width = max(2 * self.MARGIN + self.blocks * self.step - self.BETWEEN, 560)
-        self.height = self.HEAD + self.deep * (self.size[0] + self.CAPTION) + self.FOOT
+        self.rows_per_block = -(-rows // blocks)
+        self.blocks = -(-rows // self.rows_per_block)  # five rows in four blocks fill three
+        self.panel_size = (round(PANEL_SIZE / max(aspect, 1)), round(PANEL_SIZE * min(aspect, 1)))
+        block_width = panels_per_row * (self.panel_size[1] + self.PANEL_GAP) - self.PANEL_GAP
+        self.block_step = block_width + self.BLOCK_GAP
+        self.width = max(2 * self.MARGIN + self.blocks * self.block_step - self.BLOCK_GAP, self.MIN_WIDTH)
+        rows_height = self.rows_per_block * (self.panel_size[0] + self.CAPTION_HEIGHT)
+        self.height = self.HEADER_HEIGHT + rows_height + self.FOOTER_HEIGHT
         self.figure = Figure((self.width / 100, self.height / 100), dpi=100)
 
-    def left_top(self, row: int, place: int) -> tuple[int, int]:
-        block, level = divmod(row, self.deep)
-        left = self.MARGIN + block * self.step + place * (self.size[1] + self.GAP)
-        return left, self.HEAD + level * (self.size[0] + self.CAPTION)
+    def left_top(self, row: int, position: int) -> tuple[int, int]:
+        block, block_row = divmod(row, self.rows_per_block)
+        left = self.MARGIN + block * self.block_step + position * (self.panel_size[1] + self.PANEL_GAP)
+        top = self.HEADER_HEIGHT + block_row * (self.panel_size[0] + self.CAPTION_HEIGHT)
+        return left, top
 
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+    def add_axes(self, left: float, top: float, width: float, height: float) -> Axes:
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
-    def panel(self, row: int, place: int) -> Axes:
-        return self.axes(*self.left_top(row, place), self.size[1], self.size[0])
+    def panel(self, row: int, position: int) -> Axes:
+        return self.add_axes(*self.left_top(row, position), self.panel_size[1], self.panel_size[0])
 
-    def title(self, place: int, text: str) -> None:
+    def draw_title(self, position: int, text: str) -> None:
+        """Draw the title of a column above each block."""
+        text = shorten(text, _max_characters(self.panel_size[1]))
         for block in range(self.blocks):
-            left, top = self.left_top(block * self.deep, place)
-            x, y = (left + self.size[1] / 2) / self.width, 1 - (top - 10) / self.height
-            self.figure.text(x, y, shorten(text, _room(self.size[1])), ha="center", fontsize=11.5, weight="bold")
+            left, top = self.left_top(block * self.rows_per_block, position)
+            x = (left + self.panel_size[1] / 2) / self.width
+            y = 1 - (top - 10) / self.height
+            self.figure.text(x, y, text, ha="center", fontsize=11.5, weight="bold")
 
-    def colour_bar(self) -> None:
-        top = self.height - self.FOOT + 14
-        axes = self.axes(self.MARGIN, top, 260, 14)
+    def draw_color_bar(self) -> None:
+        top = self.height - self.FOOTER_HEIGHT + 14
+        axes = self.add_axes(self.MARGIN, top, 260, 14)
         ramp = np.tile(np.linspace(0, 1, 260), (14, 1))
         axes.imshow(_blend(np.full_like(ramp, 0.5), ramp), aspect="auto", extent=(0, 1, 0, 1))
         axes.set_yticks([])
         axes.set_xticks([0, 0.5, 1], ["0", "½", "1"], fontsize=9)
         axes.tick_params(length=2, pad=2)
-        words = "evidence for the class,\nas a share of each map's maximum"
+        label = "evidence for the class,\nas a share of each map's maximum"
         middle = 1 - (top + 7) / self.height
-        self.figure.text((self.MARGIN + 274) / self.width, middle, words, va="center", fontsize=9)
+        self.figure.text((self.MARGIN + 274) / self.width, middle, label, va="center", fontsize=9)
 
 
-def _room(pixels: int) -> int:
-    """How many letters of a caption fit."""
+def _max_characters(pixels: int) -> int:
+    """Number of characters of a caption that fit into a width in pixels."""
     return max(4, pixels // 9)
 
 
-def _blend(grey: NDArray[Any], share: NDArray[Any]) -> Pixels:
-    """Greys and evidence (both 0 to 1) in one colour: more evidence, more colour and less picture."""
-    cover = (0.35 + 0.4 * share)[..., None]
-    colour = matplotlib.colormaps["inferno"](share)[..., :3]
-    mixed = (1 - cover) * (0.1 + 0.85 * grey[..., None]) + cover * colour
-    return np.asarray(mixed * 255 + 0.5, np.uint8)
+def _blend(gray: NDArray[Any], evidence: NDArray[Any]) -> Pixels:
+    """Blend a gray image with the color of the evidence, both 0 to 1; the opacity of the color grows with evidence."""
+    opacity = (0.35 + 0.4 * evidence)[..., None]
+    color = matplotlib.colormaps["inferno"](evidence)[..., :3]
+    blended = (1 - opacity) * (0.1 + 0.85 * gray[..., None]) + opacity * color
+    return np.asarray(blended * 255 + 0.5, np.uint8)
 
 
-def _picture_panel(axes: Axes, image: Pixels, name: str | None, shown: str | None) -> None:
-    room = _room(image.shape[1])
+def _draw_image(axes: Axes, image: Pixels, name: str | None, map_class: str | None) -> None:
+    max_characters = _max_characters(image.shape[1])
     if name is not None:
-        _caption(axes, 5, shorten(name, room), fontsize=11, weight="bold")
-    if shown is not None:
-        _caption(axes, 5 if name is None else 24, shorten(f"maps: {shown}", room + 6), fontsize=8.5, alpha=0.75)
-    _pixels(axes, image)
+        _draw_caption(axes, 5, shorten(name, max_characters), fontsize=11, weight="bold")
+    if map_class is not None:
+        offset = 5 if name is None else 24
+        _draw_caption(axes, offset, shorten(f"maps: {map_class}", max_characters + 6), fontsize=8.5, alpha=0.75)
+    _draw_pixels(axes, image)
 
 
-def _map_panel(axes: Axes, image: Pixels, answer: str, confidence: float, truth: str | None) -> None:
-    mark = "" if truth is None else "✓ " if answer == truth else "✗ "
-    colour = TEXT_COLOR if truth is None else RIGHT if answer == truth else WRONG
-    _caption(axes, 5, mark + shorten(answer, _room(image.shape[1]) - 2), fontsize=11, color=colour)
-    _caption(axes, 24, f"{confidence:.0%} sure", fontsize=8.5, alpha=0.75)
-    _pixels(axes, image)
+def _draw_map(axes: Axes, image: Pixels, label: str, confidence: float, true_class: str | None) -> None:
+    if true_class is None:
+        mark = ""
+        color = TEXT_COLOR
+    elif label == true_class:
+        mark = "✓ "
+        color = CORRECT_COLOR
+    else:
+        mark = "✗ "
+        color = WRONG_COLOR
+    _draw_caption(axes, 5, mark + shorten(label, _max_characters(image.shape[1]) - 2), fontsize=11, color=color)
+    _draw_caption(axes, 24, f"{confidence:.0%} confidence", fontsize=8.5, alpha=0.75)
+    _draw_pixels(axes, image)
 
 
-def _caption(axes: Axes, below: int, words: str, **style: Any) -> None:
-    """Centred text ``below`` pixels under a panel."""
-    at: dict[str, Any] = {
+def _draw_caption(axes: Axes, offset: int, text: str, **style: Any) -> None:
+    """Draw centered text ``offset`` pixels below a panel."""
+    layout: dict[str, Any] = {
         "xycoords": "axes fraction",
         "textcoords": "offset points",
         "ha": "center",
         "va": "top",
     }
-    axes.annotate(words, (0.5, 0), (0, -below * 0.72), **at, **style)
+    axes.annotate(text, (0.5, 0), (0, -offset * 0.72), **layout, **style)
 
 
-def _pixels(axes: Axes, image: Pixels) -> None:
+def _draw_pixels(axes: Axes, image: Pixels) -> None:
     axes.imshow(image, interpolation="none", aspect="auto")
     axes.set_axis_off()

@@ -1,18 +1,24 @@
-"""Figures of merit: how often a classifier is right, how sure it is, and how alike two stacks of maps are.
+"""Metrics of classifiers and of class activation maps.
 
-Pure functions on tensors. Maps are ``(N, h, w)``: one map a picture, of one class the caller chose (the teacher's
-answer). docs/metrics.md lists what a run writes down of them.
+All functions are pure and take tensors. Maps are ``(N, h, w)``: one map per image, of one class that the caller chose,
+for example the class the teacher predicts. docs/metrics.md lists the metrics that a run stores in ``metrics.json``.
 """
 
-from camkd.evaluate.metrics.agreement import by_outcome, derangement, map_likeness, means, outcomes, to_common_grid
-from camkd.evaluate.metrics.classification import accuracy, confusion, ece, nll
+from camkd.evaluate.metrics.agreement import (
+    derangement,
+    map_likeness,
+    means,
+    means_by_outcome,
+    outcome_masks,
+    to_common_grid,
+)
+from camkd.evaluate.metrics.classification import accuracy, confusion_matrix, ece, nll
 from camkd.evaluate.metrics.localization import energy_inside, pointing_game
 from camkd.evaluate.metrics.map_similarity import cosine, iou_top, pearson, pointing_match, spearman
 
 __all__ = [
     "accuracy",
-    "by_outcome",
-    "confusion",
+    "confusion_matrix",
     "cosine",
     "derangement",
     "ece",
@@ -20,8 +26,9 @@ __all__ = [
     "iou_top",
     "map_likeness",
     "means",
+    "means_by_outcome",
     "nll",
-    "outcomes",
+    "outcome_masks",
     "pearson",
     "pointing_game",
     "pointing_match",

@@ -1,6 +1,7 @@
-"""How alike two models' maps are over many pictures: means, beside chance levels, and by who is right.
+"""Agreement of student and teacher maps over a split: means, chance levels, and means by outcome.
 
-Maps of natural pictures resemble each other before anybody learns anything, so each figure has two chance levels.
+Maps of natural images resemble each other even for untrained networks. Therefore every similarity has two chance
+levels: the teacher's map of another image, and a Gaussian at the image center.
 """
 
 from __future__ import annotations
@@ -12,97 +13,168 @@ from torch import Tensor
 
 from camkd.cams import centre_prior, resize
 from camkd.evaluate.metrics.map_similarity import cosine, iou_top, pearson, pointing_match, spearman
+from camkd.types import CHANCE_LEVELS
 
-LIKENESS = {
+SHUFFLED, CENTRE, UNIFORM = CHANCE_LEVELS
+
+SIMILARITIES = {
     "cam_cosine": cosine,
     "cam_pearson": pearson,
     "cam_spearman": spearman,
     "cam_iou": iou_top,
     "cam_pointing_match": pointing_match,
 }
+"""Similarity metrics by their key in ``metrics.json``."""
 
 
 def derangement(n: int, seed: int = 0) -> Tensor:
-    """Another picture for each of ``n``: a permutation ``(n,)`` that leaves nothing in place.
+    """Draw a random permutation without fixed points.
 
-    One cycle through all pictures in random order; the same for the same ``n`` and ``seed``. Raises
-    ValueError for fewer than two pictures.
+    The permutation is a single cycle through all ``n`` images in random order. It is a function of ``n`` and ``seed``.
 
-    >>> sorted(shuffled(4).tolist()), bool((shuffled(4) == torch.arange(4)).any())
-    ([0, 1, 2, 3], False)
+    Args:
+        n: Number of images, 2 or more.
+        seed: Seed of the random order.
+
+    Returns:
+        For each image the index of another image, int64 ``(n,)``.
+
+    Raises:
+        ValueError: If ``n`` is less than 2.
+
+    Example:
+        >>> permutation = derangement(4)
+        >>> sorted(permutation.tolist()), bool((permutation == torch.arange(4)).any())
+        ([0, 1, 2, 3], False)
     """
     if n < 2:
-        raise ValueError(f"another picture needs at least 2 pictures, there are {n}")
+        raise ValueError(f"n must be 2 or more, got {n}.")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    other = torch.empty_like(order)
-    other[order] = order.roll(1)
-    return other
+    permutation = torch.empty_like(order)
+    permutation[order] = order.roll(1)
+    return permutation
 
 
 def map_likeness(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor]:
-    """Each figure of likeness and its chance levels, for every picture: ``(N,h,w), (N,H,W) -> {name: (N,)}``.
+    """Compute all similarities of student and teacher maps and their chance levels, per image.
 
-    One map a picture of one class; both are brought to the larger grid first. ``cam_cosine``, ``cam_pearson``,
-    ``cam_spearman``, ``cam_iou``, ``cam_pointing_match``; each ``*_shuffled`` (the student's map against the teacher's
-    map of another picture, `shuffled`) and ``*_centre`` (the student's map against `centre_prior`). A single picture
-    has no other, so it gets no ``*_shuffled``. Raises ValueError without pictures or when their numbers differ.
+    Both maps of an image must be of the same class. They are brought to the larger grid first, see `to_common_grid`.
 
-    >>> sorted(map_likeness(torch.rand(1, 4, 4), torch.rand(1, 8, 8)))[:2]
-    ['cam_cosine', 'cam_cosine_centre']
+    Args:
+        student_maps: ``(N, h, w)``, with ``N >= 1``.
+        teacher_maps: ``(N, H, W)``.
+
+    Returns:
+        Tensors ``(N,)`` by metric: ``cam_cosine``, ``cam_pearson``, ``cam_spearman``, ``cam_iou`` and
+        ``cam_pointing_match``. Each metric has two chance levels. ``*_centre`` compares the student's map with
+        `camkd.cams.centre_prior`. ``*_shuffled`` compares the student's map with the teacher's map of another image,
+        chosen by `derangement`; it is absent for a single image.
+
+    Raises:
+        ValueError: If there are no images, or the numbers of maps differ.
+
+    Example:
+        >>> sorted(map_likeness(torch.rand(1, 4, 4), torch.rand(1, 8, 8)))[:2]
+        ['cam_cosine', 'cam_cosine_centre']
     """
     if len(student_maps) != len(teacher_maps) or not len(student_maps):
         raise ValueError(
-            f"{len(student_maps)} student maps and {len(teacher_maps)} teacher maps: give one pair a picture"
+            "student_maps and teacher_maps must hold one map per image and at least one image, "
+            f"got {len(student_maps)} student maps and {len(teacher_maps)} teacher maps."
         )
     student, teacher = to_common_grid(student_maps, teacher_maps)
-    against = {"": teacher, "_centre": centre_prior(*teacher.shape[1:]).to(teacher).expand_as(teacher)}
+    baselines = {CENTRE: centre_prior(*teacher.shape[1:]).to(teacher).expand_as(teacher)}
     if len(teacher) > 1:
-        against["_shuffled"] = teacher[derangement(len(teacher)).to(teacher.device)]
-    return {
-        name + suffix: figure(student, other) for name, figure in LIKENESS.items() for suffix, other in against.items()
-    }
+        baselines[SHUFFLED] = teacher[derangement(len(teacher)).to(teacher.device)]
+    likeness = {}
+    for name, similarity in SIMILARITIES.items():
+        likeness[name] = similarity(student, teacher)
+        for level, baseline in baselines.items():
+            likeness[level.key(name)] = similarity(student, baseline)
+    return likeness
 
 
 def to_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps ``(N,h,w)`` and ``(N,H,W)``, brought by `resize` to the larger number of rows and of columns.
+    """Resize two stacks of maps to the larger number of rows and of columns, with `camkd.cams.resize`.
 
-    >>> [maps.shape[1:] for maps in to_common_grid(torch.rand(1, 4, 4), torch.rand(1, 8, 8))]
-    [torch.Size([8, 8]), torch.Size([8, 8])]
+    Args:
+        a: Maps ``(N, h, w)``.
+        b: Maps ``(N, H, W)``.
+
+    Returns:
+        Both stacks, ``(N, max(h, H), max(w, W))``.
+
+    Example:
+        >>> [maps.shape[1:] for maps in to_common_grid(torch.rand(1, 4, 4), torch.rand(1, 8, 8))]
+        [torch.Size([8, 8]), torch.Size([8, 8])]
     """
     grid = (max(a.shape[1], b.shape[1]), max(a.shape[2], b.shape[2]))
     return resize(a, grid), resize(b, grid)
 
 
-def outcomes(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Who is right: four masks ``(N,) bool`` of which each picture is in exactly one; all inputs are classes ``(N,)``.
+def outcome_masks(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Split the images by the correctness of student and teacher.
 
-    >>> {name: int(of.sum()) for name, of in outcomes(*torch.tensor([[1, 0], [1, 1], [1, 1]])).items()}
-    {'both_right': 1, 'only_teacher': 1, 'only_student': 0, 'both_wrong': 0}
+    Args:
+        student: Classes the student predicts ``(N,)``.
+        teacher: Classes the teacher predicts ``(N,)``.
+        labels: True classes ``(N,)``.
+
+    Returns:
+        Four masks ``(N,)`` bool; each image is in exactly one of them.
+
+    Example:
+        >>> masks = outcome_masks(*torch.tensor([[1, 0], [1, 1], [1, 1]]))
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}
+        {'both_right': 1, 'only_teacher': 1, 'only_student': 0, 'both_wrong': 0}
     """
-    own, theirs = student == labels, teacher == labels
+    student_right = student == labels
+    teacher_right = teacher == labels
     return {
-        "both_right": own & theirs,
-        "only_teacher": ~own & theirs,
-        "only_student": own & ~theirs,
-        "both_wrong": ~own & ~theirs,
+        "both_right": student_right & teacher_right,
+        "only_teacher": ~student_right & teacher_right,
+        "only_student": student_right & ~teacher_right,
+        "both_wrong": ~student_right & ~teacher_right,
     }
 
 
-def by_outcome(likeness: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """The means of `map_likeness` over each group of `outcomes`, with its number of ``pictures``; no mean of none."""
+def means_by_outcome(likeness: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Average `map_likeness` over each group of images.
+
+    Args:
+        likeness: Tensors ``(N,)`` by metric.
+        masks: Masks ``(N,)`` bool by group, for example from `outcome_masks`.
+
+    Returns:
+        For each group its number of images under the key ``pictures``, and the mean of each metric. A group without
+        images has no means.
+
+    Example:
+        >>> masks = {"all": torch.tensor([True, True]), "none": torch.tensor([False, False])}
+        >>> means_by_outcome({"cam_iou": torch.tensor([0.5, 1.0])}, masks)
+        {'all': {'pictures': 2, 'cam_iou': 0.75}, 'none': {'pictures': 0}}
+    """
     return {
-        name: {"pictures": int(group.sum()), **(means(likeness, group) if group.any() else {})}
-        for name, group in groups.items()
+        name: {"pictures": int(mask.sum()), **(means(likeness, mask) if mask.any() else {})}
+        for name, mask in masks.items()
     }
 
 
-def means(likeness: Mapping[str, Tensor], group: Tensor | None = None) -> dict[str, float]:
-    """The mean of each figure of `map_likeness` over all pictures, or over a ``group (N,) bool`` of them.
+def means(likeness: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, float]:
+    """Average each metric of `map_likeness` over the images.
 
-    >>> maps = torch.rand(2, 4, 4)
-    >>> round(means(map_likeness(maps, maps))["cam_cosine"], 4)
-    1.0
+    Args:
+        likeness: Tensors ``(N,)`` by metric.
+        mask: The images to average over, ``(N,)`` bool. Default: all.
+
+    Returns:
+        The mean of each metric.
+
+    Example:
+        >>> maps = torch.rand(2, 4, 4)
+        >>> round(means(map_likeness(maps, maps))["cam_cosine"], 4)
+        1.0
     """
     return {
-        name: (values if group is None else values[group]).double().mean().item() for name, values in likeness.items()
+        name: (values if mask is None else values[mask]).double().mean().item() for name, values in likeness.items()
     }

@@ -1,4 +1,4 @@
-"""How often a classifier is right, and how sure it is."""
+"""Classification metrics: accuracy, confusion matrix, negative log-likelihood and calibration error."""
 
 from __future__ import annotations
 
@@ -8,64 +8,106 @@ from torch import Tensor
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of pictures whose largest logit is the label's, 0 to 1; ``logits (N,K)``, ``labels (N,)``.
+    """Top-1 accuracy.
 
-    Raises ValueError without pictures or when the shapes do not fit.
+    Args:
+        logits: ``(N, K)``, with ``N >= 1``.
+        labels: True classes ``(N,)``.
 
-    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
-    0.5
+    Returns:
+        The share of images whose largest logit belongs to the true class, 0 to 1.
+
+    Raises:
+        ValueError: If there are no images, or the shapes do not match.
+
+    Example:
+        >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+        0.5
     """
-    _check(logits, labels)
+    _check_shapes(logits, labels)
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts ``(K,K)`` int64 of true class (row) against predicted class (column); both inputs ``(N,)``.
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Confusion matrix.
 
-    Raises ValueError for a class outside ``0..classes-1`` or shapes that differ.
+    Args:
+        predicted: Predicted classes ``(N,)``.
+        labels: True classes ``(N,)``.
+        classes: Number of classes ``K``.
 
-    >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
-    [[1, 1], [0, 1]]
+    Returns:
+        Counts ``(K, K)`` int64: rows are true classes, columns are predicted classes.
+
+    Raises:
+        ValueError: If a class lies outside ``0..classes - 1``, or the shapes differ.
+
+    Example:
+        >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
+        [[1, 1], [0, 1]]
     """
     if predicted.shape != labels.shape or predicted.ndim != 1:
-        raise ValueError(f"predicted {tuple(predicted.shape)} and labels {tuple(labels.shape)} must both be (N,)")
+        shapes = f"{tuple(predicted.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"predicted and labels must both be (N,), got {shapes}.")
     both = torch.cat([predicted, labels])
     if both.numel() and not 0 <= int(both.min()) <= int(both.max()) < classes:
-        raise ValueError(f"classes must lie in 0..{classes - 1}, found {int(both.min())}..{int(both.max())}")
-    pairs = labels.long() * classes + predicted.long()
-    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+        raise ValueError(f"classes must be in the range 0..{classes - 1}, got {int(both.min())}..{int(both.max())}.")
+    cells = labels.long() * classes + predicted.long()
+    return torch.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood in nats, ``-mean(log softmax(logits)[label])``; 0 is perfect.
+    """Mean negative log-likelihood, ``-mean(log softmax(logits)[label])``.
 
-    ``logits (N,K)``, ``labels (N,)``. Raises ValueError without pictures or when the shapes do not fit.
+    Args:
+        logits: ``(N, K)``, with ``N >= 1``.
+        labels: True classes ``(N,)``.
 
-    >>> round(nll(torch.zeros(1, 2), torch.tensor([0])), 4)
-    0.6931
+    Returns:
+        The mean over the images in nats; 0 is perfect.
+
+    Raises:
+        ValueError: If there are no images, or the shapes do not match.
+
+    Example:
+        >>> round(nll(torch.zeros(1, 2), torch.tensor([0])), 4)
+        0.6931
     """
-    _check(logits, labels)
+    _check_shapes(logits, labels)
     return F.cross_entropy(logits.float(), labels).item()
 
 
 def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error, 0 to 1: by how much confidence misses accuracy on average.
+    """Expected calibration error.
 
-    ``sum_b |B_b|/N * |accuracy(B_b) - confidence(B_b)|`` over ``bins`` bins ``((b-1)/bins, b/bins]`` of the
-    largest softmax probability (Guo et al. 2017, arXiv 1706.04599, equation 3). ``logits (N,K)``,
-    ``labels (N,)``. Raises ValueError without pictures or when the shapes do not fit.
+    ``sum_b |B_b|/N * |accuracy(B_b) - confidence(B_b)|`` over the bins ``((b-1)/bins, b/bins]`` of the largest softmax
+    probability. Guo et al. 2017, arXiv 1706.04599, equation 3.
 
-    >>> ece(torch.tensor([[50.0, 0.0], [50.0, 0.0]]), torch.tensor([0, 1]))  # sure, half right
-    0.5
+    Args:
+        logits: ``(N, K)``, with ``N >= 1``.
+        labels: True classes ``(N,)``.
+        bins: Number of bins of equal width.
+
+    Returns:
+        The mean gap between confidence and accuracy, 0 to 1; 0 is perfect.
+
+    Raises:
+        ValueError: If there are no images, or the shapes do not match.
+
+    Example:
+        Two predictions with confidence 1, of which one is correct:
+
+        >>> ece(torch.tensor([[50.0, 0.0], [50.0, 0.0]]), torch.tensor([0, 1]))
+        0.5
     """
-    _check(logits, labels)
+    _check_shapes(logits, labels)
     confidence, predicted = logits.float().softmax(1).max(1)
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = (predicted == labels).float() - confidence
-    return (torch.zeros(bins, device=gap.device).index_add_(0, place, gap).abs().sum() / len(labels)).item()
+    return (torch.zeros(bins, device=gap.device).index_add_(0, bin_index, gap).abs().sum() / len(labels)).item()
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
+def _check_shapes(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
-        raise ValueError(f"{shapes} must be (N, K) and (N,), with at least one picture")
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"logits and labels must be (N, K) and (N,) with N >= 1, got {shapes}.")

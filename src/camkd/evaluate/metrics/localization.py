@@ -1,4 +1,4 @@
-"""Whether maps lie on the object, where masks say where that is."""
+"""Localization metrics: overlap of maps with object masks."""
 
 from __future__ import annotations
 
@@ -6,38 +6,55 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camkd.evaluate.metrics.map_similarity import flat, peaks
+from camkd.evaluate.metrics.map_similarity import flatten_maps, peak_positions
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of a map's positive evidence that lies on the object, 0 to 1: ``(N,h,w), (N,H,W) bool -> (N,)``.
+    """Energy-based pointing game: share of a map's positive evidence that lies on the object.
 
-    ``sum relu(map) mask / sum relu(map)``, each cell with the share of it that the object covers. The energy-based
-    pointing game of Wang et al. 2020, arXiv 1910.01279. Chance is the object's share of the picture. A map without
-    positive evidence scores 0.
+    ``sum relu(map) mask / sum relu(map)``, where each map cell is weighted by the share of the cell that the object
+    covers. Wang et al. 2020, arXiv 1910.01279. The chance level is the object's share of the image.
 
-    >>> energy_inside(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]])).tolist()
-    [0.75]
+    Args:
+        maps: ``(N, h, w)``.
+        masks: Object masks ``(N, H, W)`` bool.
+
+    Returns:
+        One share per image ``(N,)``, 0 to 1; higher is better. A map without positive evidence scores 0.
+
+    Example:
+        >>> energy_inside(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]])).tolist()
+        [0.75]
     """
-    evidence = flat(maps).relu()
-    covered = F.adaptive_avg_pool2d(masks.float()[:, None], (maps.shape[1], maps.shape[2]))
-    return (evidence * flat(covered.squeeze(1))).sum(1) / evidence.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    evidence = flatten_maps(maps).relu()
+    coverage = F.adaptive_avg_pool2d(masks.float()[:, None], (maps.shape[1], maps.shape[2])).squeeze(1)
+    inside = (evidence * flatten_maps(coverage)).sum(1)
+    return inside / evidence.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether a map is strongest on the object, 0 or 1: ``(N,h,w), (N,H,W) bool -> (N,)``.
+    """Pointing game: hit if a map's largest cell lies on the object.
 
-    1 where the pixel in the middle of the largest cell, row ``floor((i + 1/2) H / h)`` and its column alike, is the
-    object's: the pointing game of Zhang et al. 2016, arXiv 1608.00507, without their tolerance of 15 pixels. Of equal
-    cells the first in reading order counts. A map that is constant up to rounding misses. Chance is the object's share
-    of the picture for one who points anywhere, and the share of pictures with the object in the middle for one who
-    always points there.
+    The tested pixel is the center of the largest cell: row ``floor((i + 1/2) H / h)``, and its column likewise. Zhang
+    et al. 2016, arXiv 1608.00507, without the paper's tolerance of 15 pixels. Of equal cells, the first in row-major
+    order counts.
 
-    >>> pointing_game(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]])).tolist()
-    [1.0]
+    The chance level of a uniformly random location is the object's share of the image. The chance level of the image
+    center is the share of images with the object at the center.
+
+    Args:
+        maps: ``(N, h, w)``.
+        masks: Object masks ``(N, H, W)`` bool.
+
+    Returns:
+        1 for a hit and 0 for a miss, per image ``(N,)``. A map that is constant up to rounding is a miss.
+
+    Example:
+        >>> pointing_game(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]])).tolist()
+        [1.0]
     """
-    place, found = peaks(maps)
-    sides = torch.tensor(masks.shape[1:], device=maps.device)
-    cells = torch.tensor(maps.shape[1:], device=maps.device)
-    row, column = ((2 * place + 1) * sides // (2 * cells)).unbind(1)
-    return (masks[torch.arange(len(masks), device=maps.device), row, column] & found).float()
+    peak, has_peak = peak_positions(maps)
+    image_size = torch.tensor(masks.shape[1:], device=maps.device)
+    grid_size = torch.tensor(maps.shape[1:], device=maps.device)
+    row, column = ((2 * peak + 1) * image_size // (2 * grid_size)).unbind(1)
+    return (masks[torch.arange(len(masks), device=maps.device), row, column] & has_peak).float()
