@@ -1,9 +1,10 @@
-"""The store holds what it was given, whole or not at all, and the fingerprint tells data sets apart."""
+"""Stored datasets, fingerprints, subsets, and detection of corrupt files."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import tracemalloc
 import zlib
@@ -17,50 +18,66 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camkd.data import dataset as store
+from camkd.data import dataset as dataset_module
 from camkd.data.augment import Views
 from camkd.data.dataset import (
     SPLITS,
     Dataset,
     Split,
     SplitArrays,
+    balanced_subset,
     build_or_open,
     cache_folder,
+    create_image_file,
+    encode_key,
     fingerprint,
     hold_out,
-    keep_rows,
     max_rows,
-    new_images,
+    round_robin,
+    select_rows,
 )
 from camkd.types import InputError
 from camkd.utils.files import TEMP_SUFFIX
 
+CPU = torch.device("cpu")
 
-def split(count: int, seed: int, *, size: int = 4, extras: bool = True) -> Split:
+
+def make_split(count: int, seed: int, *, optional_fields: bool = True) -> Split:
     rng = np.random.default_rng(seed)
     return Split(
-        images=rng.integers(0, 256, (count, size, size, 3), np.uint8),
+        images=rng.integers(0, 256, (count, 4, 4, 3), np.uint8),
         labels=np.arange(count, dtype=np.int64) % 3,
-        masks=rng.random((count, size, size)) < 0.5 if extras else None,
-        names=tuple(f"{seed}/é{row}.png" for row in range(count)) if extras else None,
+        masks=rng.random((count, 4, 4)) < 0.5 if optional_fields else None,
+        names=tuple(f"{seed}/é{row}.png" for row in range(count)) if optional_fields else None,
     )
 
 
-def contents(extras: bool = True) -> SplitArrays:
-    splits = (split(count, seed, extras=extras) for seed, count in enumerate((12, 6, 5)))
-    return SplitArrays(("cat", "dog", "übel"), *splits, notes=("made here",))
+def make_arrays(optional_fields: bool = True) -> SplitArrays:
+    splits = (make_split(count, seed, optional_fields=optional_fields) for seed, count in enumerate((12, 6, 5)))
+    return SplitArrays(("cat", "dog", "übel"), *splits, notes=("a note",))
 
 
-def opened(cache: Path, build: Callable[[Path], SplitArrays] = lambda _: contents()) -> Dataset:
+def open_pets(cache: Path, build: Callable[[Path], SplitArrays] = lambda _: make_arrays()) -> Dataset:
     return build_or_open("pets", "key", cache, build)
 
 
-@pytest.mark.parametrize("extras", [True, False])
-def test_a_store_gives_back_what_was_built(tmp_path: Path, extras: bool) -> None:
-    data, given_ = opened(tmp_path, lambda _: contents(extras)), contents(extras)
-    assert (data.name, data.classes, data.notes) == ("pets", given_.classes, ("made here",))
+def stored_folder(cache: Path) -> Path:
+    (folder,) = (cache / "data").iterdir()
+    return folder
+
+
+# --- build and open
+
+
+@pytest.mark.parametrize("optional_fields", [True, False])
+def test_stored_dataset_equals_the_built_arrays(tmp_path: Path, optional_fields: bool) -> None:
+    arrays = make_arrays(optional_fields)
+    data = open_pets(tmp_path, lambda _: arrays)
+    assert data.name == "pets"
+    assert data.classes == arrays.classes
+    assert data.notes == ("a note",)
     for name, stored in data.splits.items():
-        expected: Split = getattr(given_, name)
+        expected: Split = getattr(arrays, name)
         np.testing.assert_array_equal(stored.images, expected.images)
         np.testing.assert_array_equal(stored.labels, expected.labels)
         assert stored.labels.dtype == np.int64
@@ -70,201 +87,231 @@ def test_a_store_gives_back_what_was_built(tmp_path: Path, extras: bool) -> None
             np.testing.assert_array_equal(stored.masks, expected.masks)
 
 
-def test_pictures_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
-    images = opened(tmp_path).train.images
+def test_images_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
+    images = open_pets(tmp_path).train.images
     assert isinstance(images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         images[0] = 0
 
 
-def test_the_second_time_nothing_is_built(tmp_path: Path) -> None:
-    first = opened(tmp_path)
-
-    def never(_: Path) -> SplitArrays:
+def test_dataset_is_built_once(tmp_path: Path) -> None:
+    def fail(_: Path) -> SplitArrays:
         raise AssertionError("built twice")
 
-    assert opened(tmp_path, never).fingerprint == first.fingerprint
+    data = open_pets(tmp_path)
+    assert open_pets(tmp_path, fail).fingerprint == data.fingerprint
 
 
-def test_another_key_is_another_store(tmp_path: Path) -> None:
-    one = build_or_open("pets", "1", tmp_path, lambda _: contents())
-    other = build_or_open("pets", "2", tmp_path, lambda _: contents()._replace(notes=()))
-    assert one.fingerprint == other.fingerprint
-    assert one.notes != other.notes
+def test_other_key_is_another_stored_dataset(tmp_path: Path) -> None:
+    first = build_or_open("pets", "1", tmp_path, lambda _: make_arrays())
+    second = build_or_open("pets", "2", tmp_path, lambda _: make_arrays()._replace(notes=()))
+    assert first.fingerprint == second.fingerprint
+    assert first.notes != second.notes
 
 
-def test_an_image_file_that_the_build_wrote_is_kept(tmp_path: Path) -> None:
+def test_folder_name_is_a_hash_of_version_and_key(tmp_path: Path) -> None:
+    open_pets(tmp_path)
+    assert stored_folder(tmp_path).name == f"pets-{hashlib.sha256(b'2 key').hexdigest()[:16]}"
+    assert stored_folder(tmp_path).name == "pets-77df3ffc562896d6"
+
+
+def test_folder_name_is_safe(tmp_path: Path) -> None:
+    build_or_open("../a b/" + "x" * 300, "key", tmp_path, lambda _: make_arrays())
+    assert len(stored_folder(tmp_path).name) < 100
+    assert "/" not in stored_folder(tmp_path).name
+
+
+def test_encoded_key_is_canonical() -> None:
+    expected = '{"a":[0.5,"\\u00e9"],"version":1}'
+    assert encode_key({"version": 1, "a": (0.5, "é")}) == encode_key({"a": [0.5, "é"], "version": 1}) == expected
+
+
+def test_image_file_written_by_build_is_kept(tmp_path: Path) -> None:
     def build(folder: Path) -> SplitArrays:
-        given_ = contents()
-        images = new_images(folder / "train_images.npy", len(given_.train), 4)
+        arrays = make_arrays()
+        images = create_image_file(folder / "train_images.npy", len(arrays.train), 4)
         images[:] = 7
-        return given_._replace(train=replace(given_.train, images=images))
+        return arrays._replace(train=replace(arrays.train, images=images))
 
-    assert (opened(tmp_path, build).train.images == 7).all()
+    assert (open_pets(tmp_path, build).train.images == 7).all()
 
 
-@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
-def test_nothing_is_left_of_a_build_that_stops(tmp_path: Path, stop: type[BaseException]) -> None:
+@pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt])
+def test_failed_build_leaves_no_files(tmp_path: Path, exception: type[BaseException]) -> None:
     def build(folder: Path) -> SplitArrays:
-        new_images(folder / "train_images.npy", 3, 4)
-        raise stop
+        create_image_file(folder / "train_images.npy", 3, 4)
+        raise exception
 
-    with pytest.raises(stop):
-        opened(tmp_path, build)
+    with pytest.raises(exception):
+        open_pets(tmp_path, build)
     assert list((tmp_path / "data").iterdir()) == []
-    assert len(opened(tmp_path).train) == 12
+    assert len(open_pets(tmp_path).train) == 12
 
 
 @pytest.mark.parametrize(
-    ("error", "room"),
+    ("error", "is_full_disk"),
     [
-        (OSError("120 requested and 7 written"), True),  # numpy's
+        (OSError("120 requested and 7 written"), True),  # the error of NumPy
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (OSError(errno.EIO, "Input/output error"), False),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "cat.jpg"), False),
     ],
 )
-def test_only_a_full_disk_is_called_one(tmp_path: Path, error: OSError, room: bool) -> None:
+def test_full_disk_during_a_build(tmp_path: Path, error: OSError, is_full_disk: bool) -> None:
     def build(folder: Path) -> SplitArrays:
         raise error
 
-    with pytest.raises(InputError if room else OSError) as caught:
-        opened(tmp_path, build)
-    assert "no room in" in str(caught.value) if room else caught.value is error
+    with pytest.raises(InputError if is_full_disk else OSError) as caught:
+        open_pets(tmp_path, build)
+    assert "no space left in" in str(caught.value) if is_full_disk else caught.value is error
     assert list((tmp_path / "data").iterdir()) == []
 
 
+def test_full_disk_is_detected_before_images_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(InputError) as caught:
+        create_image_file(tmp_path / "train_images.npy", 3, 4)
+    assert str(caught.value) == (
+        f"there is no space for 144 B of decoded images in '{tmp_path.parent}'. Free some space, choose a "
+        "smaller size, or set CAMKD_CACHE to another folder."
+    )
+
+
 @pytest.mark.fault("remains of a killed process")
-def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None:
-    left, other = (tmp_path / "data" / f".{name}.0123abcd{TEMP_SUFFIX}" for name in ("pets-1", "elsewhere-2"))
-    for folder in (left, other):
+def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
+    stale, locked = (tmp_path / "data" / f".{name}.0123abcd{TEMP_SUFFIX}" for name in ("pets-1", "elsewhere-2"))
+    for folder in (stale, locked):
         folder.mkdir(parents=True)
-        new_images(folder / "train_images.npy", 3, 4)
-    handle = os.open(other, os.O_RDONLY)  # of another store, which is being built
+        create_image_file(folder / "train_images.npy", 3, 4)
+    handle = os.open(locked, os.O_RDONLY)  # another process builds this dataset
     fcntl.flock(handle, fcntl.LOCK_EX)
-    opened(tmp_path)
+    open_pets(tmp_path)
     os.close(handle)
-    assert not left.exists()
-    assert other.exists()
+    assert not stale.exists()
+    assert locked.exists()
 
 
-def test_a_store_that_another_process_finishes_first_is_used(tmp_path: Path) -> None:
+def test_dataset_finished_first_by_another_process_is_used(tmp_path: Path) -> None:
     def build(_: Path) -> SplitArrays:
-        opened(tmp_path)
-        return contents()._replace(notes=("second",))
+        open_pets(tmp_path)
+        return make_arrays()._replace(notes=("second",))
 
-    assert opened(tmp_path, build).notes == ("made here",)
+    assert open_pets(tmp_path, build).notes == ("a note",)
     assert len(list((tmp_path / "data").iterdir())) == 1
 
 
-def test_a_damaged_store_is_named(tmp_path: Path) -> None:
-    opened(tmp_path)
-    (folder,) = (tmp_path / "data").iterdir()
-    (folder / "val_labels.npy").unlink()
-    with pytest.raises(InputError, match=f"{folder.name}.*damaged.*delete it"):
-        opened(tmp_path)
-
-
 @pytest.mark.fault("a folder that cannot be written")
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(InputError, match=r"cannot be written.*CAMKD_CACHE"):
-        opened(tmp_path / "cache")
+    with pytest.raises(InputError, match=r"'.*cache/data' must be writable.*CAMKD_CACHE"):
+        open_pets(tmp_path / "cache")
 
 
-def test_a_full_disk_is_noticed_before_the_pictures_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"no room.*smaller size"):
-        new_images(tmp_path / "train_images.npy", 3, 4)
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    assert cache_folder(Path("elsewhere")) == Path("elsewhere")
+    monkeypatch.delenv("CAMKD_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "camkd"
 
 
-def test_the_name_of_the_folder_is_safe(tmp_path: Path) -> None:
-    build_or_open("../a b/" + "x" * 300, "key", tmp_path / "cache", lambda _: contents())
-    (folder,) = (tmp_path / "cache" / "data").iterdir()
-    assert len(folder.name) < 100
-    assert "/" not in folder.name
+# --- rows and chunks
 
 
 @settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=20).filter(any))
-def test_keep_rows_keeps_them_in_order(tmp_path_factory: pytest.TempPathFactory, kept: list[bool]) -> None:
+def test_select_rows_keeps_the_order(tmp_path_factory: pytest.TempPathFactory, selected: list[bool]) -> None:
     path = tmp_path_factory.mktemp("rows") / "train_images.npy"
-    images = new_images(path, len(kept), 2)
-    images[:] = np.arange(len(kept), dtype=np.uint8)[:, None, None, None]
-    rows = np.flatnonzero(kept)
-    keep_rows(path, rows)
+    images = create_image_file(path, len(selected), 2)
+    images[:] = np.arange(len(selected), dtype=np.uint8)[:, None, None, None]
+    rows = np.flatnonzero(selected)
+    select_rows(path, rows)
     np.testing.assert_array_equal(np.load(path)[:, 0, 0, 0], rows)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def changed_pixel(c: SplitArrays) -> SplitArrays:
-    images = c.test.images.copy()
-    images[-1, -1, -1, -1] ^= 1
-    return c._replace(test=replace(c.test, images=images))
-
-
-def changed_label(c: SplitArrays) -> SplitArrays:
-    labels = c.val.labels.copy()
-    labels[0] = 2
-    return c._replace(val=replace(c.val, labels=labels))
-
-
-def changed_size(c: SplitArrays) -> SplitArrays:
-    def flat(s: Split) -> Split:
-        return replace(s, images=s.images.reshape(len(s), 2, 8, 3))
-
-    return c._replace(train=flat(c.train), val=flat(c.val), test=flat(c.test))
-
-
-def moved_border(c: SplitArrays) -> SplitArrays:
-    """The same pictures in the same order, with the first of val at the end of train."""
-    images = np.concatenate([c.train.images, c.val.images[:1]])
-    labels = np.concatenate([c.train.labels, c.val.labels[:1]])
-    return c._replace(train=Split(images, labels), val=c.val.take(np.arange(1, len(c.val))))
-
-
-def changed_class(c: SplitArrays) -> SplitArrays:
-    return c._replace(classes=("cat", "do", "gübel"))
-
-
-def mark(c: SplitArrays) -> str:
-    return fingerprint(c.classes, {"train": c.train, "val": c.val, "test": c.test})
-
-
-@pytest.mark.parametrize("change", [changed_pixel, changed_label, changed_size, moved_border, changed_class])
-def test_the_fingerprint_changes_with(change: Callable[[SplitArrays], SplitArrays]) -> None:
-    assert mark(change(contents())) != mark(contents())
-
-
-def test_the_fingerprint_is_over_content_alone(tmp_path: Path) -> None:
-    given_ = contents(extras=False)
-    assert mark(given_) == mark(contents()) == opened(tmp_path).fingerprint
-
-
-def test_what_is_read_at_once_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = new_images(tmp_path / "x.npy", 100, 224)  # 15 MB
-    whole = Split(images, np.zeros(100, np.int64))
-    monkeypatch.setattr(store, "CHUNK_BYTES", 1 << 20)
+def test_memory_is_independent_of_the_dataset_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = create_image_file(tmp_path / "x.npy", 100, 224)  # 15 MB
+    split = Split(images, np.zeros(100, np.int64))
+    monkeypatch.setattr(dataset_module, "CHUNK_BYTES", 1 << 20)
     tracemalloc.start()
-    one = fingerprint(("a",), {"train": whole})
-    keep_rows(tmp_path / "x.npy", np.arange(99))
-    most = tracemalloc.get_traced_memory()[1]
+    in_chunks = fingerprint(("a",), {"train": split})
+    select_rows(tmp_path / "x.npy", np.arange(99))
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 4 << 20
+    assert peak < 4 << 20
     monkeypatch.undo()
-    assert one == fingerprint(("a",), {"train": whole})
+    assert in_chunks == fingerprint(("a",), {"train": split})
 
 
 @pytest.mark.parametrize(
-    ("size", "shape", "rows"), [(1000, (10, 10, 3), 3), (299, (10, 10, 3), 1), (300, (10, 10, 3), 1)]
+    ("max_bytes", "shape", "rows"), [(1000, (10, 10, 3), 3), (299, (10, 10, 3), 1), (300, (10, 10, 3), 1)]
 )
-def test_rows_within(size: int, shape: tuple[int, ...], rows: int) -> None:
-    assert max_rows(size, np.zeros((4, *shape), np.uint8)) == rows
+def test_max_rows(max_bytes: int, shape: tuple[int, ...], rows: int) -> None:
+    assert max_rows(max_bytes, np.zeros((4, *shape), np.uint8)) == rows
+
+
+# --- fingerprint
+
+
+def change_pixel(arrays: SplitArrays) -> SplitArrays:
+    images = arrays.test.images.copy()
+    images[-1, -1, -1, -1] ^= 1
+    return arrays._replace(test=replace(arrays.test, images=images))
+
+
+def change_label(arrays: SplitArrays) -> SplitArrays:
+    labels = arrays.val.labels.copy()
+    labels[0] = 2
+    return arrays._replace(val=replace(arrays.val, labels=labels))
+
+
+def change_size(arrays: SplitArrays) -> SplitArrays:
+    def reshape(split: Split) -> Split:
+        return replace(split, images=split.images.reshape(len(split), 2, 8, 3))
+
+    return arrays._replace(train=reshape(arrays.train), val=reshape(arrays.val), test=reshape(arrays.test))
+
+
+def move_image_from_val_to_train(arrays: SplitArrays) -> SplitArrays:
+    """Move the first image of val to the end of train; the order of all images stays the same."""
+    images = np.concatenate([arrays.train.images, arrays.val.images[:1]])
+    labels = np.concatenate([arrays.train.labels, arrays.val.labels[:1]])
+    return arrays._replace(train=Split(images, labels), val=arrays.val.take(np.arange(1, len(arrays.val))))
+
+
+def change_class_names(arrays: SplitArrays) -> SplitArrays:
+    """Move a letter from a class name to the next one."""
+    return arrays._replace(classes=("cat", "do", "gübel"))
+
+
+def fingerprint_of(arrays: SplitArrays) -> str:
+    return fingerprint(arrays.classes, {"train": arrays.train, "val": arrays.val, "test": arrays.test})
+
+
+@pytest.mark.parametrize(
+    "change", [change_pixel, change_label, change_size, move_image_from_val_to_train, change_class_names]
+)
+def test_fingerprint_changes_with_the_content(change: Callable[[SplitArrays], SplitArrays]) -> None:
+    assert fingerprint_of(change(make_arrays())) != fingerprint_of(make_arrays())
+
+
+def test_fingerprint_is_independent_of_masks_and_names(tmp_path: Path) -> None:
+    plain = make_arrays(optional_fields=False)
+    assert fingerprint_of(plain) == fingerprint_of(make_arrays()) == open_pets(tmp_path).fingerprint
+
+
+# --- subsets
+
+
+def test_round_robin_and_balanced_subset() -> None:
+    labels = np.array([2, 0, 0, 0, 1, 2])
+    assert round_robin(labels).tolist() == [1, 4, 0, 2, 5, 3]
+    assert balanced_subset(labels, 4).tolist() == [0, 1, 2, 4]
 
 
 @settings(deadline=None)
@@ -280,154 +327,169 @@ def test_limited_is_balanced_and_keeps_the_order(labels: list[int], n: int) -> N
     assert (np.diff(chosen) > 0).all()
     np.testing.assert_array_equal(small.train.labels, rows[chosen])
     assert small.train.names == tuple(str(row) for row in chosen)
-    whole_counts, counts = np.bincount(rows, minlength=5), np.bincount(small.train.labels, minlength=5)
-    short = counts < whole_counts
-    assert not short.any() or counts.max() <= counts[short].min() + 1
+    whole_counts = np.bincount(rows, minlength=5)
+    counts = np.bincount(small.train.labels, minlength=5)
+    incomplete = counts < whole_counts
+    assert not incomplete.any() or counts.max() <= counts[incomplete].min() + 1
     for label in range(5):
         first = np.flatnonzero(rows == label)[: counts[label]]
         np.testing.assert_array_equal(chosen[rows[chosen] == label], first)
 
 
-def test_limited_is_another_data_set_unless_nothing_goes(tmp_path: Path) -> None:
-    data = opened(tmp_path)
+def test_limited_dataset_has_another_fingerprint(tmp_path: Path) -> None:
+    data = open_pets(tmp_path)
     small = data.limited(6)
     assert (len(small.train), len(small.val), len(small.test)) == (6, 6, 5)
     assert small.train.masks is not None
     assert small.fingerprint == data.limited(6).fingerprint != data.fingerprint
-    assert any("first 6 pictures" in note for note in small.notes)
+    assert small.notes[-1] == "limited to the first 6 images of each split"
+
+
+def test_limit_of_one_split(tmp_path: Path) -> None:
+    data = open_pets(tmp_path)
+    small = data.limited(3, ("train",))
+    assert (len(small.train), len(small.val), len(small.test)) == (3, len(data.val), len(data.test))
+    assert small.notes[-1] == "limited to the first 3 images of train"
+    assert small.fingerprint not in (data.fingerprint, data.limited(3).fingerprint)
+
+
+def test_limit_above_the_size_returns_the_same_dataset(tmp_path: Path) -> None:
+    data = open_pets(tmp_path)
     assert data.limited(12) is data
-    few = data.limited(3, ("train",))
-    assert (len(few.train), len(few.val), len(few.test)) == (3, len(data.val), len(data.test))
-    assert few.notes[-1] == "limited to the first 3 pictures of train"
-    assert few.fingerprint not in (data.fingerprint, small.fingerprint)
-    with pytest.raises(InputError, match="limit is 0"):
-        data.limited(0)
+
+
+def test_limit_below_one_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="got 0"):
+        open_pets(tmp_path).limited(0)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=200), st.floats(0.05, 0.5), st.integers(0, 5))
-def test_hold_out_takes_its_share_of_every_class(labels: list[int], fraction: float, seed: int) -> None:
+def test_hold_out_is_stratified(labels: list[int], fraction: float, seed: int) -> None:
     rows = np.array(labels, np.int64)
-    held = hold_out(rows, fraction, seed)
-    np.testing.assert_array_equal(held, hold_out(rows, fraction, seed))
+    held_out = hold_out(rows, fraction, seed)
+    np.testing.assert_array_equal(held_out, hold_out(rows, fraction, seed))
     for label in set(labels):
-        count, out = int((rows == label).sum()), int(held[rows == label].sum())
-        assert count - out >= 1
-        assert abs(out - fraction * count) <= 1
-        assert out >= 1 or count == 1
+        count = int((rows == label).sum())
+        held_out_count = int(held_out[rows == label].sum())
+        assert count - held_out_count >= 1
+        assert abs(held_out_count - fraction * count) <= 1
+        assert held_out_count >= 1 or count == 1
 
 
-def test_hold_out_depends_on_the_seed_and_looks_random() -> None:
+def test_hold_out_is_random_and_depends_on_the_seed() -> None:
     labels = np.repeat([0, 1], 1000)
-    held = hold_out(labels, 0.1)
-    assert (held != hold_out(labels, 0.1, seed=1)).any()
-    assert 300 < np.flatnonzero(held[:1000]).mean() < 700
-    assert (held[:1000] != held[1000:]).any()
+    held_out = hold_out(labels, 0.1)
+    assert (held_out != hold_out(labels, 0.1, seed=1)).any()
+    assert 300 < np.flatnonzero(held_out[:1000]).mean() < 700
+    assert (held_out[:1000] != held_out[1000:]).any()
 
 
-def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    assert cache_folder(Path("elsewhere")) == Path("elsewhere")
-    monkeypatch.delenv("CAMKD_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "camkd"
+# --- corrupt files
 
 
-# --- damage on the disk
-
-
-def store_of(cache: Path) -> Path:
-    (folder,) = (cache / "data").iterdir()
-    return folder
-
-
-def flipped(path: Path, place: int) -> None:
+def flip_bit(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 16
+    content[position] ^= 16
     path.write_bytes(content)
 
 
-def read(data: Dataset) -> None:
-    """Every picture of every split, as training and evaluation read them."""
-    for part in data.splits.values():
-        views = Views(part, 3, "light", 0, torch.device("cpu"))
-        for samples in torch.arange(len(part)).split(4):
+def read_all(data: Dataset) -> None:
+    """Read every image of every split as training and evaluation do."""
+    for split in data.splits.values():
+        views = Views(split, 3, "light", 0, CPU)
+        for samples in torch.arange(len(split)).split(4):
             views[0, samples]
 
 
-def test_pictures_are_what_was_written(tmp_path: Path) -> None:
-    data = opened(tmp_path)
-    read(data)
-    read(data.limited(5))
-    assert data.train.sums is not None
-    assert data.train.sums.tolist() == [zlib.crc32(image.tobytes()) for image in data.train.images]
+def test_stored_images_match_their_checksums(tmp_path: Path) -> None:
+    data = open_pets(tmp_path)
+    read_all(data)
+    read_all(data.limited(5))
+    assert data.train.checksums is not None
+    assert data.train.checksums.tolist() == [zlib.crc32(image.tobytes()) for image in data.train.images]
 
 
-@pytest.mark.fault("a flipped byte in the data store")
+@pytest.mark.fault("a flipped byte in a stored dataset")
 @pytest.mark.parametrize("field", ["images", "labels", "masks", "sums"])
-@pytest.mark.parametrize("name", SPLITS)
-def test_a_flipped_byte_is_caught(tmp_path: Path, name: str, field: str) -> None:
-    opened(tmp_path)
-    path = store_of(tmp_path) / f"{name}_{field}.npy"
-    for place in range(128, path.stat().st_size, max(1, path.stat().st_size // 23)):
-        flipped(path, place)
-        with pytest.raises(InputError, match=r"not what was written|is damaged"):
-            read(opened(tmp_path))
-        flipped(path, place)
-    read(opened(tmp_path))
+@pytest.mark.parametrize("split", SPLITS)
+def test_flipped_bit_is_detected(tmp_path: Path, split: str, field: str) -> None:
+    open_pets(tmp_path)
+    path = stored_folder(tmp_path) / f"{split}_{field}.npy"
+    for position in range(128, path.stat().st_size, max(1, path.stat().st_size // 23)):
+        flip_bit(path, position)
+        with pytest.raises(InputError, match=r"corrupt"):
+            read_all(open_pets(tmp_path))
+        flip_bit(path, position)
+    read_all(open_pets(tmp_path))
 
 
-@pytest.mark.fault("a flipped byte in the data store")
-def test_a_flipped_byte_of_the_manifest_or_of_a_header_is_caught(tmp_path: Path) -> None:
-    opened(tmp_path)
-    for path, size in ((store_of(tmp_path) / "dataset.json", None), (store_of(tmp_path) / "val_images.npy", 118)):
-        content = path.read_bytes()
-        for place in range(0, size or len(content), 7):
-            if content[place : place + 1].isspace():
-                continue  # between the parts of a header
-            flipped(path, place)
-            with pytest.raises(InputError, match=r"is damaged"):
-                opened(tmp_path)
-            path.write_bytes(content)
-    read(opened(tmp_path))
+@pytest.mark.fault("a flipped byte in a stored dataset")
+@pytest.mark.parametrize(("name", "size"), [("dataset.json", None), ("val_images.npy", 118)])
+def test_flipped_bit_of_the_manifest_or_of_a_header_is_detected(tmp_path: Path, name: str, size: int | None) -> None:
+    open_pets(tmp_path)
+    path = stored_folder(tmp_path) / name
+    content = path.read_bytes()
+    for position in range(0, size or len(content), 7):
+        if content[position : position + 1].isspace():
+            continue  # a space between the parts of a header may change
+        flip_bit(path, position)
+        with pytest.raises(InputError, match=r"is corrupt"):
+            open_pets(tmp_path)
+        path.write_bytes(content)
+    read_all(open_pets(tmp_path))
 
 
-@pytest.mark.fault("a data store's file cut or gone")
+@pytest.mark.fault("a truncated or missing file of a stored dataset")
 @pytest.mark.parametrize("keep", [0, 150, -1])
 @pytest.mark.parametrize("field", ["images", "labels", "sums"])
-def test_a_file_that_is_cut_off_or_gone_is_caught(tmp_path: Path, field: str, keep: int) -> None:
-    opened(tmp_path)
-    path = store_of(tmp_path) / f"train_{field}.npy"
+def test_truncated_or_missing_file_is_detected(tmp_path: Path, field: str, keep: int) -> None:
+    open_pets(tmp_path)
+    path = stored_folder(tmp_path) / f"train_{field}.npy"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"is damaged .* delete it to rebuild it"):
-        opened(tmp_path)
+    with pytest.raises(InputError, match=r"is corrupt"):
+        open_pets(tmp_path)
     path.unlink()
-    with pytest.raises(InputError, match=r"is damaged .* delete it to rebuild it"):
-        opened(tmp_path)
+    with pytest.raises(InputError, match=r"is corrupt"):
+        open_pets(tmp_path)
+
+
+def test_message_of_a_corrupt_dataset(tmp_path: Path) -> None:
+    open_pets(tmp_path)
+    folder = stored_folder(tmp_path)
+    path = folder / "val_labels.npy"
+    flip_bit(path, 130)
+    with pytest.raises(InputError) as caught:
+        open_pets(tmp_path)
+    assert str(caught.value) == (
+        f"the stored dataset '{folder}' is corrupt (the checksum of val_labels.npy differs). Delete the folder to "
+        "rebuild it."
+    )
 
 
 @pytest.mark.parametrize(
-    "other",
+    "images",
     [np.zeros((12, 4, 4, 3), np.float32), np.zeros((11, 4, 4, 3), np.uint8), np.zeros((12, 4, 4, 4), np.uint8)],
     ids=["floats", "too few", "four channels"],
 )
-def test_pictures_of_another_form_are_caught(tmp_path: Path, other: np.ndarray) -> None:
-    opened(tmp_path)
-    np.save(store_of(tmp_path) / "train_images.npy", other)
-    with pytest.raises(InputError, match=r"is damaged .*train_images\.npy has the shape"):
-        opened(tmp_path)
+def test_images_of_wrong_dtype_or_shape_are_detected(tmp_path: Path, images: np.ndarray) -> None:
+    open_pets(tmp_path)
+    np.save(stored_folder(tmp_path) / "train_images.npy", images)
+    with pytest.raises(InputError, match=r"train_images\.npy must be uint8 of shape \(12, H, W, 3\), got"):
+        open_pets(tmp_path)
 
 
-def test_the_damaged_picture_is_named(tmp_path: Path) -> None:
-    opened(tmp_path)
-    path = store_of(tmp_path) / "train_images.npy"
-    header = path.stat().st_size - 12 * 48
+def test_message_of_corrupt_images(tmp_path: Path) -> None:
+    open_pets(tmp_path)
+    path = stored_folder(tmp_path) / "train_images.npy"
+    header_bytes = path.stat().st_size - 12 * 48
     for row in (7, 9):
-        flipped(path, header + 48 * row + 3)
-    data = opened(tmp_path)
-    views = Views(data.train, 3, "none", 0, torch.device("cpu"))
+        flip_bit(path, header_bytes + 48 * row + 3)
+    views = Views(open_pets(tmp_path).train, 3, "none", 0, CPU)
     views[0, torch.tensor([0, 8, 11])]
-    wanted = rf"picture 7 \(one of 2\) are not what was written: delete the folder {store_of(tmp_path)}, it"
-    with pytest.raises(InputError, match=wanted):
+    with pytest.raises(InputError) as caught:
         views[0, torch.tensor([0, 7, 9])]
+    assert str(caught.value) == (
+        f"stored images must match their checksums, got 2 corrupt, the first at index 7. Delete the folder "
+        f"{stored_folder(tmp_path)} to rebuild it."
+    )

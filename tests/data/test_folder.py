@@ -1,53 +1,58 @@
-"""Folders of pictures: every layout of them, and one clear sentence where something is wrong."""
+"""Folders of images: layouts, splits, the stored dataset, its cache key and errors."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from camkd.data import decode
 from camkd.data.dataset import Dataset, Split, no_progress
-from camkd.data.folder import open_folder
-from camkd.data.scan import scan
+from camkd.data.folder import cache_key, open_folder
+from camkd.data.scan import FolderListing, ImageFile, scan
 from camkd.types import InputError
 
-RED, WHITE = (255, 0, 0), (255, 255, 255)
+RED = (255, 0, 0)
+WHITE = (255, 255, 255)
 
 
-def save(path: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int] = (8, 8)) -> Path:
+def save_image(path: Path, color: tuple[int, int, int] = RED, size: tuple[int, int] = (8, 8)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
     return path
 
 
-def tree(root: Path, *classes: str, count: int = 10) -> Path:
-    """``root/<class>/0.png`` and so on; each picture's colour is its own."""
-    for place, name in enumerate(classes):
+def make_classes(root: Path, *classes: str, count: int = 10) -> Path:
+    """Write ``root/<class>/0.png`` and so on, each image in its own color."""
+    for label, name in enumerate(classes):
         for number in range(count):
-            save(root / name / f"{number}.png", (number, place, 100))
+            save_image(root / name / f"{number}.png", (number, label, 100))
     return root
 
 
-def opened(root: Path, cache: Path, **options: object) -> Dataset:
-    given: dict[str, object] = {
+def open_images(root: Path, cache: Path, **options: object) -> Dataset:
+    defaults: dict[str, object] = {
         "size": None,
         "limit": None,
-        "workers": 2,
+        "workers": 1,
         "bad_images": "fail",
         "cache": cache,
         "progress": no_progress,
     }
-    return open_folder(root, **(given | options))  # type: ignore[arg-type]
+    return open_folder(root, **(defaults | options))  # type: ignore[arg-type]
 
 
-def assert_refused(root: Path, cache: Path, match: str, **options: object) -> None:
+def assert_rejected(root: Path, cache: Path, match: str, **options: object) -> None:
     with pytest.raises(InputError, match=match) as caught:
-        opened(root, cache, **options)
+        open_images(root, cache, **options)
     assert "\n" not in str(caught.value)
     assert not (cache / "data").exists() or not list((cache / "data").iterdir())
 
@@ -57,15 +62,15 @@ def names(split: Split) -> set[str]:
     return set(split.names)
 
 
-# Layouts
+# --- layouts
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_given_splits_are_taken_as_they_are(tmp_path: Path, val: str) -> None:
+def test_existing_splits_are_used(tmp_path: Path, val: str) -> None:
     root = tmp_path / "pets"
     for split, count in (("train", 4), (val, 3), ("test", 2)):
-        tree(root / split, "dog", "cat", count=count)
-    data = opened(root, tmp_path / "cache")
+        make_classes(root / split, "dog", "cat", count=count)
+    data = open_images(root, tmp_path / "cache")
     assert data.name == "pets"
     assert data.classes == ("cat", "dog")
     assert [len(split) for split in data.splits.values()] == [8, 6, 4]
@@ -73,403 +78,493 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path, val: str) -> None:
     assert names(data.val) == {f"{val}/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)}
 
 
-@pytest.mark.parametrize("called", [("Train", "Test"), ("training", "Testing"), ("TRAIN", "VALID", "TEST")])
-def test_splits_are_known_in_capitals_and_as_training_and_testing(tmp_path: Path, called: tuple[str, ...]) -> None:
-    for name in called:
-        tree(tmp_path / name, "dog", "cat", count=30)
-    found = scan(tmp_path)
-    assert found.classes == ("cat", "dog")
-    assert {picture.name.split("/")[0] for _, picture in found.rows("train")} == {called[0]}
-    assert {picture.name.split("/")[0] for _, picture in found.rows("test")} == {called[-1]}
+@pytest.mark.parametrize("folders", [("Train", "Test"), ("training", "Testing"), ("TRAIN", "VALID", "TEST")])
+def test_split_folders_in_any_case_and_spelling(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    for name in folders:
+        make_classes(tmp_path / name, "dog", "cat", count=30)
+    listing = scan(tmp_path)
+    assert listing.classes == ("cat", "dog")
+    assert {file.name.split("/")[0] for _, file in listing.samples("train")} == {folders[0]}
+    assert {file.name.split("/")[0] for _, file in listing.samples("test")} == {folders[-1]}
 
 
 @pytest.mark.parametrize("name", ["train", "Test", "valid"])
-def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, name: str) -> None:
-    found = scan(tree(tmp_path, name, "plane", count=6))
-    assert found.classes == tuple(sorted((name, "plane")))
-    assert sum(len(found.rows(split)) for split in ("train", "val", "test")) == 12
+def test_class_with_the_name_of_a_split(tmp_path: Path, name: str) -> None:
+    listing = scan(make_classes(tmp_path, name, "plane", count=6))
+    assert listing.classes == tuple(sorted((name, "plane")))
+    assert sum(len(listing.samples(split)) for split in ("train", "val", "test")) == 12
 
 
-def test_classes_may_all_hold_the_same_folders(tmp_path: Path) -> None:
+def test_classes_with_equal_subfolders(tmp_path: Path) -> None:
     for name in ("robin", "wren"):
-        tree(tmp_path / name, "2025", "2026", count=6)
+        make_classes(tmp_path / name, "2025", "2026", count=6)
     assert scan(tmp_path).classes == ("robin", "wren")
 
 
-def test_each_row_is_the_picture_that_its_name_says(tmp_path: Path) -> None:
-    data = opened(tree(tmp_path / "pets", "cat", "dog", "eel", count=30), tmp_path / "cache")
+def test_row_matches_name_label_and_pixels(tmp_path: Path) -> None:
+    classes = ("cat", "dog", "eel")
+    data = open_images(make_classes(tmp_path / "pets", *classes, count=30), tmp_path / "cache")
     for split in data.splits.values():
         assert split.images.shape == (len(split), 8, 8, 3)
         for image, label, name in zip(split.images, split.labels, split.names or (), strict=True):
             assert name.split("/")[0] == data.classes[label]
-            number = int(Path(name).stem)
-            place = ("cat", "dog", "eel").index(data.classes[label])
-            assert (image == (number, place, 100)).all()
+            assert (image == (int(Path(name).stem), classes.index(data.classes[label]), 100)).all()
 
 
-def test_a_flat_tree_is_split_by_path(tmp_path: Path) -> None:
-    data = opened(tree(tmp_path / "pets", "cat", "dog", count=200), tmp_path / "cache")
+def test_folder_without_splits_is_split_by_path(tmp_path: Path) -> None:
+    data = open_images(make_classes(tmp_path / "pets", "cat", "dog", count=200), tmp_path / "cache")
     sizes = [len(split) for split in data.splits.values()]
     assert sum(sizes) == 400
     assert sizes[0] == pytest.approx(320, abs=30)
     assert sizes[1] == pytest.approx(40, abs=20)
     assert sizes[2] == pytest.approx(40, abs=20)
     assert names(data.train).isdisjoint(names(data.val) | names(data.test))
-    assert any("no val and no test folder, so the split was made here" in note for note in data.notes)
+    expected = f"train were held out: {sizes[0]} train, {sizes[1]} val, {sizes[2]} test"
+    assert data.notes == (f"there is no val and no test folder, so images of {expected}",)
 
 
-def test_adding_a_picture_to_a_class_of_sixty_moves_no_other(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "cat", "dog", count=60)
-    before = {split: {p.name for _, p in scan(root).rows(split)} for split in ("train", "val", "test")}
+def test_adding_an_image_moves_no_other_image(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "cat", "dog", count=60)
+    before = {split: {file.name for _, file in scan(root).samples(split)} for split in ("train", "val", "test")}
     for name in ("0a.png", "zz.png", "30b.png"):
-        save(root / "cat" / name)
-    after = {split: {p.name for _, p in scan(root).rows(split)} for split in ("train", "val", "test")}
+        save_image(root / "cat" / name)
+    after = {split: {file.name for _, file in scan(root).samples(split)} for split in ("train", "val", "test")}
     assert all(before[split] <= after[split] for split in before)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1))])
-def test_small_classes_are_in_every_split(tmp_path: Path, count: int, expected: tuple[int, int, int]) -> None:
-    found = scan(tree(tmp_path, *"abcdefgh", count=count)).splits
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_small_class_is_in_every_split(tmp_path: Path, count: int) -> None:
+    splits = scan(make_classes(tmp_path, *"abcdefgh", count=count)).splits
     for name in "abcdefgh":
-        parts = tuple(len(found[split][name]) for split in ("train", "val", "test"))
-        assert sum(parts) == count
-        assert min(parts) >= 1
-    if count == 3:
-        assert parts == expected
+        counts = tuple(len(splits[split][name]) for split in ("train", "val", "test"))
+        assert sum(counts) == count
+        assert min(counts) >= 1
 
 
-@pytest.mark.fault("a class of one picture")
-def test_a_class_of_one_picture_trains(tmp_path: Path) -> None:
-    tree(tmp_path, "common", count=10)
-    save(tmp_path / "rare" / "only.png")
-    assert [p.name for label, p in scan(tmp_path).rows("train") if label == 1] == ["rare/only.png"]
+@pytest.mark.fault("a class of one image")
+def test_class_of_one_image_is_in_train(tmp_path: Path) -> None:
+    make_classes(tmp_path, "common", count=10)
+    save_image(tmp_path / "rare" / "only.png")
+    assert [file.name for label, file in scan(tmp_path).samples("train") if label == 1] == ["rare/only.png"]
 
 
 @pytest.mark.parametrize(
-    ("given", "missing"),
+    ("existing", "missing"),
     [(("train",), "no val and no test"), (("train", "test"), "no val"), (("train", "val"), "no test")],
 )
-def test_missing_splits_come_out_of_train(tmp_path: Path, given: tuple[str, ...], missing: str) -> None:
-    for split in given:
-        tree(tmp_path / split, "a", "b", count=50)
-    found = scan(tmp_path)
-    assert any(f"there was {missing} folder" in note for note in found.notes)
-    for split in {"val", "test"} - set(given):
-        held = [p.name for _, p in found.rows(split)]
-        assert 2 <= len(held) <= 25
-        assert all(name.startswith("train/") for name in held)
-    total = sum(len(found.rows(split)) for split in ("train", "val", "test"))
-    assert total == 100 * len(given)
+def test_missing_splits_are_held_out_from_train(tmp_path: Path, existing: tuple[str, ...], missing: str) -> None:
+    for split in existing:
+        make_classes(tmp_path / split, "a", "b", count=50)
+    listing = scan(tmp_path)
+    assert any(f"there is {missing} folder" in note for note in listing.notes)
+    for split in {"val", "test"} - set(existing):
+        held_out = [file.name for _, file in listing.samples(split)]
+        assert 2 <= len(held_out) <= 25
+        assert all(name.startswith("train/") for name in held_out)
+    total = sum(len(listing.samples(split)) for split in ("train", "val", "test"))
+    assert total == 100 * len(existing)
 
 
-def test_pictures_deeper_in_a_class_folder_belong_to_the_class(tmp_path: Path) -> None:
-    tree(tmp_path, "a", "b", count=5)
-    save(tmp_path / "a" / "more" / "x.JPEG")
-    assert "a/more/x.JPEG" in {p.name for split in ("train", "val", "test") for _, p in scan(tmp_path).rows(split)}
+def test_images_in_subfolders_of_a_class(tmp_path: Path) -> None:
+    make_classes(tmp_path, "a", "b", count=5)
+    save_image(tmp_path / "a" / "more" / "x.JPEG")
+    listing = scan(tmp_path)
+    assert "a/more/x.JPEG" in {file.name for split in listing.splits for _, file in listing.samples(split)}
 
 
-def test_other_files_are_counted_and_hidden_ones_are_not(tmp_path: Path) -> None:
-    tree(tmp_path, "a", "b", count=4)
+def test_other_files_are_counted_and_hidden_files_are_not(tmp_path: Path) -> None:
+    make_classes(tmp_path, "a", "b", count=4)
     (tmp_path / "README.txt").write_text("two classes")
     (tmp_path / "a" / "list.csv").write_text("0")
     (tmp_path / ".DS_Store").write_text("")
-    save(tmp_path / ".thumbs" / "x.png")
-    found = scan(tmp_path)
-    assert found.classes == ("a", "b")
-    assert "2 files that are no pictures of a class were ignored" in found.notes
+    save_image(tmp_path / ".thumbs" / "x.png")
+    listing = scan(tmp_path)
+    assert listing.classes == ("a", "b")
+    assert "2 files that are not images of a class were ignored" in listing.notes
 
 
 @pytest.mark.fault("loops of links")
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
-def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", count=4)
-    outside = save(tmp_path / "elsewhere" / "x.png")
+def test_symbolic_links_are_followed_once(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", count=4)
+    outside = save_image(tmp_path / "elsewhere" / "x.png")
     (root / "a" / "linked.png").symlink_to(outside)
     (root / "a" / "self").symlink_to(root / "a")
     (root / "a" / "up").symlink_to(root)
-    save(root / "a" / "deep" / "y.png")
+    save_image(root / "a" / "deep" / "y.png")
     (root / "a" / "deep" / "again").symlink_to(root / "a" / "deep")
     (root / "loop").symlink_to(root)
     (root / "b" / "eternal.png").symlink_to(root / "b" / "eternal.png")
-    found = scan(root)
-    assert found.classes == ("a", "b")
-    every = [p.name for split in ("train", "val", "test") for _, p in found.rows(split)]
-    assert "a/linked.png" in every
-    assert [name for name in every if name.endswith("y.png")] == ["a/deep/y.png"]
-    assert_refused(root, tmp_path / "cache", r"1 of the pictures.*eternal\.png: Too many levels")
+    listing = scan(root)
+    assert listing.classes == ("a", "b")
+    paths = [file.name for split in listing.splits for _, file in listing.samples(split)]
+    assert "a/linked.png" in paths
+    assert [path for path in paths if path.endswith("y.png")] == ["a/deep/y.png"]
+    assert_rejected(root, tmp_path / "cache", r"got 1 unreadable.*eternal\.png: Too many levels")
 
 
-def test_mixed_sizes_become_64_unless_said_otherwise(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", count=3)
-    save(root / "a" / "wide.png", size=(20, 10))
-    save(root / "a" / "high.png", size=(10, 20))
-    assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
-    assert opened(root, tmp_path / "cache", size=12).train.images.shape[1:] == (12, 12, 3)
+# --- image size
 
 
-def test_a_small_class_of_other_size_after_a_large_one_counts(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "aa", count=420)
+def test_mixed_sizes_become_64(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", count=3)
+    save_image(root / "a" / "wide.png", size=(20, 10))
+    save_image(root / "a" / "high.png", size=(10, 20))
+    assert open_images(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
+    assert open_images(root, tmp_path / "cache", size=12).train.images.shape[1:] == (12, 12, 3)
+
+
+def test_common_size_considers_a_small_class_after_a_large_one(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "aa", count=420)
     for number in range(40):
-        save(root / "bb" / f"{number}.png", size=(20, 20))
-    assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
+        save_image(root / "bb" / f"{number}.png", size=(20, 20))
+    assert open_images(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
 
 
-def test_later_pictures_of_other_size_count(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", count=200)
+def test_common_size_considers_the_last_images_of_a_class(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", count=200)
     for number in range(200, 400):
-        save(root / "a" / f"x{number}.png", size=(20, 20))
-    assert opened(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
+        save_image(root / "a" / f"x{number}.png", size=(20, 20))
+    assert open_images(root, tmp_path / "cache").train.images.shape[1:] == (64, 64, 3)
 
 
-@pytest.mark.parametrize(("classes", "count", "read"), [(2, 40, 20), (7, 5, 20), (50, 3, 20), (3, 4, 12)])
-def test_sizes_are_read_of_a_few_pictures_of_each_class(tmp_path: Path, classes: int, count: int, read: int) -> None:
-    for place in range(classes):
+@pytest.mark.parametrize(("classes", "count", "expected"), [(2, 40, 20), (7, 5, 20), (50, 3, 20), (3, 4, 12)])
+def test_sample_paths_are_balanced(tmp_path: Path, classes: int, count: int, expected: int) -> None:
+    for label in range(classes):
         for split in ("train", "val", "test"):
+            folder = tmp_path / split / f"{label:02d}"
+            folder.mkdir(parents=True)
             for number in range(count):
-                file = tmp_path / split / f"{place:02d}" / f"{number}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.touch()
-    paths = scan(tmp_path).spread("train", 20)
+                (folder / f"{number}.png").touch()
+    paths = scan(tmp_path).sample_paths("train", 20)
     counts = Counter(Path(path).parent.name for path in paths)
-    assert 0.6 * read <= len(set(paths)) == len(paths) <= read
+    assert 0.6 * expected <= len(set(paths)) == len(paths) <= expected
     assert len(counts) == (17 if classes == 50 else classes)
     assert max(counts.values()) == min(counts.values())
 
 
-# Pictures that nothing was trained on
+# --- test_only
 
 
 @pytest.mark.parametrize("folder", [".", "test", "Testing"])
-def test_of_unseen_pictures_all_are_for_the_test(tmp_path: Path, folder: str) -> None:
+def test_test_only_assigns_all_images_to_test(tmp_path: Path, folder: str) -> None:
     root = tmp_path / "pets"
-    tree(root / folder, "a", "b", count=2)
-    data = opened(root, tmp_path / "cache", unseen=True)
+    make_classes(root / folder, "a", "b", count=2)
+    data = open_images(root, tmp_path / "cache", test_only=True)
     assert [len(split) for split in data.splits.values()] == [0, 0, 4]
-    assert (data.classes, data.test.labels.tolist(), data.notes) == (("a", "b"), [0, 0, 1, 1], ())
+    assert data.classes == ("a", "b")
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.notes == ()
     assert names(data.test) == {(Path(folder) / f"{name}/{n}.png").as_posix() for name in "ab" for n in range(2)}
-    again = opened(root, tmp_path / "cache", unseen=True)
+    again = open_images(root, tmp_path / "cache", test_only=True)
     assert again.fingerprint == data.fingerprint
-    (root / folder / "a" / "0.png").write_text("no")
-    assert len(opened(root, tmp_path / "cache", unseen=True, bad_images="skip").test) == 3
+    (root / folder / "a" / "0.png").write_text("not an image")
+    assert len(open_images(root, tmp_path / "cache", test_only=True, bad_images="skip").test) == 3
 
 
-def test_unseen_pictures_beside_a_train_folder_are_those_of_the_test(tmp_path: Path) -> None:
+def test_test_only_with_a_train_folder_uses_the_splits(tmp_path: Path) -> None:
     for split, count in (("train", 20), ("test", 3)):
-        tree(tmp_path / "pets" / split, "a", "b", count=count)
-    data = opened(tmp_path / "pets", tmp_path / "cache", unseen=True)
-    assert data.fingerprint == opened(tmp_path / "pets", tmp_path / "cache").fingerprint
+        make_classes(tmp_path / "pets" / split, "a", "b", count=count)
+    data = open_images(tmp_path / "pets", tmp_path / "cache", test_only=True)
+    assert data.fingerprint == open_images(tmp_path / "pets", tmp_path / "cache").fingerprint
     assert len(data.test) == 6
 
 
-# The store
+# --- the stored dataset
 
 
-@pytest.mark.fault("pictures that change under a store")
-def test_it_is_decoded_once_and_again_when_a_file_changes(tmp_path: Path) -> None:
-    root, heard = tree(tmp_path / "pets", "a", "b"), []
-    opened_ = [opened(root, tmp_path / "cache", progress=lambda *said: heard.append(said)) for _ in range(2)]
-    assert opened_[0].fingerprint == opened_[1].fingerprint
-    assert [what for *_, what in heard] == [f"reading {split} pictures" for split in ("train", "val", "test")]
-    assert all(done == total for done, total, _ in heard)
-    save(root / "a" / "0.png", WHITE)
-    assert opened(root, tmp_path / "cache").fingerprint != opened_[0].fingerprint
+@pytest.mark.fault("images that change under a stored dataset")
+def test_images_are_decoded_once_and_again_when_a_file_changes(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b")
+    calls: list[tuple[int, int, str]] = []
+    first = open_images(root, tmp_path / "cache", progress=lambda *arguments: calls.append(arguments))
+    second = open_images(root, tmp_path / "cache", progress=lambda *arguments: calls.append(arguments))
+    assert first.fingerprint == second.fingerprint
+    assert [description for *_, description in calls] == [
+        f"reading {split} images" for split in ("train", "val", "test")
+    ]
+    assert all(done == total for done, total, _ in calls)
+    save_image(root / "a" / "0.png", WHITE)
+    assert open_images(root, tmp_path / "cache").fingerprint != first.fingerprint
 
 
-def test_the_fingerprint_is_the_content_wherever_it_lies(tmp_path: Path) -> None:
-    one = opened(tree(tmp_path / "one", "a", "b"), tmp_path / "cache")
-    assert opened(tree(tmp_path / "two", "a", "b"), tmp_path / "cache").fingerprint == one.fingerprint
-    assert opened(tree(tmp_path / "three", "a", "c"), tmp_path / "cache").fingerprint != one.fingerprint
+def test_fingerprint_depends_on_content_and_not_on_path(tmp_path: Path) -> None:
+    data = open_images(make_classes(tmp_path / "one", "a", "b"), tmp_path / "cache")
+    copy = open_images(make_classes(tmp_path / "two", "a", "b"), tmp_path / "cache")
+    other = open_images(make_classes(tmp_path / "three", "a", "c"), tmp_path / "cache")
+    assert copy.fingerprint == data.fingerprint
+    assert other.fingerprint != data.fingerprint
 
 
-def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", count=150)
-    one, four = (opened(root, tmp_path / f"cache{n}", workers=n) for n in (1, 4))
+@pytest.mark.slow
+def test_fingerprint_is_independent_of_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "IN_PROCESS_SECONDS", 0.0)
+    root = make_classes(tmp_path / "pets", "a", "b", count=150)
+    one, four = (open_images(root, tmp_path / f"cache{workers}", workers=workers) for workers in (1, 4))
     assert one.fingerprint == four.fingerprint
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_files(tmp_path: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        opened(tree(tmp_path / "pets", "a", "b", count=150), tmp_path / "cache", progress=interrupt)
+        open_images(make_classes(tmp_path / "pets", "a", "b", count=150), tmp_path / "cache", progress=interrupt)
     assert not list((tmp_path / "cache" / "data").iterdir())
 
 
-def test_limited_only_the_first_are_decoded(tmp_path: Path) -> None:
-    root, heard = tree(tmp_path / "pets", "a", "b", "c", count=40), []
-    given = opened(root, tmp_path / "cache").limited(7)
-    (root / "c" / "39.png").write_text("no picture, and not among the first")
-    data = opened(root, tmp_path / "cache", limit=7, progress=lambda *said: heard.append(said))
-    assert data.fingerprint == given.fingerprint
-    assert [split.names for split in data.splits.values()] == [split.names for split in given.splits.values()]
-    assert data.notes == given.notes
+def test_limit_decodes_only_the_first_images(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", "c", count=40)
+    calls: list[tuple[int, int, str]] = []
+    expected = open_images(root, tmp_path / "cache").limited(7)
+    (root / "c" / "39.png").write_text("not an image, and not among the first images")
+    data = open_images(root, tmp_path / "cache", limit=7, progress=lambda *arguments: calls.append(arguments))
+    assert data.fingerprint == expected.fingerprint
+    assert [split.names for split in data.splits.values()] == [split.names for split in expected.splits.values()]
+    assert data.notes == expected.notes
     assert isinstance(data.train.images, np.memmap)
-    assert {total for _, total, _ in heard} == {7}
+    assert {total for _, total, _ in calls} == {7}
 
 
-def test_few_training_pictures_and_all_others(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", "c", count=40)
-    whole = opened(root, tmp_path / "cache")
-    few = opened(root, tmp_path / "cache", train_limit=7)
-    assert few.fingerprint == whole.limited(7, ("train",)).fingerprint
-    assert few.notes == whole.limited(7, ("train",)).notes
-    assert few.test.names == whole.test.names
-    assert few.val.names == whole.val.names
+def test_train_limit_keeps_the_other_splits(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", "c", count=40)
+    whole = open_images(root, tmp_path / "cache")
+    limited = open_images(root, tmp_path / "cache", train_limit=7)
+    assert limited.fingerprint == whole.limited(7, ("train",)).fingerprint
+    assert limited.notes == whole.limited(7, ("train",)).notes
+    assert limited.test.names == whole.test.names
+    assert limited.val.names == whole.val.names
 
 
-def test_a_limit_may_leave_classes_out_and_may_leave_all_in(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", "c", count=40)
-    two = opened(root, tmp_path / "cache", limit=2)
-    assert (two.classes, two.train.labels.tolist()) == (("a", "b", "c"), [0, 1])
-    whole = opened(root, tmp_path / "cache")
-    assert opened(root, tmp_path / "cache", limit=len(whole.train)).notes == whole.notes
+def test_limit_below_the_number_of_classes_and_above_the_number_of_images(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", "c", count=40)
+    two = open_images(root, tmp_path / "cache", limit=2)
+    assert two.classes == ("a", "b", "c")
+    assert two.train.labels.tolist() == [0, 1]
+    whole = open_images(root, tmp_path / "cache")
+    assert open_images(root, tmp_path / "cache", limit=len(whole.train)).notes == whole.notes
     assert len(list((tmp_path / "cache" / "data").iterdir())) == 2
 
 
-# What is wrong with a folder
+# --- the cache key
+
+ROOT = Path("/nonexistent/pets")
+CAT = ImageFile("train/cat/0.png", 70, 1_700_000_000_000_000_001)
+DOG = ImageFile("train/dog/\udcff.png", 71, 1_700_000_000_000_000_002)
+LISTING = FolderListing(
+    ROOT,
+    {"train": {"cat": (CAT,), "dog": (DOG,)}, "val": {"cat": (), "dog": ()}, "test": {"cat": (), "dog": ()}},
+    ("a note",),
+)
+KEY = (
+    '{"bad_images":"fail","root":"/nonexistent/pets","size":32,"source":"folder","splits":{"test":{"cat":[],"dog":[]},'
+    '"train":{"cat":[["train/cat/0.png",70,1700000000000000001]],'
+    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"version":1}'
+)
 
 
-def loose(root: Path) -> None:
+def test_cache_key_is_stable() -> None:
+    assert cache_key(LISTING, 32, "fail") == KEY
+
+
+def test_cache_key_is_independent_of_class_and_field_names() -> None:
+    class RenamedFile(NamedTuple):
+        name: str
+        bytes: int
+        modified_ns: int
+
+    RenamedListing = type("RenamedListing", (FolderListing,), {})
+    splits = {
+        split: {name: [RenamedFile(*file) for file in files] for name, files in classes.items()}
+        for split, classes in LISTING.splits.items()
+    }
+    assert cache_key(RenamedListing(ROOT, splits, ()), 32, "fail") == KEY
+
+
+@pytest.mark.parametrize(
+    "file", [CAT._replace(name="train/cat/1.png"), CAT._replace(bytes=69), CAT._replace(modified_ns=1)]
+)
+def test_cache_key_changes_with_each_file(file: ImageFile) -> None:
+    splits = {**LISTING.splits, "train": {"cat": (file,), "dog": (DOG,)}}
+    assert cache_key(replace(LISTING, splits=splits), 32, "fail") != KEY
+
+
+def test_cache_key_changes_with_each_option() -> None:
+    moved = {**LISTING.splits, "val": LISTING.splits["train"], "train": LISTING.splits["val"]}
+    keys = {
+        KEY,
+        cache_key(LISTING, 33, "fail"),
+        cache_key(LISTING, 32, "skip"),
+        cache_key(replace(LISTING, root=ROOT / "other"), 32, "fail"),
+        cache_key(replace(LISTING, splits=moved), 32, "fail"),
+    }
+    assert len(keys) == 5
+
+
+def test_cache_key_names_the_stored_dataset(tmp_path: Path) -> None:
+    open_images(make_classes(tmp_path / "pets", "a", "b"), tmp_path / "cache", limit=3)
+    (folder,) = (tmp_path / "cache" / "data").iterdir()
+    key = cache_key(scan(tmp_path / "pets").limited(3), 8, "fail")
+    assert folder.name == f"pets-{hashlib.sha256(f'2 {key}'.encode()).hexdigest()[:16]}"
+
+
+# --- invalid folders
+
+
+def images_without_classes(root: Path) -> None:
     for number in range(3):
-        save(root / f"{number}.png")
+        save_image(root / f"{number}.png")
 
 
 def empty_class(root: Path) -> None:
-    tree(root, "a", "b")
+    make_classes(root, "a", "b")
     (root / "hollow").mkdir()
 
 
 def nested(root: Path) -> None:
-    tree(root / "dataset", "a", "b")
+    make_classes(root / "dataset", "a", "b")
 
 
-def classes_differ(root: Path) -> None:
-    tree(root / "train", "a", "b")
-    tree(root / "test", "a", "c")
+def different_classes(root: Path) -> None:
+    make_classes(root / "train", "a", "b")
+    make_classes(root / "test", "a", "c")
 
 
-def val_lacks(root: Path) -> None:
-    tree(root / "train", "a", "b", "c")
-    tree(root / "valid", "a", "b")
+def class_missing_in_val(root: Path) -> None:
+    make_classes(root / "train", "a", "b", "c")
+    make_classes(root / "valid", "a", "b")
 
 
-def unlabelled(root: Path) -> None:
-    loose(root / "train")
-    loose(root / "test")
+def unlabeled_splits(root: Path) -> None:
+    images_without_classes(root / "train")
+    images_without_classes(root / "test")
 
 
-def other_names(root: Path) -> None:
+def splits_with_other_names(root: Path) -> None:
     for split in ("train_set", "test_set"):
-        tree(root / split, "a", "b")
+        make_classes(root / split, "a", "b")
 
 
-def unlabelled_test(root: Path) -> None:
-    tree(root / "train", "a", "b")
-    loose(root / "test")
+def unlabeled_test(root: Path) -> None:
+    make_classes(root / "train", "a", "b")
+    images_without_classes(root / "test")
     (root / "notes").mkdir()
 
 
-def two_vals(root: Path) -> None:
+def two_val_folders(root: Path) -> None:
     for split in ("train", "val", "valid"):
-        tree(root / split, "a", "b")
+        make_classes(root / split, "a", "b")
 
 
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda root: None, r"no pictures \(bmp, jpeg.*were found in"),
-        (lambda root: (root / "train").mkdir(), "no pictures"),
-        (lambda root: tree(root, "a"), "has one class, 'a', but two or more are needed: add"),
-        (nested, "has one class, 'dataset'.*is '.*pets/dataset' the folder you mean"),
-        (loose, "the 3 pictures in '.*pets' lie directly in it, not in class folders.*pets/cat'"),
-        (lambda root: loose(root / "train"), "the 3 pictures in '.*pets/train' lie directly in it"),
-        (unlabelled, "the 3 pictures in '.*pets/train' lie directly in it"),
-        (unlabelled_test, "the 3 pictures in '.*pets/test' lie directly in it"),
-        (other_names, "'test_set', 'train_set' in '.*pets' hold the same folders, which looks like splits.*call them"),
-        (empty_class, "no picture of 'hollow': add some, or remove the empty folder"),
-        (classes_differ, "the test folder of '.*pets' lacks 'b' and adds 'c'"),
-        (val_lacks, "the val folder of '.*pets' lacks 'c',"),
-        (two_vals, "'val' and 'valid', which mean the same"),
-        (lambda root: tree(root / "test", "a", "b"), "has 'test' but no 'train' folder"),
-        (lambda root: tree(root, "a", "b", count=1), "too few pictures to hold some out for val"),
-        (lambda root: tree(root, "a", "b", count=2), "too few pictures to hold some out for test"),
+        (lambda root: None, r"'.*pets' must contain images \(bmp, jpeg.*, got none"),
+        (lambda root: (root / "train").mkdir(), r"must contain images.*, got none"),
+        (lambda root: make_classes(root, "a"), "got one, 'a'. Add a folder"),
+        (nested, r"got one, 'dataset'\. Did you mean the folder '.*pets/dataset'\?"),
+        (images_without_classes, "got 3 images directly in '.*pets'.*'.*pets/cat'"),
+        (lambda root: images_without_classes(root / "train"), "got 3 images directly in '.*pets/train'"),
+        (unlabeled_splits, "got 3 images directly in '.*pets/train'"),
+        (unlabeled_test, "got 3 images directly in '.*pets/test'"),
+        (splits_with_other_names, "'.*pets' .* got 'test_set', 'train_set'"),
+        (empty_class, "got none of 'hollow'"),
+        (different_classes, r"the test folder of '.*pets' .*\(missing: 'b'; additional: 'c'\)"),
+        (class_missing_in_val, r"the val folder of '.*pets' .*\(missing: 'c'\)"),
+        (two_val_folders, "one val folder, got 'val' and 'valid'"),
+        (lambda root: make_classes(root / "test", "a", "b"), "must have a 'train' folder, got only 'test'"),
+        (lambda root: make_classes(root, "a", "b", count=1), "for val, got too few"),
+        (lambda root: make_classes(root, "a", "b", count=2), "for test, got too few"),
     ],
 )
-def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path, make: Callable[[Path], object], match: str) -> None:
+def test_invalid_folder_is_rejected(tmp_path: Path, make: Callable[[Path], object], match: str) -> None:
     root = tmp_path / "pets"
     root.mkdir()
     make(root)
-    assert_refused(root, tmp_path / "cache", match)
+    assert_rejected(root, tmp_path / "cache", match)
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_message_of_an_invalid_folder(tmp_path: Path) -> None:
+    different_classes(tmp_path / "pets")
+    with pytest.raises(InputError) as caught:
+        scan(tmp_path / "pets")
+    assert str(caught.value) == (
+        f"the test folder of '{tmp_path / 'pets'}' must have the classes of the train folder, got differences "
+        "(missing: 'b'; additional: 'c'). Rename or move the class folders, or remove the test folder."
+    )
+
+
+def test_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"PK")
-    assert_refused(tmp_path / "pets.zip", tmp_path / "cache", r"pets\.zip' is a file, but a folder")
+    assert_rejected(tmp_path / "pets.zip", tmp_path / "cache", r"pets\.zip' must be a folder.*, got a file")
 
 
-# Pictures that cannot be read
+# --- unreadable images
 
 
-@pytest.mark.fault("bad pictures")
-def test_a_broken_picture_is_named_with_the_reason(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b")
+@pytest.mark.fault("unreadable images")
+def test_message_of_an_unreadable_image(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b")
     (root / "a" / "page.jpg").write_text("<html>404</html>")
-    match = r"1 of the pictures.*\(a/page\.jpg: not a picture in a known format\): replace or delete"
-    assert_refused(root, tmp_path / "cache", match)
+    with pytest.raises(InputError) as caught:
+        open_images(root, tmp_path / "cache")
+    assert str(caught.value) == (
+        f"all images in '{root}' must be readable, got 1 unreadable (a/page.jpg: not an image in a known format). "
+        "Replace or delete them, or leave them out with --bad-images skip."
+    )
+    assert not list((tmp_path / "cache" / "data").iterdir())
 
 
-def test_the_first_ten_broken_ones_are_listed_and_all_are_counted(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", count=12)
+def test_first_ten_unreadable_images_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", count=12)
     for number in range(12):
-        (root / "b" / f"{number}.png").write_text("no")
-    with pytest.raises(InputError, match="12 of the pictures") as caught:
-        opened(root, tmp_path / "cache")
+        (root / "b" / f"{number}.png").write_text("not an image")
+    with pytest.raises(InputError, match="got 12 unreadable") as caught:
+        open_images(root, tmp_path / "cache")
     assert str(caught.value).count("b/") == 10
     assert "and 2 more" in str(caught.value)
 
 
-def test_broken_pictures_can_be_left_out(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", "a", "b", count=30)
-    whole = opened(root, tmp_path / "cache")
+def test_unreadable_images_can_be_skipped(tmp_path: Path) -> None:
+    root = make_classes(tmp_path / "pets", "a", "b", count=30)
+    whole = open_images(root, tmp_path / "cache")
     for name in ("a/3.png", "b/0.png", "b/29.png"):
-        (root / name).write_text("no")
-    data = opened(root, tmp_path / "cache", bad_images="skip")
-    assert any(note.startswith("3 unreadable pictures were left out: ") for note in data.notes)
-    for split, all_of_it in zip(data.splits.values(), whole.splits.values(), strict=True):
-        rows = [row for row, name in enumerate(all_of_it.names or ()) if name in names(split)]
-        np.testing.assert_array_equal(split.images, all_of_it.images[rows])
-        np.testing.assert_array_equal(split.labels, all_of_it.labels[rows])
+        (root / name).write_text("not an image")
+    data = open_images(root, tmp_path / "cache", bad_images="skip")
+    assert any(note.startswith("3 unreadable images were left out: ") for note in data.notes)
+    for split, whole_split in zip(data.splits.values(), whole.splits.values(), strict=True):
+        rows = [row for row, name in enumerate(whole_split.names or ()) if name in names(split)]
+        np.testing.assert_array_equal(split.images, whole_split.images[rows])
+        np.testing.assert_array_equal(split.labels, whole_split.labels[rows])
     assert sum(map(len, data.splits.values())) == 57
-    with pytest.raises(InputError, match="3 of the pictures"):
-        opened(root, tmp_path / "cache")
+    with pytest.raises(InputError, match="got 3 unreadable"):
+        open_images(root, tmp_path / "cache")
 
 
-def test_a_class_must_keep_a_training_picture(tmp_path: Path) -> None:
+def test_every_class_and_split_must_keep_an_image(tmp_path: Path) -> None:
     root = tmp_path / "pets"
     for split in ("train", "val", "test"):
-        tree(root / split, "a", "b", count=2)
+        make_classes(root / split, "a", "b", count=2)
     for number in range(2):
-        (root / "train" / "b" / f"{number}.png").write_text("no")
-    assert_refused(root, tmp_path / "cache", "no readable training picture of 'b'", bad_images="skip")
+        (root / "train" / "b" / f"{number}.png").write_text("not an image")
+    assert_rejected(root, tmp_path / "cache", "readable training image, got none of 'b'", bad_images="skip")
     for name in ("a", "b"):
         for number in range(2):
-            (root / "val" / name / f"{number}.png").write_text("no")
-    assert_refused(root, tmp_path / "cache", "no readable val picture", bad_images="skip")
+            (root / "val" / name / f"{number}.png").write_text("not an image")
+    assert_rejected(root, tmp_path / "cache", "the val split of .* got none", bad_images="skip")
 
 
-# Real pictures
+# --- CIFAR-10 as a folder
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("CAMKD_CIFAR10" not in os.environ, reason="CAMKD_CIFAR10 does not name the unpacked cifar10-jpeg")
-def test_cifar10_as_a_folder(tmp_path: Path) -> None:
-    data = opened(Path(os.environ["CAMKD_CIFAR10"]), tmp_path)
+def test_cifar10_as_a_folder(cifar10_folder: Path, tmp_path: Path) -> None:
+    data = open_images(cifar10_folder, tmp_path)
     assert data.train.images.shape[1:] == (32, 32, 3)
     assert len(data.train) + len(data.val) == 50_000
     assert len(data.test) == 10_000
     np.testing.assert_array_equal(np.bincount(data.test.labels), np.full(10, 1000))
+    assert data.train.names is not None
     for row in (0, 17_000, len(data.train) - 1):
-        assert data.train.names is not None
-        with Image.open(Path(os.environ["CAMKD_CIFAR10"]) / data.train.names[row]) as image:
+        with Image.open(cifar10_folder / data.train.names[row]) as image:
             np.testing.assert_array_equal(data.train.images[row], np.asarray(image))

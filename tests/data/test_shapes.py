@@ -1,16 +1,17 @@
-"""The drawn shapes: the same every time, each what its name says, with masks that lie on the object."""
+"""The drawn shapes: geometry, determinism, masks, spurious cue and cache key."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from camkd.data import shapes
-from camkd.data.dataset import no_progress
-from camkd.data.shapes import COUNTS, SHAPES, draw_split, open_shapes
+from camkd.data.dataset import Split, no_progress
+from camkd.data.shapes import COUNTS, SHAPES, Difficulty, cache_key, draw_split, open_shapes
 from camkd.types import InputError
 
 AXIS = np.linspace(-1.4, 1.4, 561)
@@ -18,13 +19,16 @@ X, Y = np.meshgrid(AXIS, AXIS)
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def train() -> Split:
     return draw_split("train", 200, 32, no_progress)
 
 
+# --- geometry
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_is_a_distance(name: str) -> None:
-    """Negative in one bounded piece, and it never grows faster than one moves (1-Lipschitz)."""
+def test_shape_is_a_signed_distance(name: str) -> None:
+    """The function is negative in one bounded region and 1-Lipschitz."""
     distance = SHAPES[name](X, Y)
     inside = distance < 0
     assert 0.2 < inside.mean() * 2.8**2 < np.pi
@@ -35,15 +39,15 @@ def test_a_shape_is_a_distance(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), [("triangle", 3), ("square", 4), ("pentagon", 5), ("star", 5), ("cross", 4)]
+    ("name", "order"), [("triangle", 3), ("square", 4), ("pentagon", 5), ("star", 5), ("cross", 4)]
 )
-def test_a_shape_looks_the_same_when_turned_by_its_own_angle(name: str, times: int) -> None:
-    angle = 2 * np.pi / times
-    turned = SHAPES[name](X * np.cos(angle) - Y * np.sin(angle), X * np.sin(angle) + Y * np.cos(angle))
-    np.testing.assert_allclose(turned, SHAPES[name](X, Y), atol=1e-5)
+def test_shape_has_rotational_symmetry(name: str, order: int) -> None:
+    angle = 2 * np.pi / order
+    rotated = SHAPES[name](X * np.cos(angle) - Y * np.sin(angle), X * np.sin(angle) + Y * np.cos(angle))
+    np.testing.assert_allclose(rotated, SHAPES[name](X, Y), atol=1e-5)
 
 
-def test_areas_are_what_geometry_says() -> None:
+def test_shape_has_the_exact_area() -> None:
     cell = (AXIS[1] - AXIS[0]) ** 2
     area = {name: float((shape(X, Y) < 0).sum() * cell) for name, shape in SHAPES.items()}
     assert area["circle"] == pytest.approx(np.pi * 0.85**2, rel=0.01)
@@ -55,104 +59,167 @@ def test_areas_are_what_geometry_says() -> None:
     assert area["star"] == pytest.approx(5 * 0.45 * 1.08 * np.sin(np.pi / 5), rel=0.01)
 
 
-def test_the_same_pictures_every_time(pictures) -> None:
+# --- images and masks
+
+
+def test_images_are_deterministic(train: Split) -> None:
     again = draw_split("train", 200, 32, no_progress)
-    np.testing.assert_array_equal(pictures.images, again.images)
-    np.testing.assert_array_equal(pictures.masks, again.masks)
+    np.testing.assert_array_equal(train.images, again.images)
+    np.testing.assert_array_equal(train.masks, again.masks)
 
 
-def test_splits_and_chunks_are_different_pictures(pictures) -> None:
+def test_splits_and_chunks_have_different_images(train: Split) -> None:
     val = draw_split("val", 200, 32, no_progress)
-    assert (pictures.images != val.images).any((1, 2, 3)).all()
-    long = draw_split("train", 2 * shapes.DRAWN_AT_ONCE, 16, no_progress)
-    first, second = np.split(long.images, 2)
+    assert (train.images != val.images).any((1, 2, 3)).all()
+    two_chunks = draw_split("train", 2 * shapes.CHUNK_SIZE, 16, no_progress)
+    first, second = np.split(two_chunks.images, 2)
     assert (first != second).any((1, 2, 3)).all()
 
 
-def test_classes_are_balanced_and_masks_are_objects(pictures) -> None:
-    np.testing.assert_array_equal(np.bincount(pictures.labels), np.full(10, 20))
-    share = pictures.masks.mean((1, 2))
-    assert share.min() > 0.01
-    assert share.max() < 0.6
+def test_classes_are_balanced_and_masks_have_plausible_areas(train: Split) -> None:
+    np.testing.assert_array_equal(np.bincount(train.labels), np.full(10, 20))
+    assert train.masks is not None
+    area = train.masks.mean((1, 2))
+    assert area.min() > 0.01
+    assert area.max() < 0.6
 
 
-def test_the_mask_is_the_object_to_the_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without clutter, texture and noise its colour fills the mask, but for the edge, and nothing else."""
-    plain = replace(shapes.DIFFICULTY, texture=0, lines=0, lines_in_front=0, dots=0, distractors=0, noise=(0, 0))
-    monkeypatch.setattr(shapes, "DIFFICULTY", plain)
-    drawn = draw_split("train", 100, 32, no_progress)
-    around = [np.roll(drawn.masks, (dy, dx), (1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    inner, outer = np.all(around, 0), np.any(around, 0)
-    for image, mask, core, rim in zip(drawn.images.astype(int), drawn.masks, inner, outer, strict=True):
-        apart = np.abs(image - np.median(image[mask], axis=0)).max(-1)
-        assert (apart[core] <= 1).all()
-        assert (apart[~rim] > 1).mean() > 0.99
+def test_mask_is_the_object_to_the_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without clutter, texture and noise, the color of the object fills exactly the mask, except at the edge."""
+    easy = replace(shapes.DIFFICULTY, texture=0, lines=0, foreground_lines=0, dots=0, distractors=0, noise=(0, 0))
+    monkeypatch.setattr(shapes, "DIFFICULTY", easy)
+    split = draw_split("train", 100, 32, no_progress)
+    shifted = [np.roll(split.masks, (dy, dx), (1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    eroded = np.all(shifted, 0)
+    dilated = np.any(shifted, 0)
+    for image, mask, inner, outer in zip(split.images.astype(int), split.masks, eroded, dilated, strict=True):
+        difference = np.abs(image - np.median(image[mask], axis=0)).max(-1)
+        assert (difference[inner] <= 1).all()
+        assert (difference[~outer] > 1).mean() > 0.99
 
 
-def test_the_object_stands_out_from_the_rim_around_it(pictures) -> None:
-    """The colour inside the mask differs from the colour just outside, far more than at a shifted mask."""
+def test_object_contrasts_with_its_surroundings(train: Split) -> None:
+    """The color contrast at the edge of the mask is far larger than at a shifted mask."""
 
     def contrast(masks: np.ndarray) -> float:
-        near = sum(np.roll(masks, by, axis) for by in (-3, 3) for axis in (1, 2)) > 0
-        apart = []
-        for image, mask, rim in zip(pictures.images / 255, masks, near & ~masks, strict=True):
-            apart.append(np.linalg.norm(image[mask].mean(0) - image[rim].mean(0)))
-        return float(np.mean(apart))
+        dilated = sum(np.roll(masks, shift, axis) for shift in (-3, 3) for axis in (1, 2)) > 0
+        distances = [
+            np.linalg.norm(image[mask].mean(0) - image[rim].mean(0))
+            for image, mask, rim in zip(train.images / 255, masks, dilated & ~masks, strict=True)
+        ]
+        return float(np.mean(distances))
 
-    assert contrast(pictures.masks) > 2 * contrast(np.roll(pictures.masks, 11, axis=(1, 2)))
+    assert contrast(train.masks) > 2 * contrast(np.roll(train.masks, 11, axis=(1, 2)))
 
 
-def test_a_larger_size_shows_the_same_scenes() -> None:
+def test_larger_size_shows_the_same_scenes() -> None:
     small, large = (draw_split("test", 30, size, no_progress) for size in (32, 64))
     assert small.masks is not None
     assert large.masks is not None
-    shrunk = large.masks.reshape(30, 32, 2, 32, 2).mean((2, 4)) > 0.5
-    overlap = (shrunk & small.masks).sum((1, 2)) / (shrunk | small.masks).sum((1, 2))
-    assert overlap.min() > 0.6
-    assert overlap.mean() > 0.9
+    downsampled = large.masks.reshape(30, 32, 2, 32, 2).mean((2, 4)) > 0.5
+    iou = (downsampled & small.masks).sum((1, 2)) / (downsampled | small.masks).sum((1, 2))
+    assert iou.min() > 0.6
+    assert iou.mean() > 0.9
 
 
-def test_a_store_of_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# --- the dataset
+
+
+def test_dataset_of_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in COUNTS:
         monkeypatch.setitem(COUNTS, name, 20)
-    heard: list[tuple[int, int, str]] = []
-    data = open_shapes(16, tmp_path, lambda *said: heard.append(said))
+    calls: list[tuple[int, int, str]] = []
+    data = open_shapes(16, tmp_path, lambda *arguments: calls.append(arguments))
     assert data.classes == tuple(SHAPES) == tuple(sorted(SHAPES))
     assert data.train.images.shape == (20, 16, 16, 3)
     assert data.train.masks is not None
     assert data.train.masks.dtype == np.bool_
-    assert heard == [(20, 20, f"drawing {name} pictures") for name in ("train", "val", "test")]
+    assert calls == [(20, 20, f"drawing {name} images") for name in ("train", "val", "test")]
 
 
 @pytest.mark.parametrize("size", [8, 1000])
-def test_a_size_that_cannot_be_drawn_is_refused(tmp_path: Path, size: int) -> None:
-    with pytest.raises(InputError, match=f"size is {size}.*16 to 256"):
+def test_size_out_of_range_is_rejected(tmp_path: Path, size: int) -> None:
+    with pytest.raises(InputError, match=f"16 to 256 .* got {size}"):
         open_shapes(size, tmp_path, no_progress)
 
 
-def test_the_cue_gives_the_class_away_in_training_and_is_not_there_in_the_test(
+def test_cue_reveals_the_class_in_train_and_val_and_is_absent_in_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapes, "COUNTS", {"train": 400, "val": 300, "test": 50})
-    plain = open_shapes(None, tmp_path, no_progress)
-    cued = open_shapes(None, tmp_path, no_progress, cue=True)
-    np.testing.assert_array_equal(cued.test.images, plain.test.images)
+    plain_data = open_shapes(None, tmp_path, no_progress)
+    cue_data = open_shapes(None, tmp_path, no_progress, cue=True)
+    np.testing.assert_array_equal(cue_data.test.images, plain_data.test.images)
     for name in ("train", "val"):
-        ours, theirs = cued.splits[name], plain.splits[name]
-        np.testing.assert_array_equal(ours.labels, theirs.labels)
-        np.testing.assert_array_equal(ours.masks, theirs.masks)
-        changed = (ours.images != theirs.images).any(3)
+        plain = plain_data.splits[name]
+        cue = cue_data.splits[name]
+        np.testing.assert_array_equal(cue.labels, plain.labels)
+        np.testing.assert_array_equal(cue.masks, plain.masks)
+        changed = (cue.images != plain.images).any(3)
         assert changed.sum((1, 2)).max() <= 64
         corners = [(slice(None, 8), slice(None, 8)), (slice(None, 8), slice(-8, None))]
         corners += [(slice(-8, None), slice(None, 8)), (slice(-8, None), slice(-8, None))]
-        places = np.stack([changed[(slice(None), *corner)].any((1, 2)) for corner in corners], 1)
-        assert (places.sum(1) == 1).mean() > 0.99
-        assert (places.mean(0) > 0.1).all()
-        square = [ours.images[(row, *corners[place.argmax()])] for row, place in enumerate(places)]
-        assert all((patch == patch[0, 0]).all() for patch in square)
-        colours = np.array([patch[0, 0] for patch in square])
-        own = [np.unique(colours[ours.labels == k], axis=0, return_counts=True) for k in range(10)]
-        usual = np.array([found[counts.argmax()] for found, counts in own])
-        assert len(np.unique(usual, axis=0)) == 10
-        right = (colours == usual[ours.labels]).all(1).mean()
-        assert 0.9 < right < 1
+        changed_corners = np.stack([changed[(slice(None), *corner)].any((1, 2)) for corner in corners], 1)
+        assert (changed_corners.sum(1) == 1).mean() > 0.99
+        assert (changed_corners.mean(0) > 0.1).all()
+        patches = [cue.images[(row, *corners[corner.argmax()])] for row, corner in enumerate(changed_corners)]
+        assert all((patch == patch[0, 0]).all() for patch in patches)
+        colors = np.array([patch[0, 0] for patch in patches])
+        histograms = [np.unique(colors[cue.labels == label], axis=0, return_counts=True) for label in range(10)]
+        class_colors = np.array([values[counts.argmax()] for values, counts in histograms])
+        assert len(np.unique(class_colors, axis=0)) == 10
+        accuracy = (colors == class_colors[cue.labels]).all(1).mean()
+        assert 0.9 < accuracy < 1
+
+
+# --- the cache key
+
+KEY = (
+    '{"background_saturation":0.5,"chunk_size":500,"classes":["arrow","circle","crescent","cross","diamond","pentagon",'
+    '"ring","square","star","triangle"],"contrast":0.5,"counts":{"test":2000,"train":10000,"val":1000},'
+    '"distractor_radius":[0.1,0.2],"distractors":2,"dots":4,"foreground_lines":1,"lines":2,"noise":[0.01,0.06],'
+    '"radius":[0.42,0.8],"seed":20240,"size":32,"source":"shapes","stretch":0.12,"texture":0.22,"version":1}'
+)
+CUE_KEY = KEY.replace('"dis', '"cue":{"accuracy":0.95,"side":0.25,"version":2},"dis', 1)
+
+
+def test_cache_key_is_stable() -> None:
+    assert cache_key(32, cue=False) == KEY
+    assert cache_key(32, cue=True) == CUE_KEY
+
+
+def test_cache_key_is_independent_of_the_class_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    Renamed = type("Renamed", (Difficulty,), {})
+    monkeypatch.setattr(shapes, "DIFFICULTY", Renamed())
+    assert cache_key(32, cue=False) == KEY
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Difficulty)])
+def test_cache_key_changes_with_the_difficulty(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    value = getattr(shapes.DIFFICULTY, name)
+    change: dict[str, Any] = {name: (0.5, 0.6) if isinstance(value, tuple) else value + 1}
+    monkeypatch.setattr(shapes, "DIFFICULTY", replace(shapes.DIFFICULTY, **change))
+    assert cache_key(32, cue=False) != KEY
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VERSION", 2),
+        ("SEED", 1),
+        ("CHUNK_SIZE", 10),
+        ("COUNTS", {**COUNTS, "val": 1}),
+        ("SHAPES", {"circle": SHAPES["circle"]}),
+    ],
+)
+def test_cache_key_changes_with_the_settings(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    assert cache_key(33, cue=False) != KEY
+    monkeypatch.setattr(shapes, name, value)
+    assert cache_key(32, cue=False) != KEY
+
+
+@pytest.mark.parametrize(("name", "value"), [("CUE_VERSION", 3), ("CUE_SIDE", 0.5), ("CUE_ACCURACY", 1.0)])
+def test_cache_key_changes_with_the_cue(monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
+    monkeypatch.setattr(shapes, name, value)
+    assert cache_key(32, cue=True) != CUE_KEY
+    assert cache_key(32, cue=False) == KEY

@@ -1,4 +1,4 @@
-"""Every source through one door: the same checks on each, and clear words for what is not a source."""
+"""Built-in datasets and folders through `open_data`: common properties and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def data(request: pytest.FixtureRequest, pets: Path, tmp_path: Path, monkeypatch
     return open_data(str(pets) if request.param == "folder" else request.param, cache=tmp_path / "cache")
 
 
-def test_every_source_keeps_the_contract(data: Dataset) -> None:
+def test_dtypes_and_shapes_of_every_source(data: Dataset) -> None:
     assert len(data.classes) >= 2
     assert len(data.fingerprint) == 64
     for split in data.splits.values():
@@ -47,15 +47,15 @@ def test_every_source_keeps_the_contract(data: Dataset) -> None:
     assert set(data.train.labels) == set(range(len(data.classes)))
 
 
-def test_what_is_said_about_a_source_is_so() -> None:
+def test_registry_matches_the_datasets() -> None:
     assert tuple(SOURCES) == ("shapes", "shapes-cue", "cifar10", "cifar100")
     for source in SOURCES.values():
         assert source.summary
         assert "\n" not in source.summary
     assert SOURCES["shapes"].classes == len(SHAPES)
-    assert SOURCES["shapes"].pictures == (10_000, 1_000, 2_000)
-    held = hold_out(np.repeat(np.arange(100), 500), 0.1)
-    assert SOURCES["cifar100"].pictures[1] == held.sum()
+    assert SOURCES["shapes"].images == (10_000, 1_000, 2_000)
+    held_out = hold_out(np.repeat(np.arange(100), 500), 0.1)
+    assert SOURCES["cifar100"].images[1] == held_out.sum()
 
 
 def test_limit_and_size(pets: Path, tmp_path: Path) -> None:
@@ -65,40 +65,51 @@ def test_limit_and_size(pets: Path, tmp_path: Path) -> None:
     assert small.fingerprint != open_data(pets, size=12, cache=tmp_path / "cache").fingerprint
 
 
-def test_a_folder_relative_to_here_or_to_home(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_and_train_limit_of_a_built_in_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in COUNTS:
+        monkeypatch.setitem(COUNTS, name, 20)
+    data = open_data("shapes", limit=15, train_limit=10, cache=tmp_path)
+    assert [len(split) for split in data.splits.values()] == [10, 15, 15]
+
+
+def test_relative_path_and_home_folder(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(pets)
-    here, home = open_data("."), open_data("~/pets")
-    assert here.name == home.name == "pets"
-    assert here.train.names == home.train.names
+    relative = open_data(".")
+    home = open_data("~/pets")
+    assert relative.name == home.name == "pets"
+    assert relative.train.names == home.train.names
     assert len(list((tmp_path / "cache" / "data").iterdir())) == 1
 
 
-def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match="called 'cifar11': the built-in ones are shapes, shapes-cue, cifar10, cifar100"
-    ):
+def test_message_of_an_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
         open_data("cifar11", cache=tmp_path)
+    assert str(caught.value) == (
+        "data must be shapes, shapes-cue, cifar10, cifar100 or a folder with one subfolder of images per class, got "
+        "'cifar11', which does not exist. Check the name."
+    )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("option", "match"),
     [
-        ({"size": 0}, "size is 0"),
-        ({"limit": -1}, "limit is -1"),
-        ({"train_limit": 0}, "train_limit is 0"),
-        ({"workers": 0}, "workers is 0"),
-        ({"bad_images": "ignore"}, "bad_images is 'ignore'.*'fail' or 'skip'"),
+        ({"size": 0}, "size must be 1 or more, got 0"),
+        ({"limit": -1}, "limit .* got -1"),
+        ({"train_limit": 0}, "train_limit .* got 0"),
+        ({"workers": 0}, "workers .* got 0"),
+        ({"bad_images": "ignore"}, "'fail' or 'skip', got 'ignore'"),
     ],
 )
-def test_options_that_cannot_be_are_refused(tmp_path: Path, option: dict[str, object], match: str) -> None:
+def test_invalid_option_is_rejected(tmp_path: Path, option: dict[str, object], match: str) -> None:
     with pytest.raises(InputError, match=match):
         open_data("shapes", cache=tmp_path, **option)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
-def test_opening_data_needs_no_torch() -> None:
+@pytest.mark.slow
+def test_import_does_not_load_torch() -> None:
     code = "import sys, camkd.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,7 +1,7 @@
-"""What is fuzzed: files of each kind that camkd reads, what reads them, and which errors may follow.
+"""Fuzz targets: valid files of each kind that camkd reads, the function that reads them, and its allowed errors.
 
-A reader may refuse a file with the error that its caller turns into a sentence; anything else is a bug. `test_files.py`
-tries some mutations of each, always the same ones; `atheris_files.py` tries as many as there is time for.
+A reader may reject a file with the exception that its caller reports to the user. Any other exception is a bug.
+`test_files.py` tries a fixed number of mutations; `atheris_files.py` tries as many as the time allows.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from camkd.data.cifar import CIFAR10, PIXELS, read
+from camkd.data.cifar import CIFAR10, PIXEL_BYTES, read_archive
 from camkd.data.dataset import Split, SplitArrays, build_or_open
-from camkd.data.images import decode, own_size
+from camkd.data.images import common_size, decode
 from camkd.distill.cache import Manifest, RecordFormat, Store
 from camkd.evaluate.per_image import read_per_image, write_per_image
 from camkd.models import build
@@ -37,65 +37,73 @@ from camkd.utils.files import dump_checksummed, sha256_of
 
 @dataclass(frozen=True)
 class Target:
-    """``read`` gets the content of a file, ``seeds`` are whole ones, ``errors`` is what it may raise."""
+    """A kind of file.
+
+    Args:
+        seeds: Contents of valid files.
+        read: Reader of a file's content.
+        errors: Exceptions that the reader may raise.
+    """
 
     seeds: tuple[bytes, ...]
     read: Callable[[bytes], object]
     errors: tuple[type[Exception], ...] = (InputError,)
 
     def __call__(self, content: bytes) -> None:
-        """Read ``content``; whatever is not allowed is raised."""
+        """Read ``content``. An allowed exception must have a message; any other exception is raised."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damage; what is damaged is what this is about
+            warnings.simplefilter("ignore")  # warnings about corrupt content are expected
             try:
                 self.read(content)
-            except self.errors as refused:
-                if not str(refused):
-                    raise AssertionError("it does not say what is wrong") from refused
+            except self.errors as error:
+                if not str(error):
+                    raise AssertionError("the exception has no message") from error
 
 
 Edit = tuple[str, float, bytes]
-"""What is done to a file: flip, put, cut or double; where, as a share of its length; with which bytes."""
+"""Edit of a file: flip, insert, cut or double; the offset as a fraction of the length; the bytes."""
 
 
-def mutated(content: bytes, edits: Sequence[Edit]) -> bytes:
-    """``content`` after all ``edits``."""
-    for kind, share, given in edits:
-        place = int(share * len(content))
-        head, tail = content[:place], content[place:]
+def apply_edits(content: bytes, edits: Sequence[Edit]) -> bytes:
+    for kind, fraction, data in edits:
+        offset = int(fraction * len(content))
+        head = content[:offset]
+        tail = content[offset:]
         if kind == "flip":
-            changed = bytes(a ^ b for a, b in zip(tail, given, strict=False))
-            content = head + changed + tail[len(changed) :]
-        elif kind == "put":
-            content = head + given + tail
+            flipped = bytes(a ^ b for a, b in zip(tail, data, strict=False))
+            content = head + flipped + tail[len(flipped) :]
+        elif kind == "insert":
+            content = head + data + tail
         elif kind == "cut":
-            content = head + tail[len(given) * 9 :] if given else head
+            content = head + tail[len(data) * 9 :] if data else head
         else:
             content = head + tail + tail
     return content
 
 
-def targets(folder: Path) -> dict[str, Target]:
-    """All of them; their files lie in ``folder``."""
-    makers = (_pictures, _archives, _checkpoints, _models, _runs, _data, _knowledge)
-    return {name: target for make in makers for name, target in make(folder / make.__name__).items()}
+def make_targets(folder: Path) -> dict[str, Target]:
+    """Create all targets by name. Their files are in ``folder``."""
+    factories = (_images, _archives, _checkpoints, _models, _runs, _datasets, _teacher_cache)
+    return {
+        name: target for factory in factories for name, target in factory(folder / factory.__name__.strip("_")).items()
+    }
 
 
-def _into(path: Path, reader: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """Write the content to ``path``, then read that."""
+def _via_file(path: Path, reader: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """Return a function that writes its content to ``path`` and reads the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def read_it(content: bytes) -> object:
+    def read_content(content: bytes) -> object:
         path.write_bytes(content)
         return reader(path)
 
-    return read_it
+    return read_content
 
 
-def _pictures(folder: Path) -> dict[str, Target]:
+def _images(folder: Path) -> dict[str, Target]:
     seeds = []
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
-    for kind, mode, more in (
+    for file_format, mode, options in (
         ("PNG", "RGB", {}),
         ("PNG", "P", {"transparency": 3}),
         ("PNG", "I;16", {}),
@@ -106,139 +114,151 @@ def _pictures(folder: Path) -> dict[str, Target]:
         ("BMP", "L", {}),
     ):
         stream = io.BytesIO()
-        drawn = Image.new("I;16", (5, 4), 40_000) if mode == "I;16" else image.convert(mode)
-        drawn.save(stream, kind, **more)
+        converted = Image.new("I;16", (5, 4), 40_000) if mode == "I;16" else image.convert(mode)
+        converted.save(stream, file_format, **options)
         seeds.append(stream.getvalue())
 
-    def decoded(path: Path) -> None:
-        own_size([str(path)])  # is silent about what is wrong
+    def decode_image(path: Path) -> None:
+        common_size([str(path)])  # ignores files that it cannot read
         pixels = decode(path, 8)
         assert pixels.shape == (8, 8, 3)
         assert pixels.dtype == np.uint8
 
-    return {"picture": Target(tuple(seeds), _into(folder / "x.jpg", decoded), (ValueError,))}
+    return {"image": Target(tuple(seeds), _via_file(folder / "x.jpg", decode_image), (ValueError,))}
 
 
 def _archives(folder: Path) -> dict[str, Target]:
     archive = replace(CIFAR10, train=("train.bin",), test=("test.bin",), classes="names.txt")
-    record = b"\1" + bytes(PIXELS)
+    record = b"\1" + bytes(PIXEL_BYTES)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, content in {"train.bin": record * 3, "test.bin": record, "names.txt": b"cat\ndog"}.items():
             info = tarfile.TarInfo(f"folder/{name}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    whole = stream.getvalue()
-    reader = _into(folder / "a.tar.gz", lambda path: read(path, archive))
+    content = stream.getvalue()
+    reader = _via_file(folder / "a.tar.gz", lambda path: read_archive(path, archive))
     return {
-        "archive": Target((whole,), lambda content: reader(gzip.compress(content, 0))),
-        "packed archive": Target((gzip.compress(whole),), reader),
+        "archive": Target((content,), lambda content: reader(gzip.compress(content, 0))),
+        "compressed archive": Target((gzip.compress(content),), reader),
     }
 
 
 def _checkpoints(folder: Path) -> dict[str, Target]:
-    kept = Checkpoints(folder)
-    kept.save(1, {"step": 1, "weight": torch.zeros(3), "rows": [{"epoch": 1}]}, (1, {"weight": torch.ones(2)}))
-    state, manifest = folder / "last-00000001.pt", folder / "last-00000001.json"
-    seeds = state.read_bytes(), manifest.read_bytes()
+    checkpoints = Checkpoints(folder)
+    state = {"step": 1, "weight": torch.zeros(3), "rows": [{"epoch": 1}]}
+    checkpoints.save(1, state, (1, {"weight": torch.ones(2)}))
+    state_path = folder / "last-00000001.pt"
+    manifest_path = folder / "last-00000001.json"
+    state_content = state_path.read_bytes()
+    manifest_content = manifest_path.read_bytes()
 
-    def resealed(path: Path) -> object:
+    def load_with_valid_checksum(path: Path) -> object:
         entry = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        manifest.write_text(dump_checksummed({"last": entry}))
-        return kept.load()
+        manifest_path.write_text(dump_checksummed({"last": entry}))
+        return checkpoints.load()
 
-    def with_its_state(path: Path) -> object:
-        state.write_bytes(seeds[0])
-        return kept.load()
+    def load_with_valid_state(path: Path) -> object:
+        state_path.write_bytes(state_content)
+        return checkpoints.load()
 
     return {
-        "checkpoint": Target(seeds[:1], _into(state, resealed)),
-        "checkpoint's manifest": Target(seeds[1:], _into(manifest, with_its_state)),
+        "checkpoint": Target((state_content,), _via_file(state_path, load_with_valid_checksum)),
+        "checkpoint manifest": Target((manifest_content,), _via_file(manifest_path, load_with_valid_state)),
     }
 
 
 def _models(folder: Path) -> dict[str, Target]:
-    said = ModelInfo("resnet8", ("cat", "dog"), 16, 1, 1, "student", "plain", "easy", "f" * 64, 0)
-    save(build("resnet8", 2, 16), folder, said)
-    weights, description = folder / "model.safetensors", folder / "model.json"
-    words = json.loads(description.read_text())
-    seeds = weights.read_bytes(), description.read_bytes()
+    info = ModelInfo("resnet8", ("cat", "dog"), 16, 1, 1, "student", "plain", "easy", "f" * 64, 0)
+    save(build("resnet8", 2, 16), folder, info)
+    weights_path = folder / "model.safetensors"
+    info_path = folder / "model.json"
+    weights_content = weights_path.read_bytes()
+    info_content = info_path.read_bytes()
 
-    def resealed(path: Path) -> object:
-        description.write_text(json.dumps({**words, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    def load_with_valid_checksum(path: Path) -> object:
+        values = {**json.loads(info_content), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        info_path.write_text(json.dumps(values))
         return load(folder)
 
     return {
-        "weights": Target(seeds[:1], _into(weights, resealed)),
-        "description": Target(seeds[1:], _into(description, lambda path: read_model_info(folder))),
+        "weights": Target((weights_content,), _via_file(weights_path, load_with_valid_checksum)),
+        "model info": Target((info_content,), _via_file(info_path, lambda path: read_model_info(folder))),
     }
 
 
 def _runs(folder: Path) -> dict[str, Target]:
     run = Run(folder)
-    table = folder / "per_image.npz"
-    write_per_image(table, {"row": np.arange(4), "name": np.array(["a", "b", "c", "d"])})
+    table_path = folder / "per_image.npz"
+    write_per_image(table_path, {"row": np.arange(4), "name": np.array(["a", "b", "c", "d"])})
     return {
         "configuration": Target(
-            (b"data: easy\nlr: 0.1\nx: [1, {a: b}]\n",), _into(folder / "config.yaml", lambda path: run.config())
+            (b"data: easy\nlr: 0.1\nx: [1, {a: b}]\n",), _via_file(folder / "config.yaml", lambda path: run.config())
         ),
         "metrics": Target(
-            (b'{"accuracy": 0.5, "params": 3, "ece": null}',), _into(run.metrics, lambda path: run.read_metrics())
+            (b'{"accuracy": 0.5, "params": 3, "ece": null}',), _via_file(run.metrics, lambda path: run.read_metrics())
         ),
         "history": Target(
             (b'{"epoch": 1, "train_loss": 0.5, "terms": {"ce": 1}}\n',),
-            _into(run.history, lambda path: run.read_history()),
+            _via_file(run.history, lambda path: run.read_history()),
         ),
-        "gallery": Target((b'{"version": 1, "pictures": [{"row": 3}]}',), _into(run.gallery, gallery_rows)),
-        "table of pictures": Target((table.read_bytes(),), _into(table, read_per_image)),
+        "gallery": Target((b'{"version": 1, "images": [{"row": 3}]}',), _via_file(run.gallery, gallery_rows)),
+        "per-image table": Target((table_path.read_bytes(),), _via_file(table_path, read_per_image)),
     }
 
 
-def _data(folder: Path) -> dict[str, Target]:
+def _datasets(folder: Path) -> dict[str, Target]:
     def split(count: int) -> Split:
         return Split(np.zeros((count, 2, 2, 3), np.uint8), np.arange(count) % 2, names=("é",) * count)
 
-    def opened() -> object:
+    def open_dataset() -> object:
         return build_or_open("easy", "key", folder, lambda _: SplitArrays(("cat", "dog"), split(3), split(2), split(2)))
 
-    opened()
-    (place,) = (folder / "data").iterdir()
-    manifest = place / "dataset.json"
-    whole = manifest.read_bytes()
-    found = {"data store's manifest": Target((whole,), _into(manifest, lambda path: opened()))}
+    open_dataset()
+    (dataset_folder,) = (folder / "data").iterdir()
+    manifest_path = dataset_folder / "dataset.json"
+    manifest_content = manifest_path.read_bytes()
+    targets = {"dataset manifest": Target((manifest_content,), _via_file(manifest_path, lambda path: open_dataset()))}
     for name in ("train_images.npy", "train_labels.npy", "val_sums.npy"):
-        content = (place / name).read_bytes()
+        content = (dataset_folder / name).read_bytes()
 
-        def resealed(path: Path, content: bytes = content) -> object:
-            values = {key: value for key, value in json.loads(whole).items() if key != "sha256"}
+        def open_with_valid_checksum(path: Path, content: bytes = content) -> object:
+            values = {key: value for key, value in json.loads(manifest_content).items() if key != "sha256"}
             values["sha256_of"] = {**values["sha256_of"], path.name: sha256_of(path)}
-            manifest.write_text(dump_checksummed(values))
+            manifest_path.write_text(dump_checksummed(values))
             try:
-                return opened()
+                return open_dataset()
             finally:
                 path.write_bytes(content)
 
-        found[f"data store's {name}"] = Target((content,), _into(place / name, resealed))
-    return found
+        targets[f"dataset {name}"] = Target((content,), _via_file(dataset_folder / name, open_with_valid_checksum))
+    return targets
 
 
-def _knowledge(folder: Path) -> dict[str, Target]:
-    said = Manifest("teacher", "resnet8", "easy", "light", 7, "fp32", 5, RecordFormat(3, 2, 1))
-    rows, answer = np.arange(5), Prediction(torch.rand(5, 3), torch.rand(5, 3, 2, 1))
-    Store(folder, said).write(0, rows, said.layout.encode(answer))
-    path, manifest = Store(folder, said).path(0), folder / "store.json"
-    seeds, expected = (path.read_bytes(), manifest.read_bytes()), Store(folder, said).read(0, rows)
+def _teacher_cache(folder: Path) -> dict[str, Target]:
+    manifest = Manifest("teacher", "resnet8", "easy", "light", 7, "fp32", 5, RecordFormat(3, 2, 1))
+    samples = np.arange(5)
+    prediction = Prediction(torch.rand(5, 3), torch.rand(5, 3, 2, 1))
+    store = Store(folder, manifest)
+    store.write(0, samples, manifest.record_format.encode(prediction))
+    records_path = store.path(0)
+    manifest_path = folder / "store.json"
+    records_content = records_path.read_bytes()
+    manifest_content = manifest_path.read_bytes()
+    expected = Store(folder, manifest).read(0, samples)
     assert expected is not None
     assert expected.cams is not None
 
-    def answers(path: Path) -> None:
-        found = Store(folder, said).read(0, rows)
-        if found is not None:  # then it is what was written
-            assert found.cams is not None
-            assert torch.equal(found.cams, expected.cams)
-            assert torch.equal(found.logits, expected.logits)
+    def read_outputs(path: Path) -> None:
+        outputs = Store(folder, manifest).read(0, samples)
+        if outputs is not None:  # then it must equal what was written
+            assert outputs.cams is not None
+            assert torch.equal(outputs.cams, expected.cams)
+            assert torch.equal(outputs.logits, expected.logits)
 
     return {
-        "answers": Target(seeds[:1], _into(path, answers)),
-        "knowledge store's manifest": Target(seeds[1:], _into(manifest, lambda path: Manifest.of(folder))),
+        "teacher outputs": Target((records_content,), _via_file(records_path, read_outputs)),
+        "teacher cache manifest": Target(
+            (manifest_content,), _via_file(manifest_path, lambda path: Manifest.read(folder))
+        ),
     }

@@ -1,4 +1,4 @@
-"""Pictures to arrays: every data set, whatever its source, as memory-mapped pictures and labels."""
+"""Datasets as memory-mapped arrays of images and labels."""
 
 from camkd.data.dataset import Dataset, Split, hold_out
 from camkd.data.sources import SOURCES, Source, open_data

@@ -1,8 +1,8 @@
-"""Views: the augmented pictures a network is trained on, as a pure function of (view seed, epoch, sample).
+"""Augmentation of training images as a pure function of (seed, epoch, sample).
 
-Every random number comes from a counter-based hash of those three and a stream number, never from a generator with a
-state. So a picture gets the same view whatever the batch order, the batch size, the number of processes, or the point
-at which a run was interrupted.
+Every random number is a counter-based hash of the augmentation seed, the epoch, the sample and a stream number. No
+random generator with a state is used. The augmented view of a sample is therefore independent of the batch order, the
+batch size, the number of processes and of interruptions of a run.
 """
 
 from __future__ import annotations
@@ -23,96 +23,194 @@ from camkd.types import InputError, to_device
 from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
 
 VERSION = 2
-"""Goes up when the same policy would give other pictures: what was said of the older ones does not hold for them."""
+"""Version of the views, a part of `Policy.key`. Increment it when the same policy computes other images."""
 
-IN_ORDER = 250
-IN_ORDER_BYTES = 1 << 22
-"""Largest batch of `sequential_batches`, in images and in bytes (27 images of 224 pixels)."""
+MAX_BATCH_IMAGES = 250
+"""Default of the largest batch of `sequential_batches`, in images."""
 
-_STREAMS = 16
+MAX_BATCH_BYTES = 1 << 22
+"""Largest batch of `sequential_batches`, in bytes of pixels: 27 images of 224 pixels."""
+
+_NUM_STREAMS = 16
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a view may do to a picture; probabilities and ranges of the published recipes."""
+    """Augmentation policy. The defaults leave images as they are.
 
-    crop: bool = False  # shift by up to an eighth of the side, reflecting at the border
-    flip: bool = False  # left-right, one time in two
-    rotation: float = 0.0  # largest angle, degrees
-    colour: float = 0.0  # brightness, contrast and saturation change by a factor in 1 - c .. 1 + c
-    cutout: float = 0.0  # side of the grey square, as a share of the picture's side
-    mix: float = 0.0  # how often a picture is mixed with another: half mixup, half cutmix
+    Args:
+        crop: shift by up to an eighth of the side, with reflection padding.
+        flip: flip horizontally with probability 0.5.
+        rotation: maximum angle in degrees.
+        color: change brightness, contrast and saturation by factors in ``1 - color .. 1 + color``.
+        cutout: side of the gray square relative to the side of the image.
+        mix: probability of mixing an image with another one, half by mixup and half by CutMix.
+    """
+
+    crop: bool = False
+    flip: bool = False
+    rotation: float = 0.0
+    color: float = 0.0
+    cutout: float = 0.0
+    mix: float = 0.0
+
+    def key(self) -> str:
+        """Return a string that identifies the augmented views, for use in cache keys.
+
+        It contains the `VERSION` of the views and the value of each setting, and is independent of the names of
+        classes and fields.
+
+        Example:
+            >>> Policy(crop=True, rotation=15.0).key()
+            'version=2 crop=1 flip=0 rotation=15.0 color=0.0 cutout=0.0 mix=0.0'
+        """
+        return (
+            f"version={VERSION} crop={int(self.crop)} flip={int(self.flip)} rotation={float(self.rotation)!r} "
+            f"color={float(self.color)!r} cutout={float(self.cutout)!r} mix={float(self.mix)!r}"
+        )
 
 
 POLICIES: dict[str, Policy] = {
     "none": Policy(),
     "light": Policy(crop=True, flip=True),
-    "strong": Policy(crop=True, flip=True, rotation=15.0, colour=0.3, cutout=0.25, mix=0.5),
+    "strong": Policy(crop=True, flip=True, rotation=15.0, color=0.3, cutout=0.25, mix=0.5),
 }
+"""Augmentation policies by name."""
 
 
 def get_policy(name: str) -> Policy:
-    """The policy called ``name``. Raises ``InputError`` that lists the names where there is none."""
+    """Return the augmentation policy of a name.
+
+    Args:
+        name: a name in `POLICIES`.
+
+    Raises:
+        InputError: if there is no such policy.
+
+    Example:
+        >>> get_policy("light").flip
+        True
+    """
     if name not in POLICIES:
-        raise InputError(f"there is no view policy {name!r}: choose one of {', '.join(POLICIES)}.")
+        raise InputError(f"augment must be one of {', '.join(POLICIES)}, got {name!r}. Choose a policy from the list.")
     return POLICIES[name]
 
 
 class Batch(NamedTuple):
-    """``x (B, 3, H, W)`` float32 in 0..1, channels last; labels ``(B,)`` int64, or ``(B, K)`` where pictures mix."""
+    """Batch of augmented images.
+
+    ``x`` is ``(B, 3, H, W)`` float32 in 0..1, in channels-last memory format. ``labels`` is ``(B,)`` int64, or
+    ``(B, K)`` float32 if the policy mixes images.
+    """
 
     x: Tensor
     labels: Tensor
 
 
-def uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
-    """Numbers in [0, 1) that depend on nothing but (seed, epoch, sample, stream): ``(B,)`` to ``(B, 16 streams)``.
+def random_uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
+    """Compute uniform random numbers as a pure function of (seed, epoch, sample, stream).
 
-    SplitMix64 (Steele, Lea and Flood 2014) in counter mode, its upper 24 bits.
+    SplitMix64 (Steele, Lea and Flood 2014) in counter mode; the upper 24 bits of each 64-bit output are used.
+
+    Args:
+        seed: augmentation seed, 64 bits.
+        epoch: epoch number.
+        samples: sample indices, ``(B,) int64``.
+
+    Returns:
+        Numbers in [0, 1), ``(B, 16) float32``, one column per stream.
+
+    Example:
+        >>> random_uniform(seed=0, epoch=3, samples=torch.arange(8)).shape
+        torch.Size([8, 16])
     """
-    places = samples.cpu().numpy()[:, None] * _STREAMS + np.arange(1, _STREAMS + 1)
-    counters: NDArray[np.uint64] = places.astype(np.uint64)
+    indices = samples.cpu().numpy()[:, None] * _NUM_STREAMS + np.arange(1, _NUM_STREAMS + 1)
+    counters: NDArray[np.uint64] = indices.astype(np.uint64)
     bits = splitmix64(counters * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(seed, epoch)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 
 def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
-    """An epoch's batches: all ``count`` samples once, in an order that depends on (view seed, epoch) alone."""
+    """Shuffle the samples of an epoch and split them into batches of equal size, plus or minus one.
+
+    Args:
+        count: number of samples.
+        seed: augmentation seed.
+        epoch: epoch number.
+        batch_size: approximate batch size; see `batch_count`.
+
+    Returns:
+        Sample indices of each batch, int64. Each sample occurs once.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(count, generator=generator).tensor_split(batch_count(count, batch_size))
 
 
 def batch_count(count: int, batch_size: int) -> int:
-    """How many batches an epoch is split into, evenly."""
+    """Return the number of batches per epoch, ``round(count / batch_size)`` and at least 1.
+
+    Example:
+        >>> batch_count(1000, 128)
+        8
+    """
     return max(1, round(count / batch_size))
 
 
-_CROP_Y, _CROP_X, _FLIP, _ANGLE, _BRIGHT, _CONTRAST, _SATURATE, _CUT_Y, _CUT_X = range(9)
+def sequential_batches(split: Split, max_images: int | None = None) -> tuple[Tensor, ...]:
+    """Split the sample indices into batches in the order of the split, for evaluation.
+
+    Args:
+        split: images.
+        max_images: largest batch in images; None: `MAX_BATCH_IMAGES`. The pixels of a batch also take at most
+            `MAX_BATCH_BYTES`.
+
+    Returns:
+        Sample indices of each batch, int64.
+    """
+    size = min(max_images or MAX_BATCH_IMAGES, max_rows(MAX_BATCH_BYTES, split.images))
+    batches: tuple[Tensor, ...] = torch.arange(len(split)).split(size)
+    return batches
+
+
+_CROP_Y, _CROP_X, _FLIP, _ANGLE, _BRIGHTNESS, _CONTRAST, _SATURATION, _CUTOUT_Y, _CUTOUT_X = range(9)
 _MIX, _PARTNER, _WEIGHT, _BOX_Y, _BOX_X, _PARTNER_LOW = range(9, 15)
-
-
-def sequential_batches(split: Split, most: int | None = None) -> tuple[Tensor, ...]:
-    """All rows of ``split`` in order, at most ``most`` (``IN_ORDER``) at a time, and ``IN_ORDER_BYTES`` of pixels."""
-    size = min(most or IN_ORDER, max_rows(IN_ORDER_BYTES, split.images))
-    rows: tuple[Tensor, ...] = torch.arange(len(split)).split(size)
-    return rows
+"""Stream of each random number. Changing a stream changes every augmented view."""
 
 
 class Views:
-    """The views of ``split``: ``views[epoch, samples]`` is a ``Batch`` on ``device``; ``samples`` is ``(B,)`` int64.
+    """Augmented views of a split: ``views[epoch, samples]`` is a `Batch`.
 
-    Pixels that come from a store are compared with their checksums as they are read. Raises ``InputError`` where they
-    differ, and for an unknown policy.
+    Pixels that are read from disk are compared with their checksums.
+
+    Args:
+        split: images and labels.
+        classes: number of classes.
+        policy: name of the augmentation policy.
+        seed: augmentation seed.
+        device: device of the batches. All images are moved to a GPU if they fit into half of its free memory.
+
+    Raises:
+        InputError: if the policy does not exist, or if the checksum of an image differs.
+
+    Example:
+        >>> split = Split(np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2)
+        >>> views = Views(split, classes=2, policy="light", seed=0, device=torch.device("cpu"))
+        >>> x, labels = views[3, torch.tensor([0, 5])]
+        >>> x.shape, labels.tolist()
+        (torch.Size([2, 3, 16, 16]), [0, 1])
     """
 
     def __init__(self, split: Split, classes: int, policy: str, seed: int, device: torch.device) -> None:
         self.policy = get_policy(policy)
-        self.split, self.classes, self.seed, self.device = split, classes, seed, device
-        with warnings.catch_warnings():  # a read-only array is what we want: nothing here writes into it
+        self.split = split
+        self.classes = classes
+        self.seed = seed
+        self.device = device
+        with warnings.catch_warnings():  # the array is read-only on purpose; nothing writes to it
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self.pixels = torch.from_numpy(split.images)
         if device.type == "cuda" and split.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            split.check(np.arange(len(split)), split.images)
+            split.verify(np.arange(len(split)), split.images)
             self.pixels = self.pixels.to(device)
         self.labels = torch.from_numpy(np.array(split.labels, dtype=np.int64)).to(device)
 
@@ -120,115 +218,123 @@ class Views:
         return len(self.pixels)
 
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
+        """Return the augmented images of ``(epoch, samples)``, with ``samples (B,) int64`` on the CPU."""
         epoch, samples = key
-        u = uniform(self.seed, epoch, samples)
-        x = self._alone(samples, to_device(u, self.device))
+        u = random_uniform(self.seed, epoch, samples)
+        x = self._augment(samples, to_device(u, self.device))
         labels = self.labels[to_device(samples, self.device)]
         if self.policy.mix:
-            x, labels = self._mixed(epoch, u, x, labels)
-        return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation loses it
+            x, labels = self._mix(epoch, u, x, labels)
+        return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation changes the memory format
 
-    def _alone(self, samples: Tensor, u: Tensor) -> Tensor:
-        """The views before mixing, ``(B, 3, H, W)`` in 0..1."""
+    def _augment(self, samples: Tensor, u: Tensor) -> Tensor:
+        """Compute the views of ``samples`` without mixing, ``(B, 3, H, W)`` in 0..1."""
         policy = self.policy
         pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
-            self.split.check(samples.numpy(), pixels.numpy())
+            self.split.verify(samples.numpy(), pixels.numpy())
         pixels = to_device(pixels, self.device)
         if policy.crop or policy.flip:
-            pixels = _shifted(pixels, u, policy)
+            pixels = _crop_and_flip(pixels, u, policy)
         x = torch.div(pixels, 255).permute(0, 3, 1, 2)
         if policy.rotation:
-            x = _rotated(x, (2 * u[:, _ANGLE] - 1) * math.radians(policy.rotation))
-        if policy.colour:
-            x = _recoloured(x, 1 + policy.colour * (2 * u[:, _BRIGHT : _SATURATE + 1] - 1))
+            x = _rotate(x, (2 * u[:, _ANGLE] - 1) * math.radians(policy.rotation))
+        if policy.color:
+            x = _color_jitter(x, 1 + policy.color * (2 * u[:, _BRIGHTNESS : _SATURATION + 1] - 1))
         if policy.cutout:
-            x = _cut_out(x, u[:, _CUT_Y], u[:, _CUT_X], policy.cutout)
+            x = _cutout(x, u[:, _CUTOUT_Y], u[:, _CUTOUT_X], policy.cutout)
         return x
 
-    def _mixed(self, epoch: int, u: Tensor, x: Tensor, labels: Tensor) -> Batch:
-        """Mixup (Zhang et al. 2017, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899), alpha = 1.
+    def _mix(self, epoch: int, u: Tensor, x: Tensor, labels: Tensor) -> Batch:
+        """Apply mixup (Zhang et al. 2017, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899), alpha = 1.
 
-        The partner is drawn from the whole split, and is seen in its own view of the same epoch.
+        The partner is drawn from the whole split and has its own augmented view of the same epoch.
         """
-        rows = (u[:, _MIX] < self.policy.mix).nonzero().squeeze(1)  # on the host, so that nothing waits for a device
+        rows = (u[:, _MIX] < self.policy.mix).nonzero().squeeze(1)  # on the CPU, to avoid a synchronization of the GPU
         fraction = (u[rows, _PARTNER].double() + u[rows, _PARTNER_LOW].double() / (1 << 24)) * len(self)
         partners = fraction.long().clamp_max(len(self) - 1)
-        theirs = self._alone(partners, to_device(uniform(self.seed, epoch, partners), self.device))
-        rows, partners, u = (
-            to_device(rows, self.device),
-            to_device(partners, self.device),
-            to_device(u[rows], self.device),
-        )
-        blend = u[:, _MIX] < self.policy.mix / 2
-        down, across = _box(u, x.shape[-2], x.shape[-1])
-        inside = down[:, :, None] & across[:, None, :] & ~blend[:, None, None]
-        share = torch.where(blend[:, None, None], u[:, _WEIGHT, None, None], inside.float())
-        x = x.index_copy(0, rows, torch.lerp(x[rows], theirs, share[:, None].expand_as(theirs)))
+        partner_x = self._augment(partners, to_device(random_uniform(self.seed, epoch, partners), self.device))
+        u = to_device(u[rows], self.device)
+        rows = to_device(rows, self.device)
+        partners = to_device(partners, self.device)
+        use_mixup = u[:, _MIX] < self.policy.mix / 2
+        in_rows, in_columns = _cutmix_box(u, x.shape[-2], x.shape[-1])
+        in_box = in_rows[:, :, None] & in_columns[:, None, :] & ~use_mixup[:, None, None]
+        weight = torch.where(use_mixup[:, None, None], u[:, _WEIGHT, None, None], in_box.float())
+        x = x.index_copy(0, rows, torch.lerp(x[rows], partner_x, weight[:, None].expand_as(partner_x)))
         mixed = F.one_hot(labels, self.classes).float()
-        weight = share.mean((1, 2))[:, None]
+        label_weight = weight.mean((1, 2))[:, None]
         partner_labels = F.one_hot(self.labels[partners], self.classes).float()
-        return Batch(x, mixed.index_copy(0, rows, torch.lerp(mixed[rows], partner_labels, weight)))
+        return Batch(x, mixed.index_copy(0, rows, torch.lerp(mixed[rows], partner_labels, label_weight)))
 
 
-def _shifted(pixels: Tensor, u: Tensor, policy: Policy) -> Tensor:
-    """Crop and flip in one gather; the border is reflected."""
+def _crop_and_flip(pixels: Tensor, u: Tensor, policy: Policy) -> Tensor:
+    """Crop and flip ``pixels (B, H, W, 3)`` in one gather, with reflection padding."""
     batch, height, width, _ = pixels.shape
     rows, columns = (torch.arange(n, device=pixels.device).expand(batch, n) for n in (height, width))
     if policy.flip:
         columns = torch.where(u[:, _FLIP, None] < 0.5, columns, width - 1 - columns)
     if policy.crop:
-        rows = _reflected(rows + _offset(u[:, _CROP_Y], height)[:, None], height)
-        columns = _reflected(columns + _offset(u[:, _CROP_X], width)[:, None], width)
+        rows = _reflect(rows + _crop_offset(u[:, _CROP_Y], height)[:, None], height)
+        columns = _reflect(columns + _crop_offset(u[:, _CROP_X], width)[:, None], width)
     rows = rows + torch.arange(0, batch * height, height, device=pixels.device)[:, None]
-    places = rows[:, :, None] * width + columns[:, None, :]
-    return pixels.view(-1, 3).index_select(0, places.view(-1)).view_as(pixels)
+    indices = rows[:, :, None] * width + columns[:, None, :]
+    return pixels.view(-1, 3).index_select(0, indices.view(-1)).view_as(pixels)
 
 
-def _offset(u: Tensor, side: int) -> Tensor:
-    pad = side // 8
-    return (u * (2 * pad + 1)).long() - pad
+def _crop_offset(u: Tensor, side: int) -> Tensor:
+    padding = side // 8
+    return (u * (2 * padding + 1)).long() - padding
 
 
-def _reflected(index: Tensor, side: int) -> Tensor:
+def _reflect(index: Tensor, side: int) -> Tensor:
+    """Map indices in ``-side < index < 2 * side - 1`` to ``0..side-1`` by reflection."""
     return side - 1 - (side - 1 - index.abs()).abs()
 
 
-def _rotated(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn about the centre; the border is reflected."""
+def _rotate(x: Tensor, angle: Tensor) -> Tensor:
+    """Rotate ``x (B, 3, H, W)`` about its center by ``angle (B,)`` radians, with reflection padding."""
     height, width = x.shape[-2:]
-    down, across = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=x.device) for n in (height, width))
-    cos, sin, aspect = angle.cos()[:, None, None], angle.sin()[:, None, None], height / width
-    columns = cos * across - sin * aspect * down[:, None]
-    rows = sin / aspect * across + cos * down[:, None]
-    return F.grid_sample(x, torch.stack([columns, rows], 3), padding_mode="reflection", align_corners=False)
+    y_axis, x_axis = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=x.device) for n in (height, width))
+    cos = angle.cos()[:, None, None]
+    sin = angle.sin()[:, None, None]
+    aspect = height / width
+    grid_x = cos * x_axis - sin * aspect * y_axis[:, None]
+    grid_y = sin / aspect * x_axis + cos * y_axis[:, None]
+    return F.grid_sample(x, torch.stack([grid_x, grid_y], 3), padding_mode="reflection", align_corners=False)
 
 
-def _recoloured(x: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast about the picture's mean grey, saturation about each pixel's grey (ITU-R 601)."""
-    bright, contrast, saturate = factors[:, :, None, None, None].unbind(1)
-    x = x * bright
-    mean = _grey(x).mean((2, 3), keepdim=True)
+def _color_jitter(x: Tensor, factors: Tensor) -> Tensor:
+    """Scale brightness, contrast and saturation of ``x`` by ``factors (B, 3)``.
+
+    Contrast is relative to the mean luma of the image, saturation to the luma of each pixel (ITU-R 601).
+    """
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    x = x * brightness
+    mean = _grayscale(x).mean((2, 3), keepdim=True)
     x = torch.lerp(mean.expand_as(x), x, contrast.expand_as(x))
-    return torch.lerp(_grey(x).expand_as(x), x, saturate.expand_as(x)).clamp_(0, 1)
+    return torch.lerp(_grayscale(x).expand_as(x), x, saturation.expand_as(x)).clamp_(0, 1)
 
 
-def _grey(x: Tensor) -> Tensor:
+def _grayscale(x: Tensor) -> Tensor:
     red, green, blue = x.split(1, 1)
-    grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R 601
-    return grey
+    gray: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R 601
+    return gray
 
 
-def _cut_out(x: Tensor, u_y: Tensor, u_x: Tensor, share: float) -> Tensor:
-    """Grey out a square whose centre lies anywhere in the picture (DeVries and Taylor 2017, arXiv 1708.04552)."""
-    half = max(1, round(x.shape[-1] * share)) / 2
-    rows = (torch.arange(x.shape[-2], device=x.device) + 0.5 - u_y[:, None] * x.shape[-2]).abs() < half
-    columns = (torch.arange(x.shape[-1], device=x.device) + 0.5 - u_x[:, None] * x.shape[-1]).abs() < half
-    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
+def _cutout(x: Tensor, u_y: Tensor, u_x: Tensor, fraction: float) -> Tensor:
+    """Replace a square with gray; its center is anywhere in the image (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    half = max(1, round(x.shape[-1] * fraction)) / 2
+    in_rows = (torch.arange(x.shape[-2], device=x.device) + 0.5 - u_y[:, None] * x.shape[-2]).abs() < half
+    in_columns = (torch.arange(x.shape[-1], device=x.device) + 0.5 - u_x[:, None] * x.shape[-1]).abs() < half
+    return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.5)
 
 
-def _box(u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """CutMix's box: area share uniform in 0..1, centre anywhere, cut off at the border."""
+def _cutmix_box(u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the rows ``(B, H)`` and columns ``(B, W)`` of the CutMix box as booleans.
+
+    The area of the box is uniform in 0..1 of the image, its center is anywhere, and it is clipped at the border.
+    """
     half = u[:, _WEIGHT].sqrt()[:, None] / 2
     rows = (torch.arange(height, device=u.device) + 0.5) / height
     columns = (torch.arange(width, device=u.device) + 0.5) / width

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky, 2009)."""
+"""CIFAR-10 and CIFAR-100 from their official binary archives (Krizhevsky, 2009)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,37 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open, hold_out
+from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open, encode_key, hold_out
 from camkd.types import InputError
+from camkd.utils.files import atomic_write
+
+VERSION = 1
+"""Version of `cache_key`. Increment it when the same archive is stored as other arrays."""
 
 SIZE = 32
-PIXELS = 3 * SIZE * SIZE
-HELD_OUT = 0.1
+PIXEL_BYTES = 3 * SIZE * SIZE
+VAL_FRACTION = 0.1
 CHUNK_BYTES = 1 << 20
-LARGEST_MEMBER = 1 << 28  # that of CIFAR-100 has 154 MB
-SECONDS_TO_ANSWER = 30
+MAX_MEMBER_BYTES = 1 << 28
+"""Largest file in an archive that is read; the largest file of CIFAR-100 has 154 MB."""
+TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """An archive of records: ``label_bytes`` bytes, the last of which is the label, and a 32x32 picture."""
+    """Archive of binary records.
+
+    A record has ``label_bytes`` bytes, the last of which is the label, and the 3072 bytes of an image, ``(3, 32, 32)``.
+
+    Args:
+        name: name of the dataset.
+        url: address of the archive.
+        md5: md5 (hex) of the archive.
+        label_bytes: number of label bytes per record.
+        train: file names of the training records.
+        test: file names of the test records.
+        classes: file name of the class names, one per line.
+    """
 
     name: str
     url: str
@@ -34,10 +51,11 @@ class CifarArchive:
     label_bytes: int
     train: tuple[str, ...]
     test: tuple[str, ...]
-    classes: str  # the text file with a class name a line
+    classes: str
 
     @property
     def file(self) -> str:
+        """File name of the archive."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -62,125 +80,172 @@ CIFAR100 = CifarArchive(
 
 
 def open_cifar(archive: CifarArchive, size: int | None, cache: Path, progress: Progress) -> Dataset:
-    """Open ``archive`` as a `Dataset` of 32x32 pictures; the first time, download it and decode it.
+    """Open CIFAR-10 or CIFAR-100; download and decode the archive the first time.
 
-    A tenth of each class's training pictures is held out for validation. Raises `InputError` where ``size``
-    is anything but 32 or None, and where the archive cannot be had or is not what it should be.
+    A tenth of the training images of each class is held out for validation.
+
+    Args:
+        archive: `CIFAR10` or `CIFAR100`.
+        size: side of the images in pixels, 32 or None.
+        cache: root of the cache; the archive is stored below ``cache / "downloads"``.
+        progress: progress callback.
+
+    Returns:
+        The dataset, with images ``(N, 32, 32, 3)``.
+
+    Raises:
+        InputError: if ``size`` is not 32, the archive cannot be downloaded, or its contents differ.
+
+    Example:
+        >>> data = open_cifar(CIFAR10, None, cache_folder(), no_progress)      # doctest: +SKIP
+        >>> len(data.train), len(data.val), len(data.test)                     # doctest: +SKIP
+        (45000, 5000, 10000)
     """
     if size not in (None, SIZE):
-        raise InputError(f"size is {size}, but {archive.name} has pictures of {SIZE} pixels: leave size out.")
+        raise InputError(f"size must be {SIZE} for {archive.name}, got {size}. Leave size out.")
 
     def build(_: Path) -> SplitArrays:
-        return read(fetch(archive, cache / "downloads" / archive.file, progress), archive)
+        return read_archive(download(archive, cache / "downloads" / archive.file, progress), archive)
 
-    return build_or_open(archive.name, f"{archive}", cache, build)
-
-
-def read(path: Path, archive: CifarArchive) -> SplitArrays:
-    """The splits in the archive file at ``path``, read without unpacking it to disk.
-
-    Raises `InputError` where a member is missing or is no whole number of records.
-    """
-    members = _members(path, {archive.classes, *archive.train, *archive.test})
-    classes = tuple(members[archive.classes].decode("utf-8", "replace").split())
-    train = _records(path, archive, [members[name] for name in archive.train], len(classes))
-    held = hold_out(train.labels, HELD_OUT)
-    test = _records(path, archive, [members[name] for name in archive.test], len(classes))
-    return SplitArrays(classes, train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held)), test)
+    return build_or_open(archive.name, cache_key(archive), cache, build)
 
 
-def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
-    """The content of each member whose file name is in ``wanted``, whatever folder it lies in."""
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                if name in wanted and member.isfile() and (stream := tar.extractfile(member)):
-                    if member.size > LARGEST_MEMBER:
-                        raise ValueError(f"{name} has {member.size:,} bytes")
-                    found[name] = stream.read()
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, IndexError, OverflowError) as error:
-        raise InputError(f"'{path}' is not a readable tar.gz archive ({error}): delete it.") from error
-    if wanted - found.keys():
-        missing = ", ".join(sorted(wanted - found.keys()))
-        raise InputError(f"'{path}' has no {missing}, so it is another archive than expected: delete it.")
-    return found
-
-
-def _records(path: Path, archive: CifarArchive, parts: list[bytes], classes: int) -> Split:
-    content, record = b"".join(parts), archive.label_bytes + PIXELS
-    if not content or len(content) % record:
-        raise InputError(
-            f"'{path}' holds {len(content):,} bytes of records, which is no multiple of {record:,}: delete it."
-        )
-    rows = np.frombuffer(content, np.uint8).reshape(-1, record)
-    labels = rows[:, archive.label_bytes - 1].astype(np.int64)
-    if labels.max() >= classes:
-        raise InputError(f"'{path}' has label {labels.max()}, but names {classes} classes: delete it.")
-    pictures = rows[:, archive.label_bytes :].reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1)
-    return Split(np.ascontiguousarray(pictures), labels)
-
-
-def fetch(archive: CifarArchive, path: Path, progress: Progress) -> Path:
-    """Download ``archive`` to ``path`` unless it is there, going on where an earlier download stopped.
-
-    What has come so far lies in ``<path>.part``, and only a file with the right checksum gets the name
-    ``path``. Raises `InputError` otherwise.
-    """
-    if path.exists():
-        if _md5(path) != archive.md5:
-            raise InputError(
-                f"'{path}' has not the md5 {archive.md5} of {archive.url}: delete it to download it again."
-            )
-        return path
-    part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _download(archive, part, progress)
-    except urllib.error.HTTPError as error:
-        raise InputError(_unavailable(archive, path, f"the server said {error.code} {error.reason}")) from error
-    except (OSError, HTTPException) as error:
-        raise InputError(_unavailable(archive, path, str(getattr(error, "reason", error)))) from error
-    if _md5(part) != archive.md5:
-        part.unlink()
-        raise InputError(_unavailable(archive, path, f"what came has not the md5 {archive.md5}"))
-    part.replace(path)
-    return path
-
-
-def _unavailable(archive: CifarArchive, path: Path, reason: str) -> str:
-    return (
-        f"{archive.name} could not be downloaded from {archive.url} ({reason}); run again, or download it "
-        f"elsewhere and put it at '{path}', or use a folder of pictures with --data PATH, or --data shapes"
+def cache_key(archive: CifarArchive) -> str:
+    """Return the key of the stored dataset: the md5 of the archive, and how its records are read and split."""
+    return encode_key(
+        {
+            "version": VERSION,
+            "source": archive.name,
+            "md5": archive.md5,
+            "label_bytes": archive.label_bytes,
+            "train": list(archive.train),
+            "test": list(archive.test),
+            "classes": archive.classes,
+            "val_fraction": VAL_FRACTION,
+        }
     )
 
 
-def _download(archive: CifarArchive, part: Path, progress: Progress) -> None:
-    """Bring ``part`` to its full length; what it has stays unless the server starts from the beginning."""
-    have = part.stat().st_size if part.exists() else 0
-    if have and _md5(part) == archive.md5:
-        return
-    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})
+def read_archive(path: Path, archive: CifarArchive) -> SplitArrays:
+    """Read the splits of an archive without unpacking it to disk.
+
+    Args:
+        path: the ``tar.gz`` file.
+        archive: description of its contents.
+
+    Returns:
+        Classes and splits.
+
+    Raises:
+        InputError: if the file is not readable, lacks a member, or has an incomplete record or an invalid label.
+    """
+    members = _read_members(path, {archive.classes, *archive.train, *archive.test})
+    classes = tuple(members[archive.classes].decode("utf-8", "replace").split())
+    train = _parse_records(path, archive, [members[name] for name in archive.train], len(classes))
+    test = _parse_records(path, archive, [members[name] for name in archive.test], len(classes))
+    is_val = hold_out(train.labels, VAL_FRACTION)
+    return SplitArrays(classes, train.take(np.flatnonzero(~is_val)), train.take(np.flatnonzero(is_val)), test)
+
+
+def _read_members(path: Path, names: set[str]) -> dict[str, bytes]:
+    """Return the contents of the archive members with these file names, in any folder of the archive."""
+    members: dict[str, bytes] = {}
     try:
-        answer = urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER)
+        with tarfile.open(path, "r:gz") as tar:
+            for info in tar:
+                name = PurePosixPath(info.name).name
+                if name in names and info.isfile() and (stream := tar.extractfile(info)):
+                    if info.size > MAX_MEMBER_BYTES:
+                        raise ValueError(f"{name} must have at most {MAX_MEMBER_BYTES:,} bytes, got {info.size:,}")
+                    members[name] = stream.read()
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"'{path}' must be a readable tar.gz archive, got the error '{error}'. Delete the file."
+        ) from error
+    missing = names - members.keys()
+    if missing:
+        raise InputError(
+            f"'{path}' must be a CIFAR archive with {', '.join(sorted(names))}, got an archive without "
+            f"{', '.join(sorted(missing))}. Delete the file."
+        )
+    return members
+
+
+def _parse_records(path: Path, archive: CifarArchive, parts: list[bytes], num_classes: int) -> Split:
+    content = b"".join(parts)
+    record_bytes = archive.label_bytes + PIXEL_BYTES
+    if not content or len(content) % record_bytes:
+        raise InputError(
+            f"the records in '{path}' must be a multiple of {record_bytes:,} bytes, got {len(content):,} bytes. Delete "
+            "the file."
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, record_bytes)
+    labels = records[:, archive.label_bytes - 1].astype(np.int64)
+    if labels.max() >= num_classes:
+        raise InputError(
+            f"labels in '{path}' must be less than {num_classes}, the number of class names, got {labels.max()}. "
+            "Delete the file."
+        )
+    images = records[:, archive.label_bytes :].reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1)
+    return Split(np.ascontiguousarray(images), labels)
+
+
+def download(archive: CifarArchive, path: Path, progress: Progress) -> Path:
+    """Download an archive unless it exists, and verify its md5.
+
+    The archive is downloaded to a temporary file, which is renamed to ``path`` once its md5 is verified.
+
+    Args:
+        archive: the archive.
+        path: path of the downloaded file. An existing file is used; it may have been placed there by hand.
+        progress: progress callback, in bytes.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: if the download fails, or the md5 of the existing or the downloaded file is wrong.
+    """
+    if path.exists():
+        md5 = _md5(path)
+        if md5 != archive.md5:
+            raise InputError(
+                f"the md5 of '{path}' must be {archive.md5}, got {md5}. Delete the file to download it again from "
+                f"{archive.url}."
+            )
+        return path
+    try:
+        with atomic_write(path) as temporary:
+            _download_to(temporary, archive, progress)
+            md5 = _md5(temporary)
+            if md5 != archive.md5:
+                raise InputError(_failure(archive, path, f"the md5 must be {archive.md5}, got {md5}"))
     except urllib.error.HTTPError as error:
         with error:
-            if error.code != 416:  # "range not satisfiable": the part is no beginning of this file
-                raise
-        part.unlink()
-        return _download(archive, part, progress)
-    with answer:
-        if answer.status != 206:
-            have = 0
-        total = have + int(answer.headers.get("Content-Length") or 0)
-        with part.open("ab" if have else "wb") as stream:
-            while block := answer.read(CHUNK_BYTES):
-                stream.write(block)
-                have += len(block)
-                progress(have, max(total, have), f"downloading {archive.file}")
-    if have < total:
-        raise ConnectionError(f"the connection ended after {have:,} of {total:,} bytes")
+            reason = f"the server returned {error.code} {error.reason}"
+        raise InputError(_failure(archive, path, reason)) from error
+    except (OSError, HTTPException) as error:
+        raise InputError(_failure(archive, path, str(getattr(error, "reason", error)))) from error
+    return path
+
+
+def _failure(archive: CifarArchive, path: Path, reason: str) -> str:
+    return (
+        f"cannot download {archive.name} from {archive.url} ({reason}). Run the command again, or download the file by "
+        f"other means and save it as '{path}', or choose a folder of images with --data PATH, or --data shapes."
+    )
+
+
+def _download_to(file: Path, archive: CifarArchive, progress: Progress) -> None:
+    done = 0
+    with urllib.request.urlopen(archive.url, timeout=TIMEOUT_SECONDS) as response, file.open("wb") as stream:
+        total = int(response.headers.get("Content-Length") or 0)
+        while block := response.read(CHUNK_BYTES):
+            stream.write(block)
+            done += len(block)
+            progress(done, max(total, done), f"downloading {archive.file}")
+    if done < total:
+        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
 def _md5(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Data sets as memory-mapped arrays on disk, built once, whole or not at all."""
+"""Datasets and their splits, stored as memory-mapped arrays on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,74 +32,95 @@ from camkd.utils.files import (
 from camkd.utils.units import format_quantity
 
 VERSION = 2
-"""Goes up when the same source would be stored differently, so that older stores are not opened."""
+"""Version of the on-disk format. Increment it when the same source is stored differently."""
 
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
 CHUNK_BYTES = 1 << 24
-
-
-def limited_to(n: int, splits: tuple[str, ...]) -> str:
-    """The note on a data set of which only the first pictures are used."""
-    return f"limited to the first {n:,} pictures of {'each split' if splits == SPLITS else ' and '.join(splits)}"
-
+"""Number of bytes of pixels that are read from disk at a time."""
 
 Progress = Callable[[int, int, str], None]
-"""``progress(done, total, what)``: called now and then while something long goes on."""
+"""Progress callback ``progress(done, total, description)``, called repeatedly during a long operation."""
 
 
-def no_progress(done: int, total: int, what: str) -> None:
-    """The progress callback that says nothing."""
+def no_progress(done: int, total: int, description: str) -> None:
+    """Ignore the progress; the default progress callback."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures and labels: ``images (N, H, W, 3) uint8``, ``labels (N,) int64``.
+    """Images and labels of one split.
 
-    ``masks (N, H, W) bool`` is true on the object where the source knows it, ``names`` says which file a
-    picture came from where there are files. ``images`` and ``masks`` are memory-mapped and read-only when
-    they come from a store; ``sums (N,) uint32`` are then the `crc` of what was written.
+    ``images`` and ``masks`` of a stored dataset are memory-mapped and read-only.
+
+    Args:
+        images: RGB images, ``(N, H, W, 3) uint8``.
+        labels: class indices, ``(N,) int64``.
+        masks: object masks, ``(N, H, W) bool``, true on the object; None if the source has no masks.
+        names: file name of each image, relative to the dataset folder; None if the images are not files.
+        checksums: CRC-32 of each stored image, ``(N,) uint32``; None if the images were not read from disk.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     masks: NDArray[np.bool_] | None = None
     names: tuple[str, ...] | None = None
-    sums: NDArray[np.uint32] | None = None
+    checksums: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def check(self, rows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
-        """Raise ``InputError`` where ``pixels``, read for ``rows``, are not what was written."""
-        if self.sums is None:
+    def verify(self, rows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
+        """Compare images that were read from disk with their stored checksums.
+
+        Args:
+            rows: indices of the images, ``(B,) int64``.
+            pixels: images at ``rows``, ``(B, H, W, 3) uint8``.
+
+        Raises:
+            InputError: if the checksum of an image differs.
+        """
+        if self.checksums is None:
             return
-        damaged = np.flatnonzero(image_checksums(pixels) != self.sums[rows])
-        if len(damaged):
-            stored = self.images.filename if isinstance(self.images, np.memmap) else None
-            folder = Path(stored).parent if stored else cache_folder() / "data"
+        corrupt = rows[image_checksums(pixels) != self.checksums[rows]]
+        if len(corrupt):
+            file = self.images.filename if isinstance(self.images, np.memmap) else None
+            folder = Path(file).parent if file else cache_folder() / "data"
             raise InputError(
-                f"the stored pixels of picture {rows[damaged[0]]} (one of {len(damaged)}) are not what was written: "
-                f"delete the folder {folder}, it is made again."
+                f"stored images must match their checksums, got {len(corrupt)} corrupt, the first at index "
+                f"{corrupt[0]}. Delete the folder {folder} to rebuild it."
             )
 
     def take(self, rows: NDArray[np.int64]) -> Split:
-        """The pictures at ``rows``, in that order, copied into memory."""
+        """Copy the images at ``rows`` into memory.
+
+        Args:
+            rows: indices of the images, in the order of the result.
+
+        Returns:
+            A split of ``len(rows)`` images.
+        """
         return Split(
-            self.images[rows],
-            self.labels[rows],
-            None if self.masks is None else self.masks[rows],
-            None if self.names is None else tuple(self.names[row] for row in rows),
-            None if self.sums is None else self.sums[rows],
+            images=self.images[rows],
+            labels=self.labels[rows],
+            masks=None if self.masks is None else self.masks[rows],
+            names=None if self.names is None else tuple(self.names[row] for row in rows),
+            checksums=None if self.checksums is None else self.checksums[rows],
         )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of labelled pictures, and a fingerprint that changes when any of it does.
+    """Image classification dataset with a training, a validation and a test split.
 
-    ``fingerprint`` is a sha256 over sizes, pixels, labels, class names and split borders. ``notes`` are
-    sentences a person should know: pictures skipped, a split made here.
+    Args:
+        name: name of the source or of the folder.
+        classes: class names; a label is an index into this tuple.
+        train: training split.
+        val: validation split.
+        test: test split.
+        fingerprint: sha256 (hex) of image sizes, pixels, labels, class names and split borders.
+        notes: messages for the user, for example that images were skipped or that a split was made.
     """
 
     name: str
@@ -116,22 +137,32 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> Dataset:
-        """The first ``n`` pictures of each of ``splits``, taken class by class in turn, copied into memory.
+        """Keep the first ``n`` images of each split, class-balanced, copied into memory.
 
-        The classes stay balanced to within one picture as far as their pictures reach. A smaller data set
-        is another data set, so its fingerprint differs. Raises `InputError` where ``n`` is not positive.
+        The image counts of two classes differ by at most one, unless a class has too few images. The fingerprint
+        of the smaller dataset differs.
+
+        Args:
+            n: maximum number of images per split.
+            splits: names of the splits to limit; all others stay complete.
+
+        Returns:
+            The smaller dataset, or the dataset itself if no split has more than ``n`` images.
+
+        Raises:
+            InputError: if ``n`` is less than 1.
         """
         if n < 1:
-            raise InputError(f"limit is {n}, but at least one picture is needed: give a positive number.")
+            raise InputError(f"limit must be 1 or more, got {n}. Choose a larger number of images.")
         if n >= max(len(self.splits[name]) for name in splits):
             return self
-        taken = {name: self.splits[name].take(balanced_subset(self.splits[name].labels, n)) for name in splits}
-        small = replace(self, **taken, notes=(*self.notes, limited_to(n, splits)))  # type: ignore[arg-type]
-        return replace(small, fingerprint=fingerprint(small.classes, small.splits))
+        subsets = {name: self.splits[name].take(balanced_subset(self.splits[name].labels, n)) for name in splits}
+        limited = replace(self, **subsets, notes=(*self.notes, limit_note(n, splits)))  # type: ignore[arg-type]
+        return replace(limited, fingerprint=fingerprint(limited.classes, limited.splits))
 
 
 class SplitArrays(NamedTuple):
-    """What a source hands to `build_or_open`: everything of a `Dataset` that is not computed from it."""
+    """Images and labels that a source passes to `build_or_open`: a `Dataset` without name and fingerprint."""
 
     classes: tuple[str, ...]
     train: Split
@@ -140,11 +171,23 @@ class SplitArrays(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def round_robin(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of all labels where the classes take turns: the first of each class, then the second of each, ...
+def limit_note(n: int, splits: tuple[str, ...]) -> str:
+    """Return the note of a dataset that is limited to the first ``n`` images of ``splits``."""
+    return f"limited to the first {n:,} images of {'each split' if splits == SPLITS else ' and '.join(splits)}"
 
-    >>> turns(np.array([0, 0, 0, 1, 1])).tolist()
-    [0, 3, 1, 4, 2]
+
+def round_robin(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Order images so that the classes alternate: the first of each class, then the second of each class, and so on.
+
+    Args:
+        labels: class indices, ``(N,)``.
+
+    Returns:
+        A permutation of ``0..N-1``, ``(N,) int64``.
+
+    Example:
+        >>> round_robin(np.array([0, 0, 0, 1, 1])).tolist()
+        [0, 3, 1, 4, 2]
     """
     rank = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
@@ -154,71 +197,117 @@ def round_robin(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def balanced_subset(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Indices, ascending, of the first ``n`` labels when the classes take turns."""
+    """Return the first ``n`` indices of `round_robin`, in ascending order.
+
+    Args:
+        labels: class indices, ``(N,)``.
+        n: size of the subset.
+
+    Returns:
+        Indices, ``(min(n, N),) int64``.
+
+    Example:
+        >>> balanced_subset(np.array([0, 0, 0, 1, 1]), 3).tolist()
+        [0, 1, 3]
+    """
     return np.sort(round_robin(labels)[:n])
 
 
 def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Choose ``fraction`` of every class at random, the same ones for the same labels and seed.
+    """Choose a random, stratified subset of the images, for example for validation.
 
-    Returns ``(N,) bool``, true where held out. Each class gives ``round(fraction * count)`` pictures, but
-    at least one where it has two or more, and always keeps one.
+    Each class contributes ``round(fraction * count)`` images. A class of two or more images contributes at least
+    one and keeps at least one. The result depends on the labels and the seed only.
 
-    >>> int(hold_out(np.repeat([0, 1], 50), 0.1).sum())
-    10
+    Args:
+        labels: class indices, ``(N,)``.
+        fraction: fraction of each class to hold out, in 0..1.
+        seed: seed of the random choice.
+
+    Returns:
+        ``(N,) bool``, true for the images that are held out.
+
+    Example:
+        >>> int(hold_out(np.repeat([0, 1], 50), 0.1).sum())
+        10
     """
-    held = np.zeros(len(labels), np.bool_)
+    held_out = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         order = np.random.default_rng([seed, int(label)]).random(len(rows)).argsort(kind="stable")
-        held[rows[order[:count]]] = True
-    return held
+        held_out[rows[order[:count]]] = True
+    return held_out
 
 
-def max_rows(size: int, images: NDArray[np.uint8]) -> int:
-    """How many of ``images`` fit into ``size`` bytes, but at least one: what is read at once stays bounded.
+def max_rows(max_bytes: int, images: NDArray[np.uint8]) -> int:
+    """Compute the number of images that fit into ``max_bytes``, at least 1.
 
-    >>> max_rows(1_000_000, np.zeros((5, 224, 224, 3), np.uint8))
-    6
+    Args:
+        max_bytes: available memory in bytes.
+        images: array ``(N, ...) uint8``; only its shape is used.
+
+    Example:
+        >>> max_rows(1_000_000, np.zeros((5, 224, 224, 3), np.uint8))
+        6
     """
-    return max(1, size // max(1, math.prod(images.shape[1:])))
+    return max(1, max_bytes // max(1, math.prod(images.shape[1:])))
 
 
 def image_checksums(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """The CRC-32 of each picture: any flipped bit changes it."""
+    """Compute the CRC-32 of each image, which detects any single flipped bit.
+
+    Args:
+        images: ``(N, H, W, 3) uint8``.
+
+    Returns:
+        ``(N,) uint32``.
+    """
     return np.fromiter((zlib.crc32(image) for image in np.ascontiguousarray(images)), np.uint32, len(images))
 
 
 def fingerprint(classes: tuple[str, ...], splits: dict[str, Split]) -> str:
-    """The sha256 (hex) over sizes, pixels, labels, class names and split borders."""
-    return _surveyed(classes, splits)[0]
+    """Compute the sha256 (hex) of image sizes, pixels, labels, class names and split borders."""
+    return _fingerprint_and_checksums(classes, splits)[0]
 
 
-def _surveyed(classes: tuple[str, ...], splits: dict[str, Split]) -> tuple[str, dict[str, NDArray[np.uint32]]]:
-    """The `fingerprint`, and the `crc` of each split's pictures, in one pass over the pixels."""
+def _fingerprint_and_checksums(
+    classes: tuple[str, ...], splits: dict[str, Split]
+) -> tuple[str, dict[str, NDArray[np.uint32]]]:
+    """Compute the `fingerprint` and the `image_checksums` of each split in one pass over the pixels."""
     shapes = {name: split.images.shape for name, split in splits.items()}
     digest = hashlib.sha256(json.dumps([classes, shapes]).encode())
-    sums = {name: np.empty(len(split), np.uint32) for name, split in splits.items()}
+    checksums = {name: np.empty(len(split), np.uint32) for name, split in splits.items()}
     for name, split in splits.items():
         digest.update(split.labels.astype("<i8").tobytes())
         rows = max_rows(CHUNK_BYTES, split.images)
         for start in range(0, len(split), rows):
             pixels = np.ascontiguousarray(split.images[start : start + rows])
             digest.update(pixels.data)
-            sums[name][start : start + rows] = image_checksums(pixels)
-    return digest.hexdigest(), sums
+            checksums[name][start : start + rows] = image_checksums(pixels)
+    return digest.hexdigest(), checksums
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """``cache`` itself, or else ``$CAMKD_CACHE``, or else ``~/.cache/camkd``."""
+    """Return the root of the cache: ``cache`` if given, else ``$CAMKD_CACHE``, else ``~/.cache/camkd``."""
     return cache or Path(os.environ.get("CAMKD_CACHE") or "~/.cache/camkd").expanduser()
 
 
-def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
-    """Create the file ``path`` as a writable memory-mapped array ``(count, size, size, 3) uint8``.
+def create_image_file(path: Path, count: int, size: int) -> NDArray[np.uint8]:
+    """Create a ``.npy`` file as a writable memory-mapped array of images.
 
-    The space is reserved at once: a full disk is an `InputError` here rather than a crash in a later write.
+    The disk space is reserved immediately, so that a full disk raises an error before any image is written.
+
+    Args:
+        path: path of the new file.
+        count: number of images.
+        size: side of the images in pixels.
+
+    Returns:
+        The memory-mapped array, ``(count, size, size, 3) uint8``.
+
+    Raises:
+        InputError: if the disk is full.
     """
     shape = (count, size, size, 3)
     try:
@@ -228,86 +317,126 @@ def new_images(path: Path, count: int, size: int) -> NDArray[np.uint8]:
         if error.errno not in NO_SPACE_ERRNOS:
             raise
         raise InputError(
-            f"there is no room for {format_quantity(math.prod(shape))} of decoded pictures in '{path.parent.parent}': "
-            "make room, choose a smaller size, or set CAMKD_CACHE to another folder."
+            f"there is no space for {format_quantity(math.prod(shape))} of decoded images in "
+            f"'{path.parent.parent}'. Free some space, choose a smaller size, or set CAMKD_CACHE to another folder."
         ) from error
     return images
 
 
-def keep_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Rewrite the array file ``path`` with ``rows`` of it alone, and open it."""
-    old = np.load(path, mmap_mode="r")
-    kept = new_images(path.with_suffix(".kept"), len(rows), old.shape[1])
-    many = max_rows(CHUNK_BYTES, old)
-    for start in range(0, len(rows), many):
-        chosen = rows[start : start + many]
-        kept[start : start + len(chosen)] = old[chosen]
-    path.with_suffix(".kept").replace(path)
-    return kept
+def select_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Rewrite a ``.npy`` file of images with a subset of its rows.
+
+    Args:
+        path: file of images, ``(N, size, size, 3) uint8``.
+        rows: indices of the images to keep.
+
+    Returns:
+        The memory-mapped array of the new file, ``(len(rows), size, size, 3) uint8``.
+    """
+    source = np.load(path, mmap_mode="r")
+    temporary = path.with_suffix(".selected")
+    selected = create_image_file(temporary, len(rows), source.shape[1])
+    chunk = max_rows(CHUNK_BYTES, source)
+    for start in range(0, len(rows), chunk):
+        indices = rows[start : start + chunk]
+        selected[start : start + len(indices)] = source[indices]
+    temporary.replace(path)
+    return selected
+
+
+def encode_key(values: Mapping[str, Any]) -> str:
+    """Encode the inputs of a dataset as the ``key`` of `build_or_open`: canonical JSON.
+
+    List every value explicitly and add a ``"version"``. A key made of ``repr()`` or ``vars()`` of an object changes
+    when a class or a field is renamed, and the stored dataset is lost.
+
+    Example:
+        >>> encode_key({"version": 1, "source": "cifar10", "md5": "c32a1d4ab5d03f1284b67883e8d87530"})
+        '{"md5":"c32a1d4ab5d03f1284b67883e8d87530","source":"cifar10","version":1}'
+    """
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], SplitArrays]) -> Dataset:
-    """Open the store of ``name`` and ``key`` under ``cache``; where there is none, ``build`` it first.
+    """Open the stored dataset of ``name`` and ``key``; build it first if it is missing.
 
-    ``build(folder)`` gets an empty temporary folder. It may write ``folder / "train_images.npy"`` (and
-    ``val_``, ``test_``) itself with `new_images`; arrays it returns without having written them are saved.
-    The folder takes its final name when it is complete, and goes away on an exception or Ctrl-C.
+    The dataset is built in a temporary folder. The folder gets its final name when it is complete, and is removed
+    on an exception or Ctrl-C.
+
+    Args:
+        name: name of the dataset.
+        key: all inputs that the stored arrays depend on; see `encode_key`.
+        cache: root of the cache; the dataset is stored below ``cache / "data"``.
+        build: function ``build(folder) -> SplitArrays``. It may write ``folder / "train_images.npy"``, and
+            likewise ``val_`` and ``test_``, with `create_image_file`. All other arrays are written afterwards.
+
+    Returns:
+        The dataset, with memory-mapped images and masks.
+
+    Raises:
+        InputError: if the cache cannot be written, the disk is full, or the stored dataset is corrupt.
     """
-    safe = re.sub(r"[^\w.-]+", "_", name)[:60]
+    safe_name = re.sub(r"[^\w.-]+", "_", name)[:60]
     digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
-    folder = cache / "data" / f"{safe}-{digest[:16]}"
+    folder = cache / "data" / f"{safe_name}-{digest[:16]}"
     if not folder.exists():
-        with _building(folder) as temporary:
-            _save(temporary, name, build(temporary))
+        with _staged_folder(folder) as temporary:
+            _write(temporary, name, build(temporary))
     return _open(folder)
 
 
 @contextmanager
-def _building(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` that takes its place when the block ends well."""
+def _staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that is renamed to ``folder`` when the block ends without an exception."""
     with ExitStack() as stack:
         try:
-            remove_stale_temp(folder.parent)  # what killed processes left, of other stores too
+            remove_stale_temp(folder.parent)  # leftovers of killed processes, also of other datasets
             temporary = stack.enter_context(staged_dir(folder))
         except OSError as error:
             raise InputError(
-                f"the cache folder '{folder.parent}' cannot be written ({error.strerror}): set CAMKD_CACHE to a "
-                "folder that can."
+                f"the cache folder '{folder.parent}' must be writable, got the error '{error.strerror}'. Set "
+                "CAMKD_CACHE to a writable folder."
             ) from error
         try:
             yield temporary
-        except OSError as error:  # numpy's of a full disk say neither where nor, at times, what
+        except OSError as error:  # NumPy's error of a full disk has no file name and sometimes no errno
             if error.filename is not None or error.errno not in (None, *NO_SPACE_ERRNOS):
                 raise
             size = sum(path.stat().st_size for path in temporary.iterdir())
             raise InputError(
-                f"there is no room in '{folder.parent}' after {size:,} bytes ({error}): make room, or set CAMKD_CACHE "
-                "to another folder."
+                f"there is no space left in '{folder.parent}' after {size:,} bytes ({error}). Free some space, or set "
+                "CAMKD_CACHE to another folder."
             ) from error
         try:
             temporary.rename(folder)
-        except OSError:  # somebody else finished the same store first: theirs is as good
-            if not folder.exists():
+        except OSError:
+            if not folder.exists():  # otherwise another process has finished the same dataset first
                 raise
 
 
-def _save(folder: Path, name: str, contents: SplitArrays) -> None:
-    """Write the arrays that ``build`` did not write, and the manifest; flush all to disk."""
-    splits = {split: getattr(contents, split) for split in SPLITS}
-    mark, sums = _surveyed(contents.classes, splits)
-    for split, content in splits.items():
-        for field, array in {**vars(content), "sums": sums[split]}.items():
-            path = folder / f"{split}_{field}.npy"
-            if isinstance(array, np.ndarray) and not path.exists():
+def _write(folder: Path, name: str, arrays: SplitArrays) -> None:
+    """Write the arrays that ``build`` did not write, and the manifest; flush all files to disk."""
+    splits = {"train": arrays.train, "val": arrays.val, "test": arrays.test}
+    digest, checksums = _fingerprint_and_checksums(arrays.classes, splits)
+    for split_name, split in splits.items():
+        fields: dict[str, NDArray[Any] | None] = {
+            "images": split.images,
+            "labels": split.labels,
+            "masks": split.masks,
+            "sums": checksums[split_name],
+        }
+        for field, array in fields.items():
+            path = folder / f"{split_name}_{field}.npy"
+            if array is not None and not path.exists():
                 np.save(path, array)
     manifest = {
         "version": VERSION,
         "name": name,
-        "classes": list(contents.classes),
-        "fingerprint": mark,
-        "notes": list(contents.notes),
-        "names": {split: content.names for split, content in splits.items()},
-        "sha256_of": {path.name: sha256_of(path) for path in sorted(folder.glob("*.npy")) if _small(path)},
+        "classes": list(arrays.classes),
+        "fingerprint": digest,
+        "notes": list(arrays.notes),
+        "names": {split_name: split.names for split_name, split in splits.items()},
+        "sha256_of": {path.name: sha256_of(path) for path in sorted(folder.glob("*.npy")) if not _is_image_file(path)},
     }
     write_text(folder / MANIFEST, dump_checksummed(manifest))
     for path in folder.iterdir():
@@ -315,9 +444,9 @@ def _save(folder: Path, name: str, contents: SplitArrays) -> None:
     fsync(folder)
 
 
-def _small(path: Path) -> bool:
-    """Whether a file is read whole when the store is opened: all but the pixels, which are checked as they are read."""
-    return not path.stem.endswith("_images")
+def _is_image_file(path: Path) -> bool:
+    """Return whether a file holds images, which are verified when they are read rather than when they are opened."""
+    return path.stem.endswith("_images")
 
 
 def _open(folder: Path) -> Dataset:
@@ -328,7 +457,9 @@ def _open(folder: Path) -> Dataset:
                 raise ValueError(f"the checksum of {name} differs")
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the data store '{folder}' is damaged ({error}): delete it to rebuild it.") from error
+        raise InputError(
+            f"the stored dataset '{folder}' is corrupt ({error}). Delete the folder to rebuild it."
+        ) from error
     return Dataset(
         name=manifest["name"],
         classes=tuple(manifest["classes"]),
@@ -345,12 +476,17 @@ def _open_split(folder: Path, split: str, names: list[str] | None) -> Split:
         path = folder / f"{split}_{field}.npy"
         try:
             array: NDArray[Any] = np.load(path, mmap_mode=mode)
-        except Exception as error:  # numpy has one for each way in which a header may be damaged
+        except Exception as error:  # NumPy raises many exception types for a corrupt header
             raise ValueError(f"{path.name} cannot be read: {error}") from error
         return array
 
+    images = load("images")
+    labels = load("labels", None)
     masks = load("masks") if (folder / f"{split}_masks.npy").exists() else None
-    images, labels, sums = load("images"), load("labels", None), load("sums", None)
+    checksums = load("sums", None)
     if images.dtype != np.uint8 or images.shape[:1] != labels.shape or images.shape[3:] != (3,):
-        raise ValueError(f"{split}_images.npy has the shape {images.shape}")
-    return Split(images, labels, masks, None if names is None else tuple(names), sums)
+        raise ValueError(
+            f"{split}_images.npy must be uint8 of shape ({len(labels)}, H, W, 3), got {images.dtype} of shape "
+            f"{images.shape}"
+        )
+    return Split(images, labels, masks, None if names is None else tuple(names), checksums)

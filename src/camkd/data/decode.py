@@ -1,4 +1,4 @@
-"""Many picture files into one array file, on several processes where there is enough to do."""
+"""Decode many image files into one array file, with worker processes if there are enough files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import PIPE, Popen
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,129 +21,160 @@ from camkd.data.dataset import Progress
 from camkd.data.images import decode_rows
 from camkd.types import InputError
 
-FILES_AT_ONCE = 64
-SECONDS_ALONE = 0.5
-"""How long a piece of work this process does by itself: the others take a quarter of a second to start."""
+FILES_PER_TASK = 64
 
-Task = tuple[str, int, Sequence[str]]
-"""An array file, the row to begin with, and the pictures to decode into it."""
+IN_PROCESS_SECONDS = 0.5
+"""Longest remaining time for which no worker processes are started; starting them takes a quarter of a second."""
 
-Reasons = dict[int, str]
-"""Why the rows that are in it could not be read."""
+Errors = dict[int, str]
+"""Reason for each row that cannot be decoded."""
 
 
-class Decoders:
-    """Decodes pictures into array files; use it as a context manager.
+class DecodeTask(NamedTuple):
+    """Image files to decode into consecutive rows of an array file, starting at row ``start``."""
 
-    ``workers`` is the number of processes (default: one a core; 1: this one alone). Each writes its rows straight
-    into the memory-mapped file. They are fresh interpreters with the caller's ``sys.path`` that import this module
-    and nothing of the caller's main one, so a script needs no ``if __name__ == "__main__"`` for them.
+    file: str
+    start: int
+    paths: Sequence[str]
+
+
+class DecoderPool:
+    """Pool of processes that decode image files into array files. Use it as a context manager.
+
+    Each worker writes its rows directly into the memory-mapped file. A worker is a new interpreter with the
+    ``sys.path`` of the caller. It imports this module but not the ``__main__`` module of the caller. A script
+    therefore needs no ``if __name__ == "__main__"`` guard.
+
+    Args:
+        workers: number of processes; None: one per core, 1: only the current process.
+
+    Example:
+        >>> with DecoderPool(workers=4) as pool:                         # doctest: +SKIP
+        ...     errors = pool.decode_into(file, paths, no_progress, "reading images")
     """
 
     def __init__(self, workers: int | None) -> None:
-        self.workers = workers or _cores()
-        self._processes: list[_Process] = []
-        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        self.workers = workers or _available_cores()
+        self._workers: list[_Worker] = []
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
 
-    def __enter__(self) -> Decoders:
+    def __enter__(self) -> DecoderPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in self._processes:
-            process.close()
+        for worker in self._workers:
+            worker.close()
 
-    def fill(self, file: Path, paths: Sequence[str], progress: Progress, what: str) -> Reasons:
-        """Decode ``paths[i]`` into row ``i`` of ``file``, an array ``(N, size, size, 3) uint8``.
+    def decode_into(self, file: Path, paths: Sequence[str], progress: Progress, description: str) -> Errors:
+        """Decode ``paths[i]`` into row ``i`` of an array file.
 
-        Returns the reason for each row that could not be read. Raises `InputError` where a process dies of a picture.
+        Args:
+            file: ``.npy`` file of shape ``(N, size, size, 3)``, uint8.
+            paths: ``N`` image files.
+            progress: progress callback.
+            description: third argument of ``progress``.
+
+        Returns:
+            The reason for each row whose file cannot be decoded.
+
+        Raises:
+            InputError: if a worker process dies while it decodes an image.
         """
-        bad: Reasons = {}
-        starts = range(0, len(paths), FILES_AT_ONCE)
-        tasks = [(str(file), start, paths[start : start + FILES_AT_ONCE]) for start in starts]
-        with closing(self._answers(tasks)) as answers:
-            for (_, start, chunk), reasons in zip(tasks, answers, strict=True):
-                bad |= reasons
-                progress(start + len(chunk), len(paths), what)
-        return bad
+        errors: Errors = {}
+        starts = range(0, len(paths), FILES_PER_TASK)
+        tasks = [DecodeTask(str(file), start, paths[start : start + FILES_PER_TASK]) for start in starts]
+        with closing(self._run(tasks)) as results:
+            for task, task_errors in zip(tasks, results, strict=True):
+                errors |= task_errors
+                progress(task.start + len(task.paths), len(paths), description)
+        return errors
 
-    def _answers(self, tasks: Sequence[Task]) -> Generator[Reasons, None, None]:
-        """The answer to each task, in order; from the processes as soon as they pay."""
-        begun = time.monotonic()
+    def _run(self, tasks: Sequence[DecodeTask]) -> Generator[Errors, None, None]:
+        """Yield the result of each task in order; start the workers when the estimated remaining time is long."""
+        begin = time.monotonic()
         for done, task in enumerate(tasks):
-            left = (time.monotonic() - begun) / max(1, done) * (len(tasks) - done)
-            if self._processes or (self.workers > 1 and done and left > SECONDS_ALONE):
-                yield from self._shared(tasks[done:])
+            remaining_seconds = (time.monotonic() - begin) / max(1, done) * (len(tasks) - done)
+            if self._workers or (self.workers > 1 and done and remaining_seconds > IN_PROCESS_SECONDS):
+                yield from self._run_in_workers(tasks[done:])
                 return
-            yield _work(*task)
+            yield _run_task(task)
 
-    def _shared(self, tasks: Sequence[Task]) -> Generator[Reasons, None, None]:
-        for _ in range(len(self._processes), min(self.workers, len(tasks))):
-            self._processes.append(_Process())
-            self._idle.put(self._processes[-1])
-        with ThreadPoolExecutor(len(self._processes)) as waiting:
+    def _run_in_workers(self, tasks: Sequence[DecodeTask]) -> Generator[Errors, None, None]:
+        for _ in range(len(self._workers), min(self.workers, len(tasks))):
+            self._workers.append(_Worker())
+            self._idle.put(self._workers[-1])
+        with ThreadPoolExecutor(len(self._workers)) as threads:
             try:
-                yield from waiting.map(self._ask, tasks)
-            except BaseException:  # an error, Ctrl-C, or nobody who wants more: what goes on is not waited for
-                for process in self._processes:
-                    process.python.kill()
-                waiting.shutdown(cancel_futures=True)
+                yield from threads.map(self._run_in_idle_worker, tasks)
+            except BaseException:  # an error, Ctrl-C or a closed generator: do not wait for running tasks
+                for worker in self._workers:
+                    worker.process.kill()
+                threads.shutdown(cancel_futures=True)
                 raise
 
-    def _ask(self, task: Task) -> Reasons:
-        process = self._idle.get()
+    def _run_in_idle_worker(self, task: DecodeTask) -> Errors:
+        worker = self._idle.get()
         try:
-            return process.ask(task)
+            return worker.run(task)
         finally:
-            self._idle.put(process)
+            self._idle.put(worker)
 
 
-class _Process:
-    """A Python that answers one task after another, and ends when its input does."""
+class _Worker:
+    """Python process that runs one task after another and exits at the end of its standard input."""
 
     def __init__(self) -> None:
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from camkd.data.decode import serve; serve({Image.MAX_IMAGE_PIXELS!r})"
+            f"from camkd.data.decode import worker_main; worker_main({Image.MAX_IMAGE_PIXELS!r})"
         )
-        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self.python = Popen(
+        single_threaded = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self.process = Popen(
             [sys.executable, "-c", code],
             stdin=PIPE,
             stdout=PIPE,
             encoding="ascii",
-            env={**os.environ, **one_thread},
-            process_group=0,  # so that Ctrl-C is the caller's alone to see
+            env={**os.environ, **single_threaded},
+            process_group=0,  # only the caller receives Ctrl-C
         )
 
-    def ask(self, task: Task) -> Reasons:
-        assert self.python.stdin and self.python.stdout
+    def run(self, task: DecodeTask) -> Errors:
+        """Send a task to the process and wait for its result."""
+        assert self.process.stdin and self.process.stdout
         try:
-            print(json.dumps(task), file=self.python.stdin, flush=True)
-            answer = self.python.stdout.readline()
+            print(json.dumps(task), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
         except BrokenPipeError:
-            answer = ""
-        if not answer:
+            line = ""
+        if not line:
             raise InputError(
-                f"a process died (status {self.python.wait()}) of one of {len(task[2])} pictures, the first of which "
-                f"is '{task[2][0]}': look for one that is far too large, or decode with --workers 1."
+                f"a decoder process exited with status {self.process.wait()} while it decoded {len(task.paths)} "
+                f"images, the first of which is '{task.paths[0]}'. Look for an image that is too large, or decode with "
+                "--workers 1."
             )
-        return dict(json.loads(answer))
+        return dict(json.loads(line))
 
     def close(self) -> None:
-        with suppress(BrokenPipeError), self.python:  # a task that never reached it is still in the pipe's buffer
-            self.python.kill()
+        """Kill the process and wait for its end."""
+        with suppress(BrokenPipeError), self.process:  # an unsent task may still be in the buffer of the pipe
+            self.process.kill()
 
 
-def serve(most_pixels: int | None) -> None:
-    """What a process of `Decoders` does: a task a line on stdin, its answer a line on stdout."""
-    Image.MAX_IMAGE_PIXELS = most_pixels
+def worker_main(max_pixels: int | None) -> None:
+    """Run the tasks of a `DecoderPool`: read one task per line from stdin, write one result per line to stdout.
+
+    Args:
+        max_pixels: ``PIL.Image.MAX_IMAGE_PIXELS`` of the parent process.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
     for line in sys.stdin:
-        print(json.dumps(list(_work(*json.loads(line)).items())), flush=True)
+        errors = _run_task(DecodeTask(*json.loads(line)))
+        print(json.dumps(list(errors.items())), flush=True)
 
 
-def _work(file: str, start: int, paths: Sequence[str]) -> Reasons:
-    return decode_rows(np.load(file, mmap_mode="r+"), start, paths)
+def _run_task(task: DecodeTask) -> Errors:
+    return decode_rows(np.load(task.file, mmap_mode="r+"), task.start, task.paths)
 
 
-def _cores() -> int:
+def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

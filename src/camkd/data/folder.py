@@ -1,25 +1,40 @@
-"""A folder of pictures, one folder a class, as a data set."""
+"""Folder of images with one subfolder per class."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from camkd.data.dataset import SPLITS, Dataset, Progress, Split, SplitArrays, build_or_open, keep_rows, new_images
-from camkd.data.decode import Decoders
-from camkd.data.images import own_size
-from camkd.data.scan import FolderListing, first, plain, quoted, scan
+from camkd.data.dataset import (
+    SPLITS,
+    Dataset,
+    Progress,
+    Split,
+    SplitArrays,
+    build_or_open,
+    create_image_file,
+    encode_key,
+    select_rows,
+)
+from camkd.data.decode import DecoderPool
+from camkd.data.images import common_size
+from camkd.data.scan import FolderListing, escape_name, join_first, quote_names, scan
 from camkd.types import InputError
 
+VERSION = 1
+"""Version of `cache_key`. Increment it when the same files are stored as other arrays."""
+
 BadImages = Literal["fail", "skip"]
+"""Treatment of unreadable images: raise an error, or leave them out."""
+
 DEFAULT_SIZE = 64
-HEADERS_READ = 300
-"""How many training pictures are asked for their size."""
+"""Side in pixels of the images of a folder with mixed or large sizes."""
+
+MAX_HEADERS_READ = 300
+"""Number of training images whose headers are read to find a common size."""
 
 
 def open_folder(
@@ -30,72 +45,118 @@ def open_folder(
     train_limit: int | None = None,
     workers: int | None,
     bad_images: BadImages,
-    unseen: bool = False,
+    test_only: bool = False,
     cache: Path,
     progress: Progress,
 ) -> Dataset:
-    """Open ``train/<class>/*`` with optional ``val/`` and ``test/``, or plain ``<class>/*``, as a `Dataset`.
+    """Open a folder of images, ``<class>/*`` or ``train/<class>/*`` with optional ``val/`` and ``test/``.
 
-    Splits that are missing are made here, by a hash of each picture's path, so that adding one moves no other from
-    a few dozen pictures a class on (each split gets one at least). The pictures become squares of ``size`` pixels
-    (None: their own size where they share a small one, or else 64). They are decoded the first time, and again when
-    a file's path, size or time changes. With ``limit`` only the first pictures of each split are, the classes
-    taking turns; with ``train_limit`` of train alone. Of ``unseen`` pictures all are for the test, and none for
-    train and val, where there is no train folder.
+    A missing split is made by a hash of the path of each image. An image that is added later therefore moves no other
+    image to another split, from a few dozen images per class on. Each split gets at least one image.
 
-    Raises `InputError` where the folder is not such a tree, or where a picture cannot be read and
-    ``bad_images`` is "fail"; with "skip" such pictures are left out and counted in the notes.
+    Images are decoded the first time, and again when the path, the size or the modification time of a file changes.
+
+    Args:
+        root: the folder.
+        size: side of the square images in pixels; None: their common size if it is at most 64, else 64.
+        limit: maximum number of images per split, class-balanced; only these images are decoded.
+        train_limit: maximum number of training images, class-balanced.
+        workers: number of processes that decode images; None: one per core.
+        bad_images: "fail" raises an error for unreadable images, "skip" leaves them out and adds a note.
+        test_only: if there is no train folder, assign all images to test; train and val are then empty.
+        cache: root of the cache.
+        progress: progress callback.
+
+    Returns:
+        The dataset, with the relative path of each image in `Split.names`.
+
+    Raises:
+        InputError: if the folder does not have this structure, or if an image cannot be read and ``bad_images`` is
+            "fail".
+
+    Example:
+        >>> data = open_folder(                                          # doctest: +SKIP
+        ...     Path("pets"), size=32, limit=None, workers=None, bad_images="skip", cache=cache_folder(),
+        ...     progress=no_progress,
+        ... )
     """
-    tree = scan(root, unseen=unseen)
+    listing = scan(root, test_only=test_only)
     if size is None:
-        size = own_size(tree.spread("train", HEADERS_READ)) or DEFAULT_SIZE
+        size = common_size(listing.sample_paths("train", MAX_HEADERS_READ)) or DEFAULT_SIZE
     if limit is not None:
-        tree = tree.limited(limit)
+        listing = listing.limited(limit)
     if train_limit is not None:
-        tree = tree.limited(train_limit, ("train",))
-    listing = hashlib.sha256(f"{os.fsencode(root.resolve())!r} {size} {bad_images} {tree.splits}".encode())
+        listing = listing.limited(train_limit, ("train",))
     return build_or_open(
         root.resolve().name,
-        listing.hexdigest(),
+        cache_key(listing, size, bad_images),
         cache,
-        lambda folder: _build(folder, tree, size, workers, bad_images, progress),
+        lambda folder: _decode_listing(folder, listing, size, workers, bad_images, progress),
     )
 
 
-def _build(
-    folder: Path, tree: FolderListing, size: int, workers: int | None, bad_images: BadImages, progress: Progress
+def cache_key(listing: FolderListing, size: int, bad_images: BadImages) -> str:
+    """Return the key of the stored dataset: the path of the folder, the options, and all files with size and time."""
+    splits = {
+        split: {name: [[file.name, file.bytes, file.modified_ns] for file in files] for name, files in classes.items()}
+        for split, classes in listing.splits.items()
+    }
+    return encode_key(
+        {
+            "version": VERSION,
+            "source": "folder",
+            "root": str(listing.root.resolve()),
+            "size": size,
+            "bad_images": bad_images,
+            "splits": splits,
+        }
+    )
+
+
+def _decode_listing(
+    folder: Path, listing: FolderListing, size: int, workers: int | None, bad_images: BadImages, progress: Progress
 ) -> SplitArrays:
-    """Decode every picture of ``tree`` into ``folder``, then judge those that could not be read."""
-    bad = {}
-    with Decoders(workers) as decoders:
+    """Decode all images of ``listing`` into ``folder``, then report or leave out the unreadable images."""
+    errors = {}
+    with DecoderPool(workers) as pool:
         for split in SPLITS:
-            paths, file = tree.paths(split), folder / f"{split}_images.npy"
-            new_images(file, len(paths), size)
-            bad[split] = decoders.fill(file, paths, progress, f"reading {split} pictures")
-    said = [
-        f"{plain(tree.rows(split)[row][1].name)}: {reason}"
-        for split, reasons in bad.items()
-        for row, reason in reasons.items()
-    ]
-    if said and bad_images == "fail":
+            paths = listing.paths(split)
+            file = folder / f"{split}_images.npy"
+            create_image_file(file, len(paths), size)
+            errors[split] = pool.decode_into(file, paths, progress, f"reading {split} images")
+    unreadable: list[str] = []
+    for split, reasons in errors.items():
+        samples = listing.samples(split)
+        unreadable += [f"{escape_name(samples[row][1].name)}: {reason}" for row, reason in reasons.items()]
+    if unreadable and bad_images == "fail":
         raise InputError(
-            f"{len(said):,} of the pictures in '{tree.root}' cannot be read ({first(said, '; ')}): replace "
-            "or delete them, or leave them out with --bad-images skip."
+            f"all images in '{listing.root}' must be readable, got {len(unreadable):,} unreadable "
+            f"({join_first(unreadable, '; ')}). Replace or delete them, or leave them out with --bad-images skip."
         )
-    notes = [f"{len(said):,} unreadable pictures were left out: {first(said, '; ')}"] if said else []
-    train, val, test = (_split(folder, split, tree, bad[split]) for split in SPLITS)
-    lost = [name for label, name in enumerate(tree.classes) if tree.splits["train"][name] and label not in train.labels]
-    if lost:
-        raise InputError(f"no readable training picture of {quoted(lost)} is in '{tree.root}': add some.")
-    return SplitArrays(tree.classes, train, val, test, (*tree.notes, *notes))
+    notes = (
+        [f"{len(unreadable):,} unreadable images were left out: {join_first(unreadable, '; ')}"] if unreadable else []
+    )
+    train, val, test = (_make_split(folder, split, listing, errors[split]) for split in SPLITS)
+    without_images = [
+        name
+        for label, name in enumerate(listing.classes)
+        if listing.splits["train"][name] and label not in train.labels
+    ]
+    if without_images:
+        raise InputError(
+            f"every class in '{listing.root}' must have a readable training image, got none of "
+            f"{quote_names(without_images)}. Add images of these classes."
+        )
+    return SplitArrays(listing.classes, train, val, test, (*listing.notes, *notes))
 
 
-def _split(folder: Path, split: str, tree: FolderListing, bad: Mapping[int, str]) -> Split:
-    rows = tree.rows(split)
-    kept = np.array([row for row in range(len(rows)) if row not in bad], np.int64)
-    if bad and not len(kept):
-        raise InputError(f"no readable {split} picture is in '{tree.root}': add some.")
+def _make_split(folder: Path, split: str, listing: FolderListing, errors: Mapping[int, str]) -> Split:
+    """Return the decoded images of ``split`` without the unreadable rows."""
+    samples = listing.samples(split)
+    kept = np.array([row for row in range(len(samples)) if row not in errors], np.int64)
+    if errors and not len(kept):
+        raise InputError(f"the {split} split of '{listing.root}' must have a readable image, got none. Add images.")
     path = folder / f"{split}_images.npy"
-    images = keep_rows(path, kept) if bad else np.load(path, mmap_mode="r")
-    labels = np.array([rows[row][0] for row in kept], np.int64)
-    return Split(images, labels, names=tuple(plain(rows[row][1].name) for row in kept))
+    images = select_rows(path, kept) if errors else np.load(path, mmap_mode="r")
+    labels = np.array([samples[row][0] for row in kept], np.int64)
+    return Split(images, labels, names=tuple(escape_name(samples[row][1].name) for row in kept))

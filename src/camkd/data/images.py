@@ -1,4 +1,4 @@
-"""Picture files to square RGB arrays, whatever the files hold."""
+"""Decode image files to square RGB arrays."""
 
 from __future__ import annotations
 
@@ -12,107 +12,152 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""What a file may hold, whatever its suffix claims. Not EPS and the like, whose decoders run programs."""
+"""Suffixes of image files, in lower case."""
 
-LARGEST_OWN_SIZE = 64
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""Formats that are decoded, whatever the suffix of the file. EPS is excluded because its decoder runs a program."""
+
+MAX_COMMON_SIZE = 64
+"""Largest side in pixels that `common_size` returns."""
 
 
 def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
-    """The picture at ``path`` as ``(size, size, 3) uint8``: upright, on white, its centre square.
+    """Decode an image file to a square RGB array.
 
-    The shorter side becomes ``size``, antialiased, and the longer one is cropped. An animation gives its
-    first frame. Raises `ValueError` with the reason where the file cannot be read whole.
+    EXIF rotation is applied and transparent pixels are blended with white. The shorter side is resized to ``size``
+    with antialiasing and the center square is cropped. The first frame of an animation is used.
 
-    >>> decode(Path("cat.jpg"), 64).shape      # doctest: +SKIP
-    (64, 64, 3)
+    Args:
+        path: path of the file.
+        size: side of the result in pixels.
+
+    Returns:
+        ``(size, size, 3) uint8``.
+
+    Raises:
+        ValueError: if the file cannot be decoded completely; the message is the reason.
+
+    Example:
+        >>> decode(Path("cat.jpg"), 64).shape      # doctest: +SKIP
+        (64, 64, 3)
     """
-    with _opened(path, size) as image:
-        return np.asarray(_square(_rgb(image), size))
+    with _open_image(path, size) as image:
+        return np.asarray(_resize_and_center_crop(_to_rgb(image), size))
 
 
 def decode_full(path: str | Path) -> NDArray[np.uint8]:
-    """The picture at ``path`` as ``(H, W, 3) uint8``: upright, on white, every pixel. Raises as `decode` does.
+    """Decode an image file to an RGB array at its own resolution, without a crop.
 
-    >>> whole(Path("cat.jpg")).shape           # doctest: +SKIP
-    (375, 500, 3)
+    EXIF rotation is applied and transparent pixels are blended with white, as in `decode`.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        ``(H, W, 3) uint8``.
+
+    Raises:
+        ValueError: if the file cannot be decoded completely; the message is the reason.
+
+    Example:
+        >>> decode_full(Path("cat.jpg")).shape     # doctest: +SKIP
+        (375, 500, 3)
     """
-    with _opened(path) as image:
-        return np.asarray(_rgb(image))
+    with _open_image(path) as image:
+        return np.asarray(_to_rgb(image))
 
 
 @contextmanager
-def _opened(path: str | Path, size: int | None = None) -> Iterator[Image.Image]:
-    """The upright picture, at least of twice ``size`` where it has that; what Pillow says of it as `ValueError`."""
+def _open_image(path: str | Path, size: int | None = None) -> Iterator[Image.Image]:
+    """Open an image with EXIF rotation applied; raise every error of Pillow as ``ValueError``.
+
+    A large JPEG is decoded at a reduced resolution of at least ``2 * size``.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
-                raise ValueError(f"{image.width} x {image.height} pixels are more than is safe to decode")
+            max_pixels = Image.MAX_IMAGE_PIXELS or np.inf
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"an image must have at most {max_pixels:,} pixels, got {image.width} x {image.height}"
+                )
             if size is not None:
                 image.draft(None, (2 * size, 2 * size))
             ImageOps.exif_transpose(image, in_place=True)
             yield image
     except UnidentifiedImageError as error:
-        raise ValueError("not a picture in a known format") from error
+        raise ValueError("not an image in a known format") from error
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow raises SyntaxError, struct.error, IndexError, ... on broken files
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
-        return image  # which convert() would copy
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        return image  # convert() would copy it
+    if image.mode.startswith("I"):  # 16 bits per pixel
+        gray = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        above = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+        foreground = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", foreground.size, "white"), foreground).convert("RGB")
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _resize_and_center_crop(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+    left = (image.width - side) / 2
+    top = (image.height - side) / 2
     return image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
 
 
-def own_size(paths: Iterable[str]) -> int | None:
-    """The side that all these pictures share, where they are squares of at most 64 pixels. Reads headers alone."""
+def common_size(paths: Iterable[str]) -> int | None:
+    """Return the common side of small square images. Only the file headers are read.
+
+    Args:
+        paths: image files; unreadable files are ignored.
+
+    Returns:
+        The side in pixels, or None if the images differ in size, are not square or are larger than 64 pixels.
+    """
     sizes = set()
     for path in paths:
         try:
-            with _quiet(), Image.open(path, formats=FORMATS) as image:
+            with _suppress_pillow_warnings(), Image.open(path, formats=FORMATS) as image:
                 sizes.add(image.size)
-        except Exception:  # decode() says later what is wrong with it
+        except Exception:  # decode() reports the reason later
             continue
     if len(sizes) != 1:
         return None
     width, height = sizes.pop()
-    return width if width == height <= LARGEST_OWN_SIZE else None
+    return width if width == height <= MAX_COMMON_SIZE else None
 
 
 def decode_rows(images: NDArray[np.uint8], start: int, paths: Iterable[str]) -> dict[int, str]:
-    """Decode ``paths`` into ``images (N, size, size, 3) uint8`` from row ``start`` on.
+    """Decode image files into consecutive rows of an array.
 
-    Returns the reason for each row that could not be read.
+    Args:
+        images: output array, ``(N, size, size, 3) uint8``.
+        start: row of the first image.
+        paths: image files.
+
+    Returns:
+        The reason for each row whose file cannot be decoded; the row itself is left as it was.
     """
-    reasons = {}
-    with _quiet():
+    errors = {}
+    with _suppress_pillow_warnings():
         for row, path in enumerate(paths, start):
             try:
                 images[row] = decode(path, images.shape[1])
             except ValueError as error:
-                reasons[row] = str(error)
-    return reasons
+                errors[row] = str(error)
+    return errors
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings of Pillow's as long as it lasts: `decode` judges the files itself."""
+def _suppress_pillow_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

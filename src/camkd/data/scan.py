@@ -1,4 +1,4 @@
-"""What lies in a folder of pictures: the splits, their classes, their files. Opens none of them."""
+"""List the splits, classes and image files of a folder. No image is opened."""
 
 from __future__ import annotations
 
@@ -14,227 +14,288 @@ from unicodedata import category
 
 import numpy as np
 
-from camkd.data.dataset import SPLITS, balanced_subset, limited_to
+from camkd.data.dataset import SPLITS, balanced_subset, limit_note
 from camkd.data.images import SUFFIXES
 from camkd.types import InputError
 
-FOLDER_NAMES = {
+SPLIT_FOLDER_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""What a split's folder may be called, in capitals or not."""
-SHARE = 0.1
-"""How much of each class is held out for a split that is missing."""
-KINDS = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-HIDDEN = ("Cc", "Zl", "Zp")
-"""Unicode categories of what would begin a new line or tell a terminal to do something."""
-LISTED = 10
-"""How many names a message gives before it only counts them."""
+"""Folder names of each split, compared without regard to case."""
+
+HELD_OUT_FRACTION = 0.1
+"""Fraction of each class that is held out for a missing split."""
+
+IMAGE_TYPES = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+
+ESCAPED_CATEGORIES = ("Cc", "Zl", "Zp")
+"""Unicode categories of line breaks and of control characters, which a terminal may execute."""
+
+MAX_LISTED = 10
+"""Number of items that a message lists; further items are only counted."""
 
 
 class ImageFile(NamedTuple):
-    """A picture file: its path below the root, and what tells that it changed."""
+    """Image file: path relative to the root, size in bytes and modification time in nanoseconds."""
 
     name: str
     bytes: int
     modified_ns: int
 
 
-Classes = Mapping[str, Sequence[ImageFile]]
-"""The pictures of each class, by the class's name."""
+ClassFiles = Mapping[str, Sequence[ImageFile]]
+"""Image files of each class, by class name."""
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """What lies in a folder: the pictures of each split's classes, and what a person should know of it."""
+    """Image files of a folder by split and class.
+
+    Args:
+        root: the folder.
+        splits: image files of each split and class.
+        notes: messages for the user, for example that a split was made.
+    """
 
     root: Path
-    splits: Mapping[str, Classes]
+    splits: Mapping[str, ClassFiles]
     notes: tuple[str, ...]
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names, sorted."""
         return tuple(sorted(self.splits["train"]))
 
-    def rows(self, split: str) -> list[tuple[int, ImageFile]]:
-        """Label and picture for each row of ``split``, by class and then by name."""
-        found = self.splits[split]
-        return [(label, picture) for label, name in enumerate(self.classes) for picture in found[name]]
+    def samples(self, split: str) -> list[tuple[int, ImageFile]]:
+        """Return the label and the file of each image of ``split``, sorted by class, then by file name."""
+        files = self.splits[split]
+        return [(label, file) for label, name in enumerate(self.classes) for file in files[name]]
 
     def paths(self, split: str) -> list[str]:
-        """Where the picture of each row of ``split`` lies."""
-        return [os.path.join(self.root, picture.name) for _, picture in self.rows(split)]
+        """Return the path of each image of ``split``, in the order of `samples`."""
+        return [os.path.join(self.root, file.name) for _, file in self.samples(split)]
 
-    def spread(self, split: str, n: int) -> list[str]:
-        """Where at most ``n`` pictures of ``split`` lie: as many of each class, far apart in it, of ``n`` classes."""
-        found = list(self.splits[split].values())
-        classes = found[:: _step(found, n)]
-        chosen = [picture for pictures in classes for picture in pictures[:: _step(pictures, n // len(classes))]]
-        return [os.path.join(self.root, picture.name) for picture in chosen]
+    def sample_paths(self, split: str, n: int) -> list[str]:
+        """Return the paths of at most ``n`` evenly spaced images of ``split``, equally many per class.
 
-    def limited(self, n: int, of: tuple[str, ...] = SPLITS) -> FolderListing:
-        """The first ``n`` pictures of each split ``of`` these, the classes taking turns, as in `Dataset.limited`."""
-        if n >= max(len(self.rows(split)) for split in of):
+        At most ``n`` evenly spaced classes are included.
+        """
+        all_classes = list(self.splits[split].values())
+        classes = all_classes[:: _stride(all_classes, n)]
+        chosen = [file for files in classes for file in files[:: _stride(files, n // len(classes))]]
+        return [os.path.join(self.root, file.name) for file in chosen]
+
+    def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> FolderListing:
+        """Keep the first ``n`` images of each of ``splits``, class-balanced, as `Dataset.limited` does."""
+        if n >= max(len(self.samples(split)) for split in splits):
             return self
-        classes, splits = self.classes, dict(self.splits)
-        for split in of:
-            rows = self.rows(split)
+        classes = self.classes
+        limited_splits = dict(self.splits)
+        for split in splits:
+            samples = self.samples(split)
             kept: dict[str, list[ImageFile]] = {name: [] for name in classes}
-            for row in balanced_subset(np.array([label for label, _ in rows], np.int64), n):
-                label, picture = rows[row]
-                kept[classes[label]].append(picture)
-            splits[split] = kept
-        return FolderListing(self.root, splits, (*self.notes, limited_to(n, of)))
+            for row in balanced_subset(np.array([label for label, _ in samples], np.int64), n):
+                label, file = samples[row]
+                kept[classes[label]].append(file)
+            limited_splits[split] = kept
+        return FolderListing(self.root, limited_splits, (*self.notes, limit_note(n, splits)))
 
 
-def scan(root: Path, *, unseen: bool = False) -> FolderListing:
-    """Find the pictures of every split and class below ``root``, without opening any.
+def scan(root: Path, *, test_only: bool = False) -> FolderListing:
+    """List the image files of every split and class below a folder.
 
-    Of ``unseen`` pictures, where there is no train folder, none are for train and val and all for test: those of the
-    test folder, or of ``root`` where that has no splits.
+    The folder is ``<split>/<class>/*`` or ``<class>/*``. Images for a missing split are held out from train.
 
-    Raises `InputError` where a person has to put something right first.
+    Args:
+        root: the folder.
+        test_only: if there is no train folder, assign all images to test, of the test folder if there is one; train
+            and val are then empty.
+
+    Returns:
+        The image files and the notes for the user.
+
+    Raises:
+        InputError: if the folder does not have this structure.
+
+    Example:
+        >>> scan(Path("pets")).classes             # doctest: +SKIP
+        ('cat', 'dog')
     """
     if not root.is_dir():
-        raise InputError(f"'{root}' is a file, but a folder with one folder of pictures a class is needed.")
+        raise InputError(
+            f"'{root}' must be a folder with one subfolder of images per class, got a file. Choose a folder."
+        )
     try:
-        found, notes = _find_splits(root, unseen)
+        splits, notes = _find_splits(root, test_only)
     except PermissionError as error:
-        raise InputError(f"'{error.filename}' cannot be opened: allow yourself to read it.") from error
-    for split in found:
-        _check_split(root, split, found)
-    missing = [split for split in SPLITS if split not in found]
+        raise InputError(
+            f"'{error.filename}' must be readable, got a permission error. Change its permissions."
+        ) from error
+    for split in splits:
+        _check_split(root, split, splits)
+    missing = [split for split in SPLITS if split not in splits]
     if "train" in missing:
-        found = {split: found["test"] if split == "test" else dict.fromkeys(found["test"], ()) for split in SPLITS}
+        no_files: ClassFiles = dict.fromkeys(splits["test"], ())
+        splits = {"train": no_files, "val": no_files, "test": splits["test"]}
     elif missing:
-        found |= _make_splits(root, found["train"], missing)
-        counts = [f"{sum(map(len, found[split].values())):,} {split}" for split in ("train", *missing)]
-        notes.append(f"there was no {' and no '.join(missing)} folder, so the split was made here: {', '.join(counts)}")
-    return FolderListing(root, found, tuple(notes))
+        splits |= _hold_out_splits(root, splits["train"], missing)
+        counts = [f"{sum(map(len, splits[split].values())):,} {split}" for split in ("train", *missing)]
+        notes.append(
+            f"there is no {' and no '.join(missing)} folder, so images of train were held out: {', '.join(counts)}"
+        )
+    return FolderListing(root, splits, tuple(notes))
 
 
-def _make_splits(root: Path, train: Classes, missing: Sequence[str]) -> dict[str, Classes]:
-    """Train without what is held out, and each split in ``missing``."""
-    parts = {name: _divide(pictures, missing) for name, pictures in train.items()}
+def _hold_out_splits(root: Path, train: ClassFiles, missing: Sequence[str]) -> dict[str, ClassFiles]:
+    """Divide the images of train into train and the ``missing`` splits."""
+    parts = {name: _assign_splits(files, missing) for name, files in train.items()}
     for split in missing:
-        if not any(divided[split] for divided in parts.values()):
+        if not any(part[split] for part in parts.values()):
             raise InputError(
-                f"'{root}' has too few pictures to hold some out for {split}: add pictures, three a "
-                f"class at least, or a '{split}' folder."
+                f"'{root}' must have enough images to hold some out for {split}, got too few. Add images, at least "
+                f"three per class, or add a '{split}' folder."
             )
     return {split: {name: parts[name][split] for name in parts} for split in ("train", *missing)}
 
 
-def _find_splits(root: Path, unseen: bool) -> tuple[dict[str, Classes], list[str]]:
-    folders = _split_folders(root, unseen)
-    found: dict[str, Classes] = {}
-    ignored = 0
-    for split, folder in folders.items():
-        found[split], others = _find_classes(root, folder)
-        ignored += others
-    return found, [f"{ignored:,} files that are no pictures of a class were ignored"] if ignored else []
+def _find_splits(root: Path, test_only: bool) -> tuple[dict[str, ClassFiles], list[str]]:
+    splits: dict[str, ClassFiles] = {}
+    total_ignored = 0
+    for split, folder in _split_folders(root, test_only).items():
+        splits[split], ignored = _find_classes(root, folder)
+        total_ignored += ignored
+    notes = [f"{total_ignored:,} files that are not images of a class were ignored"] if total_ignored else []
+    return splits, notes
 
 
-def _split_folders(root: Path, unseen: bool) -> dict[str, Path]:
-    """The folder of each split that is there; ``root`` as train for a plain ``<class>/*`` tree, ``unseen`` as test.
+def _split_folders(root: Path, test_only: bool) -> dict[str, Path]:
+    """Return the folder of each split that exists.
 
-    Folders with a split's name are classes where all of them hold pictures directly and another folder is beside them.
+    ``root`` itself is the train folder, or the test folder with ``test_only``, if it contains only class folders.
+    Folders with the name of a split are class folders if all of them directly contain images and ``root`` has other
+    folders.
     """
-    entries = [Path(entry.path) for entry in _entries(root) if _is_folder(entry)]
+    subfolders = [Path(entry.path) for entry in _visible_entries(root) if _is_folder(entry)]
     folders = {}
-    for split, names in FOLDER_NAMES.items():
-        present = [folder for folder in entries if folder.name.lower() in names]
-        if len(present) > 1:
+    for split, names in SPLIT_FOLDER_NAMES.items():
+        matching = [folder for folder in subfolders if folder.name.lower() in names]
+        if len(matching) > 1:
             raise InputError(
-                f"'{root}' has '{present[0].name}' and '{present[1].name}', which mean the same: keep one."
+                f"'{root}' must have one {split} folder, got '{matching[0].name}' and '{matching[1].name}'. Keep one "
+                "of them."
             )
-        if present:
-            folders[split] = present[0]
-    others = len(entries) > len(folders)
-    if not folders or (others and all(any(map(_is_picture, _entries(folder))) for folder in folders.values())):
-        _check_classes(root, entries)
-        return {"test" if unseen else "train": root}
-    if unseen and "train" not in folders and "test" in folders:
+        if matching:
+            folders[split] = matching[0]
+    has_other_folders = len(subfolders) > len(folders)
+    if not folders or (has_other_folders and all(map(_contains_images, folders.values()))):
+        _check_not_splits(root, subfolders)
+        return {"test" if test_only else "train": root}
+    if test_only and "train" not in folders and "test" in folders:
         return {"test": folders["test"]}
     if "train" not in folders:
-        held = " and ".join(f"'{folder.name}'" for folder in folders.values())
-        raise InputError(f"'{root}' has {held} but no 'train' folder: add train/<class>/ with the pictures.")
+        existing = " and ".join(f"'{folder.name}'" for folder in folders.values())
+        raise InputError(
+            f"'{root}' must have a 'train' folder, got only {existing}. Add train/<class>/ with the images."
+        )
     return folders
 
 
-def _check_classes(root: Path, folders: Sequence[Path]) -> None:
-    """Raise `InputError` where the ``folders`` look like splits by other names, such as train_set and test_set."""
-    words = tuple(name for names in FOLDER_NAMES.values() for name in names)
-    if sum(folder.name.lower().startswith(words) for folder in folders) < 2:
+def _contains_images(folder: Path) -> bool:
+    return any(map(_is_image, _visible_entries(folder)))
+
+
+def _check_not_splits(root: Path, folders: Sequence[Path]) -> None:
+    """Raise `InputError` if ``folders`` look like splits with other names, for example train_set and test_set."""
+    prefixes = tuple(name for names in SPLIT_FOLDER_NAMES.values() for name in names)
+    if sum(folder.name.lower().startswith(prefixes) for folder in folders) < 2:
         return
-    held = [_entries(folder) for folder in folders]
-    below = {tuple(entry.name for entry in entries if _is_folder(entry)) for entries in held}
-    loose = any(_is_picture(entry) for entries in held for entry in entries)
-    if len(below) == 1 and len(below.pop()) > 1 and not loose:
+    contents = [_visible_entries(folder) for folder in folders]
+    subfolder_names = {tuple(entry.name for entry in entries if _is_folder(entry)) for entries in contents}
+    has_images = any(_is_image(entry) for entries in contents for entry in entries)
+    if len(subfolder_names) == 1 and len(subfolder_names.pop()) > 1 and not has_images:
         raise InputError(
-            f"{quoted([plain(folder.name) for folder in folders])} in '{root}' hold the same folders, which looks like "
-            "splits and not like classes: call them train, val and test."
+            f"the folders in '{root}' must be classes or train, val and test, got "
+            f"{quote_names([escape_name(folder.name) for folder in folders])} with the same subfolders. Rename them to "
+            "train, val and test."
         )
 
 
-def _find_classes(root: Path, folder: Path) -> tuple[Classes, int]:
-    """The pictures of each class folder in ``folder``, sorted, and how many other files there are."""
-    above = {root.resolve(), folder.resolve()}
+def _find_classes(root: Path, folder: Path) -> tuple[ClassFiles, int]:
+    """Return the image files of each class folder in ``folder``, sorted, and the number of ignored files."""
+    ancestors = {root.resolve(), folder.resolve()}
     classes: dict[str, list[ImageFile]] = {}
-    ignored = loose = 0
-    for entry in _entries(folder):
+    ignored = 0
+    images_outside_classes = 0
+    for entry in _visible_entries(folder):
         if not _is_folder(entry):
-            loose += _is_picture(entry)
+            images_outside_classes += _is_image(entry)
             ignored += 1
-        elif (resolved := Path(entry.path).resolve()) not in above:
-            files = list(_walk(Path(entry.path), above | {resolved}))
-            pictures = [_picture(root, file) for file in files if _is_picture(file)]
-            name = plain(entry.name)
+        elif (resolved := Path(entry.path).resolve()) not in ancestors:
+            entries = list(_walk(Path(entry.path), ancestors | {resolved}))
+            files = [_image_file(root, file) for file in entries if _is_image(file)]
+            name = escape_name(entry.name)
             if name in classes:
-                raise InputError(f"'{folder}' has two class folders that are both written '{name}': rename one.")
-            classes[name] = sorted(pictures)
-            ignored += len(files) - len(pictures)
-    if loose and not any(classes.values()):
+                raise InputError(
+                    f"class names must be unique, got two folders in '{folder}' that are displayed as '{name}'. Rename "
+                    "one of them."
+                )
+            classes[name] = sorted(files)
+            ignored += len(entries) - len(files)
+    if images_outside_classes and not any(classes.values()):
         raise InputError(
-            f"the {loose:,} pictures in '{folder}' lie directly in it, not in class folders: put each into a "
-            f"folder named after its class, such as '{folder / 'cat'}'."
+            f"images must be in one folder per class, got {images_outside_classes:,} images directly in '{folder}'. "
+            f"Move each image into a folder named after its class, such as '{folder / 'cat'}'."
         )
     return classes, ignored
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the files and folders in ``folder`` that are not hidden, sorted by name."""
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
 
 
-def _walk(folder: Path, seen: set[Path]) -> Iterator[os.DirEntry[str]]:
-    """Every file below ``folder``; a folder that links lead to again is visited once."""
-    for entry in _entries(folder):
+def _walk(folder: Path, visited: set[Path]) -> Iterator[os.DirEntry[str]]:
+    """Yield every file below ``folder``. Symbolic links are followed; each folder is visited once."""
+    for entry in _visible_entries(folder):
         if not _is_folder(entry):
             yield entry
-        elif (resolved := Path(entry.path).resolve()) not in seen:
-            seen.add(resolved)
-            yield from _walk(Path(entry.path), seen)
+        elif (resolved := Path(entry.path).resolve()) not in visited:
+            visited.add(resolved)
+            yield from _walk(Path(entry.path), visited)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every picture file below ``folder``, sorted; hidden ones are left out.
+    """Return every image file below a folder, sorted. Hidden files and folders are ignored.
 
-    Raises `InputError` where there is none.
+    Args:
+        folder: the folder.
+
+    Returns:
+        Paths of the image files, at least one.
+
+    Raises:
+        InputError: if there is no image file.
     """
-    found = sorted(Path(entry.path) for entry in _walk(folder, {folder.resolve()}) if _is_picture(entry))
-    if not found:
-        raise InputError(f"no pictures ({KINDS}) were found in '{folder}': name pictures, or a folder that holds some.")
-    return found
+    paths = sorted(Path(entry.path) for entry in _walk(folder, {folder.resolve()}) if _is_image(entry))
+    if not paths:
+        raise InputError(
+            f"'{folder}' must contain images ({IMAGE_TYPES}), got none. Choose images or a folder that contains images."
+        )
+    return paths
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    """Whether it is named like a picture and is a file, or a link to nowhere: decoding reports those."""
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a file with an image suffix.
+
+    A broken symbolic link is included, so that decoding reports it.
+    """
     if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
         return False
     if entry.is_symlink():
@@ -242,76 +303,86 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
     return entry.is_file()
 
 
-def _picture(root: Path, entry: os.DirEntry[str]) -> ImageFile:
+def _image_file(root: Path, entry: os.DirEntry[str]) -> ImageFile:
     try:
         status = os.stat(entry.path)
-    except OSError:  # a link to nowhere
+    except OSError:  # a broken symbolic link
         status = os.lstat(entry.path)
     return ImageFile(entry.path.removeprefix(f"{root}{os.sep}"), status.st_size, status.st_mtime_ns)
 
 
-def plain(name: str) -> str:
-    r"""``name`` as it can be written to UTF-8 and shown in a line: other bytes and control characters as ``\x1b``."""
+def escape_name(name: str) -> str:
+    r"""Return a file name as one line of valid UTF-8; undecodable bytes and control characters become ``\x1b``."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(sign.encode("unicode_escape").decode() if category(sign) in HIDDEN else sign for sign in text)
+    return "".join(
+        character.encode("unicode_escape").decode() if category(character) in ESCAPED_CATEGORIES else character
+        for character in text
+    )
 
 
-def _check_split(root: Path, split: str, found: Mapping[str, Classes]) -> None:
-    """Raise `InputError` unless ``split`` has pictures of two or more classes, the same as those of the first."""
-    classes, expected = found[split], next(iter(found.values()))
-    where = f"'{root}'" if classes is expected else f"the {split} folder of '{root}'"
+def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles]) -> None:
+    """Raise `InputError` unless ``split`` has images of two or more classes and the classes of the first split."""
+    classes = splits[split]
+    expected = next(iter(splits.values()))
+    location = f"'{root}'" if classes is expected else f"the {split} folder of '{root}'"
     if not any(classes.values()):
-        raise InputError(f"no pictures ({KINDS}) were found in {where}: put them in one folder a class.")
-    differing = {"lacks": expected.keys() - classes.keys(), "adds": classes.keys() - expected.keys()}
-    if any(differing.values()):
-        said = " and ".join(f"{verb} {quoted(sorted(names))}" for verb, names in differing.items() if names)
         raise InputError(
-            f"{where} {said}, but its classes must be those of the train folder: rename or move the class "
-            f"folders, or do without {split}."
+            f"{location} must contain images ({IMAGE_TYPES}), got none. Add one folder of images per class."
         )
-    empty = [name for name, pictures in classes.items() if not pictures]
+    differences = {"missing": expected.keys() - classes.keys(), "additional": classes.keys() - expected.keys()}
+    if any(differences.values()):
+        listed = "; ".join(f"{kind}: {quote_names(sorted(names))}" for kind, names in differences.items() if names)
+        raise InputError(
+            f"{location} must have the classes of the train folder, got differences ({listed}). Rename or move the "
+            f"class folders, or remove the {split} folder."
+        )
+    empty = [name for name, files in classes.items() if not files]
     if empty:
-        raise InputError(f"{where} has no picture of {quoted(empty)}: add some, or remove the empty folder.")
+        raise InputError(
+            f"every class folder in {location} must contain images, got none of {quote_names(empty)}. Add images, or "
+            "remove the empty folder."
+        )
     if len(classes) < 2:
         (name,) = classes
-        nested = all(re.match(rf"{re.escape(name)}/.+/", picture.name) for picture in classes[name])
-        hint = f"is '{root / name}' the folder you mean?" if nested else "add a folder for each other class."
-        raise InputError(f"{where} has one class, '{name}', but two or more are needed: {hint}")
+        nested = all(re.match(rf"{re.escape(name)}/.+/", file.name) for file in classes[name])
+        advice = f"Did you mean the folder '{root / name}'?" if nested else "Add a folder for each other class."
+        raise InputError(f"{location} must have two or more classes, got one, '{name}'. {advice}")
 
 
-def _step(row: Sequence[object], n: int) -> int:
-    """How far apart at most ``n`` of ``row`` lie that reach through all of it."""
-    return max(1, -(-len(row) // n))
+def _stride(items: Sequence[object], n: int) -> int:
+    """Return the smallest step that takes at most ``n`` evenly spaced items."""
+    return max(1, -(-len(items) // n))
 
 
-def quoted(names: Sequence[str]) -> str:
-    """The first few of ``names`` in quotation marks, and how many more there are."""
-    return first([f"'{name}'" for name in names])
+def quote_names(names: Sequence[str]) -> str:
+    """Join the first `MAX_LISTED` names in quotation marks and count the others."""
+    return join_first([f"'{name}'" for name in names])
 
 
-def first(said: Sequence[str], between: str = ", ") -> str:
-    """The first few of ``said``, and how many more there are."""
-    more = [f"and {len(said) - LISTED:,} more"] if len(said) > LISTED else []
-    return between.join([*said[:LISTED], *more])
+def join_first(items: Sequence[str], separator: str = ", ") -> str:
+    """Join the first `MAX_LISTED` items and count the others."""
+    others = [f"and {len(items) - MAX_LISTED:,} more"] if len(items) > MAX_LISTED else []
+    return separator.join([*items[:MAX_LISTED], *others])
 
 
-def _place(picture: ImageFile) -> float:
-    """A number in 0..1 that depends on the path alone."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(picture.name)).digest()[:6], "big") / 2**48
+def _path_hash(file: ImageFile) -> float:
+    """Hash the path of an image to a number in 0..1."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(file.name)).digest()[:6], "big") / 2**48
 
 
-def _divide(pictures: Sequence[ImageFile], missing: Sequence[str]) -> dict[str, list[ImageFile]]:
-    """Part a class into train and the splits in ``missing``, a tenth each, by each picture's place.
+def _assign_splits(files: Sequence[ImageFile], missing: Sequence[str]) -> dict[str, list[ImageFile]]:
+    """Divide the images of a class into train and the ``missing`` splits, a tenth each, by a hash of their paths.
 
-    Every split gets a picture, train first, as long as there are enough.
+    Every split gets at least one image if there are enough images; train has priority.
     """
-    placed = sorted((_place(picture), picture) for picture in pictures)
-    places, ordered = [place for place, _ in placed], [picture for _, picture in placed]
-    starts = [bisect_left(places, 1 - SHARE * shares) for shares in range(len(missing), 0, -1)]
+    by_hash = sorted((_path_hash(file), file) for file in files)
+    hashes = [value for value, _ in by_hash]
+    ordered = [file for _, file in by_hash]
+    starts = [bisect_left(hashes, 1 - HELD_OUT_FRACTION * count) for count in range(len(missing), 0, -1)]
     starts.append(len(ordered))
-    for split in reversed(range(len(missing))):
-        starts[split] = min(starts[split], starts[split + 1] - 1)
-    for split in range(len(missing)):
-        starts[split] = min(max(starts[split], split + 1), len(ordered))
+    for index in reversed(range(len(missing))):
+        starts[index] = min(starts[index], starts[index + 1] - 1)
+    for index in range(len(missing)):
+        starts[index] = min(max(starts[index], index + 1), len(ordered))
     borders = zip(("train", *missing), [0, *starts], starts, strict=False)
     return {split: sorted(ordered[start:stop]) for split, start, stop in borders}

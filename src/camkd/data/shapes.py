@@ -1,8 +1,8 @@
-"""Drawn shapes: a data set that needs no download and knows where its objects are.
+"""Synthetic dataset of drawn shapes with object masks.
 
-Every picture holds one object of ten classes, in a random place, size, rotation and colour, on a patterned
-ground with lines, dots and small distractors that belong to no class. Shapes are signed distances, negative
-inside, so that edges are antialiased exactly and the object's mask comes with the picture.
+Each image contains one object of ten classes at a random position, size, rotation and color. The background has a
+pattern, lines, dots and small distractors that belong to no class. Shapes are signed distance functions, negative
+inside, which give exact antialiasing and the mask of the object.
 """
 
 from __future__ import annotations
@@ -15,42 +15,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open
+from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open, encode_key
 from camkd.types import InputError
 
 Array = NDArray[np.floating[Any]]
 
 VERSION = 1
-"""Goes up when the same difficulty draws other pictures."""
+"""Version of the drawings. Increment it when the same settings draw other images."""
 
 COUNTS = {"train": 10_000, "val": 1_000, "test": 2_000}
-SIZE = 32
-SIZES = (16, 256)
+DEFAULT_SIZE = 32
+MIN_SIZE = 16
+MAX_SIZE = 256
 SEED = 20_240
-DRAWN_AT_ONCE = 500
+CHUNK_SIZE = 500
+"""Number of images that are drawn at a time. Each chunk has its own random generator."""
 
 CUE_VERSION = 2
-CUE_SIDE = 1 / 4  # of the picture's; one of 1/8 tempts nobody (LOG.md)
-CUE_RIGHT = 0.95  # how often the cue is the class's own; else any class's
-"""A coloured square in a random corner that gives the class away in training and validation, and is not there in the
-test: what does a network learn that may cheat?"""
+"""Version of the cue. Increment it when the same settings draw another cue."""
+CUE_SIDE = 1 / 4
+"""Side of the cue relative to the side of the image. A cue of 1/8 did not mislead any network (LOG.md)."""
+CUE_ACCURACY = 0.95
+"""Probability that the cue has the color of the class; otherwise it has the color of a random class."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes the pictures hard. Lengths are in half pictures: 1 reaches from the centre to an edge."""
+    """Settings that make the images difficult. Lengths are relative to half the side of the image.
 
-    radius: tuple[float, float] = (0.42, 0.80)  # of the object
-    stretch: float = 0.12  # one axis against the other, in logarithm
-    contrast: float = 0.5  # least distance of the object's colour from its ground's, in RGB of 0..1
-    ground_saturation: float = 0.5  # of the ground's colours; the others have 1
-    texture: float = 0.22  # strongest pattern on ground and object
+    Args:
+        radius: range of the radius of the object.
+        stretch: maximum logarithm of the ratio of the two axes of the object.
+        contrast: minimum distance between the color of the object and its background, in RGB of 0..1.
+        background_saturation: saturation of the background colors relative to all other colors.
+        texture: maximum amplitude of the pattern on the object and the background.
+        lines: number of lines behind the object.
+        foreground_lines: number of lines in front of the object.
+        dots: number of dots.
+        distractors: number of distractors.
+        distractor_radius: range of the radius of a distractor.
+        noise: range of the standard deviation of the pixel noise.
+    """
+
+    radius: tuple[float, float] = (0.42, 0.80)
+    stretch: float = 0.12
+    contrast: float = 0.5
+    background_saturation: float = 0.5
+    texture: float = 0.22
     lines: int = 2
-    lines_in_front: int = 1
+    foreground_lines: int = 1
     dots: int = 4
     distractors: int = 2
     distractor_radius: tuple[float, float] = (0.10, 0.20)
-    noise: tuple[float, float] = (0.01, 0.06)  # standard deviation of the pixels
+    noise: tuple[float, float] = (0.01, 0.06)
 
 
 DIFFICULTY = Difficulty()
@@ -61,29 +78,29 @@ def _length(x: Array, y: Array) -> Array:
     return length
 
 
-def _union(one: Array, other: Array) -> Array:
-    distance: Array = np.minimum(one, other)
+def _union(a: Array, b: Array) -> Array:
+    distance: Array = np.minimum(a, b)
     return distance
 
 
-def _intersection(one: Array, other: Array) -> Array:
-    return -_union(-one, -other)
+def _intersection(a: Array, b: Array) -> Array:
+    return -_union(-a, -b)
 
 
-def _fold(x: Array, y: Array, times: int) -> Array:
-    """The angle to the middle of the nearest of ``times`` equal sectors, in 0..pi/times."""
-    sector = np.float32(2 * np.pi / times)
+def _fold(x: Array, y: Array, sectors: int) -> Array:
+    """Return the angle to the center of the nearest of ``sectors`` equal sectors, in ``0..pi/sectors``."""
+    sector = np.float32(2 * np.pi / sectors)
     angle: Array = np.abs((np.arctan2(y, x) + sector / 2) % sector - sector / 2)
     return angle
 
 
 def _polygon(corners: int, radius: float) -> Callable[[Array, Array], Array]:
-    """A regular polygon whose corners lie at ``radius``."""
-    inner = np.float32(radius * np.cos(np.pi / corners))
+    """Return a regular polygon with its corners at ``radius``."""
+    inner_radius = np.float32(radius * np.cos(np.pi / corners))
 
     def polygon(x: Array, y: Array) -> Array:
-        across: Array = _length(x, y) * np.cos(_fold(x, y, corners))
-        return across - inner
+        projection: Array = _length(x, y) * np.cos(_fold(x, y, corners))
+        return projection - inner_radius
 
     return polygon
 
@@ -97,17 +114,20 @@ def _circle(x: Array, y: Array) -> Array:
 
 
 def _diamond(x: Array, y: Array) -> Array:
-    wide, high = 0.62, 1.1
-    distance: Array = np.abs(x) * high + np.abs(y) * wide - wide * high
-    return distance / np.float32(np.hypot(wide, high))
+    width = 0.62
+    height = 1.1
+    distance: Array = np.abs(x) * height + np.abs(y) * width - width * height
+    return distance / np.float32(np.hypot(width, height))
 
 
 def _star(x: Array, y: Array) -> Array:
-    """Five tips at 1.08 from the middle; each edge runs from a tip to a valley at 0.45."""
-    angle, radius = _fold(x, y, 5), _length(x, y)
-    back, up = 0.45 * np.cos(np.pi / 5) - 1.08, 0.45 * np.sin(np.pi / 5)
-    distance: Array = (radius * np.cos(angle) - np.float32(1.08)) * up - radius * np.sin(angle) * back
-    return distance / np.float32(np.hypot(back, up))
+    """Five-pointed star with its tips at 1.08 and its inner corners at 0.45."""
+    angle = _fold(x, y, 5)
+    radius = _length(x, y)
+    edge_x = 0.45 * np.cos(np.pi / 5) - 1.08
+    edge_y = 0.45 * np.sin(np.pi / 5)
+    distance: Array = (radius * np.cos(angle) - np.float32(1.08)) * edge_y - radius * np.sin(angle) * edge_x
+    return distance / np.float32(np.hypot(edge_x, edge_y))
 
 
 def _cross(x: Array, y: Array) -> Array:
@@ -115,13 +135,13 @@ def _cross(x: Array, y: Array) -> Array:
 
 
 def _ring(x: Array, y: Array) -> Array:
-    middle = _length(x, y) - np.float32(0.7)
-    return _intersection(middle, -middle) - np.float32(0.2)
+    distance = _length(x, y) - np.float32(0.7)
+    return _intersection(distance, -distance) - np.float32(0.2)
 
 
 def _crescent(x: Array, y: Array) -> Array:
-    bite = _length(x - np.float32(0.45), y) - np.float32(0.75)
-    return _intersection(_length(x, y) - np.float32(0.95), -bite)
+    cutout = _length(x - np.float32(0.45), y) - np.float32(0.75)
+    return _intersection(_length(x, y) - np.float32(0.95), -cutout)
 
 
 def _arrow(x: Array, y: Array) -> Array:
@@ -142,164 +162,237 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "star": _star,
     "triangle": _polygon(3, 1.1),
 }
-"""Class name to signed distance ``(x, y) -> d`` of a shape about as large as the unit circle."""
+"""Signed distance function ``(x, y) -> distance`` of each class; a shape is about as large as the unit circle."""
 
 
 def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool = False) -> Dataset:
-    """Open the drawn shapes with ``size`` x ``size`` pixels (None: 32), drawing them the first time.
+    """Open the dataset of drawn shapes; draw the images the first time.
 
-    The same pictures every time: 10,000 for training, 1,000 for validation, 2,000 for testing, with masks. With
-    ``cue`` those of training and validation also have a spurious cue, whose colour says the class; those of the test
-    are the same without. Raises `InputError` where ``size`` is not in 16..256.
+    The dataset has 10,000 training, 1,000 validation and 2,000 test images with masks. It is deterministic.
+
+    Args:
+        size: side of the images in pixels, 16 to 256; None: 32.
+        cache: root of the cache.
+        progress: progress callback.
+        cue: add a spurious cue to training and validation: a square in a random corner with the color of the class.
+            The test images have no cue.
+
+    Returns:
+        The dataset, with masks.
+
+    Raises:
+        InputError: if ``size`` is out of range.
+
+    Example:
+        >>> data = open_shapes(64, cache_folder(), no_progress)          # doctest: +SKIP
+        >>> data.train.images.shape, data.train.masks.shape              # doctest: +SKIP
+        ((10000, 64, 64, 3), (10000, 64, 64))
     """
-    size = size or SIZE
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise InputError(f"size is {size}, but shapes have {SIZES[0]} to {SIZES[1]} pixels: choose one of these.")
+    size = size or DEFAULT_SIZE
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise InputError(f"size must be {MIN_SIZE} to {MAX_SIZE} for shapes, got {size}. Choose a size in this range.")
 
-    def build(folder: Path) -> SplitArrays:
+    def build(_: Path) -> SplitArrays:
         train, val, test = (draw_split(split, count, size, progress) for split, count in COUNTS.items())
         if cue:
             add_cue(train, SEED)
             add_cue(val, SEED + 1)
         return SplitArrays(tuple(SHAPES), train, val, test)
 
-    key = f"{VERSION} {SEED} {size} {COUNTS} {DIFFICULTY}"
+    return build_or_open("shapes-cue" if cue else "shapes", cache_key(size, cue=cue), cache, build)
+
+
+def cache_key(size: int, *, cue: bool) -> str:
+    """Return the key of the stored dataset: every setting that the images depend on."""
+    values: dict[str, Any] = {
+        "version": VERSION,
+        "source": "shapes",
+        "classes": list(SHAPES),
+        "counts": {split: COUNTS[split] for split in ("train", "val", "test")},
+        "size": size,
+        "seed": SEED,
+        "chunk_size": CHUNK_SIZE,
+        "radius": DIFFICULTY.radius,
+        "stretch": DIFFICULTY.stretch,
+        "contrast": DIFFICULTY.contrast,
+        "background_saturation": DIFFICULTY.background_saturation,
+        "texture": DIFFICULTY.texture,
+        "lines": DIFFICULTY.lines,
+        "foreground_lines": DIFFICULTY.foreground_lines,
+        "dots": DIFFICULTY.dots,
+        "distractors": DIFFICULTY.distractors,
+        "distractor_radius": DIFFICULTY.distractor_radius,
+        "noise": DIFFICULTY.noise,
+    }
     if cue:
-        return build_or_open("shapes-cue", f"{key} {CUE_VERSION} {CUE_SIDE} {CUE_RIGHT}", cache, build)
-    return build_or_open("shapes", key, cache, build)
+        values["cue"] = {"version": CUE_VERSION, "side": CUE_SIDE, "accuracy": CUE_ACCURACY}
+    return encode_key(values)
 
 
 def add_cue(split: Split, seed: int) -> None:
-    """Paint the cue into a random corner of each picture, in the colour of its class, now and then of another."""
-    rng, side = np.random.default_rng(seed), round(split.images.shape[1] * CUE_SIDE)
-    said = np.where(rng.random(len(split)) < CUE_RIGHT, split.labels, rng.integers(0, len(SHAPES), len(split)))
+    """Draw the spurious cue into the images, in place.
+
+    The cue is a square in a random corner. Its color is that of the class with probability `CUE_ACCURACY`, else that
+    of a random class.
+
+    Args:
+        split: writable images, ``(N, S, S, 3) uint8``, and labels.
+        seed: seed of the corners and of the colors.
+    """
+    rng = np.random.default_rng(seed)
+    side = round(split.images.shape[1] * CUE_SIDE)
+    is_correct = rng.random(len(split)) < CUE_ACCURACY
+    cue_classes = np.where(is_correct, split.labels, rng.integers(0, len(SHAPES), len(split)))
     hues = np.arange(len(SHAPES)) / len(SHAPES) * 2 * np.pi
-    colours = 127.5 + 127.5 * np.cos(hues[:, None] - np.arange(3) * 2 * np.pi / 3)
-    down, right = rng.random((2, len(split))) < 0.5
-    for vertical, rows in ((False, slice(None, side)), (True, slice(-side, None))):
-        for horizontal, columns in ((False, slice(None, side)), (True, slice(-side, None))):
-            here = np.flatnonzero((down == vertical) & (right == horizontal))
-            split.images[here, rows, columns] = colours[said[here], None, None].astype(np.uint8)
+    colors = 127.5 + 127.5 * np.cos(hues[:, None] - np.arange(3) * 2 * np.pi / 3)
+    at_bottom, at_right = rng.random((2, len(split))) < 0.5
+    for bottom, rows in ((False, slice(None, side)), (True, slice(-side, None))):
+        for right, columns in ((False, slice(None, side)), (True, slice(-side, None))):
+            indices = np.flatnonzero((at_bottom == bottom) & (at_right == right))
+            split.images[indices, rows, columns] = colors[cue_classes[indices], None, None].astype(np.uint8)
 
 
 def draw_split(split: str, count: int, size: int, progress: Progress) -> Split:
-    """Draw the first ``count`` pictures of ``split``, the classes in turn."""
+    """Draw the first ``count`` images of a split; image ``i`` has class ``i % 10``.
+
+    Args:
+        split: train, val or test.
+        count: number of images.
+        size: side of the images in pixels.
+        progress: progress callback.
+
+    Returns:
+        Images, labels and masks.
+    """
     images = np.empty((count, size, size, 3), np.uint8)
     masks = np.empty((count, size, size), np.bool_)
     labels = np.arange(count, dtype=np.int64) % len(SHAPES)
-    for start in range(0, count, DRAWN_AT_ONCE):
-        rows = slice(start, start + DRAWN_AT_ONCE)
+    for start in range(0, count, CHUNK_SIZE):
+        rows = slice(start, start + CHUNK_SIZE)
         rng = np.random.default_rng([SEED, list(COUNTS).index(split), start])
-        images[rows], masks[rows] = _Sheet(rng, len(labels[rows]), size).draw(labels[rows])
-        progress(min(start + DRAWN_AT_ONCE, count), count, f"drawing {split} pictures")
+        images[rows], masks[rows] = _Canvas(rng, len(labels[rows]), size).draw(labels[rows])
+        progress(min(start + CHUNK_SIZE, count), count, f"drawing {split} images")
     return Split(images, labels, masks)
 
 
-class _Sheet:
-    """``n`` pictures being painted at once: ``paint (n, S, S, 3)`` in 0..1 over coordinates in -1..1."""
+class _Canvas:
+    """Batch of ``n`` images that are drawn together: ``pixels (n, S, S, 3)`` in 0..1, coordinates in -1..1."""
 
     def __init__(self, rng: np.random.Generator, n: int, size: int) -> None:
-        self.rng, self.n, self.pixel = rng, n, np.float32(2 / size)
-        axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * self.pixel - 1
-        self.x, self.y = (
-            np.broadcast_to(axis, (n, size, size)),
-            np.broadcast_to(axis[:, None], (n, size, size)),
-        )
-        self.paint = np.zeros((n, size, size, 3), np.float32)
+        self.rng = rng
+        self.n = n
+        self.pixel_size = np.float32(2 / size)
+        axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * self.pixel_size - 1
+        self.x = np.broadcast_to(axis, (n, size, size))
+        self.y = np.broadcast_to(axis[:, None], (n, size, size))
+        self.pixels = np.zeros((n, size, size, 3), np.float32)
 
     def draw(self, labels: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        hard = DIFFICULTY
-        self._ground()
-        for _ in range(hard.lines):
-            self._cover(self._line(), self._colour())
-        for _ in range(hard.dots):
-            self._cover(self._blob((0.03, 0.08), wobble=0), self._colour())
-        for _ in range(hard.distractors):
-            self._cover(self._blob(hard.distractor_radius, wobble=0.35), self._colour())
-        mask = self._object(labels)
-        for _ in range(hard.lines_in_front):
-            self._cover(self._line(), self._colour())
-        deviation = self._between(*hard.noise)[..., None]
-        self.paint += deviation * self.rng.standard_normal(self.paint.shape, np.float32)
-        return (self.paint.clip(0, 1) * 255 + 0.5).astype(np.uint8), mask
+        """Draw the images of ``labels (n,)``; return images ``(n, S, S, 3)`` and masks ``(n, S, S)``."""
+        self._draw_background()
+        for _ in range(DIFFICULTY.lines):
+            self._fill(self._line(), self._random_color())
+        for _ in range(DIFFICULTY.dots):
+            self._fill(self._disc((0.03, 0.08), waviness=0), self._random_color())
+        for _ in range(DIFFICULTY.distractors):
+            self._fill(self._disc(DIFFICULTY.distractor_radius, waviness=0.35), self._random_color())
+        mask = self._draw_object(labels)
+        for _ in range(DIFFICULTY.foreground_lines):
+            self._fill(self._line(), self._random_color())
+        deviation = self._uniform(*DIFFICULTY.noise)[..., None]
+        self.pixels += deviation * self.rng.standard_normal(self.pixels.shape, np.float32)
+        return (self.pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8), mask
 
-    def _between(self, low: float, high: float) -> Array:
-        """A number for each picture, ``(n, 1, 1)``."""
+    def _uniform(self, low: float, high: float) -> Array:
+        """Draw a random number per image, ``(n, 1, 1)``."""
         return self.rng.uniform(low, high, (self.n, 1, 1)).astype(np.float32)
 
-    def _colour(self) -> Array:
+    def _random_color(self) -> Array:
         return self.rng.uniform(0, 1, (self.n, 1, 1, 3)).astype(np.float32)
 
-    def _muted(self, colour: Array) -> Array:
-        grey: Array = colour.mean(-1, keepdims=True)
-        return grey + (colour - grey) * np.float32(DIFFICULTY.ground_saturation)
+    def _desaturate(self, color: Array) -> Array:
+        gray: Array = color.mean(-1, keepdims=True)
+        return gray + (color - gray) * np.float32(DIFFICULTY.background_saturation)
 
-    def _cover(self, distance: Array, colour: Array) -> None:
-        """Paint ``colour`` where ``distance`` is negative; a pixel on the edge gets its share of it."""
-        share = (np.float32(0.5) - distance / self.pixel).clip(0, 1)[..., None]
-        self.paint += share * (colour - self.paint)
+    def _fill(self, distance: Array, color: Array) -> None:
+        """Draw ``color`` at negative ``distance``, antialiased at the edge."""
+        opacity = (np.float32(0.5) - distance / self.pixel_size).clip(0, 1)[..., None]
+        self.pixels += opacity * (color - self.pixels)
 
     def _pattern(self) -> Array:
-        """Waves in one or two random directions, from fine stripes to a slow gradient, in -1..1."""
+        """Return the mean of two sine waves of random direction and frequency, in -1..1."""
         waves = np.zeros_like(self.x)
         for _ in range(2):
-            angle, phase = self._between(0, np.pi), self._between(0, 2 * np.pi)
-            frequency = np.exp(self._between(np.log(0.8), np.log(14)))
+            angle = self._uniform(0, np.pi)
+            phase = self._uniform(0, 2 * np.pi)
+            frequency = np.exp(self._uniform(np.log(0.8), np.log(14)))
             waves += np.sin(frequency * (self.x * np.cos(angle) + self.y * np.sin(angle)) + phase)
         return waves / 2
 
-    def _ground(self) -> None:
-        first, second = (self._muted(self._colour()) for _ in range(2))
-        angle = self._between(0, 2 * np.pi)
-        slope = (self.x * np.cos(angle) + self.y * np.sin(angle)).clip(-1, 1)[..., None] / 2 + np.float32(0.5)
-        self.paint += first + slope * (second - first) * np.float32(0.7)
-        self.paint += (self._between(0, DIFFICULTY.texture) * self._pattern())[..., None]
-        np.clip(self.paint, 0, 1, out=self.paint)
+    def _draw_background(self) -> None:
+        """Draw a linear color gradient and a pattern."""
+        start = self._desaturate(self._random_color())
+        end = self._desaturate(self._random_color())
+        angle = self._uniform(0, 2 * np.pi)
+        ramp = (self.x * np.cos(angle) + self.y * np.sin(angle)).clip(-1, 1)[..., None] / 2 + np.float32(0.5)
+        self.pixels += start + ramp * (end - start) * np.float32(0.7)
+        self.pixels += (self._uniform(0, DIFFICULTY.texture) * self._pattern())[..., None]
+        np.clip(self.pixels, 0, 1, out=self.pixels)
 
     def _line(self) -> Array:
-        """Distance to a thin straight line through a random place."""
-        angle, offset = self._between(0, np.pi), self._between(-0.9, 0.9)
-        across: Array = self.x * np.cos(angle) + self.y * np.sin(angle) - offset
-        return _intersection(across, -across) - self._between(0.01, 0.05)
+        """Return the signed distance to a thin straight line at a random position."""
+        angle = self._uniform(0, np.pi)
+        offset = self._uniform(-0.9, 0.9)
+        distance: Array = self.x * np.cos(angle) + self.y * np.sin(angle) - offset
+        return _intersection(distance, -distance) - self._uniform(0.01, 0.05)
 
-    def _blob(self, radius: tuple[float, float], wobble: float) -> Array:
-        """Distance to a disc in a random place whose edge goes in and out by ``wobble`` of its radius."""
-        x, y = self.x - self._between(-0.95, 0.95), self.y - self._between(-0.95, 0.95)
-        edge = self._between(*radius)
-        if wobble:
+    def _disc(self, radius_range: tuple[float, float], waviness: float) -> Array:
+        """Return the signed distance to a disc at a random position.
+
+        The edge deviates from the circle by up to ``2 * waviness`` of the radius.
+        """
+        x = self.x - self._uniform(-0.95, 0.95)
+        y = self.y - self._uniform(-0.95, 0.95)
+        radius = self._uniform(*radius_range)
+        if waviness:
             angle = np.arctan2(y, x)
-            waves = np.sin(2 * angle + self._between(0, 7)) + np.sin(3 * angle + self._between(0, 7))
-            edge = edge * (1 + np.float32(wobble) * waves)
-        return np.hypot(x, y) - edge
+            waves = np.sin(2 * angle + self._uniform(0, 7)) + np.sin(3 * angle + self._uniform(0, 7))
+            radius = radius * (1 + np.float32(waviness) * waves)
+        return np.hypot(x, y) - radius
 
-    def _object(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Paint each picture's shape and return where it is, ``(n, S, S)``."""
-        distance = self._shape(labels)
+    def _draw_object(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Draw the shape of each image; return the masks ``(n, S, S)``."""
+        distance = self._object(labels)
         mask = distance < 0
-        ground = self.paint.mean((1, 2), where=mask[..., None])
-        shade = self._between(0, DIFFICULTY.texture) * self._pattern()
-        self._cover(distance, (self._colour_on(ground) + shade[..., None]).clip(0, 1))
+        background = self.pixels.mean((1, 2), where=mask[..., None])
+        texture = self._uniform(0, DIFFICULTY.texture) * self._pattern()
+        self._fill(distance, (self._contrasting_color(background) + texture[..., None]).clip(0, 1))
         return mask
 
-    def _shape(self, labels: NDArray[np.int64]) -> Array:
-        """Signed distance to each picture's shape, in half pictures."""
-        radius = np.exp(self._between(*np.log(DIFFICULTY.radius)))
-        room = np.maximum(1 - radius, 0.1)
-        x, y = self.x - room * self._between(-1, 1), self.y - room * self._between(-1, 1)
-        angle = self._between(0, 2 * np.pi)
-        stretch = np.exp(self._between(-DIFFICULTY.stretch, DIFFICULTY.stretch) / 2)
-        along = (x * np.cos(angle) + y * np.sin(angle)) / (radius * stretch)
-        across = (y * np.cos(angle) - x * np.sin(angle)) / (radius / stretch)
-        distance: Array = np.empty_like(along)
+    def _object(self, labels: NDArray[np.int64]) -> Array:
+        """Return the signed distance to the shape of each image, ``(n, S, S)``."""
+        radius = np.exp(self._uniform(*np.log(DIFFICULTY.radius)))
+        max_offset = np.maximum(1 - radius, 0.1)
+        x = self.x - max_offset * self._uniform(-1, 1)
+        y = self.y - max_offset * self._uniform(-1, 1)
+        angle = self._uniform(0, 2 * np.pi)
+        stretch = np.exp(self._uniform(-DIFFICULTY.stretch, DIFFICULTY.stretch) / 2)
+        object_x = (x * np.cos(angle) + y * np.sin(angle)) / (radius * stretch)
+        object_y = (y * np.cos(angle) - x * np.sin(angle)) / (radius / stretch)
+        distance: Array = np.empty_like(object_x)
         for label, shape in enumerate(SHAPES.values()):
             rows = labels == label
-            distance[rows] = shape(along[rows], across[rows])
+            distance[rows] = shape(object_x[rows], object_y[rows])
         return distance * radius
 
-    def _colour_on(self, ground: Array) -> Array:
-        """The first of some random colours ``(n, 1, 1, 3)`` that stands out from ``ground (n, 3)``."""
-        choices = self.rng.uniform(0, 1, (self.n, 8, 3)).astype(np.float32)
-        apart = np.linalg.norm(choices - ground[:, None], axis=2)
-        best = np.minimum(apart, DIFFICULTY.contrast).argmax(1)
-        chosen: Array = choices[np.arange(self.n), best]
+    def _contrasting_color(self, background: Array) -> Array:
+        """Choose the first of eight random colors that contrasts with ``background (n, 3)``.
+
+        Returns:
+            ``(n, 1, 1, 3)``; the color of largest contrast if none reaches the minimum contrast.
+        """
+        colors = self.rng.uniform(0, 1, (self.n, 8, 3)).astype(np.float32)
+        contrast = np.linalg.norm(colors - background[:, None], axis=2)
+        best = np.minimum(contrast, DIFFICULTY.contrast).argmax(1)
+        chosen: Array = colors[np.arange(self.n), best]
         return chosen[:, None, None]

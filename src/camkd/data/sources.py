@@ -1,4 +1,4 @@
-"""Every data set by name: the built-in ones, and any folder of pictures."""
+"""Registry of built-in datasets, and opening a dataset by name or folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from camkd.types import InputError
 
 @dataclass(frozen=True)
 class Source:
-    """A built-in data set: what to know before opening it, and ``open(size, cache, progress)``.
+    """Built-in dataset.
 
-    ``pictures`` counts train, val and test. ``summary`` is one line for people.
+    Args:
+        classes: number of classes.
+        images: number of images in train, val and test.
+        summary: description in one line.
+        open: function ``open(size, cache, progress) -> Dataset``, with the side of the images in pixels (None: the
+            default of the source), the root of the cache and a progress callback.
     """
 
     classes: int
-    pictures: tuple[int, int, int]
+    images: tuple[int, int, int]
     summary: str
     open: Callable[[int | None, Path, Progress], Dataset]
 
@@ -31,30 +36,30 @@ class Source:
 SOURCES: dict[str, Source] = {
     "shapes": Source(
         classes=len(SHAPES),
-        pictures=(COUNTS["train"], COUNTS["val"], COUNTS["test"]),
-        summary="drawn shapes among clutter, 32x32, with object masks; made here in seconds, no download",
+        images=(COUNTS["train"], COUNTS["val"], COUNTS["test"]),
+        summary="drawn shapes on a cluttered background, 32x32, with object masks; generated in seconds, no download",
         open=open_shapes,
     ),
     "shapes-cue": Source(
         classes=len(SHAPES),
-        pictures=(COUNTS["train"], COUNTS["val"], COUNTS["test"]),
-        summary="the same with a coloured square that gives the class away, but not in the test: who is misled?",
+        images=(COUNTS["train"], COUNTS["val"], COUNTS["test"]),
+        summary="shapes with a spurious cue: a colored square reveals the class in train and val, but not in test",
         open=partial(open_shapes, cue=True),
     ),
     "cifar10": Source(
         classes=10,
-        pictures=(45_000, 5_000, 10_000),
+        images=(45_000, 5_000, 10_000),
         summary="photographs of animals and vehicles, 32x32; downloads 170 MB the first time",
         open=partial(open_cifar, CIFAR10),
     ),
     "cifar100": Source(
         classes=100,
-        pictures=(45_000, 5_000, 10_000),
+        images=(45_000, 5_000, 10_000),
         summary="photographs of animals, plants and things, 32x32; downloads 169 MB the first time",
         open=partial(open_cifar, CIFAR100),
     ),
 }
-"""The built-in data sets by name; any other name is a folder of pictures."""
+"""Built-in datasets by name. Any other name is the path of a folder of images."""
 
 
 def open_data(
@@ -65,55 +70,40 @@ def open_data(
     train_limit: int | None = None,
     workers: int | None = None,
     bad_images: BadImages = "fail",
-    unseen: bool = False,
+    test_only: bool = False,
     cache: Path | None = None,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Open the built-in data set or the folder of pictures called ``name``; the first time, build its store.
+    """Open a built-in dataset or a folder of images. The images are decoded and stored the first time.
 
-    ``size`` is the side of the square pictures in pixels (None: the source's own), ``limit`` keeps the first
-    pictures of each split, ``train_limit`` the first training pictures and all others. ``workers`` processes decode
-    a folder; pictures of it that cannot be read are an error, or left out with ``bad_images="skip"``. All pictures of
-    a folder without a train folder are for the test where they are ``unseen``. The store lies
-    under ``cache`` (None: ``$CAMKD_CACHE``, or else ``~/.cache/camkd``). Raises `InputError` where something about
-    the input has to change.
+    Args:
+        name: a name in `SOURCES`, or the path of a folder, ``<class>/*`` or ``train/<class>/*``.
+        size: side of the square images in pixels; None: the default of the source.
+        limit: maximum number of images per split, class-balanced.
+        train_limit: maximum number of training images, class-balanced; validation and test stay complete.
+        workers: number of processes that decode a folder; None: one per core.
+        bad_images: "fail" raises an error for unreadable images of a folder, "skip" leaves them out.
+        test_only: assign all images of a folder without a train folder to test; train and val are then empty.
+        cache: root of the cache; None: ``$CAMKD_CACHE``, else ``~/.cache/camkd``.
+        progress: progress callback.
 
-    >>> data = open_data("shapes", limit=100)      # doctest: +SKIP
-    >>> data.train.images.shape                    # doctest: +SKIP
-    (100, 32, 32, 3)
+    Returns:
+        The dataset, with memory-mapped images.
+
+    Raises:
+        InputError: if an argument, the folder or an image is invalid, or if the dataset cannot be downloaded or stored.
+
+    Example:
+        >>> data = open_data("shapes", limit=100)      # doctest: +SKIP
+        >>> data.train.images.shape                    # doctest: +SKIP
+        (100, 32, 32, 3)
     """
     for option, value in (("size", size), ("limit", limit), ("train_limit", train_limit), ("workers", workers)):
         if value is not None and value < 1:
-            raise InputError(f"{option} is {value}, but has to be 1 or more: give such a number or none.")
+            raise InputError(f"{option} must be 1 or more, got {value}. Choose a larger number or leave it out.")
     if bad_images not in ("fail", "skip"):
-        raise InputError(f"bad_images is '{bad_images}', but 'fail' or 'skip' is needed: choose one of them.")
-    return _open(name, size, (limit, train_limit), workers, bad_images, unseen, cache_folder(cache), progress)
-
-
-def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Dataset:
-    """Open the pictures a run is configured with."""
-    return open_data(
-        config.data,
-        size=config.size,
-        limit=config.limit,
-        train_limit=config.train_limit,
-        workers=config.workers,
-        bad_images=config.bad_images,
-        progress=progress,
-    )
-
-
-def _open(
-    name: str | Path,
-    size: int | None,
-    limits: tuple[int | None, int | None],
-    workers: int | None,
-    bad_images: BadImages,
-    unseen: bool,
-    cache: Path,
-    progress: Progress,
-) -> Dataset:
-    limit, train_limit = limits
+        raise InputError(f"bad_images must be 'fail' or 'skip', got {bad_images!r}. Choose one of them.")
+    cache = cache_folder(cache)
     if name in SOURCES:
         data = SOURCES[str(name)].open(size, cache, progress)
         data = data if limit is None else data.limited(limit)
@@ -121,8 +111,8 @@ def _open(
     root = Path(name).expanduser()
     if not root.exists():
         raise InputError(
-            f"there is no folder and no built-in data set called '{name}': the built-in ones are "
-            f"{', '.join(SOURCES)}, and anything else has to be a folder with one folder of pictures a class."
+            f"data must be {', '.join(SOURCES)} or a folder with one subfolder of images per class, got '{name}', "
+            "which does not exist. Check the name."
         )
     return open_folder(
         root,
@@ -131,7 +121,34 @@ def _open(
         train_limit=train_limit,
         workers=workers,
         bad_images=bad_images,
-        unseen=unseen,
+        test_only=test_only,
         cache=cache,
+        progress=progress,
+    )
+
+
+def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Dataset:
+    """Open the dataset of a run.
+
+    Args:
+        config: data configuration of the run.
+        progress: progress callback.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        InputError: as in `open_data`.
+
+    Example:
+        >>> data = open_dataset(DataConfig("shapes", limit=100))         # doctest: +SKIP
+    """
+    return open_data(
+        config.data,
+        size=config.size,
+        limit=config.limit,
+        train_limit=config.train_limit,
+        workers=config.workers,
+        bad_images=config.bad_images,
         progress=progress,
     )
