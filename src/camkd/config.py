@@ -1,10 +1,10 @@
-"""Everything a training run is told, as plain data: it imports no torch, so that ``--help`` answers at once."""
+"""Configuration of a run as plain dataclasses. Imports no torch, so that ``camkd --help`` starts at once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 from camkd.types import InputError
@@ -13,15 +13,15 @@ from camkd.utils.units import parse_quantity
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which pictures.
+    """The images of a run.
 
     Args:
-        data: shapes, shapes-cue, cifar10, cifar100, or a folder of pictures with one folder a class.
-        size: side of the pictures in pixels (default: the source's own, 64 for mixed folders).
-        limit: use the first N pictures of each split, class-balanced, for trials.
-        train_limit: train on the first N pictures, class-balanced, and judge on all: what if labels were few?
-        workers: processes that decode a folder (default: one a core; 1: this one alone).
-        bad_images: what to do about unreadable pictures: stop and list them, or go on without them.
+        data: shapes, shapes-cue, cifar10, cifar100, or a folder of images with one subfolder per class.
+        size: side of the images in pixels (default: the source's own, 64 for folders of mixed sizes).
+        limit: use only the first N images of each split, class-balanced, for quick trials.
+        train_limit: use only the first N training images, class-balanced; validation and test stay complete.
+        workers: processes that decode a folder (default: one per core; 1: this process only).
+        bad_images: unreadable images: stop and list them (fail), or leave them out (skip).
     """
 
     data: str = "shapes"
@@ -34,27 +34,27 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train: a warm-up, then a cosine to zero.
+    """The training loop: linear warm-up, then cosine decay of the learning rate to zero.
 
     Args:
-        epochs: passes over the training pictures.
-        batch_size: pictures a step; an epoch is split evenly, so a step may have a few more or fewer.
-        optimizer: sgd (Nesterov momentum 0.9) or adamw; auto takes adamw for cam-net and cam-net-lite, sgd for others.
-        lr: peak learning rate for a batch of 128; scaled in proportion for other sizes (default: sgd 0.2, adamw 0.01).
-        weight_decay: of all weights but normalisation and biases (default: sgd 0.0005, adamw 0.01).
-        warmup_fraction: share of the run over which the learning rate rises.
-        label_smoothing: label smoothing, of students alone under 'camkd train'.
-        grad_clip: largest norm of the gradient.
-        on_nan: where loss or gradient of a batch is not finite: stop, or skip the batch.
-        ema_decay: decay a step of the averaged weights, which are what is evaluated and kept.
-        augment: how pictures are augmented: none, light (flip, crop), or strong (+ rotation, colour, cutout, mixing).
-        augment_epochs: epochs after which the views come again, so that the teacher knows them (default: never).
-        augment_seed: seed of the views and of the pictures' order, the same for runs to be compared.
+        epochs: passes over the training images.
+        batch_size: images per step; batches of an epoch are of equal size, so a step may have slightly more or fewer.
+        optimizer: sgd (Nesterov momentum 0.9) or adamw; auto: adamw for cam-net and cam-net-lite, else sgd.
+        lr: peak learning rate at batch size 128, scaled linearly with the batch size (default: sgd 0.2, adamw 0.01).
+        weight_decay: weight decay of all weights except normalization and biases (default: sgd 0.0005, adamw 0.01).
+        warmup_fraction: fraction of the run over which the learning rate rises.
+        label_smoothing: label smoothing; 'camkd train' applies it to students only.
+        grad_clip: maximum norm of the gradient.
+        on_nan: when the loss or the gradient of a batch is not finite: stop, or skip the batch.
+        ema_decay: decay per step of the averaged weights, which are evaluated and saved.
+        augment: augmentation: none, light (flip, crop), or strong (light + rotation, color, cutout, mixup/cutmix).
+        augment_epochs: number of differently augmented epochs before they repeat from the cache (default: no repeat).
+        augment_seed: seed of the augmentation and of the sample order, equal in runs that are compared.
         seed: seed of the initial weights.
-        precision: number format of the forward pass; auto takes bf16 where the processor is good at it.
+        precision: number format of the forward pass; auto: bf16 where it is faster on this device.
         device: auto, cpu, cuda, cuda:1 or mps.
-        figure_every: epochs between two pictures of the student's maps (0: only at the end).
-        tensorboard: write scalars and those pictures for TensorBoard, too (an extra), into the run's folder.
+        figure_every: epochs between two heatmap figures of the model during training (0: only at the end).
+        tensorboard: also write scalars and heatmap figures for TensorBoard into the run folder (an extra).
     """
 
     epochs: int = 30
@@ -77,8 +77,91 @@ class TrainConfig:
     tensorboard: bool = False
 
 
+@dataclass(frozen=True)
+class DistillConfig:
+    """The teacher, the loss, and the cache of teacher outputs.
+
+    Args:
+        teacher: a trained run, a shipped model, or a model name; 'camkd train' trains a model name first.
+        method: a name of 'camkd list methods', or a sum of terms like ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early.
+        cache_budget: disk space for cached teacher outputs, like 4GB; augmented epochs repeat when it is full.
+        cache_map_size: side of the cached maps, in cells (default: the teacher's own, at most 8).
+    """
+
+    teacher: str = "wrn-16-4"
+    method: str = "cam-kd"
+    cache_budget: str = "8GB"
+    cache_map_size: int | None = None
+
+
+Role = Literal["teacher", "control", "student"]
+"""The part of a run in an experiment: a teacher, a student without a teacher, or a distilled student."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a run.
+
+    Args:
+        data: the images.
+        train: the training loop.
+        distill: the teacher and the loss. A run with the role teacher has none.
+        model: name of the network to train, see 'camkd list models'.
+        role: teacher, control or student.
+
+    Example:
+        >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), model="resnet8", role="teacher")
+        >>> config.options()["model"], config.options()["epochs"]
+        ('resnet8', 5)
+        >>> RunConfig.from_options(config.options()) == config
+        True
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    model: str = "cam-net"
+    role: Role = "student"
+
+    @property
+    def method(self) -> str:
+        """The method of the loss; ``plain`` for a teacher."""
+        return "plain" if self.role == "teacher" else self.distill.method
+
+    def options(self) -> dict[str, Any]:
+        """Return the content of ``config.yaml``: the options of the command that repeats the run.
+
+        Returns:
+            The options of ``camkd teacher`` for a teacher, else those of ``camkd distill``.
+        """
+        settings = {**asdict(self.data), **asdict(self.train)}
+        if self.role == "teacher":
+            return {"model": self.model, **settings}
+        distill = asdict(self.distill)
+        return {"teacher": distill.pop("teacher"), "student": self.model, **distill, **settings}
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], role: Role | None = None) -> RunConfig:
+        """Rebuild a configuration from `options`; a missing option has its default.
+
+        Args:
+            options: the content of a ``config.yaml``.
+            role: the role of the run (default: student where the options name a student, else teacher).
+        """
+
+        def section(config: type[Any]) -> Any:
+            return config(**{f.name: options[f.name] for f in fields(config) if f.name in options})
+
+        is_student = "student" in options
+        model = options.get("student" if is_student else "model", cls.model)
+        distill = section(DistillConfig) if is_student else DistillConfig()
+        return cls(
+            section(DataConfig), section(TrainConfig), distill, model, role or ("student" if is_student else "teacher")
+        )
+
+
 class OptimizerSettings(NamedTuple):
-    """What a step is made with."""
+    """Optimizer, peak learning rate at batch size 128, and weight decay."""
 
     optimizer: str
     lr: float
@@ -86,54 +169,51 @@ class OptimizerSettings(NamedTuple):
 
 
 DEFAULT_OPTIMIZERS = {"sgd": OptimizerSettings("sgd", 0.2, 5e-4), "adamw": OptimizerSettings("adamw", 0.01, 0.01)}
-"""What did best in short runs of the built-in networks (LOG.md)."""
+"""Best settings in short runs of the built-in networks (LOG.md)."""
 
 
-def resolve_optimizer(config: TrainConfig, own: str = "sgd") -> OptimizerSettings:
-    """Optimiser, learning rate and weight decay of a run, ``own`` being the optimiser of its network.
+def resolve_optimizer(config: TrainConfig, default: str = "sgd") -> OptimizerSettings:
+    """Resolve optimizer, learning rate and weight decay of a run.
 
-    >>> stepping(TrainConfig(lr=0.002), "adamw")
-    OptimizerSettings(optimizer='adamw', lr=0.002, weight_decay=0.01)
+    Args:
+        config: the training settings; ``auto`` and None are resolved.
+        default: the optimizer that ``auto`` stands for, ``sgd`` or ``adamw``.
+
+    Example:
+        >>> resolve_optimizer(TrainConfig(lr=0.002), "adamw")
+        OptimizerSettings(optimizer='adamw', lr=0.002, weight_decay=0.01)
     """
-    usual = DEFAULT_OPTIMIZERS[own if config.optimizer == "auto" else config.optimizer]
+    settings = DEFAULT_OPTIMIZERS[default if config.optimizer == "auto" else config.optimizer]
     return OptimizerSettings(
-        usual.optimizer,
-        usual.lr if config.lr is None else config.lr,
-        usual.weight_decay if config.weight_decay is None else config.weight_decay,
+        settings.optimizer,
+        settings.lr if config.lr is None else config.lr,
+        settings.weight_decay if config.weight_decay is None else config.weight_decay,
     )
 
 
 def num_augmented_epochs(config: TrainConfig) -> int:
-    """How many epochs of different views a run sees."""
+    """Return the number of differently augmented epochs of a run."""
     return min(config.augment_epochs or config.epochs, config.epochs)
 
 
-@dataclass(frozen=True)
-class DistillConfig:
-    """What a student learns from, beside the pictures.
+def epochs_in_budget(config: RunConfig, epoch_bytes: int) -> int:
+    """Return the number of augmented epochs whose teacher outputs fit into the cache budget.
 
     Args:
-        method: a name of 'camkd list methods', or a sum of terms like ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early.
-        cache_budget: disk space for the teacher's answers, like 4GB; once full, the views come again.
-        cache_map_size: side of the maps that are kept, in cells (default: the teacher's own, at most 8).
+        config: the run.
+        epoch_bytes: size of the teacher outputs of one epoch.
     """
-
-    method: str = "cam-kd"
-    cache_budget: str = "8GB"
-    cache_map_size: int | None = None
-
-
-def epochs_in_budget(config: TrainConfig, lesson: DistillConfig, epoch_bytes: int) -> int:
-    """How many epochs of views the knowledge budget has room for, of those that a run sees."""
-    return min(num_augmented_epochs(config), parse_quantity(lesson.cache_budget, "cache_budget", "B") // epoch_bytes)
+    budget = parse_quantity(config.distill.cache_budget, "cache_budget", "B")
+    return min(num_augmented_epochs(config.train), budget // epoch_bytes)
 
 
 Range = tuple[str, Callable[[float], bool]]
+"""The rule in words, and its test."""
 
 COUNT: Range = ("1 or more, up to a billion", lambda value: 1 <= value <= 10**9)
 NOT_NEGATIVE: Range = ("0 or more", lambda value: value >= 0)
 POSITIVE: Range = ("more than 0", lambda value: value > 0)
-SHARE: Range = ("between 0 and 1", lambda value: 0 <= value <= 1)
+FRACTION: Range = ("between 0 and 1", lambda value: 0 <= value <= 1)
 SEED: Range = ("between 0 and 4,294,967,295", lambda value: 0 <= value < 1 << 32)
 
 RANGES: dict[str, Range] = {
@@ -142,22 +222,26 @@ RANGES: dict[str, Range] = {
     "batch_size": COUNT,
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
-    "warmup_fraction": SHARE,
-    "label_smoothing": SHARE,
+    "warmup_fraction": FRACTION,
+    "label_smoothing": FRACTION,
     "grad_clip": POSITIVE,
-    "ema_decay": SHARE,
+    "ema_decay": FRACTION,
     "augment_epochs": COUNT,
     "augment_seed": SEED,
     "seed": SEED,
     "figure_every": NOT_NEGATIVE,
     "cache_map_size": COUNT,
 }
-"""What each number a run is told has to be."""
+"""The valid range of each numeric setting."""
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for the first of ``values`` that is out of its range in ``RANGES``, or is not finite."""
-    for name, (wanted, holds) in RANGES.items():
+    """Check numeric settings against `RANGES`.
+
+    Raises:
+        InputError: for the first value that is not finite or out of range. None is valid.
+    """
+    for name, (rule, is_valid) in RANGES.items():
         value = values.get(name)
-        if value is not None and not (abs(value) < math.inf and holds(value)):
-            raise InputError(f"{name} is {value}, but has to be {wanted}: give such a number.")
+        if value is not None and not (abs(value) < math.inf and is_valid(value)):
+            raise InputError(f"{name} must be {rule}, got {value}.")

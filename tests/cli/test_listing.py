@@ -1,4 +1,4 @@
-"""The lists tell the truth about what there is."""
+"""Lists of models, methods, recipes and datasets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from camkd.cli.listing import COSTS, COSTS_AT, costs, show, stored_costs
-from camkd.cli.main import _parser
+from camkd.cli.listing import COSTS, COSTS_AT, count_costs, list_items, stored_costs
+from camkd.cli.main import _build_parser
 from camkd.cli.recipes import RECIPES
 from camkd.data.sources import SOURCES
 from camkd.distill.methods import METHODS
@@ -19,18 +19,18 @@ from camkd.models import MODELS, build
 from camkd.types import InputError
 
 WRITE = f"""python -c "from camkd.cli.listing import *; from camkd.utils.files import write_json; \
-write_json(COSTS, costs(*COSTS_AT))" writes {COSTS.name} again"""
+write_json(COSTS, count_costs(*COSTS_AT))" writes {COSTS.name} again"""
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    found, (columns, rows) = show("models", 32, 10)
-    assert [row[0] for row in rows] == [*found, "timm:NAME", "torchvision:NAME"]
+    items, (columns, rows) = list_items("models", 32, 10)
+    assert [row[0] for row in rows] == [*items, "timm:NAME", "torchvision:NAME"]
     assert {len(row) for row in rows} == {len(columns)}
-    return found
+    return items
 
 
-def test_every_model_is_listed_with_its_cost(models: dict[str, Any]) -> None:
+def test_every_model_has_its_cost(models: dict[str, Any]) -> None:
     assert list(models) == list(MODELS)
     for name in ("cam-net", "resnet8"):
         assert models[name]["params"] == sum(p.numel() for p in build(name, 10, 32).parameters())
@@ -38,80 +38,85 @@ def test_every_model_is_listed_with_its_cost(models: dict[str, Any]) -> None:
     assert all(entry["summary"] and "\n" not in entry["summary"] for entry in models.values())
 
 
-def test_the_costs_that_are_kept_are_those_that_are_counted(models: dict[str, Any]) -> None:
+def test_stored_costs_are_up_to_date(models: dict[str, Any]) -> None:
     assert stored_costs().keys() == MODELS.keys(), f"give each model summary and form in {COSTS.name}, then: {WRITE}"
-    assert models == costs(*COSTS_AT), WRITE
+    assert models == count_costs(*COSTS_AT), WRITE
 
 
-def test_other_pictures_and_classes_are_counted(keep_models: Callable[..., None], models: dict[str, Any]) -> None:
+def test_cost_at_other_sizes_and_classes(keep_models: Callable[..., None], models: dict[str, Any]) -> None:
     keep_models("cam-net")
-    wide, many = (show("models", *given)[0]["cam-net"] for given in ((64, 10), (32, 100)))
-    assert wide["map"] == [32, 32]
-    assert wide["params"] == models["cam-net"]["params"]
-    assert many["params"] > models["cam-net"]["params"]
-    assert many["macs"] < wide["macs"] < 5 * models["cam-net"]["macs"]
+    large, many_classes = (list_items("models", *arguments)[0]["cam-net"] for arguments in ((64, 10), (32, 100)))
+    assert large["map"] == [32, 32]
+    assert large["params"] == models["cam-net"]["params"]
+    assert many_classes["params"] > models["cam-net"]["params"]
+    assert many_classes["macs"] < large["macs"] < 5 * models["cam-net"]["macs"]
 
 
-@pytest.mark.parametrize("what", ["models", "data"])
-def test_a_list_answers_without_torch(what: str) -> None:
-    code = f"import sys; from camkd.cli.main import main; sys.exit(main(['list', '{what}']) or 'torch' in sys.modules)"
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["models", "data"])
+def test_list_without_torch(kind: str) -> None:
+    code = f"import sys; from camkd.cli.main import main; sys.exit(main(['list', '{kind}']) or 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in (MODELS if what == "models" else SOURCES))
+    assert all(name in done.stdout for name in (MODELS if kind == "models" else SOURCES))
 
 
-def test_the_student_is_small_and_its_map_is_not(models: dict[str, Any]) -> None:
+def test_cam_net_budget_and_map(models: dict[str, Any]) -> None:
     student = models["cam-net"]
     assert student["params"] <= 96_000
     assert min(student["map"]) >= 8
     assert student["form"] == "exact"
 
 
-def test_the_lite_student_keeps_to_the_budget_of_mlperf_tiny(models: dict[str, Any]) -> None:
+def test_cam_net_lite_fits_the_mlperf_tiny_budget(models: dict[str, Any]) -> None:
     assert models["cam-net-lite"]["macs"] <= 12_500_000
     assert min(models["cam-net-lite"]["map"]) >= 8
 
 
-def test_the_write_ups_teacher(models: dict[str, Any]) -> None:
+def test_resnet50_mlp_is_the_teacher_of_the_write_up(models: dict[str, Any]) -> None:
     assert round(models["resnet50-mlp"]["params"] / 1e6, 1) == 27.7
     assert models["resnet50-mlp"]["form"] == "gradient"
     assert {name for name, entry in models.items() if entry["form"] == "gradient"} == {"resnet50-mlp"}
 
 
 def test_methods() -> None:
-    found, (columns, rows) = show("methods", 32, 10)
-    assert list(found) == list(METHODS) == [row[0] for row in rows]
-    assert found["cam-kd"]["terms"] == METHODS["cam-kd"].terms
-    assert all(entry["summary"] and entry["source"] for entry in found.values())
+    items, (columns, rows) = list_items("methods", 32, 10)
+    assert list(items) == list(METHODS) == [row[0] for row in rows]
+    assert items["cam-kd"]["terms"] == METHODS["cam-kd"].terms
+    assert all(entry["summary"] and entry["source"] for entry in items.values())
     assert {len(row) for row in rows} == {len(columns)}
 
 
 def test_recipes() -> None:
-    found, (columns, rows) = show("recipes", 32, 10)
-    assert list(found) == list(RECIPES) == [row[0] for row in rows]
+    items, (columns, rows) = list_items("recipes", 32, 10)
+    assert list(items) == list(RECIPES) == [row[0] for row in rows]
     assert {len(row) for row in rows} == {len(columns)}
-    for said in found.values():
-        assert all(said.values())
-        _parser().parse_args(shlex.split(said["command"])[1:])  # every option is one of the command's
+    for recipe in items.values():
+        assert all(recipe.values())
+        _build_parser().parse_args(shlex.split(recipe["command"])[1:])
 
 
 def test_data() -> None:
-    found, (_, rows) = show("data", 32, 10)
-    assert list(found) == list(SOURCES)
+    items, (_, rows) = list_items("data", 32, 10)
+    assert list(items) == list(SOURCES)
     assert [row[0] for row in rows] == [*SOURCES, "FOLDER"]
-    assert found["cifar10"]["pictures"] == [45_000, 5_000, 10_000]
+    assert items["cifar10"]["images"] == [45_000, 5_000, 10_000]
 
 
 @pytest.mark.parametrize(
-    ("what", "size", "classes", "named"),
-    [("cats", 32, 10, "'cats'"), ("models", 0, 10, "size is 0"), ("models", 32, -1, "classes is -1")],
+    ("kind", "size", "classes", "named"),
+    [
+        ("cats", 32, 10, "'cats'"),
+        ("models", 0, 10, "--size must be 1 or more, got 0"),
+        ("models", 32, -1, "--classes must be 1 or more, got -1"),
+    ],
 )
-def test_what_there_is_not(what: str, size: int, classes: int, named: str) -> None:
+def test_unknown_list_or_wrong_number_is_refused(kind: str, size: int, classes: int, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        show(what, size, classes)
+        list_items(kind, size, classes)
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_pictures_too_small_for_a_network_are_named(size: int) -> None:
-    with pytest.raises(InputError, match=rf"cannot take pictures of {size} x {size} pixels.*give a larger --size"):
-        show("models", size, 10)
+def test_too_small_images_are_refused(size: int) -> None:
+    with pytest.raises(InputError, match=rf"`--size` must be .*got {size} x {size} pixels"):
+        list_items("models", size, 10)

@@ -162,8 +162,8 @@ def test_every_setting_is_a_flag_with_help(command: str, capsys: Captured) -> No
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
-        ("--augment", "wild", "no view policy 'wild': choose one of none, light, strong"),
-        ("--device", "quantum", "device 'quantum' cannot be used here"),
+        ("--augment", "wild", "augment must be one of none, light, strong, got 'wild'"),
+        ("--device", "quantum", "got 'quantum'"),
         ("--precision", "fp8", "--precision: Expected one of ['auto', 'fp32', 'bf16']. Got value: fp8"),
         ("--bad-images", "perhaps", "--bad-images: Expected one of ['fail', 'skip']. Got value: perhaps"),
         ("--epochs", "many", "--epochs: Expected an int. Got value: many"),
@@ -193,9 +193,9 @@ def test_wrong_value_is_named(flag: str, value: str, said: str, capsys: Captured
     [
         (["train", "--student", "nope"], "'nope': choose one of cam-net"),
         (["train", "--teacher", "nope"], "'nope'"),
-        (["train", "--method", "magic"], "'magic': choose one of plain"),
-        (["train", "--terms", "ce=1,cam=1:schedule=never"], "'never' in 'cam=1:schedule=never' is none of constant"),
-        (["distill", "--terms", "ce=1,magic=1"], "'magic' in 'magic=1': choose one of ce"),
+        (["train", "--method", "magic"], "got 'magic'"),
+        (["train", "--terms", "ce=1,cam=1:schedule=never"], "got 'never' in 'cam=1:schedule=never'"),
+        (["distill", "--terms", "ce=1,magic=1"], "got 'magic' in 'magic=1'"),
         (["train", "--lr", "0.1"], "wrn-16-4 with sgd and cam-net with adamw cannot share lr 0.1: give --optimizer"),
         (["train", "--weight-decay", "0"], "cannot share weight_decay 0.0"),
         (["train", "--epochs", "0"], "epochs is 0"),
@@ -392,8 +392,8 @@ def test_explain(finished: Any, easy_folder: Path, tmp_path: Path, capsys: Captu
     assert main(["explain", str(finished.folder / "student"), *images, "--out", str(out), "--json"]) == 0
     captured = capsys.readouterr()
     found = only_json(captured)
-    assert list(found["pictures"]) == images
-    assert set(found["pictures"][images[0]]) == {"teacher", "student"}
+    assert list(found["images"]) == images
+    assert set(found["images"][images[0]]) == {"teacher", "student"}
     assert found["out"] == str(out)
     assert out.exists()
     assert all(image in captured.err for image in images)
@@ -411,7 +411,7 @@ def test_explain_says_several_classes(finished: Any, easy_folder: Path, tmp_path
 
 def test_explain_refuses_a_name_that_says_nothing(finished: Any, tmp_path: Path, capsys: Captured) -> None:
     assert main(["explain", str(finished.folder), "x.png", "--out", str(tmp_path / "maps.txt")]) == 2
-    assert "maps.txt is no .png, .npz or .json file" in sentence(capsys.readouterr())
+    assert "maps.txt" in sentence(capsys.readouterr())
 
 
 def test_explain_names_the_broken_picture(finished: Any, tmp_path: Path, capsys: Captured) -> None:
@@ -611,10 +611,10 @@ def test_knowledge_is_filled_listed_verified_and_removed(
             "teacher": str((Path(old_teacher) / "teacher").resolve()),
             "architecture": "resnet8",
             "data": "easy",
-            "views": "light",
+            "augment": "light",
             "augment_seed": 0,
             "precision": "fp32",
-            "count": 96,
+            "num_samples": 96,
             "map": [4, 4],
             "classes": 3,
             "epochs": 2,
@@ -654,7 +654,7 @@ def test_a_flipped_byte_is_found_by_verifying_and_mended_by_filling(
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(fill) == 0
-    assert re.search(r"camkd: 1 of the teacher's answers in .* are damaged", capsys.readouterr().err)
+    assert re.search(r"camkd: 1 of the cached teacher outputs in", capsys.readouterr().err)
     assert path.read_bytes() == sound, "filling alone mends it too"
 
 
@@ -806,7 +806,7 @@ def test_a_store_that_says_nothing_of_itself_is_named_and_can_be_removed(cache: 
     for command in ("list", "verify"):
         assert main(["cache", command, "--json"]) == 0
         captured = capsys.readouterr()
-        assert f"{cache / 'torn'} is not a whole knowledge store" in captured.err
+        assert f"{cache / 'torn'} is not a complete teacher cache" in captured.err
         assert list(only_json(captured)) == ["good"]
     assert run_json(capsys, "cache", "prune", "torn")["removed"] == ["torn"]
     assert list(run_json(capsys, "cache", "list")) == ["good"]
@@ -834,7 +834,7 @@ def test_a_store_that_says_nothing_of_itself_is_named_and_can_be_removed(cache: 
         ("fill --epochs 0", "epochs is 0"),
         ("fill --cache-map-size 0", "cache_map_size is 0"),
         ("fill --cache-budget some", "cache_budget is 'some', but has to be a quantity"),
-        ("fill --augment wild", "no view policy 'wild'"),
+        ("fill --augment wild", "got 'wild'"),
         ("fill --teacher nope", "'nope'"),
         ("fill --lr 0.1", "--lr"),
         ("dance", "'dance'"),

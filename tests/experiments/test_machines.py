@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from several import curve, ended, free_port
+from support.processes import free_port, loss_curve, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "machines.md"
 
@@ -25,7 +25,9 @@ def commands(title: str) -> list[str]:
     return found[1].splitlines()
 
 
-def started(lines: list[str], prefixes: list[list[str]], changes: dict[str, str]) -> list[subprocess.Popen[str]]:
+def start_processes(
+    lines: list[str], prefixes: list[list[str]], changes: dict[str, str]
+) -> list[subprocess.Popen[str]]:
     """Each line in a shell, after its prefix and with the same changes."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     processes = []
@@ -45,25 +47,25 @@ def started(lines: list[str], prefixes: list[list[str]], changes: dict[str, str]
     return processes
 
 
-def taught(distil: list[str], folder: Path) -> str:
+def taught(distill_arguments: list[str], folder: Path) -> str:
     """What stands for the dots of a command."""
-    return shlex.join([*distil[1:], "--out", str(folder)])
+    return shlex.join([*distill_arguments[1:], "--out", str(folder)])
 
 
-def as_alone(processes: list[subprocess.Popen[str]], folder: Path, alone: Path) -> None:
+def as_alone(processes: list[subprocess.Popen[str]], folder: Path, reference_run: Path) -> None:
     """They end well, and the loss curve is that of one process."""
-    found = ended(processes)
+    found = wait_for(processes)
     assert [status for status, _, _ in found] == [0] * len(found), found
-    for ours, theirs in zip(curve(folder), curve(alone), strict=True):
+    for ours, theirs in zip(loss_curve(folder), loss_curve(reference_run), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-5)
 
 
-def test_one_machine(distil: list[str], alone: Path, tmp_path: Path) -> None:
+def test_one_machine(distill_arguments: list[str], reference_run: Path, tmp_path: Path) -> None:
     changes = {
         "--nproc-per-node 2": f"--nproc-per-node 2 --master-port {free_port()}",
-        "--data cifar10 --teacher resnet11 --out runs/student": taught(distil, tmp_path / "run"),
+        "--data cifar10 --teacher resnet11 --out runs/student": taught(distill_arguments, tmp_path / "run"),
     }
-    as_alone(started(commands("One machine"), [[]], changes), tmp_path / "run", alone)
+    as_alone(start_processes(commands("One machine"), [[]], changes), tmp_path / "run", reference_run)
 
 
 @contextmanager
@@ -101,12 +103,12 @@ def loopback() -> Iterator[tuple[list[list[str]], dict[str, str]]]:
 @pytest.mark.parametrize("hosts", [networks, loopback])
 def test_two_machines(
     hosts: Callable[[], AbstractContextManager[tuple[list[list[str]], dict[str, str]]]],
-    distil: list[str],
-    alone: Path,
+    distill_arguments: list[str],
+    reference_run: Path,
     tmp_path: Path,
 ) -> None:
     """With one process on each."""
-    changes = {"--nproc-per-node 4": "--nproc-per-node 1", "...": taught(distil, tmp_path / "run")}
+    changes = {"--nproc-per-node 4": "--nproc-per-node 1", "...": taught(distill_arguments, tmp_path / "run")}
     with hosts() as (prefixes, others):
-        processes = started(commands("Two machines"), prefixes, {**others, **changes})
-        as_alone(processes, tmp_path / "run", alone)
+        processes = start_processes(commands("Two machines"), prefixes, {**others, **changes})
+        as_alone(processes, tmp_path / "run", reference_run)

@@ -1,14 +1,12 @@
-"""Run folders from pictures: what is in them, when they are refused, and that a teacher is asked once."""
+"""Run folders: contents, refused folders, resume, and teacher outputs that are computed once."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-import os
 import re
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,24 +17,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd.config import DataConfig, DistillConfig, TrainConfig
+from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
 from camkd.evaluate import predict_split, read_per_image
 from camkd.experiments import pipeline
 from camkd.experiments.finished_runs import reevaluate
-from camkd.experiments.pipeline import channel_statistics, prepare_teacher_cache, train_all, train_run
+from camkd.experiments.pipeline import Supervision, channel_statistics, prepare_supervision, train_all, train_run
 from camkd.models import MODELS, ImageClassifier
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.report.gallery import gallery_rows
 from camkd.runs.folder import Run
 from camkd.runs.load_model import load, read_model_info
+from camkd.runs.resume import Resume
+from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted
 from camkd.train.validation import Validator
 from camkd.types import InputError
 from camkd.utils import devices
+from support.interrupt import InterruptAt, Messages
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
 METRICS |= {"per_class", "confusion", "cam_form"}
@@ -47,19 +48,17 @@ HISTORY_TAUGHT = {"val_teacher_agreement", "val_cam_cosine"}
 DATA = DataConfig(data="easy")
 ONE = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 TWO = replace(ONE, epochs=2)
-PLAIN = DistillConfig("plain")
+PLAIN = DistillConfig(method="plain")
 
 
-class Steps(Callback):
-    """Counts the steps, and stops at one if told to."""
-
-    def __init__(self, stop_at: int = 0) -> None:
-        self.count, self.stop_at = 0, stop_at
-
-    def step(self, pictures: int) -> None:
-        self.count += 1
-        if self.count == self.stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
+def run_config(
+    model: str = "resnet8",
+    role: Any = "student",
+    train: TrainConfig = ONE,
+    distill: DistillConfig = PLAIN,
+    data: DataConfig = DATA,
+) -> RunConfig:
+    return RunConfig(data, train, distill, model, role)
 
 
 def weights(folder: Path) -> str:
@@ -70,7 +69,7 @@ def weights(folder: Path) -> str:
 def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained teacher run on `easy`: a ResNet-8."""
     folder = tmp_path_factory.mktemp("teacher") / "resnet8"
-    train_run(folder, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"))
+    train_run(folder, run_config("resnet8", "teacher", ONE), easy)
     return folder
 
 
@@ -89,14 +88,15 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer than the training here."""
-    monkeypatch.setattr(pipeline, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(pipeline, "draw_examples", lambda *arguments: None)
+    monkeypatch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
 
 
 # --- what is in the folders
 
 
 @pytest.mark.parametrize("role", ["teacher", "control", "student"])
-def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> None:
+def test_files_of_a_run_folder(finished: Any, role: str) -> None:
     folder = finished.folder / role
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
@@ -121,7 +121,7 @@ def test_run_folder_holds_what_the_contract_says(finished: Any, role: str) -> No
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_the_record_of_pictures_is_that_of_the_figures(finished: Any, easy_folder: Path, role: str) -> None:
+def test_per_image_records_agree_with_metrics(finished: Any, easy_folder: Path, role: str) -> None:
     pictures, metrics = (
         read_per_image(Run(finished.folder / role).per_image),
         Run(finished.folder / role).read_metrics(),
@@ -135,7 +135,7 @@ def test_the_record_of_pictures_is_that_of_the_figures(finished: Any, easy_folde
         assert metrics["cam_iou"] == pytest.approx(np.mean(pictures["cam_iou"]))
 
 
-def test_every_figure_is_explained(finished: Any) -> None:
+def test_every_metric_is_documented(finished: Any) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     metrics = Run(finished.folder / "student").read_metrics()
     names = {re.sub("_(shuffled|centre)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
@@ -143,19 +143,15 @@ def test_every_figure_is_explained(finished: Any) -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
-def test_each_network_has_its_own_optimiser_and_the_run_says_which(
-    easy: Dataset, tmp_path: Path, easy_folder: Path
-) -> None:
+def test_default_optimizer_is_stored_in_the_configuration(easy: Dataset, tmp_path: Path, easy_folder: Path) -> None:
     config = TrainConfig(epochs=1, batch_size=24, precision="fp32", device="cpu", figure_every=0)
     for name, expected in (("cam-net", ("adamw", 0.01, 0.01)), ("resnet8", ("sgd", 0.2, 5e-4))):
-        train_run(
-            tmp_path / name, easy, name, "teacher", (DataConfig(data=str(easy_folder)), config), DistillConfig("plain")
-        )
+        train_run(tmp_path / name, run_config(name, "teacher", config, data=DataConfig(data=str(easy_folder))), easy)
         said = Run(tmp_path / name).config()
         assert (said["optimizer"], said["lr"], said["weight_decay"]) == expected
 
 
-def test_description_and_figures_agree_with_the_model(finished: Any, easy: Dataset) -> None:
+def test_model_info_and_metrics_agree_with_the_model(finished: Any, easy: Dataset) -> None:
     said = read_model_info(finished.folder / "student")
     model = load(finished.folder / "student")
     metrics = Run(finished.folder / "student").read_metrics()
@@ -182,7 +178,7 @@ def test_three_runs_and_a_report(finished: Any) -> None:
     assert pipeline.summary(finished.folder)
 
 
-def test_the_students_gallery_shows_all_three(finished: Any, easy: Dataset) -> None:
+def test_gallery_of_the_student_has_all_three_models(finished: Any, easy: Dataset) -> None:
     """And a resumed ``camkd train`` finds the same pictures in it again."""
     said = json.loads(Run(finished.folder / "student").gallery.read_text(encoding="utf-8"))
     roles = ("teacher", "student", "control")
@@ -194,14 +190,14 @@ def test_the_students_gallery_shows_all_three(finished: Any, easy: Dataset) -> N
     assert said["pictures"][0]["image"] in page
 
 
-def test_normalisation_is_that_of_the_training_pictures(finished: Any, easy: Dataset) -> None:
+def test_normalization_uses_training_statistics(finished: Any, easy: Dataset) -> None:
     pixels = easy.train.images.reshape(-1, 3) / 255.0
     model = load(finished.folder / "student")
     assert model.mean.flatten().tolist() == pytest.approx(pixels.mean(0).tolist(), rel=1e-5)
     assert model.std.flatten().tolist() == pytest.approx(pixels.std(0).tolist(), rel=1e-4)
 
 
-def test_channel_statistics_over_several_blocks() -> None:
+def test_channel_statistics() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2050, 4, 4, 3)).astype(np.uint8)
     images[..., 2] = 77  # no deviation at all
     mean, deviation = channel_statistics(images)
@@ -212,17 +208,19 @@ def test_channel_statistics_over_several_blocks() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_weights_are_those_of_the_best_epoch(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([0.9, 0.9, 0.1])
     monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(scores), "val_loss": 1.0})
     seen: list[Tensor] = []
 
     class Averages(Callback):
-        def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+        def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
             seen.append(model.state_dict()["fc.weight"].clone())
 
     config = replace(ONE, epochs=3, batch_size=96)
-    metrics = train_run(tmp_path, easy, "resnet8", "teacher", (DATA, config), DistillConfig("plain"), watch=Averages())
+    metrics = train_run(tmp_path, run_config("resnet8", "teacher", config), easy, callbacks=[Averages()])
     assert metrics["val_accuracy"] == 0.9
     assert torch.equal(load(tmp_path).state_dict()["fc.weight"], seen[metrics["best_epoch"] - 1])
 
@@ -232,147 +230,131 @@ def test_best_epoch_is_that_of_the_weights_kept(easy: Dataset, tmp_path: Path, m
 
 def test_folder_with_a_run_is_refused(easy: Dataset, wide_teacher: Path) -> None:
     before = weights(wide_teacher)
-    with pytest.raises(InputError, match=r"holds a finished run: add --resume"):
-        train_run(wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"))
+    with pytest.raises(InputError, match=r"finished run.*--resume"):
+        train_run(wide_teacher, run_config("resnet8", "teacher", ONE), easy)
     assert weights(wide_teacher) == before
 
 
-def test_finished_run_is_returned_as_it_is(easy: Dataset, wide_teacher: Path) -> None:
-    steps, before = Steps(), Run(wide_teacher).read_metrics()
-    metrics = train_run(
-        wide_teacher, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"), resume=True, watch=steps
-    )
+def test_finished_run_is_not_trained_again(easy: Dataset, wide_teacher: Path) -> None:
+    steps, before = InterruptAt(), Run(wide_teacher).read_metrics()
+    metrics = train_run(wide_teacher, run_config("resnet8", "teacher", ONE), easy, resume=Resume(), callbacks=[steps])
     assert metrics == before
     assert steps.count == 0
 
 
 @pytest.mark.parametrize("read", [read_per_image, gallery_rows])
-def test_what_is_advised_of_a_damaged_record_brings_it_back(
+def test_corrupt_record_is_restored_as_its_error_advises(
     easy: Dataset, wide_teacher: Path, tmp_path: Path, read: Callable[[Path], Any]
 ) -> None:
-    run, steps = Run(Path(shutil.copytree(wide_teacher, tmp_path / "run"))), Steps()
+    run, steps = Run(Path(shutil.copytree(wide_teacher, tmp_path / "run"))), InterruptAt()
     path = run.per_image if read is read_per_image else run.gallery
     before = path.read_bytes()
     path.write_bytes(before[:-9])
-    with pytest.raises(InputError, match=r"delete metrics\.json beside it and start the run again with --resume"):
+    with pytest.raises(InputError, match=r"metrics\.json.*--resume"):
         read(path)
     run.metrics.unlink()
-    train_run(run.folder, easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"), resume=True, watch=steps)
+    train_run(run.folder, run_config("resnet8", "teacher", ONE), easy, resume=Resume(), callbacks=[steps])
     assert path.read_bytes() == before
     assert steps.count == 0
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"epochs": 3}, "epochs = 1, now it is 3"), ({"lr": 0.2}, "lr = 0.4, now it is 0.2"), ({"seed": 5}, "seed = 0")],
+    [
+        ({"epochs": 3}, "epochs must be 1.*got 3"),
+        ({"lr": 0.2}, "lr must be 0.4.*got 0.2"),
+        ({"seed": 5}, "seed must be 0"),
+    ],
 )
-def test_other_settings_are_refused_by_name(
-    easy: Dataset, wide_teacher: Path, changes: dict[str, Any], named: str
-) -> None:
+def test_other_settings_are_refused(easy: Dataset, wide_teacher: Path, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        train_run(
-            wide_teacher,
-            easy,
-            "resnet8",
-            "teacher",
-            (DATA, replace(ONE, **changes)),
-            DistillConfig("plain"),
-            resume=True,
-        )
+        train_run(wide_teacher, run_config("resnet8", "teacher", replace(ONE, **changes)), easy, resume=Resume())
 
 
 def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
-    with pytest.raises(InputError, match="model = resnet8, now it is cam-net"):
-        train_run(wide_teacher, easy, "cam-net", "teacher", (DATA, ONE), DistillConfig("plain"), resume=True)
+    with pytest.raises(InputError, match="model must be resnet8.*got cam-net"):
+        train_run(wide_teacher, run_config("cam-net", "teacher", ONE), easy, resume=Resume())
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
-    train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), DistillConfig("plain"))
-    with pytest.raises(InputError, match="method = plain, now it is kd"):
-        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), DistillConfig("kd"), resume=True)
-    with pytest.raises(InputError, match="teacher = None, now it is "):
-        train_run(tmp_path, easy, "resnet8", "control", (DATA, ONE), DistillConfig("plain"), taught, resume=True)
+    train_run(tmp_path, run_config("resnet8", "control", ONE), easy)
+    with pytest.raises(InputError, match="method must be plain.*got kd"):
+        train_run(tmp_path, run_config("resnet8", "control", ONE, DistillConfig(method="kd")), easy, resume=Resume())
+    with pytest.raises(InputError, match="teacher must be .*, got /"):
+        train_run(tmp_path, run_config("resnet8", "control", ONE), easy, Supervision(taught), resume=Resume())
 
 
-def test_file_in_the_place_of_a_run_is_refused(easy: Dataset, tmp_path: Path) -> None:
+def test_file_instead_of_a_run_folder_is_refused(easy: Dataset, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="taken is a file"):
-        train_run(tmp_path / "taken", easy, "resnet8", "teacher", (DATA, ONE), DistillConfig("plain"))
+    with pytest.raises(InputError, match="taken"):
+        train_run(tmp_path / "taken", run_config("resnet8", "teacher", ONE), easy)
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
-def test_everything_finished_trains_nothing(finished: Any, easy_folder: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")}
-    steps, data = Steps(), open_data(easy_folder)
-    config = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32")
-    configs = (DataConfig(data=str(easy_folder)), config)
-    results = train_all(
-        finished.folder, data, "resnet8", "cam-net", configs, DistillConfig("cam-kd"), resume=True, watch=steps
-    )
+def folder_config(folder: Path, teacher: str) -> RunConfig:
+    """The configuration of `finished`."""
+    train = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32")
+    return RunConfig(DataConfig(data=str(folder)), train, DistillConfig(teacher))
+
+
+def test_finished_runs_are_not_trained_again(finished: Any, easy_folder: Path) -> None:
+    modified = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")}
+    steps = InterruptAt()
+    config = folder_config(easy_folder, "resnet8")
+    results = train_all(finished.folder, config, open_data(easy_folder), resume=Resume(), callbacks=[steps])
     assert steps.count == 0
     assert {role: Run(finished.folder / role).read_metrics() for role in results} == results
-    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")} == modified
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_interrupted_in_the_student_goes_on_to_the_same_bits(
-    finished: Any, easy_folder: Path, tmp_path: Path, store: Path
-) -> None:
+@pytest.mark.usefixtures("undrawn", "store")
+def test_interrupted_student_resumes_to_the_same_bits(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
     data = open_data(easy_folder)
-    configs = (
-        DataConfig(data=str(easy_folder)),
-        TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32"),
-    )
-
-    def again(watch: Callback, resume: bool) -> dict[str, Any]:
-        teacher = str(finished.folder)  # the folder of `camkd train`: its teacher
-        return train_all(
-            tmp_path / "run", data, teacher, "cam-net", configs, DistillConfig("cam-kd"), resume=resume, watch=watch
-        )
-
+    config = folder_config(easy_folder, str(finished.folder))  # the folder of `camkd train` stands for its teacher
+    folder = tmp_path / "run"
     with pytest.raises(Interrupted, match="student"):
-        again(Steps(stop_at=8 + 6), False)
-    assert not Run(tmp_path / "run" / "student").finished
-    steps = Steps()
-    results = again(steps, True)
+        train_all(folder, config, data, callbacks=[InterruptAt(8 + 6)])
+    assert not Run(folder / "student").finished
+    steps = InterruptAt()
+    results = train_all(folder, config, data, resume=Resume(), callbacks=[steps])
     assert steps.count == 2
     assert set(results) == {"teacher", "control", "student"}
-    assert not (tmp_path / "run" / "teacher").exists()
-    assert (tmp_path / "run" / "report.html").exists()
+    assert not (folder / "teacher").exists()
+    assert (folder / "report.html").exists()
     for role in ("control", "student"):
-        assert weights(tmp_path / "run" / role) == weights(finished.folder / role)
+        assert weights(folder / role) == weights(finished.folder / role)
     assert results["student"]["accuracy"] == Run(finished.folder / "student").read_metrics()["accuracy"]
 
 
 # --- teachers
 
 
-def learn(
-    folder: Path, data: Dataset, model: str, taught: Teacher, lesson: DistillConfig, config: TrainConfig
+def distill(
+    folder: Path, data: Dataset, model: str, teacher: Teacher, settings: DistillConfig, train: TrainConfig
 ) -> tuple[int, TrainConfig]:
-    """Train a student; about how many pictures the teacher was asked meanwhile, and the configuration used."""
-    knowledge, config = prepare_teacher_cache(taught, data, config, lesson)
-    train_run(folder, data, model, "student", (DATA, config), lesson, taught, knowledge)
-    return knowledge.asked if knowledge else 0, config
+    """Train a student and return the number of images the teacher processed, and the resolved training settings."""
+    supervision, config = prepare_supervision(teacher, data, run_config(model, train=train, distill=settings))
+    train_run(folder, config, data, supervision)
+    return supervision.cache.num_computed if supervision.cache else 0, config.train
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
-    asked = {}
+def test_teacher_outputs_are_computed_once(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
+    computed = {}
 
-    def student(name: str, model: str, lesson: DistillConfig, config: TrainConfig = TWO) -> None:
-        asked[name], _ = learn(tmp_path / name, easy, model, taught, lesson, config)
+    def student(name: str, model: str, settings: DistillConfig, train: TrainConfig = TWO) -> None:
+        computed[name], _ = distill(tmp_path / name, easy, model, taught, settings, train)
 
-    student("cold", "cam-net", DistillConfig("cam-kd"))
-    student("warm", "cam-net", DistillConfig("cam-kd"))
-    student("other-model", "resnet8", DistillConfig("cam-kd"), replace(TWO, seed=3))
-    student("other-method", "resnet8", DistillConfig("kd"), replace(TWO, lr=0.2))
-    student("other-views", "resnet8", DistillConfig("kd"), replace(ONE, augment_seed=1))
-    student("no-store", "resnet8", DistillConfig("kd", cache_budget="0"), replace(ONE, augment_seed=1))
-    student("plain", "resnet8", DistillConfig("plain"), ONE)
+    student("cold", "cam-net", DistillConfig(method="cam-kd"))
+    student("warm", "cam-net", DistillConfig(method="cam-kd"))
+    student("other-model", "resnet8", DistillConfig(method="cam-kd"), replace(TWO, seed=3))
+    student("other-method", "resnet8", DistillConfig(method="kd"), replace(TWO, lr=0.2))
+    student("other-views", "resnet8", DistillConfig(method="kd"), replace(ONE, augment_seed=1))
+    student("no-store", "resnet8", DistillConfig(method="kd", cache_budget="0"), replace(ONE, augment_seed=1))
+    student("plain", "resnet8", DistillConfig(method="plain"), ONE)
     twice, once = 2 * 96, 96
-    assert asked == {
+    assert computed == {
         "cold": twice,
         "warm": 0,
         "other-model": 0,
@@ -386,21 +368,24 @@ def test_teacher_is_asked_once(easy: Dataset, tmp_path: Path, taught: Teacher, s
 
 
 @pytest.mark.usefixtures("undrawn", "store")
-def test_a_full_budget_brings_the_views_again(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
-    knowledge, _ = prepare_teacher_cache(taught, easy, TWO, DistillConfig("kd"))
-    assert knowledge is not None
-    assert knowledge.store is not None
-    budget = f"{knowledge.store.epoch_bytes + 1}B"
-    asked, config = learn(tmp_path / "run", easy, "cam-net", taught, DistillConfig("kd", cache_budget=budget), TWO)
+def test_full_budget_repeats_augmented_epochs(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+    supervision, _ = prepare_supervision(taught, easy, run_config(train=TWO, distill=DistillConfig(method="kd")))
+    assert supervision.cache is not None
+    store = supervision.cache.store
+    assert store is not None
+    budget = f"{store.epoch_bytes + 1}B"
+    asked, config = distill(
+        tmp_path / "run", easy, "cam-net", taught, DistillConfig(method="kd", cache_budget=budget), TWO
+    )
     assert (asked, config.augment_epochs) == (96, 1)
     assert Run(tmp_path / "run").config()["augment_epochs"] == 1
     assert Run(tmp_path / "run").read_metrics()["augment_epochs"] == 1
-    assert knowledge.store.epochs() == [0]
+    assert store.epochs() == [0]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_attention_is_asked_live(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
-    asked, _ = learn(tmp_path / "at", easy, "cam-net", taught, DistillConfig("at"), ONE)
+def test_features_are_not_cached(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
+    asked, _ = distill(tmp_path / "at", easy, "cam-net", taught, DistillConfig(method="at"), ONE)
     assert asked == 96
     assert not store.exists()
     assert Run(tmp_path / "at").read_history()[0]["terms"]["at"] > 0
@@ -409,11 +394,11 @@ def test_attention_is_asked_live(easy: Dataset, tmp_path: Path, taught: Teacher,
 
 @pytest.mark.usefixtures("undrawn", "store")
 @pytest.mark.parametrize("method", ["cam-kd", "at"])
-def test_teacher_stays_as_it_was(easy: Dataset, tmp_path: Path, taught: Teacher, method: str) -> None:
+def test_teacher_is_unchanged(easy: Dataset, tmp_path: Path, taught: Teacher, method: str) -> None:
     before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
     taught.model.layer2.train()
     modes = [module.training for module in taught.model.modules()]
-    learn(tmp_path / "run", easy, "cam-net", taught, DistillConfig(method), ONE)
+    distill(tmp_path / "run", easy, "cam-net", taught, DistillConfig(method=method), ONE)
     assert all(torch.equal(tensor, before[name]) for name, tensor in taught.model.state_dict().items())
     assert [module.training for module in taught.model.modules()] == modes
     assert all(p.grad is None and not p.requires_grad for p in taught.model.parameters())
@@ -426,20 +411,20 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(MODELS, "tiny-mlp", make)
     place = tmp_path / "teacher"
-    own = train_run(place, easy, "tiny-mlp", "teacher", (DATA, replace(ONE, epochs=6)), DistillConfig("plain"))
+    own = train_run(place, run_config("tiny-mlp", "teacher", replace(ONE, epochs=6)), easy)
     teacher = load_teacher(place, easy, "cpu")
-    learn(tmp_path / "run", easy, "cam-net", teacher, DistillConfig("cam-kd"), ONE)
+    distill(tmp_path / "run", easy, "cam-net", teacher, DistillConfig(method="cam-kd"), ONE)
     metrics = Run(tmp_path / "run").read_metrics()
     assert (own["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
     assert -1 <= metrics["cam_cosine"] <= 1
     assert metrics["teacher_accuracy"] == own["accuracy"]
 
 
-def test_teacher_of_other_pictures_is_refused(easy: Dataset, wide_teacher: Path) -> None:
-    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have a, b, c"):
+def test_teacher_with_other_classes_or_size_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+    with pytest.raises(InputError, match=r"must be a, b, c \(3\).* got berry, leaf, sky \(3\)"):
         load_teacher(wide_teacher, replace(easy, classes=("a", "b", "c")), "cpu")
     larger = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
-    with pytest.raises(InputError, match=r"trained on .*16 .*, not 32: add --size 16"):
+    with pytest.raises(InputError, match=r"must be 16.*got 32\. Add --size 16"):
         load_teacher(wide_teacher, replace(easy, train=larger), "cpu")
 
 
@@ -450,7 +435,7 @@ def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeyp
     with pytest.raises(InputError) as refused:
         find_teacher("resnet50", "cifar10")
     assert "camkd teacher --data cifar10 --model resnet50" in str(refused.value)
-    with pytest.raises(InputError, match="'nobody' is neither a run folder"):
+    with pytest.raises(InputError, match="'nobody'"):
         find_teacher("nobody", "cifar10")
     default = tmp_path / "runs" / "cifar10" / "teacher-resnet50"
     default.mkdir(parents=True)
@@ -462,7 +447,7 @@ def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str) -> None:
+def test_reevaluate_gives_the_metrics_of_the_run(finished: Any, role: str) -> None:
     metrics = Run(finished.folder / role).read_metrics()
     again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None, print).metrics
     assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
@@ -474,11 +459,11 @@ def test_evaluating_again_gives_the_figures_of_the_run(finished: Any, role: str)
         )
 
 
-def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path, tmp_path: Path) -> None:
+def test_reevaluate_uses_the_limit_of_the_run(easy_folder: Path, tmp_path: Path) -> None:
     data_config = DataConfig(data=str(easy_folder), limit=9)
     data = open_data(easy_folder, limit=9)
     metrics = train_run(
-        tmp_path / "run", data, "resnet8", "teacher", (data_config, replace(ONE, batch_size=9)), DistillConfig("plain")
+        tmp_path / "run", run_config("resnet8", "teacher", replace(ONE, batch_size=9), data=data_config), data
     )
     again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, print).metrics
     assert again["test_images"] == metrics["test_images"] == 9
@@ -487,7 +472,7 @@ def test_evaluating_again_takes_the_same_part_of_the_pictures(easy_folder: Path,
     assert other["test_images"] == 24
 
 
-def test_a_folder_without_splits_is_measured_whole(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+def test_folder_without_splits_is_evaluated_whole(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
     student = str(finished.folder / "student")
     shutil.copytree(easy_folder / "train", tmp_path / "new")
     shutil.copytree(easy_folder / "test", tmp_path / "held" / "test")
@@ -497,20 +482,20 @@ def test_a_folder_without_splits_is_measured_whole(finished: Any, easy_folder: P
     answers = predict_split(load(student), data.train).logits.argmax(1)
     assert found["accuracy"] == pytest.approx((answers.numpy() == data.train.labels).mean())
     assert found["test_images"] == 96
-    assert said == [f"measured on all 96 pictures of {str(tmp_path / 'new')!r}"]
+    assert said == [f"evaluated on all 96 images of {str(tmp_path / 'new')!r}"]
     alone, whole = (
         reevaluate(student, str(place), None, "cpu", lambda *done: None, said.append).metrics
         for place in (tmp_path / "held", easy_folder)
     )
     assert (alone["test_images"], alone["confusion"]) == (24, whole["confusion"])
-    assert said[-1] == f"measured on the 24 test pictures of {str(easy_folder)!r}"
+    assert said[-1] == f"evaluated on the 24 test images of {str(easy_folder)!r}"
 
 
-def test_a_runs_own_pictures_in_another_place_are_not_measured_whole(easy_folder: Path, tmp_path: Path) -> None:
+def test_moved_training_folder_is_not_evaluated_whole(easy_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(easy_folder / "train", tmp_path / "mine")
     data_config = DataConfig(data=str(tmp_path / "mine"), train_limit=60)
     data = open_data(tmp_path / "mine", train_limit=60)
-    metrics = train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), DistillConfig("plain"))
+    metrics = train_run(tmp_path / "run", run_config("resnet8", "teacher", ONE, data=data_config), data)
     given = reevaluate(str(tmp_path / "run"), str(tmp_path / "mine"), None, "cpu", lambda *done: None, print)
     assert given.metrics["confusion"] == metrics["confusion"]
     (tmp_path / "mine").rename(tmp_path / "moved")
@@ -518,37 +503,37 @@ def test_a_runs_own_pictures_in_another_place_are_not_measured_whole(easy_folder
     found = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, said.append)
     assert found.metrics["confusion"] == metrics["confusion"]
     assert 0 < found.metrics["test_images"] == metrics["test_images"] < 30
-    assert said[0] == f"measured on the {metrics['test_images']} test pictures of {str(tmp_path / 'moved')!r}"
+    assert said[0] == f"evaluated on the {metrics['test_images']} test images of {str(tmp_path / 'moved')!r}"
     assert any("so the split was made here" in line for line in said)
 
 
-def test_pictures_that_changed_since_the_training_are_noted(easy_folder: Path, tmp_path: Path) -> None:
+def test_changed_images_give_a_message(easy_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(easy_folder, tmp_path / "mine")
     data_config, said = DataConfig(data=str(tmp_path / "mine"), train_limit=60), list[str]()
     data = open_data(tmp_path / "mine", train_limit=60)
-    train_run(tmp_path / "run", data, "resnet8", "teacher", (data_config, ONE), DistillConfig("plain"))
+    train_run(tmp_path / "run", run_config("resnet8", "teacher", ONE, data=data_config), data)
     reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
     assert said == []
     learnt = data.train.names[0] if data.train.names else ""
     shutil.copy(tmp_path / "mine" / learnt, tmp_path / "mine" / learnt.replace("train", "test"))
     reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
     assert len(said) == 1
-    assert f"the pictures in {str(tmp_path / 'mine')!r} are not those that" in said[0]
+    assert f"{str(tmp_path / 'mine')!r} have changed" in said[0]
 
 
-def test_teacher_given_as_the_folder_of_all_three(finished: Any) -> None:
+def test_teacher_as_the_folder_of_all_three_runs(finished: Any) -> None:
     control = str(finished.folder / "control")
     given = reevaluate(control, None, str(finished.folder), "cpu", lambda *done: None, print).metrics
     assert given == reevaluate(control, None, None, "cpu", lambda *done: None, print).metrics
 
 
-def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:
+def test_reevaluate_on_other_classes_is_refused(finished: Any, tmp_path: Path, easy_folder: Path) -> None:
     (tmp_path / "other").mkdir()
     for split in ("train", "val", "test"):
         (tmp_path / "other" / split).mkdir()
         for old, new in (("berry", "apple"), ("leaf", "leaf")):
             (tmp_path / "other" / split / new).symlink_to(easy_folder / split / old)
-    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but .* has apple, leaf \(2\)"):
+    with pytest.raises(InputError, match=r"must be berry, leaf, sky \(3\).*got apple, leaf \(2\)"):
         reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None, print)
 
 
@@ -559,7 +544,7 @@ def test_evaluating_on_other_classes_is_refused(finished: Any, tmp_path: Path, e
 class Wrong:
     named: str
     model: str = "resnet8"
-    lesson: DistillConfig = PLAIN
+    distill: DistillConfig = PLAIN
     config: TrainConfig = ONE
     teacher_epochs: int | None = None
 
@@ -567,83 +552,85 @@ class Wrong:
 @pytest.mark.parametrize(
     "wrong",
     [
-        Wrong("no model 'nope'", model="nope"),
-        Wrong("no method 'magic'", lesson=DistillConfig("magic")),
-        Wrong("'never' in 'cam=1:schedule=never' is none of", lesson=DistillConfig("ce=1,cam=1:schedule=never")),
-        Wrong("kd has no setting 'pool'", lesson=DistillConfig("ce=1,kd=1:pool=4")),
-        Wrong("no view policy 'wild'", config=replace(ONE, augment="wild")),
-        Wrong("device 'quantum'", config=replace(ONE, device="quantum")),
-        Wrong("epochs is 0", config=replace(ONE, epochs=0)),
-        Wrong("teacher_epochs is 0", teacher_epochs=0),
+        Wrong("'nope'", model="nope"),
+        Wrong("got 'magic'", distill=DistillConfig(method="magic")),
+        Wrong("got 'never' in 'cam=1:schedule=never'", distill=DistillConfig(method="ce=1,cam=1:schedule=never")),
+        Wrong("got 'pool' in 'kd=1:pool=4'", distill=DistillConfig(method="ce=1,kd=1:pool=4")),
+        Wrong("got 'wild'", config=replace(ONE, augment="wild")),
+        Wrong("quantum", config=replace(ONE, device="quantum")),
+        Wrong("epochs must be .*, got 0", config=replace(ONE, epochs=0)),
+        Wrong("teacher_epochs must be .*, got 0", teacher_epochs=0),
         Wrong(
-            "cam=1:control=shuffled needs several pictures in a batch",
-            lesson=DistillConfig("ce=1,cam=1:control=shuffled"),
+            "batch_size must be 2 or more",
+            distill=DistillConfig(method="ce=1,cam=1:control=shuffled"),
             config=replace(ONE, batch_size=1),
         ),
-        Wrong("batch_size is -1", config=replace(ONE, batch_size=-1)),
-        Wrong("lr is 0.0", config=replace(ONE, lr=0.0)),
-        Wrong("lr is nan", config=replace(ONE, lr=float("nan"))),
-        Wrong("lr is inf", config=replace(ONE, lr=float("inf"))),
-        Wrong("weight_decay is -0.1", config=replace(ONE, weight_decay=-0.1)),
-        Wrong("warmup is 1.5", config=replace(ONE, warmup_fraction=1.5)),
-        Wrong("label_smoothing is 2.0", config=replace(ONE, label_smoothing=2.0)),
-        Wrong("grad_clip is 0.0", config=replace(ONE, grad_clip=0.0)),
-        Wrong("ema is 1.1", config=replace(ONE, ema_decay=1.1)),
-        Wrong("seed is -1", config=replace(ONE, seed=-1)),
-        Wrong("augment_seed is 10000000000", config=replace(ONE, augment_seed=10**10)),
-        Wrong("figure_every is -1", config=replace(ONE, figure_every=-1)),
-        Wrong("cache_budget is -1", lesson=DistillConfig("kd", cache_budget=-1)),
+        Wrong("batch_size must be .*, got -1", config=replace(ONE, batch_size=-1)),
+        Wrong("lr must be .*, got 0.0", config=replace(ONE, lr=0.0)),
+        Wrong("lr must be .*, got nan", config=replace(ONE, lr=float("nan"))),
+        Wrong("lr must be .*, got inf", config=replace(ONE, lr=float("inf"))),
+        Wrong("weight_decay must be .*, got -0.1", config=replace(ONE, weight_decay=-0.1)),
+        Wrong("warmup_fraction must be .*, got 1.5", config=replace(ONE, warmup_fraction=1.5)),
+        Wrong("label_smoothing must be .*, got 2.0", config=replace(ONE, label_smoothing=2.0)),
+        Wrong("grad_clip must be .*, got 0.0", config=replace(ONE, grad_clip=0.0)),
+        Wrong("ema_decay must be .*, got 1.1", config=replace(ONE, ema_decay=1.1)),
+        Wrong("seed must be .*, got -1", config=replace(ONE, seed=-1)),
+        Wrong("augment_seed must be .*, got 10000000000", config=replace(ONE, augment_seed=10**10)),
+        Wrong("figure_every must be .*, got -1", config=replace(ONE, figure_every=-1)),
+        Wrong("cache_budget must be .*, got -1", distill=DistillConfig(method="kd", cache_budget=-1)),
     ],
     ids=lambda wrong: wrong.named,
 )
-def test_wrong_names_and_numbers_are_named(wrong: Wrong) -> None:
+def test_wrong_setting_is_refused(wrong: Wrong) -> None:
     with pytest.raises(InputError, match=wrong.named):
-        pipeline.check_names(wrong.model, wrong.lesson, wrong.config, wrong.teacher_epochs)
+        pipeline.check_config(run_config(wrong.model, train=wrong.config, distill=wrong.distill), wrong.teacher_epochs)
 
 
 @pytest.mark.parametrize(
     "config", [TrainConfig(), ONE, replace(ONE, warmup_fraction=0.0, ema_decay=0.0, weight_decay=0.0, grad_clip=1e-9)]
 )
-def test_right_names_and_numbers_pass(config: TrainConfig) -> None:
-    pipeline.check_names("cam-net", DistillConfig("ce=1,cam=1:control=centre"), replace(config, batch_size=1))
-    pipeline.check_names("cam-net", DistillConfig("ce=0.1,cam=1:schedule=early", "1GB"), config, 1)
+def test_valid_settings_pass(config: TrainConfig) -> None:
+    centre = DistillConfig(method="ce=1,cam=1:control=centre")
+    pipeline.check_config(run_config("cam-net", train=replace(config, batch_size=1), distill=centre))
+    early = DistillConfig(method="ce=0.1,cam=1:schedule=early", cache_budget="1GB")
+    pipeline.check_config(run_config("cam-net", train=config, distill=early), 1)
     json.dumps(config.__dict__)
 
 
-def test_what_is_not_said_is_settled_once(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_auto(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "bf16_speedup", lambda: 3.0)
-    auto = replace(ONE, precision="auto", device="cpu")
-    assert pipeline.resolve_auto(auto).precision == "bf16"
-    assert pipeline.resolve_auto(replace(auto, precision="fp32")).precision == "fp32"
-    for folder, said in {
+    auto = run_config(train=replace(ONE, precision="auto", device="cpu"))
+
+    def resolve(config: RunConfig, *folders: Path) -> TrainConfig:
+        return pipeline.resolve_auto(config, *folders).train
+
+    assert resolve(auto).precision == "bf16"
+    assert resolve(replace(auto, train=replace(auto.train, precision="fp32"))).precision == "fp32"
+    for folder, options in {
         "teacher": {"model": "resnet8", "precision": "fp32", "augment_epochs": 5},
         "control": {"student": "cam-net", "method": "plain", "precision": "bf16", "augment_epochs": 2},
     }.items():
-        Run(tmp_path / folder).start(said, {"pictures": "abc"})
+        Run(tmp_path / folder).start(options, {"data_fingerprint": "abc"})
     folders = [tmp_path / role for role in ("teacher", "control", "student")]
-    begun = pipeline.resolve_auto(auto, *folders)
-    assert (begun.precision, begun.augment_epochs) == ("fp32", 2), "as the first was begun, with the control's views"
-    assert pipeline.resolve_auto(replace(auto, augment_epochs=7), *folders).augment_epochs == 7
+    resolved = resolve(auto, *folders)
+    assert resolved.precision == "fp32", "that of the first stored run"
+    assert resolved.augment_epochs == 2, "that of the control"
+    assert resolve(replace(auto, train=replace(auto.train, augment_epochs=7)), *folders).augment_epochs == 7
 
 
 @pytest.mark.usefixtures("undrawn", "store")
-def test_a_run_goes_on_with_its_views_whatever_the_budget_is_now(
-    easy: Dataset, tmp_path: Path, taught: Teacher
-) -> None:
-    small = DistillConfig("kd", cache_budget="15kB")
-    run = tmp_path / "run"
-    asked, config = learn(run, easy, "cam-net", taught, small, TWO)
-    assert (asked, config.augment_epochs) == (96, 1)
-    config = pipeline.resolve_auto(TWO, run)
-    assert config.augment_epochs == 1
-    knowledge, config = prepare_teacher_cache(taught, easy, config, DistillConfig("kd"))
-    again = train_run(
-        run, easy, "cam-net", "student", (DATA, config), DistillConfig("kd"), taught, knowledge, resume=True
-    )
-    assert again["augment_epochs"] == 1
+def test_resumed_run_keeps_its_augmented_epochs_at_any_budget(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+    folder = tmp_path / "run"
+    small_budget = DistillConfig(method="kd", cache_budget="15kB")
+    computed, train = distill(folder, easy, "cam-net", taught, small_budget, TWO)
+    assert (computed, train.augment_epochs) == (96, 1)
+    config = pipeline.resolve_auto(run_config("cam-net", train=TWO, distill=DistillConfig(method="kd")), folder)
+    assert config.train.augment_epochs == 1
+    supervision, config = prepare_supervision(taught, easy, config)
+    assert train_run(folder, config, easy, supervision, resume=Resume())["augment_epochs"] == 1
 
 
-# --- a teacher that knows nothing of these pictures
+# --- a teacher that does not fit the images
 
 
 def spoil(teacher: Teacher, way: str) -> Teacher:
@@ -661,43 +648,41 @@ def spoil(teacher: Teacher, way: str) -> Teacher:
     return replace(teacher, model=model)
 
 
-def test_a_good_teacher_is_introduced(easy: Dataset, taught: Teacher) -> None:
+def test_teacher_accuracy_is_reported(easy: Dataset, taught: Teacher) -> None:
     right = (taught.val_targets.labels.numpy() == easy.val.labels).mean()
-    assert taught.check() == pytest.approx(right)
-    steps = Steps()
-    said: list[str] = []
-    steps.note = said.append  # type: ignore[method-assign]
-    pipeline.prepare_teacher_cache(taught, easy, ONE, DistillConfig("kd"), steps)
-    assert said[0] == f"the teacher is right on {right:.1%} of the validation pictures"
+    assert taught.check_accuracy() == pytest.approx(right)
+    messages = Messages()
+    prepare_supervision(taught, easy, run_config(distill=DistillConfig(method="kd")), [messages])
+    assert messages.texts[0] == f"teacher: validation accuracy {right:.1%}"
 
 
 @pytest.mark.fault("the wrong teacher")
-def test_what_a_few_pictures_cannot_tell_is_said_with_their_number(taught: Teacher) -> None:
+def test_few_validation_images_raise_the_bound(taught: Teacher) -> None:
     """One wrong of four, two of which are of one class: two standard errors of guessing are a half."""
     said = taught.val_targets.labels.numpy()
     rows = np.array([np.flatnonzero(said == label)[place] for label, place in ((0, 0), (0, 1), (1, 0), (1, 1))])
     few = replace(taught.val.take(rows), labels=np.array([0, 0, 1, 2]))
     with pytest.raises(
         InputError,
-        match=r"right on 75\.0% of the 4 validation pictures, and guessing is on 50\.0%, so that it has to be on at "
-        r"least 100\.0%: .* --teacher, or more validation pictures, which lower that\.$",
+        match=r"at least 100\.0% of the 4 validation images .*, got 75\.0%\. .* 50\.0%\..* lower the bound\.$",
     ):
-        replace(taught, val=few).check()
+        replace(taught, val=few).check_accuracy()
 
 
 @pytest.mark.fault("the wrong teacher")
-def test_a_teacher_of_other_pictures_is_refused(finished: Any, easy: Dataset) -> None:
+def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: Dataset) -> None:
     """Of another size, and of classes in another order."""
     large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
-    with pytest.raises(InputError, match="was trained on 16 pixel pictures, not 32: add --size 16"):
+    with pytest.raises(InputError, match="must be 16.*got 32"):
         load_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
-    with pytest.raises(InputError, match=r"knows the classes berry, leaf, sky \(3\), but the pictures have sky, berry"):
+    with pytest.raises(InputError, match=r"must be sky, berry, leaf \(3\).*got berry, leaf, sky \(3\)"):
         load_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")
 
 
 @pytest.mark.fault("the wrong teacher")
 @pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
-def test_a_teacher_near_chance_is_refused_before_the_first_step(easy: Dataset, taught: Teacher, way: str) -> None:
-    with pytest.raises(InputError, match=r"of the 24 validation pictures, and guessing is on 33\.3%"):
-        pipeline.prepare_teacher_cache(spoil(taught, way), easy, ONE, DistillConfig("cam-kd"))
-    assert pipeline.prepare_teacher_cache(spoil(taught, way), easy, ONE, DistillConfig("plain")) == (None, ONE)
+def test_teacher_near_chance_is_refused(easy: Dataset, taught: Teacher, way: str) -> None:
+    with pytest.raises(InputError, match=r"of the 24 validation images.*33\.3%"):
+        prepare_supervision(spoil(taught, way), easy, run_config(distill=DistillConfig(method="cam-kd")))
+    plain, _ = prepare_supervision(spoil(taught, way), easy, run_config())
+    assert plain.cache is None

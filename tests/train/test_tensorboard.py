@@ -1,4 +1,4 @@
-"""Watching a run: what TensorBoard reads back is what the run wrote, and the terminal says the same."""
+"""TensorBoard events and terminal lines hold the metrics of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from rich.console import Console
 
 from camkd.cli.main import main
 from camkd.cli.progress import ProgressReporter
-from camkd.config import DataConfig, DistillConfig, TrainConfig
+from camkd.config import DataConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.experiments.pipeline import train_run
 from camkd.runs.folder import Run
-from camkd.train import tensorboard as board
+from camkd.runs.resume import Resume
+from camkd.train import tensorboard
 from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted
 from camkd.types import InputError
@@ -28,31 +29,34 @@ TWO = TrainConfig(
 NAMES = {"train_loss", "terms/ce", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
 
 
-class Everything(Callback):
-    """What a watch behind the board is told, by name, and Ctrl-C at one step if wanted."""
+class Events(Callback):
+    """Record events by name, and raise `Interrupted` at a step (0: never)."""
 
     def __init__(self, stop_at: int = 0) -> None:
-        self.told: list[str] = []
+        self.names: list[str] = []
         self.stop_at = stop_at
 
-    def start(self, name: str, steps: int, done: int) -> None:
-        self.told.append("start")
+    def on_train_start(self, name: str, total_steps: int, completed_steps: int) -> None:
+        self.names.append("start")
 
-    def step(self, pictures: int) -> None:
-        self.told.append("step")
-        if self.told.count("step") == self.stop_at:
+    def on_batch_end(self, num_images: int) -> None:
+        self.names.append("batch")
+        if self.names.count("batch") == self.stop_at:
             raise Interrupted("stopped")
 
-    def epoch(self, row: dict[str, Any], model: Any) -> None:
-        self.told.append(f"epoch {row['epoch']}")
+    def on_epoch_end(self, row: dict[str, Any], model: Any) -> None:
+        self.names.append(f"epoch {row['epoch']}")
 
-    def drawn(self, epoch: int, path: Path) -> None:
-        self.told.append(f"drawn {epoch}")
+    def on_figure(self, epoch: int, path: Path) -> None:
+        self.names.append(f"figure {epoch}")
         assert path.is_file()
 
+    def on_train_end(self) -> None:
+        self.names.append("end")
 
-def trained(folder: Path, data: Dataset, config: TrainConfig = TWO, **more: Any) -> Run:
-    train_run(folder, data, "resnet8", "teacher", (DataConfig("easy"), config), DistillConfig("plain"), **more)
+
+def train(folder: Path, data: Dataset, config: TrainConfig = TWO, **options: Any) -> Run:
+    train_run(folder, RunConfig(DataConfig("easy"), config, model="resnet8", role="teacher"), data, **options)
     return Run(folder)
 
 
@@ -61,58 +65,59 @@ def read_back(folder: Path) -> Any:
         "tensorboard.backend.event_processing.event_accumulator",
         reason="tensorboard is not installed: requirements-dev.txt",
     )
-    found = accumulators.EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
-    return found.Reload()
+    events = accumulators.EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    return events.Reload()
 
 
-def test_tensorboard_reads_the_scalars_and_maps_of_every_epoch(easy: Dataset, tmp_path: Path) -> None:
+def test_events_hold_scalars_and_figures_of_every_epoch(easy: Dataset, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: requirements-dev.txt")
-    seen = Everything()
-    run = trained(tmp_path / "run", easy, watch=seen)
-    found = read_back(run.folder)
-    assert set(found.Tags()["scalars"]) == NAMES
+    events = Events()
+    run = train(tmp_path / "run", easy, callbacks=[events])
+    events_read = read_back(run.folder)
+    assert set(events_read.Tags()["scalars"]) == NAMES
     for name in NAMES:
         values = [row["terms"]["ce"] if name == "terms/ce" else row[name] for row in run.read_history()]
-        assert [event.step for event in found.Scalars(name)] == [1, 2]
-        assert [event.value for event in found.Scalars(name)] == pytest.approx(values, rel=1e-6)
-    assert [event.step for event in found.Images("maps")] == [1, 2]
-    shown = Image.open(io.BytesIO(found.Images("maps")[1].encoded_image_string))
-    drawn = Image.open(run.figures / "cams-epoch-002.png")
-    assert shown.tobytes() == drawn.convert("RGB").tobytes()
-    assert seen.told == ["start", *["step"] * 4, "drawn 1", "epoch 1", *["step"] * 4, "drawn 2", "epoch 2"]
+        assert [event.step for event in events_read.Scalars(name)] == [1, 2]
+        assert [event.value for event in events_read.Scalars(name)] == pytest.approx(values, rel=1e-6)
+    assert [event.step for event in events_read.Images("maps")] == [1, 2]
+    logged = Image.open(io.BytesIO(events_read.Images("maps")[1].encoded_image_string))
+    figure = Image.open(run.figures / "cams-epoch-002.png")
+    assert logged.tobytes() == figure.convert("RGB").tobytes()
+    epochs = [*["batch"] * 4, "figure 1", "epoch 1", *["batch"] * 4, "figure 2", "epoch 2"]
+    assert events.names == ["start", *epochs, "end"]
 
 
-def test_a_run_that_goes_on_has_every_epoch_once(easy: Dataset, tmp_path: Path) -> None:
+def test_resumed_run_has_every_epoch_once(easy: Dataset, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: requirements-dev.txt")
     with pytest.raises(Interrupted):
-        trained(tmp_path / "run", easy, watch=Everything(stop_at=6))
-    run = trained(tmp_path / "run", easy, resume=True)
+        train(tmp_path / "run", easy, callbacks=[Events(stop_at=6)])
+    run = train(tmp_path / "run", easy, resume=Resume())
     assert [event.step for event in read_back(run.folder).Scalars("val_accuracy")] == [1, 2]
 
 
-def test_there_are_no_event_files_unless_wanted(easy: Dataset, tmp_path: Path) -> None:
-    run = trained(tmp_path / "run", easy, replace(TWO, tensorboard=False, epochs=1, figure_every=0))
+def test_no_event_files_without_the_option(easy: Dataset, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", easy, replace(TWO, tensorboard=False, epochs=1, figure_every=0))
     assert not (run.folder / "tensorboard").exists()
 
 
-def test_without_the_extra_a_sentence_says_how_to_get_it(
+def test_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(board, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'camkd\[tensorboard\]'"):
-        board.check_tensorboard()
+        tensorboard.check_tensorboard()
     out = tmp_path / "run"
     assert main(["teacher", "--data", "shapes", "--tensorboard", "--out", str(out)]) == 2
-    assert "--tensorboard needs an extra" in capsys.readouterr().err
+    assert "--tensorboard" in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_the_terminal_shows_the_same_scalars() -> None:
+def test_terminal_line_has_the_same_scalars() -> None:
     row = {"epoch": 3, "train_loss": 1.234, "terms": {"ce": 0.987, "cam": 0.247}, "lr": 0.0625, "val_accuracy": 0.913}
     row |= {"val_loss": 0.321, "val_teacher_agreement": 0.876, "val_cam_cosine": 0.54, "images_per_second": 1234.0}
-    screen = ProgressReporter()
-    screen.console = Console(file=io.StringIO(), width=400)
-    screen.epoch({**row, "seconds": 2.0}, None)  # type: ignore[arg-type]
-    said = screen.console.file.getvalue()  # type: ignore[attr-defined]
+    reporter = ProgressReporter()
+    reporter.console = Console(file=io.StringIO(), width=400)
+    reporter.on_epoch_end({**row, "seconds": 2.0}, None)  # type: ignore[arg-type]
+    text = reporter.console.file.getvalue()  # type: ignore[attr-defined]
     for words in ("epoch 3", "1.234", "ce 0.987", "cam 0.247", "lr 0.0625", "91.3%", "0.321", "87.6%", "0.54", "1,234"):
-        assert words in said, words
+        assert words in text, words

@@ -1,4 +1,4 @@
-"""Command-line flags out of configuration dataclasses, and the parser's complaints in plain words."""
+"""Command-line flags from configuration dataclasses, and readable parser errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import TypeVar, get_type_hints
 
+import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 Config = TypeVar("Config")
@@ -15,45 +16,54 @@ Config = TypeVar("Config")
 ALIASES = {"data": ("--dataset",), "method": ("--terms",)}
 
 
-def add_flags(parser: ArgumentParser, *configs: type, only: Collection[str] | None = None) -> None:
-    """One flag a field of the configuration dataclasses (of those named in ``only``), its help from their docstring."""
+def add_flags(
+    parser: ArgumentParser, *configs: type, only: Collection[str] | None = None, exclude: Collection[str] = ()
+) -> None:
+    """Add one flag per field of configuration dataclasses, with the help of their docstrings.
+
+    Args:
+        parser: the parser.
+        configs: dataclasses with an ``Args`` section.
+        only: names of fields to add (None: all).
+        exclude: names of fields to leave out.
+    """
     for config in configs:
-        hints, helps = get_type_hints(config), _helps(config)
+        hints = get_type_hints(config)
+        docs = docstring_parser.parse(config.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+        helps = {param.arg_name: (param.description or "").rstrip(".") for param in docs.params}
         for field in fields(config):
-            if only is None or field.name in only:
-                flag = "--" + field.name.replace("_", "-")
-                names = (flag, *ALIASES.get(field.name, ()))
-                kind = {"action": "store_true"} if hints[field.name] is bool else {"type": hints[field.name]}
-                parser.add_argument(*names, **kind, default=field.default, help=helps[field.name])
-
-
-def _helps(config: type) -> dict[str, str]:
-    return dict(re.findall(r"^ +(\w+): (.+?)\.?$", config.__doc__ or "", re.MULTILINE))
+            if field.name in exclude or (only is not None and field.name not in only):
+                continue
+            flag = "--" + field.name.replace("_", "-")
+            names = (flag, *ALIASES.get(field.name, ()))
+            kind = {"action": "store_true"} if hints[field.name] is bool else {"type": hints[field.name]}
+            parser.add_argument(*names, **kind, default=field.default, help=helps[field.name])
 
 
 class PlainHelp(DefaultHelpFormatter):
-    """What an option is for and its default, where there is one that the text does not say; no types."""
+    """Help with the default of an option, unless its text has one, and without types."""
 
     def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
         if not action.option_strings or isinstance(action.default, bool) or action.default in (None, "", SUPPRESS):
-            return action.help or ""
-        told = "" if "(default: " in (action.help or "") else " (default: %(default)s)"
-        return f"{action.help or ''}{told}"
+            return text
+        return text if "(default: " in text else f"{text} (default: %(default)s)"
 
 
 def from_namespace(config: type[Config], options: Namespace) -> Config:
-    """The configuration ``config`` with the values that were given, and its own for those that were not offered."""
-    return config(**{field.name: options[field.name] for field in fields(config) if field.name in options})  # type: ignore[arg-type]
+    """Build a configuration from parsed options. Fields without an option have their defaults."""
+    values = {field.name: options[field.name] for field in fields(config) if field.name in options}  # type: ignore[arg-type]
+    return config(**values)
 
 
 def clean_parser_error(message: str) -> str:
-    """The parser's complaint in one line, with the flag as the user typed it."""
-    text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", message)
+    """Rewrite a parser error as one line, with the flag as the user typed it."""
+    text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda match: f"--{match[1].replace('_', '-')}:", message)
     text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))
     text = re.sub(r"(?s)Does not validate .*?\[(\w+), NoneType\].*Given value: ", r"Expected a \1. Got value: ", text)
     text = re.sub(
         r'expected "(\w+)\.command" to be one of \{(.*?)\}, but .*',
-        lambda found: f"say after {found[1]} what to do: {found[2].replace(',', ', ')}.",
+        lambda match: f"{match[1]} must be followed by one of {match[2].replace(',', ', ')}, got none.",
         text,
     )
     text = text.replace("a typing.Literal", "one of ").replace(" a int", " an int")

@@ -1,6 +1,6 @@
-"""What there is to choose from: models with their cost, methods with their source, data sets.
+"""Lists of models with their cost, methods with their source, recipes, and datasets.
 
-Each list imports what it needs itself, and torch only where it has to count.
+Each list imports only what it needs, and torch only to count the cost of models.
 """
 
 from __future__ import annotations
@@ -15,87 +15,114 @@ from camkd.distill.methods import METHODS
 from camkd.types import InputError
 
 Table = tuple[list[str], list[list[str]]]
+"""Column headers and rows."""
 
 COSTS = Path(__file__).parents[1] / "models" / "costs.json"
-"""What to say of every built-in network, and what it costs at ``COSTS_AT``: read as a file, so without torch."""
+"""Summary and cost of every built-in model at ``COSTS_AT``, a file that is read without torch."""
 
 COSTS_AT = (32, 10)
-"""Picture size and number of classes of the costs in ``COSTS``."""
-
+"""Image size and number of classes of ``COSTS``."""
 
 EXTERNAL = ("timm", "torchvision")
-"""The libraries whose networks have names too, where they are installed."""
+"""Optional libraries whose models have names too."""
 
 
-def show(what: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
-    """The list called ``what``, as data and as a table. Raises ``InputError`` for another name."""
-    lists = {"models": lambda: models(size, classes), "methods": methods, "recipes": recipes, "data": sources}
-    if what not in lists:
-        raise InputError(f"there is no list of {what!r}: choose one of {', '.join(lists)}.")
+def list_items(kind: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
+    """Return a list as data and as a table.
+
+    Args:
+        kind: models, methods, recipes or data.
+        size: image size of the models' cost.
+        classes: number of classes of the models' cost.
+
+    Raises:
+        InputError: for another list, or a number below 1.
+    """
+    lists = {
+        "models": lambda: list_models(size, classes),
+        "methods": list_methods,
+        "recipes": list_recipes,
+        "data": list_datasets,
+    }
+    if kind not in lists:
+        raise InputError(f"The list must be one of {', '.join(lists)}, got {kind!r}.")
     for name, value in (("size", size), ("classes", classes)):
         if value < 1:
-            raise InputError(f"{name} is {value}, but has to be 1 or more: give such a number.")
-    return lists[what]()
+            raise InputError(f"--{name} must be 1 or more, got {value}.")
+    return lists[kind]()
 
 
-def models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
-    """Parameters, multiply-accumulates and map of every built-in network for pictures of ``size`` pixels."""
-    found = stored_costs() if (size, classes) == COSTS_AT else costs(size, classes)
+def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
+    """Return parameters, multiply-accumulates and map size of every built-in model.
+
+    Args:
+        size: side of the images in pixels.
+        classes: number of classes.
+    """
+    costs = stored_costs() if (size, classes) == COSTS_AT else count_costs(size, classes)
     rows: list[list[str]] = []
-    for name, said in found.items():
-        grid = "x".join(map(str, said["map"]))
-        rows.append([name, f"{said['params']:,}", f"{said['macs'] / 1e6:,.1f} M", grid, said["form"], said["summary"]])
+    for name, cost in costs.items():
+        grid = "x".join(map(str, cost["map"]))
+        macs = f"{cost['macs'] / 1e6:,.1f} M"
+        rows.append([name, f"{cost['params']:,}", macs, grid, cost["form"], cost["summary"]])
     for library in EXTERNAL:
-        rows.append([f"{library}:NAME", "", "", "", "", f"any classifier of {library}; NAME.TAG: with these weights"])
-    return found, (["model", "parameters", "MACs", "map", "form", ""], rows)
+        summary = f"any classifier of {library}; NAME.TAG: with these weights"
+        rows.append([f"{library}:NAME", "", "", "", "", summary])
+    return costs, (["model", "parameters", "MACs", "map", "form", ""], rows)
 
 
 def stored_costs() -> dict[str, dict[str, Any]]:
-    """The content of ``COSTS``."""
-    found: dict[str, dict[str, Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
-    return found
+    """Read ``COSTS``."""
+    costs: dict[str, dict[str, Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
+    return costs
 
 
-def costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
-    """The like of ``COSTS`` for pictures of ``size`` pixels in ``classes`` classes, counted now."""
+def count_costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
+    """Count the cost of every built-in model, in the format of ``COSTS``.
+
+    Args:
+        size: side of the images in pixels.
+        classes: number of classes.
+    """
     import torch
 
     from camkd.models import MODELS
     from camkd.models.profile import profile_model
 
-    said, found = stored_costs(), {}
-    for name, make in MODELS.items():
-        with torch.device("meta"):  # shapes alone: nothing is drawn and nothing computed
-            cost = profile_model(name, make(classes, size), size)
-        found[name] = {**said[name], "params": cost.params, "macs": cost.macs, "map": list(cost.grid)}
-    return found
+    stored = stored_costs()
+    costs = {}
+    for name, factory in MODELS.items():
+        with torch.device("meta"):  # shapes only: no memory, no computation
+            cost = profile_model(name, factory(classes, size), size)
+        costs[name] = {**stored[name], "params": cost.params, "macs": cost.macs, "map": list(cost.map_size)}
+    return costs
 
 
-def methods() -> tuple[dict[str, Any], Table]:
-    """The sum of terms of every method, and where it comes from."""
-    found = {name: asdict(method) for name, method in METHODS.items()}
+def list_methods() -> tuple[dict[str, Any], Table]:
+    """Return the loss terms and the source of every method."""
+    methods = {name: asdict(method) for name, method in METHODS.items()}
     rows = [[name, method.terms, method.summary, method.source] for name, method in METHODS.items()]
-    return found, (["method", "terms", "", "source"], rows)
+    return methods, (["method", "terms", "", "source"], rows)
 
 
-def recipes() -> tuple[dict[str, Any], Table]:
-    """What every recipe of ``camkd train`` stands for, what it cost and what came of it."""
-    found = {name: {"command": f"camkd train {' '.join(said.flags)}", **asdict(said)} for name, said in RECIPES.items()}
-    rows = [[name, said["command"], said["cost"], said["result"]] for name, said in found.items()]
-    return found, (["recipe", "stands for", "cost", "result"], rows)
+def list_recipes() -> tuple[dict[str, Any], Table]:
+    """Return command, cost and result of every recipe."""
+    recipes = {
+        name: {"command": f"camkd train {' '.join(recipe.flags)}", **asdict(recipe)} for name, recipe in RECIPES.items()
+    }
+    rows = [[name, recipe["command"], recipe["cost"], recipe["result"]] for name, recipe in recipes.items()]
+    return recipes, (["recipe", "command", "cost", "result"], rows)
 
 
-def sources() -> tuple[dict[str, Any], Table]:
-    """The built-in data sets; any folder of pictures is one too."""
+def list_datasets() -> tuple[dict[str, Any], Table]:
+    """Return the built-in datasets. Any folder of images is a dataset too."""
     from camkd.data.sources import SOURCES
 
-    found, rows = {}, []
+    datasets = {}
+    rows = []
     for name, source in SOURCES.items():
-        found[name] = {
-            "classes": source.classes,
-            "pictures": list(source.pictures),
-            "summary": source.summary,
-        }
-        rows.append([name, str(source.classes), " / ".join(f"{n:,}" for n in source.pictures), source.summary])
-    rows.append(["FOLDER", "", "", "one folder of pictures a class, or train/, val/ and test/ with such folders"])
-    return found, (["data", "classes", "train / val / test", ""], rows)
+        datasets[name] = {"classes": source.classes, "images": list(source.images), "summary": source.summary}
+        counts = " / ".join(f"{count:,}" for count in source.images)
+        rows.append([name, str(source.classes), counts, source.summary])
+    rows.append(["FOLDER", "", "", "one folder of images per class, or train/, val/ and test/ with such folders"])
+    return datasets, (["data", "classes", "train / val / test", ""], rows)

@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Torch is imported inside a command, so that ``--help`` answers at once."""
+"""The command line: parse options, run a command, print its result.
+
+Torch is imported inside commands, so that ``--help`` starts at once.
+"""
 
 from __future__ import annotations
 
@@ -22,52 +25,63 @@ PROGRAM = "camkd"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status.
+    """Run one command.
 
-    0: done. 1: it failed, or found what --fail-under or --fail-over forbids. 2: the user's input is wrong, one sentence
-    says what to do. 130: interrupted; what was trained is saved and the command that goes on with it is printed.
+    Args:
+        arguments: the command line without the program (None: ``sys.argv``).
+
+    Returns:
+        The exit status. 0: done. 1: failed, or a metric violates --fail-under or --fail-over. 2: wrong input, with a
+        sentence on stderr. 130: interrupted; the state is saved and the resume command is printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    parser = _build_parser()
     if not arguments:
         parser.print_help()
         return 0
     try:
         options = parser.parse_args(expand_recipe(arguments))
     except ArgumentError as error:
-        return _say(2, clean_parser_error(str(error)))
+        return _exit(2, clean_parser_error(str(error)))
     except InputError as error:
-        return _say(2, str(error))
-    command, options = _chosen(options, COMMANDS)
-    if options.get("recipe") and not any(word.startswith("--recipe") for word in arguments):
-        return _say(2, "a recipe stands on the command line and not in a --config file: give --recipe there.")
+        return _exit(2, str(error))
+    command, options = _select_command(options, COMMANDS)
+    if options.get("recipe") and not any(argument.startswith("--recipe") for argument in arguments):
+        return _exit(2, "--recipe must be on the command line, got it in a --config file. Give --recipe there.")
+    result = None
+    failure = None
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where, **more: print(f"{PROGRAM}: {message}", file=sys.stderr)
-            result, failure = command.run(options), None
-    except ThresholdFailed as unmet:
-        result, failure = unmet.result, str(unmet)
+            warnings.showwarning = _print_warning
+            result = command.run(options)
+    except ThresholdFailed as error:
+        result = error.result
+        failure = str(error)
     except InputError as error:
-        return _say(2, str(error))
+        return _exit(2, str(error))
     except FloatingPointError as error:
-        return _say(1, f"{error}.")
+        return _exit(1, f"{error}.")
     except ChildProcessError as error:
-        return _say(1, str(error))
+        return _exit(1, str(error))
     except OSError as error:
         if error.filename is None:
             raise
-        return _say(1, f"{error.filename}: {error.strerror}.")
+        return _exit(1, f"{error.filename}: {error.strerror}.")
     except KeyboardInterrupt:
         if "resume" not in options:
-            return _say(130, "interrupted.")
-        again = arguments if "--resume" in arguments else [*arguments, "--resume"]
-        return _say(130, f"interrupted; what was trained is saved. Go on with: {shlex.join([PROGRAM, *again])}")
-    if options.json and result is not None:  # of several processes the first has it
+            return _exit(130, "interrupted.")
+        resume_arguments = arguments if "--resume" in arguments else [*arguments, "--resume"]
+        return _exit(130, f"interrupted; the state is saved. Resume with: {shlex.join([PROGRAM, *resume_arguments])}")
+    if options.json and result is not None:  # ranks above 0 return None
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-    return 0 if failure is None else _say(1, failure)
+    return 0 if failure is None else _exit(1, failure)
 
 
-def _parser() -> ArgumentParser:
+def _print_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog=PROGRAM,
         exit_on_error=False,
@@ -76,29 +90,31 @@ def _parser() -> ArgumentParser:
         description="Compress an image classifier into a tiny one that looks where its teacher looks.",
         formatter_class=PlainHelp,
     )
-    _offer(parser, COMMANDS)
+    _add_commands(parser, COMMANDS)
     return parser
 
 
-def _offer(parser: ArgumentParser, commands: Mapping[str, Command | Group]) -> None:
-    offered = parser.add_subcommands(dest="command")
+def _add_commands(parser: ArgumentParser, commands: Mapping[str, Command | Group]) -> None:
+    subcommands = parser.add_subcommands(dest="command")
     for name, command in commands.items():
-        sub = ArgumentParser(
+        subparser = ArgumentParser(
             exit_on_error=False, allow_abbrev=False, description=command.summary, formatter_class=PlainHelp
         )
         if isinstance(command, Command):
-            command.options(sub)
-            sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-        offered.add_subcommand(name, sub, help=command.summary)
+            command.add_options(subparser)
+            subparser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        subcommands.add_subcommand(name, subparser, help=command.summary)
         if isinstance(command, Group):
-            _offer(sub, command.commands)
+            _add_commands(subparser, command.commands)
 
 
-def _chosen(options: Namespace, commands: Mapping[str, Command | Group]) -> tuple[Command, Namespace]:
-    command, options = commands[options.command], options[options.command]
-    return _chosen(options, command.commands) if isinstance(command, Group) else (command, options)
+def _select_command(options: Namespace, commands: Mapping[str, Command | Group]) -> tuple[Command, Namespace]:
+    command = commands[options.command]
+    options = options[options.command]
+    return _select_command(options, command.commands) if isinstance(command, Group) else (command, options)
 
 
-def _say(status: int, sentence: str) -> int:
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+def _exit(status: int, message: str) -> int:
+    """Print a message on stderr and return the exit status."""
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
     return status

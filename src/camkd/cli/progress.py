@@ -1,4 +1,4 @@
-"""What a person sees while things go on: a progress bar on a terminal, plain lines elsewhere, always on stderr."""
+"""Progress on stderr: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,102 +11,123 @@ from torch import nn
 
 from camkd.train.callbacks import Callback
 
-EVERY = 10.0  # seconds between two plain lines of a long job
+LINE_INTERVAL = 10.0
+"""Seconds between two plain lines of a long job."""
 
 
 class ProgressReporter(Callback):
-    """Shows the progress of decoding and training; use it as a context manager."""
+    """Show messages and the progress of decoding and training. Use it as a context manager.
+
+    Args:
+        quiet: show nothing, as on ranks above 0.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
-        self.live = self.console.is_terminal
+        self.is_live = self.console.is_terminal
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
         )
-        self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+        self.bar = Progress(*columns, console=self.console, transient=True)
         self.task: TaskID | None = None
         self.title = ""
-        self.total = self.done = self.first = self.pictures = 0
-        self.begun = self.said = time.monotonic()
+        self.total = 0
+        self.done = 0
+        self.done_at_start = 0
+        self.num_images = 0
+        self.started = time.monotonic()
+        self.last_line = self.started
 
     def __enter__(self) -> ProgressReporter:
-        if self.live:
+        if self.is_live:
             self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.live:
+        if self.is_live:
             self.bar.stop()
 
     def message(self, text: str) -> None:
-        """One line for a person."""
+        """Print one line."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.message(text)
 
-    def progress(self, done: int, total: int, what: str) -> None:
-        """The callback of the data sources."""
-        if what != self.title or done < self.done:
-            self._begin(what, total, 0)
+    def progress(self, done: int, total: int, description: str) -> None:
+        """Show the progress of a job other than training.
+
+        Args:
+            done: completed units of work.
+            total: all units of work.
+            description: the job; a new description starts a new bar.
+        """
+        if description != self.title or done < self.done:
+            self._start_bar(description, total, 0)
         self.done = done
-        self._show("")
+        self._update_bar("")
         if done >= total:
-            self._end()
+            self._end_bar()
 
-    def start(self, name: str, steps: int, done: int) -> None:
-        self._begin(name, steps, done)
+    def on_train_start(self, name: str, total_steps: int, completed_steps: int) -> None:
+        self._start_bar(name, total_steps, completed_steps)
 
-    def step(self, pictures: int) -> None:
+    def on_batch_end(self, num_images: int) -> None:
         self.done += 1
-        self.pictures += pictures
-        self._show(f"{self.pictures / max(1e-9, time.monotonic() - self.begun):,.0f} pictures/s")
+        self.num_images += num_images
+        self._update_bar(f"{self.num_images / max(1e-9, time.monotonic() - self.started):,.0f} images/s")
 
-    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+    def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
         parts = [
             f"{self.title}  epoch {row['epoch']}",
             f"validation {row['val_accuracy']:.1%}, loss {row['val_loss']:.3f}",
-            f"training loss {row['train_loss']:.3f}{_terms(row['terms'])}",
+            f"training loss {row['train_loss']:.3f}{_format_terms(row['terms'])}",
         ]
         if "val_teacher_agreement" in row:
             parts += [
-                f"agrees with its teacher {row['val_teacher_agreement']:.1%}",
+                f"teacher agreement {row['val_teacher_agreement']:.1%}",
                 f"map cosine {row['val_cam_cosine']:.2f}",
             ]
-        parts += [f"lr {row['lr']:.3g}", f"{row['images_per_second']:,.0f} pictures/s", f"{self._left()} left"]
+        parts += [f"lr {row['lr']:.3g}", f"{row['images_per_second']:,.0f} images/s", f"{self._time_left()} left"]
         self.message("  ".join(parts))
         if self.done >= self.total:
-            self._end()
+            self._end_bar()
 
-    def _begin(self, title: str, total: int, done: int) -> None:
-        self._end()
-        self.title, self.total, self.done, self.pictures = title, total, done, 0
-        self.begun = self.said = time.monotonic()
-        self.first = done
-        if self.live:
-            self.task = self.bar.add_task(title, total=total, completed=done, note="")
+    def _start_bar(self, title: str, total: int, done: int) -> None:
+        self._end_bar()
+        self.title = title
+        self.total = total
+        self.done = done
+        self.done_at_start = done
+        self.num_images = 0
+        self.started = time.monotonic()
+        self.last_line = self.started
+        if self.is_live:
+            self.task = self.bar.add_task(title, total=total, completed=done, detail="")
 
-    def _show(self, note: str) -> None:
-        if self.live and self.task is not None:
-            self.bar.update(self.task, completed=self.done, note=note)
-        elif time.monotonic() - self.said >= EVERY:
-            self.said = time.monotonic()
-            self.message(f"{self.title}  {self.done:,} of {self.total:,}  {note}  {self._left()} left")
+    def _update_bar(self, detail: str) -> None:
+        if self.is_live and self.task is not None:
+            self.bar.update(self.task, completed=self.done, detail=detail)
+        elif time.monotonic() - self.last_line >= LINE_INTERVAL:
+            self.last_line = time.monotonic()
+            self.message(f"{self.title}  {self.done:,} of {self.total:,}  {detail}  {self._time_left()} left")
 
-    def _left(self) -> str:
-        made = self.done - self.first
-        seconds = (time.monotonic() - self.begun) / made * (self.total - self.done) if made else 0.0
+    def _time_left(self) -> str:
+        """Return the estimated time left as minutes and seconds."""
+        completed = self.done - self.done_at_start
+        seconds = (time.monotonic() - self.started) / completed * (self.total - self.done) if completed else 0.0
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
-    def _end(self) -> None:
+    def _end_bar(self) -> None:
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
 
 
-def _terms(means: dict[str, float]) -> str:
-    """`` (ce 1.203, cam 0.412)`` where an objective has several terms."""
+def _format_terms(means: dict[str, float]) -> str:
+    """Return `` (ce 1.203, cam 0.412)`` for several loss terms, and nothing for one."""
     return f" ({', '.join(f'{name} {mean:.3f}' for name, mean in means.items())})" if len(means) > 1 else ""

@@ -1,6 +1,6 @@
-"""Complete settings of ``camkd train`` by name, each with what it cost and what came of it. Imports no torch.
+"""Recipes: complete settings of ``camkd train`` by name, with measured cost and result. Imports no torch.
 
-``camkd train --recipe NAME`` is ``camkd train`` with the recipe's options; whatever else is given wins.
+``camkd train --recipe NAME`` uses the options of the recipe. Options on the command line override them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from camkd.types import InputError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options of ``camkd train``; the time that they took and the accuracy that they reached, and on what."""
+    """A named set of options of ``camkd train``.
+
+    Args:
+        options: options by name, without dashes.
+        cost: measured training time and machine.
+        result: measured accuracy and dataset.
+    """
 
     options: dict[str, str | int | float]
     cost: str
@@ -21,44 +27,51 @@ class Recipe:
 
     @property
     def flags(self) -> list[str]:
-        """The options as a command line has them."""
-        return [word for name, value in self.options.items() for word in (f"--{name}", str(value))]
+        """The options as command-line arguments."""
+        return [argument for name, value in self.options.items() for argument in (f"--{name}", str(value))]
 
 
 RECIPES: dict[str, Recipe] = {
     "quick": Recipe(
         {"teacher": "resnet20", "teacher-epochs": 8, "epochs": 5},
-        "3 minutes for 10,000 pictures on 2 cores",
-        "shapes: 90.0 % of the test pictures, 84.0 % without a teacher (one run)",
+        "3 minutes for 10,000 images on 2 cores",
+        "shapes: 90.0 % test accuracy, 84.0 % without a teacher (one run)",
     ),
     "standard": Recipe(
         {"teacher": "resnet11", "teacher-epochs": 20, "epochs": 6},
-        "2 hours for 45,000 pictures on one busy core, 94 minutes of them for the teacher",
+        "2 hours for 45,000 images on one busy core, 94 minutes of them for the teacher",
         "CIFAR-10 (JPEG q75): 83.8 ± 0.3 %, its teacher 89.2 % (5 runs)",
     ),
     "record": Recipe(
         {"teacher": "resnet11", "teacher-epochs": 20, "epochs": 30},
-        "3 hours for 45,000 pictures on one busy core",
+        "3 hours for 45,000 images on one busy core",
         "CIFAR-10 (JPEG q75): 87.8 ± 0.3 %, its teacher 89.2 % (3 runs)",
     ),
 }
-"""docs/evidence.md has the tables."""
+"""Recipes by name; docs/evidence.md has the tables."""
 
 
 def expand_recipe(arguments: Sequence[str]) -> list[str]:
-    """The command line with the options of the recipe that it names in front, so that whatever else is given wins.
+    """Replace ``--recipe NAME`` by the options of the recipe, before all other options, which override them.
 
-    Raises ``InputError`` that lists the names where there is no such recipe.
+    Args:
+        arguments: the command line.
 
-    >>> expanded(["train", "--data", "shapes"])
-    ['train', '--data', 'shapes']
+    Raises:
+        InputError: if there is no such recipe, or two are given.
+
+    Example:
+        >>> expand_recipe(["train", "--data", "shapes"])
+        ['train', '--data', 'shapes']
     """
     words = [part for word in arguments for part in word.split("=", 1 if word.startswith("--recipe=") else 0)]
     if words[:1] != ["train"] or "--recipe" not in words[:-1]:
         return list(arguments)
     if words.count("--recipe") > 1:
-        raise InputError("--recipe is given twice: give one, and single options for what shall differ.")
+        raise InputError(
+            "--recipe must be given once, got it twice. Give one recipe, and single options to override it."
+        )
     name = words[words.index("--recipe") + 1]
     if name not in RECIPES:
-        raise InputError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}.")
+        raise InputError(f"--recipe must be one of {', '.join(RECIPES)}, got {name!r}.")
     return [words[0], *RECIPES[name].flags, *arguments[1:]]

@@ -1,4 +1,4 @@
-"""Tables on a terminal, apart from the console, which knows the training loop and so needs torch."""
+"""Tables on a terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from rich.text import Text
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table for a person, on stdout: it is what the command was asked for."""
+    """Print a table on stdout. Columns of numbers are right-aligned.
+
+    Args:
+        title: title above the table.
+        columns: column headers.
+        rows: cells, row by row.
+    """
     table = Table(title=Text(title, style="table.title"), title_justify="left")
     for index, column in enumerate(columns):
-        numbers = all(row[index].lstrip("-")[:1].isdigit() or not row[index] for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+        is_numeric = all(row[index].lstrip("-")[:1].isdigit() or not row[index] for row in rows)
+        table.add_column(column, justify="right" if is_numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     Console(file=sys.stdout, highlight=False).print(table)

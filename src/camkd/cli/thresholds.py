@@ -1,4 +1,4 @@
-"""Bounds that a run's figures must keep: ``cam_cosine=0.8,teacher_agreement=0.9``."""
+"""Thresholds on metrics, like ``cam_cosine=0.8,teacher_agreement=0.9``."""
 
 from __future__ import annotations
 
@@ -10,41 +10,61 @@ from camkd.types import InputError
 
 
 def parse_thresholds(text: str, option: str) -> dict[str, float]:
-    """The bound of each figure named in ``text``, for the flag ``option``.
+    """Parse the value of ``--fail-under`` or ``--fail-over``.
 
-    Raises ``InputError`` where ``text`` is no such list.
+    Args:
+        text: metrics with numbers, separated by commas.
+        option: name of the option, for errors.
 
-    >>> bounds("cam_cosine=0.8,teacher_agreement=0.9", "--fail-under")
-    {'cam_cosine': 0.8, 'teacher_agreement': 0.9}
+    Raises:
+        InputError: if ``text`` has another form.
+
+    Example:
+        >>> parse_thresholds("cam_cosine=0.8,teacher_agreement=0.9", "--fail-under")
+        {'cam_cosine': 0.8, 'teacher_agreement': 0.9}
     """
-    found: dict[str, float] = {}
+    thresholds: dict[str, float] = {}
     for part in text.split(","):
-        name, _, bound = (piece.strip() for piece in part.partition("="))
+        name, _, number = (piece.strip() for piece in part.partition("="))
         try:
-            found[name] = float(bound)
+            thresholds[name] = float(number)
         except ValueError:
-            found[name] = math.nan
-        if not name or not math.isfinite(found[name]):
-            raise InputError(
-                f"{option} has {part!r}, but needs figures with numbers like cam_cosine=0.8: give such ones."
-            )
-    return found
+            thresholds[name] = math.nan
+        if not name or not math.isfinite(thresholds[name]):
+            raise InputError(f"{option} must be metrics with numbers like cam_cosine=0.8, got {part!r}.")
+    return thresholds
 
 
-def violations(figures: Mapping[str, Any], under: Mapping[str, float], over: Mapping[str, float]) -> str | None:
-    """Each figure below its bound in ``under`` or above that in ``over``, in one sentence; None where there is none.
+def violations(metrics: Mapping[str, Any], under: Mapping[str, float], over: Mapping[str, float]) -> str | None:
+    """List the metrics that violate a threshold in one sentence.
 
-    Raises ``InputError`` that lists the figures there are where one has no number here.
+    Args:
+        metrics: metrics by name.
+        under: lower thresholds.
+        over: upper thresholds.
 
-    >>> missed({"accuracy": 0.7, "ece": 0.02}, {"accuracy": 0.8}, {"ece": 0.05})
-    'accuracy is 0.7, below 0.8.'
+    Returns:
+        The sentence, or None without violation.
+
+    Raises:
+        InputError: if a metric with a threshold does not exist; the message lists those that do.
+
+    Example:
+        >>> violations({"accuracy": 0.7, "ece": 0.02}, {"accuracy": 0.8}, {"ece": 0.05})
+        'accuracy is 0.7, below 0.8.'
     """
-    numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for name in (*under, *over):
         if name not in numbers:
-            raise InputError(
-                f"there is no figure {name!r} here to hold a bound against: give one of {', '.join(numbers)}."
-            )
-    said = [f"{name} is {numbers[name]:.6g}, below {bound:g}" for name, bound in under.items() if numbers[name] < bound]
-    said += [f"{name} is {numbers[name]:.6g}, above {bound:g}" for name, bound in over.items() if numbers[name] > bound]
-    return f"{'; '.join(said)}." if said else None
+            raise InputError(f"A threshold must be for one of {', '.join(numbers)}, got {name!r}.")
+    found = [
+        f"{name} is {numbers[name]:.6g}, below {threshold:g}"
+        for name, threshold in under.items()
+        if numbers[name] < threshold
+    ]
+    found += [
+        f"{name} is {numbers[name]:.6g}, above {threshold:g}"
+        for name, threshold in over.items()
+        if numbers[name] > threshold
+    ]
+    return f"{'; '.join(found)}." if found else None

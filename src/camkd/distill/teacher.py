@@ -1,4 +1,4 @@
-"""Trained networks to learn from: finding one, checking that it fits the pictures, asking it."""
+"""Trained teachers: find, load and check them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from camkd.utils.devices import pick_device
 
 
 class TeacherTargets(NamedTuple):
-    """What a teacher says of pictures: the ``labels (N,)`` it predicts and the maps ``(N, h, w)`` of these."""
+    """A teacher's targets on validation images: predicted ``labels (N,)`` and ``maps (N, h, w)`` of these classes."""
 
     labels: Tensor
     maps: Tensor
@@ -31,7 +31,14 @@ class TeacherTargets(NamedTuple):
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network to learn from, frozen."""
+    """A trained, frozen network to distill from, with the splits it is evaluated on.
+
+    Args:
+        model: the network in evaluation mode, without gradients.
+        folder: its run folder.
+        val: the validation split.
+        test: the test split.
+    """
 
     model: nn.Module
     folder: Path
@@ -40,69 +47,95 @@ class Teacher:
 
     @cached_property
     def val_targets(self) -> TeacherTargets:
-        """What it says of the validation pictures."""
-        said = predict_split(self.model, self.val)
-        return TeacherTargets(said.class_ids, said.maps)
+        """Targets on the validation images."""
+        predictions = predict_split(self.model, self.val)
+        return TeacherTargets(predictions.class_ids, predictions.maps)
 
     @cached_property
     def test_predictions(self) -> SplitPredictions:
-        """Its answers to the test pictures, asked when a student is finished and not before."""
+        """Predictions on the test images, computed on first use."""
         return predict_split(self.model, self.test)
 
-    def check(self) -> float:
-        """Its validation accuracy. Raises ``InputError`` where it is no better than guessing the commonest class.
+    def check_accuracy(self) -> float:
+        """Check that the teacher is better than always predicting the most frequent class.
 
-        So is a teacher whose weights, normalisation or order of classes are not those of these pictures. No better: by
-        less than two standard errors of that share. One that is always right passes.
+        A teacher whose weights, normalization or class order do not fit these images fails the check. The margin is two
+        standard errors of the share of the most frequent class. A teacher without an error passes.
+
+        Returns:
+            The validation accuracy.
+
+        Raises:
+            InputError: if the validation accuracy is below that bound.
         """
         labels = torch.from_numpy(np.array(self.val.labels))
-        right = float((self.val_targets.labels == labels).double().mean())
+        accuracy = float((self.val_targets.labels == labels).double().mean())
         chance = float(labels.bincount().max()) / len(labels)
-        bar = min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)))
-        if right < bar:
-            few = ", or more validation pictures, which lower that" if right > chance else ""
+        bound = min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)))
+        if accuracy < bound:
+            more_images = " More validation images lower the bound." if accuracy > chance else ""
             raise InputError(
-                f"the teacher in {self.folder} is right on {right:.1%} of the {len(labels):,} validation pictures, and "
-                f"guessing is on {chance:.1%}, so that it has to be on at least {bar:.1%}: look whether it was trained "
-                f"on such pictures and for long enough, or give another --teacher{few}."
+                f"The teacher in {self.folder} must predict at least {bound:.1%} of the {len(labels):,} validation "
+                f"images correctly, got {accuracy:.1%}. The most frequent class alone gives {chance:.1%}. Check that "
+                f"it was trained on such images for long enough, or give another --teacher.{more_images}"
             )
-        return right
+        return accuracy
 
 
 def find_teacher(name: str, data: str) -> Path:
-    """The folder of a trained teacher: a run, a shipped name, or a model name trained on ``data`` at its default place.
+    """Find the run folder of a trained teacher.
 
-    Raises ``InputError`` with the command that trains it where there is none.
+    Args:
+        name: a run folder, a shipped model, or a model name trained on ``data`` at its default folder.
+        data: the dataset, as in ``--data``.
+
+    Raises:
+        InputError: if there is none; the message has the command that trains it.
     """
     default = default_run_folder(data, "teacher", name)
-    for place in (Path(name), Path(name) / "teacher", default):
-        if (place / INFO_FILE).exists():
-            return place
+    for folder in (Path(name), Path(name) / "teacher", default):
+        if (folder / INFO_FILE).exists():
+            return folder
     if is_model_name(name):
         raise InputError(
-            f"there is no trained {name} for {data!r} in {default}: train it with "
-            f"'camkd teacher --data {data} --model {name}', or give --teacher the folder of one."
+            f"--teacher must be a trained model, got {name!r}, which has no run for {data!r} in {default}. "
+            f"Train it with 'camkd teacher --data {data} --model {name}', or give --teacher the folder of one."
         )
     return find_model_folder(name)
 
 
 def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
-    """Load a teacher, check that it knows these classes, and freeze it."""
-    said = read_model_info(folder)
+    """Load a teacher, check that it fits the dataset, and freeze it.
+
+    Args:
+        folder: the teacher's run folder.
+        data: the dataset.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        InputError: if the teacher's classes or image size differ from those of the dataset.
+    """
+    info = read_model_info(folder)
     size = data.train.images.shape[1]
-    if said.classes != data.classes:
+    if info.classes != data.classes:
         raise InputError(
-            f"the teacher in {folder} knows the classes {format_names(said.classes)}, but the pictures have "
-            f"{format_names(data.classes)}: train a teacher on these pictures."
+            f"The classes of the teacher in {folder} must be {format_names(data.classes)}, those of the dataset, got "
+            f"{format_names(info.classes)}. Train a teacher on these images."
         )
-    if said.size != size:
+    if info.size != size:
         raise InputError(
-            f"the teacher in {folder} was trained on {said.size} pixel pictures, not {size}: add --size {said.size}."
+            f"The image size must be {info.size}, that of the teacher in {folder}, got {size}. "
+            f"Add --size {info.size}."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Teacher(model, folder, data.val, data.test)
 
 
 def format_names(names: tuple[str, ...]) -> str:
-    """The first names of many, and how many there are."""
+    """Return the first five names and the number of all.
+
+    Example:
+        >>> format_names(("cat", "dog"))
+        'cat, dog (2)'
+    """
     return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)})"

@@ -1,4 +1,4 @@
-"""What one does with a trained model: measure it again, look where it looks."""
+"""Workflows over finished runs: evaluate a trained model again, and write its heatmaps of image files."""
 
 from __future__ import annotations
 
@@ -27,82 +27,107 @@ from camkd.explain.files import (
 )
 from camkd.models.io import INFO_FILE, ModelInfo
 from camkd.runs.folder import Run
-from camkd.runs.load_model import find_model_folder, load, read_model_info, subject
+from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.devices import pick_device
 
 
 def reevaluate(
-    source: str, data: str | None, teacher: str | None, device: str, progress: Progress, note: Callable[[str], None]
+    source: str,
+    data: str | None,
+    teacher: str | None,
+    device: str,
+    progress: Progress,
+    message: Callable[[str], None],
 ) -> Evaluation:
-    """Measure a trained model on the test pictures it was made for, or on those of ``data``.
+    """Evaluate a trained model on the test images of its own dataset or of another one.
 
-    A ``note`` says which those of ``data`` are, and that the run's own have changed since. The model is compared with
-    its teacher where that is still there. Raises ``InputError`` where the classes differ.
+    Args:
+        source: a run folder or a shipped model.
+        data: another dataset: its test split, or all images of a folder without splits.
+        teacher: the teacher's run (None: the run's own, if it still exists).
+        device: auto, cpu, cuda, cuda:1 or mps.
+        progress: callback ``progress(done, total, description)``.
+        message: receiver of messages, for example that the images have changed since training.
+
+    Raises:
+        InputError: if the classes of the dataset differ from those of the model.
     """
-    said, pictures = read_model_info(source), _measured(source, data, progress)
+    info = read_model_info(source)
+    dataset = _open_test_data(source, data, progress)
     if data is not None:
-        which = "the {:,} test" if len(pictures.train) else "all {:,}"
-        note(f"measured on {which.format(len(pictures.test))} pictures of {data!r}")
-        for line in pictures.notes:
-            note(f"  {line}")
-    elif pictures.fingerprint != said.data_fingerprint:
-        note(
-            f"the pictures in {said.data!r} are not those that {source!r} was trained on, bit for bit: it may have "
-            "learnt from some that are test pictures now"
+        number = f"the {len(dataset.test):,} test" if len(dataset.train) else f"all {len(dataset.test):,}"
+        message(f"evaluated on {number} images of {data!r}")
+        for note in dataset.notes:
+            message(f"  {note}")
+    elif dataset.fingerprint != info.data_fingerprint:
+        message(
+            f"the images in {info.data!r} have changed since {source!r} was trained on them: some of today's test "
+            "images may have been training images"
         )
     model = load(source).to(pick_device(device))
-    place = find_recorded_teacher(said, teacher)
-    known = load_teacher(place, pictures, device).test_predictions if place else None
-    measured = measure(model, pictures, known)
-    return measured._replace(metrics={**measured.metrics, "params": said.params, "macs": said.macs})
+    teacher_folder = find_recorded_teacher(info, teacher)
+    teacher_predictions = load_teacher(teacher_folder, dataset, device).test_predictions if teacher_folder else None
+    evaluation = measure(model, dataset, teacher_predictions)
+    return evaluation._replace(metrics={**evaluation.metrics, "params": info.params, "macs": info.macs})
 
 
-def _measured(source: str, data: str | None, progress: Progress) -> Dataset:
-    """What `reevaluate` measures: of ``data`` without splits all pictures, unless the run was trained on these."""
+def _open_test_data(source: str, data: str | None, progress: Progress) -> Dataset:
+    """Open the dataset of `reevaluate`: all images of a folder without splits, unless the model was trained on it."""
     if data is None:
         return open_model_data(source, None, progress)
-    pictures = _opened(source, data, progress, unseen=True)
-    if not len(pictures.train):
-        with suppress(InputError):  # where it could not be trained on, it was not
-            own = _opened(source, data, progress, as_trained=True)
-            said = read_model_info(source)
-            same = Path(data).expanduser().resolve() == Path(said.data).expanduser().resolve()
-            return own if same or own.fingerprint == said.data_fingerprint else pictures
-    return pictures
+    dataset = _open_at_model_size(source, data, progress, test_only=True)
+    if not len(dataset.train):
+        with suppress(InputError):  # a folder that cannot be split for training was not trained on
+            split_dataset = _open_at_model_size(source, data, progress, as_trained=True)
+            info = read_model_info(source)
+            is_own_folder = Path(data).expanduser().resolve() == Path(info.data).expanduser().resolve()
+            is_own = is_own_folder or split_dataset.fingerprint == info.data_fingerprint
+            return split_dataset if is_own else dataset
+    return dataset
 
 
 def open_model_data(source: str, data: str | None, progress: Progress) -> Dataset:
-    """The pictures a trained model was made for, or those of ``data`` at its size.
+    """Open the dataset of a trained model, or another dataset at the model's image size.
 
-    Raises ``InputError`` where their classes are not those the model knows.
+    Args:
+        source: a run folder or a shipped model.
+        data: another dataset (None: the model's own).
+        progress: callback ``progress(done, total, description)``.
+
+    Raises:
+        InputError: if the model's own images are missing, or the classes differ from those of the model.
     """
-    said = read_model_info(source)
-    if data is None and said.data not in SOURCES and not Path(said.data).expanduser().exists():
+    info = read_model_info(source)
+    if data is None and info.data not in SOURCES and not Path(info.data).expanduser().exists():
         raise InputError(
-            f"the pictures {said.data!r} that {source!r} was trained on are not here: give --data with their folder."
+            f"--data must name the images of {source!r}, got none, and its training images {info.data!r} do not exist. "
+            "Give --data their folder."
         )
-    return _opened(source, data or said.data, progress, as_trained=data is None)
+    return _open_at_model_size(source, data or info.data, progress, as_trained=data is None)
 
 
-def _opened(source: str, data: str, progress: Progress, *, as_trained: bool = False, unseen: bool = False) -> Dataset:
-    """``data`` at the size of the model, with the limits of its run where it is opened ``as_trained``."""
-    said, told = read_model_info(source), Run(find_model_folder(source)).config()
-    pictures = open_data(
+def _open_at_model_size(
+    source: str, data: str, progress: Progress, *, as_trained: bool = False, test_only: bool = False
+) -> Dataset:
+    """Open a dataset at the model's image size, with the limits of its run if ``as_trained``."""
+    info = read_model_info(source)
+    options = Run(find_model_folder(source)).config()
+    dataset = open_data(
         data,
-        size=said.size,
-        limit=told.get("limit") if as_trained else None,
-        train_limit=told.get("train_limit") if as_trained else None,
-        bad_images=told.get("bad_images", "fail"),
-        unseen=unseen,
+        size=info.size,
+        limit=options.get("limit") if as_trained else None,
+        train_limit=options.get("train_limit") if as_trained else None,
+        bad_images=options.get("bad_images", "fail"),
+        test_only=test_only,
         progress=progress,
     )
-    if pictures.classes != said.classes:
+    if dataset.classes != info.classes:
         raise InputError(
-            f"{source!r} knows the classes {format_names(said.classes)}, but {data} has "
-            f"{format_names(pictures.classes)}: give pictures of its own classes."
+            f"The classes of {data} must be {format_names(info.classes)}, those of {source!r}, got "
+            f"{format_names(dataset.classes)}. Give images of the model's classes."
         )
-    return pictures
+    return dataset
 
 
 def explain_files(
@@ -117,55 +142,79 @@ def explain_files(
     top: int = 1,
     device: str = "auto",
 ) -> dict[str, dict[str, Any]]:
-    """Write where a model looks in picture files, with its teacher beside it where that is at hand, to ``out``.
+    """Write the heatmaps of a model, and of its teacher if it exists, for image files.
 
-    ``images`` are pictures, or folders of them. What ``out`` is called says what is written: ``.png`` a figure,
-    ``.npz`` or ``.json`` the maps, a folder an overlay a picture, of the model alone. The maps are of the ``top``
-    likeliest classes, the teacher's where there is one. ``layer`` is one of the model's, not of its teacher's. Returns
-    what `camkd.explain.files.prediction_records` says.
+    Args:
+        source: everything that `camkd.load` accepts.
+        images: image files, or folders of images.
+        out: ``.png``: a figure; ``.npz`` or ``.json``: the maps; else a folder: an overlay per image, without teacher.
+        teacher: the teacher's run (None: the run's own).
+        progress: callback ``progress(done, total, description)``.
+        method: a name of `camkd.cams.MAP_METHODS`.
+        layer: dotted name of the model's layer (None: found automatically).
+        top: number of most probable classes per image, those of the teacher if there is one.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        `camkd.explain.files.prediction_records` of the images.
+
+    Raises:
+        InputError: if ``top`` exceeds the number of classes, an image cannot be read, or ``out`` has another suffix.
     """
-    kind, paths, model = output_format(out), find_image_files(images), subject(source).to(pick_device(device))
-    said = model.info
-    assert said is not None
-    if not 1 <= top <= len(said.classes):
-        raise InputError(f"--top is {top}, but {source!r} knows {len(said.classes)} classes: give 1 to that.")
-    place = matching_teacher(said, teacher)
-    title = "model" if place and said.role == "teacher" else said.role
+    file_format = output_format(out)
+    paths = find_image_files(images)
+    model = load(source).to(pick_device(device))
+    info = model.info
+    assert info is not None
+    if not 1 <= top <= len(info.classes):
+        raise InputError(f"--top must be 1 to {len(info.classes)}, the number of classes of {source!r}, got {top}.")
+    teacher_folder = matching_teacher(info, teacher)
+    title = "model" if teacher_folder and info.role == "teacher" else info.role
     models: dict[str, nn.Module] = {title: model}
-    if place and kind != "folder":
-        models = {"teacher": load(place).to(pick_device(device)), **models}
-    if kind == "png":
+    if teacher_folder and file_format != "folder":
+        models = {"teacher": load(teacher_folder).to(pick_device(device)), **models}
+    if file_format == "png":
         check_figure_size(len(paths), top * len(models))
-    layers = {title: layer} if layer else None
-    looks = explain_batches(models, iter_decoded(paths, said.size, progress), top=top, method=method, layers=layers)
-    if kind == "folder":
-        write_overlays(out, paths, looks.by[title].maps, progress)
+    explanation = explain_batches(
+        models,
+        iter_decoded(paths, info.size, progress),
+        top=top,
+        method=method,
+        layers={title: layer} if layer else None,
+    )
+    if file_format == "folder":
+        write_overlays(out, paths, explanation.maps_by_model[title].maps, progress)
     else:
-        write = {"png": write_figure, "npz": write_maps, "json": write_records}[kind]
-        write(out, paths, looks, said.classes)
-    return prediction_records(paths, looks, said.classes)
+        write = {"png": write_figure, "npz": write_maps, "json": write_records}[file_format]
+        write(out, paths, explanation, info.classes)
+    return prediction_records(paths, explanation, info.classes)
 
 
-def matching_teacher(said: ModelInfo, teacher: str | None) -> Path | None:
-    """Find the teacher of a model, or None where the recorded teacher has other classes or another image size.
+def matching_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
+    """Find the teacher of a model, or None if the recorded teacher has other classes or another image size.
 
-    Raises ``InputError`` where that is so of the ``teacher`` that was asked for.
+    Args:
+        info: the model.
+        teacher: the teacher's run (None: the recorded one).
+
+    Raises:
+        InputError: if the given ``teacher`` has other classes or another image size.
     """
-    place = find_recorded_teacher(said, teacher)
-    if place:
-        theirs = read_model_info(place)
-        if (theirs.classes, theirs.size) != (said.classes, said.size):
-            if teacher is None:
-                return None
-            raise InputError(
-                f"{str(place)!r} is no teacher of this model, as its classes or its picture size differ: "
-                "give --teacher another run."
-            )
-    return place
+    folder = find_recorded_teacher(info, teacher)
+    if folder is None:
+        return None
+    teacher_info = read_model_info(folder)
+    if (teacher_info.classes, teacher_info.size) == (info.classes, info.size):
+        return folder
+    if teacher is None:
+        return None
+    raise InputError(
+        f"--teacher must have the classes and the image size of the model, got {str(folder)!r}. Choose another run."
+    )
 
 
-def find_recorded_teacher(said: ModelInfo, teacher: str | None) -> Path | None:
-    """The folder of ``teacher``, or else of the one a student learnt from where it is still there."""
+def find_recorded_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
+    """Find the given teacher, or else the teacher that the model was distilled from, if it still exists."""
     if teacher is not None:
-        return find_teacher(teacher, said.data)
-    return Path(said.teacher) if said.teacher and (Path(said.teacher) / INFO_FILE).exists() else None
+        return find_teacher(teacher, info.data)
+    return Path(info.teacher) if info.teacher and (Path(info.teacher) / INFO_FILE).exists() else None

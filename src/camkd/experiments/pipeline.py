@@ -1,20 +1,19 @@
-"""From pictures to a finished run folder: a teacher, a student with or without one, or all three and a report."""
+"""Workflows over runs: train one run, or a teacher, a control and a student with a report."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from camkd.config import (
-    DataConfig,
-    DistillConfig,
+    RunConfig,
     TrainConfig,
     check_ranges,
     epochs_in_budget,
@@ -22,25 +21,25 @@ from camkd.config import (
     resolve_optimizer,
 )
 from camkd.data.augment import get_policy
-from camkd.data.dataset import CHUNK_BYTES, Dataset, Split, max_rows
+from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows
 from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.objective import Objective, format_objective, parse_objective
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
 from camkd.evaluate import measure, write_per_image
-from camkd.explain.explain import draw_heatmaps, example_rows
 from camkd.models import build, default_optimizer, is_model_name, model_factory
 from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile_model
-from camkd.report import verdict as findings
+from camkd.report import verdict
 from camkd.report.gallery import GalleryModel, gallery_rows, select_images, write_gallery
 from camkd.report.report import write_report
 from camkd.runs.folder import Run
 from camkd.runs.load_model import load, read_model_info
-from camkd.runs.resume import lock_run, start_or_resume
-from camkd.train.callbacks import Callback
+from camkd.runs.resume import Resume, lock_run, start_or_resume
+from camkd.train.callbacks import Callback, CallbackList
+from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
 from camkd.train.loop import fit
-from camkd.train.tensorboard import check_tensorboard, watched
+from camkd.train.tensorboard import TensorBoardCallback, check_tensorboard
 from camkd.types import InputError
 from camkd.utils.devices import describe_device, pick_device, pick_precision
 from camkd.utils.distributed import process_group, run_on_rank0
@@ -48,336 +47,391 @@ from camkd.utils.files import write_json
 from camkd.utils.units import format_quantity, parse_quantity
 
 
-def check_names(model: str, lesson: DistillConfig, config: TrainConfig, teacher_epochs: int | None = None) -> None:
-    """Say before any work if there is no such model, or what `check_settings` says: ``InputError``."""
-    model_factory(model)
-    check_settings(lesson, config, teacher_epochs)
+class Supervision(NamedTuple):
+    """A teacher and, if its outputs are part of the loss, their cache.
+
+    A control has a teacher without a cache: it is compared with the teacher, and does not learn from it.
+    """
+
+    teacher: Teacher
+    cache: TeacherCache | None = None
 
 
-def check_settings(lesson: DistillConfig, config: TrainConfig, teacher_epochs: int | None = None) -> None:
-    """Say if there is no such method, view policy or device, or a number is out of range: ``InputError``."""
-    goal = objective_of(lesson, config)
-    if (goal.has_adapters or goal.shuffles) and config.batch_size < 2:
-        raise InputError(f"{lesson.method} needs several pictures in a batch: give a --batch-size of 2 or more.")
-    get_policy(config.augment)
-    check_ranges({**asdict(config), **asdict(lesson), "teacher_epochs": teacher_epochs})
-    parse_quantity(lesson.cache_budget, "cache_budget", "B")
-    pick_device(config.device)
-    if config.tensorboard:
+def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
+    """Check a configuration before any work.
+
+    Args:
+        config: the run.
+        teacher_epochs: epochs of a teacher that is trained first.
+
+    Raises:
+        InputError: for an unknown model, method, augmentation or device, or a number out of range.
+    """
+    model_factory(config.model)
+    objective = build_objective(config)
+    if (objective.has_adapters or objective.needs_other_images) and config.train.batch_size < 2:
+        raise InputError(f"batch_size must be 2 or more for {config.method}, got {config.train.batch_size}.")
+    get_policy(config.train.augment)
+    check_ranges({**asdict(config.train), **asdict(config.distill), "teacher_epochs": teacher_epochs})
+    parse_quantity(config.distill.cache_budget, "cache_budget", "B")
+    pick_device(config.train.device)
+    if config.train.tensorboard:
         check_tensorboard()
 
 
-def check_shared_rate(config: TrainConfig, *models: str) -> None:
-    """Say if one learning rate or weight decay is to serve networks that have different optimisers: ``InputError``."""
-    steps = [resolve_optimizer(config, default_optimizer(model)) for model in models]
+def check_shared_optimizer(config: TrainConfig, *models: str) -> None:
+    """Check that one learning rate and weight decay fit the default optimizers of several models.
+
+    Raises:
+        InputError: if ``lr`` or ``weight_decay`` is given for models with different default optimizers.
+    """
+    settings = [resolve_optimizer(config, default_optimizer(model)) for model in models]
     for name in ("lr", "weight_decay"):
         value = getattr(config, name)
-        if value is not None and len({step.optimizer for step in steps}) > 1:
-            told = " and ".join(f"{model} with {step.optimizer}" for model, step in zip(models, steps, strict=True))
-            raise InputError(f"{told} cannot share {name} {value}: give --optimizer, too, or train them one by one.")
+        if value is not None and len({setting.optimizer for setting in settings}) > 1:
+            optimizers = " and ".join(
+                f"{model} ({setting.optimizer})" for model, setting in zip(models, settings, strict=True)
+            )
+            raise InputError(
+                f"{name} must be for one optimizer, got {value} for {optimizers}. Add --optimizer, or train the models "
+                "one by one."
+            )
 
 
-def objective_of(lesson: DistillConfig, config: TrainConfig) -> Objective:
-    """The objective a lesson names, with the run's label smoothing."""
-    return parse_objective(lesson.method, label_smoothing=config.label_smoothing)
+def build_objective(config: RunConfig) -> Objective:
+    """Build the loss of a run, with its label smoothing."""
+    return parse_objective(config.method, label_smoothing=config.train.label_smoothing)
 
 
 def train_run(
     folder: Path,
+    config: RunConfig,
     data: Dataset,
-    model_name: str,
-    role: str,
-    configs: tuple[DataConfig, TrainConfig],
-    lesson: DistillConfig,
-    teacher: Teacher | None = None,
-    knowledge: TeacherCache | None = None,
+    supervision: Supervision | None = None,
     *,
-    resume: bool = False,
-    accept: Collection[str] = (),
-    watch: Callback | None = None,
+    resume: Resume | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Train, evaluate and draw one network; everything is in ``folder`` afterwards. Returns its metrics.
+    """Train, evaluate and draw one network. A finished run is not trained again.
 
-    ``knowledge`` is what the teacher says in training, from `prepare_teacher_cache`. With ``resume`` a finished run is
-    returned as it is and an unfinished one goes on; settings in ``accept`` may then differ from those it began with.
-    Raises ``InputError`` where the folder holds a run and ``resume`` is not given, or one with another configuration,
-    and where another process works on it.
+    Args:
+        folder: the run folder, which holds everything afterwards.
+        config: every setting of the run.
+        data: the dataset of ``config.data``.
+        supervision: the teacher and its cached outputs, from `prepare_supervision`; None for a teacher run.
+        resume: permission to continue a run in ``folder``; None requires a new folder.
+        callbacks: callbacks, after the built-in ones for figures and TensorBoard.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        InputError: if the folder holds another run, or is in use by another process.
+        Interrupted: after SIGINT or SIGTERM; the state is saved.
+
+    Example:
+        >>> config = RunConfig(TrainConfig(epochs=5), model="resnet8", role="teacher")  # doctest: +SKIP
+        >>> train_run(Path("runs/teacher"), config, open_dataset(config.data))["accuracy"]  # doctest: +SKIP
+        0.93
     """
-    run, (data_config, config) = Run(folder), configs
-    config = replace(config, **resolve_optimizer(config, default_optimizer(model_name))._asdict())
-    place = str(teacher.folder.resolve()) if teacher else None
-    settings = _settings(model_name, role, (data_config, config), lesson, place)
-    goal = objective_of(lesson, config)
-    with ExitStack() as held:
+    run = Run(folder)
+    teacher = supervision.teacher if supervision else None
+    config = _resolve(config, teacher)
+    objective = build_objective(config)
+    with ExitStack() as stack:
 
-        def take() -> tuple[bool, dict[str, Any]]:
-            held.enter_context(lock_run(run))
-            started = start_or_resume(run, settings, provenance(role, data, teacher, goal), resume, accept)
-            return started, run.read_metrics() if run.finished else {}
+        def start() -> tuple[bool, dict[str, Any]]:
+            stack.enter_context(lock_run(run))
+            has_checkpoint = start_or_resume(run, config, provenance(config, data, teacher, objective), resume)
+            return has_checkpoint, run.read_metrics() if run.finished else {}
 
-        started, finished = run_on_rank0(take)
-        if finished:
-            return finished
+        has_checkpoint, metrics = run_on_rank0(start)
+        if metrics:
+            return metrics
         size = int(data.train.images.shape[1])
-        model = build(model_name, len(data.classes), size, config.seed, pretrained=not started)
-        if not model.statistics_given:
+        model = build(config.model, len(data.classes), size, config.train.seed, pretrained=not has_checkpoint)
+        if not model.has_pretrained_stats:
             model.set_normalization(*channel_statistics(data.train.images))
-        cost = profile_model(model_name, model, size)
-        watch = watch or Callback()
-        if process_group().rank == 0:
-            seen = held.enter_context(watched(folder, config.tensorboard, watch))
-            watch = _Drawing(run, data, teacher, role, config, seen)
+        cost = profile_model(config.model, model, size)
         best = fit(
             model,
             data,
-            goal,
-            config,
+            objective,
+            config.train,
             run,
             teacher=teacher.val_targets if teacher else None,
-            knowledge=knowledge,
-            resume=started,
-            watch=watch,
+            cache=supervision.cache if supervision else None,
+            resume=has_checkpoint,
+            callbacks=_with_built_in(callbacks, run, config, data, teacher),
         )
-        said = ModelInfo(
-            architecture=model_name,
+        info = ModelInfo(
+            architecture=config.model,
             classes=data.classes,
             size=size,
             params=cost.params,
             macs=cost.macs,
-            role=role,
-            method=lesson.method,
-            data=data_config.data,
+            role=config.role,
+            method=config.method,
+            data=config.data.data,
             data_fingerprint=data.fingerprint,
-            seed=config.seed,
-            teacher=place,
+            seed=config.train.seed,
+            teacher=config.distill.teacher if teacher else None,
         )
 
-        def end() -> dict[str, Any]:
-            save(best, folder, said)
+        def finish() -> dict[str, Any]:
+            save(best, folder, info)
             return evaluate_and_save(run, data, best, teacher)
 
-        return run_on_rank0(end)
+        return run_on_rank0(finish)
+
+
+def _resolve(config: RunConfig, teacher: Teacher | None) -> RunConfig:
+    """Resolve the optimizer and the teacher's folder, as ``config.yaml`` stores them."""
+    settings = resolve_optimizer(config.train, default_optimizer(config.model))
+    train = replace(config.train, **settings._asdict())
+    distill = replace(config.distill, teacher=str(teacher.folder.resolve())) if teacher else config.distill
+    return replace(config, train=train, distill=distill)
+
+
+def _with_built_in(
+    callbacks: Sequence[Callback], run: Run, config: RunConfig, data: Dataset, teacher: Teacher | None
+) -> list[Callback]:
+    """Put the callbacks that draw figures and write TensorBoard events first. Only rank 0 has them."""
+    if process_group().rank > 0:
+        return list(callbacks)
+    board = [TensorBoardCallback(run.folder)] if config.train.tensorboard else []
+    listeners = [*board, *callbacks]
+    other_models = {"teacher": teacher.model} if teacher else {}
+    figures = HeatmapFigures(
+        run, data, config.role, other_models, config.train.figure_every, listener=CallbackList(listeners)
+    )
+    return [figures, *listeners]
 
 
 def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
-    """Evaluate a trained network on the test pictures, draw maps and gallery, write ``metrics.json`` and return it.
+    """Evaluate a trained network on the test images and write metrics, per-image records, heatmaps and gallery.
 
-    ``per_image.npz`` holds what is known of each picture.
+    Args:
+        run: the run folder, with the saved model.
+        data: the dataset.
+        model: the trained network.
+        teacher: its teacher, if it has one.
+
+    Returns:
+        The content of ``metrics.json``.
     """
-    said, history = read_model_info(run.folder), run.read_history()
-    measured = measure(model, data, teacher.test_predictions if teacher else None)
-    latest_first = reversed(history)  # of equals `fit` keeps the later
-    best: dict[str, Any] = max(latest_first, key=lambda row: row["val_accuracy"], default={})
+    info = read_model_info(run.folder)
+    history = run.read_history()
+    teacher_predictions = teacher.test_predictions if teacher else None
+    evaluation = measure(model, data, teacher_predictions)
+    best: dict[str, Any] = max(
+        reversed(history), key=lambda row: row["val_accuracy"], default={}
+    )  # the later of equals
     seconds = sum(row["seconds"] for row in history)
-    figures = {
-        **measured.metrics,
+    metrics = {
+        **evaluation.metrics,
         "val_accuracy": best.get("val_accuracy"),
         "best_epoch": best.get("epoch"),
-        "params": said.params,
-        "macs": said.macs,
+        "params": info.params,
+        "macs": info.macs,
         "epochs": len(history),
         "augment_epochs": min(run.config().get("augment_epochs") or len(history), len(history)),
         "seconds": seconds,
         "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
     }
-    exhibits = {said.role: GalleryModel(model, said.sha256)}
+    gallery_models = {info.role: GalleryModel(model, info.sha256)}
     if teacher:
-        exhibits = {"teacher": GalleryModel(teacher.model, read_model_info(teacher.folder).sha256), **exhibits}
-    _draw(run.figures / "cams.png", data.test, data.classes, {title: one.model for title, one in exhibits.items()})
+        gallery_models = {
+            "teacher": GalleryModel(teacher.model, read_model_info(teacher.folder).sha256),
+            **gallery_models,
+        }
+    models = {title: entry.model for title, entry in gallery_models.items()}
+    draw_examples(run.figures / "cams.png", data, "test", models)
     labels = torch.from_numpy(np.array(data.test.labels))
-    chosen = select_images(labels, measured.predictions, teacher.test_predictions if teacher else None)
-    write_gallery(run.gallery, data, exhibits, chosen)
-    write_per_image(run.per_image, measured.per_image)
-    write_json(run.metrics, figures)
-    return figures
+    rows = select_images(labels, evaluation.predictions, teacher_predictions)
+    write_gallery(run.gallery, data, gallery_models, rows)
+    write_per_image(run.per_image, evaluation.per_image)
+    write_json(run.metrics, metrics)
+    return metrics
 
 
 def train_all(
     folder: Path,
+    config: RunConfig,
     data: Dataset,
-    teacher_name: str,
-    student_name: str,
-    configs: tuple[DataConfig, TrainConfig],
-    lesson: DistillConfig,
     *,
     teacher_epochs: int | None = None,
-    resume: bool = False,
-    accept: Collection[str] = (),
-    watch: Callback | None = None,
+    resume: Resume | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Teacher (unless ``teacher_name`` is a trained one), undistilled control, distilled student, report."""
-    data_config, config = configs
-    config = resolve_auto(config, *(folder / role for role in ("teacher", "control", "student")), watch=watch)
-    epochs = config.epochs if teacher_epochs is None else teacher_epochs
-    teacher_config = replace(config, epochs=epochs, label_smoothing=0.0)
-    taught: dict[str, dict[str, Any]] = {}
+    """Train a teacher, a control and a distilled student, and write the report.
+
+    Args:
+        folder: folder of the three runs and ``report.html``.
+        config: the student's run. If ``config.distill.teacher`` is a model name the teacher is trained first, without
+            label smoothing; else it is a trained run.
+        data: the dataset of ``config.data``.
+        teacher_epochs: epochs of the teacher (None: those of the student).
+        resume: permission to continue runs in ``folder``.
+        callbacks: callbacks of all three runs.
+
+    Returns:
+        The metrics of ``teacher``, ``control`` and ``student``.
+
+    Example:
+        >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), DistillConfig("resnet20"))
+        >>> train_all(Path("runs/demo"), config, open_dataset(config.data))  # doctest: +SKIP
+    """
+    roles = ("teacher", "control", "student")
+    config = resolve_auto(config, *(folder / role for role in roles), callbacks=callbacks)
+    teacher_name = config.distill.teacher
+    metrics: dict[str, dict[str, Any]] = {}
     if is_model_name(teacher_name):
-        place = folder / "teacher"
-        taught["teacher"] = train_run(
-            place,
-            data,
-            teacher_name,
-            "teacher",
-            (data_config, teacher_config),
-            DistillConfig("plain"),
-            resume=resume,
-            accept=accept,
-            watch=watch,
+        teacher_folder = folder / "teacher"
+        epochs = config.train.epochs if teacher_epochs is None else teacher_epochs
+        teacher_config = replace(
+            config,
+            model=teacher_name,
+            role="teacher",
+            train=replace(config.train, epochs=epochs, label_smoothing=0.0),
         )
+        metrics["teacher"] = train_run(teacher_folder, teacher_config, data, resume=resume, callbacks=callbacks)
     else:
-        place = find_teacher(teacher_name, data_config.data)
-        taught["teacher"] = Run(place).read_metrics()
-    teacher = load_teacher(place, data, config.device)
-    knowledge, config = prepare_teacher_cache(teacher, data, config, lesson, watch)
-    for role, what, known in (("control", DistillConfig("plain"), None), ("student", lesson, knowledge)):
-        taught[role] = train_run(
-            folder / role,
-            data,
-            student_name,
-            role,
-            (data_config, config),
-            what,
-            teacher,
-            known,
-            resume=resume,
-            accept=accept,
-            watch=watch,
-        )
-
-    def compare() -> None:
-        _side_by_side(folder, data, teacher)
-        write_report([place, folder / "control", folder / "student"], folder / "report.html")
-
-    run_on_rank0(compare)
-    return taught
-
-
-def prepare_teacher_cache(
-    teacher: Teacher, data: Dataset, config: TrainConfig, lesson: DistillConfig, watch: Callback | None = None
-) -> tuple[TeacherCache | None, TrainConfig]:
-    """What the teacher knows, and the configuration with as many different views as the budget has room for.
-
-    None where the lesson does not ask a teacher. ``watch`` is told the size and what is known already.
-    """
-    goal, watch = objective_of(lesson, config), watch or Callback()
-    if not goal.needs_teacher:
-        return None, config
-    watch.note(f"the teacher is right on {teacher.check():.1%} of the validation pictures")
-    knowledge = build_teacher_cache(teacher, data, config, lesson, features="features" in goal.needs)
-    store = knowledge.store
-    if store is None:
-        watch.note(f"{lesson.method} reads the teacher's features, which are not kept: it is asked at every step")
-        return knowledge, config
-    epochs = epochs_in_budget(config, lesson, store.epoch_bytes)
-    budget = f"a knowledge budget of {lesson.cache_budget}"
-    if not epochs:
-        watch.note(
-            f"the teacher is asked at every step: {budget} has no room for {format_quantity(store.epoch_bytes)} an "
-            "epoch"
-        )
-        return TeacherCache(knowledge.teacher, layout=store.layout), config
-    begun = sum(epoch < epochs for epoch in store.epochs())
-    watch.note(
-        f"the teacher's answers: {epochs} epochs of views, {format_quantity(store.epoch_bytes * epochs)} in "
-        f"{store.folder}; {begun} of them begun before"
+        teacher_folder = find_teacher(teacher_name, config.data.data)
+        metrics["teacher"] = Run(teacher_folder).read_metrics()
+    teacher = load_teacher(teacher_folder, data, config.train.device)
+    supervision, config = prepare_supervision(teacher, data, config, callbacks=callbacks)
+    control = replace(config, role="control", distill=replace(config.distill, method="plain"))
+    metrics["control"] = train_run(
+        folder / "control", control, data, Supervision(teacher), resume=resume, callbacks=callbacks
     )
-    if epochs < num_augmented_epochs(config):
-        watch.note(f"{budget} is full then: the views come again every {epochs} epochs")
-        config = replace(config, augment_epochs=epochs)
-    return knowledge, config
+    metrics["student"] = train_run(folder / "student", config, data, supervision, resume=resume, callbacks=callbacks)
+
+    def report() -> None:
+        _draw_all_models(folder, data, teacher)
+        write_report([teacher_folder, folder / "control", folder / "student"], folder / "report.html")
+
+    run_on_rank0(report)
+    return metrics
 
 
-def resolve_auto(config: TrainConfig, *folders: Path, watch: Callback | None = None) -> TrainConfig:
-    """The configuration with what ``auto`` stands for here, and with what the runs in ``folders`` were begun with.
+def prepare_supervision(
+    teacher: Teacher, data: Dataset, config: RunConfig, callbacks: Sequence[Callback] = ()
+) -> tuple[Supervision, RunConfig]:
+    """Prepare the teacher of a run: check its accuracy and open the cache of its outputs.
 
-    Those go on in the number format and with the views that they began with, whatever is measured or free today.
+    Args:
+        teacher: the teacher.
+        data: the dataset.
+        config: the run.
+        callbacks: receivers of messages about the cache.
+
+    Returns:
+        The supervision, without a cache if the loss needs no teacher; and the configuration with as many augmented
+        epochs as the cache budget allows.
+
+    Raises:
+        InputError: if the teacher is no better than the most frequent class.
     """
-    for before in (Run(folder).config() for folder in folders):
-        if config.precision == "auto":
-            config = replace(config, precision=before.get("precision", "auto"))
-        if config.augment_epochs is None and "student" in before:  # its control, too, sees as many views as it
-            config = replace(config, augment_epochs=before.get("augment_epochs"))
-    device = torch.device(pick_device(config.device))
-    (watch or Callback()).note(f"computing on {describe_device(config.precision, device)}")
-    return replace(config, precision=run_on_rank0(lambda: pick_precision(config.precision, device)))
+    objective = build_objective(config)
+    message = CallbackList(callbacks).on_message
+    if not objective.needs_teacher:
+        return Supervision(teacher), config
+    message(f"teacher: validation accuracy {teacher.check_accuracy():.1%}")
+    cache = build_teacher_cache(teacher, data, config, features="features" in objective.needs)
+    store = cache.store
+    if store is None:
+        message(f"{config.method} needs the teacher's features, which are not cached: the teacher runs at every step")
+        return Supervision(teacher, cache), config
+    epochs = epochs_in_budget(config, store.epoch_bytes)
+    budget = f"the cache budget of {config.distill.cache_budget}"
+    if not epochs:
+        message(f"the teacher runs at every step: {budget} is less than {format_quantity(store.epoch_bytes)} per epoch")
+        return Supervision(teacher, TeacherCache(cache.teacher_fn, record_format=store.record_format)), config
+    started = sum(epoch < epochs for epoch in store.epochs())
+    message(
+        f"teacher cache: {epochs} augmented epochs, {format_quantity(store.epoch_bytes * epochs)} in {store.folder}; "
+        f"{started} of them exist"
+    )
+    if epochs < num_augmented_epochs(config.train):
+        message(f"{budget} is then full: the augmented epochs repeat after {epochs} epochs")
+        config = replace(config, train=replace(config.train, augment_epochs=epochs))
+    return Supervision(teacher, cache), config
+
+
+def resolve_auto(config: RunConfig, *folders: Path, callbacks: Sequence[Callback] = ()) -> RunConfig:
+    """Resolve settings that depend on the machine, so that they stay the same on resume.
+
+    Args:
+        config: the run.
+        folders: run folders; a run that exists keeps its precision and its number of augmented epochs.
+        callbacks: receivers of the message about the device.
+    """
+    train = config.train
+    for stored in (Run(folder).config() for folder in folders):
+        if train.precision == "auto":
+            train = replace(train, precision=stored.get("precision", "auto"))
+        if train.augment_epochs is None and "student" in stored:  # the control repeats epochs as the student does
+            train = replace(train, augment_epochs=stored.get("augment_epochs"))
+    device = torch.device(pick_device(train.device))
+    CallbackList(callbacks).on_message(f"device: {describe_device(train.precision, device)}")
+    train = replace(train, precision=run_on_rank0(lambda: pick_precision(train.precision, device)))
+    return replace(config, train=train)
 
 
 def summary(folder: Path) -> str:
-    """Whether distillation helped, and by how much, in one line."""
-    student, control = (Run(folder / role).read_metrics() for role in ("student", "control"))
-    said = findings.verdict(
-        findings.RunSummary("student", metrics=student), findings.RunSummary("control", metrics=control)
+    """Return the verdict on a distillation in one line.
+
+    Args:
+        folder: a folder of `train_all`.
+    """
+    student, control = (
+        verdict.RunSummary(role, metrics=Run(folder / role).read_metrics()) for role in ("student", "control")
     )
-    return f"{said.sentence} {said.grounds}"
+    result = verdict.verdict(student, control)
+    return f"{result.sentence} {result.grounds}"
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each colour over all pictures ``(N, H, W, 3)``, in units of 0..1."""
-    counts, rows = np.zeros((3, 256), np.int64), max_rows(CHUNK_BYTES // 16, images)
+    """Compute mean and standard deviation of each color channel.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8.
+
+    Returns:
+        Means and standard deviations, in units of 0..1.
+    """
+    counts = np.zeros((3, 256), np.int64)
+    rows = max_rows(CHUNK_BYTES // 16, images)
     for start in range(0, len(images), rows):
-        for colour, values in enumerate(images[start : start + rows].reshape(-1, 3).T):
-            counts[colour] += np.bincount(values, minlength=256)
-    value, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
-    mean = share @ value
-    deviation = np.sqrt(np.maximum(share @ value**2 - mean**2, 1e-6))
+        for channel, values in enumerate(images[start : start + rows].reshape(-1, 3).T):
+            counts[channel] += np.bincount(values, minlength=256)
+    values = np.arange(256) / 255
+    shares = counts / counts.sum(1, keepdims=True)
+    mean = shares @ values
+    deviation = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1e-6))
     return mean.tolist(), deviation.tolist()
 
 
-def _settings(
-    model_name: str, role: str, configs: tuple[DataConfig, TrainConfig], lesson: DistillConfig, teacher: str | None
-) -> dict[str, Any]:
-    """What ``config.yaml`` holds: the options of ``camkd teacher`` or ``camkd distill``, which run it again."""
-    data_config, config = configs
-    if role == "teacher":
-        named: dict[str, Any] = {"model": model_name}
-    else:
-        named = {"teacher": teacher, "student": model_name, **asdict(lesson)}
-    return {**named, **asdict(data_config), **asdict(config)}
-
-
-def provenance(role: str, data: Dataset, teacher: Teacher | None, goal: Objective) -> dict[str, Any]:
-    """What the names in a run's configuration stand for today: pictures, teacher, method."""
-    weights = read_model_info(teacher.folder).sha256 if teacher else None
-    known = {"classes": list(data.classes), "size": int(data.train.images.shape[1])}
+def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, objective: Objective) -> dict[str, Any]:
+    """Return content hashes of everything that a configuration names: images, teacher, loss terms."""
     return {
-        "role": role,
-        "pictures": data.fingerprint,
-        "teacher_weights": weights,
-        "terms": format_objective(goal),
-        **known,
+        "role": config.role,
+        "data_fingerprint": data.fingerprint,
+        "teacher_weights": read_model_info(teacher.folder).sha256 if teacher else None,
+        "terms": format_objective(objective),
+        "classes": list(data.classes),
+        "size": int(data.train.images.shape[1]),
     }
 
 
-def _draw(path: Path, split: Split, classes: tuple[str, ...], models: dict[str, nn.Module]) -> None:
-    rows = example_rows(split)
-    draw_heatmaps(split.images[rows], models, classes, path, [classes[label] for label in split.labels[rows]])
-
-
-def _side_by_side(folder: Path, data: Dataset, teacher: Teacher) -> None:
-    """Draw the student's pictures again, with the control beside it."""
+def _draw_all_models(folder: Path, data: Dataset, teacher: Teacher) -> None:
+    """Draw the student's figure and gallery again, with the control beside it."""
     student = Run(folder / "student")
-    places = {"teacher": teacher.folder, "student": student.folder, "control": folder / "control"}
-    models = {"teacher": teacher.model, **{role: load(places[role]) for role in ("student", "control")}}
-    _draw(student.figures / "cams.png", data.test, data.classes, models)
-    exhibits = {role: GalleryModel(model, read_model_info(places[role]).sha256) for role, model in models.items()}
-    write_gallery(student.gallery, data, exhibits, gallery_rows(student.gallery))
-
-
-class _Drawing(Callback):
-    """Draws the student's maps every few epochs, and passes everything on."""
-
-    def __init__(
-        self, run: Run, data: Dataset, teacher: Teacher | None, role: str, config: TrainConfig, inner: Callback
-    ) -> None:
-        self.run, self.data, self.teacher, self.role, self.inner = run, data, teacher, role, inner
-        self.every = config.figure_every
-        self.note, self.start, self.step = inner.note, inner.start, inner.step  # type: ignore[method-assign]
-
-    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        number = row["epoch"]
-        if self.every and (number == 1 or number % self.every == 0):
-            models = {"teacher": self.teacher.model} if self.teacher else {}
-            path = self.run.figures / f"cams-epoch-{number:03d}.png"
-            _draw(path, self.data.val, self.data.classes, {**models, self.role: model})
-            self.inner.drawn(number, path)
-        self.inner.epoch(row, model)
+    folders = {"teacher": teacher.folder, "student": student.folder, "control": folder / "control"}
+    models = {"teacher": teacher.model, "student": load(folders["student"]), "control": load(folders["control"])}
+    draw_examples(student.figures / "cams.png", data, "test", models)
+    gallery_models = {
+        role: GalleryModel(model, read_model_info(folders[role]).sha256) for role, model in models.items()
+    }
+    write_gallery(student.gallery, data, gallery_models, gallery_rows(student.gallery))

@@ -1,75 +1,136 @@
-"""Whose a run folder is: one process at a time, and one configuration, whatever may change on the way."""
+"""Lock a run folder, and check its configuration on resume."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from camkd.config import RunConfig
 from camkd.runs.folder import Run
 from camkd.types import InputError
 from camkd.utils.files import lock_folder, remove_stale_temp
 
-ACCEPTABLE = ("epochs", "lr", "weight_decay", "warmup_fraction", "label_smoothing", "grad_clip", "on_nan", "ema_decay")
-"""Settings that may change on the way where ``accept`` names them: the run is then another than either alone."""
+ACCEPTABLE = (
+    "epochs",
+    "lr",
+    "weight_decay",
+    "warmup_fraction",
+    "label_smoothing",
+    "grad_clip",
+    "on_nan",
+    "ema_decay",
+)
+"""Settings that a resumed run may change if ``--accept`` names them. The result then differs from an unchanged run."""
 
 IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget")
-"""Settings that change no result, so that a run may go on with others."""
+"""Settings without influence on the result, which a resumed run may always change."""
 
-ORIGINS = {"pictures": "the pictures", "teacher_weights": "the teacher's weights", "terms": "the method's terms"}
+PROVENANCE = {"data_fingerprint": "images", "teacher_weights": "teacher's weights", "terms": "loss terms of the method"}
+"""Provenance entries that must be equal on resume, and their names in messages."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Permission to continue an existing run.
+
+    Args:
+        accept: settings that may differ from those of the run, among `ACCEPTABLE`.
+    """
+
+    accept: tuple[str, ...] = ()
 
 
 def parse_accept(names: str) -> tuple[str, ...]:
-    """The settings in ``epochs,lr`` that a resumed run may change. Raises ``InputError`` for another."""
-    found = tuple(name.strip() for name in names.split(",") if name.strip())
-    for name in found:
+    """Parse the value of ``--accept``.
+
+    Args:
+        names: names of settings, separated by commas, like ``epochs,lr``.
+
+    Raises:
+        InputError: if a resumed run cannot change one of the settings.
+    """
+    accepted = tuple(name.strip() for name in names.split(",") if name.strip())
+    for name in accepted:
         if name not in ACCEPTABLE:
-            raise InputError(f"--accept cannot take {name!r}: choose among {', '.join(ACCEPTABLE)}.")
-    return found
+            raise InputError(f"--accept must name settings among {', '.join(ACCEPTABLE)}, got {name!r}.")
+    return accepted
 
 
 @contextmanager
 def lock_run(run: Run) -> Iterator[None]:
-    """Be the only one that works on a run, in a folder that can be written; a killed one's half-written files go."""
+    """Lock a run folder for this process, and remove temporary files of killed processes.
+
+    Raises:
+        InputError: if the folder is a file, cannot be written, or is locked by another process.
+    """
     if run.folder.exists() and not run.folder.is_dir():
-        raise InputError(f"{run.folder} is a file, but a run is a folder: give another --out.")
+        raise InputError(f"--out must be a folder, got the file {run.folder}. Choose another --out.")
     with ExitStack() as stack:
         try:
             stack.enter_context(lock_folder(run.folder))
         except BlockingIOError as error:
-            raise InputError(f"{run.folder}: {error.strerror}; wait for it, stop it, or give another --out.") from error
+            raise InputError(
+                f"{run.folder} must not be in use, got a lock: {error.strerror}. Wait for that process, stop it, or "
+                "choose another --out."
+            ) from error
         except OSError as error:
-            raise InputError(f"{run.folder} cannot be written ({error.strerror}): give another --out.") from error
-        for folder in (run.folder, *(place for place in run.folder.rglob("*") if place.is_dir())):
+            raise InputError(f"{run.folder} must be writable, got: {error.strerror}. Choose another --out.") from error
+        for folder in (run.folder, *(path for path in run.folder.rglob("*") if path.is_dir())):
             remove_stale_temp(folder)
         yield
 
 
-def start_or_resume(
-    run: Run, settings: dict[str, Any], origin: dict[str, Any], resume: bool, accept: Collection[str] = ()
-) -> bool:
-    """Take the folder for this run; whether there is a checkpoint to go on from."""
-    before = run.config()
-    if not before and run.checkpoints:
-        raise InputError(f"{run.folder} has checkpoints and no configuration: bring that back, or give another --out.")
-    if not before:
-        run.start(settings, origin)
+def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], resume: Resume | None) -> bool:
+    """Start a run in an empty folder, or check that an existing run can be resumed.
+
+    Settings are compared by name. A setting that is missing in the stored configuration has its default.
+
+    Args:
+        run: the run folder, locked.
+        config: the configuration of the run.
+        provenance: content hashes of the images, the teacher and the method.
+        resume: permission to continue an existing run.
+
+    Returns:
+        Whether there is a checkpoint to continue from.
+
+    Raises:
+        InputError: if the folder holds a run and ``resume`` is None, or if the run has other settings, images, teacher
+            weights or loss terms.
+    """
+    stored_options = run.config()
+    if not stored_options and run.checkpoints:
+        raise InputError(
+            f"{run.folder} must have a config.yaml beside its checkpoints, got none. Restore the file, or choose "
+            "another --out."
+        )
+    if not stored_options:
+        run.start(config.options(), dict(provenance))
         return False
-    if not resume:
+    if resume is None:
         state = "a finished run" if run.finished else "an unfinished run"
-        raise InputError(f"{run.folder} holds {state}: add --resume to go on with it, or give another --out.")
-    changed = [name for name in settings if name not in IGNORED_ON_RESUME and settings[name] != before.get(name)]
+        raise InputError(
+            f"--out must be a new folder, got {run.folder}, which holds {state}. Add --resume to continue it, or "
+            "choose another --out."
+        )
+    options = config.options()
+    stored = RunConfig.from_options(stored_options, config.role).options()
+    changed = [name for name in options if name not in IGNORED_ON_RESUME and options[name] != stored.get(name)]
     for name in changed:
-        if name not in accept:
-            how = f"add --accept {name} to go on with it" if name in ACCEPTABLE else "resume with the same settings"
+        if name not in resume.accept:
+            advice = f"Add --accept {name} to continue" if name in ACCEPTABLE else "Resume with the same settings"
             raise InputError(
-                f"{run.folder} was started with {name} = {before.get(name)}, now it is {settings[name]}: "
-                f"{how}, or give another --out."
+                f"{name} must be {stored.get(name)}, as {run.folder} was started, got {options[name]}. {advice}, or "
+                "choose another --out."
             )
-    begun_from = run.provenance()
-    for name, words in ORIGINS.items():
-        if name in begun_from and begun_from[name] != origin[name]:
-            raise InputError(f"{words} are not those {run.folder} was started with: give another --out.")
+    stored_provenance = run.provenance()
+    for name, description in PROVENANCE.items():
+        if name in stored_provenance and stored_provenance[name] != provenance[name]:
+            raise InputError(
+                f"The {description} must be the same as when {run.folder} was started. Choose another --out."
+            )
     if changed and not run.finished:
-        run.update_config({name: settings[name] for name in changed})
+        run.update_config({name: options[name] for name in changed})
     return bool(run.checkpoints)

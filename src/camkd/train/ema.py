@@ -1,22 +1,35 @@
-"""Exponential moving average of a model's weights."""
+"""Exponential moving average (EMA) of a model's weights, as a callback."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from camkd.train.callbacks import Callback
 
-class EMA:
-    """Follows a model's weights and statistics: ``average += (1 - decay) (model - average)``."""
 
-    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+class EMA(Callback):
+    """Average the weights after every optimizer step: ``average += (1 - d) (model - average)``.
+
+    The decay rises with the step, ``d = min(decay, (1 + step) / (10 + step))``, so that the average follows the model
+    closely at first. Integer buffers are copied.
+
+    Args:
+        average: the averaged model, updated in place.
+        model: the trained model, of the same architecture.
+        decay: the largest decay per step.
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module, decay: float) -> None:
         pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
-        self.averaged = tuple(zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True))
-        self.counted = [pair for pair in pairs if not pair[0].is_floating_point()]
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.averaged, self.source = map(list, zip(*floating, strict=True))
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.decay = decay
 
     @torch.no_grad()
-    def __call__(self, decay: float) -> None:
-        ours, theirs = self.averaged
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
-        for our, their in self.counted:
-            our.copy_(their)
+    def on_optimizer_step(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averaged, self.source, 1 - decay)
+        for average, current in self.counters:
+            average.copy_(current)

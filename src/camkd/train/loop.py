@@ -1,4 +1,4 @@
-"""The training loop: one for teachers, undistilled students and distilled ones."""
+"""The training loop of teachers, controls and distilled students."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +22,21 @@ from camkd.data.dataset import Dataset
 from camkd.distill.cache import TeacherCache
 from camkd.distill.objective import Objective
 from camkd.distill.teacher import TeacherTargets
-from camkd.models.eval_mode import dilated_in_fp32, eval_mode
+from camkd.models.eval_mode import eval_mode, fp32_dilated_convs
 from camkd.models.sync_batchnorm import sync_batchnorm
 from camkd.runs.folder import Run
-from camkd.train.callbacks import Callback
+from camkd.train.callbacks import Callback, CallbackList
 from camkd.train.ema import EMA
 from camkd.train.schedule import Schedule
 from camkd.train.state import TrainState
 from camkd.train.validation import Validator
 from camkd.types import Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device, pick_precision
-from camkd.utils.distributed import all_gather, all_reduce_gradients, all_reduce_sum, process_group
+from camkd.utils.distributed import StopFlag, all_gather, all_reduce_gradients, process_group
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; its state is saved in the folder it names, and resuming goes on from there."""
+    """Training was interrupted by a signal. The state is saved in the run folder that the exception names."""
 
 
 def fit(
@@ -46,136 +47,206 @@ def fit(
     run: Run,
     *,
     teacher: TeacherTargets | None = None,
-    knowledge: TeacherCache | None = None,
+    cache: TeacherCache | None = None,
     resume: bool = False,
-    watch: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> nn.Module:
-    """Train ``model`` and return its averaged weights of the epoch with the best validation accuracy.
+    """Train a model and return its averaged weights of the epoch with the best validation accuracy.
 
-    ``knowledge`` answers for the teacher in training, ``teacher`` is what it said of the validation pictures. Terms
-    with weights of their own get them from ``config.seed``, learn beside the model and end with the run. The optimiser
-    ``auto`` is what ``model.default_optimizer`` says, "sgd" or "adamw", and SGD where it says nothing. Writes
-    ``metrics.jsonl`` and a checkpoint after each epoch. Raises ``Interrupted`` after SIGINT or SIGTERM, with the state
-    saved; ``FloatingPointError`` where loss or gradient is no longer finite, unless such batches are passed over, with
-    the last finite state kept.
+    Writes ``metrics.jsonl`` and a checkpoint after each epoch. Loss terms with weights of their own are initialized
+    from ``config.seed``, trained beside the model and discarded.
+
+    Args:
+        model: any classifier from images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, K)``. Where
+            ``config.optimizer`` is ``auto``, the attribute ``model.default_optimizer`` decides (``sgd`` without one).
+        data: the dataset.
+        objective: the loss.
+        config: the training settings.
+        run: the run folder.
+        teacher: the teacher's targets on the validation images, for two more validation metrics.
+        cache: the teacher's outputs on training images, required if the objective needs a teacher.
+        resume: continue from the newest checkpoint of the run.
+        callbacks: callbacks, called in order.
+
+    Returns:
+        The averaged model in evaluation mode.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM; the state is saved.
+        FloatingPointError: if the loss or the gradient is not finite and ``config.on_nan`` is ``stop``. The last finite
+            state is kept.
+
+    Example:
+        >>> data = open_data("shapes")  # doctest: +SKIP
+        >>> model = fit(build("cam-net", 10, 32), data, parse_objective("plain"), TrainConfig(), Run(Path("runs/a")))
+        ... # doctest: +SKIP
     """
-    device, watch = torch.device(pick_device(config.device)), watch or Callback()
-    config = replace(config, **resolve_optimizer(config, getattr(model, "default_optimizer", "sgd"))._asdict())
+    device = torch.device(pick_device(config.device))
+    settings = resolve_optimizer(config, getattr(model, "default_optimizer", "sgd"))
+    config = replace(config, **settings._asdict())
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
     views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
     if objective.has_adapters:
-        assert knowledge is not None
-        objective = _connected(objective, model, knowledge, views[0, torch.arange(min(2, len(views)))].x, config.seed)
+        assert cache is not None
+        objective = _build_adapters(objective, model, cache, views[0, torch.arange(min(2, len(views)))].x, config.seed)
     terms = objective.modules()
-    optimizer, precision = _optimizer([model, *terms], config), pick_precision(config.precision, device)
-    state = TrainState(model, average, terms, optimizer, precision)
+    state = TrainState(
+        model, average, terms, _build_optimizer([model, *terms], config), pick_precision(config.precision, device)
+    )
+    events = CallbackList([EMA(average, model, config.ema_decay), *callbacks])
     if resume:
-        for note in state.load(run):
-            watch.note(note)
-    bf16 = state.precision == "bf16"
+        for message in state.load(run):
+            events.on_message(message)
     schedule = Schedule(config, batch_count(len(views), config.batch_size))
-    follow = EMA(average, model)
-    referee = Validator(data, device, bf16, teacher)
-    with _stop_requests() as stop, dilated_in_fp32(model), sync_batchnorm(model):
-        watch.start(run.folder.name, schedule.steps, state.step)
-        while state.epoch < config.epochs:
-            started = time.perf_counter()
-            model.train()
-            view = state.epoch % (config.augment_epochs or config.epochs)
-            order = epoch_order(len(views), config.augment_seed, state.epoch, config.batch_size)[state.batch :]
-            for size, batch, known in _lessons(views, knowledge, view, order):
-                before = _buffers(model, terms) if config.on_nan == "skip" else []
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    answer = _answer(model, batch.x, objective.needs)
-                told = None if known is None else _together(known)
-                done = state.step / schedule.steps
-                loss, means = objective(_together(answer.float()), told, all_gather(batch.labels), done)
-                try:
-                    _update(state, loss, schedule, config)
-                except FloatingPointError as error:
-                    if config.on_nan == "stop":
-                        raise
-                    watch.note(f"{error}; the batch is passed over")
-                    _restore(model, terms, before)
-                else:
-                    follow(min(config.ema_decay, (1 + state.step) / (10 + state.step)))
-                    _accumulate(state, loss, means, size)
-                watch.step(size)
-                if _anywhere(stop, device):
-                    state.seconds += time.perf_counter() - started
+    validator = Validator(data, device, state.precision == "bf16", teacher)
+    trainer = _Trainer(state, objective, config, schedule, events, views, cache)
+    try:
+        with _stop_signals() as signals, fp32_dilated_convs(model), sync_batchnorm(model):
+            stop = StopFlag(lambda: bool(signals))
+            events.on_train_start(run.folder.name, schedule.total_steps, state.step)
+            while state.epoch < config.epochs:
+                if trainer.train_epoch(stop):
                     _check_state(state)
                     state.save(run)
                     raise Interrupted(str(run.folder))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            state.seconds += time.perf_counter() - started
-            _end_epoch(state, referee, schedule, len(views))
-            if process_group().rank == 0:
-                run.write_history(state.rows)
-            state.save(run)
-            watch.epoch(state.rows[-1], state.average)
-            if _anywhere(stop, device):  # it came after the last step
-                raise Interrupted(str(run.folder))
+                _end_epoch(state, validator, schedule, len(views))
+                if process_group().rank == 0:
+                    run.write_history(state.rows)
+                state.save(run)
+                events.on_epoch_end(state.rows[-1], state.average)
+                if stop.wait():
+                    raise Interrupted(str(run.folder))
+    finally:
+        events.on_train_end()
     state.average.load_state_dict(state.best_weights)
     return state.average.eval()
 
 
-def _lessons(
-    views: Views, knowledge: TeacherCache | None, view: int, order: Sequence[Tensor]
-) -> Iterator[tuple[int, Batch, Prediction | None]]:
-    """The size of each batch of the epoch, this process's share of it, and what the teacher says of that."""
-    for batch in order:
-        samples = process_group().shard(batch)
-        seen = views[view, samples]
-        if knowledge is None:
-            yield len(batch), seen, None
+@dataclass
+class _Trainer:
+    """One epoch of training."""
+
+    state: TrainState
+    objective: Objective
+    config: TrainConfig
+    schedule: Schedule
+    events: Callback
+    views: Views
+    cache: TeacherCache | None
+
+    def train_epoch(self, stop: StopFlag) -> bool:
+        """Train the rest of the current epoch.
+
+        Returns:
+            Whether the user requested a stop.
+        """
+        state = self.state
+        started = time.perf_counter()
+        state.model.train()
+        augmented_epoch = state.epoch % (self.config.augment_epochs or self.config.epochs)
+        order = epoch_order(len(self.views), self.config.augment_seed, state.epoch, self.config.batch_size)
+        for size, batch, targets in _iter_batches(self.views, self.cache, augmented_epoch, order[state.batch :]):
+            self.train_step(size, batch, targets)
+            self.events.on_batch_end(size)
+            if stop.poll():
+                state.seconds += time.perf_counter() - started
+                return True
+        if self.views.device.type == "cuda":
+            torch.cuda.synchronize(self.views.device)
+        state.seconds += time.perf_counter() - started
+        return False
+
+    def train_step(self, size: int, batch: Batch, targets: Prediction | None) -> None:
+        """Make one training step on a batch of ``size`` images, of which ``batch`` is this process's shard."""
+        state = self.state
+        skips_nan = self.config.on_nan == "skip"
+        buffers = _clone_buffers(state.model, state.terms) if skips_nan else []
+        device_type = self.views.device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=state.precision == "bf16"):
+            prediction = _forward(state.model, batch.x, self.objective.needs)
+        sizes = process_group().shard_sizes(size)
+        student = _all_gather_prediction(prediction.float(), sizes)
+        teacher = None if targets is None else _all_gather_prediction(targets, sizes)
+        progress = state.step / self.schedule.total_steps
+        loss, means = self.objective(student, teacher, all_gather(batch.labels, sizes), progress)
+        try:
+            _update(state, loss, self.schedule, self.config)
+        except FloatingPointError as error:
+            if not skips_nan:
+                raise
+            self.events.on_message(f"{error}; the batch is skipped")
+            _restore_buffers(state.model, state.terms, buffers)
         else:
-            known = knowledge.get(view, samples)
-            told = knowledge.compute(view, samples, seen.x) if known is None else known.to(seen.x.device)
-            yield len(batch), seen, told
+            self.events.on_optimizer_step(state.step)
+            _accumulate(state, loss, means, size)
 
 
-def _together(said: Prediction) -> Prediction:
-    """The whole batch's answers out of all processes' shares."""
+def _iter_batches(
+    views: Views, cache: TeacherCache | None, augmented_epoch: int, order: Sequence[Tensor]
+) -> Iterator[tuple[int, Batch, Prediction | None]]:
+    """Yield the size of each batch, this process's shard of it, and the teacher's outputs on that shard."""
+    for samples in order:
+        shard = process_group().shard(samples)
+        batch = views[augmented_epoch, shard]
+        if cache is None:
+            yield len(samples), batch, None
+            continue
+        cached = cache.get(augmented_epoch, shard)
+        outputs = cache.compute(augmented_epoch, shard, batch.x) if cached is None else cached.to(batch.x.device)
+        yield len(samples), batch, outputs
+
+
+def _all_gather_prediction(prediction: Prediction, sizes: Sequence[int]) -> Prediction:
+    """Concatenate the predictions of all processes for their shards of a batch."""
     if process_group().world_size == 1:
-        return said
-    stages = None if said.features is None else tuple(map(all_gather, said.features))
-    cams, shown = (None if part is None else all_gather(part) for part in (said.cams, said.class_ids))
-    return Prediction(all_gather(said.logits), cams, stages, shown)
+        return prediction
+
+    def gather(part: Tensor | None) -> Tensor | None:
+        return None if part is None else all_gather(part, sizes)
+
+    features = prediction.features
+    return Prediction(
+        all_gather(prediction.logits, sizes),
+        gather(prediction.cams),
+        None if features is None else tuple(all_gather(stage, sizes) for stage in features),
+        gather(prediction.class_ids),
+    )
 
 
-def _connected(objective: Objective, model: nn.Module, knowledge: TeacherCache, x: Tensor, seed: int) -> Objective:
-    """The objective with the weights of its terms made, for networks that answer as these do to ``x``.
+def _build_adapters(objective: Objective, model: nn.Module, cache: TeacherCache, x: Tensor, seed: int) -> Objective:
+    """Initialize the weights of the objective's terms for the feature shapes of both networks.
 
-    The global random state is left as it was.
+    The global random state is restored.
     """
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        connected = objective.build_adapters(_answer(model, x, objective.needs), knowledge.teacher(x))
-    connected.modules().to(x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return connected
+        objective = objective.build_adapters(_forward(model, x, objective.needs), cache.teacher_fn(x))
+    objective.modules().to(x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return objective
 
 
-def _answer(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Prediction:
-    """Ask for no more than the objective reads."""
+def _forward(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Prediction:
+    """Compute only the outputs that the objective needs."""
     if needs <= {"logits"}:
         return Prediction(model(x))
     return predict(model, x, features="features" in needs)
 
 
-def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels, none on biases and normalisation.
+def _build_optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
+    """Build the optimizer, with weight decay on matrices and kernels only.
 
-    Each module has groups of its own: the fused step wants all of a group to have had a gradient, or none.
+    Each module has its own parameter groups, because a fused step needs gradients for all parameters of a group or for
+    none.
     """
-    (name, lr, weight_decay), groups = resolve_optimizer(config), []
+    name, lr, weight_decay = resolve_optimizer(config)
+    groups: list[dict[str, Any]] = []
     for module in modules:
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         groups += [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
@@ -183,12 +254,16 @@ def _optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch.optim
 
 
 def _update(state: TrainState, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
-    """Make one step. Raises ``FloatingPointError`` and changes no weight where loss or gradient is not finite.
+    """Make an optimizer step.
 
-    That is so on the CPU, and where such batches are to be passed over. The host would have to wait for any other
-    device: there `_check_state` finds it, before a state is kept.
+    Non-finite values are found at once on the CPU, and with ``on_nan=skip`` on every device. Elsewhere the check would
+    make the host wait at every step; `_check_state` finds them before a state is saved.
+
+    Raises:
+        FloatingPointError: if the loss or the gradient is not finite. No weight has changed.
     """
-    where, looks = f"epoch {state.epoch + 1}, batch {state.batch + 1}", loss.is_cpu or config.on_nan == "skip"
+    location = f"epoch {state.epoch + 1}, batch {state.batch + 1}"
+    checks = loss.is_cpu or config.on_nan == "skip"
     for group in state.optimizer.param_groups:
         group["lr"] = schedule(state.step)
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
@@ -196,100 +271,99 @@ def _update(state: TrainState, loss: Tensor, schedule: Schedule, config: TrainCo
         parameter.grad = None
     state.step += 1
     state.batch += 1
-    if looks:
-        _check(loss.detach(), "loss", where)
-    (
-        loss / process_group().world_size
-    ).backward()  # each process has the whole loss, and all their gradients are added up
+    if checks:
+        _check_finite(loss.detach(), "loss", location)
+    (loss / process_group().world_size).backward()  # every process has the whole loss, and gradients are summed
     all_reduce_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-    if looks:
-        _check(norm.detach(), "norm of the gradient", where)
+    if checks:
+        _check_finite(norm.detach(), "gradient norm", location)
     state.optimizer.step()
 
 
-def _check(value: Tensor | float, name: str, where: str) -> None:
+def _check_finite(value: Tensor | float, name: str, location: str) -> None:
     if not math.isfinite(value):
-        raise FloatingPointError(f"the {name} is {float(value)} in {where}: lower --lr")
+        raise FloatingPointError(f"The {name} must be finite, got {float(value)} in {location}. Lower --lr")
 
 
 def _check_state(state: TrainState) -> None:
-    """Raise ``FloatingPointError`` where a sum of this epoch or a weight is not finite: such a state is not kept."""
-    where = f"epoch {state.epoch + 1}"
+    """Raise ``FloatingPointError`` if a sum of the epoch or a weight is not finite, so that it is not saved."""
+    location = f"epoch {state.epoch + 1}"
     for name, total in state.sums.items():
-        _check(total, name or "loss", where)
+        _check_finite(total, name or "loss", location)
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     if not torch.stack([parameter.isfinite().all() for parameter in parameters]).all():
-        raise FloatingPointError(f"a weight is not finite in {where}: lower --lr")
+        raise FloatingPointError(f"All weights must be finite, got NaN or infinity in {location}. Lower --lr")
 
 
-def _buffers(*modules: nn.Module) -> list[Tensor]:
-    """Copies of all running statistics and the like."""
+def _clone_buffers(*modules: nn.Module) -> list[Tensor]:
+    """Copy all buffers, such as running statistics."""
     return [buffer.clone() for module in modules for buffer in module.buffers()]
 
 
-def _restore(model: nn.Module, terms: nn.Module, before: Sequence[Tensor]) -> None:
-    for buffer, kept in zip((*model.buffers(), *terms.buffers()), before, strict=True):
-        buffer.copy_(kept)
+def _restore_buffers(model: nn.Module, terms: nn.Module, buffers: Sequence[Tensor]) -> None:
+    for buffer, saved in zip((*model.buffers(), *terms.buffers()), buffers, strict=True):
+        buffer.copy_(saved)
 
 
-def _accumulate(state: TrainState, loss: Tensor, means: dict[str, Tensor], pictures: int) -> None:
-    """Add up where the numbers are, so that nobody waits for them; a schedule may leave a term out of some batches."""
+def _accumulate(state: TrainState, loss: Tensor, means: dict[str, Tensor], num_images: int) -> None:
+    """Add the loss and the terms to the sums of the epoch, on their device.
+
+    A schedule may leave a term out of some batches, so each sum has its own count.
+    """
     for name, mean in {"": loss.detach(), **means}.items():
-        value = mean * pictures
+        value = mean * num_images
         state.sums[name] = state.sums[name].to(value) + value if name in state.sums else value
-        state.counts[name] = state.counts.get(name, 0) + pictures
+        state.counts[name] = state.counts.get(name, 0) + num_images
 
 
-def _end_epoch(state: TrainState, referee: Validator, schedule: Schedule, pictures: int) -> None:
+def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_images: int) -> None:
+    """Validate the averaged model, append the epoch's metrics and remember the best weights."""
     _check_state(state)
+    location = f"epoch {state.epoch + 1}"
     sums = {name: float(value) for name, value in state.sums.items()}
-    loss, learnt = sums.pop("", math.nan), state.counts.get("", 0)
-    _check(loss, "loss", f"epoch {state.epoch + 1}")  # no sum, no number: all batches were passed over
-    judged = referee(state.average)
-    for name, value in judged.items():
-        _check(value, name, f"epoch {state.epoch + 1}")
+    loss = sums.pop("", math.nan)  # NaN if all batches were skipped
+    num_trained = state.counts.get("", 0)
+    _check_finite(loss, "loss", location)
+    metrics = validator(state.average)
+    for name, value in metrics.items():
+        _check_finite(value, name, location)
     state.rows.append(
         {
             "epoch": state.epoch + 1,
-            "train_loss": loss / learnt,
+            "train_loss": loss / num_trained,
             "terms": {name: value / state.counts[name] for name, value in sums.items()},
             "lr": schedule(state.step - 1),
-            **judged,
-            "images_per_second": pictures / state.seconds,
+            **metrics,
+            "images_per_second": num_images / state.seconds,
             "seconds": state.seconds,
-            **({"skipped_samples": pictures - learnt} if learnt < pictures else {}),
+            **({"skipped_samples": num_images - num_trained} if num_trained < num_images else {}),
         }
     )
-    if judged["val_accuracy"] >= state.best:
-        state.best, state.best_epoch = judged["val_accuracy"], state.epoch + 1
+    if metrics["val_accuracy"] >= state.best:
+        state.best = metrics["val_accuracy"]
+        state.best_epoch = state.epoch + 1
         state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
-    state.epoch, state.batch, state.seconds, state.sums, state.counts = state.epoch + 1, 0, 0.0, {}, {}
-
-
-def _anywhere(stop: Sequence[int], device: torch.device) -> bool:
-    """Whether any process was asked to stop: they stop after the same step."""
-    return (
-        bool(stop) if process_group().world_size == 1 else bool(all_reduce_sum(torch.tensor(len(stop), device=device)))
-    )
+    state.epoch += 1
+    state.batch = 0
+    state.seconds = 0.0
+    state.sums = {}
+    state.counts = {}
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying from them; the loop looks after each step.
-
-    Only a main thread may do so; elsewhere nothing is collected.
-    """
-    seen: list[int] = []
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list while the block runs. Outside the main thread nothing is collected."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield seen
+        yield received
         return
-    before = {
-        number: signal.signal(number, lambda received, frame: seen.append(received))
+    handlers = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield seen
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

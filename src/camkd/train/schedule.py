@@ -8,14 +8,22 @@ from camkd.config import TrainConfig, resolve_optimizer
 
 
 class Schedule:
-    """Linear warm-up, then a cosine to zero: the learning rate at each step."""
+    """Linear warm-up, then cosine decay to zero.
 
-    def __init__(self, config: TrainConfig, batches: int) -> None:
-        self.steps = config.epochs * batches
-        self.peak = resolve_optimizer(config).lr * config.batch_size / 128
-        self.rise = max(1, round(config.warmup_fraction * self.steps))
+    Args:
+        config: the training settings.
+        batches_per_epoch: steps of an epoch.
+
+    Calling the schedule with a step (from 0) returns the learning rate of that step.
+    """
+
+    def __init__(self, config: TrainConfig, batches_per_epoch: int) -> None:
+        self.total_steps = config.epochs * batches_per_epoch
+        self.peak_lr = resolve_optimizer(config).lr * config.batch_size / 128
+        self.warmup_steps = max(1, round(config.warmup_fraction * self.total_steps))
 
     def __call__(self, step: int) -> float:
-        if step < self.rise:
-            return self.peak * (step + 1) / self.rise
-        return self.peak * 0.5 * (1 + math.cos(math.pi * (step - self.rise) / max(1, self.steps - self.rise)))
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        decay_steps = max(1, self.total_steps - self.warmup_steps)
+        return self.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / decay_steps))

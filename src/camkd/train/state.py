@@ -1,4 +1,4 @@
-"""What decides the rest of a run: weights, their average, the optimiser, and how far it has come."""
+"""Training state: everything that determines the rest of a run, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,73 +15,120 @@ from camkd.utils.distributed import process_group, run_on_rank0
 
 @dataclass
 class TrainState:
-    """Everything that decides the rest of a run."""
+    """Everything that determines the rest of a run.
+
+    Args:
+        model: the trained model.
+        average: the model with averaged weights.
+        terms: the loss terms that have weights.
+        optimizer: the optimizer of all trained weights.
+        precision: fp32 or bf16.
+        epoch: completed epochs.
+        batch: completed batches of the current epoch.
+        step: completed steps.
+        seconds: training time of the current epoch.
+        sums: sums over the current epoch, of the loss under ``""`` and of each term by name.
+        counts: number of images in each sum.
+        best: best validation accuracy.
+        best_epoch: its epoch, from 1.
+        best_weights: the averaged weights of that epoch.
+        rows: the lines of ``metrics.jsonl``.
+    """
 
     model: nn.Module
     average: nn.Module
-    terms: nn.ModuleList  # those of the objective that have weights
+    terms: nn.ModuleList
     optimizer: torch.optim.Optimizer
     precision: str
     epoch: int = 0
-    batch: int = 0  # batches of this epoch that are done
+    batch: int = 0
     step: int = 0
     seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch: the loss ("") and each term
-    counts: dict[str, int] = field(default_factory=dict)  # the pictures of each sum
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     best: float = -1.0
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, run: Run) -> None:
-        """Keep the state, and the best weights in a file of their own; of several processes the first does."""
+        """Write a checkpoint, with the best weights in their own file. Only rank 0 writes."""
         if process_group().rank > 0:
             return
         state = {
-            **{name: getattr(self, name).state_dict() for name in self._parts()},
-            **{name: getattr(self, name) for name in self._plain()},
+            "format": FORMAT,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "terms": self.terms.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "counts": self.counts,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "rows": self.rows,
             "random": torch.get_rng_state(),
-            **({"random_cuda": torch.cuda.get_rng_state(self._device)} if self._device.type == "cuda" else {}),
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
-        run.checkpoints.save(self.step, state, (self.best_epoch, self.best_weights) if self.best_weights else None)
+        if self._device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self._device)
+        best = (self.best_epoch, self.best_weights) if self.best_weights else None
+        run.checkpoints.save(self.step, state, best)
 
     def load(self, run: Run) -> list[str]:
-        """Go back to the newest state that is whole, with its number of threads, on which the bits depend.
+        """Restore the newest intact checkpoint, with its number of threads, which determines rounding.
 
-        Returns what a person should know of that.
+        Returns:
+            Messages for the user.
+
+        Raises:
+            InputError: if there is no intact checkpoint, or it belongs to another run.
         """
         state, best = run_on_rank0(run.checkpoints.load)
         try:
-            for name in self._parts():
-                getattr(self, name).load_state_dict(state[name])
-            for name in self._plain():
-                setattr(self, name, state[name])
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.terms.load_state_dict(state["terms"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.precision = state["precision"]
+            self.epoch = state["epoch"]
+            self.batch = state["batch"]
+            self.step = state["step"]
+            self.seconds = state["seconds"]
+            self.sums = state["sums"]
+            self.counts = state["counts"]
+            self.best = state["best"]
+            self.best_epoch = state["best_epoch"]
+            self.rows = state["rows"]
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
-                f"the checkpoints in {run.folder} are not of the run that its config.yaml describes: bring back "
-                "those that belong there, or delete them to begin anew."
+                f"The checkpoints in {run.folder} must belong to the run in its config.yaml, got those of another run. "
+                "Restore the right ones, or delete them to start again."
             ) from error
-        self.best_weights, notes = best or {}, []
+        self.best_weights = best or {}
         torch.set_rng_state(state["random"])
         if self._device.type == "cuda" and "random_cuda" in state:
             torch.cuda.set_rng_state(state["random_cuda"], self._device)
+        messages = []
         if state["threads"] != torch.get_num_threads():
-            notes.append(f"going on with {state['threads']} threads, as the run was begun")
+            messages.append(f"resuming with {state['threads']} threads, as the run was started")
             torch.set_num_threads(state["threads"])
         if state["torch"] != str(torch.__version__):
-            notes.append(f"begun with torch {state['torch']}, going on with {torch.__version__}: not to the same bits")
-        return notes
+            messages.append(
+                f"started with torch {state['torch']}, resuming with {torch.__version__}: "
+                "results may differ in the last bits"
+            )
+        return messages
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @staticmethod
-    def _parts() -> tuple[str, ...]:
-        return ("model", "average", "terms", "optimizer")
 
-    @staticmethod
-    def _plain() -> tuple[str, ...]:
-        return ("precision", "epoch", "batch", "step", "seconds", "sums", "counts", "best", "best_epoch", "rows")
+FORMAT = 1
+"""Version of the checkpoint's content. Its keys do not depend on the names of attributes."""

@@ -1,9 +1,8 @@
-"""A run on TensorBoard (an extra): the scalars of every epoch, and the maps that are drawn while it trains."""
+"""TensorBoard logging as a callback: scalars of every epoch and heatmap figures (an extra)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,58 +15,49 @@ from camkd.train.callbacks import Callback
 from camkd.types import InputError
 
 FOLDER = "tensorboard"
-"""Where in a run's folder the event files are: ``tensorboard --logdir RUN`` finds them."""
+"""Subfolder of a run with the event files. ``tensorboard --logdir RUN`` finds them."""
 
 
 def check_tensorboard() -> None:
-    """Raise ``InputError`` where TensorBoard is not installed."""
+    """Raise ``InputError`` if TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         raise InputError(
-            "--tensorboard needs an extra that is not installed: pip install 'camkd[tensorboard]', or leave it out."
+            "--tensorboard needs a package that is not installed. Run pip install 'camkd[tensorboard]', or leave the "
+            "option out."
         )
 
 
-@contextmanager
-def watched(run: Path, wanted: bool, inner: Callback) -> Iterator[Callback]:
-    """``inner``, and if ``wanted`` event files in the folder ``run`` beside it.
+class TensorBoardCallback(Callback):
+    """Write the scalars of every epoch and each heatmap figure as TensorBoard events.
 
-    >>> with watched(Path("runs/mine/student"), True, Watch()) as watch:                 # doctest: +SKIP
-    ...     fit(model, data, objective, config, run, watch=watch)
+    Args:
+        run_folder: the run folder; events are written to its subfolder ``tensorboard``.
+
+    Example:
+        >>> fit(model, data, objective, config, run, callbacks=[TensorBoardCallback(run.folder)])  # doctest: +SKIP
     """
-    if not wanted:
-        yield inner
-        return
-    board = _Board(run / FOLDER, inner)
-    try:
-        yield board
-    finally:
-        board.writer.close()
 
+    def __init__(self, run_folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-class _Board(Callback):
-    """Writes event files, and passes everything on."""
+        self.writer = SummaryWriter(str(run_folder / FOLDER))
 
-    def __init__(self, folder: Path, inner: Callback) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # imports tensorboard, which takes a second
-
-        self.writer, self.inner = SummaryWriter(str(folder)), inner
-        self.note, self.start, self.step = inner.note, inner.start, inner.step  # type: ignore[method-assign]
-
-    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+    def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
         for name, value in _scalars(row):
             self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
-        self.inner.epoch(row, model)
 
-    def drawn(self, epoch: int, path: Path) -> None:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+    def on_figure(self, epoch: int, path: Path) -> None:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
         self.writer.add_image("maps", pixels, epoch, dataformats="HWC")
-        self.inner.drawn(epoch, path)
+
+    def on_train_end(self) -> None:
+        self.writer.close()
 
 
 def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a line of ``metrics.jsonl`` by name, those inside it as ``terms/cam``."""
+    """Yield name and value of every number of a line of ``metrics.jsonl``, nested ones as ``terms/cam``."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")

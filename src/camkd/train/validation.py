@@ -1,4 +1,4 @@
-"""Judging a model on the validation pictures while it trains."""
+"""Validation of a model during training."""
 
 from __future__ import annotations
 
@@ -16,59 +16,70 @@ from camkd.models.eval_mode import eval_mode
 from camkd.types import Prediction
 from camkd.utils.distributed import all_reduce_sum, process_group
 
-EVALUATION_BATCH = 500
-"""The most pictures judged at once, fewer where they are large."""
+BATCH_SIZE = 500
+"""Largest validation batch; batches of large images are smaller."""
 
 
 class Validator:
-    """Judges a model on the validation pictures, beside what its teacher said of them."""
+    """Evaluate a model on the validation images, next to the targets of its teacher.
+
+    Args:
+        data: the dataset.
+        device: device of the model.
+        bf16: whether the forward pass runs in bf16.
+        teacher: the teacher's targets on the validation images, if the run has a teacher.
+    """
 
     def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: TeacherTargets | None) -> None:
         self.views = Views(data.val, len(data.classes), "none", 0, device)
-        self.bf16, self.teacher = bf16, teacher
-        self.batches = sequential_batches(data.val, EVALUATION_BATCH)
+        self.bf16 = bf16
+        self.teacher = teacher
+        self.batches = sequential_batches(data.val, BATCH_SIZE)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """``val_accuracy``, ``val_loss``, and with a teacher ``val_teacher_agreement`` and ``val_cam_cosine``."""
+        """Return the validation metrics of a model.
+
+        Returns:
+            ``val_accuracy`` and ``val_loss``; with a teacher also ``val_teacher_agreement`` and ``val_cam_cosine``.
+        """
         sums: dict[str, float] = {}
-        for samples, batch in self._batches():  # of several processes each judges its share
-            shown = (
-                None
-                if self.teacher is None
-                else TeacherTargets(*(part[samples].to(batch.x.device) for part in self.teacher))
-            )
-            answer = self._ask(model, batch, shown)
+        for samples, batch in self._shards():
+            targets = self._targets(samples, batch.x.device)
+            prediction = self._predict(model, batch, targets)
             values = {
-                "val_accuracy": (answer.logits.argmax(1) == batch.labels).float(),
-                "val_loss": nn.functional.cross_entropy(answer.logits, batch.labels, reduction="none"),
+                "val_accuracy": (prediction.logits.argmax(1) == batch.labels).float(),
+                "val_loss": nn.functional.cross_entropy(prediction.logits, batch.labels, reduction="none"),
             }
-            if shown is not None:
-                values |= _alike(answer, shown)
+            if targets is not None:
+                values |= _agreement(prediction, targets)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
         totals = all_reduce_sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.views.device))
         return {name: float(total) / len(self.views) for name, total in zip(sums, totals, strict=True)}
 
-    def _batches(self) -> Iterator[tuple[Tensor, Batch]]:
+    def _shards(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield the sample indices and the images of this process's shard of each batch."""
         for samples in self.batches:
-            share = process_group().shard(samples)
-            yield share, self.views[0, share]
+            shard = process_group().shard(samples)
+            yield shard, self.views[0, shard]
 
-    def _ask(self, model: nn.Module, batch: Batch, shown: TeacherTargets | None) -> Prediction:
-        with (
-            eval_mode(model),
-            torch.no_grad(),
-            torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16),
-        ):
-            if shown is None:
+    def _targets(self, samples: Tensor, device: torch.device) -> TeacherTargets | None:
+        if self.teacher is None:
+            return None
+        return TeacherTargets(self.teacher.labels[samples].to(device), self.teacher.maps[samples].to(device))
+
+    def _predict(self, model: nn.Module, batch: Batch, targets: TeacherTargets | None) -> Prediction:
+        autocast = torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16)
+        with eval_mode(model), torch.no_grad(), autocast:
+            if targets is None:
                 return Prediction(model(batch.x)).float()
-            return predict(model, batch.x, classes=shown.labels[:, None]).float()
+            return predict(model, batch.x, classes=targets.labels[:, None]).float()
 
 
-def _alike(answer: Prediction, shown: TeacherTargets) -> dict[str, Tensor]:
-    """Same label as the teacher's, and the cosine between both maps of that class."""
-    assert answer.cams is not None
+def _agreement(prediction: Prediction, targets: TeacherTargets) -> dict[str, Tensor]:
+    """Return agreement with the teacher's label, and cosine of both maps of that class; each ``(N,)``."""
+    assert prediction.cams is not None
     return {
-        "val_teacher_agreement": (answer.logits.argmax(1) == shown.labels).float(),
-        "val_cam_cosine": cosine(*to_common_grid(answer.cams[:, 0], shown.maps)),
+        "val_teacher_agreement": (prediction.logits.argmax(1) == targets.labels).float(),
+        "val_cam_cosine": cosine(*to_common_grid(prediction.cams[:, 0], targets.maps)),
     }

@@ -1,8 +1,8 @@
-"""Several processes that train one network: who they are, what they share, how they add up.
+"""Data-parallel training in several processes: set-up, collectives, gradient sums.
 
-Every process sees the same epochs, batches and views (these are pure functions), learns from its own share of each
-batch and adds its gradient to the others', so that the weights stay the same everywhere. Alone, nothing here does
-anything. ``torchrun``, SLURM and Ray Train say by environment variables who is who.
+Every process computes the same epochs, batches and augmented views, which are pure functions. It trains on its own
+shard of each batch, and gradients are summed over all processes, so the weights stay equal. In a single process every
+function here is the identity. ``torchrun``, SLURM and Ray Train set rank and world size by environment variables.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -24,66 +24,76 @@ from camkd.types import InputError
 
 T = TypeVar("T")
 
-MEETING, PATIENCE = timedelta(minutes=10), timedelta(hours=6)
-"""How long a process waits for the others to come, and later for what the first does alone, decoding pictures say.
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+"""Time for all processes to start."""
 
-One that ends is noticed at once.
-"""
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
+"""Time for work of rank 0 only, such as decoding images. A process that ends is noticed at once."""
 
 
 class ProcessGroupInfo(NamedTuple):
-    """Which of how many processes this one is."""
+    """Rank of this process and number of processes."""
 
     rank: int = 0
     world_size: int = 1
 
     def shard(self, samples: Tensor) -> Tensor:
-        """This process's part of a batch; the parts in order of rank are the batch."""
+        """Return this process's shard of a batch. The shards in order of rank are the batch."""
         return samples.tensor_split(self.world_size)[self.rank]
+
+    def shard_sizes(self, count: int) -> list[int]:
+        """Return the sizes of all shards of a batch of ``count`` samples, in order of rank."""
+        size, larger_shards = divmod(count, self.world_size)
+        return [size + (rank < larger_shards) for rank in range(self.world_size)]
 
 
 def process_group() -> ProcessGroupInfo:
-    """The processes that train together now; alone, a team of one."""
-    return (
-        ProcessGroupInfo(dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized()
-        else ProcessGroupInfo()
-    )
+    """Return rank and world size; ``(0, 1)`` in a single process."""
+    if dist.is_available() and dist.is_initialized():
+        return ProcessGroupInfo(dist.get_rank(), dist.get_world_size())
+    return ProcessGroupInfo()
 
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[ProcessGroupInfo]:
-    """Meet the processes that the environment names while the block runs; ``cuda`` is then this one's own device.
+    """Initialize the process group that the environment describes, and destroy it at the end of the block.
 
-    Does nothing where it names none, or where they have met already (Ray Train). Raises ``InputError`` where the
-    environment is not whole or the others do not come.
+    Does nothing in a single process, or if the process group exists already (Ray Train). With ``auto`` or ``cuda`` each
+    process gets its own GPU.
+
+    Args:
+        device: ``--device`` of the run.
+
+    Raises:
+        InputError: if environment variables are missing or the other processes do not start.
     """
     try:
-        named = _named(os.environ)
+        launch = _launch_settings(os.environ)
     except (KeyError, ValueError, OSError, subprocess.CalledProcessError) as error:
         raise InputError(
-            f"what the environment says of several processes is not whole ({error}): start them with torchrun or srun."
+            f"The environment variables of the distributed launch must be complete, got {error}. "
+            "Start the processes with torchrun or srun."
         ) from error
-    if named is None or dist.is_initialized():
+    if launch is None or dist.is_initialized():
         yield process_group()
         return
-    rank, size, local, address = named
-    # Optimisers import this, and its functions' defaults keep whatever group there is then: imported later, they would
-    # keep this one and its threads alive, and a thread that outlives the interpreter aborts the process at its end.
+    rank, world_size, local_rank, address = launch
+    # Optimizers import this module, whose defaults hold the process group of the moment. Imported later, it would keep
+    # this group and its threads alive, and a thread that outlives the interpreter aborts the process at exit.
     importlib.import_module("torch.distributed.nn.functional")
-    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(local)
-    backend = "nccl" if on_gpu else "gloo"
+    uses_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
+    if uses_gpu:
+        torch.cuda.set_device(local_rank)
+    backend = "nccl" if uses_gpu else "gloo"
     try:
-        store, *_ = next(rendezvous(f"tcp://{address}", rank, size, timeout=MEETING))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else one would find the addresses of the dead
+        store, *_ = next(rendezvous(f"tcp://{address}", rank, world_size, timeout=RENDEZVOUS_TIMEOUT))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # addresses of an earlier attempt are stale
         store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"the {size} processes could not meet at {address} ({str(error).splitlines()[0]}): look whether all were "
-            "started, with the same MASTER_ADDR and MASTER_PORT."
+            f"All {world_size} processes must connect at {address}, got: {str(error).splitlines()[0]}. Check that all "
+            "were started with the same MASTER_ADDR and MASTER_PORT."
         ) from error
     try:
         yield process_group()
@@ -91,107 +101,164 @@ def init_distributed(device: str) -> Iterator[ProcessGroupInfo]:
         dist.destroy_process_group()
 
 
-def _named(environment: Any) -> tuple[int, int, int, str] | None:
-    """Rank, size, rank on this machine and ``address:port`` from ``torchrun``'s variables or SLURM's."""
+def _launch_settings(environment: Mapping[str, str]) -> tuple[int, int, int, str] | None:
+    """Read rank, world size, local rank and ``address:port`` from the variables of ``torchrun`` or SLURM."""
     if "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         missing = [name for name in names if name not in environment]
         if missing:
-            raise InputError(f"WORLD_SIZE is set, but {missing[0]} is not: start the processes with torchrun.")
-        rank, size, address, port = (environment[name] for name in names)
-        local = environment.get("LOCAL_RANK", "0")
+            raise InputError(
+                f"{missing[0]} must be set where WORLD_SIZE is, got none. Start the processes with torchrun."
+            )
+        rank, world_size, address, port = (environment[name] for name in names)
+        local_rank = environment.get("LOCAL_RANK", "0")
     elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        rank, size, local = (environment[f"SLURM_{name}"] for name in ("PROCID", "NTASKS", "LOCALID"))
+        rank, world_size, local_rank = (environment[f"SLURM_{name}"] for name in ("PROCID", "NTASKS", "LOCALID"))
         address = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_JOB_NODELIST"])
         port = environment.get("MASTER_PORT") or str(10_000 + int(environment["SLURM_JOB_ID"]) % 50_000)
     else:
         return None
-    return (int(rank), int(size), int(local), f"{address}:{port}") if int(size) > 1 else None
+    return (int(rank), int(world_size), int(local_rank), f"{address}:{port}") if int(world_size) > 1 else None
 
 
 def _first_host(nodes: str) -> str:
-    """The first of SLURM's ``node[01-04],other``."""
-    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return listed.stdout.split()[0]
+    """Return the first host of a SLURM node list such as ``node[01-04],other``."""
+    hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    return hosts.stdout.split()[0]
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
-    """A place where all processes come together. Raises ``ChildProcessError`` where one does not."""
+def _collective() -> Iterator[None]:
+    """Raise ``ChildProcessError`` if another process ended during a collective."""
     try:
         yield
     except RuntimeError as error:
         raise ChildProcessError(
-            f"another of the {process_group().world_size} processes ended: start them again with --resume."
+            f"Another of the {process_group().world_size} processes ended. Start all again with --resume."
         ) from error
 
 
 def run_on_rank0(call: Callable[[], T]) -> T:
-    """What ``call`` returns, made by the first process alone; where it raises there, it raises everywhere."""
+    """Call a function on rank 0 and return its result, or raise its exception, on every rank."""
     if process_group().world_size == 1:
         return call()
-    said: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if process_group().rank == 0:
         try:
-            said[0] = call()
+            outcome[0] = call()
         except Exception as error:
-            said[1] = error
-    with _meeting():
-        dist.broadcast_object_list(said)
-    if said[1] is not None:
-        raise said[1]
-    result: T = said[0]
+            outcome[1] = error
+    with _collective():
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
     return result
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """``x`` added up over all processes."""
+    """Return the sum of a tensor over all processes."""
     if process_group().world_size > 1:
         x = x.clone()
-        with _meeting():
+        with _collective():
             dist.all_reduce(x)
     return x
 
 
 def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by the sum of all processes' ones."""
+    """Replace each gradient by its sum over all processes."""
     if process_group().world_size == 1:
         return
-    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in found]))
-    for gradient, total in zip(found, flat.split([gradient.numel() for gradient in found]), strict=True):
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(total.view_as(gradient))
 
 
-class _Gathered(torch.autograd.Function):
-    """Parts of equal or unequal length, one a process, put together along the first dimension."""
+class _AllGather(torch.autograd.Function):
+    """Concatenate the shards of all processes along the first dimension."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        own = torch.tensor([len(part)], device=part.device)
-        sizes = [torch.zeros_like(own) for _ in range(process_group().world_size)]
-        with _meeting():
-            dist.all_gather(sizes, own)
-        ctx.sizes = [int(size) for size in sizes]
-        padded = part.new_zeros((max(ctx.sizes), *part.shape[1:]))
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in sizes]
-        with _meeting():
-            dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, ctx.sizes, strict=True)])
+    def forward(ctx: Any, shard: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.sizes = list(sizes)
+        padded = shard.new_zeros((max(sizes), *shard.shape[1:]))
+        padded[: len(shard)] = shard
+        shards = [torch.empty_like(padded) for _ in sizes]
+        with _collective():
+            dist.all_gather(shards, padded)
+        return torch.cat([gathered[:size] for gathered, size in zip(shards, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Tensor:
-        own: Tensor = all_reduce_sum(gradients[0].contiguous()).split(ctx.sizes)[process_group().rank]
-        return own
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        shards = all_reduce_sum(gradients[0].contiguous()).split(ctx.sizes)
+        return shards[process_group().rank], None
 
 
-def all_gather(part: Tensor) -> Tensor:
-    """All processes' parts along the first dimension, in order of rank: ``(n, ...)`` to ``(N, ...)``, differentiable.
+def all_gather(shard: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Concatenate the shards of all processes along the first dimension, in order of rank.
 
-    The gradient of a part is the sum of what all processes say of it.
+    Differentiable: the gradient of a shard is the sum of its gradients in all processes. The host does not wait for the
+    device.
+
+    Args:
+        shard: this process's shard ``(n, ...)``.
+        sizes: the lengths ``n`` of all shards, see `ProcessGroupInfo.shard_sizes`.
+
+    Returns:
+        The whole tensor ``(N, ...)``.
     """
     if process_group().world_size == 1:
-        return part
-    whole: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
+        return shard
+    whole: Tensor = _AllGather.apply(shard, sizes)  # type: ignore[no-untyped-call]
     return whole
+
+
+class StopFlag:
+    """Agree on a stop request between processes, without waiting for the request of the current step.
+
+    `poll` starts a reduction of this process's request and returns the result of the reduction that the previous call
+    started. So all processes stop after the same step, one step after the request. The reduction runs on the CPU during
+    the step: no device is synchronized.
+
+    Args:
+        is_requested: returns whether this process was asked to stop.
+    """
+
+    def __init__(self, is_requested: Callable[[], bool]) -> None:
+        self.is_requested = is_requested
+        self._is_distributed = process_group().world_size > 1
+        self._group = dist.new_group(backend="gloo") if self._is_distributed and _device_backend() else None
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def poll(self) -> bool:
+        """Return whether any process was asked to stop before the previous call.
+
+        Call it once per step in all processes.
+        """
+        if not self._is_distributed:
+            return self.is_requested()
+        stop = self._result()
+        if not stop:
+            count = torch.tensor([int(self.is_requested())])
+            with _collective():
+                self._pending = dist.all_reduce(count, group=self._group, async_op=True), count
+        return stop
+
+    def wait(self) -> bool:
+        """Return whether any process has been asked to stop by now. Blocks until all processes call it."""
+        return self.poll() or (self._is_distributed and self._result())
+
+    def _result(self) -> bool:
+        """Return the result of the pending reduction."""
+        if self._pending is None:
+            return False
+        work, count = self._pending
+        self._pending = None
+        with _collective():
+            work.wait()
+        return bool(count)
+
+
+def _device_backend() -> bool:
+    """Return whether the default process group works on device memory only."""
+    return dist.get_backend() != "gloo"

@@ -1,12 +1,18 @@
-"""What the command line offers: one file a family of commands. Torch is imported inside a command, not before."""
+"""The commands, one file each. Torch is imported inside a command, not before."""
 
+from camkd.cli.commands.bench_device import BENCH_DEVICE
 from camkd.cli.commands.cache import CACHE
 from camkd.cli.commands.common import Command, Group
 from camkd.cli.commands.compare import COMPARE
+from camkd.cli.commands.distill import DISTILL
 from camkd.cli.commands.evaluate import EVALUATE
-from camkd.cli.commands.explain import EXPLAIN, LIST, REPORT
-from camkd.cli.commands.export import BENCH_DEVICE, EXPORT, WEB
-from camkd.cli.commands.train import DISTILL, TEACHER, TRAIN
+from camkd.cli.commands.explain import EXPLAIN
+from camkd.cli.commands.export import EXPORT
+from camkd.cli.commands.list import LIST
+from camkd.cli.commands.report import REPORT
+from camkd.cli.commands.teacher import TEACHER
+from camkd.cli.commands.train import TRAIN
+from camkd.cli.commands.web import WEB
 
 __all__ = ["COMMANDS", "Command", "Group"]
 
@@ -24,3 +30,4 @@ COMMANDS: dict[str, Command | Group] = {
     "cache": CACHE,
     "list": LIST,
 }
+"""Every command by name."""

@@ -1,77 +1,143 @@
-"""What all commands share."""
+"""Parts that several commands share."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from camkd.config import DataConfig
+from camkd.cli.flags import add_flags, from_namespace
+from camkd.config import DataConfig, DistillConfig, Role, RunConfig, TrainConfig
 
 if TYPE_CHECKING:
     from camkd.cli.progress import ProgressReporter
     from camkd.data.dataset import Dataset
+    from camkd.runs.resume import Resume
+
+DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
+TEACHER_RUN_HELP = "the teacher's run (default: the run's own)"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: a summary in a line, its options, and what it does; it returns what ``--json`` prints, if anything."""
+    """A command of the command line.
+
+    Args:
+        summary: one line of help.
+        add_options: adds the options to a parser.
+        run: runs the command and returns the object that ``--json`` prints, or None.
+    """
 
     summary: str
-    options: Callable[[ArgumentParser], None]
+    add_options: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Commands about one thing."""
+    """A group of commands.
+
+    Args:
+        summary: one line of help.
+        commands: the commands by name.
+    """
 
     summary: str
     commands: dict[str, Command]
 
 
 class ThresholdFailed(Exception):
-    """A command did its work, and what it found is not what its user asked for: exit status 1.
+    """A command finished, but a metric violates a threshold or a run failed: exit status 1.
 
-    ``result`` is what ``--json`` prints all the same.
+    Args:
+        message: the violation, one sentence.
+        result: the object that ``--json`` prints all the same.
     """
 
-    def __init__(self, sentence: str, result: dict[str, Any]) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
         self.result = result
 
 
+def add_training_options(parser: ArgumentParser) -> None:
+    """Add the options of commands that train runs."""
+    add_flags(parser, DataConfig, TrainConfig)
+    parser.add_argument("--out", type=str | None, default=None, help="the run folder (default: under runs/)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--accept",
+        type=str,
+        default="",
+        help="with --resume: settings that may differ from those of the run, like epochs,lr",
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
+
+
+def add_student_option(parser: ArgumentParser) -> None:
+    """Add ``--student``."""
+    parser.add_argument("--student", type=str, default="cam-net", help="the small network, see 'camkd list models'")
+
+
+def run_config(options: Namespace, role: Role = "student") -> RunConfig:
+    """Build the configuration of a run from parsed options."""
+    return RunConfig(
+        from_namespace(DataConfig, options),
+        from_namespace(TrainConfig, options),
+        from_namespace(DistillConfig, options),
+        model=options["model" if role == "teacher" else "student"],
+        role=role,
+    )
+
+
+def resume_option(options: Namespace) -> Resume | None:
+    """Return the permission to resume that ``--resume`` and ``--accept`` give."""
+    from camkd.runs.resume import Resume, parse_accept
+
+    accepted = parse_accept(options.accept)
+    return Resume(accepted) if options.resume else None
+
+
+def out_folder(options: Namespace, *names: str) -> Path:
+    """Return the folder of ``--out``, or the default folder of the dataset and ``names``."""
+    from camkd.runs.folder import default_run_folder
+
+    if options.out:
+        return Path(options.out)
+    return default_run_folder(options.data, *(Path(name).name for name in names))
+
+
 def open_reporter() -> ProgressReporter:
-    """Where a command shows its progress; of several processes the first one's."""
+    """Open the progress reporter of a command; quiet on ranks above 0."""
     from camkd.cli.progress import ProgressReporter
     from camkd.utils.distributed import process_group
 
     return ProgressReporter(quiet=process_group().rank > 0)
 
 
-def open_data(config: DataConfig, screen: ProgressReporter) -> Dataset:
-    """Open the pictures a command is about, and say what they are."""
+def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
+    """Open the dataset of a command and print its summary."""
     from camkd.data.sources import open_dataset
     from camkd.utils.distributed import process_group, run_on_rank0
 
     def decode() -> None:
-        open_dataset(config, screen.progress)
+        open_dataset(config, reporter.progress)
 
     if process_group().world_size > 1:
-        run_on_rank0(decode)  # the others find it done
-    data = open_dataset(config, screen.progress)
-    screen.message(
-        f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test pictures "
+        run_on_rank0(decode)  # the other ranks open the decoded files
+    data = open_dataset(config, reporter.progress)
+    reporter.message(
+        f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test images "
         f"of {data.train.images.shape[1]} pixels in {len(data.classes)} classes"
     )
     for note in data.notes:
-        screen.message(f"  {note}")
+        reporter.message(f"  {note}")
     return data
 
 
-def print_plainly(text: str) -> None:
-    """One line for a person, on stderr."""
+def print_message(text: str) -> None:
+    """Print one line on stderr."""
     print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command that measures: evaluate."""
+"""The command ``evaluate``: metrics of a trained model on test images."""
 
 from __future__ import annotations
 
@@ -7,39 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, ThresholdFailed, open_reporter
+from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, ThresholdFailed, open_reporter
 from camkd.cli.thresholds import parse_thresholds, violations
-from camkd.types import InputError
+from camkd.types import CHANCE_LEVELS, InputError
 
 if TYPE_CHECKING:
     from camkd.evaluate import Evaluation
 
-CHANCES = {"_shuffled": "other picture", "_centre": "centre", "_chance": "anywhere"}
-"""The chance levels of a figure: the end of its name, and the title of its column."""
-
-DATA = "other pictures than the run's own: the test folder, or all of a folder that has no splits"
-
 Table = tuple[str, list[str], list[list[str]]]
+"""Title, column headers and rows."""
+
+CHANCE_SUFFIXES = tuple(f"_{level.suffix}" for level in CHANCE_LEVELS)
 
 
-def _options(parser: ArgumentParser) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run folder or a shipped model")
-    parser.add_argument("--data", "--dataset", type=str | None, default=None, help=DATA)
-    parser.add_argument("--teacher", type=str | None, default=None, help="the teacher's run (default: the run's own)")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument(
+        "--data",
+        "--dataset",
+        type=str | None,
+        default=None,
+        help="other images than the run's own: a test folder, or all images of a folder without splits",
+    )
+    parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_RUN_HELP)
+    parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     parser.add_argument(
         "--list-disagreements",
         type=int,
         default=0,
-        help="list so many pictures with the teacher's answer but not its map",
+        help="list this number of images with the teacher's prediction but another map",
     )
-    for flag, word in (("--fail-under", "less"), ("--fail-over", "more")):
+    for flag, comparison in (("--fail-under", "below"), ("--fail-over", "above")):
         parser.add_argument(
-            flag, type=str | None, default=None, help=f"FIGURE=NUMBER,...: exit with status 1 where one is {word}"
+            flag, type=str | None, default=None, help=f"METRIC=NUMBER,...: exit with status 1 if one is {comparison} it"
         )
 
 
-def _evaluate(options: Namespace) -> dict[str, Any]:
+def _run(options: Namespace) -> dict[str, Any]:
     under, over = (
         parse_thresholds(text, flag) if text is not None else {}
         for flag, text in (("--fail-under", options.fail_under), ("--fail-over", options.fail_over))
@@ -51,90 +55,110 @@ def _evaluate(options: Namespace) -> dict[str, Any]:
     from camkd.cli.tables import print_table
     from camkd.experiments.finished_runs import reevaluate
 
-    with open_reporter() as screen:
-        measured = reevaluate(options.run, options.data, options.teacher, options.device, screen.progress, screen.note)
-    result, failure = dict(measured.metrics), violations(measured.metrics, under, over)
+    with open_reporter() as reporter:
+        evaluation = reevaluate(
+            options.run, options.data, options.teacher, options.device, reporter.progress, reporter.message
+        )
+    result = dict(evaluation.metrics)
+    failure = violations(evaluation.metrics, under, over)
     if options.list_disagreements:
-        result["alarm"] = _alarm(measured, options)
+        result["disagreements"] = _disagreements(evaluation, options)
     if not options.json:
-        for title, columns, rows in [*tables(options.run, measured.metrics), *_alarms(result.get("alarm"))]:
+        for title, columns, rows in metric_tables(options.run, evaluation.metrics):
             print_table(title, columns, rows)
+        if "disagreements" in result:
+            print_table(*_disagreement_table(result["disagreements"]))
     if failure:
         raise ThresholdFailed(failure, result)
     return result
 
 
-def tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
-    """The figures with their chance levels beside them, and by who is right where there is a teacher."""
-    shown = {name: value for name, value in figures.items() if isinstance(value, int | float | str)}
-    levels = {name for name in shown if any(name.removesuffix(end) in shown for end in CHANCES if name.endswith(end))}
-    ends = [end for end in CHANCES if any(name.endswith(end) for name in levels)]
+def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
+    """Return metrics with their chance levels, and map similarity by outcome if there is a teacher.
+
+    Args:
+        title: title of the first table.
+        metrics: the content of ``metrics.json``.
+    """
+    scalars = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
+    chance_keys = {level.key(name) for level in CHANCE_LEVELS for name in scalars} & scalars.keys()
+    levels = [level for level in CHANCE_LEVELS if any(level.key(name) in chance_keys for name in scalars)]
     rows = [
-        [name, _short(value), *(_short(shown.get(name + end, "")) for end in ends)]
-        for name, value in shown.items()
-        if name not in levels
+        [name, _format_value(value), *(_format_value(scalars.get(level.key(name), "")) for level in levels)]
+        for name, value in scalars.items()
+        if name not in chance_keys
     ]
-    found: list[Table] = [(title, ["figure", "value", *(CHANCES[end] for end in ends)], rows)]
-    if "by_outcome" in figures:
-        found.append(_by_outcome(figures["by_outcome"]))
-    return found
+    result: list[Table] = [(title, ["metric", "value", *(level.label for level in levels)], rows)]
+    if "by_outcome" in metrics:
+        result.append(_outcome_table(metrics["by_outcome"]))
+    return result
 
 
-def _by_outcome(groups: Mapping[str, Mapping[str, float]]) -> Table:
-    given = [name for means in groups.values() for name in means if not name.endswith(tuple(CHANCES))]
-    names = list(dict.fromkeys(given))
-    columns = ["who is right", *(name.removeprefix("cam_").replace("_", " ") for name in names)]
-    rows = [[who.replace("_", " "), *(_short(means.get(name, "")) for name in names)] for who, means in groups.items()]
-    return "map likeness by outcome", columns, rows
+def _outcome_table(groups: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return the map similarity of images by whose prediction is correct."""
+    keys = [key for means in groups.values() for key in means if not key.endswith(CHANCE_SUFFIXES)]
+    names = list(dict.fromkeys(keys))
+    columns = ["correct", *(name.removeprefix("cam_").replace("_", " ") for name in names)]
+    rows = [
+        [outcome.replace("_", " "), *(_format_value(means.get(name, "")) for name in names)]
+        for outcome, means in groups.items()
+    ]
+    return "map similarity by outcome", columns, rows
 
 
-def _alarm(measured: Evaluation, options: Namespace) -> dict[str, Any]:
-    """What ``--json`` says of the pictures with the teacher's answer and a map no more like its map than chance."""
+def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]:
+    """Return the images with the teacher's prediction and a map no more similar to the teacher's than chance."""
     from camkd.evaluate import chance_level, disagreeing_maps
 
-    figures, pictures, _ = measured
-    if "cam_cosine" not in pictures:
+    records = evaluation.per_image
+    if "cam_cosine" not in records:
         raise InputError(
-            f"{options.run!r} has no teacher to be compared with: give --teacher its run, or no --list-disagreements."
+            f"--list-disagreements needs a teacher, got {options.run!r} without one. Give --teacher its run, or leave "
+            "the option out."
         )
-    level, classes = chance_level(figures), list(figures["per_class"])
-    rows = disagreeing_maps(pictures, level)
+    level = chance_level(evaluation.metrics)
+    classes = list(evaluation.metrics["per_class"])
+    rows = disagreeing_maps(records, level)
     return {
-        "level": level,
-        "same_answer": int((pictures["predicted"] == pictures["teacher_predicted"]).sum()),
-        "pictures": len(rows),
-        "listed": [_picture(pictures, row, classes) for row in rows[: options.list_disagreements].tolist()],
+        "chance_level": level,
+        "same_prediction": int((records["predicted"] == records["teacher_predicted"]).sum()),
+        "count": len(rows),
+        "images": [_image_record(records, row, classes) for row in rows[: options.list_disagreements].tolist()],
     }
 
 
-def _picture(pictures: Mapping[str, Any], row: int, classes: list[str]) -> dict[str, Any]:
+def _image_record(records: Mapping[str, Any], row: int, classes: list[str]) -> dict[str, Any]:
     numbers = ("confidence", "teacher_confidence", "cam_cosine", "cam_iou")
     return {
         "index": row,
-        **({"name": str(pictures["name"][row])} if "name" in pictures else {}),
-        **{name: classes[pictures[name][row]] for name in ("label", "predicted")},
-        **{name: float(pictures[name][row]) for name in numbers},
+        **({"name": str(records["name"][row])} if "name" in records else {}),
+        **{name: classes[records[name][row]] for name in ("label", "predicted")},
+        **{name: float(records[name][row]) for name in numbers},
     }
 
 
-def _alarms(alarm: Mapping[str, Any] | None) -> list[Table]:
-    if alarm is None:
-        return []
+def _disagreement_table(disagreements: Mapping[str, Any]) -> Table:
     title = (
-        f"alarm: {alarm['pictures']:,} of {alarm['same_answer']:,} pictures with the teacher's answer have a map no "
-        f"more like the teacher's than chance ({alarm['level']:.4f}); least alike first"
+        f"CAM disagreement: {disagreements['count']:,} of {disagreements['same_prediction']:,} images with the "
+        f"teacher's prediction have a map no more similar to the teacher's than chance "
+        f"({disagreements['chance_level']:.4f}); least similar first"
     )
-    columns = ["picture", "label", "answer", "cosine", "IoU", "sure", "teacher"]
+    columns = ["image", "label", "prediction", "cosine", "IoU", "confidence", "teacher"]
     numbers = ("cam_cosine", "cam_iou", "confidence", "teacher_confidence")
     rows = [
-        [str(row.get("name", row["index"])), row["label"], row["predicted"], *(f"{row[name]:.2f}" for name in numbers)]
-        for row in alarm["listed"]
+        [
+            str(image.get("name", image["index"])),
+            image["label"],
+            image["predicted"],
+            *(f"{image[name]:.2f}" for name in numbers),
+        ]
+        for image in disagreements["images"]
     ]
-    return [(title, columns, rows)]
+    return title, columns, rows
 
 
-def _short(value: float | str) -> str:
+def _format_value(value: float | str) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
 
 
-EVALUATE = Command("Measure a trained model on test pictures.", _options, _evaluate)
+EVALUATE = Command("Evaluate a trained model on test images.", _add_options, _run)

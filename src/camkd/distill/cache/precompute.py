@@ -1,4 +1,4 @@
-"""Asking a teacher ahead of time about the views that runs will see, and what that takes."""
+"""Compute teacher outputs ahead of training, and estimate the cost."""
 
 from __future__ import annotations
 
@@ -6,187 +6,205 @@ import math
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from camkd.config import DataConfig, DistillConfig, TrainConfig, epochs_in_budget
+from camkd.config import RunConfig, epochs_in_budget
 from camkd.data.augment import Views, batch_count, epoch_order
 from camkd.data.dataset import Dataset, Progress, no_progress
 from camkd.data.sources import open_dataset
-from camkd.distill.cache import Store
 from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn, record_format_for
+from camkd.distill.cache.store import Store
 from camkd.distill.teacher import load_teacher
 from camkd.models import build
-from camkd.types import InputError
+from camkd.types import InputError, Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device
 
-BATCHES_AT_ONCE = 8
+BATCHES_PER_TASK = 8
 TRIALS = 3
 
 
-@dataclass(frozen=True)
-class Job:
-    """Which views of which pictures to ask which teacher about: the run's own options, and the teacher's folder."""
-
-    teacher: Path
-    data: DataConfig
-    train: TrainConfig
-    lesson: DistillConfig
-
-
 class CacheCost(NamedTuple):
-    """What answers take: bytes a picture, pictures an epoch, epochs within the budget, and the teacher's speed."""
+    """Cost of a cache: bytes per image, images per epoch, epochs within the budget, speed of the teacher."""
 
-    bytes_per_picture: int
-    pictures: int
+    bytes_per_image: int
+    images: int
     epochs: int
-    pictures_per_second: float
-    asked_before: int = 0
+    images_per_second: float
+    computed_before: int = 0
 
-    @property
-    def figures(self) -> dict[str, Any]:
-        """With what follows from them, for people and ``--json``."""
-        epoch = self.bytes_per_picture * self.pictures
-        views = self.pictures * self.epochs
+    def summary(self) -> dict[str, Any]:
+        """Return the cost with total bytes and seconds, as ``--json`` prints it."""
+        bytes_per_epoch = self.bytes_per_image * self.images
+        missing = self.images * self.epochs - self.computed_before
         return {
             **self._asdict(),
-            "bytes_per_epoch": epoch,
-            "bytes": epoch * self.epochs,
-            "seconds": (views - self.asked_before) / self.pictures_per_second,
+            "bytes_per_epoch": bytes_per_epoch,
+            "bytes": bytes_per_epoch * self.epochs,
+            "seconds": missing / self.images_per_second,
         }
 
 
-class _Filler:
-    """One process's share of the work: the teacher, its store and the views."""
+class _Precomputer:
+    """Teacher, store and augmented views of one process. Calling it with a task computes the missing outputs."""
 
-    def __init__(self, job: Job, data: Dataset) -> None:
-        self.job, train = job, data.train
+    def __init__(self, config: RunConfig, data: Dataset) -> None:
+        self.config = config
         keep_freed_memory()
-        teacher = load_teacher(job.teacher, data, job.train.device)
-        self.knowledge = build_teacher_cache(teacher, data, job.train, job.lesson)
-        device = torch.device(pick_device(job.train.device))
-        policy, seed = job.train.augment, job.train.augment_seed
-        self.views = Views(train, len(data.classes), policy, seed, device)
+        teacher = load_teacher(Path(config.distill.teacher), data, config.train.device)
+        self.cache = build_teacher_cache(teacher, data, config)
+        device = torch.device(pick_device(config.train.device))
+        self.views = Views(data.train, len(data.classes), config.train.augment, config.train.augment_seed, device)
 
     @property
     def store(self) -> Store:
-        store = self.knowledge.store
+        store = self.cache.store
         assert store is not None
         return store
 
     @property
     def epochs(self) -> int:
-        """As many as there is room for."""
-        return epochs_in_budget(self.job.train, self.job.lesson, self.store.epoch_bytes)
+        """Number of augmented epochs within the budget."""
+        return epochs_in_budget(self.config, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
-        """(epoch, first batch) of each piece of work."""
-        count = batch_count(len(self.views), self.job.train.batch_size)
-        return ((epoch, start) for epoch in range(self.epochs) for start in range(0, count, BATCHES_AT_ONCE))
+        """Yield (epoch, first batch) of each task."""
+        count = batch_count(len(self.views), self.config.train.batch_size)
+        return ((epoch, start) for epoch in range(self.epochs) for start in range(0, count, BATCHES_PER_TASK))
 
     def __call__(self, task: tuple[int, int]) -> int:
-        """Do a piece of work, in the batches of a training run, so that every bit is what that run would get."""
+        """Compute the missing outputs of a task in the batches of a training run, so that every bit is the same.
+
+        Returns:
+            The number of images of the task.
+        """
         epoch, start = task
-        order = epoch_order(len(self.views), self.job.train.augment_seed, epoch, self.job.train.batch_size)
-        done = 0
-        for samples in order[start : start + BATCHES_AT_ONCE]:
+        train = self.config.train
+        order = epoch_order(len(self.views), train.augment_seed, epoch, train.batch_size)
+        num_images = 0
+        for samples in order[start : start + BATCHES_PER_TASK]:
             if not self.store.contains(epoch, samples.numpy()):
-                answer = self.knowledge.teacher(self.views[epoch, samples].x)
-                self.store.write(epoch, samples.numpy(), self.store.layout.encode(answer))
-            done += len(samples)
-        return done
+                outputs = self.cache.teacher_fn(self.views[epoch, samples].x)
+                self.store.write(epoch, samples.numpy(), self.store.record_format.encode(outputs))
+            num_images += len(samples)
+        return num_images
 
 
-_filler: _Filler | None = None  # one a process
+_precomputer: _Precomputer | None = None
+"""The worker of this process."""
 
 
-def _begin(job: Job, threads: int) -> None:
-    global _filler
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's: it lets the others finish their piece
+def _start_worker(config: RunConfig, threads: int) -> None:
+    global _precomputer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets workers finish their task
     torch.set_num_threads(threads)
-    _filler = _Filler(job, open_dataset(job.data))
+    _precomputer = _Precomputer(config, open_dataset(config.data))
 
 
-def _work(task: tuple[int, int]) -> int:
-    assert _filler is not None
-    return _filler(task)
+def _run_task(task: tuple[int, int]) -> int:
+    assert _precomputer is not None
+    return _precomputer(task)
 
 
-def precompute(job: Job, data: Dataset, processes: int, progress: Progress) -> Store:
-    """Ask about every view that is not known yet; interrupted, it goes on where it was when it is called again.
+def precompute(config: RunConfig, data: Dataset, processes: int, progress: Progress) -> Store:
+    """Compute and cache the teacher outputs that a run needs. Interrupted work resumes with the next call.
 
-    Raises ``InputError`` where the budget has no room for an epoch or the disk is full.
+    Args:
+        config: the run; ``config.distill.teacher`` is the teacher's run folder.
+        data: the dataset.
+        processes: number of processes; they share the cores.
+        progress: callback ``progress(done, total, description)``.
+
+    Returns:
+        The store of the outputs.
+
+    Raises:
+        InputError: if the budget is smaller than one epoch, or the disk is full.
+        ChildProcessError: if a worker process dies.
     """
-    filler = _Filler(job, data)
-    if not filler.epochs:
+    precomputer = _Precomputer(config, data)
+    if not precomputer.epochs:
         raise InputError(
-            f"a knowledge budget of {job.lesson.cache_budget} has no room for one epoch of "
-            f"{filler.store.epoch_bytes / 1e9:.3g} GB: give a larger --cache-budget."
+            f"--cache-budget must hold one epoch of {precomputer.store.epoch_bytes / 1e9:.3g} GB, got "
+            f"{config.distill.cache_budget}. Choose a larger budget."
         )
-    tasks, total, done = list(filler.tasks()), filler.epochs * len(data.train), 0
+    tasks = list(precomputer.tasks())
+    total = precomputer.epochs * len(data.train)
+    done = 0
     if processes == 1:
         for task in tasks:
-            done += filler(task)
-            progress(done, total, "asking the teacher")
-        return filler.store
+            done += precomputer(task)
+            progress(done, total, "computing teacher outputs")
+        return precomputer.store
     threads = max(1, torch.get_num_threads() // processes)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (job, threads))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (config, threads))
     try:
-        for answered in pool.map(_work, tasks):
-            done += answered
-            progress(done, total, "asking the teacher")
+        for num_images in pool.map(_run_task, tasks):
+            done += num_images
+            progress(done, total, "computing teacher outputs")
     except BrokenProcessPool:
         raise ChildProcessError(
-            "a process that asked the teacher died, perhaps for lack of memory: what is known is kept, give fewer "
-            "--processes."
+            "A worker process died, perhaps for lack of memory. Computed outputs are kept. Use fewer --processes."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-    return filler.store
+    return precomputer.store
 
 
-def estimate_cost(job: Job, data: Dataset, progress: Progress = no_progress) -> CacheCost:
-    """What `fill` would take here in one process: what is known is read, and the teacher measured for a moment."""
-    filler = _Filler(job, data)
-    store, known = filler.store, 0
-    begun = [epoch for epoch in store.epochs() if epoch < filler.epochs]
-    for done, epoch in enumerate(begun, 1):
-        known += store.verify_epoch(epoch)[0]
-        progress(done, len(begun), "reading what is known")
-    x = filler.views[0, torch.arange(min(job.train.batch_size, len(filler.views)))].x
-    speed = _speed(filler.knowledge.teacher, x)
-    return CacheCost(store.layout.dtype.itemsize, len(data.train), filler.epochs, speed, known)
+def estimate_cost(config: RunConfig, data: Dataset, progress: Progress = no_progress) -> CacheCost:
+    """Estimate the cost of `precompute` in one process: read the store and measure the teacher's speed.
+
+    Args:
+        config: the run.
+        data: the dataset.
+        progress: callback ``progress(done, total, description)``.
+    """
+    precomputer = _Precomputer(config, data)
+    store = precomputer.store
+    computed = 0
+    started_epochs = [epoch for epoch in store.epochs() if epoch < precomputer.epochs]
+    for done, epoch in enumerate(started_epochs, 1):
+        computed += store.verify_epoch(epoch)[0]
+        progress(done, len(started_epochs), "reading the cache")
+    x = precomputer.views[0, torch.arange(min(config.train.batch_size, len(precomputer.views)))].x
+    speed = _images_per_second(precomputer.cache.teacher_fn, x)
+    return CacheCost(store.record_format.dtype.itemsize, len(data.train), precomputer.epochs, speed, computed)
 
 
-def estimate_architecture_cost(
-    architecture: str, config: TrainConfig, lesson: DistillConfig, pictures: int, classes: int, size: int
-) -> CacheCost:
-    """The same for pictures that are not here: ``pictures`` of ``size`` pixels in ``classes`` classes.
+def estimate_architecture_cost(architecture: str, config: RunConfig, images: int, classes: int, size: int) -> CacheCost:
+    """Estimate the cost of a cache for a dataset that is not available, with random teacher weights.
 
-    The teacher's architecture is what counts; its weights are drawn.
+    Args:
+        architecture: model name of the teacher.
+        config: the run.
+        images: number of training images.
+        classes: number of classes.
+        size: side of the images in pixels.
     """
     model = build(architecture, classes, size, pretrained=False)
-    device = pick_device(config.device)
+    device = pick_device(config.train.device)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    answer = make_teacher_fn(model, size, config)
-    layout = record_format_for(model, size, answer, lesson.cache_map_size)
-    x = torch.rand(config.batch_size, 3, size, size).to(device, memory_format=torch.channels_last)
-    epochs = epochs_in_budget(config, lesson, pictures * layout.dtype.itemsize)
-    return CacheCost(layout.dtype.itemsize, pictures, epochs, _speed(answer, x))
+    teacher_fn = make_teacher_fn(model, size, config.train)
+    record_format = record_format_for(model, size, teacher_fn, config.distill.cache_map_size)
+    x = torch.rand(config.train.batch_size, 3, size, size).to(device, memory_format=torch.channels_last)
+    bytes_per_image = record_format.dtype.itemsize
+    epochs = epochs_in_budget(config, images * bytes_per_image)
+    return CacheCost(bytes_per_image, images, epochs, _images_per_second(teacher_fn, x))
 
 
-def _speed(answer: Any, x: torch.Tensor) -> float:
-    """Pictures a second, the best of a few trials."""
-    answer(x)
+def _images_per_second(teacher_fn: Callable[[Tensor], Prediction], x: Tensor) -> float:
+    """Return the best throughput of a few trials."""
+    teacher_fn(x)
     best = math.inf
     for _ in range(TRIALS):
         started = time.perf_counter()
-        answer(x).logits.cpu()
+        teacher_fn(x).logits.cpu()
         best = min(best, time.perf_counter() - started)
     return len(x) / best

@@ -1,14 +1,14 @@
-"""What a comparison is: methods x seeds, what all runs have in common, and where each one lies."""
+"""Plan of a comparison: methods x seeds with common settings, and the folder of each run."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from camkd.config import DataConfig, DistillConfig, TrainConfig, resolve_optimizer
+from camkd.config import RunConfig, resolve_optimizer
 from camkd.distill.methods import METHODS
 from camkd.distill.objective import format_objective, parse_objective
 from camkd.models import default_optimizer
@@ -22,78 +22,110 @@ LONGEST_SLUG = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, and what all have in common. ``threads`` is of each run: results depend on it to the bit."""
+    """Methods, seeds and common settings of a comparison.
+
+    Args:
+        folder: folder of the comparison.
+        config: the common settings; ``config.distill.teacher`` is the teacher's run folder.
+        methods: methods to compare.
+        seeds: seeds of each method.
+        threads: threads of each run, on which results depend in the last bits.
+    """
 
     folder: Path
-    teacher: Path
-    student: str
+    config: RunConfig
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    data: DataConfig
-    train: TrainConfig
-    lesson: DistillConfig
     threads: int = 1
 
-    def place(self, method: str, seed: int) -> Run:
-        """The folder of one run."""
-        return Run(self.folder / slug(method) / f"seed-{seed}")
+    @property
+    def teacher(self) -> Path:
+        """The teacher's run folder."""
+        return Path(self.config.distill.teacher)
 
     @property
     def runs(self) -> list[tuple[str, int]]:
-        """(method, seed) of every run, seed by seed, so that the first differences are known early."""
+        """(method, seed) of every run, seed by seed, so that first differences are available early."""
         return [(method, seed) for seed in self.seeds for method in self.methods]
 
+    def run_folder(self, method: str, seed: int) -> Run:
+        """Return the run folder of a method and seed."""
+        return Run(self.folder / slug(method) / f"seed-{seed}")
+
     def missing(self) -> list[tuple[str, int]]:
-        """The runs that are not finished yet."""
-        return [(method, seed) for method, seed in self.runs if not self.place(method, seed).finished]
+        """Return the runs that are not finished."""
+        return [(method, seed) for method, seed in self.runs if not self.run_folder(method, seed).finished]
 
-    def taught(self, method: str) -> DistillConfig:
-        return replace(self.lesson, method=method)
+    def config_for(self, method: str, seed: int | None = None) -> RunConfig:
+        """Return the configuration of a run (seed None: the common seed)."""
+        train = self.config.train if seed is None else replace(self.config.train, seed=seed)
+        return replace(self.config, train=train, distill=replace(self.config.distill, method=method))
 
-    def settings(self, pictures: str) -> dict[str, Any]:
-        """What all runs have in common: runs with other settings are another comparison."""
-        harmless = (*IGNORED_ON_RESUME, "seed", "method")
-        steps = resolve_optimizer(self.train, default_optimizer(self.student))._asdict()
-        everything = {**asdict(self.data), **asdict(self.train), **steps, **asdict(self.lesson)}
-        common = {name: value for name, value in everything.items() if name not in harmless}
-        weights = read_model_info(self.teacher).sha256
-        named = {"teacher": str(self.teacher.resolve()), "teacher_weights": weights, "student": self.student}
-        return {**named, "pictures": pictures, **common, "threads": self.threads}
+    def settings(self, data_fingerprint: str) -> dict[str, Any]:
+        """Return the settings that all runs of a comparison share.
+
+        Args:
+            data_fingerprint: content hash of the dataset.
+        """
+        excluded = (*IGNORED_ON_RESUME, "seed", "method")
+        optimizer = resolve_optimizer(self.config.train, default_optimizer(self.config.model))._asdict()
+        options = {**self.config.options(), **optimizer, "teacher": str(self.teacher.resolve())}
+        common = {name: value for name, value in options.items() if name not in excluded}
+        return {
+            "teacher_weights": read_model_info(self.teacher).sha256,
+            "data_fingerprint": data_fingerprint,
+            **common,
+            "threads": self.threads,
+        }
 
 
-def methods_of(text: str, label_smoothing: float = 0.0) -> tuple[str, ...]:
-    """``plain, kd, ce=0.1+cam=1:pool=2``: methods separated by commas, the terms of a sum by ``+``.
+def parse_methods(text: str, label_smoothing: float = 0.0) -> tuple[str, ...]:
+    """Parse the value of ``--methods``.
 
-    A sum that is a named method comes back as its name, so that it is found as a baseline; others in the form of
-    `camkd.distill.objective.format_objective`, for runs with that label smoothing.
+    Args:
+        text: methods separated by commas, the terms of a sum separated by ``+``, like
+            ``plain, kd, ce=0.1+cam=1:pool=2``.
+        label_smoothing: label smoothing of the runs.
 
-    Raises ``InputError`` where there is none, or one comes twice, or commas leave it open where a sum ends.
+    Returns:
+        Names of methods. A sum that equals a named method has its name, other sums the form of
+        `camkd.distill.objective.format_objective`.
+
+    Raises:
+        InputError: if there is no method, a method comes twice, or commas make the end of a sum ambiguous.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise InputError("a comparison needs methods: give --methods some, like plain,kd,cam-kd.")
-    terms = [part for part in parts if "=" in part and len(parse_objective(part).terms) == 1]
-    if len(terms) > 1:
+        raise InputError("--methods must name at least one method, got none. Example: plain,kd,cam-kd.")
+    single_terms = [part for part in parts if "=" in part and len(parse_objective(part).terms) == 1]
+    if len(single_terms) > 1:
+        first, second = single_terms[:2]
         raise InputError(
-            f"{terms[0]!r} and {terms[1]!r} may be two methods or two terms of one: write the sum as "
-            f"{terms[0]}+{terms[1]}, as commas separate methods."
+            f"The terms of a sum must be separated by +, got {first!r} and {second!r} separated by a comma. Write the "
+            f"sum as {first}+{second}."
         )
-    goals = [parse_objective(part, label_smoothing=label_smoothing) for part in parts]
-    for place, (part, goal) in enumerate(zip(parts, goals, strict=True)):
-        if goal in goals[:place]:
-            raise InputError(f"{part!r} is the same method as {parts[goals.index(goal)]!r}: name each once.")
+    objectives = [parse_objective(part, label_smoothing=label_smoothing) for part in parts]
+    for index, (part, objective) in enumerate(zip(parts, objectives, strict=True)):
+        if objective in objectives[:index]:
+            raise InputError(
+                f"Each method must be named once, got {part!r}, which equals {parts[objectives.index(objective)]!r}."
+            )
     named = [(name, parse_objective(name, label_smoothing=label_smoothing)) for name in METHODS]
     return tuple(
-        next((name for name, its in named if its == goal), format_objective(goal, label_smoothing=label_smoothing))
-        for goal in goals
+        next(
+            (name for name, named_objective in named if named_objective == objective),
+            format_objective(objective, label_smoothing=label_smoothing),
+        )
+        for objective in objectives
     )
 
 
 def slug(method: str) -> str:
-    """A method as the name of a folder.
+    """Return a method as the name of a folder.
 
-    >>> slug("ce=0.1+cam=1:pool=2")
-    'ce=0.1+cam=1_pool=2'
+    Example:
+        >>> slug("ce=0.1+cam=1:pool=2")
+        'ce=0.1+cam=1_pool=2'
     """
     safe = re.sub(r"[^\w.+=-]", "_", method)
     if len(safe) <= LONGEST_SLUG:

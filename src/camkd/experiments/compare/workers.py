@@ -1,4 +1,4 @@
-"""Who makes the runs of a comparison: this process, one run after another, or several at once."""
+"""Make the runs of a comparison, in this process or in several processes."""
 
 from __future__ import annotations
 
@@ -13,178 +13,203 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from camkd.config import TrainConfig
+from camkd.config import RunConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_dataset
-from camkd.distill.cache import TeacherCache
 from camkd.distill.teacher import load_teacher
 from camkd.experiments import pipeline
 from camkd.experiments.compare.plan import Plan
+from camkd.runs.resume import Resume
 from camkd.train.callbacks import Callback
 from camkd.types import InputError
 
 RunResult = tuple[tuple[str, int], Exception | None]
-"""Which run ended, and why if it failed."""
+"""(method, seed) of a run that ended, and the error if it failed."""
 
 
 def iter_runs(
-    plan: Plan, data: Dataset, runs: Sequence[tuple[str, int]], processes: int, watch: Callback
+    plan: Plan, data: Dataset, runs: Sequence[tuple[str, int]], processes: int, callback: Callback
 ) -> Iterator[RunResult]:
-    """Make ``runs`` one after another, or in ``processes`` at once, each with the plan's number of threads."""
+    """Make runs and yield each result.
+
+    Args:
+        plan: the resolved plan; each run uses its number of threads.
+        data: the dataset.
+        runs: (method, seed) of each run.
+        processes: number of runs at once.
+        callback: receiver of messages, and in a single process of steps.
+    """
     if processes > 1:
-        yield from in_parallel(plan, runs, processes, watch)
+        yield from _iter_parallel(plan, runs, processes, callback)
         return
-    threads, worker = torch.get_num_threads(), Worker(plan, data)
+    threads = torch.get_num_threads()
+    worker = Worker(plan, data)
     torch.set_num_threads(plan.threads)
     try:
         for run in runs:
-            yield run, worker(*run, watch)
+            yield run, worker(*run, callback)
     finally:
         torch.set_num_threads(threads)
 
 
 class Worker:
-    """One process's share: pictures and teacher are opened once."""
+    """Make runs in one process: dataset and teacher are opened once.
+
+    Args:
+        plan: the plan.
+        data: the dataset.
+    """
 
     def __init__(self, plan: Plan, data: Dataset) -> None:
-        self.plan, self.data = plan, data
-        self.teacher = load_teacher(plan.teacher, data, plan.train.device)
-        self.known: dict[str, tuple[TeacherCache | None, TrainConfig]] = {}
+        self.plan = plan
+        self.data = data
+        self.teacher = load_teacher(plan.teacher, data, plan.config.train.device)
+        self._prepared: dict[str, tuple[pipeline.Supervision, RunConfig]] = {}
 
-    def knowledge(self, method: str) -> tuple[TeacherCache | None, TrainConfig]:
-        """What `pipeline.prepare_teacher_cache` says for a method, asked once."""
-        if method not in self.known:
-            self.known[method] = pipeline.prepare_teacher_cache(
-                self.teacher, self.data, self.plan.train, self.plan.taught(method)
-            )
-        return self.known[method]
+    def prepare(self, method: str) -> tuple[pipeline.Supervision, RunConfig]:
+        """Prepare the supervision of a method once (`camkd.experiments.pipeline.prepare_supervision`)."""
+        if method not in self._prepared:
+            config = self.plan.config_for(method)
+            self._prepared[method] = pipeline.prepare_supervision(self.teacher, self.data, config)
+        return self._prepared[method]
 
-    def __call__(self, method: str, seed: int, watch: Callback) -> Exception | None:
-        """Make one run; the error it ended with, if it diverged."""
-        plan, (knowledge, config) = self.plan, self.knowledge(method)
+    def __call__(self, method: str, seed: int, callback: Callback) -> Exception | None:
+        """Make one run.
+
+        Returns:
+            The error of a run that diverged.
+        """
+        supervision, config = self.prepare(method)
+        config = replace(
+            config,
+            role="student" if supervision.cache else "control",
+            train=replace(config.train, seed=seed),
+        )
         try:
             pipeline.train_run(
-                plan.place(method, seed).folder,
+                self.plan.run_folder(method, seed).folder,
+                config,
                 self.data,
-                plan.student,
-                "student" if knowledge else "control",
-                (plan.data, replace(config, seed=seed)),
-                plan.taught(method),
-                self.teacher,
-                knowledge,
-                resume=True,
-                watch=_Steps(watch, method, seed),
+                supervision,
+                resume=Resume(),
+                callbacks=[_StepsAndMessages(callback, method, seed)],
             )
         except FloatingPointError as error:
             return error
         return None
 
 
-class _Steps(Callback):
-    """Shows the steps of a run and what is said of it, not its epochs: a comparison has too many of them."""
+class _StepsAndMessages(Callback):
+    """Pass on the steps and messages of a run, but not its epochs, of which a comparison has too many."""
 
-    def __init__(self, watch: Callback, method: str, seed: int) -> None:
-        self.watch, self.method, self.seed = watch, method, seed
-        self.step = watch.step  # type: ignore[method-assign]
+    def __init__(self, callback: Callback, method: str, seed: int) -> None:
+        self.callback = callback
+        self.method = method
+        self.seed = seed
 
-    def note(self, text: str) -> None:
-        self.watch.note(f"{self.method}, seed {self.seed}: {text}")
+    def on_message(self, text: str) -> None:
+        self.callback.on_message(f"{self.method}, seed {self.seed}: {text}")
 
-    def start(self, name: str, steps: int, done: int) -> None:
-        self.watch.start(f"{self.method}, {name}", steps, done)
+    def on_train_start(self, name: str, total_steps: int, completed_steps: int) -> None:
+        self.callback.on_train_start(f"{self.method}, {name}", total_steps, completed_steps)
+
+    def on_batch_end(self, num_images: int) -> None:
+        self.callback.on_batch_end(num_images)
 
 
-# --- several processes
-
-
-def in_parallel(plan: Plan, runs: Sequence[tuple[str, int]], processes: int, watch: Callback) -> Iterator[RunResult]:
-    """Yield each run as it ends; a process gets its next run as soon as it is free. ``watch`` is told what it notes."""
+def _iter_parallel(
+    plan: Plan, runs: Sequence[tuple[str, int]], processes: int, callback: Callback
+) -> Iterator[RunResult]:
+    """Make runs in several processes. Each process gets its next run as soon as it is free."""
     context = multiprocessing.get_context("spawn")
-    waiting, crew = list(reversed(runs)), {}
-    with _termination_interrupts():
+    waiting = list(reversed(runs))
+    workers = {}
+    with _sigterm_as_interrupt():
         try:
             for _ in range(min(processes, len(runs))):
-                ours, theirs = context.Pipe()
-                crew[ours] = context.Process(target=_serve, args=(plan, theirs), daemon=True)
-                crew[ours].start()
-                theirs.close()
-                _send(ours, waiting.pop())
-            busy = list(crew)
+                connection, worker_connection = context.Pipe()
+                workers[connection] = context.Process(target=_serve, args=(plan, worker_connection), daemon=True)
+                workers[connection].start()
+                worker_connection.close()
+                _send(connection, waiting.pop())
+            busy = list(workers)
             while busy:
-                connection = wait(busy)[0]
-                assert isinstance(connection, Connection)
-                said = _received(connection)
-                if isinstance(said, str):
-                    watch.note(said)
+                ready = wait(busy)[0]
+                assert isinstance(ready, Connection)
+                message = _receive(ready)
+                if isinstance(message, str):
+                    callback.on_message(message)
                     continue
-                yield said
+                yield message
                 if waiting:
-                    _send(connection, waiting.pop())
+                    _send(ready, waiting.pop())
                 else:
-                    connection.close()
-                    busy.remove(connection)
+                    ready.close()
+                    busy.remove(ready)
         except BaseException:
-            for connection, process in crew.items():
-                connection.close()  # nobody listens: it does not wait to be heard
-                process.terminate()  # it saves the state of its run first
+            for connection, process in workers.items():
+                connection.close()  # the worker must not block on a message
+                process.terminate()  # the worker saves the state of its run first
             raise
         finally:
-            for process in crew.values():
+            for process in workers.values():
                 process.join()
 
 
 def _send(connection: Connection, run: tuple[str, int]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody listens: what comes back will say so
+    with contextlib.suppress(BrokenPipeError):  # a dead worker is reported by `_receive`
         connection.send(run)
 
 
-def _received(connection: Connection) -> RunResult | str:
+def _receive(connection: Connection) -> RunResult | str:
     try:
-        said: RunResult | str | Exception = connection.recv()
+        message: RunResult | str | Exception = connection.recv()
     except (EOFError, ConnectionError):
         raise ChildProcessError(
-            "a process of the comparison died, perhaps for lack of memory: add --resume, and give fewer --processes."
+            "A worker process of the comparison died, perhaps for lack of memory. Add --resume, and use fewer "
+            "--processes."
         ) from None
-    if isinstance(said, Exception):
-        raise said
-    return said
+    if isinstance(message, Exception):
+        raise message
+    return message
 
 
-class _Told(Callback):
-    """Passes on what is noted of a run, to the process that hands out the runs."""
+class _SendMessages(Callback):
+    """Send the messages of a run to the parent process."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def note(self, text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the run is saved all the same
+    def on_message(self, text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # without a parent the run is saved all the same
             self.connection.send(text)
 
 
 def _serve(plan: Plan, connection: Connection) -> None:
-    """One process: a run for each (method, seed) it is sent, until nobody listens any more."""
+    """Make each (method, seed) that arrives, until the parent closes the connection."""
     torch.set_num_threads(plan.threads)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         try:
-            worker = Worker(plan, open_dataset(plan.data))
+            worker = Worker(plan, open_dataset(plan.config.data))
             while True:
                 method, seed = connection.recv()
-                connection.send(((method, seed), worker(method, seed, _Told(connection))))
+                connection.send(((method, seed), worker(method, seed, _SendMessages(connection))))
         except (InputError, OSError) as error:
             connection.send(error)
 
 
 def _stop_with_parent() -> None:
+    """Interrupt this process when its parent ends; the state of the run is saved."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)  # the run's state is saved
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM is an interruption like Ctrl-C, so that the processes are told; only a main thread may say so."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` on SIGTERM, so that workers are stopped. Does nothing outside the main thread."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -192,8 +217,8 @@ def _termination_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    handler = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
