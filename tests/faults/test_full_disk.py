@@ -29,9 +29,7 @@ def test_resume_after_file_size_limits(
     cache = tmp_path / "cache"
     failures = 0
     for attempt in range(ATTEMPTS):
-        limit = int(
-            10 ** (2 + 4 * (attempt + rng.random()) / ATTEMPTS)
-        )  # increasing: each attempt gets further
+        limit = int(10 ** (2 + 4 * (attempt + rng.random()) / ATTEMPTS))  # increasing: each attempt gets further
         result = run_camkd(str(limit), *command, cache=cache, setup=LIMIT_FILE_SIZE)
         if result.status == 0:
             break

@@ -1,4 +1,4 @@
-"""Files that were changed anywhere are read, or refused with a sentence; nothing else comes of them."""
+"""Mutated files are read, or rejected with an InputError."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz.targets import Edit, Target, mutated, targets
+from fuzz.targets import Edit, Target, apply_edits, make_targets
 
 NAMES = (
-    "picture", "archive", "packed archive", "checkpoint", "checkpoint's manifest", "weights", "description",
-    "configuration", "metrics", "history", "gallery", "table of pictures", "data store's manifest",
-    "data store's train_images.npy", "data store's train_labels.npy", "data store's val_sums.npy", "answers",
-    "knowledge store's manifest",
+    "image", "archive", "compressed archive", "checkpoint", "checkpoint manifest", "weights", "model info",
+    "configuration", "metrics", "history", "gallery", "per-image table", "dataset manifest",
+    "dataset train_images.npy", "dataset train_labels.npy", "dataset val_sums.npy", "teacher outputs",
+    "teacher cache manifest",
 )  # fmt: skip
 
 edits: st.SearchStrategy[Edit] = st.tuples(
-    st.sampled_from(["flip", "flip", "put", "cut", "double"]), st.floats(0, 1), st.binary(max_size=5)
+    st.sampled_from(["flip", "flip", "insert", "cut", "double"]), st.floats(0, 1), st.binary(max_size=5)
 )
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Target]:
-    return targets(tmp_path_factory.mktemp("fuzz"))
+def targets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Target]:
+    return make_targets(tmp_path_factory.mktemp("fuzz"))
 
 
-def test_all_are_named(found: Mapping[str, Target]) -> None:
-    assert sorted(found) == sorted(NAMES)
+def test_names_are_complete(targets: Mapping[str, Target]) -> None:
+    assert sorted(targets) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_whole_file_is_read(found: Mapping[str, Target], name: str) -> None:
-    for seed in found[name].seeds:
-        found[name].read(seed)
+def test_valid_file_is_read(targets: Mapping[str, Target], name: str) -> None:
+    for seed in targets[name].seeds:
+        targets[name].read(seed)
 
 
-@pytest.mark.fault("a file of another kind")
+@pytest.mark.fault("file of another type")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, b"<html>404</html>", b"[" * 100_000, b'"\\ud800"', b"\xff\xfe"])
-def test_what_is_no_such_file_is_refused(found: Mapping[str, Target], name: str, content: bytes) -> None:
-    found[name](content)
+def test_file_of_another_type_is_rejected(targets: Mapping[str, Target], name: str, content: bytes) -> None:
+    targets[name](content)
 
 
-@pytest.mark.fault("a file changed anywhere, in 60 ways")
+@pytest.mark.fault("file with 60 random mutations")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_changed_file_is_read_or_refused(found: Mapping[str, Target], name: str) -> None:
+def test_mutated_file_is_read_or_rejected(targets: Mapping[str, Target], name: str) -> None:
     @settings(max_examples=60)
-    @given(st.sampled_from(found[name].seeds), st.lists(edits, min_size=1, max_size=4))
-    def holds(seed: bytes, changes: Sequence[Edit]) -> None:
-        found[name](mutated(seed, changes))
+    @given(st.sampled_from(targets[name].seeds), st.lists(edits, min_size=1, max_size=4))
+    def check(seed: bytes, changes: Sequence[Edit]) -> None:
+        targets[name](apply_edits(seed, changes))
 
-    holds()
+    check()

@@ -1,4 +1,4 @@
-"""Every text that camkd reads is understood or refused with a sentence; what is understood is written the same."""
+"""Every text that camkd parses is accepted, or rejected with a one-line message; formatting is the inverse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from camkd.data.dataset import Split, SplitArrays, build_or_open
 from camkd.distill.cache import Manifest, Store
 from camkd.distill.losses.registry import TERMS
 from camkd.distill.objective import SCHEDULES, format_objective, parse_objective
-from camkd.experiments.compare.plan import methods_of, slug
+from camkd.experiments.compare.plan import parse_methods, slug
 from camkd.models import build
 from camkd.runs.checkpoints import Checkpoints
 from camkd.runs.resume import ACCEPTABLE, parse_accept
@@ -29,30 +29,30 @@ from camkd.types import InputError
 from camkd.utils.files import dump_checksummed
 from camkd.utils.units import parse_quantity
 
-WORDS = (
+TOKENS = (
     *TERMS, *SCHEDULES, "schedule", "T", "pool", "classes", "norm", "all", "l2", "top-1", "kd", "plain", "=", "=", "=",
     ",", ",", "+", ":", ":", " ", "-", "1", "0", "0.5", "1e3", "1e-7", "0.12345678901", "nan", "inf", "1e999", "4GB",
     "9" * 400, "_", "\n", "\0", "é", "\ud800", "cam_cosine", "lr", "epochs",
 )  # fmt: skip
-texts = st.one_of(st.text(max_size=30), st.lists(st.sampled_from(WORDS), max_size=9).map("".join))
-numbers = st.floats(0, 1e6, allow_nan=False).filter(lambda value: value == 0 or value > 1e-9)
+texts = st.one_of(st.text(max_size=30), st.lists(st.sampled_from(TOKENS), max_size=9).map("".join))
+weights = st.floats(0, 1e6, allow_nan=False).filter(lambda value: value == 0 or value > 1e-9)
 terms = st.builds(
     lambda name, weight, schedule: f"{name}={weight!r}{schedule}",
     st.sampled_from(sorted(TERMS)),
-    numbers,
+    weights,
     st.sampled_from(["", *(f":schedule={name}" for name in SCHEDULES)]),
 )
 sums = st.lists(terms, min_size=1, max_size=4).map("+".join)
 
 
-def understood(call: Callable[[str], Any], text: str) -> Any:
-    """What comes of ``text``; None where it is refused, which has to take one line that says something."""
+def parse_or_none(parse: Callable[[str], Any], text: str) -> Any:
+    """Parse ``text``. Return None if it is rejected, and assert that the message is one line."""
     try:
-        return call(text)
-    except InputError as refused:
-        said = str(refused)
-    assert said
-    assert "\n" not in said
+        return parse(text)
+    except InputError as error:
+        message = str(error)
+    assert message
+    assert "\n" not in message
     return None
 
 
@@ -62,21 +62,21 @@ def understood(call: Callable[[str], Any], text: str) -> Any:
 @settings(max_examples=300)
 @given(st.one_of(texts, sums))
 @example("ce=0.1234567+kd=1")
-def test_sums_of_terms(text: str) -> None:
-    goal = understood(parse_objective, text)
-    if goal is not None:
-        assert parse_objective(format_objective(goal)) == goal
-        assert all(math.isfinite(term.weight) and term.weight >= 0 for term in goal.terms.values())
+def test_objectives(text: str) -> None:
+    objective = parse_or_none(parse_objective, text)
+    if objective is not None:
+        assert parse_objective(format_objective(objective)) == objective
+        assert all(math.isfinite(term.weight) and term.weight >= 0 for term in objective.terms.values())
         for progress in (0.0, 0.3, 1.0):
-            assert all(0 <= term.weight_at(progress) <= term.weight for term in goal.terms.values())
+            assert all(0 <= term.weight_at(progress) <= term.weight for term in objective.terms.values())
 
 
 @settings(max_examples=200)
 @given(st.one_of(texts, st.lists(st.one_of(sums, st.sampled_from(["plain", "kd"])), max_size=3).map(", ".join)))
 def test_lists_of_methods(text: str) -> None:
-    methods = understood(methods_of, text)
+    methods = parse_or_none(parse_methods, text)
     if methods is not None:
-        assert methods_of(",".join(methods)) == methods
+        assert parse_methods(",".join(methods)) == methods
         assert len(set(map(slug, methods))) == len(methods)
         assert all("/" not in slug(method) and slug(method) not in (".", "..") for method in methods)
 
@@ -85,33 +85,34 @@ def test_lists_of_methods(text: str) -> None:
 @example("9" * 400)
 @example("1e5")
 def test_quantities(text: str) -> None:
-    found = understood(lambda text: parse_quantity(text, "cache_budget", "B"), text)
-    assert found is None or (isinstance(found, int) and found >= 0)
+    quantity = parse_or_none(lambda text: parse_quantity(text, "cache_budget", "B"), text)
+    assert quantity is None or (isinstance(quantity, int) and quantity >= 0)
 
 
 @given(texts)
-def test_bounds_of_figures(text: str) -> None:
-    found = understood(lambda text: parse_thresholds(text, "--fail-under"), text)
-    if found is not None:
-        assert all(name and math.isfinite(value) for name, value in found.items())
-        assert violations(dict(found), found, found) is None
+def test_thresholds(text: str) -> None:
+    thresholds = parse_or_none(lambda text: parse_thresholds(text, "--fail-under"), text)
+    if thresholds is not None:
+        assert all(name and math.isfinite(value) for name, value in thresholds.items())
+        assert violations(dict(thresholds), thresholds, thresholds) is None
 
 
 @given(texts)
-def test_what_may_change_on_the_way(text: str) -> None:
-    found = understood(parse_accept, text)
-    assert found is None or set(found) <= set(ACCEPTABLE)
+def test_settings_accepted_on_resume(text: str) -> None:
+    accepted = parse_or_none(parse_accept, text)
+    assert accepted is None or set(accepted) <= set(ACCEPTABLE)
 
 
 @settings(max_examples=40)
 @given(st.one_of(texts, st.sampled_from(["stem", "stages.0", "stages.0.0.conv1", "head", "", ".", "stages..0"])))
-def test_names_of_layers(text: str) -> None:
-    model, x = build("resnet8", 3, 16), torch.rand(1, 3, 16, 16)
-    found = understood(lambda text: predict(model, x, layer=text), text)
-    assert found is None or found.cams.isfinite().all()
+def test_layer_names(text: str) -> None:
+    model = build("resnet8", 3, 16)
+    x = torch.rand(1, 3, 16, 16)
+    prediction = parse_or_none(lambda text: predict(model, x, layer=text), text)
+    assert prediction is None or prediction.cams.isfinite().all()
 
 
-# --- the command line and its files
+# --- command line and configuration files
 
 FLAGS = (
     "--epochs", "--batch-size", "--lr", "--augment", "--method", "--seed", "--cache-budget", "--accept",
@@ -122,23 +123,29 @@ FLAGS = (
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FLAGS), texts)
 def test_flags(capsys: pytest.CaptureFixture[str], flag: str, text: str) -> None:
-    """Whatever they are given: pictures that are not there are refused, if nothing else is."""
+    """Valid values lead to the error about the missing folder of images."""
     assert main(["distill", "--data", "/nowhere", "--teacher", "cam-net-cifar10", f"{flag}={text}"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("camkd: ")
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("camkd: ")
+    assert "Traceback" not in stderr
 
 
-plain = st.recursive(
+yaml_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
     max_leaves=8,
 )
-names = st.sampled_from(["epochs", "lr", "method", "views", "size", "out", "resume", "student"])
+config_keys = st.sampled_from(["epochs", "lr", "method", "augment", "size", "out", "resume", "student"])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.one_of(texts, plain.map(yaml.safe_dump), st.dictionaries(names, plain, max_size=3).map(yaml.safe_dump)))
+@given(
+    st.one_of(
+        texts,
+        yaml_values.map(yaml.safe_dump),
+        st.dictionaries(config_keys, yaml_values, max_size=3).map(yaml.safe_dump),
+    )
+)
 def test_configuration_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_bytes(text.encode("utf-8", "replace"))
     command = ["distill", "--config", str(tmp_path / "a.yaml"), "--data", "/nowhere", "--teacher", "cam-net-cifar10"]
@@ -146,7 +153,7 @@ def test_configuration_files(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.fault("tags in YAML")
+@pytest.mark.fault("YAML tags that execute code")
 @pytest.mark.parametrize(
     "text",
     [
@@ -157,8 +164,9 @@ def test_configuration_files(capsys: pytest.CaptureFixture[str], tmp_path: Path,
         "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]",
     ],
 )
-def test_tags_of_yaml_make_nothing(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    marker, config = tmp_path / "executed", tmp_path / "a.yaml"
+def test_yaml_tags_execute_nothing(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "executed"
+    config = tmp_path / "a.yaml"
     config.write_text(text.replace("{path}", str(marker)))
     command = ["distill", "--config", str(config), "--data", "/nowhere", "--teacher", "cam-net-cifar10"]
     assert main(command) == 2
@@ -166,14 +174,14 @@ def test_tags_of_yaml_make_nothing(text: str, tmp_path: Path, capsys: pytest.Cap
     assert not marker.exists()
 
 
-# --- manifests that are whole, of which somebody else made the content
+# --- manifests with arbitrary content and a valid checksum
 
 KEYS = (
     "last", "best", "name", "bytes", "sha256", "classes", "names", "sha256_of", "fingerprint", "notes", "train", "val",
-    "test", "layout", "bias", "height", "width", "count", "teacher", "architecture", "data", "views", "augment_seed",
-    "precision",
+    "test", "version", "record_format", "bias", "height", "width", "num_samples", "teacher", "architecture", "data",
+    "augment", "augment_seed", "precision",
 )  # fmt: skip
-finite = st.recursive(
+json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-9, 1 << 70), st.floats(allow_nan=False, allow_infinity=False),
               st.sampled_from(["", "../../etc/passwd", "/etc/passwd", "train_labels.npy", "\0"])),
     lambda inner: st.one_of(
@@ -181,37 +189,40 @@ finite = st.recursive(
     ),
     max_leaves=12,
 )  # fmt: skip
-manifests = st.dictionaries(st.sampled_from(KEYS), finite, max_size=9)
+manifests = st.dictionaries(st.sampled_from(KEYS), json_values, max_size=9)
+
+
+def build_arrays(folder: Path) -> SplitArrays:
+    split = Split(np.zeros((2, 2, 2, 3), np.uint8), np.arange(2))
+    return SplitArrays(("a", "b"), split, split, split)
 
 
 @settings(max_examples=100)
 @given(manifests)
-def test_manifests_of_somebody_else(tmp_path_factory: pytest.TempPathFactory, values: Mapping[str, Any]) -> None:
+def test_manifests_with_arbitrary_content(tmp_path_factory: pytest.TempPathFactory, values: Mapping[str, Any]) -> None:
     folder = tmp_path_factory.mktemp("manifests")
     (folder / "last-00000001.json").write_text(dump_checksummed(values))
-    understood(lambda _: Checkpoints(folder).load(), "")
-    build_or_open("easy", "key", folder, lambda _: _contents())
-    (store,) = (folder / "data").iterdir()
-    (store / "dataset.json").write_text(dump_checksummed(values))
-    understood(lambda _: build_or_open("easy", "key", folder, lambda _: _contents()), "")
+    parse_or_none(lambda _: Checkpoints(folder).load(), "")
+    build_or_open("easy", "key", folder, build_arrays)
+    (dataset_folder,) = (folder / "data").iterdir()
+    (dataset_folder / "dataset.json").write_text(dump_checksummed(values))
+    parse_or_none(lambda _: build_or_open("easy", "key", folder, build_arrays), "")
 
 
 sizes = st.one_of(st.sampled_from([3, 4]), st.integers(-3, 1 << 70), st.none(), st.booleans(), st.just("4"))
 
 
 @given(sizes, sizes, sizes, sizes, st.one_of(st.none(), sizes, st.lists(sizes, max_size=4)))
-def test_a_knowledge_store_of_any_size(
-    tmp_path_factory: pytest.TempPathFactory, count: Any, classes: Any, height: Any, width: Any, bias: Any
+def test_teacher_cache_manifests_of_any_size(
+    tmp_path_factory: pytest.TempPathFactory, num_samples: Any, classes: Any, height: Any, width: Any, bias: Any
 ) -> None:
-    """Those that there can be say what they take."""
+    """Valid sizes have a positive number of bytes per epoch."""
     folder = tmp_path_factory.mktemp("store")
-    layout = {"classes": classes, "height": height, "width": width, "bias": bias}
-    words = dict.fromkeys(("teacher", "architecture", "data", "views", "precision"), "x")
-    (folder / "store.json").write_text(dump_checksummed({**words, "augment_seed": 0, "count": count, "layout": layout}))
-    found = understood(lambda _: Store(folder, Manifest.of(folder)).epoch_bytes, "")
-    assert found is None or found > 0
-
-
-def _contents() -> SplitArrays:
-    split = Split(np.zeros((2, 2, 2, 3), np.uint8), np.arange(2))
-    return SplitArrays(("a", "b"), split, split, split)
+    values = dict.fromkeys(("teacher", "architecture", "data", "augment", "precision"), "x") | {
+        "augment_seed": 0,
+        "num_samples": num_samples,
+        "record_format": {"classes": classes, "height": height, "width": width, "bias": bias},
+    }
+    (folder / "store.json").write_text(dump_checksummed(values))
+    epoch_bytes = parse_or_none(lambda _: Store(folder, Manifest.read(folder)).epoch_bytes, "")
+    assert epoch_bytes is None or epoch_bytes > 0

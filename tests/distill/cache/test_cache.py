@@ -204,7 +204,7 @@ def test_a_damaged_answer_is_asked_again_with_a_warning_and_known_from_then_on(t
     again, teacher = knowledge(tmp_path)
     assert same(tell(again, 0, 2, 4), truth(0, 2, 4))
     assert teacher.asked == []
-    with pytest.warns(CorruptCacheWarning, match=r"^1 of .*epoch-0000\.bin are damaged; they are asked again"):
+    with pytest.warns(CorruptCacheWarning, match=r"^1 of .*epoch-0000\.bin failed the checksum"):
         assert same(tell(again, 0, 2, 3, 4), truth(0, 2, 3, 4))
     assert teacher.asked == [2, 3, 4]
     assert same(tell(again, 0, 2, 3, 4), truth(0, 2, 3, 4))
@@ -259,7 +259,7 @@ def test_a_file_cut_off_on_a_full_disk_is_no_reason_to_stop(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     known, _ = knowledge(tmp_path)
-    with pytest.warns(UserWarning, match="no room"):
+    with pytest.warns(UserWarning, match="no space"):
         assert same(tell(known, 0, 8, 9), truth(0, 8, 9))
 
 
@@ -469,11 +469,11 @@ def test_the_manifest_says_what_the_store_is_about(taught: Teacher, easy: Datase
     assert known.store is not None
     said = known.store.manifest
     assert (said.teacher, said.architecture, said.data) == (str(place.resolve()), "resnet8", "easy")
-    assert (said.views, said.augment_seed, said.precision, said.count) == ("strong", 4, "fp32", 96)
-    assert (said.layout.classes, said.layout.height, said.layout.width) == (3, 2, 2)
-    assert said.layout.bias == tuple(taught.model.state_dict()["fc.bias"].tolist())
+    assert (said.augment, said.augment_seed, said.precision, said.num_samples) == ("strong", 4, "fp32", 96)
+    assert (said.record_format.classes, said.record_format.height, said.record_format.width) == (3, 2, 2)
+    assert said.record_format.bias == tuple(taught.model.state_dict()["fc.bias"].tolist())
     known.compute(0, torch.tensor([0]), torch.rand(1, 3, 16, 16))
-    assert Manifest.of(known.store.folder) == said
+    assert Manifest.read(known.store.folder) == said
 
 
 def test_features_are_not_kept(taught: Teacher, easy: Dataset, tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_logits_are_kept_where_they_do_not_follow_from_the_maps(
 ) -> None:
     known = build_teacher_cache(taught, easy, FP32, DistillConfig(cache_map_size=side))
     assert known.store is not None
-    layout = known.store.layout
+    layout = known.store.record_format
     assert (layout.height, layout.width) == (kept, kept)
     assert (layout.bias is not None) == follow
     x = views_of(easy, "light")[0, torch.arange(5)]

@@ -236,7 +236,7 @@ def test_a_full_disk_is_an_input_error(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(CacheFullError, match="no room for"):
+    with pytest.raises(CacheFullError, match="no space for"):
         precompute(job(teacher), easy, 1, no_progress)
     assert not list(use_cache("cache").rglob("*.bin"))
 

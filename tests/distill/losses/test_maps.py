@@ -1,4 +1,4 @@
-"""Terms on maps against literal loops over pictures, classes and cells, and their properties."""
+"""Terms on class activation maps against explicit loops over images, classes and cells, and their properties."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
-from camkd.cams import centre_prior
+from camkd.cams import centre_prior, resize
+from camkd.cams.gather import gather_classes
 from camkd.distill.losses.logits import kd
 from camkd.distill.losses.maps import (
     CAM,
@@ -23,24 +25,23 @@ from camkd.distill.losses.maps import (
     Norm,
     cam_distance,
     control_maps,
-    normalise,
-    resize,
+    normalize_maps,
     sdd,
 )
 from camkd.types import Prediction
-from literally import draw, resize_literally
+from support.reference_formulas import randn, reference_resize
 
 NORMS: list[Norm] = ["l2", "minmax", "raw"]
 CLASSES: list[Literal["all", "target"]] = ["all", "target"]
 
 seeds = st.integers(0, 10_000)
-sides = st.tuples(st.integers(1, 9), st.integers(1, 9))
+grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-# --- literal references
+# --- reference implementations
 
 
-def normalise_literally(plane: np.ndarray, norm: Norm) -> np.ndarray:
+def reference_normalize(plane: np.ndarray, norm: Norm) -> np.ndarray:
     if norm == "l2":
         return plane / max(math.sqrt(sum(v * v for v in plane.flat)), 1e-6)
     if norm == "minmax":
@@ -48,14 +49,15 @@ def normalise_literally(plane: np.ndarray, norm: Norm) -> np.ndarray:
     return plane
 
 
-def cam_literally(
+def reference_cam_distance(
     student: Tensor, teacher: Tensor, labels: list[list[float]], classes: Classes, norm: Norm, pool: int
 ) -> list[float]:
     values = []
-    for ours, theirs, label in zip(student.numpy(), teacher.numpy(), labels, strict=True):
-        distances, squares = [], []
-        for a, b in zip(ours, theirs, strict=True):
-            a, b = (normalise_literally(resize_literally(plane, (pool, pool)), norm) for plane in (a, b))
+    for student_planes, teacher_planes, label in zip(student.numpy(), teacher.numpy(), labels, strict=True):
+        distances = []
+        squares = []
+        for planes in zip(student_planes, teacher_planes, strict=True):
+            a, b = (reference_normalize(reference_resize(plane, (pool, pool)), norm) for plane in planes)
             distances.append(sum((x - y) ** 2 for x, y in zip(a.flat, b.flat, strict=True)))
             squares.append(sum(y**2 for y in b.flat))
         if norm == "raw":
@@ -67,87 +69,90 @@ def cam_literally(
     return values
 
 
-# --- the terms are what they say
+# --- resizing
 
 
 @settings(max_examples=25)
-@given(seeds, sides, sides)
-def test_resizing_averages_where_it_shrinks_and_is_bilinear_where_it_grows(
+@given(seeds, grids, grids)
+def test_resize_averages_where_it_shrinks_and_interpolates_where_it_grows(
     seed: int, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
-    maps = draw(seed, 2, 2, *before)
+    maps = randn(seed, 2, 2, *before)
     resized = resize(maps, after)
     assert resized.shape == (2, 2, *after)
     for n, k in product(range(2), range(2)):
-        expected = resize_literally(maps[n, k].numpy(), after)
+        expected = reference_resize(maps[n, k].numpy(), after)
         np.testing.assert_allclose(resized[n, k].numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [(2, 8), (8, 2), (4, 4), (9, 9), (2, 3)])
-def test_maps_of_any_number_of_dimensions_are_resized_alike(size: tuple[int, int]) -> None:
-    maps = draw(0, 2, 3, 5, 4, 8)
+def test_resize_is_independent_of_leading_dimensions(size: tuple[int, int]) -> None:
+    maps = randn(0, 2, 3, 5, 4, 8)
     resized = resize(maps, size)
     assert resized.shape == (2, 3, 5, *size)
-    for place in product(range(2), range(3), range(5)):
-        torch.testing.assert_close(resize(maps[place], size), resized[place])
-        torch.testing.assert_close(resized[place].numpy(), resize_literally(maps[place].numpy(), size))
+    for index in product(range(2), range(3), range(5)):
+        torch.testing.assert_close(resize(maps[index], size), resized[index])
+        torch.testing.assert_close(resized[index].numpy(), reference_resize(maps[index].numpy(), size))
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 6), (0, 3, 4, 6), (2, 0, 4, 6)])
-def test_no_maps_become_no_maps_of_the_new_size(shape: tuple[int, ...]) -> None:
+def test_resize_of_empty_batch(shape: tuple[int, ...]) -> None:
     for size in ((2, 3), (4, 6), (8, 2)):
         assert resize(torch.zeros(shape), size).shape == (*shape[:-2], *size)
+
+
+# --- distance between maps of all classes
 
 
 @settings(max_examples=40)
 @given(
     seeds,
     st.tuples(st.integers(1, 3), st.integers(1, 4)),
-    sides,
-    sides,
+    grids,
+    grids,
     st.sampled_from(CLASSES),
     st.sampled_from(NORMS),
     st.integers(1, 5),
 )
-def test_cam_distance_is_the_formula(
+def test_cam_distance_matches_formula(
     seed: int,
     batch: tuple[int, int],
-    ours: tuple[int, int],
-    theirs: tuple[int, int],
-    classes: Classes,
+    student_grid: tuple[int, int],
+    teacher_grid: tuple[int, int],
+    classes: Literal["all", "target"],
     norm: Norm,
     pool: int,
 ) -> None:
-    student, teacher = draw(seed, *batch, *ours), draw(seed + 1, *batch, *theirs)
+    student = randn(seed, *batch, *student_grid)
+    teacher = randn(seed + 1, *batch, *teacher_grid)
     labels = torch.randint(batch[1], batch[:1], generator=torch.Generator().manual_seed(seed))
-    hard = torch.nn.functional.one_hot(labels, batch[1]).double()
+    one_hot = F.one_hot(labels, batch[1]).double()
     values = cam_distance(student, teacher, labels, classes, norm, pool)
     assert values.shape == batch[:1]
-    expected = cam_literally(student, teacher, hard.tolist(), classes, norm, pool)
+    expected = reference_cam_distance(student, teacher, one_hot.tolist(), classes, norm, pool)
     assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert cam_distance(student, teacher, hard, classes, norm, pool).tolist() == pytest.approx(values.tolist())
-    soft = draw(seed + 2, *batch).softmax(1)
-    expected = cam_literally(student, teacher, soft.tolist(), classes, norm, pool)
-    assert cam_distance(student, teacher, soft, classes, norm, pool).tolist() == pytest.approx(
-        expected, rel=1e-6, abs=1e-9
-    )
+    assert cam_distance(student, teacher, one_hot, classes, norm, pool).tolist() == pytest.approx(values.tolist())
+    mixed = randn(seed + 2, *batch).softmax(1)
+    values = cam_distance(student, teacher, mixed, classes, norm, pool)
+    expected = reference_cam_distance(student, teacher, mixed.tolist(), classes, norm, pool)
+    assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_cam_distance_by_hand() -> None:
-    one = torch.tensor([[[[3.0, 0.0], [4.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]])
-    two = torch.tensor([[[[0.0, 5.0], [0.0, 0.0]], [[-1.0, -1.0], [-1.0, -1.0]]]])
-    first = torch.tensor([0])
-    assert cam_distance(one, two, first, "target", "l2", 2).item() == pytest.approx(2)  # at right angles
-    assert cam_distance(one, two, first, "all", "l2", 2).item() == pytest.approx((2 + 4) / 2)  # and opposite
-    assert cam_distance(one, two, first, "target", "raw", 2).item() == pytest.approx((9 + 25 + 16) / ((25 + 4) / 2))
-    assert cam_distance(one, two, first, "target", "raw", 1).item() == pytest.approx(
-        (7 / 4 - 5 / 4) ** 2 / ((25 / 16 + 1) / 2)
-    )
+    student = torch.tensor([[[[3.0, 0.0], [4.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]])
+    teacher = torch.tensor([[[[0.0, 5.0], [0.0, 0.0]], [[-1.0, -1.0], [-1.0, -1.0]]]])
+    labels = torch.tensor([0])
+    assert cam_distance(student, teacher, labels, "target", "l2", 2).item() == pytest.approx(2)  # orthogonal
+    assert cam_distance(student, teacher, labels, "all", "l2", 2).item() == pytest.approx((2 + 4) / 2)  # and opposite
+    raw = cam_distance(student, teacher, labels, "target", "raw", 2).item()
+    assert raw == pytest.approx((9 + 25 + 16) / ((25 + 4) / 2))
+    raw = cam_distance(student, teacher, labels, "target", "raw", 1).item()
+    assert raw == pytest.approx((7 / 4 - 5 / 4) ** 2 / ((25 / 16 + 1) / 2))
     expected = 0.75**2 + 1 + 1  # (3/4, 0, 1, 0) and (0, 1, 0, 0)
-    assert cam_distance(one, two, first, "target", "minmax", 2).item() == pytest.approx(expected, rel=1e-5)
+    assert cam_distance(student, teacher, labels, "target", "minmax", 2).item() == pytest.approx(expected, rel=1e-5)
 
 
-# --- where only some classes have maps
+# --- distance between maps of some classes
 
 
 @settings(max_examples=40)
@@ -159,171 +164,161 @@ def test_cam_distance_by_hand() -> None:
     st.sampled_from(NORMS),
     st.integers(1, 5),
 )
-def test_cam_distance_to_some_classes_is_the_formula_for_these(
-    seed: int, batch: tuple[int, int], data: st.DataObject, classes: Classes, norm: Norm, pool: int
+def test_cam_distance_of_some_classes_matches_formula(
+    seed: int,
+    batch: tuple[int, int],
+    data: st.DataObject,
+    classes: Literal["all", "target"],
+    norm: Norm,
+    pool: int,
 ) -> None:
-    count, width = batch[0], data.draw(st.integers(1, batch[1]))
-    ours, theirs = data.draw(sides), data.draw(sides)
-    orders = [data.draw(st.permutations(range(batch[1])))[:width] for _ in range(count)]
-    student, teacher, shown = draw(seed, *batch, *ours), draw(seed + 1, count, width, *theirs), torch.tensor(orders)
+    count = batch[0]
+    width = data.draw(st.integers(1, batch[1]))
+    student = randn(seed, *batch, *data.draw(grids))
+    teacher = randn(seed + 1, count, width, *data.draw(grids))
+    selections = [data.draw(st.permutations(range(batch[1])))[:width] for _ in range(count)]
+    class_ids = torch.tensor(selections)
     labels = torch.randint(batch[1], (count,), generator=torch.Generator().manual_seed(seed))
-    hard = torch.nn.functional.one_hot(labels, batch[1]).double()
-    soft = draw(seed + 2, *batch).softmax(1)
-    chosen = torch.stack([maps[order] for maps, order in zip(student, orders, strict=True)])
-    for given_, weights in ((labels, hard), (hard, hard), (soft, soft)):
-        of_shown = [[row[k] for k in order] for row, order in zip(weights.tolist(), orders, strict=True)]
-        expected = cam_literally(chosen, teacher, of_shown, classes, norm, pool)
-        values = cam_distance(student, teacher, given_, classes, norm, pool, shown)
+    one_hot = F.one_hot(labels, batch[1]).double()
+    mixed = randn(seed + 2, *batch).softmax(1)
+    selected = torch.stack([maps[selection] for maps, selection in zip(student, selections, strict=True)])
+    for targets, weights in ((labels, one_hot), (one_hot, one_hot), (mixed, mixed)):
+        selected_weights = [
+            [row[k] for k in selection] for row, selection in zip(weights.tolist(), selections, strict=True)
+        ]
+        expected = reference_cam_distance(selected, teacher, selected_weights, classes, norm, pool)
+        values = cam_distance(student, teacher, targets, classes, norm, pool, class_ids)
         assert values.shape == (count,)
         assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("soft", [False, True])
-def test_maps_of_all_classes_in_any_order_are_the_maps_of_all_classes(soft: bool, classes: Classes, norm: Norm) -> None:
-    student, teacher = draw(1, 3, 4, 8, 8), draw(2, 3, 4, 4, 4)
-    labels = draw(3, 3, 4).softmax(1) if soft else torch.tensor([0, 3, 1])
-    shown = torch.stack([torch.randperm(4) for _ in range(3)])
-    listed = teacher.gather(1, shown[:, :, None, None].expand(-1, -1, 4, 4))
-    values = cam_distance(student, listed, labels, classes, norm, 4, shown)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_class_ids_of_all_classes_in_any_order_change_nothing(
+    mixed: bool, classes: Literal["all", "target"], norm: Norm
+) -> None:
+    student = randn(1, 3, 4, 8, 8)
+    teacher = randn(2, 3, 4, 4, 4)
+    labels = randn(3, 3, 4).softmax(1) if mixed else torch.tensor([0, 3, 1])
+    class_ids = torch.stack([torch.randperm(4) for _ in range(3)])
+    permuted = gather_classes(teacher, class_ids)
+    values = cam_distance(student, permuted, labels, classes, norm, 4, class_ids)
     torch.testing.assert_close(values, cam_distance(student, teacher, labels, classes, norm, 4))
 
 
-def test_a_label_without_a_map_costs_nothing_by_hand() -> None:
+def test_target_without_a_map_has_zero_loss() -> None:
     student = torch.tensor([[[[3.0, 4.0]], [[1.0, 0.0]], [[0.0, 2.0]]]])
-    teacher = torch.tensor([[[[0.0, 1.0]], [[-3.0, -4.0]]]])  # of classes 1 and 0
-    shown = torch.tensor([[1, 0]])
-    for label, expected in ((0, 4.0), (1, 2.0), (2, 0.0)):
-        value = cam_distance(student, teacher, torch.tensor([label]), "target", "raw", 1, shown)
-        assert value.item() == pytest.approx({0: (3.5 + 3.5) ** 2 / ((3.5**2 + 0.5**2) / 2), 1: 0.0, 2: 0.0}[label])
-        wide = [maps.repeat_interleave(2, 2) for maps in (student, teacher)]  # a square, so that no cell is pooled
-        value = cam_distance(*wide, torch.tensor([label]), "target", "l2", 2, shown)
-        assert value.item() == pytest.approx(expected)
+    teacher = torch.tensor([[[[0.0, 1.0]], [[-3.0, -4.0]]]])
+    class_ids = torch.tensor([[1, 0]])
+    square = [maps.repeat_interleave(2, 2) for maps in (student, teacher)]  # 2x2 cells, so that pool=2 averages nothing
+    raw_by_label = {0: (3.5 + 3.5) ** 2 / ((3.5**2 + 0.5**2) / 2), 1: 0.0, 2: 0.0}
+    l2_by_label = {0: 4.0, 1: 2.0, 2: 0.0}
+    for label in range(3):
+        labels = torch.tensor([label])
+        raw = cam_distance(student, teacher, labels, "target", "raw", 1, class_ids)
+        assert raw.item() == pytest.approx(raw_by_label[label])
+        l2 = cam_distance(*square, labels, "target", "l2", 2, class_ids)
+        assert l2.item() == pytest.approx(l2_by_label[label])
     mixed = torch.tensor([[0.25, 0.25, 0.5]])
-    wide = [maps.repeat_interleave(2, 2) for maps in (student, teacher)]
-    assert cam_distance(*wide, mixed, "target", "l2", 2, shown).item() == pytest.approx(0.25 * 4 + 0.25 * 2)
-    assert cam_distance(*wide, mixed, "all", "l2", 2, shown).item() == pytest.approx((4 + 2) / 2)
+    assert cam_distance(*square, mixed, "target", "l2", 2, class_ids).item() == pytest.approx(0.25 * 4 + 0.25 * 2)
+    assert cam_distance(*square, mixed, "all", "l2", 2, class_ids).item() == pytest.approx((4 + 2) / 2)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", CLASSES)
-def test_maps_of_classes_that_are_not_shown_get_no_gradient(classes: Classes, norm: Norm) -> None:
-    student = draw(1, 2, 5, 4, 4).requires_grad_()
-    teacher, shown, labels = draw(2, 2, 2, 4, 4), torch.tensor([[4, 0], [1, 2]]), torch.tensor([0, 1])
-    value = cam_distance(student, teacher, labels, classes, norm, 4, shown)
-    (gradient,) = torch.autograd.grad(value.sum(), student)
-    reached = gradient.flatten(2).abs().sum(2) > 0
-    all_shown = torch.zeros(2, 5, dtype=torch.bool).scatter(1, shown, True)
-    only_labels = torch.nn.functional.one_hot(labels, 5).bool()
-    assert torch.equal(reached, all_shown if classes == "all" else only_labels)
-    assert torch.autograd.gradcheck(lambda s: cam_distance(s, teacher, labels, classes, norm, 3, shown), student)
+def test_only_compared_classes_get_gradient(classes: Literal["all", "target"], norm: Norm) -> None:
+    student = randn(1, 2, 5, 4, 4).requires_grad_()
+    teacher = randn(2, 2, 2, 4, 4)
+    class_ids = torch.tensor([[4, 0], [1, 2]])
+    labels = torch.tensor([0, 1])
+    loss = cam_distance(student, teacher, labels, classes, norm, 4, class_ids)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    has_gradient = gradient.flatten(2).abs().sum(2) > 0
+    has_map = torch.zeros(2, 5, dtype=torch.bool).scatter(1, class_ids, True)
+    is_target = F.one_hot(labels, 5).bool()
+    assert torch.equal(has_gradient, has_map if classes == "all" else is_target)
+    assert torch.autograd.gradcheck(lambda s: cam_distance(s, teacher, labels, classes, norm, 3, class_ids), student)
 
 
-def test_the_term_reads_which_classes_the_teacher_shows() -> None:
-    student, teacher, labels = draw(1, 2, 5, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
-    shown = torch.tensor([[4, 0, 1], [2, 3, 0]])
-    logits = draw(3, 2, 5)
+def test_cam_term_uses_class_ids_of_the_teacher() -> None:
+    student = randn(1, 2, 5, 8, 8)
+    teacher = randn(2, 2, 3, 4, 4)
+    labels = torch.tensor([0, 2])
+    class_ids = torch.tensor([[4, 0, 1], [2, 3, 0]])
+    logits = randn(3, 2, 5)
     for classes in CLASSES:
-        value = CAM(classes)(Prediction(logits, student), Prediction(logits, teacher, None, shown), labels)
-        torch.testing.assert_close(value, cam_distance(student, teacher, labels, classes, shown=shown))
+        value = CAM(classes)(Prediction(logits, student), Prediction(logits, teacher, None, class_ids), labels)
+        expected = cam_distance(student, teacher, labels, classes, class_ids=class_ids)
+        torch.testing.assert_close(value, expected)
 
 
 # --- properties
 
 
 @settings(max_examples=40)
-@given(seeds, sides, sides, st.sampled_from(CLASSES), st.integers(1, 5))
-def test_l2_is_two_minus_two_cosines_within_0_and_4(
-    seed: int, ours: tuple[int, int], theirs: tuple[int, int], classes: Classes, pool: int
+@given(seeds, grids, grids, st.sampled_from(CLASSES), st.integers(1, 5))
+def test_l2_distance_is_two_minus_two_cosines(
+    seed: int,
+    student_grid: tuple[int, int],
+    teacher_grid: tuple[int, int],
+    classes: Literal["all", "target"],
+    pool: int,
 ) -> None:
-    student, teacher = draw(seed, 2, 3, *ours), draw(seed + 1, 2, 3, *theirs)
+    student = randn(seed, 2, 3, *student_grid)
+    teacher = randn(seed + 1, 2, 3, *teacher_grid)
     labels = torch.tensor([2, 0])
     values = cam_distance(student, teacher, labels, classes, "l2", pool)
     assert (values >= 0).all()
     assert (values <= 4 + 1e-9).all()
-    angle = torch.nn.functional.cosine_similarity(
+    cosines = F.cosine_similarity(
         resize(student, (pool, pool)).flatten(2), resize(teacher, (pool, pool)).flatten(2), dim=2
     )
-    expected = 2 - 2 * (angle.mean(1) if classes == "all" else angle[torch.arange(2), labels])
+    expected = 2 - 2 * (cosines.mean(1) if classes == "all" else cosines[torch.arange(2), labels])
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
     opposite = cam_distance(student, -student, labels, classes, "l2", pool)
     torch.testing.assert_close(opposite, torch.full_like(opposite, 4.0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("norm", "shift"), [("l2", 0.0), ("minmax", 7.0)])
-def test_the_scale_of_a_map_makes_no_difference(norm: Norm, shift: float) -> None:
-    student, teacher, labels = draw(1, 2, 3, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+def test_normalized_distance_is_invariant_to_scale(norm: Norm, shift: float) -> None:
+    student = randn(1, 2, 3, 8, 8)
+    teacher = randn(2, 2, 3, 4, 4)
+    labels = torch.tensor([0, 2])
     before = cam_distance(student, teacher, labels, "all", norm)
     after = cam_distance(30 * student + shift, 0.2 * teacher - shift, labels, "all", norm)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
     raw = cam_distance(30 * student, teacher, labels, "all", "raw")
-    assert (raw > 2 * cam_distance(student, teacher, labels, "all", "raw")).all(), "raw compares sizes"
+    assert (raw > 2 * cam_distance(student, teacher, labels, "all", "raw")).all(), "raw distances depend on scale"
 
 
 @pytest.mark.parametrize("units", [1 / 50, 600])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", CLASSES)
-def test_the_units_of_a_pair_of_networks_make_no_difference(classes: Classes, norm: Norm, units: float) -> None:
-    student, teacher, labels = draw(1, 2, 3, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+def test_distance_is_invariant_to_common_units(classes: Literal["all", "target"], norm: Norm, units: float) -> None:
+    student = randn(1, 2, 3, 8, 8)
+    teacher = randn(2, 2, 3, 4, 4)
+    labels = torch.tensor([0, 2])
     before = cam_distance(student, teacher, labels, classes, norm)
     after = cam_distance(units * student, units * teacher, labels, classes, norm)
     torch.testing.assert_close(after, before, rtol=2e-2, atol=0)
 
 
-# --- the teacher's class, and false maps
-
-
-def test_half_the_distance_of_the_teachers_class_is_e2kd() -> None:
-    student, teacher = draw(1, 4, 3, 8, 8), draw(2, 4, 3, 8, 8)
-    logits, labels = draw(3, 4, 3), torch.tensor([0, 1, 2, 0])
-    value = CAM("top-1", pool=8)(Prediction(logits, student), Prediction(logits, teacher), labels)
-    for n, k in enumerate(logits.argmax(1).tolist()):
-        a, b = student[n, k].flatten(), teacher[n, k].flatten()
-        assert value[n].item() / 2 == pytest.approx(1 - (a @ b / a.norm() / b.norm()).item())
-
-
-def test_the_teachers_class_is_found_among_those_it_shows() -> None:
-    student, teacher = draw(1, 2, 5, 8, 8), draw(2, 2, 5, 8, 8)
-    logits = torch.tensor([[0.0, 1.0, 9.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0, 8.0]])
-    shown = logits.topk(2, dim=1).indices
-    listed = teacher.gather(1, shown[:, :, None, None].expand(-1, -1, 8, 8))
-    term, labels = CAM("top-1"), torch.tensor([0, 0])
-    value = term(Prediction(logits, student), Prediction(logits, listed, None, shown), labels)
-    torch.testing.assert_close(value, term(Prediction(logits, student), Prediction(logits, teacher), labels))
-
-
-@pytest.mark.parametrize("control", ["shuffled", "centre"])
-def test_false_maps_lie_about_places_alone(control: Control) -> None:
-    maps = draw(4, 5, 3, 8, 6)
-    false = control_maps(maps, control)
-    torch.testing.assert_close(false.mean((2, 3)), maps.mean((2, 3)))
-    assert control_maps(maps, "none") is maps
-    layout = false - false.mean((2, 3), keepdim=True)
-    if control == "shuffled":
-        own = maps - maps.mean((2, 3), keepdim=True)
-        torch.testing.assert_close(layout, own[[4, 0, 1, 2, 3]])
-    else:
-        blob = centre_prior(8, 6).double()
-        torch.testing.assert_close(false / false[..., :1, :1], (blob / blob[0, 0]).expand_as(false))
-    value = CAM(control=control)(Prediction(maps, maps), Prediction(maps, maps), torch.zeros(5).long())
-    torch.testing.assert_close(value, cam_distance(maps, false, torch.zeros(5).long()))
-    assert (value > 0.1).all()
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", CLASSES)
-def test_only_the_labels_class_counts_for_target(classes: Classes, norm: Norm) -> None:
-    student, teacher, labels = draw(1, 2, 3, 4, 4), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+def test_target_ignores_other_classes(classes: Literal["all", "target"], norm: Norm) -> None:
+    student = randn(1, 2, 3, 4, 4)
+    teacher = randn(2, 2, 3, 4, 4)
+    labels = torch.tensor([0, 2])
     before = cam_distance(student, teacher, labels, classes, norm)
-    student[:, 1] += draw(3, 2, 4, 4)
-    changed = (cam_distance(student, teacher, labels, classes, norm) != before).tolist()
-    assert changed == [classes == "all"] * 2
+    student[:, 1] += randn(3, 2, 4, 4)
+    has_changed = (cam_distance(student, teacher, labels, classes, norm) != before).tolist()
+    assert has_changed == [classes == "all"] * 2
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-9])
-def test_constant_maps_have_finite_distances_and_gradients(value: float, norm: Norm) -> None:
+def test_constant_maps_give_finite_distances_and_gradients(value: float, norm: Norm) -> None:
     for student_value, teacher_value in ((value, 1.0), (1.0, value), (value, value)):
         student = torch.full((2, 3, 8, 8), student_value, requires_grad=True)
         teacher = torch.full((2, 3, 4, 4), teacher_value)
@@ -334,27 +329,76 @@ def test_constant_maps_have_finite_distances_and_gradients(value: float, norm: N
         assert student.grad.isfinite().all()
 
 
-def test_minmax_turns_a_constant_map_into_noughts() -> None:
-    assert not normalise(torch.full((1, 2, 3, 3), 4.0), "minmax").any()
-    assert not normalise(torch.zeros(1, 2, 3, 3), "l2").any()
+def test_normalize_constant_maps() -> None:
+    assert not normalize_maps(torch.full((1, 2, 3, 3), 4.0), "minmax").any()
+    assert not normalize_maps(torch.zeros(1, 2, 3, 3), "l2").any()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_are_those_of_finite_differences(norm: Norm) -> None:
-    teacher, labels = draw(2, 2, 2, 4, 4), torch.tensor([0, 1])
-    student = draw(1, 2, 2, 6, 6).requires_grad_()
+def test_gradients_match_finite_differences(norm: Norm) -> None:
+    teacher = randn(2, 2, 2, 4, 4)
+    student = randn(1, 2, 2, 6, 6).requires_grad_()
+    labels = torch.tensor([0, 1])
     assert torch.autograd.gradcheck(lambda s: cam_distance(s, teacher, labels, "all", norm, 3), student, fast_mode=True)
 
 
-def test_the_terms_pass_their_settings_on() -> None:
-    student, teacher, labels = draw(1, 2, 3, 8, 8), draw(2, 2, 3, 4, 4), torch.tensor([0, 2])
+def test_cam_term_applies_its_settings() -> None:
+    student = randn(1, 2, 3, 8, 8)
+    teacher = randn(2, 2, 3, 4, 4)
+    labels = torch.tensor([0, 2])
     for classes, norm, pool in product(CLASSES, NORMS, (2, 4)):
         value = CAM(classes, norm, pool)(Prediction(labels, student), Prediction(labels, teacher), labels)
         torch.testing.assert_close(value, cam_distance(student, teacher, labels, classes, norm, pool))
     assert (CAM().classes, CAM().norm, CAM().pool) == ("all", "l2", 4)
 
 
-# --- logits of regions
+# --- the class that the teacher predicts, and control maps
+
+
+def test_half_of_top_1_distance_is_e2kd() -> None:
+    student = randn(1, 4, 3, 8, 8)
+    teacher = randn(2, 4, 3, 8, 8)
+    logits = randn(3, 4, 3)
+    labels = torch.tensor([0, 1, 2, 0])
+    value = CAM("top-1", pool=8)(Prediction(logits, student), Prediction(logits, teacher), labels)
+    for n, k in enumerate(logits.argmax(1).tolist()):
+        a = student[n, k].flatten()
+        b = teacher[n, k].flatten()
+        assert value[n].item() / 2 == pytest.approx(1 - (a @ b / a.norm() / b.norm()).item())
+
+
+def test_top_1_is_found_among_class_ids() -> None:
+    student = randn(1, 2, 5, 8, 8)
+    teacher = randn(2, 2, 5, 8, 8)
+    logits = torch.tensor([[0.0, 1.0, 9.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0, 8.0]])
+    class_ids = logits.topk(2, dim=1).indices
+    labels = torch.tensor([0, 0])
+    term = CAM("top-1")
+    some = Prediction(logits, gather_classes(teacher, class_ids), None, class_ids)
+    value = term(Prediction(logits, student), some, labels)
+    torch.testing.assert_close(value, term(Prediction(logits, student), Prediction(logits, teacher), labels))
+
+
+@pytest.mark.parametrize("control", ["shuffled", "centre"])
+def test_control_maps_change_layout_but_not_mean(control: Control) -> None:
+    maps = randn(4, 5, 3, 8, 6)
+    changed = control_maps(maps, control)
+    torch.testing.assert_close(changed.mean((2, 3)), maps.mean((2, 3)))
+    assert control_maps(maps, "none") is maps
+    if control == "shuffled":
+        layout = changed - changed.mean((2, 3), keepdim=True)
+        original_layout = maps - maps.mean((2, 3), keepdim=True)
+        torch.testing.assert_close(layout, original_layout[[4, 0, 1, 2, 3]])
+    else:
+        prior = centre_prior(8, 6).double()
+        torch.testing.assert_close(changed / changed[..., :1, :1], (prior / prior[0, 0]).expand_as(changed))
+    labels = torch.zeros(5).long()
+    value = CAM(control=control)(Prediction(maps, maps), Prediction(maps, maps), labels)
+    torch.testing.assert_close(value, cam_distance(maps, changed, labels))
+    assert (value > 0.1).all()
+
+
+# --- scale decoupled distillation
 
 
 def softmax(logits: list[float], temperature: float) -> list[float]:
@@ -362,101 +406,106 @@ def softmax(logits: list[float], temperature: float) -> list[float]:
     return [e / sum(exponentials) for e in exponentials]
 
 
-def sdd_literally(
+def reference_sdd(
     student: Prediction, teacher: Prediction, beta: float, temperature: float, sides: list[int]
 ) -> list[float]:
     values = []
+    num_classes = teacher.logits.shape[1]
     for n in range(len(teacher.logits)):
-        classes = range(teacher.logits.shape[1])
-        known = list(classes) if teacher.class_ids is None else teacher.class_ids[n].tolist()
-        whole = max(classes, key=lambda k: teacher.logits[n, k].item())
-        parts = []
+        class_ids = list(range(num_classes)) if teacher.class_ids is None else teacher.class_ids[n].tolist()
+        predicted = max(range(num_classes), key=lambda k: teacher.logits[n, k].item())
+        losses = []
         for side in sides:
             grids: list[list[np.ndarray]] = []
-            for said, rows in ((student, known), (teacher, range(len(known)))):
-                assert said.cams is not None
+            for prediction, rows in ((student, class_ids), (teacher, range(len(class_ids)))):
+                assert prediction.cams is not None
                 planes = []
-                for row, k in zip(rows, known, strict=True):
-                    plane = said.cams[n, row].numpy()
-                    bias = said.logits[n, k].item() - sum(plane.flat) / plane.size
-                    planes.append(resize_literally(plane + bias, (side, side)))
+                for row, k in zip(rows, class_ids, strict=True):
+                    plane = prediction.cams[n, row].numpy()
+                    bias = prediction.logits[n, k].item() - sum(plane.flat) / plane.size
+                    planes.append(reference_resize(plane + bias, (side, side)))
                 grids.append(planes)
             for i, j in product(range(side), range(side)):
-                ours, theirs = ([plane[i, j] for plane in planes] for planes in grids)
+                student_logits, teacher_logits = ([plane[i, j] for plane in planes] for planes in grids)
+                region_class = class_ids[max(range(len(class_ids)), key=lambda k: teacher_logits[k])]
                 if side == 1:
-                    ours, theirs = student.logits[n].tolist(), teacher.logits[n].tolist()
-                q, p = softmax(ours, temperature), softmax(theirs, temperature)
-                here = whole if side == 1 else known[max(range(len(known)), key=lambda k: theirs[k])]
-                weight = 1 if here == whole else beta
-                parts.append(weight * temperature**2 * sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
-        values.append(sum(parts) / len(parts))
+                    student_logits = student.logits[n].tolist()
+                    teacher_logits = teacher.logits[n].tolist()
+                    region_class = predicted
+                q = softmax(student_logits, temperature)
+                p = softmax(teacher_logits, temperature)
+                weight = 1 if region_class == predicted else beta
+                losses.append(weight * temperature**2 * sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
+        values.append(sum(losses) / len(losses))
     return values
 
 
-def answer(seed: int, count: int, classes: int, side: tuple[int, int]) -> Prediction:
-    return Prediction(draw(seed, count, classes), 3 * draw(seed + 1, count, classes, *side))
+def random_prediction(seed: int, count: int, classes: int, grid: tuple[int, int]) -> Prediction:
+    return Prediction(randn(seed, count, classes), 3 * randn(seed + 1, count, classes, *grid))
 
 
 @settings(max_examples=30)
 @given(
     seeds,
     st.tuples(st.integers(1, 3), st.integers(2, 5)),
-    sides,
-    sides,
+    grids,
+    grids,
     st.sampled_from([0.0, 1.0, 2.0]),
     st.sampled_from([1.0, 4.0]),
     st.integers(1, 9),
     st.data(),
 )
-def test_sdd_is_its_formula(
+def test_sdd_matches_formula(
     seed: int,
     batch: tuple[int, int],
-    ours: tuple[int, int],
-    theirs: tuple[int, int],
+    student_grid: tuple[int, int],
+    teacher_grid: tuple[int, int],
     beta: float,
     temperature: float,
     pool: int,
     data: st.DataObject,
 ) -> None:
-    student, teacher = answer(seed, *batch, ours), answer(seed + 2, *batch, theirs)
-    grids = [side for side in (1, 2, 4, 8) if side <= pool]
+    student = random_prediction(seed, *batch, student_grid)
+    teacher = random_prediction(seed + 2, *batch, teacher_grid)
+    sides = [side for side in (1, 2, 4, 8) if side <= pool]
     values = sdd(student, teacher, beta, temperature, pool)
     assert values.shape == batch[:1]
-    expected = sdd_literally(student, teacher, beta, temperature, grids)
+    expected = reference_sdd(student, teacher, beta, temperature, sides)
     assert values.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
     width = data.draw(st.integers(1, batch[1]))
-    shown = torch.tensor([data.draw(st.permutations(range(batch[1])))[:width] for _ in range(batch[0])])
+    class_ids = torch.tensor([data.draw(st.permutations(range(batch[1])))[:width] for _ in range(batch[0])])
     assert teacher.cams is not None
-    kept = teacher.cams.gather(1, shown[:, :, None, None].expand(-1, -1, *theirs))
-    some = teacher._replace(cams=kept, class_ids=shown)
+    some = teacher._replace(cams=gather_classes(teacher.cams, class_ids), class_ids=class_ids)
     values = sdd(student, some, beta, temperature, pool)
-    assert values.tolist() == pytest.approx(sdd_literally(student, some, beta, temperature, grids), rel=1e-6, abs=1e-9)
+    assert values.tolist() == pytest.approx(reference_sdd(student, some, beta, temperature, sides), rel=1e-6, abs=1e-9)
 
 
 def test_sdd_by_hand() -> None:
-    ours, theirs = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
-    theirs[0, 0] = torch.tensor([[3.0, 3.0], [3.0, -5.0]])  # 1 on the average: class 0, but for one cell
-    logits = torch.tensor([[2.0, 0.0]])  # so that 1 is added on each cell
-    unsure = Prediction(torch.zeros(1, 2), ours)
+    student_maps = torch.zeros(1, 2, 2, 2)
+    teacher_maps = torch.zeros(1, 2, 2, 2)
+    teacher_maps[0, 0] = torch.tensor([[3.0, 3.0], [3.0, -5.0]])  # mean 1: class 0 in all cells but one
+    teacher = Prediction(torch.tensor([[2.0, 0.0]]), teacher_maps)  # logit 2, so that 1 is added to each cell
+    uniform = Prediction(torch.zeros(1, 2), student_maps)
 
     def divergence(z: float) -> float:
         p = 1 / (1 + math.exp(-z))
         return p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
 
     expected = (divergence(2) + 3 * divergence(4) + 5 * divergence(-4)) / 5
-    assert sdd(unsure, Prediction(logits, theirs), 5.0, 1.0, 2).item() == pytest.approx(expected, rel=1e-6)
-    assert sdd(unsure, Prediction(logits, theirs), 5.0, 1.0, 1).item() == pytest.approx(divergence(2), rel=1e-6)
+    assert sdd(uniform, teacher, 5.0, 1.0, 2).item() == pytest.approx(expected, rel=1e-6)
+    assert sdd(uniform, teacher, 5.0, 1.0, 1).item() == pytest.approx(divergence(2), rel=1e-6)
 
 
-def test_sdd_of_flat_maps_is_hintons() -> None:
-    student, teacher = (Prediction(draw(n, 3, 4), draw(n, 3, 4, 1, 1).expand(-1, -1, 4, 4)) for n in (1, 2))
+def test_sdd_of_constant_maps_is_kd() -> None:
+    student, teacher = (Prediction(randn(n, 3, 4), randn(n, 3, 4, 1, 1).expand(-1, -1, 4, 4)) for n in (1, 2))
     torch.testing.assert_close(sdd(student, teacher, 7.0, 2.0), kd(student.logits, teacher.logits, 2.0))
 
 
-def test_sdds_settings_are_passed_on() -> None:
-    student, teacher, labels = answer(1, 2, 3, (8, 8)), answer(5, 2, 3, (4, 4)), torch.tensor([0, 2])
-    value = SDD(2.0, 3.0, 2)(student, teacher, labels)
-    torch.testing.assert_close(value, sdd(student, teacher, 3.0, 2.0, 2))
+def test_sdd_term_applies_its_settings() -> None:
+    student = random_prediction(1, 2, 3, (8, 8))
+    teacher = random_prediction(5, 2, 3, (4, 4))
+    labels = torch.tensor([0, 2])
+    torch.testing.assert_close(SDD(2.0, 3.0, 2)(student, teacher, labels), sdd(student, teacher, 3.0, 2.0, 2))
     assert (SDD().temperature, SDD().beta, SDD().pool) == (4.0, 2.0, 4)
-    all_shown = torch.arange(3).expand(2, 3)
-    torch.testing.assert_close(SDD()(student, teacher._replace(class_ids=all_shown), labels), sdd(student, teacher))
+    all_classes = torch.arange(3).expand(2, 3)
+    torch.testing.assert_close(SDD()(student, teacher._replace(class_ids=all_classes), labels), sdd(student, teacher))
