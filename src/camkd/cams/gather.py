@@ -13,8 +13,8 @@ def gather_classes(maps: Tensor, class_ids: Tensor) -> Tensor:
         class_ids: The classes to select per image, int64 ``(N, k)``, in the range ``0..K-1``.
 
     Returns:
-        The selected maps ``(N, k, h, w)``, in the order of ``class_ids``: ``out[n, j] = maps[n, class_ids[n, j]]``.
-        The operation is differentiable with respect to ``maps``.
+        The selected maps ``(N, k, h, w)``, in the order of ``class_ids``. With ``out`` for the result, ``out[n, j]``
+        equals ``maps[n, class_ids[n, j]]``. The operation is differentiable with respect to ``maps``.
 
     Example:
         >>> import torch

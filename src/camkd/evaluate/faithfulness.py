@@ -29,9 +29,11 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
     Args:
         model: A classifier.
         split: The images.
-        count: Number of images in the sample, fewer where ``split`` is smaller.
+        count: Number of images in the sample, fewer if ``split`` is smaller.
 
     Returns:
+        Values by the name of the metric.
+
         - ``insertion``, ``deletion``, ``road``, ``average_drop``, ``confidence_increase``: means over the sample.
         - ``*_shuffled``: the same metrics with the map of another image, chosen by
           `camkd.evaluate.metrics.derangement`. Absent for a single image.

@@ -119,8 +119,9 @@ def compute_metrics(
         masks: Object masks ``(N, H, W)`` bool, or None.
 
     Returns:
-        Metrics by name. A metric that does not apply is absent: accuracy of a class without images, a confusion matrix
-        of more than `MAX_CONFUSION_CLASSES` classes, localization without masks, agreement without a teacher.
+        Metrics by name. A metric that does not apply is absent, for example the accuracy of a class without images, a
+        confusion matrix of more than `MAX_CONFUSION_CLASSES` classes, localization without masks, or agreement without
+        a teacher.
 
     Example:
         >>> predictions = SplitPredictions(torch.eye(2), torch.rand(2, 4, 4), torch.tensor([0, 1]), "exact")

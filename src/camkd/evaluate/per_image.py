@@ -28,7 +28,7 @@ def per_image_record(
         names: File name of each image, or None where the dataset has no files.
 
     Returns:
-        Arrays ``(N,)`` by column:
+        Arrays ``(N,)`` by the name of the column.
 
         - ``label``, ``predicted``: class, int32.
         - ``confidence``: probability of the predicted class, float32.

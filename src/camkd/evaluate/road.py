@@ -87,7 +87,9 @@ def impute(x: Tensor, removed: Tensor) -> Tensor:
     """
     fully_removed = removed.flatten(1).all(1).nonzero().flatten().tolist()
     if fully_removed:
-        raise ValueError(f"each image must keep at least one known pixel, got none in image {fully_removed[0]}.")
+        raise ValueError(
+            f"each image must keep at least one known pixel, got none in image {fully_removed[0]}. Remove fewer pixels."
+        )
     return _solve(x, removed[:, None])
 
 

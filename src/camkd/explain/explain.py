@@ -171,7 +171,7 @@ def example_rows(split: Split, count: int = 8) -> NDArray[np.int64]:
 
     Args:
         split: The images.
-        count: Number of images, fewer where ``split`` is smaller.
+        count: Number of images, fewer if ``split`` is smaller.
 
     Returns:
         Rows of ``split``, int64 ``(count,)``.

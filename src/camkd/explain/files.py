@@ -229,8 +229,11 @@ def prediction_records(
         classes: Names of all ``K`` classes.
 
     Returns:
-        For each image and model: the predicted ``class``, its probability as ``confidence``, and ``classes_shown``, a
-        list of the classes with a map, each with its ``class`` and ``confidence``.
+        A record for each image and model, by file name and title.
+
+        - ``class``: the predicted class.
+        - ``confidence``: its probability.
+        - ``classes_shown``: the classes with a map, each with its ``class`` and ``confidence``.
 
     Example:
         >>> model_maps = ModelMaps(np.array([[0.9, 0.1]]), np.zeros((1, 1, 2, 2)))  # doctest: +SKIP

@@ -65,10 +65,12 @@ def map_likeness(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor
         teacher_maps: ``(N, H, W)``.
 
     Returns:
-        Tensors ``(N,)`` by metric: ``cam_cosine``, ``cam_pearson``, ``cam_spearman``, ``cam_iou`` and
-        ``cam_pointing_match``. Each metric has two chance levels. ``*_centre`` compares the student's map with
-        `camkd.cams.centre_prior`. ``*_shuffled`` compares the student's map with the teacher's map of another image,
-        chosen by `derangement`; it is absent for a single image.
+        Tensors ``(N,)`` by the name of the metric.
+
+        - ``cam_cosine``, ``cam_pearson``, ``cam_spearman``, ``cam_iou``, ``cam_pointing_match``: the similarities.
+        - ``*_centre``: chance level, the student's map against `camkd.cams.centre_prior`.
+        - ``*_shuffled``: chance level, the student's map against the teacher's map of another image, chosen by
+          `derangement`. Absent for a single image.
 
     Raises:
         ValueError: If there are no images, or the numbers of maps differ.

@@ -37,7 +37,7 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
         classes: Number of classes ``K``.
 
     Returns:
-        Counts ``(K, K)`` int64: rows are true classes, columns are predicted classes.
+        Counts ``(K, K)`` int64. Rows are true classes, columns are predicted classes.
 
     Raises:
         ValueError: If a class lies outside ``0..classes - 1``, or the shapes differ.
