@@ -1,4 +1,4 @@
-"""Maps of tokens and of channels-last outputs, against the same networks written with channels first."""
+"""Head detection: tokens and channels-last outputs against equal networks with channels first."""
 
 from __future__ import annotations
 
@@ -15,34 +15,44 @@ from camkd.cams.head_detection import FeatureLayout, candidate_layouts, detect_h
 WIDTH, CLASSES = 6, 3
 
 
-def pictures(height: int = 16, width: int = 16) -> Tensor:
+def images(height: int = 16, width: int = 16) -> Tensor:
     return torch.rand(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 class Block(nn.Module):
-    """Attention and a hidden layer, both after a norm, as in a vision transformer."""
+    """Pre-norm transformer block: attention, then an MLP."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm1 = nn.LayerNorm(WIDTH)
+        self.norm2 = nn.LayerNorm(WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 9), nn.GELU(), nn.Linear(9, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x))[:, None].chunk(3, -1)  # one head: only so is there a fused kernel
+        q, k, v = self.qkv(self.norm1(x))[:, None].chunk(3, -1)  # a single head, for which a fused kernel exists
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v)[:, 0])
         return x + self.mlp(self.norm2(x))
 
 
 class Transformer(nn.Module):
-    """``pool``: a class token decides, or the patches' average before or after the norm."""
+    """Vision transformer.
+
+    Args:
+        pool: input of the head: a class token (``token``), or the mean of the patches with the last norm before it
+            (``norm before``) or after it (``norm after``).
+        prefix: number of tokens before the patches.
+    """
 
     def __init__(self, pool: str, prefix: int) -> None:
         super().__init__()
-        self.pool, self.prefix = pool, prefix
+        self.pool = pool
+        self.prefix = prefix
         self.patches = nn.Conv2d(3, WIDTH, 4, stride=4)
         self.tokens = nn.Parameter(torch.randn(1, prefix, WIDTH))
-        self.blocks, self.norm = nn.Sequential(Block(), Block()), nn.LayerNorm(WIDTH)
+        self.blocks = nn.Sequential(Block(), Block())
+        self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,8 +72,9 @@ def transformer(pool: str, prefix: int) -> Transformer:
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
 @pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_a_norm_before_the_average_of_tokens_is_exact(prefix: int, size: tuple[int, int]) -> None:
-    model, x = transformer("norm before", prefix), pictures(*size)
+def test_norm_before_the_mean_of_tokens_is_exact(prefix: int, size: tuple[int, int]) -> None:
+    model = transformer("norm before", prefix)
+    x = images(*size)
     with torch.no_grad():
         logits, cams, features, _ = predict(model, x, features=True)
         tokens = model.patches(x).flatten(2).transpose(1, 2)
@@ -81,38 +92,41 @@ def test_a_norm_before_the_average_of_tokens_is_exact(prefix: int, size: tuple[i
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
-def test_a_norm_after_the_average_is_said_to_be_by_gradients(prefix: int) -> None:
-    model, x = transformer("norm after", prefix), pictures()
-    place = detect_head(model, x).place
+def test_norm_after_the_mean_of_tokens_is_gradient_based(prefix: int) -> None:
+    model = transformer("norm after", prefix)
+    x = images()
+    feature_call = detect_head(model, x).feature_call
     assert form(model, x) == "gradient"
-    assert place.layer is model.blocks or place.layer is model.blocks[-1]
-    assert place.layout == FeatureLayout("tokens", (4, 4), prefix)
+    assert feature_call.layer is model.blocks or feature_call.layer is model.blocks[-1]
+    assert feature_call.layout == FeatureLayout("tokens", (4, 4), prefix)
 
 
 @pytest.mark.parametrize("prefix", [1, 3])
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
-def test_where_a_class_token_decides_the_last_blocks_first_norm_is_looked_at(
+def test_features_of_a_class_token_head_are_the_first_norm_of_the_last_block(
     prefix: int, size: tuple[int, int]
 ) -> None:
-    model, x = transformer("token", prefix), pictures(*size)
-    place = detect_head(model, x).place
-    assert place.layer is model.blocks[1].norm1
-    assert place.layout == FeatureLayout("tokens", (size[0] // 4, size[1] // 4), prefix)
-    kept: list[Tensor] = []
-    hook = place.layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    model = transformer("token", prefix)
+    x = images(*size)
+    feature_call = detect_head(model, x).feature_call
+    assert feature_call.layer is model.blocks[1].norm1
+    assert feature_call.layout == FeatureLayout("tokens", (size[0] // 4, size[1] // 4), prefix)
+    outputs: list[Tensor] = []
+    hook = feature_call.layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     logits = model(x)
     hook.remove()
     for k in range(CLASSES):
-        (slope,) = torch.autograd.grad(logits[:, k].sum(), kept[0], retain_graph=True)
-        expected = (kept[0] * slope).sum(2)[:, prefix:].view(2, *place.layout.grid)
-        ours = predict(model, x, method="hirescam", classes=torch.full((2, 1), k)).cams
-        assert ours is not None
-        torch.testing.assert_close(ours[:, 0], expected)
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), outputs[0], retain_graph=True)
+        expected = (outputs[0] * gradient).sum(2)[:, prefix:].view(2, *feature_call.layout.grid)
+        cams = predict(model, x, method="hirescam", classes=torch.full((2, 1), k)).cams
+        assert cams is not None
+        torch.testing.assert_close(cams[:, 0], expected)
 
 
 @pytest.mark.parametrize("method", MAP_METHODS)
-def test_a_loss_of_a_transformers_maps_has_gradients(method: str) -> None:
-    model, x = transformer("token", 1).float(), pictures().float()
+def test_loss_of_transformer_maps_has_gradients(method: str) -> None:
+    model = transformer("token", 1).float()
+    x = images().float()
     cams = predict(model, x, method=method).cams
     assert cams is not None
     cams.square().sum().backward()
@@ -120,87 +134,94 @@ def test_a_loss_of_a_transformers_maps_has_gradients(method: str) -> None:
     assert model.patches.weight.grad.any()
 
 
-def test_a_head_that_starts_at_nought_has_a_layer_all_the_same() -> None:
-    model, x = transformer("token", 1), pictures()
+def test_head_with_zero_weights_is_detected() -> None:
+    model = transformer("token", 1)
     nn.init.zeros_(model.head.weight)
-    assert detect_head(model, x).place.layer is model.blocks[1].norm1
+    assert detect_head(model, images()).feature_call.layer is model.blocks[1].norm1
 
 
 @pytest.mark.parametrize(
-    ("grid", "picture", "factor"),
+    ("grid", "image_size", "factor"),
     [
         ((3, 5), (12, 20), 1),
         ((55, 50), (100, 100), 1.1),
         ((50, 55), (100, 100), 1 / 1.1),
         ((50, 40), (100, 100), None),
         ((40, 50), (100, 100), None),
-        ((2, 1), (32, 20), 1.25),  # 32 by 20 pixels are 1.6 cells by 1: few cells are rounded much
+        ((2, 1), (32, 20), 1.25),  # 32 by 20 pixels are 1.6 by 1 cells; rounding is coarse for few cells
         ((3, 1), (32, 16), 1.5),
         ((1, 3), (16, 32), 1 / 1.5),
         ((4, 1), (32, 16), None),
     ],
 )
-def test_cells_have_the_pictures_proportions_but_for_rounding(
-    grid: tuple[int, int], picture: tuple[int, int], factor: float | None
+def test_layout_matches_the_aspect_ratio_of_the_image_up_to_rounding(
+    grid: tuple[int, int], image_size: tuple[int, int], factor: float | None
 ) -> None:
-    layout = FeatureLayout("first", grid)
-    assert layout.suits(picture) == (factor is not None)
-    assert layout.misfit(picture) == (math.inf if factor is None else pytest.approx(abs(math.log(factor))))
+    layout = FeatureLayout("channels_first", grid)
+    assert layout.matches(image_size) == (factor is not None)
+    assert layout.aspect_error(image_size) == (math.inf if factor is None else pytest.approx(abs(math.log(factor))))
 
 
-def test_tokens_without_a_grid_before_them_are_read_by_the_pictures_proportions() -> None:
-    """One token of a class and 3 x 4 of patches; four tokens, fewer than a prefix may have; two cells are a map."""
+def test_layout_of_tokens_without_an_earlier_grid_follows_the_aspect_ratio_of_the_image() -> None:
+    """Cases: a class token and 3 x 4 patches; fewer tokens than the largest prefix; two cells; a single cell."""
     assert next(candidate_layouts(torch.zeros(2, 13, 6), (12, 16))) == FeatureLayout("tokens", (3, 4), 1)
     assert next(candidate_layouts(torch.zeros(2, 4, 6), (8, 8))) == FeatureLayout("tokens", (2, 2))
-    assert FeatureLayout("first", (1, 2)) in candidate_layouts(torch.zeros(2, 5, 1, 2), (8, 16))
+    assert FeatureLayout("channels_first", (1, 2)) in candidate_layouts(torch.zeros(2, 5, 1, 2), (8, 16))
     assert not list(candidate_layouts(torch.zeros(2, 1, 1, 1), (8, 8)))
 
 
-class Turned(nn.Module):
-    """The same network with channels first, or with channels last behind its first layer."""
+class LayoutNet(nn.Module):
+    """Network with channels last after its first layer, or an equal network with channels first."""
 
-    def __init__(self, last: bool) -> None:
+    def __init__(self, channels_last: bool) -> None:
         super().__init__()
-        self.last = last
-        self.stem, self.cells = nn.Conv2d(3, WIDTH, 4, stride=4), nn.Linear(WIDTH, 7)
-        self.act, self.head = nn.Tanh(), nn.Sequential(nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, CLASSES))
+        self.channels_last = channels_last
+        self.stem = nn.Conv2d(3, WIDTH, 4, stride=4)
+        self.cells = nn.Linear(WIDTH, 7)
+        self.act = nn.Tanh()
+        self.head = nn.Sequential(nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cells(self.stem(x).permute(0, 2, 3, 1))
-        x = self.act(x) if self.last else self.act(x.permute(0, 3, 1, 2))
-        return self.head(x.mean((1, 2) if self.last else (2, 3)))
+        x = self.act(x) if self.channels_last else self.act(x.permute(0, 3, 1, 2))
+        return self.head(x.mean((1, 2) if self.channels_last else (2, 3)))
 
 
 @pytest.mark.parametrize("method", MAP_METHODS)
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
-def test_channels_last_gives_the_maps_of_channels_first(method: str, size: tuple[int, int]) -> None:
+def test_maps_with_channels_last_equal_those_with_channels_first(method: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    last = Turned(True).double()
-    first, x = Turned(False).double(), pictures(*size)
-    first.load_state_dict(last.state_dict())
-    kinds = [detect_head(model, x).place.layout.kind for model in (last, first)]
-    assert kinds == ["last", "first"]
-    ours, theirs = (predict(model, x, method=method, features=True) for model in (last, first))
-    torch.testing.assert_close(ours.cams, theirs.cams)
-    torch.testing.assert_close(ours.features, theirs.features)
+    channels_last = LayoutNet(channels_last=True).double()
+    channels_first = LayoutNet(channels_last=False).double()
+    channels_first.load_state_dict(channels_last.state_dict())
+    x = images(*size)
+    assert detect_head(channels_last, x).feature_call.layout.kind == "channels_last"
+    assert detect_head(channels_first, x).feature_call.layout.kind == "channels_first"
+    prediction = predict(channels_last, x, method=method, features=True)
+    expected = predict(channels_first, x, method=method, features=True)
+    torch.testing.assert_close(prediction.cams, expected.cams)
+    torch.testing.assert_close(prediction.features, expected.features)
 
 
-class Squeezed(nn.Module):
-    """A rectifier after the last convolution, in place."""
+class ReLUHeadNet(nn.Module):
+    """1x1 convolution, ReLU, global average pooling, as in SqueezeNet."""
 
     def __init__(self, inplace: bool) -> None:
         super().__init__()
-        self.body, self.conv, self.act = nn.Conv2d(3, 4, 3), nn.Conv2d(4, CLASSES, 1), nn.ReLU(inplace)
+        self.body = nn.Conv2d(3, 4, 3)
+        self.conv = nn.Conv2d(4, CLASSES, 1)
+        self.act = nn.ReLU(inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.conv(self.body(x))).mean((2, 3))
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_a_rectifier_after_the_last_convolution_is_not_linear(inplace: bool) -> None:
+def test_relu_after_the_last_convolution_is_gradient_based(inplace: bool) -> None:
     torch.manual_seed(0)
-    model, x = Squeezed(inplace).double(), pictures()
+    model = ReLUHeadNet(inplace).double()
+    x = images()
     assert form(model, x) == "gradient"
-    answer = predict(model, x)
-    assert answer.cams is not None
-    torch.testing.assert_close(answer.logits, answer.cams.mean((2, 3)))
+    prediction = predict(model, x)
+    assert prediction.cams is not None
+    torch.testing.assert_close(prediction.logits, prediction.cams.mean((2, 3)))

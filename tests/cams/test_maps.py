@@ -1,4 +1,4 @@
-"""Each map method against torchcam, captum, or its definition taken literally; and asking for a few classes."""
+"""Map methods against torchcam, captum or a literal implementation, and the selection of classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = 3
 
 
 class Net(nn.Module):
-    """Two layers of features, then an average and one or two linear layers."""
+    """Two convolutions, then global average pooling and a linear or an MLP head."""
 
     def __init__(self, hidden: bool, smooth: bool = False) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class Net(nn.Module):
         return self.head(self.act(self.late(torch.tanh(self.early(x)))).mean((2, 3)))
 
 
-class Convolved(Net):
-    """The linear layer as a 1x1 convolution before the average."""
+class ConvHeadNet(Net):
+    """Net with a 1x1 convolution before the global average pooling instead of a linear head."""
 
     def __init__(self) -> None:
         super().__init__(hidden=False)
@@ -46,46 +46,50 @@ def net(hidden: bool = True, smooth: bool = False) -> Net:
     return Net(hidden, smooth).double().eval()
 
 
-def convolved() -> Net:
+def conv_head_net() -> Net:
     torch.manual_seed(4)
-    return Convolved().double().eval()
+    return ConvHeadNet().double().eval()
 
 
-def pictures(count: int = CLASSES) -> Tensor:
+def images(count: int = CLASSES) -> Tensor:
     return torch.rand(count, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
-def own_class(cams: Tensor | None) -> Tensor:
-    """Of picture n the map of class n."""
+def diagonal_maps(cams: Tensor | None) -> Tensor:
+    """Return the map of class n for image n."""
     assert cams is not None
     return torch.stack([cams[n, n] for n in range(CLASSES)]).detach()
 
 
 @pytest.mark.parametrize("layer", ["late", "act", "early"])
 @pytest.mark.parametrize(("method", "oracle"), [("gradcam", GradCAM), ("layercam", LayerCAM)])
-def test_torchcam_draws_the_same(method: str, oracle: type, layer: str) -> None:
-    model, x = net(), pictures()
+def test_maps_equal_torchcam(method: str, oracle: type, layer: str) -> None:
+    model = net()
+    x = images()
     with oracle(model, layer) as extractor:
-        theirs = extractor(list(range(CLASSES)), model(x), normalized=False)[0]
-    ours = own_class(predict(model, x, method=method, layer=layer).cams)
-    assert 0 < (ours > 0).double().mean() < 1, "a test that shows both sides of the rectifier"
-    torch.testing.assert_close(ours, theirs)
+        expected = extractor(list(range(CLASSES)), model(x), normalized=False)[0]
+    maps = diagonal_maps(predict(model, x, method=method, layer=layer).cams)
+    assert 0 < (maps > 0).double().mean() < 1, "the maps must show both sides of the ReLU"
+    torch.testing.assert_close(maps, expected)
 
 
 @pytest.mark.parametrize("k", range(CLASSES))
-def test_captum_draws_the_same(k: int) -> None:
-    model, x = net(), pictures()
+def test_maps_equal_captum(k: int) -> None:
+    model = net()
+    x = images()
     gradcam = LayerGradCam(model, model.late).attribute(x, target=k, relu_attributions=True)[:, 0]
     product = LayerGradientXActivation(model, model.late).attribute(x, target=k).sum(1)
-    ours = {name: predict(model, x, method=name, layer="late").cams[:, k] for name in MAP_METHODS}  # type: ignore[index]
-    torch.testing.assert_close(ours["gradcam"], gradcam)
-    torch.testing.assert_close(ours["hirescam"], product)
-    torch.testing.assert_close(ours["cam"], product * product[0].numel())
+    maps = {name: predict(model, x, method=name, layer="late").cams[:, k] for name in MAP_METHODS}  # type: ignore[index]
+    torch.testing.assert_close(maps["gradcam"], gradcam)
+    torch.testing.assert_close(maps["hirescam"], product)
+    torch.testing.assert_close(maps["cam"], product * product[0].numel())
 
 
-def test_gradcam_plus_plus_is_its_definition_with_second_and_third_derivatives() -> None:
-    """With a linear head ``Y = exp(S)`` has the derivatives of the paper's eq. 5; autograd takes them one by one."""
-    model, x, k = net(hidden=False), pictures(1), 1
+def test_gradcam_plus_plus_equals_its_definition_by_second_and_third_derivatives() -> None:
+    """For a linear head, ``Y = exp(S)`` has the derivatives of equation 5 of the paper; autograd computes each."""
+    model = net(hidden=False)
+    x = images(1)
+    k = 1
     features = model.act(model.late(torch.tanh(model.early(x)))).detach()
     _, channels, height, width = features.shape
     expected = torch.zeros(height, width, dtype=torch.float64)
@@ -100,74 +104,83 @@ def test_gradcam_plus_plus_is_its_definition_with_second_and_third_derivatives()
             second = torch.autograd.grad(first[row, column], leaf, create_graph=True)[0][0, c, row, column]
             third = torch.autograd.grad(second, leaf, retain_graph=True)[0][0, c, row, column]
             alpha = second / (2 * second + features[0, c].sum() * third)
-            weight += (alpha * first[row, column].relu()).item() / scale  # the map is left without exp(S)
+            weight += (alpha * first[row, column].relu()).item() / scale  # the map leaves out exp(S)
         expected += weight * features[0, c]
-    ours = predict(model, x, method="gradcam++").cams
-    assert ours is not None
-    torch.testing.assert_close(ours[0, k].detach(), expected.relu())
+    cams = predict(model, x, method="gradcam++").cams
+    assert cams is not None
+    torch.testing.assert_close(cams[0, k].detach(), expected.relu())
 
 
-@pytest.mark.parametrize(("slope", "weight"), [(2.0, 2 / (2 + 2 * 4)), (1.0, 1 / (2 + 1 * 4))])
-def test_a_slope_of_nought_has_no_part_in_gradcam_plus_plus(slope: float, weight: float) -> None:
-    features, slopes = torch.ones(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
-    slopes[0, 0, 0, 0] = slope  # of the first channel; the weight of the second is nought
-    torch.testing.assert_close(MAP_METHODS["gradcam++"](features, slopes), torch.full((1, 2, 2), weight))
+@pytest.mark.parametrize(("gradient", "weight"), [(2.0, 2 / (2 + 2 * 4)), (1.0, 1 / (2 + 1 * 4))])
+def test_zero_gradients_have_zero_weight_in_gradcam_plus_plus(gradient: float, weight: float) -> None:
+    features = torch.ones(1, 2, 2, 2)
+    gradients = torch.zeros(1, 2, 2, 2)
+    gradients[0, 0, 0, 0] = gradient  # only in the first channel, so the weight of the second is zero
+    torch.testing.assert_close(MAP_METHODS["gradcam++"](features, gradients), torch.full((1, 2, 2), weight))
 
 
 @pytest.mark.parametrize("method", MAP_METHODS)
 @pytest.mark.parametrize(
-    ("make", "expected"), [(lambda: net(hidden=False), "exact"), (convolved, "exact"), (net, "gradient")]
+    ("build_net", "expected_form"), [(lambda: net(hidden=False), "exact"), (conv_head_net, "exact"), (net, "gradient")]
 )
-def test_asked_classes_are_a_part_of_all(method: str, make: Callable[[], Net], expected: str) -> None:
-    model, x = make(), pictures(4)
-    assert form(model, x) == expected
-    which = torch.tensor([[2, 0], [1, 1], [0, 2], [2, 1]])
+def test_maps_of_selected_classes_equal_those_of_all(
+    method: str, build_net: Callable[[], Net], expected_form: str
+) -> None:
+    model = build_net()
+    x = images(4)
+    assert form(model, x) == expected_form
+    class_ids = torch.tensor([[2, 0], [1, 1], [0, 2], [2, 1]])
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            everything = predict(model, x, method=method)
-            some, likeliest = (predict(model, x, method=method, classes=asked) for asked in (which, 2))
-        assert everything.cams is not None
-        assert everything.class_ids is None
-        for answer in (some, likeliest):
-            assert answer.class_ids is not None
-            expected = everything.cams[torch.arange(4)[:, None], answer.class_ids]
-            torch.testing.assert_close(answer.cams, expected)
-        assert torch.equal(some.class_ids, which)  # type: ignore[arg-type]
-        assert torch.equal(likeliest.class_ids, everything.logits.topk(2).indices)  # type: ignore[arg-type]
+            all_classes = predict(model, x, method=method)
+            given = predict(model, x, method=method, classes=class_ids)
+            top2 = predict(model, x, method=method, classes=2)
+        assert all_classes.cams is not None
+        assert all_classes.class_ids is None
+        for selected in (given, top2):
+            assert selected.class_ids is not None
+            expected = all_classes.cams[torch.arange(4)[:, None], selected.class_ids]
+            torch.testing.assert_close(selected.cams, expected)
+        assert torch.equal(given.class_ids, class_ids)  # type: ignore[arg-type]
+        assert torch.equal(top2.class_ids, all_classes.logits.topk(2).indices)  # type: ignore[arg-type]
 
 
-def test_one_class_of_many_costs_one_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, real = [], torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
-    model, x = net(), pictures()
+def test_one_selected_class_takes_one_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(1) or grad(*args, **kwargs))
+    model = net()
+    x = images()
     predict(model, x)
     calls.clear()
     predict(model, x, classes=1)
     assert len(calls) == 1
     predict(net(hidden=False), x, classes=1)
-    assert len(calls) == 1, "a linear head needs none"
+    assert len(calls) == 1, "a linear head needs no backward pass"
 
 
 @pytest.mark.parametrize(
-    "classes",
+    ("classes", "value"),
     [
-        0,
-        4,
-        torch.zeros(2, 1),
-        torch.zeros(2, 1, dtype=torch.bool),
-        torch.zeros(3, dtype=torch.int64),
-        torch.tensor([[0], [3], [1]]),
-        torch.tensor([[2], [-1], [0]]),
+        (0, "got 0"),
+        (4, "got 4"),
+        (torch.zeros(2, 1), r"got \(2, 1\)"),
+        (torch.zeros(3, 1, dtype=torch.bool), r"got torch\.bool"),
+        (torch.zeros(3, 1), r"got torch\.float32"),
+        (torch.zeros(3, dtype=torch.int64), r"got \(3,\)"),
+        (torch.tensor([[0], [3], [1]]), "got 3"),
+        (torch.tensor([[2], [-1], [0]]), "got -1"),
     ],
 )
-def test_classes_that_cannot_be_asked_for(classes: int | Tensor) -> None:
-    with pytest.raises(InputError, match="classes"):
-        predict(net(), pictures(), classes=classes)
+def test_invalid_classes_raise(classes: int | Tensor, value: str) -> None:
+    with pytest.raises(InputError, match=f"classes must .*{value}"):
+        predict(net(), images(), classes=classes)
 
 
 @pytest.mark.parametrize("method", MAP_METHODS)
-def test_every_method_can_be_differentiated(method: str) -> None:
-    model, x = net(smooth=True), pictures(1).requires_grad_()
+def test_maps_of_every_method_are_differentiable(method: str) -> None:
+    model = net(smooth=True)
+    x = images(1).requires_grad_()
 
     def loss(x: Tensor) -> Tensor:
         cams = predict(model, x, method=method).cams
@@ -181,40 +194,48 @@ def test_every_method_can_be_differentiated(method: str) -> None:
 
 
 @pytest.mark.parametrize("layer", ["act", "late", "early"])
-def test_a_named_layers_map_is_exact_where_its_average_is_what_the_head_sees(layer: str) -> None:
-    model, x = net(hidden=False), pictures()
+def test_maps_of_a_named_layer_are_exact_only_if_the_head_receives_its_mean(layer: str) -> None:
+    model = net(hidden=False)
+    x = images()
     assert form(model, x, layer=layer) == ("exact" if layer == "act" else "gradient")
     if layer == "act":
         torch.testing.assert_close(predict(model, x, layer=layer).cams, predict(model, x).cams)
 
 
-REFUSALS: list[tuple[Callable[[], nn.Module], str, str, str]] = [
-    (net, "cam", "latest", "Net has no layer 'latest': choose one .*, like early, late, act."),
-    (net, "cam", "head", "the layer 'head' of Net has no spatial output .* like early, late, act."),
-    (net, "camcam", "act", "there is no map method 'camcam': choose one of cam, gradcam, hirescam, layercam, "),
-]
+@pytest.mark.parametrize(
+    ("method", "layer", "message"),
+    [
+        ("cam", "latest", r"layer of Net, got 'latest'.* early, late, act\."),
+        ("cam", "head", r"the logits of Net depend on, got 'head'.* early, late, act\."),
+        ("camcam", "act", r"one of cam, gradcam, hirescam, layercam, gradcam\+\+, got 'camcam'"),
+    ],
+)
+def test_unknown_method_or_layer_raises_with_the_choices(method: str, layer: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        predict(net(), images(), method=method, layer=layer)
 
 
-@pytest.mark.parametrize(("make", "method", "layer", "sentence"), REFUSALS)
-def test_what_is_not_there_is_refused_with_what_is(
-    make: Callable[[], nn.Module], method: str, layer: str, sentence: str
-) -> None:
-    with pytest.raises(InputError, match=sentence):
-        predict(make(), pictures(), method=method, layer=layer)
+def test_message_for_a_layer_without_maps() -> None:
+    with pytest.raises(InputError) as error:
+        predict(net(), images(), layer="head")
+    assert str(error.value) == (
+        "layer must have a spatial output that the logits of Net depend on, got 'head'. "
+        "Choose another layer: early, late, act."
+    )
 
 
-class Cut(Net):
+class DetachedNet(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
 
 
-class Two(Net):
+class TupleNet(Net):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return x, super().forward(x)
 
 
-def test_networks_without_maps_are_refused() -> None:
-    with pytest.raises(InputError, match=r"no gradient leads from the logits of Cut .*\(early, late, act\)"):
-        predict(Cut(hidden=True), pictures().float())
-    with pytest.raises(InputError, match="Two answers with a tuple"):
-        predict(Two(hidden=True), pictures().float())
+def test_networks_without_maps_raise() -> None:
+    with pytest.raises(InputError, match=r"logits of DetachedNet .*gradient .*\(early, late, act\)"):
+        predict(DetachedNet(hidden=True), images().float())
+    with pytest.raises(InputError, match=r"TupleNet must return logits \(N, K\), got a tuple"):
+        predict(TupleNet(hidden=True), images().float())

@@ -1,4 +1,4 @@
-"""Class activation maps against maps worked out on paper, torchcam, captum, and a literal HiResCAM."""
+"""`predict`: maps against values computed by hand, torchcam, captum, and a literal implementation of HiResCAM."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def tensor(*rows: object) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def pictures(count: int = 2, size: int = 16) -> Tensor:
+def images(count: int = 2, size: int = 16) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def shaken(model: nn.Module) -> nn.Module:
-    """Give normalisation, biases and statistics values that are nobody's default."""
+def randomize_parameters(model: nn.Module) -> nn.Module:
+    """Change normalization, biases and running statistics from their initial values."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -43,30 +43,32 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def small_mlp() -> ImageClassifier:
-    """What resnet50-mlp is, much smaller."""
+    """Build a small ResNet with an MLP head, like resnet50-mlp."""
     torch.manual_seed(3)
     return ResNet(BasicBlock, (8, 16), (1, 1), CLASSES, 16, hidden=32)
 
 
 @pytest.fixture(scope="module")
-def built() -> Callable[[str], ImageClassifier]:
-    """Each built-in network once, in evaluation mode; leave it as it is."""
-    made: dict[str, ImageClassifier] = {}
+def built_model() -> Callable[[str], ImageClassifier]:
+    """Return a function that builds each network once, in evaluation mode. Tests must not change the networks."""
+    models: dict[str, ImageClassifier] = {}
 
     def get(name: str) -> ImageClassifier:
-        if name not in made:
+        if name not in models:
             model = small_mlp() if name == "small-mlp" else build(name, CLASSES, 16, seed=3)
-            made[name] = shaken(model).eval()  # type: ignore[assignment]
-        return made[name]
+            models[name] = randomize_parameters(model).eval()  # type: ignore[assignment]
+        return models[name]
 
     return get
 
 
-# --- networks small enough for paper
+# --- networks whose maps are computed by hand
 
-R, G, B = tensor([1, 0], [0, 0]), tensor([0, 1], [0, 0]), tensor([0, 0], [1, 1])
-PICTURE = torch.stack([R, G, B])[None]
-#: body(PICTURE): relu(R - B) and relu(2 G + B)
+R = tensor([1, 0], [0, 0])
+G = tensor([0, 1], [0, 0])
+B = tensor([0, 0], [1, 1])
+IMAGE = torch.stack([R, G, B])[None]
+#: body(IMAGE): relu(R - B) and relu(2 G + B)
 A = tensor([[1, 0], [0, 0]], [[0, 2], [1, 1]])
 #: W A with W = [[3, 1], [-1, 2]]
 LINEAR_CAMS = tensor([[3, 2], [1, 1]], [[-1, 4], [2, 2]])
@@ -100,34 +102,41 @@ def mlp() -> nn.Sequential:
 
 
 class Functional(nn.Module):
-    """Body, mean over the picture without a layer of its own, head."""
+    """Body, spatial mean in ``forward()`` without a pooling layer, head."""
 
     def __init__(self, body: nn.Module, fc: nn.Module, between: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         super().__init__()
-        self.body, self.fc, self.between = body, fc, between
+        self.body = body
+        self.fc = fc
+        self.between = between
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.between(self.body(x)).mean((2, 3)))
 
 
 class ConvHead(nn.Module):
-    """Body, 1x1 convolution, mean over the picture."""
+    """Body, 1x1 convolution, spatial mean."""
 
     def __init__(self, body: nn.Module, head: nn.Module, between: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         super().__init__()
-        self.body, self.head, self.between = body, head, between
+        self.body = body
+        self.head = head
+        self.between = between
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.between(self.body(x))).mean((2, 3))
 
 
-class OneRectifier(nn.Module):
-    """The same ReLU after the convolution and inside the head."""
+class SharedReLU(nn.Module):
+    """One ReLU module, called after the convolution and inside the head."""
 
     def __init__(self, inplace: bool) -> None:
         super().__init__()
-        self.body, self.relu, head = body(), nn.ReLU(inplace=inplace), mlp()
-        self.first, self.second = head[0], head[2]
+        self.body = body()
+        self.relu = nn.ReLU(inplace=inplace)
+        head = mlp()
+        self.first = head[0]
+        self.second = head[2]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.relu(self.first(self.relu(self.body(x)).mean((2, 3)))))
@@ -142,7 +151,7 @@ LINEAR_HEADS: dict[str, tuple[Callable[[], nn.Module], str, Tensor]] = {
     "linear without bias": (lambda: Functional(body(nn.ReLU()), linear(bias=False)), "exact", tensor(0, 0)),
     "linear after relu in place": (lambda: Functional(body(nn.ReLU(True)), linear()), "exact", tensor(1, -2)),
     "sequential": (lambda: nn.Sequential(*body(nn.ReLU()), *pooled(linear())), "exact", tensor(1, -2)),
-    "average of the map's size": (
+    "average pooling over the whole map": (
         lambda: nn.Sequential(*body(nn.ReLU()), nn.AvgPool2d(2), nn.Flatten(), linear()),
         "exact",
         tensor(1, -2),
@@ -169,7 +178,7 @@ LINEAR_HEADS: dict[str, tuple[Callable[[], nn.Module], str, Tensor]] = {
         "exact",
         tensor(1, -2),
     ),
-    # the rectifier is no layer, so the features are not seen; the map is the same all the same
+    # the ReLU is not a module, so no layer outputs the averaged features; the gradient-based map is equal
     "linear, functional relu": (lambda: Functional(body(), linear(), torch.relu), "gradient", tensor(1, -2)),
     "linear, functional relu in place": (
         lambda: Functional(body(), linear(), nn.functional.relu_),
@@ -179,7 +188,7 @@ LINEAR_HEADS: dict[str, tuple[Callable[[], nn.Module], str, Tensor]] = {
     "linear, linear": (
         lambda: Functional(
             body(nn.ReLU()),
-            nn.Sequential(with_weights(nn.Linear(2, 2), tensor([1, 1], [0, 1]), tensor(1, 0)), two_steps()),
+            nn.Sequential(with_weights(nn.Linear(2, 2), tensor([1, 1], [0, 1]), tensor(1, 0)), second_linear()),
         ),
         "gradient",
         tensor(4, -3),
@@ -187,13 +196,13 @@ LINEAR_HEADS: dict[str, tuple[Callable[[], nn.Module], str, Tensor]] = {
 }
 
 
-def two_steps() -> nn.Module:
-    """``W [[1, 1], [0, 1]]^-1``, so that both layers together are W; with bias W (1, 0) + (1, -2)."""
+def second_linear() -> nn.Module:
+    """Build ``W [[1, 1], [0, 1]]^-1``, so that both layers together are W, with bias W (1, 0) + (1, -2)."""
     return with_weights(nn.Linear(2, 2), tensor([3, -2], [-1, 3]), tensor(1, -2))
 
 
 @contextmanager
-def gradients(kind: str) -> Iterator[None]:
+def gradient_mode(kind: str) -> Iterator[None]:
     context = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[kind]
     with context():
         yield
@@ -201,46 +210,46 @@ def gradients(kind: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("head", LINEAR_HEADS)
-def test_a_linear_head_gives_the_map_worked_out_on_paper(head: str, kind: str) -> None:
-    make, expected_form, bias = LINEAR_HEADS[head]
-    model = make().eval()
-    with gradients(kind):
-        logits, cams, *_ = predict(model, PICTURE)
-    assert form(model, PICTURE) == expected_form
+def test_maps_of_linear_heads_equal_values_by_hand(head: str, kind: str) -> None:
+    build_head, expected_form, bias = LINEAR_HEADS[head]
+    model = build_head().eval()
+    with gradient_mode(kind):
+        logits, cams, *_ = predict(model, IMAGE)
+    assert form(model, IMAGE) == expected_form
     assert cams is not None
     torch.testing.assert_close(cams.detach().clone(), LINEAR_CAMS[None])
     torch.testing.assert_close(logits.detach().clone(), (LINEAR_CAMS.mean((1, 2)) + bias)[None])
 
 
-def test_the_maps_of_a_1x1_convolution_on_the_picture_itself() -> None:
+def test_maps_of_a_1x1_convolution_on_the_image_equal_values_by_hand() -> None:
     head = with_weights(nn.Conv2d(3, 2, 1), tensor([2, 0, -1], [0, 4, 1]), tensor(0.5, -1))
-    logits, cams, *_ = predict(ConvHead(nn.Identity(), head), PICTURE)
+    logits, cams, *_ = predict(ConvHead(nn.Identity(), head), IMAGE)
     torch.testing.assert_close(cams, tensor([[[2, 0], [-1, -1]], [[0, 4], [1, 1]]]))
     torch.testing.assert_close(logits, tensor([0.5, 0.5]))
 
 
-def test_dropout_in_training_changes_the_logits_and_not_the_map() -> None:
+def test_dropout_in_training_mode_changes_logits_and_not_maps() -> None:
     model = LINEAR_HEADS["dropout"][0]().train()
-    drawn = [predict(model, PICTURE) for _ in range(20)]
-    assert len({tuple(logits[0].tolist()) for logits, *_ in drawn}) > 1
-    for _, cams, *_ in drawn:
+    predictions = [predict(model, IMAGE) for _ in range(20)]
+    assert len({tuple(logits[0].tolist()) for logits, *_ in predictions}) > 1
+    for _, cams, *_ in predictions:
         torch.testing.assert_close(cams, LINEAR_CAMS[None])
 
 
-#: (make, logits, maps): d logit / d pooled is (-4, 5) and (-6, 0) for the MLP, whose second unit is off
+#: (build, logits, maps): d logit / d pooled is (-4, 5) and (-6, 0) for the MLP, whose second unit is inactive
 OTHER_HEADS: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
     "mlp": (
         lambda: Functional(body(nn.ReLU()), mlp()),
         tensor([4, -1.5]),
         tensor([[[-4, 10], [5, 5]], [[-6, 0], [0, 0]]]),
     ),
-    "mlp, one rectifier for all": (
-        lambda: OneRectifier(inplace=False),
+    "mlp, shared relu": (
+        lambda: SharedReLU(inplace=False),
         tensor([4, -1.5]),
         tensor([[[-4, 10], [5, 5]], [[-6, 0], [0, 0]]]),
     ),
-    "mlp, one rectifier for all, in place": (
-        lambda: OneRectifier(inplace=True),
+    "mlp, shared relu in place": (
+        lambda: SharedReLU(inplace=True),
         tensor([4, -1.5]),
         tensor([[[-4, 10], [5, 5]], [[-6, 0], [0, 0]]]),
     ),
@@ -249,7 +258,7 @@ OTHER_HEADS: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
         tensor([4, -1.5]),
         tensor([[[-4, 10], [5, 5]], [[-6, 0], [0, 0]]]),
     ),
-    "largest instead of average": (
+    "max pooling": (
         lambda: nn.Sequential(*body(nn.ReLU()), nn.AdaptiveMaxPool2d(1), nn.Flatten(), linear()),
         tensor([6, 1]),
         tensor([[[12, 8], [0, 0]], [[-4, 16], [0, 0]]]),
@@ -259,53 +268,55 @@ OTHER_HEADS: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
 
 @pytest.mark.parametrize("kind", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("head", OTHER_HEADS)
-def test_another_head_gives_the_gradient_map_worked_out_on_paper(head: str, kind: str) -> None:
-    make, expected_logits, expected_cams = OTHER_HEADS[head]
-    model = make().eval()
-    with gradients(kind):
-        logits, cams, *_ = predict(model, PICTURE)
-    assert form(model, PICTURE) == "gradient"
+def test_maps_of_nonlinear_heads_equal_values_by_hand(head: str, kind: str) -> None:
+    build_head, expected_logits, expected_cams = OTHER_HEADS[head]
+    model = build_head().eval()
+    with gradient_mode(kind):
+        logits, cams, *_ = predict(model, IMAGE)
+    assert form(model, IMAGE) == "gradient"
     assert cams is not None
     torch.testing.assert_close(logits.detach().clone(), expected_logits)
     torch.testing.assert_close(cams.detach().clone(), expected_cams)
 
 
-def test_features_are_the_averaged_layer_and_only_where_asked_for() -> None:
+def test_features_are_the_averaged_layer_and_only_returned_on_request() -> None:
     for head in ("linear", "1x1 convolution", "1x1 convolution after the average"):
         model = LINEAR_HEADS[head][0]()
-        assert predict(model, PICTURE).features is None
-        features = predict(model, PICTURE, features=True).features
+        assert predict(model, IMAGE).features is None
+        features = predict(model, IMAGE, features=True).features
         torch.testing.assert_close(features, (A[None],), msg=head)
-    torch.testing.assert_close(predict(OneRectifier(True), PICTURE, features=True).features, (A[None],))
+    torch.testing.assert_close(predict(SharedReLU(True), IMAGE, features=True).features, (A[None],))
 
 
 class Block(nn.Module):
-    """Halves the resolution between two convolutions; not an ``nn.Sequential``, so one layer to the outside."""
+    """Two convolutions, the second of stride 2. It is not an ``nn.Sequential``, so it counts as a single layer."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(inputs, inputs, 3, 1, 1), nn.Conv2d(inputs, outputs, 3, 2, 1)
+        self.first = nn.Conv2d(inputs, inputs, 3, 1, 1)
+        self.second = nn.Conv2d(inputs, outputs, 3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x).relu())
 
 
 class Staged(nn.Module):
-    """Resolutions 16, 8 and 4, a rectifier for two of them, and what is not a stage before, within and after."""
+    """Stages at resolutions 16, 8 and 4, two of them after a shared ReLU, with other layers around them."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.relu = nn.ReLU()
-        self.fc, self.pool = head, nn.AdaptiveAvgPool2d(1)  # not in the order in which they run
+        self.fc = head  # registered out of the order of execution
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.last = Block(6, 5)
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
         self.block = nn.Sequential(Block(4, 6), nn.Conv2d(6, 6, 1))
         self.unused = nn.Conv2d(3, 3, 1)
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        one = self.relu(self.stem(x))
-        two = self.relu(self.block(one))
-        return one, two, self.last(two)
+        first = self.relu(self.stem(x))
+        second = self.relu(self.block(first))
+        return first, second, self.last(second)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(self.stages(x)[-1]).flatten(1))
@@ -313,42 +324,44 @@ class Staged(nn.Module):
 
 @pytest.mark.parametrize("kind", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("hidden", [0, 7])
-def test_a_stage_is_the_last_output_at_its_resolution(hidden: int, kind: str) -> None:
+def test_stages_are_the_last_outputs_at_each_resolution(hidden: int, kind: str) -> None:
     head = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 2)) if hidden else nn.Linear(5, 2)
-    model, x = Staged(head).eval(), pictures()
-    with gradients(kind):
+    model = Staged(head).eval()
+    x = images()
+    with gradient_mode(kind):
         expected = model.stages(x)
-        answer = predict(model, x, features=True)
+        prediction = predict(model, x, features=True)
     assert form(model, x) == ("gradient" if hidden else "exact")
     assert [stage.shape[1:] for stage in expected] == [(4, 16, 16), (6, 8, 8), (5, 4, 4)]
-    assert answer.features is not None
-    for found, stage in zip(answer.features, expected, strict=True):
-        assert found.requires_grad == (kind == "grad")
-        torch.testing.assert_close(found.detach().clone(), stage.detach().clone())
+    assert prediction.features is not None
+    for stage, expected_stage in zip(prediction.features, expected, strict=True):
+        assert stage.requires_grad == (kind == "grad")
+        torch.testing.assert_close(stage.detach().clone(), expected_stage.detach().clone())
     if kind == "grad":
-        answer.features[0].sum().backward()
+        prediction.features[0].sum().backward()
         assert all(p.grad is not None for p in model.stem.parameters())
         assert all(p.grad is None for p in model.block.parameters())
-    assert hooks(model) == 0
+    assert num_hooks(model) == 0
     torch.testing.assert_close(
-        predict(nn.Sequential(model, nn.Identity()), x, features=True).features, answer.features[-1:]
+        predict(nn.Sequential(model, nn.Identity()), x, features=True).features, prediction.features[-1:]
     )
 
 
-def test_nobody_looks_at_the_stages_that_nobody_asked_for() -> None:
-    counts = []
+def test_stages_are_hooked_only_on_request() -> None:
+    hook_counts = []
 
-    class Counting(Staged):
+    class CountingStaged(Staged):
         def forward(self, x: Tensor) -> Tensor:
-            counts.append(hooks(self))
+            hook_counts.append(num_hooks(self))
             return super().forward(x)
 
-    model, x = Counting(nn.Linear(5, 2)), pictures()
+    model = CountingStaged(nn.Linear(5, 2))
+    x = images()
     predict(model, x)
-    counts.clear()
+    hook_counts.clear()
     predict(model, x)
     predict(model, x, features=True)
-    assert counts == [1, 2]  # the averaged layer; the rectifier of both other stages beside it
+    assert hook_counts == [1, 2]  # the averaged layer; in addition the shared ReLU of the other two stages
 
 
 STAGES = {
@@ -365,39 +378,43 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_stages_of_a_built_in_network(name: str, built: Callable[[str], ImageClassifier]) -> None:
-    model, x, seen = built(name), pictures(1), {}
+def test_stages_of_built_in_networks(name: str, built_model: Callable[[str], ImageClassifier]) -> None:
+    model = built_model(name)
+    outputs: dict[str, Tensor] = {}
     for layer in STAGES[name]:
         module = model.get_submodule(layer)
-        module.register_forward_hook(lambda module, inputs, output, layer=layer: seen.update({layer: output.clone()}))
+        module.register_forward_hook(
+            lambda module, inputs, output, layer=layer: outputs.update({layer: output.clone()})
+        )
     with torch.no_grad():
-        found = predict(model, x, features=True).features
+        features = predict(model, images(1), features=True).features
     for module in model.modules():
         module._forward_hooks.clear()
-    assert found is not None
-    torch.testing.assert_close(found, tuple(seen[layer] for layer in STAGES[name]))
+    assert features is not None
+    torch.testing.assert_close(features, tuple(outputs[layer] for layer in STAGES[name]))
 
 
-def test_a_linear_layer_that_computes_something_else_is_not_taken_for_linear() -> None:
+def test_subclass_of_linear_with_another_forward_is_not_exact() -> None:
     class Cosine(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.linear(x, nn.functional.normalize(self.weight, dim=1))
 
     model = Functional(body(nn.ReLU()), Cosine(2, 2))
-    logits, cams, *_ = predict(model, PICTURE)
-    assert form(model, PICTURE) == "gradient"
+    logits, cams, *_ = predict(model, IMAGE)
+    assert form(model, IMAGE) == "gradient"
     assert cams is not None
     torch.testing.assert_close(cams.mean((2, 3)), logits)
 
 
-# --- the built-in networks
+# --- built-in networks
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_of_a_built_in_network_are_its_maps_average_and_the_bias(
-    name: str, built: Callable[[str], ImageClassifier]
+def test_logits_of_built_in_networks_are_mean_of_maps_plus_bias(
+    name: str, built_model: Callable[[str], ImageClassifier]
 ) -> None:
-    model, x = built(name), pictures(1)
+    model = built_model(name)
+    x = images(1)
     with torch.no_grad():
         logits, cams, features, _ = predict(model, x, features=True)
         torch.testing.assert_close(logits, model(x))
@@ -409,30 +426,31 @@ def test_logits_of_a_built_in_network_are_its_maps_average_and_the_bias(
     assert form(model, x) == stored_costs()[name]["form"]
     if form(model, x) == "gradient":
         return
-    last = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
-    bias = torch.zeros(CLASSES) if last.bias is None else last.bias
+    classifier = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+    bias = torch.zeros(CLASSES) if classifier.bias is None else classifier.bias
     torch.testing.assert_close(logits, cams.mean((2, 3)) + bias, rtol=1e-4, atol=1e-4)
-    weighted = torch.einsum("nchw,kc->nkhw", features[-1], last.weight.flatten(1))
+    weighted = torch.einsum("nchw,kc->nkhw", features[-1], classifier.weight.flatten(1))
     torch.testing.assert_close(cams, weighted, rtol=1e-4, atol=1e-4)
 
 
 def hirescam(layer: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """Draelos and Carin 2020, equation 4, picture by picture and class by class, times h w."""
-    pictures = []
+    """Compute equation 4 of Draelos and Carin 2020 times h w, image by image and class by class."""
+    maps_of_images = []
     for features in layer.detach():
         leaf = features.clone().requires_grad_()
         logits = head(leaf[None])[0]
         maps = []
         for logit in logits:
-            (slope,) = torch.autograd.grad(logit, leaf, retain_graph=True)
-            maps.append(sum(leaf[c] * slope[c] for c in range(len(leaf))))
-        pictures.append(torch.stack(maps))  # type: ignore[arg-type]
-    return (torch.stack(pictures) * layer.shape[2] * layer.shape[3]).detach()
+            (gradient,) = torch.autograd.grad(logit, leaf, retain_graph=True)
+            maps.append(sum(leaf[c] * gradient[c] for c in range(len(leaf))))
+        maps_of_images.append(torch.stack(maps))  # type: ignore[arg-type]
+    return (torch.stack(maps_of_images) * layer.shape[2] * layer.shape[3]).detach()
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_an_mlp_teachers_map_is_hirescam(grad: bool, built: Callable[[str], ImageClassifier]) -> None:
-    model, x = built("small-mlp"), pictures(2)
+def test_maps_of_an_mlp_head_equal_hirescam(grad: bool, built_model: Callable[[str], ImageClassifier]) -> None:
+    model = built_model("small-mlp")
+    x = images(2)
     with torch.set_grad_enabled(grad):
         _, cams, features, _ = predict(model, x, features=True)
     assert cams is not None
@@ -442,7 +460,7 @@ def test_an_mlp_teachers_map_is_hirescam(grad: bool, built: Callable[[str], Imag
 
 
 def tiny(smooth: bool = True, hidden: int = 0) -> Functional:
-    """A network of doubles with smooth rectifiers, for finite differences."""
+    """Build a network in float64 with smooth activations, for finite differences."""
     layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh() if smooth else nn.ReLU(), nn.AvgPool2d(2))
     head: nn.Module = nn.Linear(4, CLASSES)
     if hidden:
@@ -450,8 +468,10 @@ def tiny(smooth: bool = True, hidden: int = 0) -> Functional:
     return Functional(layers, head).double()
 
 
-def test_the_gradient_map_agrees_with_finite_differences() -> None:
-    model, x, step = tiny(hidden=5), pictures(1, 8).double(), 1e-5
+def test_gradient_maps_agree_with_finite_differences() -> None:
+    model = tiny(hidden=5)
+    x = images(1, 8).double()
+    step = 1e-5
     with torch.no_grad():
         features = model.body(x)
         cams = predict(model, x).cams
@@ -463,82 +483,92 @@ def test_the_gradient_map_agrees_with_finite_differences() -> None:
                 for column in range(width):
                     logits = []
                     for sign in (1, -1):
-                        moved = features.clone()
-                        moved[0, c, row, column] += sign * step
-                        logits.append(model.fc(moved.mean((2, 3))))
-                    slope = (logits[0] - logits[1])[0] / (2 * step)
-                    expected[0, :, row, column] += features[0, c, row, column] * slope * height * width
+                        shifted = features.clone()
+                        shifted[0, c, row, column] += sign * step
+                        logits.append(model.fc(shifted.mean((2, 3))))
+                    gradient = (logits[0] - logits[1])[0] / (2 * step)
+                    expected[0, :, row, column] += features[0, c, row, column] * gradient * height * width
     torch.testing.assert_close(cams, expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn-16-4"])
-def test_hidden_linearity_gives_the_exact_map_by_gradients(name: str, built: Callable[[str], ImageClassifier]) -> None:
-    model, x = built(name), pictures()
+def test_two_linear_layers_have_gradient_maps_equal_to_the_exact_maps(
+    name: str, built_model: Callable[[str], ImageClassifier]
+) -> None:
+    model = built_model(name)
+    x = images()
     hidden = copy.deepcopy(model)
     assert isinstance(hidden.fc, nn.Linear)
     inputs = hidden.fc.in_features
-    turn = torch.linalg.qr(torch.rand(inputs, inputs, generator=torch.Generator().manual_seed(2)))[0]
+    rotation = torch.linalg.qr(torch.rand(inputs, inputs, generator=torch.Generator().manual_seed(2)))[0]
     hidden.fc = nn.Sequential(
-        with_weights(nn.Linear(inputs, inputs, bias=False), turn),
-        with_weights(nn.Linear(inputs, CLASSES), hidden.fc.weight @ turn.T, hidden.fc.bias),
+        with_weights(nn.Linear(inputs, inputs, bias=False), rotation),
+        with_weights(nn.Linear(inputs, CLASSES), hidden.fc.weight @ rotation.T, hidden.fc.bias),
     )
     with torch.no_grad():
-        assert (form(model, x), form(hidden, x)) == ("exact", "gradient")
+        assert form(model, x) == "exact"
+        assert form(hidden, x) == "gradient"
         torch.testing.assert_close(predict(hidden, x).cams, predict(model, x).cams, rtol=1e-4, atol=1e-4)
 
 
-# --- other people's programs
+# --- other libraries
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet8", "layer3"), ("wrn-16-4", "relu")])
-def test_torchcam_draws_the_same_exact_map(name: str, layer: str, built: Callable[[str], ImageClassifier]) -> None:
-    model, x = built(name), pictures(CLASSES)
+def test_exact_maps_equal_torchcam(name: str, layer: str, built_model: Callable[[str], ImageClassifier]) -> None:
+    model = built_model(name)
+    x = images(CLASSES)
     cams = predict(model, x).cams
     assert cams is not None
     with torch.no_grad(), CAM(model, layer, "fc") as extractor:
         model(x)
-        theirs = extractor(list(range(CLASSES)), normalized=False)[0]
-    ours = torch.stack([cams[n, n] for n in range(CLASSES)])
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        expected = extractor(list(range(CLASSES)), normalized=False)[0]
+    maps = torch.stack([cams[n, n] for n in range(CLASSES)])
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet8", "layer3"), ("resnet20", "layer3")])
-def test_gradcam_is_the_exact_maps_positive_part(
-    name: str, layer: str, built: Callable[[str], ImageClassifier]
+def test_torchcam_gradcam_is_the_positive_part_of_the_exact_maps(
+    name: str, layer: str, built_model: Callable[[str], ImageClassifier]
 ) -> None:
-    model, x = built(name), pictures(CLASSES)
+    model = built_model(name)
+    x = images(CLASSES)
     cams = predict(model, x).cams
     assert cams is not None
     with GradCAM(model, layer) as extractor:
-        theirs = extractor(list(range(CLASSES)), model(x), normalized=False)[0]
-    ours = torch.stack([cams[n, n] for n in range(CLASSES)])
-    assert (ours < 0).any()
-    torch.testing.assert_close(ours.relu(), theirs * cams[0, 0].numel(), rtol=1e-4, atol=1e-4)
+        gradcam = extractor(list(range(CLASSES)), model(x), normalized=False)[0]
+    maps = torch.stack([cams[n, n] for n in range(CLASSES)])
+    assert (maps < 0).any()
+    torch.testing.assert_close(maps.relu(), gradcam * cams[0, 0].numel(), rtol=1e-4, atol=1e-4)
 
 
-def test_captums_layer_gradcam_is_the_exact_map_with_its_sign(built: Callable[[str], ImageClassifier]) -> None:
-    model, x = built("resnet8"), pictures()
+def test_exact_maps_equal_captum_layer_gradcam_with_sign(built_model: Callable[[str], ImageClassifier]) -> None:
+    model = built_model("resnet8")
+    x = images()
     cams = predict(model, x).cams
     assert cams is not None
     oracle = LayerGradCam(model, model.layer3)
     for k in range(CLASSES):
-        theirs = oracle.attribute(x, target=k)[:, 0] * cams[0, 0].numel()
-        torch.testing.assert_close(cams[:, k], theirs, rtol=1e-4, atol=1e-4)
+        expected = oracle.attribute(x, target=k)[:, 0] * cams[0, 0].numel()
+        torch.testing.assert_close(cams[:, k], expected, rtol=1e-4, atol=1e-4)
 
 
-# --- gradients through the maps
+# --- gradients of the maps
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_maps_can_be_differentiated_by_the_picture(hidden: int) -> None:
-    model, x = tiny(hidden=hidden), pictures(1, 4).double().requires_grad_()
+def test_maps_are_differentiable_with_respect_to_the_image(hidden: int) -> None:
+    model = tiny(hidden=hidden)
+    x = images(1, 4).double().requires_grad_()
     assert form(model, x) == ("gradient" if hidden else "exact")
     assert torch.autograd.gradcheck(lambda x: predict(model, x).cams, x, fast_mode=True)
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_maps_can_be_differentiated_by_every_parameter(hidden: int) -> None:
-    model, x, step = tiny(hidden=hidden), pictures(2, 4).double(), 1e-6
+def test_maps_are_differentiable_with_respect_to_every_parameter(hidden: int) -> None:
+    model = tiny(hidden=hidden)
+    x = images(2, 4).double()
+    step = 1e-6
     weights = torch.rand(2, CLASSES, 2, 2, dtype=torch.float64)
 
     def loss() -> Tensor:
@@ -549,7 +579,7 @@ def test_maps_can_be_differentiated_by_every_parameter(hidden: int) -> None:
     loss().backward()
     for name, parameter in model.named_parameters():
         if name.endswith("bias") and name in ("fc.bias", "fc.2.bias"):
-            assert parameter.grad is None or not parameter.grad.any(), "the map does not hold the bias"
+            assert parameter.grad is None or not parameter.grad.any(), "maps do not contain the bias"
             continue
         assert parameter.grad is not None, name
         values = []
@@ -559,172 +589,181 @@ def test_maps_can_be_differentiated_by_every_parameter(hidden: int) -> None:
                 parameter.view(-1)[0] = before + sign * step
                 values.append(loss().item())
                 parameter.view(-1)[0] = before
-        slope = (values[0] - values[1]) / (2 * step)
-        assert parameter.grad.flatten()[0].item() == pytest.approx(slope, rel=1e-5, abs=1e-7), name
+        gradient = (values[0] - values[1]) / (2 * step)
+        assert parameter.grad.flatten()[0].item() == pytest.approx(gradient, rel=1e-5, abs=1e-7), name
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
 @pytest.mark.parametrize("kind", ["no_grad", "inference"])
-def test_without_gradients_the_numbers_are_the_same_and_nothing_is_recorded(hidden: int, kind: str) -> None:
-    model, x = tiny(hidden=hidden), pictures(2, 4).double()
+def test_predictions_without_gradients_are_equal_and_have_no_graph(hidden: int, kind: str) -> None:
+    model = tiny(hidden=hidden)
+    x = images(2, 4).double()
     with_gradients = predict(model, x, features=True)
-    with gradients(kind):
+    with gradient_mode(kind):
         before = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
         without = predict(model, x.clone(), features=True)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
     assert torch.is_grad_enabled()
     assert without.features is not None
     assert with_gradients.features is not None
-    parts, others = (*without[:2], *without.features), (*with_gradients[:2], *with_gradients.features)
-    for part, other in zip(parts, others, strict=True):
-        assert part is not None
+    tensors = (*without[:2], *without.features)
+    tensors_with_gradients = (*with_gradients[:2], *with_gradients.features)
+    for tensor, other in zip(tensors, tensors_with_gradients, strict=True):
+        assert tensor is not None
         assert other is not None
-        assert not part.requires_grad
+        assert not tensor.requires_grad
         assert other.requires_grad
-        torch.testing.assert_close(part.clone(), other.detach())
+        torch.testing.assert_close(tensor.clone(), other.detach())
     assert all(parameter.grad is None for parameter in model.parameters())
-    sum(part.sum() for part in predict(model, x) if part is not None).backward()  # type: ignore[union-attr]
+    sum(value.sum() for value in predict(model, x) if value is not None).backward()  # type: ignore[union-attr]
     assert any(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_a_frozen_networks_maps_need_no_gradient_of_it() -> None:
+def test_maps_of_a_frozen_network() -> None:
     for hidden in (0, 5):
-        model, x = tiny(hidden=hidden).requires_grad_(False), pictures(1, 4).double()
+        model = tiny(hidden=hidden).requires_grad_(False)
+        x = images(1, 4).double()
         cams = predict(model, x).cams
         assert cams is not None
         with torch.no_grad():
             torch.testing.assert_close(cams.detach(), predict(model, x).cams)
 
 
-# --- nothing left behind
+# --- the model is left unchanged
 
 
-def hooks(model: nn.Module) -> int:
+def num_hooks(model: nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
-def modes(model: nn.Module) -> list[bool]:
+def module_modes(model: nn.Module) -> list[bool]:
     return [module.training for module in model.modules()]
 
 
-class Fuse(nn.Module):
-    """Passes its input on, and fails from the call on that it was set to."""
+class FailingIdentity(nn.Module):
+    """Identity that raises in its n-th call from now, for n = ``calls_left``; never for -1."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left = -1
+        self.calls_left = -1
 
     def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            raise ZeroDivisionError("blown")
+        self.calls_left -= 1
+        if self.calls_left == 0:
+            raise ZeroDivisionError("failing call")
         return x
 
 
 @pytest.mark.parametrize("kind", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("call", [0, 1, 2])
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_hooks_modes_and_gradients_are_as_before(hidden: int, call: int, kind: str) -> None:
-    """Also where the network fails, in the dry run (1) or after it (2); 0 is without failure."""
-    model, fuse = tiny(hidden=hidden), Fuse()
-    model.fc = nn.Sequential(fuse, model.fc)
+def test_hooks_modes_and_gradient_mode_are_restored(hidden: int, call: int, kind: str) -> None:
+    """Also if the network raises during head detection (call 1) or during the prediction (call 2); 0: it never does."""
+    model = tiny(hidden=hidden)
+    failing = FailingIdentity()
+    model.fc = nn.Sequential(failing, model.fc)
     model.train()
-    model.body[1].eval()  # a mixed state, as for frozen normalisation
-    mine = model.body[0].register_forward_hook(lambda module, inputs, output: None)
-    before = (hooks(model), modes(model))
-    x = pictures(2, 4).double()
-    with gradients(kind):
+    model.body[1].eval()  # a mixed state, as for frozen normalization
+    own_hook = model.body[0].register_forward_hook(lambda module, inputs, output: None)
+    before = (num_hooks(model), module_modes(model))
+    x = images(2, 4).double()
+    with gradient_mode(kind):
         state = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        fuse.left = call or -1
+        failing.calls_left = call or -1
         if call:
-            with pytest.raises(ZeroDivisionError, match="blown"):
+            with pytest.raises(ZeroDivisionError, match="failing call"):
                 predict(model, x)
         else:
             predict(model, x)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == state
-        assert (hooks(model), modes(model)) == before
-        fuse.left = -1
-        predict(model, x)  # and it still works
-    assert (hooks(model), modes(model)) == before
-    mine.remove()
-    assert hooks(model) == 0
+        assert (num_hooks(model), module_modes(model)) == before
+        failing.calls_left = -1
+        predict(model, x)
+    assert (num_hooks(model), module_modes(model)) == before
+    own_hook.remove()
+    assert num_hooks(model) == 0
 
 
 @pytest.mark.parametrize("kind", ["no_grad", "inference"])
-def test_the_picture_is_left_as_it_was_where_it_is_what_the_map_is_made_of(kind: str) -> None:
-    """The network's first layer hands it on; what is made under ``inference_mode`` cannot be differentiated."""
+def test_image_is_unchanged_if_the_maps_are_computed_from_it(kind: str) -> None:
+    """The first layer is an identity. Tensors created under ``inference_mode`` cannot be differentiated."""
     head = with_weights(nn.Conv2d(3, 2, 1), tensor([2, 0, -1], [0, 4, 1]), tensor(0.5, -1))
     model = ConvHead(nn.Identity(), head)
-    expected = predict(model, PICTURE, method="hirescam").cams
+    expected = predict(model, IMAGE, method="hirescam").cams
     assert expected is not None
-    with gradients(kind):
-        x = PICTURE + 0
+    with gradient_mode(kind):
+        x = IMAGE + 0
         cams = predict(model, x, method="hirescam").cams
         assert not x.requires_grad
-        assert torch.equal(x, PICTURE)
+        assert torch.equal(x, IMAGE)
     torch.testing.assert_close(cams, expected.detach())
 
 
-def test_finding_the_head_touches_neither_statistics_nor_random_numbers() -> None:
-    model, x = build("resnet8", CLASSES, 16).train(), pictures()
+def test_head_detection_leaves_running_statistics_and_random_state_unchanged() -> None:
+    model = build("resnet8", CLASSES, 16).train()
+    x = images()
     twin = copy.deepcopy(model)
-    random = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     predict(model, x)
     twin(x)
-    assert torch.equal(torch.get_rng_state(), random)
-    for (name, ours), theirs in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs), name
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for (name, value), expected in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(value, expected), name
 
 
-def test_a_network_is_not_kept_alive() -> None:
+def test_the_cache_of_heads_does_not_keep_a_network_alive() -> None:
     model = tiny()
-    predict(model, pictures(1, 4).double())
-    gone = weakref.ref(model)
+    predict(model, images(1, 4).double())
+    reference = weakref.ref(model)
     del model
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
-# --- each picture for itself, any precision, any size
+# --- batches, precisions and sizes
 
 
 @pytest.mark.parametrize("name", ["cam-net", "resnet8", "small-mlp"])
-def test_a_pictures_map_does_not_depend_on_its_batch(name: str, built: Callable[[str], ImageClassifier]) -> None:
-    model, x = built(name), pictures(3)
+def test_maps_do_not_depend_on_the_batch(name: str, built_model: Callable[[str], ImageClassifier]) -> None:
+    model = built_model(name)
+    x = images(3)
     with torch.no_grad():
-        together = predict(model, x)
+        batch = predict(model, x)
         for n in range(3):
-            alone = predict(model, x[n : n + 1])
-            for whole, part in zip(together[:2], alone[:2], strict=True):
-                assert whole is not None
-                torch.testing.assert_close(whole[n : n + 1], part, rtol=1e-4, atol=1e-4)
+            single = predict(model, x[n : n + 1])
+            for batch_value, single_value in zip(batch[:2], single[:2], strict=True):
+                assert batch_value is not None
+                torch.testing.assert_close(batch_value[n : n + 1], single_value, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("name", ["cam-net", "resnet8", "small-mlp"])
-def test_autocast_gives_the_same_map_coarsely(name: str, grad: bool, built: Callable[[str], ImageClassifier]) -> None:
-    model, x = copy.deepcopy(built(name)), pictures()
-    if name == "small-mlp":  # a rectifier's slope jumps: a rounded unit near nought changes the map by far more
+def test_maps_under_autocast_are_close_to_those_in_fp32(
+    name: str, grad: bool, built_model: Callable[[str], ImageClassifier]
+) -> None:
+    model = copy.deepcopy(built_model(name))
+    x = images()
+    if name == "small-mlp":  # rounding may switch a ReLU unit near zero, whose gradient jumps, and change the map
         model.fc[1] = nn.Tanh()  # type: ignore[index, operator]
     with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
         cams = predict(model, x).cams
         assert form(model, x) == ("gradient" if name.endswith("-mlp") else "exact")
-    fine = predict(model, x).cams
+    cams_fp32 = predict(model, x).cams
     assert cams is not None
-    assert fine is not None
-    # the mean: a hidden unit of the MLP head near zero may switch in bf16 and move one picture's map
-    assert (cams.float() - fine).abs().mean() < 0.1 * fine.abs().mean()
+    assert cams_fp32 is not None
+    # the mean, because a hidden unit near zero may switch in bf16 and change the map of one image
+    assert (cams.float() - cams_fp32).abs().mean() < 0.1 * cams_fp32.abs().mean()
     if grad:
         cams.float().square().sum().backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_network_of_another_number_format_keeps_its_exact_form(dtype: torch.dtype) -> None:
+def test_networks_of_other_dtypes_have_exact_maps(dtype: torch.dtype) -> None:
     model = copy.deepcopy(LINEAR_HEADS["linear"][0]()).to(dtype)
-    logits, cams, *_ = predict(model, PICTURE.to(dtype))
-    assert form(model, PICTURE.to(dtype)) == "exact"
+    logits, cams, *_ = predict(model, IMAGE.to(dtype))
+    assert form(model, IMAGE.to(dtype)) == "exact"
     assert cams is not None
     assert logits.dtype == cams.dtype == dtype
     torch.testing.assert_close(cams, LINEAR_CAMS[None].to(dtype))
@@ -733,83 +772,83 @@ def test_a_network_of_another_number_format_keeps_its_exact_form(dtype: torch.dt
 @pytest.mark.parametrize(
     "model", [nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), nn.Sequential(*pooled(), nn.Linear(3, 2))]
 )
-def test_a_network_without_a_spatial_layer_is_refused(model: nn.Module) -> None:
-    with pytest.raises(InputError, match="Sequential has no layer with a spatial"):
-        predict(model, pictures(1, 4))
-    assert hooks(model) == 0
+def test_network_without_a_spatial_layer_raises(model: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"Sequential must have a layer with a spatial output .* got none at 4 x 4"):
+        predict(model, images(1, 4))
+    assert num_hooks(model) == 0
 
 
-NO_PICTURES: list[tuple[object, str]] = [
-    ((255 * pictures()).byte(), r"x is a uint8 tensor \(2, 3, 16, 16\)"),
-    (pictures()[0], r"x is a float32 tensor \(3, 16, 16\)"),
-    (pictures()[:, :1], r"x is a float32 tensor \(2, 1, 16, 16\)"),
-    (pictures().numpy(), "x is a ndarray"),
+INVALID_IMAGES: list[tuple[object, str]] = [
+    ((255 * images()).byte(), r"got a uint8 tensor \(2, 3, 16, 16\)"),
+    (images()[0], r"got a float32 tensor \(3, 16, 16\)"),
+    (images()[:, :1], r"got a float32 tensor \(2, 1, 16, 16\)"),
+    (images().numpy(), "got a ndarray"),
 ]
 
 
-@pytest.mark.parametrize("ask", [predict, form, bias])
-@pytest.mark.parametrize(("x", "said"), NO_PICTURES)
-def test_what_are_no_pictures_is_refused(x: Tensor, said: str, ask: Callable[[nn.Module, Tensor], object]) -> None:
+@pytest.mark.parametrize("function", [predict, form, bias])
+@pytest.mark.parametrize(("x", "value"), INVALID_IMAGES)
+def test_invalid_images_raise(x: Tensor, value: str, function: Callable[[nn.Module, Tensor], object]) -> None:
     model = build("cam-net", CLASSES, 16)
-    with pytest.raises(InputError, match=f"{said}, but pictures are a floating tensor"):
-        ask(model, x)
-    ask(model, pictures())
-    with pytest.raises(InputError, match=said):  # whatever is known by now
-        ask(model, x)
+    with pytest.raises(InputError, match=rf"x must be a floating-point tensor of images \(N, 3, H, W\).* {value}"):
+        function(model, x)
+    function(model, images())
+    with pytest.raises(InputError, match=value):  # also with a cached head
+        function(model, x)
 
 
-def test_a_network_of_ones_own_takes_as_many_channels_as_it_likes() -> None:
+def test_other_networks_may_take_any_number_of_channels() -> None:
     model = Functional(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Linear(4, 2))
-    logits, cams, *_ = predict(model, pictures()[:, :1])
+    logits, cams, *_ = predict(model, images()[:, :1])
     assert cams is not None
     torch.testing.assert_close(logits, cams.mean((2, 3)) + model.fc.bias)
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_channels_of_a_single_cell_are_not_cells(size: int) -> None:
-    """A layer normalisation puts channels last: one cell of 64 channels, no 1x64 cells."""
-    with pytest.raises(InputError, match="no layer with a spatial"):
-        predict(build("cam-net", CLASSES, 16), pictures(1, size))
+def test_channels_last_output_of_a_single_cell_is_not_spatial(size: int) -> None:
+    """Layer normalization has channels last: its output (N, 1, 1, 64) is one cell of 64 channels, not 1x64 cells."""
+    with pytest.raises(InputError, match=f"got none at {size} x {size}"):
+        predict(build("cam-net", CLASSES, 16), images(1, size))
 
 
-# --- a network that changes
+# --- changes of the network after head detection
 
 
-def test_a_replaced_classifier_is_seen() -> None:
+def test_replaced_classifier_is_detected() -> None:
     model = Functional(body(nn.ReLU()), linear())
-    predict(model, PICTURE)
+    predict(model, IMAGE)
     model.fc = with_weights(nn.Linear(2, 2), tensor([0, 1], [1, 0]), tensor(0, 0))
-    torch.testing.assert_close(predict(model, PICTURE).cams, A.flip(0)[None])
+    torch.testing.assert_close(predict(model, IMAGE).cams, A.flip(0)[None])
     model.fc = with_weights(nn.Linear(2, 1), tensor([1, 1]), tensor(5))
-    logits, cams, *_ = predict(model, PICTURE)
+    logits, cams, *_ = predict(model, IMAGE)
     torch.testing.assert_close(cams, A.sum(0)[None, None])
     torch.testing.assert_close(logits, tensor([1.25 + 5]))
     model.fc = mlp()
-    assert form(model, PICTURE) == "gradient"
-    torch.testing.assert_close(predict(model, PICTURE).cams, OTHER_HEADS["mlp"][2])
+    assert form(model, IMAGE) == "gradient"
+    torch.testing.assert_close(predict(model, IMAGE).cams, OTHER_HEADS["mlp"][2])
     model.fc = linear()
-    assert form(model, PICTURE) == "exact"
-    torch.testing.assert_close(predict(model, PICTURE).cams, LINEAR_CAMS[None])
+    assert form(model, IMAGE) == "exact"
+    torch.testing.assert_close(predict(model, IMAGE).cams, LINEAR_CAMS[None])
 
 
-def test_a_replaced_body_and_changed_weights_are_seen() -> None:
+def test_replaced_body_and_changed_weights_are_detected() -> None:
     model = Functional(body(nn.ReLU()), linear())
-    predict(model, PICTURE)
+    predict(model, IMAGE)
     model.body = nn.Identity()
     model.fc = with_weights(nn.Linear(3, 2, bias=False), tensor([1, 2, 3], [0, 0, 1]))
-    torch.testing.assert_close(predict(model, PICTURE).cams, torch.stack([R + 2 * G + 3 * B, B])[None])
+    torch.testing.assert_close(predict(model, IMAGE).cams, torch.stack([R + 2 * G + 3 * B, B])[None])
     with torch.no_grad():
         model.fc.weight.mul_(2)  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(predict(model, PICTURE).cams, 2 * torch.stack([R + 2 * G + 3 * B, B])[None])
+    torch.testing.assert_close(predict(model, IMAGE).cams, 2 * torch.stack([R + 2 * G + 3 * B, B])[None])
 
 
-def test_another_picture_size_is_looked_at_anew() -> None:
-    """At 4 pixels the last layer has one cell, so the map comes from an earlier one; larger pictures shall not."""
+def test_another_image_size_has_its_own_head() -> None:
+    """At 4 pixels the last layer has a single cell, so the maps come from an earlier layer; at 16 they do not."""
     model = Functional(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1)), nn.Linear(4, 2))
-    assert form(model, pictures(1, 4)) == "gradient"
-    logits, cams, *_ = predict(model, pictures(1, 16))
-    assert form(model, pictures(1, 16)) == "exact"
+    assert form(model, images(1, 4)) == "gradient"
+    logits, cams, *_ = predict(model, images(1, 16))
+    assert form(model, images(1, 16)) == "exact"
     assert cams is not None
     assert cams.shape == (1, 2, 4, 4)
     torch.testing.assert_close(logits, cams.mean((2, 3)) + model.fc.bias)
-    assert predict(model, pictures(1, 4)).cams.shape == (1, 2, 2, 2)  # type: ignore[union-attr]
+    assert predict(model, images(1, 4)).cams.shape == (1, 2, 2, 2)  # type: ignore[union-attr]

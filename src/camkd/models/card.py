@@ -77,7 +77,7 @@ def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind,
         "## Limitations\n\nA map shows where the model found evidence, not whether the prediction is correct. The "
         "model also predicts a class for images unlike its training images, and its confidence does not reveal them.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def title(info: Mapping[str, Any]) -> str:

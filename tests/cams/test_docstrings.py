@@ -1,0 +1,17 @@
+"""The examples in the docstrings of camkd.cams."""
+
+from __future__ import annotations
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+MODULES = ["class_selection", "gather", "hooks", "maps", "predict", "resize"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    failed, attempted = doctest.testmod(import_module(f"camkd.cams.{name}"))
+    assert attempted > 0
+    assert failed == 0
