@@ -1,9 +1,9 @@
-"""Teach with a term of your own: here, that both maps have their centre of mass in the same place.
+"""Train with your own loss term: here, the centers of mass of the student's and the teacher's maps must be equal.
 
     python examples/custom_term.py
 
-A term is a frozen dataclass; its fields are its settings, ``needs`` says what it reads of both answers, and calling it
-gives one number a picture. Registered under a name it mixes with all others.
+A term is a frozen dataclass whose fields are its settings. ``needs`` lists the fields of a prediction that it reads.
+Calling it returns one number per image. Once registered under a name, it can be combined with all other terms.
 """
 
 from __future__ import annotations
@@ -15,29 +15,37 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from camkd.config import DataConfig, DistillConfig, TrainConfig
+from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.sources import open_data
 from camkd.distill.losses.registry import TERMS
 from camkd.experiments.pipeline import train_all
+from camkd.runs.resume import Resume
 from camkd.types import Prediction
 
 
-def centres(maps: Tensor, sharpness: float) -> Tensor:
-    """Where each map ``(N, K, h, w)`` has its weight: ``(N, K, 2)``, in 0..1 of height and width.
+def centers_of_mass(maps: Tensor, sharpness: float) -> Tensor:
+    """Compute the center of mass of each map.
 
-    The weights are ``softmax(sharpness z)`` over the places, ``z`` the map divided by its standard deviation.
+    The mass of a cell is ``softmax(sharpness z)`` over the cells, with ``z`` the map divided by its standard deviation.
+
+    Args:
+        maps: Maps ``(N, K, h, w)``.
+        sharpness: Factor before the softmax.
+
+    Returns:
+        Row and column ``(N, K, 2)``, each in 0..1.
     """
     height, width = maps.shape[2:]
     z = maps.flatten(2) / (maps.flatten(2).std(2, keepdim=True) + 1e-6)
-    weights = (sharpness * z).softmax(2).view_as(maps)
-    rows = (weights.sum(3) * torch.linspace(0, 1, height, device=maps.device)).sum(2)
-    columns = (weights.sum(2) * torch.linspace(0, 1, width, device=maps.device)).sum(2)
-    return torch.stack([rows, columns], 2)
+    mass = (sharpness * z).softmax(2).view_as(maps)
+    row = (mass.sum(3) * torch.linspace(0, 1, height, device=maps.device)).sum(2)
+    column = (mass.sum(2) * torch.linspace(0, 1, width, device=maps.device)).sum(2)
+    return torch.stack([row, column], 2)
 
 
 @dataclass(frozen=True)
-class Centre:
-    """``mean_k || centre(student[k]) - centre(teacher[k]) ||^2``: indifferent to the maps' sizes and scales."""
+class CenterDistance:
+    """``mean_k || center(student[k]) - center(teacher[k]) ||^2``, independent of the sizes and scales of the maps."""
 
     sharpness: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"cams"})
@@ -45,22 +53,23 @@ class Centre:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert teacher is not None
-        assert student.cams is not None
         assert teacher.cams is not None
-        apart = centres(student.cams, self.sharpness) - centres(teacher.cams.to(student.cams), self.sharpness)
-        return apart.square().sum(2).mean(1)
+        assert student.cams is not None
+        student_centers = centers_of_mass(student.cams, self.sharpness)
+        teacher_centers = centers_of_mass(teacher.cams.to(student.cams), self.sharpness)
+        return (student_centers - teacher_centers).square().sum(2).mean(1)
 
 
-def main(pictures: str = "shapes", folder: str = "runs/examples/custom-term", epochs: int = 8) -> dict[str, float]:
-    """A teacher, a control and a student taught by logits and centres. Returns the test accuracies."""
-    TERMS["centre"] = Centre
-    configs = (DataConfig(pictures), TrainConfig(epochs=epochs, figure_every=0))
-    lesson = DistillConfig("ce=0.1,kd=0.9,centre=5:sharpness=2")
-    out, data = Path(folder), open_data(pictures)
-    found = train_all(out, data, "resnet20", "resnet8", configs, lesson, resume=out.exists())
-    for role, figures in found.items():
-        print(f"{role}: {figures['accuracy']:.1%} right")
-    return {role: figures["accuracy"] for role, figures in found.items()}
+def main(data: str = "shapes", out: str = "runs/examples/custom-term", epochs: int = 8) -> dict[str, float]:
+    """Train a teacher, a control, and a student with the new term. Return the test accuracies."""
+    TERMS["center"] = CenterDistance
+    distill = DistillConfig(teacher="resnet20", method="ce=0.1,kd=0.9,center=5:sharpness=2")
+    config = RunConfig(DataConfig(data), TrainConfig(epochs=epochs, figure_every=0), distill, model="resnet8")
+    folder = Path(out)
+    metrics = train_all(folder, config, open_data(data), resume=Resume() if folder.exists() else None)
+    for role, values in metrics.items():
+        print(f"{role}: accuracy {values['accuracy']:.1%}")
+    return {role: values["accuracy"] for role, values in metrics.items()}
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ def test_own_network(
 
 
 def test_custom_term(easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TERMS, "centre", TERMS["cam"])  # so that it is taken away afterwards
+    monkeypatch.setitem(TERMS, "center", TERMS["cam"])  # so that it is taken away afterwards
     found = main_of("custom_term", monkeypatch)(str(easy_folder), str(tmp_path), epochs=40)
     assert set(found) == {"teacher", "control", "student"}
-    assert "centre" in (tmp_path / "student" / "metrics.jsonl").read_text()
+    assert "center" in (tmp_path / "student" / "metrics.jsonl").read_text()
     assert (tmp_path / "report.html").exists()
 
 
