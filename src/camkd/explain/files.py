@@ -236,9 +236,10 @@ def prediction_records(
         - ``classes_shown``: the classes with a map, each with its ``class`` and ``confidence``.
 
     Example:
-        >>> model_maps = ModelMaps(np.array([[0.9, 0.1]]), np.zeros((1, 1, 2, 2)))  # doctest: +SKIP
-        >>> explanation = Explanation(np.array([[0]]), {"student": model_maps})  # doctest: +SKIP
-        >>> prediction_records([Path("x.png")], explanation, ("cat", "dog"))["x.png"]["student"]  # doctest: +SKIP
+        >>> from camkd.explain.explain import ModelMaps
+        >>> model_maps = ModelMaps(np.array([[0.9, 0.1]]), np.zeros((1, 1, 2, 2)))
+        >>> explanation = Explanation(np.array([[0]]), {"student": model_maps})
+        >>> prediction_records([Path("x.png")], explanation, ("cat", "dog"))["x.png"]["student"]
         {'class': 'cat', 'confidence': 0.9, 'classes_shown': [{'class': 'cat', 'confidence': 0.9}]}
     """
     records: dict[str, dict[str, Any]] = {}
