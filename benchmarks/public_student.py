@@ -30,7 +30,7 @@ from camkd.evaluate import compute_metrics, predict_split
 from camkd.experiments.pipeline import channel_statistics
 from camkd.models import ImageClassifier, profile
 from camkd.models.cam_net import ChannelNorm
-from camkd.report.comparison_stats import estimate, percent
+from camkd.report.comparison_stats import estimate, format_estimate
 from camkd.runs.folder import Run, collect_environment
 from camkd.train.loop import fit
 from camkd.utils.files import write_json
@@ -149,7 +149,7 @@ def main() -> None:
         rows = [{k: v for k, v in run.items() if k not in ("confusion", "per_class")} for run in runs]
         print(json.dumps({**vars(options), "environment": collect_environment(), "runs": rows}))
     else:
-        print(f"test accuracy {percent(estimate([run['accuracy'] for run in runs]))} %")
+        print(f"test accuracy {format_estimate(estimate([run['accuracy'] for run in runs]))} %")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages: Debian's Chromium, driven by Playwright, and watched."""
+"""A headless Chromium for the tests of HTML pages, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -15,34 +15,39 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 CHROMIUM = os.environ.get("CAMKD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 360, "height": 740}
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium with a camera that shows a moving test picture; skips where there is none."""
+    """Start a headless Chromium with a fake camera that shows a moving test image; skip the test without Chromium."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
     if CHROMIUM is None:
-        pytest.skip("no Chromium is installed: 'apt-get install chromium', or name one in CAMKD_CHROMIUM")
-    with sync_api.sync_playwright() as programs:
-        browser = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
+        pytest.skip("Chromium is not installed: run 'apt-get install chromium', or set CAMKD_CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *FAKE_CAMERA])
         yield browser
         browser.close()
 
 
-class Watched:
-    """An open report, with everything it complained about and every address it asked for."""
+class OfflinePage:
+    """An open page without network. On exit it checks that nothing was logged and nothing was fetched."""
 
     def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.context = browser.new_context(offline=True, viewport=options.pop("viewport", DESK), **options)
+        self.context = browser.new_context(offline=True, viewport=options.pop("viewport", DESKTOP), **options)
         self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.fetched: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.fetched.append(request.url.split(":")[0]))
+        self.messages: list[str] = []
+        self.schemes: list[str] = []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("request", lambda request: self.schemes.append(request.url.split(":")[0]))
         self.page.goto(path.as_uri())
+
+    def check(self) -> None:
+        assert self.messages == []
+        assert set(self.schemes) <= {"file", "data"}
 
     def __enter__(self) -> Any:
         return self.page
@@ -50,5 +55,4 @@ class Watched:
     def __exit__(self, *exception: object) -> None:
         self.context.close()
         if exception[0] is None:
-            assert self.complaints == []
-            assert set(self.fetched) <= {"file", "data"}
+            self.check()

@@ -21,8 +21,8 @@ from camkd.cli.main import main
 from camkd.data.dataset import Dataset, Split
 from camkd.models import MODELS
 from camkd.report.report import write_report
-from run_folders import gallery, hang, write_tree
-from several import alone, distil, teacher
+from run_folders import gallery_content, write_gallery_json, write_train_folder
+from support.processes import distill_arguments, reference_run, teacher
 from support.fault_table import fault_table, pytest_configure, pytest_runtest_call, pytest_terminal_summary
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
 
 __all__ = [  # fixtures and hooks
-    "alone", "distil", "fault_table", "pytest_configure", "pytest_runtest_call", "pytest_terminal_summary", "teacher",
+    "distill_arguments", "reference_run", "fault_table", "pytest_configure", "pytest_runtest_call", "pytest_terminal_summary", "teacher",
 ]  # fmt: skip
 
 hypothesis.settings.register_profile("camkd", derandomize=True, deadline=None)
@@ -153,6 +153,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a teacher, a control and a student, with a gallery of all three in the student's folder."""
-    root = write_tree(tmp_path_factory.mktemp("runs") / "run")
-    hang(root / "student", gallery("teacher", "student", "control"))
+    root = write_train_folder(tmp_path_factory.mktemp("runs") / "run")
+    write_gallery_json(root / "student", gallery_content("teacher", "student", "control"))
     return write_report([root], root / "report.html")

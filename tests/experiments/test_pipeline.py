@@ -185,9 +185,9 @@ def test_gallery_of_the_student_has_all_three_models(finished: Any, easy: Datase
     assert [model["sha256"] for model in said["models"]] == [
         read_model_info(finished.folder / role).sha256 for role in roles
     ]
-    assert {picture["row"] for picture in said["pictures"]} == set(range(len(easy.test)))
+    assert {image["row"] for image in said["images"]} == set(range(len(easy.test)))
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
-    assert said["pictures"][0]["image"] in page
+    assert said["images"][0]["thumbnail"] in page
 
 
 def test_normalization_uses_training_statistics(finished: Any, easy: Dataset) -> None:
@@ -272,16 +272,16 @@ def test_other_settings_are_refused(easy: Dataset, wide_teacher: Path, changes: 
 
 
 def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
-    with pytest.raises(InputError, match="model must be resnet8.*got cam-net"):
+    with pytest.raises(InputError, match=r"model must be resnet8.*got cam-net"):
         train_run(wide_teacher, run_config("cam-net", "teacher", ONE), easy, resume=Resume())
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
     train_run(tmp_path, run_config("resnet8", "control", ONE), easy)
-    with pytest.raises(InputError, match="method must be plain.*got kd"):
+    with pytest.raises(InputError, match=r"method must be plain.*got kd"):
         train_run(tmp_path, run_config("resnet8", "control", ONE, DistillConfig(method="kd")), easy, resume=Resume())
-    with pytest.raises(InputError, match="teacher must be .*, got /"):
+    with pytest.raises(InputError, match=r"teacher must be .*, got /"):
         train_run(tmp_path, run_config("resnet8", "control", ONE), easy, Supervision(taught), resume=Resume())
 
 
@@ -673,7 +673,7 @@ def test_few_validation_images_raise_the_bound(taught: Teacher) -> None:
 def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: Dataset) -> None:
     """Of another size, and of classes in another order."""
     large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
-    with pytest.raises(InputError, match="must be 16.*got 32"):
+    with pytest.raises(InputError, match=r"must be 16.*got 32"):
         load_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
     with pytest.raises(InputError, match=r"must be sky, berry, leaf \(3\).*got berry, leaf, sky \(3\)"):
         load_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")

@@ -1,7 +1,8 @@
-"""The gallery of a run: a few test pictures with every model's answers and maps, small enough to lie in a page.
+"""The gallery of a run: a few test images with the predictions and maps of every model, small enough for a page.
 
-``gallery.json`` holds thumbnails, true classes, and for each model its label, its confidence and its maps, in 8 bits
-with a scale each: ``map = scale (level - 128) / 127``. `camkd.report.merge_galleries` reads it, without torch.
+``gallery.json`` holds thumbnails and true classes, and for each model its predicted class, its confidence and its maps.
+A map is stored in 8 bits with one scale: ``map = scale (level - 128) / 127``. `camkd.report.merge_galleries` reads the
+file without torch.
 """
 
 from __future__ import annotations
@@ -29,177 +30,214 @@ from camkd.report.merge_galleries import VERSION
 from camkd.types import InputError, Prediction
 from camkd.utils.files import load_json, write_text
 
-PICTURES = 240
-BYTES = 2_000_000  # of the file, whatever the pictures and however many classes
-ALL_CLASSES, LIKELIEST = 20, 10
-"""Up to so many classes the maps of all are kept; beyond, those of the true, the answered and the likeliest ones."""
+MAX_IMAGES = 240
+MAX_BYTES = 2_000_000
+"""Size limit of ``gallery.json``."""
 
-SIDE, EXACT_SIDE = 96, 64
-"""Pixels a side: of a thumbnail, and of a picture that is kept as it is."""
+MAX_ALL_CLASSES = 20
+"""Number of classes up to which the maps of all classes are stored."""
 
-GRID = 16  # cells a side of the largest map kept
-BATCH = 16  # all classes' maps of a picture are larger than the picture
+MAX_STORED_CLASSES = 10
+"""Number of classes whose maps are stored beyond `MAX_ALL_CLASSES`: true, predicted and most probable classes."""
+
+THUMBNAIL_SIDE = 96
+"""Longest side of a thumbnail in pixels."""
+
+UNSCALED_SIDE = 64
+"""Longest side in pixels of an image that is stored unchanged."""
+
+MAX_GRID = 16
+"""Largest number of cells per side of a stored map."""
+
+BATCH_SIZE = 16  # small, because the maps of all classes take more memory than the image
 
 
 class GalleryModel(NamedTuple):
-    """A model in a gallery and the checksum of its weights, by which a report knows it again."""
+    """A model of a gallery and the checksum of its weights, which identifies the model in a report."""
 
     model: nn.Module
     sha256: str
 
 
 def select_images(
-    labels: Tensor, own: SplitPredictions, teacher: SplitPredictions | None = None, count: int = PICTURES
+    labels: Tensor, own: SplitPredictions, teacher: SplitPredictions | None = None, count: int = MAX_IMAGES
 ) -> list[int]:
-    """Rows of at most ``count`` test pictures that a person wants to see, the same ones for the same answers.
+    """Select test images for the gallery; equal predictions and maps give equal selections.
 
-    In turn one of each, until there are enough: where student and teacher agree on the label and least on the region;
-    right answers, class after class; wrong answers, from the commonest confusion to the rarest, then a second one of
-    each; and those that only the student got right. Within a class or a confusion the first of the test pictures come
-    first, whatever the maps look like. ``labels (N,)`` are the true classes.
+    Takes turns between these groups:
 
-    >>> rows = choose(labels, own, teacher)                                              # doctest: +SKIP
+    1. images on which student and teacher agree on the class, lowest CAM cosine first, at most ``count // 6``;
+    2. correct predictions, one class after the other;
+    3. wrong predictions, one of each confusion from the most frequent to the rarest, then a second one of each, ...;
+    4. images that only the student predicts correctly, at most ``count // 10``.
+
+    Within a class or confusion, images are taken in the order of the test split.
+
+    Args:
+        labels: True classes ``(N,)``.
+        own: Predictions of the model.
+        teacher: Predictions of its teacher, or None.
+        count: Maximum number of images.
+
+    Returns:
+        At most ``count`` distinct rows of the test split.
+
+    >>> rows = select_images(labels, own, teacher)                                       # doctest: +SKIP
     """
-    answers = own.logits.argmax(1)
-    right = answers == labels
-    queues = [_by_cell(labels, answers, right), _by_cell(labels, answers, ~right)]
+    predicted = own.logits.argmax(1)
+    correct = predicted == labels
+    queues = [_round_robin_by_cell(labels, predicted, correct), _round_robin_by_cell(labels, predicted, ~correct)]
     if teacher is not None:
-        theirs = teacher.logits.argmax(1)
-        agree = torch.nonzero(answers == theirs).flatten()
-        alike = cosine(*to_common_grid(own.maps[agree], teacher.maps[agree]))
-        queues.insert(0, agree[alike.argsort(stable=True)][: count // 6].tolist())
-        queues.append(torch.nonzero(right & (theirs != labels)).flatten()[: count // 10].tolist())
-    wanted = dict.fromkeys(row for row in chain(*zip_longest(*queues)) if row is not None)
-    return list(wanted)[:count]
+        teacher_predicted = teacher.logits.argmax(1)
+        agreeing = torch.nonzero(predicted == teacher_predicted).flatten()
+        similarity = cosine(*to_common_grid(own.maps[agreeing], teacher.maps[agreeing]))
+        queues.insert(0, agreeing[similarity.argsort(stable=True)][: count // 6].tolist())
+        queues.append(torch.nonzero(correct & (teacher_predicted != labels)).flatten()[: count // 10].tolist())
+    rows = dict.fromkeys(row for row in chain(*zip_longest(*queues)) if row is not None)
+    return list(rows)[:count]
 
 
-def write_gallery(path: Path, data: Dataset, exhibits: Mapping[str, GalleryModel], rows: Sequence[int]) -> None:
-    """Ask every model about the test pictures ``rows`` and write what they say to ``path``, whole or not at all.
+def write_gallery(path: Path, data: Dataset, models: Mapping[str, GalleryModel], rows: Sequence[int]) -> None:
+    """Predict the selected test images with every model and write ``gallery.json`` atomically.
 
-    ``exhibits`` by title, the teacher first where there is one: likeness is to its map, of the class that it answers.
-    Pictures at the end of ``rows`` are left out where the file would pass ``BYTES``.
+    Args:
+        path: The file to write.
+        data: The dataset.
+        models: Models by title, the teacher first. With a model titled ``teacher``, the file holds the CAM cosine
+            of every other model's map and the teacher's, of the class that the teacher predicts.
+        rows: Rows of the test split. Images at the end are left out if the file would exceed `MAX_BYTES`.
     """
     content: dict[str, Any] = {
         "version": VERSION,
-        "open_model_data": data.fingerprint,
-        "models": [{"title": title, "sha256": exhibit.sha256} for title, exhibit in exhibits.items()],
-        "pictures": [],
+        "data_fingerprint": data.fingerprint,
+        "models": [{"title": title, "sha256": entry.sha256} for title, entry in models.items()],
+        "images": [],
     }
-    room = BYTES - len(json.dumps(content))
-    for picture in _pictures(data, exhibits, rows):
-        room -= len(json.dumps(picture)) + 2
-        if room < 0:
+    remaining = MAX_BYTES - len(json.dumps(content))
+    for record in _image_records(data, models, rows):
+        remaining -= len(json.dumps(record)) + 2
+        if remaining < 0:
             break
-        content["pictures"].append(picture)
+        content["images"].append(record)
     write_text(path, json.dumps(content, allow_nan=False) + "\n")
 
 
 def gallery_rows(path: Path) -> list[int]:
-    """Which test pictures a gallery of ours shows; none where there is no such file."""
+    """Read the test rows of a gallery file; empty if the file does not exist.
+
+    Raises:
+        InputError: The file is damaged.
+    """
     if not path.exists():
         return []
     try:
-        return [int(picture["row"]) for picture in load_json(path.read_text(encoding="utf-8"))["pictures"]]
+        return [int(record["row"]) for record in load_json(path.read_text(encoding="utf-8"))["images"]]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"{path} is damaged ({error}): delete metrics.json beside it and start the run again with --resume, which "
-            "writes both anew without training."
+            f"{path} must be a gallery, got a damaged file ({error}). Delete metrics.json beside it and start the run "
+            "again with --resume; both files are then rewritten without training."
         ) from error
 
 
-def _by_cell(labels: Tensor, answers: Tensor, wanted: Tensor) -> list[int]:
-    """Rows where ``wanted``: one of each (truth, answer), the fullest first, then a second one of each, ..."""
+def _round_robin_by_cell(labels: Tensor, predicted: Tensor, mask: Tensor) -> list[int]:
+    """Order the rows of ``mask``: one per cell of the confusion matrix, fullest cell first, then a second one, ..."""
     cells: dict[tuple[int, int], list[int]] = {}
-    for row in torch.nonzero(wanted).flatten().tolist():
-        cells.setdefault((int(labels[row]), int(answers[row])), []).append(row)
+    for row in torch.nonzero(mask).flatten().tolist():
+        cells.setdefault((int(labels[row]), int(predicted[row])), []).append(row)
     fullest_first = [cells[cell] for cell in sorted(cells, key=lambda cell: (-len(cells[cell]), cell))]
-    return [row for rank in zip_longest(*fullest_first) for row in rank if row is not None]
+    return [row for turn in zip_longest(*fullest_first) for row in turn if row is not None]
 
 
-def _pictures(data: Dataset, exhibits: Mapping[str, GalleryModel], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        answers = [_ask(exhibit.model, data.test.images[some]) for exhibit in exhibits.values()]
-        for row, told in zip(some, zip(*answers, strict=True), strict=True):
-            yield _picture(data, row, told, "teacher" in exhibits)
+def _image_records(data: Dataset, models: Mapping[str, GalleryModel], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = rows[start : start + BATCH_SIZE]
+        by_model = [_predict_each(entry.model, data.test.images[batch]) for entry in models.values()]
+        for row, predictions in zip(batch, zip(*by_model, strict=True), strict=True):
+            yield _image_record(data, row, predictions, has_teacher="teacher" in models)
 
 
-def _ask(model: nn.Module, images: NDArray[np.uint8]) -> list[Prediction]:
-    """The answer to each picture by itself: ``logits (K,)`` and ``cams (K, h, w)`` of at most GRID cells a side."""
-    answer = predict_images(model, images).float()
-    assert answer.cams is not None
-    maps = resize(answer.cams, (min(GRID, answer.cams.shape[2]), min(GRID, answer.cams.shape[3])))
-    return [Prediction(*pair) for pair in zip(answer.logits, maps, strict=True)]
+def _predict_each(model: nn.Module, images: NDArray[np.uint8]) -> list[Prediction]:
+    """Predict each image: ``logits (K,)`` and ``cams (K, h, w)`` of at most `MAX_GRID` cells per side."""
+    prediction = predict_images(model, images).float()
+    assert prediction.cams is not None
+    height, width = prediction.cams.shape[2:]
+    maps = resize(prediction.cams, (min(MAX_GRID, height), min(MAX_GRID, width)))
+    return [Prediction(*pair) for pair in zip(prediction.logits, maps, strict=True)]
 
 
-def _picture(data: Dataset, row: int, answers: Sequence[Prediction], taught: bool) -> dict[str, Any]:
-    labels = [int(answer.logits.argmax()) for answer in answers]
-    truth = int(data.test.labels[row])
-    shown = _shown([truth, *labels], answers[0].logits)
-    told = [_answer(answer, label, shown) for answer, label in zip(answers, labels, strict=True)]
-    if taught:
-        maps = [answer.cams[labels[0]][None] for answer in answers if answer.cams is not None]
-        for one, mine in zip(told[1:], maps[1:], strict=True):
-            one["likeness"] = _short(float(cosine(*to_common_grid(mine, maps[0]))))
+def _image_record(data: Dataset, row: int, predictions: Sequence[Prediction], has_teacher: bool) -> dict[str, Any]:
+    predicted = [int(prediction.logits.argmax()) for prediction in predictions]
+    label = int(data.test.labels[row])
+    class_ids = _stored_classes([label, *predicted], predictions[0].logits)
+    records = [_prediction_record(*pair, class_ids) for pair in zip(predictions, predicted, strict=True)]
+    if has_teacher:
+        maps = [prediction.cams[predicted[0]][None] for prediction in predictions if prediction.cams is not None]
+        for record, student_map in zip(records[1:], maps[1:], strict=True):
+            record["cam_cosine"] = _round_significant(float(cosine(*to_common_grid(student_map, maps[0]))))
     return {
         "row": row,
         "name": data.test.names[row] if data.test.names else None,
-        "truth": truth,
-        "image": _thumbnail(data.test.images[row]),
-        "shown": shown,
-        "answers": told,
+        "label": label,
+        "thumbnail": _thumbnail(data.test.images[row]),
+        "class_ids": class_ids,
+        "predictions": records,
     }
 
 
-def _shown(wanted: Iterable[int], logits: Tensor) -> list[int]:
-    """The classes whose maps are kept."""
-    if len(logits) <= ALL_CLASSES:
+def _stored_classes(required: Iterable[int], logits: Tensor) -> list[int]:
+    """Return the classes whose maps are stored: all, or the required classes and the most probable ones."""
+    if len(logits) <= MAX_ALL_CLASSES:
         return list(range(len(logits)))
-    likeliest = logits.topk(LIKELIEST).indices.tolist()
-    return list(dict.fromkeys([*wanted, *likeliest]))[:LIKELIEST]
+    most_probable = logits.topk(MAX_STORED_CLASSES).indices.tolist()
+    return list(dict.fromkeys([*required, *most_probable]))[:MAX_STORED_CLASSES]
 
 
-def _answer(answer: Prediction, label: int, shown: list[int]) -> dict[str, Any]:
-    shares = answer.logits.softmax(0)
-    assert answer.cams is not None
-    levels, scales = quantised(answer.cams[shown].numpy())
+def _prediction_record(prediction: Prediction, predicted: int, class_ids: list[int]) -> dict[str, Any]:
+    probabilities = prediction.logits.softmax(0)
+    assert prediction.cams is not None
+    levels, scales = quantize_maps(prediction.cams[class_ids].numpy())
     return {
-        "label": label,
-        "confidence": _short(float(shares[label])),
-        "shares": [_short(share) for share in shares[shown].tolist()],
+        "predicted": predicted,
+        "confidence": _round_significant(float(probabilities[predicted])),
+        "probabilities": [_round_significant(value) for value in probabilities[class_ids].tolist()],
         "grid": list(levels.shape[1:]),
-        "scales": [_short(scale) for scale in scales.tolist()],
+        "scales": [_round_significant(scale) for scale in scales.tolist()],
         "maps": base64.b64encode(levels.tobytes()).decode(),
     }
 
 
-def quantised(maps: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Maps ``(k, h, w)`` as levels 1 to 255, zero at 128, and the scale of each ``(k,)``: its largest magnitude.
+def quantize_maps(maps: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Quantize maps to 8 bits, with an error of at most half a level, ``scale / 254``.
 
-    What is not finite counts as zero. Off by at most half a level, ``scale / 254``.
+    Args:
+        maps: Maps ``(k, h, w)``; values that are not finite count as zero.
 
-    >>> levels, scales = quantised(np.array([[[-2.0, 0.0, 1.0]]]))
+    Returns:
+        Levels ``(k, h, w)`` from 1 to 255 with zero at 128, and scales ``(k,)``, the largest magnitude of each map.
+
+    >>> levels, scales = quantize_maps(np.array([[[-2.0, 0.0, 1.0]]]))
     >>> levels.tolist(), scales.tolist()
     ([[[1, 128, 192]]], [2.0])
     """
-    whole = np.nan_to_num(np.asarray(maps, np.float64), posinf=0, neginf=0)
-    scales = np.abs(whole).max((1, 2))
-    shares = whole / np.where(scales > 0, scales, 1)[:, None, None]
+    values = np.nan_to_num(np.asarray(maps, np.float64), posinf=0, neginf=0)
+    scales = np.abs(values).max((1, 2))
+    shares = values / np.where(scales > 0, scales, 1)[:, None, None]
     return (np.floor(127 * shares + 0.5) + 128).astype(np.uint8), scales
 
 
-def _thumbnail(image: NDArray[np.uint8]) -> str:
-    """A picture as data URI: small ones as they are, large ones made small."""
-    picture, stream = Image.fromarray(image), io.BytesIO()
-    if max(picture.size) <= EXACT_SIDE:
-        picture.save(stream, "PNG", optimize=True)
+def _thumbnail(pixels: NDArray[np.uint8]) -> str:
+    """Return an image as data URI: small images unchanged as PNG, large ones downscaled as JPEG."""
+    image = Image.fromarray(pixels)
+    stream = io.BytesIO()
+    if max(image.size) <= UNSCALED_SIDE:
+        image.save(stream, "PNG", optimize=True)
         kind = "png"
     else:
-        picture.thumbnail((SIDE, SIDE))
-        picture.save(stream, "JPEG", quality=82)
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        image.save(stream, "JPEG", quality=82)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _short(number: float) -> float:
+def _round_significant(number: float) -> float:
     return float(f"{number:.4g}")

@@ -1,13 +1,12 @@
-"""The galleries of several runs as one, for the script of the report: the same pictures with every run's answers.
+"""Merge the galleries of several runs into one for the report: the same images with the predictions of every run.
 
-Reads what `camkd.report.gallery` wrote, and trusts it no more than any other file.
+Reads ``gallery.json`` files of `camkd.report.gallery` and validates them, like any file of unknown origin.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,158 +15,192 @@ import matplotlib
 from matplotlib.colors import to_hex
 
 from camkd.report.verdict import RunSummary
+from camkd.utils.units import finite_number
 
-VERSION = 1
-"""Of ``gallery.json``: another one is another format, and is not shown."""
+VERSION = 2
+"""Format version of ``gallery.json``; a file with another version is not shown."""
 
-BYTES = 2_300_000  # of all pictures, maps and answers in a page
-EVIDENCE, DIFFERENCE = "viridis", "coolwarm"
-"""Perceptually uniform and told apart by colour-blind people: van der Walt and Smith 2015; Moreland 2009."""
+MAX_BYTES = 2_300_000
+"""Size limit of all images, maps and predictions in a page."""
 
-_IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
+EVIDENCE_COLORMAP = "viridis"
+DIFFERENCE_COLORMAP = "coolwarm"
+"""Both colormaps are perceptually uniform and suit color-blind readers: van der Walt and Smith 2015; Moreland 2009."""
 
-Picture = dict[str, Any]
+_IMAGE_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
+
+ImageRecord = dict[str, Any]
 
 
 def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, Any] | None:
-    """What the page's script shows: columns of models, pictures, answers and maps; None where no run has a gallery.
+    """Merge the galleries of ``runs`` into the data of the page's script.
 
-    Runs are known again in each other's galleries by the checksum of their weights, so that a picture shows as many
-    of them as have ever been asked about it. A teacher that is in ``main``'s gallery and not among ``runs`` gets a
-    column, too. Galleries of other pictures or classes than ``main``'s are left out, and so are pictures at the end
-    that do not fit into ``BYTES``.
+    Models are matched across galleries by the checksum of their weights, so an image shows every run that has a
+    prediction for it. A teacher in the gallery of ``main`` that is not among ``runs`` gets a column, too. Galleries of
+    other images or other classes than those of ``main`` are left out. Images at the end are left out if they exceed
+    `MAX_BYTES`.
+
+    Args:
+        runs: The runs of the report.
+        main: The run whose confusion matrix is shown.
+
+    Returns:
+        The classes, columns of models, images with predictions and maps, confusion matrix and colormaps; None if no
+        run has a valid gallery.
     """
-    first_main = sorted(runs, key=lambda run: run is not main)
-    galleries = [gallery for run in first_main if run.classes == main.classes and (gallery := _sound(run))]
-    galleries = [gallery for gallery in galleries if gallery["open_model_data"] == galleries[0]["open_model_data"]]
+    main_first = sorted(runs, key=lambda run: run is not main)
+    galleries = [gallery for run in main_first if run.classes == main.classes and (gallery := _validate_gallery(run))]
+    galleries = [gallery for gallery in galleries if gallery["data_fingerprint"] == galleries[0]["data_fingerprint"]]
     if not galleries:
         return None
     columns = _columns(runs, galleries[0])
-    teachers = [place for place, column in enumerate(columns) if column["role"] == "teacher"]
-    others = [place for place in range(len(columns)) if place not in teachers]
+    teachers = [index for index, column in enumerate(columns) if column["role"] == "teacher"]
+    others = [index for index in range(len(columns)) if index not in teachers]
+    main_columns = [index for index in others if columns[index]["sha256"] == main.model_info.get("sha256")]
+    images = _merge_images(columns, teachers, galleries)
     return {
         "classes": main.classes,
         "columns": [{"name": column["name"], "role": column["role"]} for column in columns],
         "teacher": teachers[0] if teachers else None,
-        "main": next((i for i in others if columns[i]["sha256"] == main.model.get("sha256")), (others or teachers)[0]),
-        "pictures": list(_within(BYTES, _pictures(columns, teachers, galleries))),
-        "confusion": _sparse(main.confusion or []),
-        "ramps": {"evidence": ramp(EVIDENCE), "difference": ramp(DIFFERENCE)},
+        "main": (main_columns or others or teachers)[0],
+        "images": list(_limit_bytes(images, MAX_BYTES)),
+        "confusion": _nonzero_cells(main.confusion or []),
+        "colormaps": {
+            "evidence": sample_colormap(EVIDENCE_COLORMAP),
+            "difference": sample_colormap(DIFFERENCE_COLORMAP),
+        },
     }
 
 
-def ramp(name: str) -> list[str]:
-    """A colour map as 33 colours at equal distances, between which the script interpolates.
+def sample_colormap(name: str) -> list[str]:
+    """Return 33 equally spaced colors of a matplotlib colormap; the script interpolates between them.
 
-    >>> ramp("viridis")[::32]
+    >>> sample_colormap("viridis")[::32]
     ['#440154', '#fde725']
     """
-    return [to_hex(matplotlib.colormaps[name](place / 32)) for place in range(33)]
+    return [to_hex(matplotlib.colormaps[name](index / 32)) for index in range(33)]
 
 
-def _sparse(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int, int]]:
-    """The cells that are not empty: truth, answer, how many."""
-    return [(r, c, int(n)) for r, counts in enumerate(confusion) for c, n in enumerate(counts) if n]
+def _nonzero_cells(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int, int]]:
+    """Return the nonzero cells of a confusion matrix: true class, predicted class, count."""
+    return [
+        (label, predicted, int(count))
+        for label, counts in enumerate(confusion)
+        for predicted, count in enumerate(counts)
+        if count
+    ]
 
 
 def _columns(runs: Sequence[RunSummary], gallery: Mapping[str, Any]) -> list[dict[str, Any]]:
-    shown = [{"name": run.name, "role": run.role, "sha256": run.model.get("sha256")} for run in runs]
-    known = {column["sha256"] for column in shown}
-    absent = [model for model in gallery["models"] if model["title"] == "teacher" and model["sha256"] not in known]
-    return [{"name": "teacher", "role": "teacher", "sha256": model["sha256"]} for model in absent] + shown
+    """Return one column per run, after the teachers of ``gallery`` that are not among the runs."""
+    columns = [{"name": run.name, "role": run.role, "sha256": run.model_info.get("sha256")} for run in runs]
+    checksums = {column["sha256"] for column in columns}
+    teachers = [model for model in gallery["models"] if model["title"] == "teacher"]
+    extra = [model["sha256"] for model in teachers if model["sha256"] not in checksums]
+    return [{"name": "teacher", "role": "teacher", "sha256": checksum} for checksum in extra] + columns
 
 
-def _pictures(
+def _merge_images(
     columns: list[dict[str, Any]], teachers: list[int], galleries: Sequence[Mapping[str, Any]]
-) -> Iterator[Picture]:
-    """Every picture once, those of the first gallery first, with each column's answer or None."""
-    by_row: dict[int, list[tuple[Mapping[str, Any], Picture]]] = {}
+) -> Iterator[ImageRecord]:
+    """Yield every image once, the images of the first gallery first, with a prediction or None for each column."""
+    records_by_row: dict[int, list[tuple[Mapping[str, Any], ImageRecord]]] = {}
     for gallery in galleries:
-        for picture in gallery["pictures"]:
-            by_row.setdefault(picture["row"], []).append((gallery, picture))
-    judge = columns[teachers[0]]["sha256"] if teachers else None
-    for found in by_row.values():
-        told: dict[str, Any] = {}
-        for gallery, picture in found:
-            same_judge = gallery["models"][0]["sha256"] == judge
-            for model, answer in zip(gallery["models"], picture["answers"], strict=True):
-                likeness = answer.get("likeness") if same_judge else None
-                told.setdefault(model["sha256"], {**answer, "shown": picture["shown"], "likeness": likeness})
-        picture = {key: found[0][1][key] for key in ("name", "truth", "image")}
-        yield {**picture, "answers": [told.get(column["sha256"]) for column in columns]}
+        for record in gallery["images"]:
+            records_by_row.setdefault(record["row"], []).append((gallery, record))
+    teacher_checksum = columns[teachers[0]]["sha256"] if teachers else None
+    for records in records_by_row.values():
+        predictions: dict[str, Any] = {}
+        for gallery, record in records:
+            same_teacher = gallery["models"][0]["sha256"] == teacher_checksum
+            for model, prediction in zip(gallery["models"], record["predictions"], strict=True):
+                cam_cosine = prediction["cam_cosine"] if same_teacher else None
+                merged = {**prediction, "class_ids": record["class_ids"], "cam_cosine": cam_cosine}
+                predictions.setdefault(model["sha256"], merged)
+        _, first_record = records[0]
+        shared = {key: first_record[key] for key in ("name", "label", "thumbnail")}
+        yield {**shared, "predictions": [predictions.get(column["sha256"]) for column in columns]}
 
 
-def _within(room: int, pictures: Iterator[Picture]) -> Iterator[Picture]:
-    for picture in pictures:
-        room -= len(json.dumps(picture))
-        if room < 0:
+def _limit_bytes(images: Iterator[ImageRecord], max_bytes: int) -> Iterator[ImageRecord]:
+    """Yield images while their JSON fits in ``max_bytes``."""
+    remaining = max_bytes
+    for image in images:
+        remaining -= len(json.dumps(image))
+        if remaining < 0:
             return
-        yield picture
+        yield image
 
 
-# --- what a file has to be before a page shows it
+# --- validation
 
 
-def _sound(run: RunSummary) -> dict[str, Any] | None:
-    """The gallery of ``run`` where it is one of ours with a picture, else None."""
+def _validate_gallery(run: RunSummary) -> dict[str, Any] | None:
+    """Return the gallery of ``run``, or None if it is invalid or has no image."""
     try:
         gallery = run.gallery
-        models = [{key: _text(model[key]) for key in ("title", "sha256")} for model in gallery["models"]]
-        classes = len(run.classes)
-        pictures = [_checked(picture, len(models), classes) for picture in gallery["pictures"]]
-        if gallery["version"] != VERSION or not models or not pictures:
+        models = [{key: _validate_text(model[key]) for key in ("title", "sha256")} for model in gallery["models"]]
+        images = [_validate_image(record, len(models), len(run.classes)) for record in gallery["images"]]
+        if gallery["version"] != VERSION or not models or not images:
             return None
-        return {"models": models, "pictures": pictures, "open_model_data": gallery["open_model_data"]}
-    except (KeyError, TypeError, ValueError, OverflowError):  # a number may be too large for a float
+        return {"models": models, "images": images, "data_fingerprint": gallery["data_fingerprint"]}
+    except (KeyError, TypeError, ValueError, OverflowError):  # OverflowError: an integer of infinity
         return None
 
 
-def _checked(picture: Mapping[str, Any], models: int, classes: int) -> Picture:
-    shown = [_class(place, classes) for place in picture["shown"]]
-    answers = [_answer(answer, shown, classes) for answer in picture["answers"]]
-    name = picture.get("name")
-    if len(answers) != models or not _IMAGE.fullmatch(picture["image"]):
-        raise ValueError("not as many answers as models, or no picture")
+def _validate_image(record: Mapping[str, Any], num_models: int, num_classes: int) -> ImageRecord:
+    class_ids = [_validate_class(class_id, num_classes) for class_id in record["class_ids"]]
+    predictions = [_validate_prediction(prediction, class_ids, num_classes) for prediction in record["predictions"]]
+    if len(predictions) != num_models:
+        raise ValueError(f"predictions must have one entry per model ({num_models}), got {len(predictions)}.")
+    if not _IMAGE_URI.fullmatch(record["thumbnail"]):
+        raise ValueError(f"thumbnail must be a data URI of an image, got {record['thumbnail'][:40]!r}.")
+    name = record.get("name")
     return {
-        "row": int(picture["row"]),
-        "name": None if name is None else _text(name),
-        "truth": _class(picture["truth"], classes),
-        "image": picture["image"],
-        "shown": shown,
-        "answers": answers,
+        "row": int(record["row"]),
+        "name": None if name is None else _validate_text(name),
+        "label": _validate_class(record["label"], num_classes),
+        "thumbnail": record["thumbnail"],
+        "class_ids": class_ids,
+        "predictions": predictions,
     }
 
 
-def _answer(answer: Mapping[str, Any], shown: list[int], classes: int) -> dict[str, Any]:
-    height, width = (int(side) for side in answer["grid"])
-    numbers = {key: [_number(number) for number in answer[key]] for key in ("shares", "scales")}
-    levels = base64.b64decode(answer["maps"], validate=True)
-    if {len(shown)} != {len(found) for found in numbers.values()} or len(levels) != len(shown) * height * width:
-        raise ValueError("not one map, share and scale a class")
-    likeness = answer.get("likeness")
+def _validate_prediction(prediction: Mapping[str, Any], class_ids: list[int], num_classes: int) -> dict[str, Any]:
+    height, width = (int(side) for side in prediction["grid"])
+    probabilities = [_validate_number(value) for value in prediction["probabilities"]]
+    scales = [_validate_number(value) for value in prediction["scales"]]
+    levels = base64.b64decode(prediction["maps"], validate=True)
+    if not len(class_ids) == len(probabilities) == len(scales):
+        raise ValueError(f"probabilities and scales must have one number per class, {len(class_ids)}.")
+    if len(levels) != len(class_ids) * height * width:
+        raise ValueError(f"maps must have {height} x {width} bytes per class, got {len(levels)} bytes.")
+    cam_cosine = prediction.get("cam_cosine")
     return {
-        "label": _class(answer["label"], classes),
-        "confidence": _number(answer["confidence"]),
-        "likeness": None if likeness is None else _number(likeness),
+        "predicted": _validate_class(prediction["predicted"], num_classes),
+        "confidence": _validate_number(prediction["confidence"]),
+        "cam_cosine": None if cam_cosine is None else _validate_number(cam_cosine),
         "grid": [height, width],
-        "maps": answer["maps"],
-        **numbers,
+        "maps": prediction["maps"],
+        "probabilities": probabilities,
+        "scales": scales,
     }
 
 
-def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
-    return float(value)
+def _validate_number(value: Any) -> float:
+    number = finite_number(value)
+    if number is None:
+        raise ValueError(f"value must be a finite number, got {value!r}.")
+    return number
 
 
-def _class(place: Any, classes: int) -> int:
-    if not isinstance(place, int) or not 0 <= place < classes:
-        raise ValueError(f"{place} is none of {classes} classes")
-    return place
+def _validate_class(class_id: Any, num_classes: int) -> int:
+    if not isinstance(class_id, int) or not 0 <= class_id < num_classes:
+        raise ValueError(f"class must be an index below {num_classes}, got {class_id!r}.")
+    return class_id
 
 
-def _text(value: Any) -> str:
+def _validate_text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"value must be text, got {value!r}.")
     return value

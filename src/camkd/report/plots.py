@@ -13,25 +13,35 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from camkd.utils.plot_style import SERIES_COLORS, TEXT_COLOR, shorten, style_context
+from camkd.utils.units import finite_number
 
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 1)))
+LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 1)))
+MAX_COUNT_LABELS = 20
+"""Number of classes up to which the cells of a confusion matrix show their counts."""
+
+MAX_CLASS_TICKS = 50
 
 
 def curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, percent: bool = False) -> Figure:
-    """One measured quantity by epoch, a line a run: ``histories`` maps a run's name to its ``metrics.jsonl``.
+    """Plot a training metric by epoch, one line per run. Lines differ in color and in line style.
 
-    Epochs without a finite ``key`` are left out; runs without any are not drawn. ``percent`` shows shares
-    as percentages. Lines differ in colour and in dashes.
+    Args:
+        histories: The rows of ``metrics.jsonl`` of each run, by the run's name. Rows without a finite ``key`` are
+            skipped. Runs without any finite ``key`` get no line.
+        key: Metric to plot.
+        title: Title of the plot.
+        percent: If true, plot the values times 100 and add ``(%)`` to the title.
 
     >>> figure = curve({"student": [{"epoch": 1, "val_loss": 0.5}]}, "val_loss", "validation loss")
     """
     with style_context():
         figure = Figure((3.9, 3.1), layout="constrained")
         axes = figure.add_subplot()
-        for place, (name, history) in enumerate(histories.items()):
-            points = [(r["epoch"], r[key]) for r in history if _finite(r.get("epoch")) and _finite(r.get(key))]
+        for index, (name, history) in enumerate(histories.items()):
+            rows = [(finite_number(row.get("epoch")), finite_number(row.get(key))) for row in history]
+            points = [(epoch, value) for epoch, value in rows if epoch is not None and value is not None]
             if points:
-                _line(axes, points, place, 100 if percent else 1, name)
+                _add_line(axes, points, index, 100 if percent else 1, name)
         axes.set_title(title + (" (%)" if percent else ""), loc="left", fontsize=10.5, weight="bold")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -43,56 +53,60 @@ def curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title:
 
 
 def confusion_figure(counts: Sequence[Sequence[float]] | NDArray[Any], classes: Sequence[str]) -> Figure:
-    """The confusion matrix ``(K,K)``, rows true: colour is the row's share, numbers are counts (K <= 20).
+    """Plot a confusion matrix. The opacity of a cell grows with its share of the row.
 
-    Raises ValueError unless the matrix is square with one name a row.
+    Args:
+        counts: Counts ``(K, K)``, rows are true classes and columns predicted classes. Cells show their counts up to
+            `MAX_COUNT_LABELS` classes.
+        classes: The ``K`` class names.
+
+    Raises:
+        ValueError: ``counts`` is not ``(K, K)``, or there is no class.
 
     >>> figure = confusion_figure([[9, 1], [2, 8]], ["cat", "dog"])
     """
     table = np.asarray(counts, float)
-    k = len(classes)
-    if table.shape != (k, k) or not k:
-        raise ValueError(f"a confusion matrix of {k} classes is {k} x {k}, not {table.shape}")
+    num_classes = len(classes)
+    if table.shape != (num_classes, num_classes) or not num_classes:
+        raise ValueError(
+            f"counts must have shape {(num_classes, num_classes)} for {num_classes} classes, got shape {table.shape}."
+        )
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = min(7.0, 2.2 + 0.42 * k)
+    side = min(7.0, 2.2 + 0.42 * num_classes)
     with style_context():
         figure = Figure((side, side), layout="constrained")
         axes = figure.add_subplot()
-        rgba = np.broadcast_to(matplotlib.colors.to_rgba(SERIES_COLORS[0]), (k, k, 4)).copy()
-        rgba[..., 3] = shares**0.6  # a root, so that rare mistakes are seen
+        rgba = np.broadcast_to(matplotlib.colors.to_rgba(SERIES_COLORS[0]), (num_classes, num_classes, 4)).copy()
+        rgba[..., 3] = shares**0.6  # the power keeps rare errors visible
         axes.imshow(rgba, interpolation="nearest", aspect="equal")
-        if k <= 20:
-            _numbers(axes, table, shares)
-        _class_ticks(axes, classes)
+        if num_classes <= MAX_COUNT_LABELS:
+            _add_counts(axes, table, shares)
+        _label_classes(axes, classes)
     return figure
 
 
-def _line(axes: Axes, points: Sequence[tuple[float, float]], place: int, scale: float, name: str) -> None:
+def _add_line(axes: Axes, points: Sequence[tuple[float, float]], index: int, scale: float, name: str) -> None:
     epochs, values = zip(*points, strict=True)
     (line,) = axes.plot(epochs, [scale * value for value in values], linewidth=1.8)
-    line.set(color=SERIES_COLORS[place % len(SERIES_COLORS)], linestyle=DASHES[place % len(DASHES)])
+    line.set(color=SERIES_COLORS[index % len(SERIES_COLORS)], linestyle=LINE_STYLES[index % len(LINE_STYLES)])
     line.set_marker("o" if len(points) == 1 else "")
     line.set_label("\N{WORD JOINER}" + shorten(name, 28))  # matplotlib hides labels that begin with _
 
 
-def _numbers(axes: Axes, table: NDArray[Any], shares: NDArray[Any]) -> None:
+def _add_counts(axes: Axes, table: NDArray[Any], shares: NDArray[Any]) -> None:
     for (row, column), count in np.ndenumerate(table):
         if count:
-            colour = "white" if shares[row, column] > 0.4 else TEXT_COLOR
-            axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8, color=colour)
+            color = "white" if shares[row, column] > 0.4 else TEXT_COLOR
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8, color=color)
 
 
-def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
-    at = range(0, len(classes), -(-len(classes) // 50))
-    names = [shorten(classes[i], 16) for i in at]
-    size = 9 if len(classes) <= 20 else 5.5
-    axes.set_xticks(at, names, rotation=90, fontsize=size)
-    axes.set_yticks(at, names, fontsize=size)
+def _label_classes(axes: Axes, classes: Sequence[str]) -> None:
+    ticks = range(0, len(classes), -(-len(classes) // MAX_CLASS_TICKS))
+    names = [shorten(classes[index], 16) for index in ticks]
+    fontsize = 9 if len(classes) <= MAX_COUNT_LABELS else 5.5
+    axes.set_xticks(ticks, names, rotation=90, fontsize=fontsize)
+    axes.set_yticks(ticks, names, fontsize=fontsize)
     axes.tick_params(length=0)
     axes.spines[:].set_alpha(0.2)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))

@@ -1,7 +1,7 @@
-"""Run folders to one self-contained HTML page: the verdict first, then the numbers, curves and heatmaps.
+"""Write one self-contained HTML report from run folders: verdict, metrics, training curves and heatmaps.
 
-Reads run folders and nothing else. Whatever a folder lacks shows as a dash; a page always comes out. Without script it
-shows all but the gallery; the script lies in the page, whose policy allows no other.
+The report depends only on the run folders. Missing files and values appear as dashes. Without JavaScript the page shows
+everything except the gallery. The script is part of the page, and the page's content security policy allows no other.
 """
 
 from __future__ import annotations
@@ -13,133 +13,164 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from camkd.report import verdict as findings
 from camkd.report.merge_galleries import merge_galleries
+from camkd.report.page import read_template, render_page
 from camkd.report.plots import confusion_figure, curve
-from camkd.report.verdict import DASH, METRICS, RunSummary
-from camkd.types import InputError
-from camkd.utils import units
+from camkd.report.verdict import (
+    DASH,
+    METRICS,
+    MetricSpec,
+    RunSummary,
+    accuracy_gap,
+    attention_verdict,
+    cost_ratio,
+    verdict,
+)
+from camkd.types import CHANCE_LEVELS, InputError
 from camkd.utils.files import load_json, write_text
 from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg
+from camkd.utils.units import format_percent
 
 ROLES = ("teacher", "control", "student")
-SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")  # one after the other, as one
-LARGEST_TABLE = 20  # classes up to which a confusion matrix is a table; beyond it is a drawing
-LARGEST_PICTURES = 600_000  # bytes of the pictures of heatmaps on the way
-LIKENESS = (
-    "Cosine of the teacher's map and the other's, both of the class the teacher answers, positive evidence only, on "
-    "the larger of both grids: 1 is the same map, 0 nothing in common. Difference: the other's map minus the "
-    "teacher's, each as a share of its maximum. How sure a model is: the probability (softmax) it gives its answer. "
-    "The page carries maps in 8 bits."
+RUN_FILES = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")
+"""A folder with one of these files is a run folder."""
+
+SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")
+"""Scripts of the page, concatenated in this order."""
+
+MAX_TABLE_CLASSES = 20
+"""Number of classes up to which the confusion matrix is a table; beyond, it is a plot."""
+
+MAX_EPOCH_HEATMAP_BYTES = 600_000
+"""Size limit of all heatmap figures by epoch in a page, as data URIs."""
+
+MAP_NOTE = (
+    "CAM cosine: similarity of the compared model's map and the teacher's. Both maps are of the class that the teacher "
+    "predicts, positive evidence only, on the larger of both grids. 1 means the same map up to scale, 0 no common "
+    "location. Difference: the compared model's map minus the teacher's, each divided by its maximum. Confidence: the "
+    "softmax probability of the predicted class. The page stores maps in 8 bits."
 )
-ENDS = dict.fromkeys(("cam_cosine", "cam_pearson", "cam_iou"), "1, the teacher's map")
-ENDS |= {"cam_inside": "all of it", "cam_pointing_game": "every picture"}  # figures on a line, and what its end is
-OUTCOMES = {
-    "both_right": "both are right",
-    "only_teacher": "only the teacher is right",
-    "only_student": "only the student is right",
-    "both_wrong": "both are wrong",
+SCALE_ENDS = {
+    "cam_cosine": "1, same as the teacher",
+    "cam_pearson": "1, same as the teacher",
+    "cam_iou": "1, same as the teacher",
+    "cam_inside": "all evidence",
+    "cam_pointing_game": "all images",
 }
-SPLIT = [row for row in METRICS if row.key in ("cam_cosine", "cam_pearson", "cam_iou")]
-MARKS = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")  # a folder with one of these is a run
+"""Metrics that are drawn on a scale from 0 to 1, and the label of the scale's end."""
+
+OUTCOMES = {
+    "both_right": "both",
+    "only_teacher": "only the teacher",
+    "only_student": "only the student",
+    "both_wrong": "neither",
+}
+"""Groups of images in ``by_outcome`` of ``metrics.json``, and the correct models of each group."""
+
+OUTCOME_METRICS = [spec for spec in METRICS if spec.key in ("cam_cosine", "cam_pearson", "cam_iou")]
+"""Metrics that are shown for each of `OUTCOMES`."""
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write the report of ``runs`` to the file ``out`` and return it.
+    """Write the report of one or several runs.
 
-    Each path is a run folder or a folder of ``camkd train`` with ``teacher``, ``control`` and ``student``
-    inside. The page needs no network. Raises InputError for a path without a run and for a
-    file that is not JSON.
+    Args:
+        runs: Run folders, or folders of ``camkd train`` that contain ``teacher``, ``control`` and ``student``.
+        out: The HTML file to write.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: ``runs`` is empty, a folder is not a run folder, or a JSON file is invalid.
 
     >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
     """
-    folders = [folder for path in runs for folder in _folders(path)]
+    folders = [folder for path in runs for folder in _run_folders(path)]
     if not folders:
-        raise InputError("a report needs at least one run folder, but none was given: name one, as in runs/demo.")
-    loader = jinja2.PackageLoader("camkd.report")
-    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    script = "\n".join(loader.get_source(page, name)[0] for name in SCRIPTS)
-    content = {**_content(_read_all(folders)), "script": Markup(script), "script_hash": _hash(script)}
-    write_text(out, page.get_template("report.html").render(content))
+        raise InputError("A report must have at least one run folder, got none. Name one, for example runs/demo.")
+    script = "\n".join(read_template(name) for name in SCRIPTS)
+    context = _page_context(_read_runs(folders))
+    write_text(out, render_page("report.html", **context, script=Markup(script), script_hash=_csp_hash(script)))
     return out
 
 
-def _hash(script: str) -> str:
-    """What a page's policy calls the one script it allows."""
+def _csp_hash(script: str) -> str:
+    """Return the hash source that allows ``script`` in a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
-# --- run folders to runs
+# --- read run folders
 
 
-def _folders(path: Path) -> list[Path]:
+def _run_folders(path: Path) -> list[Path]:
     inside = [path / role for role in ROLES if _is_run(path / role)]
     if not inside and not _is_run(path):
-        raise InputError(
-            f"{path} is no run folder, as it has none of {', '.join((*MARKS[:3], *ROLES))}: name one that has."
-        )
+        contents = ", ".join((*RUN_FILES, *ROLES))
+        raise InputError(f"A run folder must contain one of {contents}, got {path} without any. Name a run folder.")
     return inside or [path]
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / mark).is_file() for mark in MARKS)
+    return any((path / name).is_file() for name in RUN_FILES)
 
 
-def _read_all(folders: Sequence[Path]) -> list[RunSummary]:
+def _read_runs(folders: Sequence[Path]) -> list[RunSummary]:
     names = [folder.resolve().name for folder in folders]
-    unique = len(set(names)) == len(names)
-    paths = zip(folders, names, strict=True)
-    return [_read(path, name if unique else f"{path.resolve().parent.name}/{name}") for path, name in paths]
+    if len(set(names)) < len(names):
+        names = [f"{folder.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)]
+    return [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
-def _read(folder: Path, name: str) -> RunSummary:
-    model = _json(folder / "model.json")
-    role = model.get("role", folder.resolve().name)
+def _read_run(folder: Path, name: str) -> RunSummary:
+    model_info = _read_json(folder / "model.json")
+    role = model_info.get("role", folder.resolve().name)
     figures = folder / "figures"
-    epochs = [(int(found[1]), path) for path in figures.glob("*.png") if (found := _epoch(path.name))]
+    environment = _read_json(folder / "environment.json")
     return RunSummary(
         name=name,
         role=role if role in ROLES else None,
-        metrics=_json(folder / "metrics.json"),
-        history=list(_history(_text(folder / "metrics.jsonl"))),
-        model=model,
-        config=_text(folder / "config.yaml"),
-        environment={name: value for name, value in _json(folder / "environment.json").items() if name != "classes"},
-        heatmap=_png(figures / "cams.png"),
-        epochs=_some([(epoch, uri) for epoch, path in sorted(epochs) if (uri := _png(path))]),
-        gallery=_json(folder / "gallery.json"),
+        metrics=_read_json(folder / "metrics.json"),
+        history=list(_parse_history(_read_text(folder / "metrics.jsonl"))),
+        model_info=model_info,
+        config=_read_text(folder / "config.yaml"),
+        environment={key: value for key, value in environment.items() if key != "classes"},
+        heatmap=_png_uri(figures / "cams.png"),
+        epoch_heatmaps=_limit_bytes(_read_epoch_heatmaps(figures)),
+        gallery=_read_json(folder / "gallery.json"),
     )
 
 
-def _epoch(name: str) -> re.Match[str] | None:
-    return re.fullmatch(r"cams-epoch-(\d+)\.png", name)
+def _read_epoch_heatmaps(figures: Path) -> list[tuple[int, str]]:
+    """Return the epochs and data URIs of ``cams-epoch-*.png``, by epoch."""
+    matches = [(re.fullmatch(r"cams-epoch-(\d+)\.png", path.name), path) for path in figures.glob("*.png")]
+    epochs = sorted((int(match[1]), path) for match, path in matches if match)
+    return [(epoch, uri) for epoch, path in epochs if (uri := _png_uri(path))]
 
 
-def _some(pictures: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Every second one, then every fourth, ... until what is left has room in a page; the first one stays."""
-    while len(pictures) > 1 and sum(len(uri) for _, uri in pictures) > LARGEST_PICTURES:
-        pictures = pictures[::2]
-    return pictures
+def _limit_bytes(heatmaps: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Keep every second figure, then every fourth, ..., until they fit in a page; the first figure stays."""
+    while len(heatmaps) > 1 and sum(len(uri) for _, uri in heatmaps) > MAX_EPOCH_HEATMAP_BYTES:
+        heatmaps = heatmaps[::2]
+    return heatmaps
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = load_json(_text(path) or "{}")
+        value = load_json(_read_text(path) or "{}")
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): write it again or remove it.") from error
+        raise InputError(f"{path} must be valid JSON, got an error: {error}. Write it again or remove it.") from error
     return value if isinstance(value, dict) else {}
 
 
-def _history(text: str) -> Iterator[dict[str, Any]]:
-    """The lines that are objects: a run that was killed may leave half a line."""
+def _parse_history(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines that are JSON objects; an interrupted run may leave half a line."""
     for line in text.splitlines():
         try:
             value = load_json(line)
@@ -149,148 +180,181 @@ def _history(text: str) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def _png(path: Path) -> str | None:
+def _png_uri(path: Path) -> str | None:
     if not path.is_file():
         return None
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-# --- runs to what the page shows
+# --- prepare the content of the page
 
 
-def _content(runs: list[RunSummary]) -> dict[str, Any]:
+def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
+    """Return the variables of ``report.html``, except the script."""
     first = {role: next((run for run in runs if run.role == role), None) for role in ROLES}
     student = first["student"] or runs[-1]
-    teacher, control = (first[role] if first[role] is not student else None for role in ROLES[:2])
+    teacher, control = (first[role] if first[role] is not student else None for role in ("teacher", "control"))
     histories = {run.name: run.history for run in runs}
     return {
         "dash": DASH,
-        "colours": SERIES_COLORS,
+        "colors": SERIES_COLORS,
         "runs": runs,
         "student": student,
-        "verdict": findings.verdict(student, control),
+        "verdict": verdict(student, control),
         "accuracies": [(run, run.number("accuracy")) for run in runs],
-        "percent": units.percent,
-        "gap": findings.gap(student, teacher),
-        "smaller": [findings.times(student, teacher, *what) for what in (("params", "parameters"), ("macs", "MACs"))],
-        "looks": findings.attention_verdict(student, control),
-        "facts": _facts(student),
-        "rows": [row for row in METRICS if not row.optional or any(run.number(row.key) is not None for run in runs)],
-        "cells": {row.key: [_cell(run, row) for run in runs] for row in METRICS},
-        "tracks": [track for row in METRICS if row.key in ENDS and (track := _track(row, student, control, teacher))],
-        "split": SPLIT,
-        "outcomes": _outcomes(student),
+        "format_percent": format_percent,
+        "accuracy_gap": accuracy_gap(student, teacher),
+        "params_ratio": cost_ratio(student, teacher, "params", "parameters"),
+        "macs_ratio": cost_ratio(student, teacher, "macs", "MACs"),
+        "attention": attention_verdict(student, control),
+        "facts": _header_facts(student),
+        "specs": [spec for spec in METRICS if not spec.optional or _any_has(runs, spec.key)],
+        "cells": {spec.key: [_metric_cell(run, spec) for run in runs] for spec in METRICS},
+        "scales": [scale for spec in METRICS if (scale := _metric_scale(spec, student, control, teacher))],
+        "outcome_specs": OUTCOME_METRICS,
+        "outcomes": _outcome_rows(student),
         "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
-        "curves": [Markup(drawn) for drawn in _curves(histories)],  # our own SVG, which escapes its text
-        **_confusion(student),
-        "album": merge_galleries(runs, student),
-        "likeness": LIKENESS,
-        "mistakes": _mistakes(student),
-        "classes": _classes(runs, student, control),
-        "environments": [(run.name, list(_flat(run.environment))) for run in runs if run.environment],
+        "curves": [Markup(curve_svg) for curve_svg in _training_curves(histories)],  # safe: matplotlib escapes its text
+        **_confusion_context(student),
+        "gallery": merge_galleries(runs, student),
+        "map_note": MAP_NOTE,
+        "frequent_errors": _frequent_errors(student),
+        "class_rows": _class_rows(runs, student, control),
+        "environments": [(run.name, list(_flatten(run.environment))) for run in runs if run.environment],
     }
 
 
-def _facts(run: RunSummary) -> list[str]:
-    model = run.model
-    size = model.get("size")
-    facts = [model.get("data"), f"{len(run.classes)} classes" if run.classes else None]
-    facts += [f"{size} × {size} pixels" if isinstance(size, int) else None]
-    facts += [f"{run.tested:,} test pictures" if run.tested else None]
-    facts += [f"{key} {model[key]}" for key in ("method", "seed") if model.get(key) is not None]
+def _header_facts(run: RunSummary) -> list[str]:
+    info = run.model_info
+    size = info.get("size")
+    facts = [
+        info.get("data"),
+        f"{len(run.classes)} classes" if run.classes else None,
+        f"{size} × {size} pixels" if isinstance(size, int) else None,
+        f"{run.num_test_images:,} test images" if run.num_test_images else None,
+        *(f"{key} {info[key]}" for key in ("method", "seed") if info.get(key) is not None),
+    ]
     return [str(fact) for fact in facts if fact]
 
 
-def _cell(run: RunSummary, row: findings.MetricSpec) -> tuple[str, list[str]]:
-    """The number and, for a map figure, its chance levels."""
-    value = run.number(row.key)
-    chance = [(word, run.number(f"{row.key}_{ending}")) for word, ending in findings.LEVELS]
-    factor, form = (100, ".0f") if row.show is units.percent else (1, ".2f")
-    unit = "\N{NO-BREAK SPACE}%" if factor == 100 else ""
-    small = [f"{word} {factor * level:{form}}{unit}".replace("-", "−") for word, level in chance if level is not None]
-    return DASH if value is None else row.show(value), small
+def _any_has(runs: list[RunSummary], key: str) -> bool:
+    return any(run.number(key) is not None for run in runs)
 
 
-def _track(
-    row: findings.MetricSpec, student: RunSummary, control: RunSummary | None, teacher: RunSummary | None
+def _metric_cell(run: RunSummary, spec: MetricSpec) -> tuple[str, list[str]]:
+    """Return the formatted value of a metric, and its chance levels for the small print."""
+    value = run.number(spec.key)
+    percent = spec.format is format_percent
+    small_print = []
+    for level in CHANCE_LEVELS:
+        number = run.number(level.key(spec.key))
+        if number is not None:
+            text = f"{100 * number:.0f}\N{NO-BREAK SPACE}%" if percent else f"{number:.2f}"
+            small_print.append(f"{level.label}\N{NO-BREAK SPACE}{text.replace('-', '−')}")
+    return DASH if value is None else spec.format(value), small_print
+
+
+def _metric_scale(
+    spec: MetricSpec, student: RunSummary, control: RunSummary | None, teacher: RunSummary | None
 ) -> dict[str, Any] | None:
-    """A figure of maps on the line from 0 to 1, beside its chance levels, the control's and the teacher's."""
-    found = [
-        ("student", "this student", student.number(row.key)),
-        ("control", "the same network without a teacher", control.number(row.key) if control else None),
-        ("teacher", "the teacher", teacher.number(row.key) if teacher else None),
-        ("other", "chance: the teacher's map of another picture", student.number(f"{row.key}_shuffled")),
-        ("other", "chance: anywhere", student.number(f"{row.key}_chance")),
-        ("centre", "chance: a blob in the middle", student.number(f"{row.key}_centre")),
+    """Return the points of a map metric on a scale from 0 to 1: student, control, teacher and chance levels."""
+    if spec.key not in SCALE_ENDS or student.number(spec.key) is None:
+        return None
+    values = [
+        ("student", "student", student.number(spec.key)),
+        ("control", "control: same network without a teacher", control.number(spec.key) if control else None),
+        ("teacher", "teacher", teacher.number(spec.key) if teacher else None),
     ]
-    points = [(kind, words, row.show(v), 100 * min(max(v, 0), 1)) for kind, words, v in found if v is not None]
-    return {"row": row, "end": ENDS[row.key], "points": points} if found[0][2] is not None else None
+    for level in CHANCE_LEVELS:
+        values.append((level.suffix, f"chance: {level.description}", student.number(level.key(spec.key))))
+    points = [
+        {"kind": kind, "label": label, "text": spec.format(value), "percent": 100 * min(max(value, 0), 1)}
+        for kind, label, value in values
+        if value is not None
+    ]
+    return {"spec": spec, "end": SCALE_ENDS[spec.key], "points": points}
 
 
-def _outcomes(run: RunSummary) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
-    """Who is right, on how many pictures, and the maps' likeness there, a cell a figure of `SPLIT`."""
+def _outcome_rows(run: RunSummary) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
+    """Return label, number of images and the cells of `OUTCOME_METRICS` for each of `OUTCOMES`."""
     groups = run.metrics.get("by_outcome")
     if not isinstance(groups, dict):
         return []
-    told = [
-        RunSummary(words, metrics=groups[key]) for key, words in OUTCOMES.items() if isinstance(groups.get(key), dict)
+    summaries = [
+        RunSummary(label, metrics=groups[key]) for key, label in OUTCOMES.items() if isinstance(groups.get(key), dict)
     ]
-    return [(one.name, int(one.number("pictures") or 0), [_cell(one, row) for row in SPLIT]) for one in told]
+    return [
+        (group.name, int(group.number("pictures") or 0), [_metric_cell(group, spec) for spec in OUTCOME_METRICS])
+        for group in summaries
+    ]
 
 
-def _curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    wanted = [("val_accuracy", "Validation accuracy", True), ("train_loss", "Training loss", False)]
-    wanted += [("val_cam_cosine", "CAM cosine with the teacher, validation", False)]
-    for key, title, percent in wanted:
-        if any(key in line for history in histories.values() for line in history):
+def _training_curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Yield the training curves that have data, as SVG."""
+    plots = [
+        ("val_accuracy", "Validation accuracy", True),
+        ("train_loss", "Training loss", False),
+        ("val_cam_cosine", "CAM cosine with the teacher, validation", False),
+    ]
+    for key, title, percent in plots:
+        if any(key in row for history in histories.values() for row in history):
             yield figure_to_svg(curve(histories, key, title, percent))
 
 
-def _confusion(run: RunSummary) -> dict[str, Any]:
-    """Counts with the strength of their colour for a table, or for many classes a drawing."""
+def _confusion_context(run: RunSummary) -> dict[str, Any]:
+    """Return the confusion matrix as counts with a color strength, or as a plot if there are many classes."""
     table = run.confusion
     if table is None:
         return {}
-    if len(table) > LARGEST_TABLE:
-        return {"drawn_confusion": Markup(figure_to_svg(confusion_figure(table, run.classes)))}
+    if len(table) > MAX_TABLE_CLASSES:
+        return {"confusion_plot": Markup(figure_to_svg(confusion_figure(table, run.classes)))}
     totals = [sum(row) or 1 for row in table]
-    return {
-        "confusion": [
-            [
-                (int(count), round(0.6 * (count / total) ** 0.6, 3)) for count in row
-            ]  # a root, so that rare ones are seen
-            for row, total in zip(table, totals, strict=True)
-        ]
-    }
-
-
-def _mistakes(run: RunSummary) -> list[tuple[int, int, int]]:
-    """The ten commonest mistakes: true class, answer, how often."""
-    pairs = [
-        (-int(number), row, column)
-        for row, counts in enumerate(run.confusion or [])
-        for column, number in enumerate(counts)
-        if row != column and number
+    cells = [
+        [(int(count), round(0.6 * (count / total) ** 0.6, 3)) for count in row]  # the power keeps rare errors visible
+        for row, total in zip(table, totals, strict=True)
     ]
-    return [(row, column, -number) for number, row, column in sorted(pairs)[:10]]
+    return {"confusion": cells}
 
 
-def _classes(runs: list[RunSummary], student: RunSummary, control: RunSummary | None) -> list[dict[str, Any]]:
-    """Accuracy by class of every run, and the student's gain over the control."""
+def _frequent_errors(run: RunSummary) -> list[tuple[int, int, int]]:
+    """Return the ten most frequent errors: true class, predicted class, count."""
+    errors = [
+        (-int(count), label, predicted)
+        for label, counts in enumerate(run.confusion or [])
+        for predicted, count in enumerate(counts)
+        if label != predicted and count
+    ]
+    return [(label, predicted, -count) for count, label, predicted in sorted(errors)[:10]]
+
+
+def _class_rows(runs: list[RunSummary], student: RunSummary, control: RunSummary | None) -> list[dict[str, Any]]:
+    """Return the accuracy of every run by class, and the student's gain over the control in points."""
+    if student.confusion is None:
+        return []
     rows: list[dict[str, Any]] = []
-    for place, name in enumerate(student.classes if student.confusion else []):
-        mine, base = student.class_accuracy(place), control.class_accuracy(place) if control else None
-        change = None if mine is None or base is None else 100 * (mine - base)
-        shares = [run.class_accuracy(place) for run in runs]
-        tested = int(sum((student.confusion or [])[place]))
-        rows.append({"name": name, "tested": tested, "shares": shares, "change": change})
-    longest = max([5.0, *(abs(row["change"]) for row in rows if row["change"] is not None)])
-    return [row | {"bar": 50 * (row["change"] or 0) / longest} for row in rows]
+    for index, name in enumerate(student.classes):
+        student_accuracy = student.class_accuracy(index)
+        control_accuracy = control.class_accuracy(index) if control else None
+        if student_accuracy is None or control_accuracy is None:
+            gain = None
+        else:
+            gain = 100 * (student_accuracy - control_accuracy)
+        rows.append(
+            {
+                "name": name,
+                "num_images": int(sum(student.confusion[index])),
+                "accuracies": [run.class_accuracy(index) for run in runs],
+                "gain": gain,
+            }
+        )
+    longest = max([5.0, *(abs(row["gain"]) for row in rows if row["gain"] is not None)])
+    return [row | {"bar": 50 * (row["gain"] or 0) / longest} for row in rows]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of a nested dict with dotted keys."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, str(value)

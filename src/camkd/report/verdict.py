@@ -1,74 +1,75 @@
-"""What a run's numbers mean, in words: the verdict on a distillation, its size, where it looks, the table.
+"""Interpret the metrics of a run: verdict on distillation, model size, attention, and the rows of the result table.
 
-Plain numbers and strings; whatever a run does not say comes out as None or a dash.
+Missing values are None or a dash.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from camkd.utils.units import count, percent, points, seconds
+from camkd.types import CHANCE_LEVELS
+from camkd.utils.units import finite_number, format_count, format_duration, format_percent, format_points
 
 DASH = "–"
-EQUAL_MAPS = 0.01  # map likenesses closer than this are called equal
+EQUAL_COSINES = 0.01
+"""Mean CAM cosines closer than this are called equal."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What one run folder says about itself; everything but the name may be missing."""
+    """Contents of one run folder; everything except the name may be missing."""
 
     name: str
-    role: str | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    model: dict[str, Any] = field(default_factory=dict)
-    config: str = ""
-    environment: dict[str, Any] = field(default_factory=dict)
-    heatmap: str | None = None  # a PNG as data URI
-    epochs: list[tuple[int, str]] = field(default_factory=list)  # heatmaps on the way
-    gallery: dict[str, Any] = field(default_factory=dict)  # pictures with answers and maps: see `camkd.report.gallery`
+    role: str | None = None  # teacher, control or student
+    metrics: dict[str, Any] = field(default_factory=dict)  # metrics.json
+    history: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl, one entry per epoch
+    model_info: dict[str, Any] = field(default_factory=dict)  # model.json
+    config: str = ""  # config.yaml
+    environment: dict[str, Any] = field(default_factory=dict)  # environment.json
+    heatmap: str | None = None  # heatmap figure of the finished model: a PNG as data URI
+    epoch_heatmaps: list[tuple[int, str]] = field(default_factory=list)  # heatmap figures by epoch during training
+    gallery: dict[str, Any] = field(default_factory=dict)  # gallery.json, see `camkd.report.gallery`
 
     def number(self, key: str) -> float | None:
-        """A finite number of ``metrics.json``, or else of ``model.json``, or None."""
-        return _number(self.metrics.get(key, self.model.get(key)))
+        """Return a finite number of ``metrics.json``, of ``model.json`` if the former lacks the key, or None."""
+        return finite_number(self.metrics.get(key, self.model_info.get(key)))
 
     @cached_property
     def confusion(self) -> list[list[float]] | None:
-        """The square table of counts, None where there is none or it is none."""
+        """Confusion matrix of counts, rows true; None if it is missing, not square or not numeric."""
         table = self.metrics.get("confusion")
         if not isinstance(table, list) or not table:
             return None
         square = all(isinstance(row, list) and len(row) == len(table) for row in table)
-        return table if square and all(_number(v) is not None for row in table for v in row) else None
+        return table if square and all(finite_number(value) is not None for row in table for value in row) else None
 
     @property
-    def tested(self) -> int | None:
-        """How many test pictures the numbers come from, by their number or else by the confusion counts."""
-        counted = self.number("test_images") or sum(map(sum, self.confusion or []))
-        return int(counted) if counted >= 1 else None
+    def num_test_images(self) -> int | None:
+        """Number of test images: ``test_images`` of the metrics, else the sum of the confusion matrix."""
+        count = self.number("test_images") or sum(map(sum, self.confusion or []))
+        return int(count) if count >= 1 else None
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names, ``0``, ``1``, ... where the folder has none that fit."""
-        names = self.model.get("classes")
-        known = [str(name) for name in names] if isinstance(names, list) else []
-        size = len(self.confusion or known)
-        return known if len(known) == size else [str(i) for i in range(size)]
+        """Class names; ``0``, ``1``, ... if ``model.json`` has no list that fits the confusion matrix."""
+        stored = self.model_info.get("classes")
+        names = [str(name) for name in stored] if isinstance(stored, list) else []
+        size = len(self.confusion or names)
+        return names if len(names) == size else [str(index) for index in range(size)]
 
-    def class_accuracy(self, place: int) -> float | None:
-        """Accuracy on the class at ``place``, from the confusion counts."""
-        if not self.confusion or place >= len(self.confusion) or not sum(self.confusion[place]):
+    def class_accuracy(self, index: int) -> float | None:
+        """Return the accuracy on the class ``index``, from the confusion matrix."""
+        if not self.confusion or index >= len(self.confusion) or not sum(self.confusion[index]):
             return None
-        return self.confusion[place][place] / sum(self.confusion[place])
+        return self.confusion[index][index] / sum(self.confusion[index])
 
 
 class Verdict(NamedTuple):
-    """``outcome`` is helped, hurt, hint, noise or unknown; ``sentence`` says it, ``grounds`` says why."""
+    """Outcome of distillation: ``helped``, ``hurt``, ``hint``, ``noise`` or ``unknown``, a sentence and its grounds."""
 
     outcome: str
     sentence: str
@@ -76,242 +77,295 @@ class Verdict(NamedTuple):
 
 
 def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
-    """Did distillation help, by how much, and is the difference more than noise?
+    """Judge whether distillation changed the test accuracy by more than noise.
 
-    The yardstick is `standard_error`: within one the difference is called noise, within two a hint.
+    Compares the accuracy difference of student and control with its `standard_error`.
 
-    >>> verdict(Run("student", metrics={"accuracy": 0.5}), None).outcome
+    Args:
+        student: The distilled run.
+        control: The same network trained without a teacher, or None.
+
+    Returns:
+        The verdict. Its outcome is ``noise`` within one standard error, ``hint`` within two, ``helped`` or ``hurt``
+        beyond, and ``unknown`` if an accuracy or the number of test images is missing.
+
+    >>> verdict(RunSummary("student", metrics={"accuracy": 0.5}), None).outcome
     'unknown'
     """
-    mine = student.number("accuracy")
-    base = control.number("accuracy") if control else None
-    if mine is None:
+    accuracy = student.number("accuracy")
+    control_accuracy = control.number("accuracy") if control else None
+    if accuracy is None:
         return Verdict("unknown", f"{student.name} has no test accuracy yet.")
-    if control is None or base is None:
-        alone = f"The student answers {percent(mine)} of the test pictures correctly."
-        return Verdict("unknown", alone, "Without a control run nobody can say whether distillation helped.")
-    against = f"{percent(mine)} against {percent(base)} for the same network without a teacher"
+    if control is None or control_accuracy is None:
+        sentence = f"The student has a test accuracy of {format_percent(accuracy)}."
+        return Verdict("unknown", sentence, "Without a control run, the effect of distillation is unknown.")
+    numbers = (
+        f"{format_percent(accuracy)} test accuracy versus {format_percent(control_accuracy)} "
+        "for the same network without a teacher"
+    )
     error = standard_error(student, control)
     if error is None:
-        return Verdict("unknown", f"The student scores {against}.", "The number of test pictures is not known.")
+        grounds = "The standard error is unknown because the number of test images is unknown."
+        return Verdict("unknown", f"The student has {numbers}.", grounds)
     grounds = (
-        f"The difference is {points(mine - base)}; its binomial standard error on {student.tested or 0:,} "
-        f"test pictures is {100 * error:.2f} points. This is one run a side: what another seed would change "
-        "is not in it."
+        f"The difference is {format_points(accuracy - control_accuracy)} points. Its binomial standard error on "
+        f"{student.num_test_images or 0:,} test images is {100 * error:.2f} points. Student and "
+        "control are single runs, so the standard error excludes the variation between seeds."
     )
-    better = mine > base
-    if abs(mine - base) <= error:
-        sentence = f"Distillation made no measurable difference: {against}, within noise."
-        return Verdict("noise", sentence, grounds)
-    if abs(mine - base) <= 2 * error:
-        sentence = f"Distillation may have {'helped' if better else 'hurt'} a little: {against}, a hint, no proof."
+    difference = abs(accuracy - control_accuracy)
+    direction = "helped" if accuracy > control_accuracy else "hurt"
+    if difference <= error:
+        return Verdict("noise", f"Distillation made no measurable difference: {numbers}, within noise.", grounds)
+    if difference <= 2 * error:
+        sentence = f"Distillation may have {direction} slightly: {numbers}, weak evidence only."
         return Verdict("hint", sentence, grounds)
-    return Verdict(
-        "helped" if better else "hurt", f"Distillation {'helped' if better else 'hurt'}: {against}.", grounds
-    )
+    return Verdict(direction, f"Distillation {direction}: {numbers}.", grounds)
 
 
-def standard_error(one: RunSummary, other: RunSummary) -> float | None:
-    """Binomial standard error of two runs' difference in test accuracy, None where the counts are missing.
+def standard_error(first: RunSummary, second: RunSummary) -> float | None:
+    """Compute the binomial standard error of the difference in test accuracy of two runs.
 
-    ``sqrt(p(1-p)/n + q(1-q)/m)`` for shares ``p`` of ``n`` and ``q`` of ``m`` pictures, as if the pictures
-    were not the same ones; as they are, the true error of the difference is rather smaller.
+    ``sqrt(p(1-p)/n + q(1-q)/m)`` for accuracies ``p`` on ``n`` and ``q`` on ``m`` images. The formula assumes
+    independent test sets. Both runs share theirs, so the true standard error is rather smaller.
+
+    Returns:
+        The standard error, or None if an accuracy or a number of test images is missing.
     """
     variance = 0.0
-    for run in (one, other):
-        share, n = run.number("accuracy"), run.tested
-        if share is None or not n:
+    for run in (first, second):
+        accuracy = run.number("accuracy")
+        num_images = run.num_test_images
+        if accuracy is None or not num_images:
             return None
-        variance += share * (1 - share) / n
+        variance += accuracy * (1 - accuracy) / num_images
     return math.sqrt(variance)
 
 
-def gap(student: RunSummary, teacher: RunSummary | None) -> str | None:
-    """How the student's accuracy stands to its teacher's, in words."""
-    mine, theirs = student.number("accuracy"), student.number("teacher_accuracy")
-    if teacher and teacher.number("accuracy") is not None:
-        theirs = teacher.number("accuracy")
-    if mine is None or theirs is None:
+def accuracy_gap(student: RunSummary, teacher: RunSummary | None) -> str | None:
+    """Describe the student's accuracy relative to its teacher's, as in ``5.0 points below its teacher``."""
+    student_accuracy = student.number("accuracy")
+    teacher_accuracy = teacher.number("accuracy") if teacher else None
+    if teacher_accuracy is None:
+        teacher_accuracy = student.number("teacher_accuracy")
+    if student_accuracy is None or teacher_accuracy is None:
         return None
-    if mine == theirs:
-        return "as often right as its teacher"
-    where = "below" if mine < theirs else "above"
-    return f"{100 * abs(mine - theirs):.1f} points {where} its teacher"
+    if student_accuracy == teacher_accuracy:
+        return "as accurate as its teacher"
+    direction = "below" if student_accuracy < teacher_accuracy else "above"
+    return f"{100 * abs(student_accuracy - teacher_accuracy):.1f} points {direction} its teacher"
 
 
-def times(student: RunSummary, teacher: RunSummary | None, key: str, word: str) -> tuple[str, str] | None:
-    """``23× fewer parameters`` and ``1 M against 23 M``: the teacher's cost over the student's."""
-    mine, theirs = student.number(key), teacher.number(key) if teacher else None
-    if not mine or not theirs:
+def cost_ratio(student: RunSummary, teacher: RunSummary | None, key: str, noun: str) -> tuple[str, str] | None:
+    """Describe the teacher's cost over the student's, as in ``23× fewer parameters`` and ``1 M versus 23 M``.
+
+    Args:
+        student: The distilled run.
+        teacher: The teacher's run, or None.
+        key: Metric to compare, ``params`` or ``macs``.
+        noun: Plural noun of the metric in the text.
+
+    Returns:
+        The ratio and the two numbers, or None if a number is missing or zero.
+    """
+    student_cost = student.number(key)
+    teacher_cost = teacher.number(key) if teacher else None
+    if not student_cost or not teacher_cost:
         return None
-    ratio, direction = (theirs / mine, "fewer") if theirs >= mine else (mine / theirs, "more")
-    claim = f"{ratio:.0f}× {direction} {word}" if ratio >= 10 else f"{ratio:.1f}× {direction} {word}"
-    return claim, f"{count(mine)} against {count(theirs)}"
+    fewer = teacher_cost >= student_cost
+    ratio = teacher_cost / student_cost if fewer else student_cost / teacher_cost
+    claim = f"{ratio:.{0 if ratio >= 10 else 1}f}× {'fewer' if fewer else 'more'} {noun}"
+    return claim, f"{format_count(student_cost)} versus {format_count(teacher_cost)}"
 
 
 def attention_verdict(student: RunSummary, control: RunSummary | None) -> tuple[str, str] | None:
-    """Does the student look where its teacher looks, in a claim and the numbers behind it.
+    """Judge whether the student's maps match the teacher's, by CAM cosine.
 
-    Chance is the better of ``cam_cosine_shuffled`` and ``cam_cosine_centre``; the student looks there
-    when it covers more than half of the way from chance to 1, partly when it covers some.
+    The chance level is the highest of `CHANCE_LEVELS`. The claim is ``Yes`` if the student covers more than half of
+    the distance from the chance level to 1, ``Partly`` if it covers some, and ``No more than chance`` otherwise.
+
+    Returns:
+        The claim and the numbers behind it, or None without a CAM cosine.
     """
-    mine = student.number("cam_cosine")
-    levels = [student.number("cam_cosine_shuffled"), student.number("cam_cosine_centre")]
-    chance = max((level for level in levels if level is not None), default=None)
-    if mine is None:
+    cosine = student.number("cam_cosine")
+    if cosine is None:
         return None
+    levels = [student.number(level.key("cam_cosine")) for level in CHANCE_LEVELS]
+    chance = max((level for level in levels if level is not None), default=None)
     if chance is None:
-        return "No chance level was measured.", f"Map likeness {mine:.2f}."
-    if mine <= chance + EQUAL_MAPS:
+        return "No chance level was measured.", f"CAM cosine {cosine:.2f}."
+    if cosine <= chance + EQUAL_COSINES:
         claim = "No more than chance"
     else:
-        claim = "Yes" if mine - chance > 0.5 * (1 - chance) else "Partly"
-    numbers = f"Map likeness {mine:.2f}, chance {chance:.2f}"
-    base = control.number("cam_cosine") if control else None
-    if base is None:
+        claim = "Yes" if cosine - chance > 0.5 * (1 - chance) else "Partly"
+    numbers = f"CAM cosine {cosine:.2f}, chance {chance:.2f}"
+    control_cosine = control.number("cam_cosine") if control else None
+    if control_cosine is None:
         return f"{claim}.", f"{numbers}."
-    closer = "no closer than" if abs(mine - base) <= EQUAL_MAPS else "closer than" if mine > base else "less than"
-    return f"{claim}, {closer} the control.", f"{numbers}, control {base:.2f}."
+    if abs(cosine - control_cosine) <= EQUAL_COSINES:
+        relation = "no closer than"
+    else:
+        relation = "closer than" if cosine > control_cosine else "less close than"
+    return f"{claim}, {relation} the control.", f"{numbers}, control {control_cosine:.2f}."
 
 
 class MetricSpec(NamedTuple):
-    """A row of the results: key in ``metrics.json``, label, how to print it, what it is.
+    """Row of the result table.
 
-    An optional row is left out where no run has a number for it. Figures of `LEVELS` stand in small print below.
+    Attributes:
+        key: Key in ``metrics.json``. The chance levels of the metric are shown in small print.
+        label: Name of the row.
+        format: Function that formats a value.
+        note: Definition of the metric, shown as a footnote.
+        optional: If true, the row is left out when no run has a value.
     """
 
     key: str
     label: str
-    show: Callable[[float], str]
+    format: Callable[[float], str]
     note: str
     optional: bool = False
 
 
-LEVELS = (("other", "shuffled"), ("centre", "centre"), ("chance", "chance"))
-"""Chance levels of a figure: the word for it, and the end of its key in ``metrics.json``."""
-
-
-def _plain(number: float) -> str:
+def _format_decimal(number: float) -> str:
     return f"{number:.3f}".replace("-", "−")
 
 
-def _whole(number: float) -> str:
+def _format_integer(number: float) -> str:
     return f"{number:,.0f}"
 
 
 METRICS = (
-    MetricSpec("accuracy", "Accuracy", percent, "Share of test pictures answered correctly. Higher is better."),
+    MetricSpec(
+        "accuracy",
+        "Accuracy",
+        format_percent,
+        "Top-1 accuracy on the test images. Higher is better.",
+    ),
     MetricSpec(
         "val_accuracy",
         "Validation accuracy",
-        percent,
-        "The same on the validation pictures, held out of training.",
+        format_percent,
+        "Top-1 accuracy on the validation images, which are held out of training.",
     ),
     MetricSpec(
         "ece",
         "Calibration error",
-        _plain,
-        "By how much confidence misses accuracy, in 15 bins (ECE, Guo et al. 2017). Lower is better.",
+        _format_decimal,
+        "Expected calibration error (15 bins, Guo et al. 2017). Lower is better.",
     ),
-    MetricSpec("nll", "Log-loss", _plain, "Mean negative log-likelihood of the true class, in nats. Lower is better."),
+    MetricSpec(
+        "nll",
+        "Log-loss",
+        _format_decimal,
+        "Mean negative log-likelihood of the true class, in nats. Lower is better.",
+    ),
     MetricSpec(
         "teacher_agreement",
-        "Same answer as teacher",
-        percent,
-        "Share of test pictures on which it gives the teacher's answer, right or wrong.",
+        "Agreement with teacher",
+        format_percent,
+        "Share of test images with the teacher's predicted class, right or wrong.",
     ),
     MetricSpec(
         "cam_cosine",
         "CAM cosine",
-        _plain,
-        "Cosine of its map and the teacher's, both of the class the teacher answers, positive evidence only; "
-        "1 is the same map. Small print: chance levels, the teacher's map of another picture ('other') and a "
-        "blob in the middle ('centre').",
+        _format_decimal,
+        "Cosine similarity of the model's and the teacher's class activation map. Both maps are of the class that the "
+        "teacher predicts, positive evidence only. 1 means the same map up to scale. Small print: chance levels, "
+        "the teacher's map of another image and a Gaussian in the centre of the image.",
     ),
     MetricSpec(
         "cam_pearson",
         "CAM Pearson",
-        _plain,
-        "Correlation of the two whole maps, evidence against the class included; 1 is the same map.",
+        _format_decimal,
+        "Pearson correlation of the two maps, evidence against the class included. 1 means the same map up to scale "
+        "and offset.",
     ),
     MetricSpec(
         "cam_iou",
         "CAM overlap",
-        _plain,
-        "Intersection over union of the two maps' strongest 20 % of cells; 1 is the same places.",
+        _format_decimal,
+        "Intersection over union of the strongest 20 % of cells of the two maps. 1 means the same locations.",
     ),
     MetricSpec(
         "cam_disagreement",
-        "Right label, other place",
-        percent,
-        "Of the pictures on which it gives the teacher's answer, the share whose map is no more like the teacher's "
-        "than chance. Lower is better; 'camkd evaluate RUN --list-disagreements 20' lists them.",
+        "CAM disagreement",
+        format_percent,
+        "Share of images with a CAM cosine no higher than chance, among the images with the teacher's predicted class. "
+        "Lower is better. 'camkd evaluate RUN --list-disagreements 20' lists the images.",
         optional=True,
     ),
     MetricSpec(
         "cam_inside",
-        "Map on the object",
-        percent,
-        "Share of its map's positive evidence that lies on the object, where the pictures say where that is "
-        "(energy-based pointing game, Wang et al. 2020). Small print: the object's share of the picture.",
+        "CAM energy on the object",
+        format_percent,
+        "Share of the map's positive evidence inside the object mask (energy-based pointing game, Wang et al. 2020). "
+        "Needs a dataset with object masks. Small print: a Gaussian in the centre of the image, and a uniform map, "
+        "which scores the object's share of the image.",
         optional=True,
     ),
     MetricSpec(
         "cam_pointing_game",
-        "Peak on the object",
-        percent,
-        "Share of pictures whose map's strongest cell has its middle on the object (pointing game, Zhang et al. 2016, "
-        "without its tolerance).",
+        "Pointing game",
+        format_percent,
+        "Share of images with the centre of the map's strongest cell inside the object mask (Zhang et al. 2016, "
+        "without tolerance).",
         optional=True,
     ),
     MetricSpec(
         "insertion",
         "Insertion",
-        _plain,
-        "Mean probability of the answer while a blurred picture gets its pixels back, the map's strongest first "
-        "(RISE, Petsiuk et al. 2018). Higher is a more faithful map. Small print: the same in the order of "
-        "another picture's map.",
+        _format_decimal,
+        "Mean probability of the predicted class while the pixels of a blurred image are restored, the map's strongest "
+        "first (RISE, Petsiuk et al. 2018). Higher means a more faithful map. Small print: the pixel order of "
+        "another image's map.",
         optional=True,
     ),
     MetricSpec(
         "deletion",
         "Deletion",
-        _plain,
-        "Mean probability of the answer while pixels turn to the mean colour, the map's strongest first (RISE). "
-        "Lower is a more faithful map.",
+        _format_decimal,
+        "Mean probability of the predicted class while pixels are replaced by the mean color, the map's strongest "
+        "first (RISE). Lower means a more faithful map.",
         optional=True,
     ),
     MetricSpec(
         "road",
         "ROAD",
-        _plain,
-        "By how much the answer suffers more from removing the map's strongest pixels than its weakest, removed "
-        "ones filled from their neighbours (Rong et al. 2022). Higher is a more faithful map.",
+        _format_decimal,
+        "Probability of the predicted class after removing the map's weakest pixels minus the probability after "
+        "removing its strongest, divided by 2. Removed pixels are imputed from their neighbors (Rong et al. 2022). "
+        "Higher means a more faithful map.",
         optional=True,
     ),
     MetricSpec(
         "randomised_spearman",
-        "Map after shuffling the weights",
-        _plain,
-        "Rank correlation of its map with that of a copy whose weights were shuffled (Adebayo et al. 2018). Near "
-        "0: the map shows what was learnt.",
+        "Weight randomization",
+        _format_decimal,
+        "Rank correlation of the model's map with the map of a copy with shuffled weights (Adebayo et al. 2018). Near "
+        "0 means that the map depends on the learned weights.",
         optional=True,
     ),
-    MetricSpec("params", "Parameters", count, "Numbers that the network has learnt."),
-    MetricSpec("macs", "MACs", count, "Multiply-accumulate operations for one picture."),
-    MetricSpec("epochs", "Epochs", _whole, "Passes over the training pictures."),
+    MetricSpec("params", "Parameters", format_count, "Number of learned parameters."),
+    MetricSpec("macs", "MACs", format_count, "Multiply-accumulate operations per image."),
+    MetricSpec("epochs", "Epochs", _format_integer, "Passes over the training images."),
     MetricSpec(
         "augment_epochs",
-        "Views of a picture",
-        _whole,
-        "How many different views of each picture were seen: one an epoch, or fewer where they came again, because the "
-        "knowledge budget was full or --augment-epochs says so.",
+        "Augmented epochs",
+        _format_integer,
+        "Number of epochs with different augmented views. It is below the number of epochs if views are repeated, "
+        "because the cache budget is full or --augment-epochs is set.",
     ),
-    MetricSpec("seconds", "Training time", seconds, "Wall-clock time of training on the machine named below."),
-    MetricSpec("images_per_second", "Pictures a second", _whole, "Training throughput on the machine named below."),
+    MetricSpec(
+        "seconds",
+        "Training time",
+        format_duration,
+        "Wall-clock time of training on the machine listed under Configuration.",
+    ),
+    MetricSpec(
+        "images_per_second",
+        "Images per second",
+        _format_integer,
+        "Training throughput on the machine listed under Configuration.",
+    ),
 )
-
-
-def _number(value: Any) -> float | None:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if real and abs(value) <= sys.float_info.max else None
+"""Rows of the result table, in order."""

@@ -1,60 +1,87 @@
-"""Parse and format quantities with units."""
+"""Parse and format numbers with units."""
 
 from __future__ import annotations
 
 import re
+import sys
 from decimal import Decimal
+from typing import Any
 
 from camkd.types import InputError
 
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+"""Decimal factors of the prefixes that `parse_quantity` accepts."""
 
 
 def parse_quantity(text: str, name: str, unit: str = "") -> int:
-    """``1.28M`` or ``4GB`` as a number: decimal factors k, M, G and T, then ``unit``, in any case.
+    """Parse a quantity such as ``1.28M`` or ``4GB``.
 
-    Raises ``InputError`` where ``text`` is no such quantity.
+    Args:
+        text: A decimal number, then an optional prefix k, M, G or T (powers of 1000), then the optional ``unit``.
+            Upper and lower case are equal.
+        name: Name of the setting, for the error message.
+        unit: Unit that may follow the prefix, for example ``"B"``.
 
-    >>> quantity("1.28M", "pictures"), quantity("4GB", "cache_budget", "B")
+    Returns:
+        The quantity, rounded to an integer.
+
+    Raises:
+        InputError: ``text`` is not a quantity.
+
+    >>> parse_quantity("1.28M", "images"), parse_quantity("4GB", "cache_budget", "B")
     (1280000, 4000000000)
     """
-    found = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*([kmgt]?){unit.lower()}?\s*", str(text).lower())
-    if found is None:
-        example = f"500M{unit}, 4G{unit}" if unit else "500k, 1.28M"
-        raise InputError(f"{name} is {text!r}, but has to be a quantity like {example}: give such a one.")
-    return round(Decimal(found[1]) * UNITS[found[2]])
+    match = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*([kmgt]?){unit.lower()}?\s*", str(text).lower())
+    if match is None:
+        examples = f"500M{unit} or 4G{unit}" if unit else "500k or 1.28M"
+        raise InputError(f"{name} must be a quantity, got {text!r}. Write it like {examples}.")
+    return round(Decimal(match[1]) * PREFIXES[match[2]])
+
+
+def finite_number(value: Any) -> float | None:
+    """Return ``value`` as a float, or None unless it is a finite int or float.
+
+    >>> finite_number(3), finite_number(float("nan")), finite_number("3"), finite_number(True)
+    (3.0, None, None, None)
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def format_quantity(quantity: float, unit: str = "B") -> str:
-    """A quantity for people: ``1.3 GB``."""
+    """Format a quantity with one decimal, a prefix and its unit; the inverse of `parse_quantity`.
+
+    >>> format_quantity(1_300_000_000), format_quantity(999)
+    ('1.3 GB', '999 B')
+    """
     for factor, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         if quantity >= 0.99995 * factor:  # 999,999 is 1.0 M, not 1,000.0 k
             return f"{quantity / factor:,.1f} {prefix}{unit}"
     return f"{quantity:,.0f} {unit}"
 
 
-def percent(share: float) -> str:
-    """``0.8914`` as ``89.1 %``."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-
-
-def points(difference: float) -> str:
-    """``-0.032`` as ``−3.2 points``."""
-    return f"{100 * difference:+.1f} points".replace("-", "−")
-
-
-def count(number: float) -> str:
-    """``25557032`` as ``25.6 M``."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.9995 * size:
-            return f"{number / size:.3g}\N{NO-BREAK SPACE}{letter}"
+def format_count(number: float) -> str:
+    """Format a count with three significant digits: ``25557032`` as ``25.6 M``."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * factor:
+            return f"{number / factor:.3g}\N{NO-BREAK SPACE}{prefix}"
     return f"{number:g}"
 
 
-def seconds(number: float) -> str:
-    """``3725`` as ``1 h 2 min``."""
-    if number < 10:
-        return f"{number:.1f}\N{NO-BREAK SPACE}s"
-    hours, rest = divmod(round(number), 3600)
-    parts = [(hours, "h"), (rest // 60, "min"), (0 if hours else rest % 60, "s")]
-    return " ".join(f"{n}\N{NO-BREAK SPACE}{unit}" for n, unit in parts if n)
+def format_percent(share: float) -> str:
+    """Format a share in percent: ``0.8914`` as ``89.1 %``."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def format_points(difference: float, digits: int = 1) -> str:
+    """Format a difference of shares in percentage points, with its sign: ``-0.032`` as ``−3.2``."""
+    return f"{100 * difference:+.{digits}f}".replace("-", "−")
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration: ``3725`` as ``1 h 2 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
+    hours, remainder = divmod(round(seconds), 3600)
+    parts = [(hours, "h"), (remainder // 60, "min"), (0 if hours else remainder % 60, "s")]
+    return " ".join(f"{number}\N{NO-BREAK SPACE}{unit}" for number, unit in parts if number)

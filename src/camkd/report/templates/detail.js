@@ -1,79 +1,80 @@
-// One picture in full: every model's map of any class, and what each model makes of it.
+// The dialog of one image: every model's map of any class, and the probabilities of every model.
 
-const detail = { place: 0, shown: null }; // the class all maps are of; null: what the gallery shows
+const detail = { index: 0, classId: null }; // class of all maps; null means the same maps as in the gallery
 
-function openDetail(place) {
-  Object.assign(detail, { place, shown: null });
+function openDetail(index) {
+  Object.assign(detail, { index, classId: null });
   drawDetail();
   byId("detail").showModal();
 }
 
 function drawDetail() {
-  const picture = found[detail.place];
-  byId("detail-title").textContent = `${isolated(className(picture.truth))}, ${detail.place + 1} of ${found.length}`;
-  byId("detail-name").textContent = picture.name === null ? "" : isolated(picture.name);
-  byId("detail-tiles").replaceChildren(...tiles(picture, detail.shown ?? undefined));
-  const asked = picture.answers.map((_, column) => column).filter((column) => picture.answers[column] !== null);
+  const image = filtered[detail.index];
+  byId("detail-title").textContent = `${isolate(className(image.label))}, ${detail.index + 1} of ${filtered.length}`;
+  byId("detail-name").textContent = image.name === null ? "" : isolate(image.name);
+  byId("detail-tiles").replaceChildren(...tiles(image, detail.classId ?? undefined));
+  const columns = image.predictions.map((_, column) => column).filter((column) => image.predictions[column] !== null);
   byId("detail-head").replaceChildren(
-    make("th", { scope: "col" }, "map of"),
-    ...asked.map((column) => make("th", { scope: "col", class: "num wrap" }, isolated(album.columns[column].name))),
+    make("th", { scope: "col" }, "class"),
+    ...columns.map((column) => make("th", { scope: "col", class: "num wrap" }, isolate(gallery.columns[column].name))),
   );
-  byId("detail-classes").replaceChildren(...classesOf(picture).map((shown) => classRow(picture, shown, asked)));
-  byId("previous").disabled = detail.place === 0;
-  byId("next").disabled = detail.place === found.length - 1;
+  byId("detail-classes").replaceChildren(...sortedClasses(image).map((classId) => classRow(image, classId, columns)));
+  byId("previous").disabled = detail.index === 0;
+  byId("next").disabled = detail.index === filtered.length - 1;
 }
 
-/** The classes with a map, the likeliest first. */
-function classesOf(picture) {
-  const answer = comparedOf(picture);
-  const share = new Map(answer.shown.map((shown, place) => [shown, answer.shares[place]]));
-  return [...answer.shown].sort((one, other) => share.get(other) - share.get(one));
+/** Return the classes with a stored map, most probable first. */
+function sortedClasses(image) {
+  const { class_ids, probabilities } = comparedPrediction(image);
+  const probability = new Map(class_ids.map((classId, index) => [classId, probabilities[index]]));
+  return [...class_ids].sort((first, second) => probability.get(second) - probability.get(first));
 }
 
-function classRow(picture, shown, asked) {
-  const all = state.map === "own" ? null : classShown(picture, comparedOf(picture)); // the class of every map, if there is one
-  const pressed = shown === (detail.shown ?? all);
-  const button = make("button", { type: "button", class: "class wrap", "aria-pressed": pressed }, isolated(className(shown)));
+function classRow(image, classId, columns) {
+  const commonClass = state.map === "own" ? null : mapClass(image, comparedPrediction(image)); // the class of all maps, if it is the same
+  const pressed = classId === (detail.classId ?? commonClass);
+  const button = make("button", { type: "button", class: "class wrap", "aria-pressed": pressed }, isolate(className(classId)));
   button.addEventListener("click", () => {
-    detail.shown = detail.shown === shown ? null : shown;
+    detail.classId = detail.classId === classId ? null : classId;
     drawDetail();
-    [...byId("detail-classes").querySelectorAll("button")].find((each) => each.textContent === button.textContent).focus();
+    const buttons = [...byId("detail-classes").querySelectorAll("button")];
+    buttons.find((candidate) => candidate.textContent === button.textContent).focus();
   });
-  const shares = asked.map((column) => {
-    const { shown: kept, shares } = picture.answers[column];
-    const place = kept.indexOf(shown);
-    return make("td", { class: "num" }, place < 0 ? "–" : percent(shares[place]));
+  const cells = columns.map((column) => {
+    const { class_ids, probabilities } = image.predictions[column];
+    const index = class_ids.indexOf(classId);
+    return make("td", { class: "num" }, index < 0 ? "–" : percent(probabilities[index]));
   });
-  const head = make("th", { scope: "row" }, button, ...(shown === picture.truth ? [" (true)"] : []));
-  return make("tr", {}, head, ...shares);
+  const head = make("th", { scope: "row" }, button, ...(classId === image.label ? [" (true)"] : []));
+  return make("tr", {}, head, ...cells);
 }
 
-function turn(step) {
-  const goal = detail.place + step;
-  if (goal < 0 || goal >= found.length) return;
-  Object.assign(detail, { place: goal, shown: null });
+function step(offset) {
+  const index = detail.index + offset;
+  if (index < 0 || index >= filtered.length) return;
+  Object.assign(detail, { index, classId: null });
   drawDetail();
   if (document.activeElement?.disabled) byId("close").focus();
 }
 
-function readyDetail() {
-  byId("previous").addEventListener("click", () => turn(-1));
-  byId("next").addEventListener("click", () => turn(1));
+function initDetail() {
+  byId("previous").addEventListener("click", () => step(-1));
+  byId("next").addEventListener("click", () => step(1));
   byId("close").addEventListener("click", () => byId("detail").close());
   byId("detail").addEventListener("click", (event) => event.target === byId("detail") && byId("detail").close());
   byId("detail").addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!step) return;
+    const offset = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!offset) return;
     event.preventDefault();
-    turn(step);
+    step(offset);
   });
   byId("detail").addEventListener("close", () => {
-    if (detail.place >= state.cards) {
-      state.cards = detail.place + 1;
-      show();
+    if (detail.index >= state.cards) {
+      state.cards = detail.index + 1;
+      showCards();
     }
-    const buttons = [...byId("shots").querySelectorAll("button")];
-    buttons.forEach((button, place) => (button.tabIndex = place === detail.place ? 0 : -1));
-    buttons[detail.place]?.focus();
+    const buttons = [...byId("image-cards").querySelectorAll("button")];
+    buttons.forEach((button, index) => (button.tabIndex = index === detail.index ? 0 : -1));
+    buttons[detail.index]?.focus();
   });
 }

@@ -1,16 +1,17 @@
-// Which pictures are shown, in which order, and what a picture's card looks like.
+// The gallery: filter and sort images, and show each image as a card with the maps of all models.
 
 const byId = (id) => document.getElementById(id);
-const PAGE = 24; // cards that are added at a time
-const state = { order: "row", truth: "", label: "", who: "", map: "answer", compared: album.main, cards: PAGE };
-let found = []; // the pictures that pass the filters, in order
+const PAGE_SIZE = 24; // cards per page
+const CONTROLS = ["order", "label", "predicted", "correct", "map", "compared"]; // keys of `state` and ids of the controls
+const state = { order: "selection", label: "", predicted: "", correct: "", map: "prediction", compared: gallery.main, cards: PAGE_SIZE };
+let filtered = []; // the images that pass the filters, sorted
 
 const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
-/** A user's words between marks that keep their writing direction to themselves. */
-const isolated = (words) => `\u2068${words}\u2069`;
-const className = (place) => album.classes[place];
+/** Isolate user text, so that its writing direction does not affect the text around it. */
+const isolate = (text) => `\u2068${text}\u2069`;
+const className = (classId) => gallery.classes[classId];
 
-/** An element with attributes and children; text is only ever text. */
+/** Create an element with attributes and children; strings become text nodes, never markup. */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -20,211 +21,224 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// --- which pictures
+// --- filters and order
 
-const teacherOf = (picture) => (album.teacher === null ? null : picture.answers[album.teacher]);
-const comparedOf = (picture) => picture.answers[state.compared];
-const isRight = (picture, answer) => answer !== null && answer.label === picture.truth;
+const teacherPrediction = (image) => (gallery.teacher === null ? null : image.predictions[gallery.teacher]);
+const comparedPrediction = (image) => image.predictions[state.compared];
+const isCorrect = (image, prediction) => prediction !== null && prediction.predicted === image.label;
 
-/** both, teacher, student or neither; of a run without a teacher student or neither. */
-function whoIsRight(picture) {
-  const [taught, own] = [isRight(picture, teacherOf(picture)), isRight(picture, comparedOf(picture))];
-  if (taught && own) return "both";
-  return own ? "student" : taught ? "teacher" : "neither";
+/** Return both, teacher, student or neither; student or neither for a run without a teacher. */
+function correctModel(image) {
+  const teacherCorrect = isCorrect(image, teacherPrediction(image));
+  const studentCorrect = isCorrect(image, comparedPrediction(image));
+  if (teacherCorrect && studentCorrect) return "both";
+  return studentCorrect ? "student" : teacherCorrect ? "teacher" : "neither";
 }
 
-function passes(picture) {
-  const own = comparedOf(picture);
+function passesFilters(image) {
+  const prediction = comparedPrediction(image);
   return (
-    own !== null &&
-    (state.truth === "" || picture.truth === Number(state.truth)) &&
-    (state.label === "" || own.label === Number(state.label)) &&
-    (state.who === "" || whoIsRight(picture) === state.who)
+    prediction !== null &&
+    (state.label === "" || image.label === Number(state.label)) &&
+    (state.predicted === "" || prediction.predicted === Number(state.predicted)) &&
+    (state.correct === "" || correctModel(image) === state.correct)
   );
 }
 
-const KEYS = {
-  apart: (picture) => comparedOf(picture).likeness ?? 2,
-  alike: (picture) => -(comparedOf(picture).likeness ?? -1),
-  sure: (picture) => -comparedOf(picture).confidence,
-  unsure: (picture) => comparedOf(picture).confidence,
+const SORT_KEYS = {
+  dissimilar: (image) => comparedPrediction(image).cam_cosine ?? 2,
+  similar: (image) => -(comparedPrediction(image).cam_cosine ?? -1),
+  confident: (image) => -comparedPrediction(image).confidence,
+  uncertain: (image) => comparedPrediction(image).confidence,
 };
 
-function select() {
-  found = album.pictures.filter(passes);
-  const key = KEYS[state.order];
-  if (key) found.sort((one, other) => key(one) - key(other)); // stable: equals stay in the gallery's order
+function applyFilters() {
+  filtered = gallery.images.filter(passesFilters);
+  const key = SORT_KEYS[state.order];
+  if (key) filtered.sort((first, second) => key(first) - key(second)); // stable: ties keep the order of selection
 }
 
-/** The class whose map a picture shows; for "own" each model's own answer. */
-function classShown(picture, answer) {
-  if (state.map === "truth") return picture.truth;
-  if (state.map === "own") return answer.label;
-  if (state.map === "answer") return (teacherOf(picture) ?? comparedOf(picture) ?? answer).label;
+/** Return the class of the map to show; for "own" it is the model's own prediction. */
+function mapClass(image, prediction) {
+  if (state.map === "label") return image.label;
+  if (state.map === "own") return prediction.predicted;
+  if (state.map === "prediction") return (teacherPrediction(image) ?? comparedPrediction(image) ?? prediction).predicted;
   return Number(state.map);
 }
 
-// --- a picture, its maps and their difference
+// --- an image, its maps and their difference
 
-function pane(picture, shares, ramp, words) {
-  const image = make("img", { src: picture.image, alt: shares ? "" : words, draggable: "false" });
-  if (!shares) return make("div", { class: "pane" }, image);
-  const canvas = make("canvas", { role: "img", "aria-label": words });
-  paint(canvas, shares, ramp);
-  return make("div", { class: "pane veiled" }, image, canvas);
+function imagePane(image, description) {
+  return make("div", { class: "pane" }, make("img", { src: image.thumbnail, alt: description, draggable: "false" }));
 }
 
-const lacking = (words) => make("div", { class: "pane none" }, make("span", {}, words));
+function mapPane(image, values, colormap, description) {
+  const canvas = make("canvas", { role: "img", "aria-label": description });
+  drawMap(canvas, values, colormap);
+  return make("div", { class: "pane overlay" }, make("img", { src: image.thumbnail, alt: "", draggable: "false" }), canvas);
+}
+
+const emptyPane = (text) => make("div", { class: "pane empty" }, make("span", {}, text));
 
 function tile(title, content, ...lines) {
   const caption = make("figcaption", {}, make("b", {}, title), ...lines.map((line) => make("span", {}, line)));
   return make("figure", { class: "tile" }, content, caption);
 }
 
-function mapTile(picture, column, shown) {
-  const { name } = album.columns[column];
-  const answer = picture.answers[column];
-  if (answer === null) return tile(isolated(name), lacking("not asked"));
-  const which = shown ?? classShown(picture, answer);
-  const shares = evidence(mapOf(answer, which));
-  const verdict = isRight(picture, answer) ? "✓" : "✗";
-  const words = `Map of ${name} for ${className(which)}. It answers ${className(answer.label)}, ${percent(answer.confidence)} sure, ${verdict === "✓" ? "right" : "wrong"}.`;
-  const content = shares ? pane(picture, shares, ramps.evidence, words) : lacking("map not kept");
-  return tile(isolated(name), content, `${verdict} ${isolated(className(answer.label))}`, `${percent(answer.confidence)} sure`);
+function mapTile(image, column, classId) {
+  const { name } = gallery.columns[column];
+  const prediction = image.predictions[column];
+  if (prediction === null) return tile(isolate(name), emptyPane("no prediction"));
+  const shownClass = classId ?? mapClass(image, prediction);
+  const values = evidence(mapOf(prediction, shownClass));
+  const correct = isCorrect(image, prediction);
+  const predicted = className(prediction.predicted);
+  const confidence = percent(prediction.confidence);
+  const description = `Map of ${name} for ${className(shownClass)}. Predicts ${predicted} with ${confidence} confidence, ${correct ? "correct" : "wrong"}.`;
+  const content = values ? mapPane(image, values, colormaps.evidence, description) : emptyPane("map not stored");
+  return tile(isolate(name), content, `${correct ? "✓" : "✗"} ${isolate(predicted)}`, confidence);
 }
 
-function differenceTile(picture, shown) {
-  const [taught, own] = [teacherOf(picture), comparedOf(picture)];
-  const maps = [taught, own].map((answer) => answer && evidence(mapOf(answer, shown ?? classShown(picture, answer))));
-  const known = own !== null && own.likeness !== null;
-  const alike = known ? `likeness ${own.likeness.toFixed(2)}` : "";
-  if (!maps[0] || !maps[1]) return tile("difference", lacking("–"), alike);
-  const name = album.columns[state.compared].name;
-  const words = `Where ${name} sees more than its teacher, and where less.${known ? ` Likeness ${own.likeness.toFixed(2)}.` : ""}`;
-  const shares = maps[1].map((value, place) => (value - maps[0][place] + 1) / 2);
-  return tile("difference", pane(picture, shares, ramps.difference, words), alike);
+function differenceTile(image, classId) {
+  const predictions = [teacherPrediction(image), comparedPrediction(image)];
+  const [teacherMap, studentMap] = predictions.map(
+    (prediction) => prediction && evidence(mapOf(prediction, classId ?? mapClass(image, prediction))),
+  );
+  const cosine = predictions[1]?.cam_cosine ?? null;
+  const similarity = cosine === null ? "" : `cosine ${cosine.toFixed(2)}`;
+  if (!teacherMap || !studentMap) return tile("difference", emptyPane("–"), similarity);
+  const { name } = gallery.columns[state.compared];
+  const description = `Map of ${name} minus the teacher's map.${similarity && ` CAM ${similarity}.`}`;
+  const values = studentMap.map((value, index) => (value - teacherMap[index] + 1) / 2);
+  return tile("difference", mapPane(image, values, colormaps.difference, description), similarity);
 }
 
-/** The picture, the teacher, the run that is compared with it, their difference, and then the other runs. */
-function tiles(picture, shown) {
-  const pair = album.teacher === null || album.teacher === state.compared ? [] : [album.teacher];
-  const first = [...pair, state.compared];
-  const others = album.columns.map((_, column) => column).filter((column) => !first.includes(column));
-  const truth = className(picture.truth);
+/** Return the tiles of an image: the image, teacher, compared run, their difference, and the other runs. */
+function tiles(image, classId) {
+  const hasPair = gallery.teacher !== null && gallery.teacher !== state.compared;
+  const first = hasPair ? [gallery.teacher, state.compared] : [state.compared];
+  const others = gallery.columns.map((_, column) => column).filter((column) => !first.includes(column));
+  const label = className(image.label);
   return [
-    tile("picture", pane(picture, null, null, `A picture of ${truth}`), isolated(truth)),
-    ...first.map((column) => mapTile(picture, column, shown)),
-    ...(pair.length ? [differenceTile(picture, shown)] : []),
-    ...others.map((column) => mapTile(picture, column, shown)),
+    tile("image", imagePane(image, `Image of ${label}`), isolate(label)),
+    ...first.map((column) => mapTile(image, column, classId)),
+    ...(hasPair ? [differenceTile(image, classId)] : []),
+    ...others.map((column) => mapTile(image, column, classId)),
   ];
 }
 
-function card(picture, place) {
-  const words = `${className(picture.truth)}, picture ${place + 1} of ${found.length}: open all maps`;
-  const row = tiles(picture);
-  const open = make("button", { type: "button", class: "open", "aria-label": words, tabindex: place ? -1 : 0 });
-  const image = row[0].querySelector(".pane");
-  image.replaceWith(open);
-  open.append(image);
-  const item = make("li", { class: "shot" }, make("div", { class: "tiles" }, ...row));
-  item.style.setProperty("--tiles", Math.min(row.length, 5));
-  item.addEventListener("click", () => openDetail(place));
+function card(image, index) {
+  const description = `${className(image.label)}, image ${index + 1} of ${filtered.length}: show all maps`;
+  const imageTiles = tiles(image);
+  const open = make("button", { type: "button", class: "open", "aria-label": description, tabindex: index ? -1 : 0 });
+  const pane = imageTiles[0].querySelector(".pane");
+  pane.replaceWith(open);
+  open.append(pane);
+  const item = make("li", { class: "image-card" }, make("div", { class: "tiles" }, ...imageTiles));
+  item.style.setProperty("--tiles", Math.min(imageTiles.length, 5));
+  item.addEventListener("click", () => openDetail(index));
   return item;
 }
 
-// --- the list
+// --- the list of cards
 
-function show() {
-  const wanted = found.slice(0, state.cards);
-  byId("shots").replaceChildren(...wanted.map(card));
-  byId("more").hidden = wanted.length === found.length;
-  byId("more").textContent = `Show ${Math.min(PAGE, found.length - wanted.length)} more`;
-  const all = album.pictures.filter((picture) => comparedOf(picture) !== null).length;
-  const counted = found.length === 1 ? "1 picture" : `${found.length} pictures`;
-  const shown = wanted.length < found.length ? `, ${wanted.length} of them shown` : "";
-  byId("count").textContent = found.length
-    ? `${counted} of ${all} in the gallery${shown}.`
-    : `None of the ${all} pictures in the gallery is like that.`;
+function showCards() {
+  const visible = filtered.slice(0, state.cards);
+  byId("image-cards").replaceChildren(...visible.map(card));
+  byId("more").hidden = visible.length === filtered.length;
+  byId("more").textContent = `Show ${Math.min(PAGE_SIZE, filtered.length - visible.length)} more`;
+  const total = gallery.images.filter((image) => comparedPrediction(image) !== null).length;
+  const limit = visible.length < filtered.length ? `, the first ${visible.length} are shown` : "";
+  byId("count").textContent = filtered.length
+    ? `${filtered.length} of ${total} images in the gallery${limit}.`
+    : `None of the ${total} images in the gallery matches the filters.`;
 }
 
 function refresh(changes = {}) {
-  Object.assign(state, { cards: PAGE }, changes);
-  for (const name of ["order", "truth", "label", "who", "map", "compared"]) byId(name).value = state[name];
-  const only = byId("who").querySelector("[value=student]");
-  if (only && album.teacher !== null) only.textContent = `only ${isolated(album.columns[state.compared].name)}`;
-  select();
-  show();
+  Object.assign(state, { cards: PAGE_SIZE }, changes);
+  for (const name of CONTROLS) byId(name).value = state[name];
+  const onlyStudent = byId("correct").querySelector("[value=student]");
+  if (onlyStudent && gallery.teacher !== null) onlyStudent.textContent = `only ${isolate(gallery.columns[state.compared].name)}`;
+  applyFilters();
+  showCards();
 }
 
-/** The pictures behind a cell of the confusion matrix; focus goes to the first of them. */
-function openCell(truth, label, count) {
-  refresh({ truth, label, who: "", compared: album.main });
-  const what = truth === label ? "rightly taken for" : "taken for";
-  const cell = `${isolated(className(truth))} ${what} ${isolated(className(label))}`;
-  byId("count").textContent = `${cell}: ${found.length} of ${count} pictures are in the gallery.`;
+/** Show the images of a cell of the confusion matrix and move the focus to the first image. */
+function openCell(label, predicted, count) {
+  refresh({ label, predicted, correct: "", compared: gallery.main });
+  const cell = `True class ${isolate(className(label))}, predicted class ${isolate(className(predicted))}`;
+  byId("count").textContent = `${cell}: ${filtered.length} of ${count} images are in the gallery.`;
   byId("gallery").scrollIntoView();
-  (byId("shots").querySelector("button") ?? byId("count")).focus({ preventScroll: true });
+  (byId("image-cards").querySelector("button") ?? byId("count")).focus({ preventScroll: true });
 }
 
-/** Arrow keys, Home and End move the focus among buttons of which one alone is in the order of Tab. */
+/** Move the focus among buttons with arrow keys, Home and End; only one button is in the tab order (roving tabindex). */
 function moveFocus(event, buttons, steps) {
-  const here = buttons.indexOf(document.activeElement);
-  const goals = { ...steps, Home: -Infinity, End: Infinity };
-  if (here < 0 || !(event.key in goals)) return;
+  const current = buttons.indexOf(document.activeElement);
+  const stepsByKey = { ...steps, Home: -Infinity, End: Infinity };
+  if (current < 0 || !(event.key in stepsByKey)) return;
   event.preventDefault();
-  const goal = buttons[Math.min(Math.max(here + goals[event.key], 0), buttons.length - 1)];
-  buttons[here].tabIndex = -1;
-  goal.tabIndex = 0;
-  goal.focus();
+  const target = buttons[Math.min(Math.max(current + stepsByKey[event.key], 0), buttons.length - 1)];
+  buttons[current].tabIndex = -1;
+  target.tabIndex = 0;
+  target.focus();
 }
 
-function option(value, words) {
-  return make("option", { value }, words);
-}
+const option = (value, text) => make("option", { value }, text);
 
-function offer() {
-  const classes = album.classes.map((name, place) => option(place, isolated(name)));
-  byId("truth").append(option("", "any"), ...classes);
-  byId("label").append(option("", "any"), ...classes.map((each) => each.cloneNode(true)));
-  const taught = album.teacher !== null && album.teacher !== album.main;
-  byId("map").append(option("answer", taught ? "the teacher's answer" : "the answer"), option("truth", "the true class"));
-  byId("map").append(option("own", "each one's own answer"), ...classes.map((each) => each.cloneNode(true)));
-  const others = album.columns.map(({ name }, place) => [place, name]).filter(([place]) => place !== album.teacher);
-  byId("compared").append(...(others.length ? others : [[album.main, album.columns[album.main].name]]).map(([place, name]) => option(place, isolated(name))));
-  byId("compared").parentElement.hidden = others.length < 2;
-  const who = taught
+/** Fill the select elements. Return the default order, which needs a teacher. */
+function fillControls() {
+  const classOptions = () => gallery.classes.map((name, classId) => option(classId, isolate(name)));
+  const hasTeacher = gallery.teacher !== null && gallery.teacher !== gallery.main;
+  byId("label").append(option("", "any"), ...classOptions());
+  byId("predicted").append(option("", "any"), ...classOptions());
+  byId("map").append(
+    option("prediction", hasTeacher ? "teacher's prediction" : "prediction"),
+    option("label", "true class"),
+    option("own", "each model's prediction"),
+    ...classOptions(),
+  );
+  const students = gallery.columns.map((_, column) => column).filter((column) => column !== gallery.teacher);
+  const columns = students.length ? students : [gallery.main];
+  byId("compared").append(...columns.map((column) => option(column, isolate(gallery.columns[column].name))));
+  byId("compared").parentElement.hidden = students.length < 2;
+  const outcomes = hasTeacher
     ? [["both", "both"], ["teacher", "only the teacher"], ["student", ""], ["neither", "neither"]]
-    : [[album.teacher === null ? "student" : "both", "right"], ["neither", "wrong"]];
-  byId("who").append(option("", "all"), ...who.map((pair) => option(...pair)));
-  for (const order of taught ? [] : ["apart", "alike"]) byId("order").querySelector(`[value=${order}]`).remove();
-  return taught ? { order: "apart" } : {};
+    : [[gallery.teacher === null ? "student" : "both", "correct"], ["neither", "wrong"]];
+  byId("correct").append(option("", "any"), ...outcomes.map(([value, text]) => option(value, text)));
+  for (const order of hasTeacher ? [] : ["dissimilar", "similar"]) byId("order").querySelector(`[value=${order}]`).remove();
+  return hasTeacher ? { order: "dissimilar" } : {};
 }
 
-function veil() {
-  byId("pictures").style.setProperty("--veil", byId("veil").value / 100);
-  byId("veil-share").textContent = percent(byId("veil").value / 100);
+/** The opacity is a style, so the slider redraws no map. */
+function updateOpacity() {
+  const opacity = byId("opacity").value / 100;
+  byId("gallery-app").style.setProperty("--opacity", opacity);
+  byId("opacity-value").textContent = percent(opacity);
 }
 
-function hang() {
-  const preferred = offer();
-  for (const name of ["order", "truth", "label", "who", "map"]) {
-    byId(name).addEventListener("change", (event) => refresh({ [name]: event.target.value }));
+function initGallery() {
+  const defaults = { label: "", predicted: "", correct: "", map: "prediction", ...fillControls() };
+  for (const name of CONTROLS) {
+    byId(name).addEventListener("change", (event) => {
+      const { value } = event.target;
+      refresh({ [name]: name === "compared" ? Number(value) : value });
+    });
   }
-  byId("compared").addEventListener("change", (event) => refresh({ compared: Number(event.target.value) }));
-  byId("veil").addEventListener("input", veil);
-  byId("reset").addEventListener("click", () => refresh({ truth: "", label: "", who: "", map: "answer", ...preferred }));
+  byId("opacity").addEventListener("input", updateOpacity);
+  byId("reset").addEventListener("click", () => refresh(defaults));
   byId("more").addEventListener("click", () => {
-    const before = state.cards;
-    state.cards += PAGE;
-    show();
-    byId("shots").querySelectorAll("button")[before].focus();
+    const firstNew = state.cards;
+    state.cards += PAGE_SIZE;
+    showCards();
+    byId("image-cards").querySelectorAll("button")[firstNew].focus();
   });
-  byId("shots").addEventListener("keydown", (event) => {
-    const across = getComputedStyle(byId("shots")).gridTemplateColumns.split(" ").length;
-    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across };
-    moveFocus(event, [...byId("shots").querySelectorAll("button")], steps);
+  byId("image-cards").addEventListener("keydown", (event) => {
+    const perRow = getComputedStyle(byId("image-cards")).gridTemplateColumns.split(" ").length;
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: perRow, ArrowUp: -perRow };
+    moveFocus(event, [...byId("image-cards").querySelectorAll("button")], steps);
   });
-  byId("pictures").hidden = false;
-  veil();
-  refresh(preferred);
+  byId("gallery-app").hidden = false;
+  updateOpacity();
+  refresh(defaults);
 }
