@@ -52,13 +52,14 @@ def _run(options: Namespace) -> dict[str, Any]:
         if options[name] < 1:
             raise InputError(f"{name} must be 1 or more, got {options[name]}.")
     seeds = tuple(range(options.seed, options.seed + options.seeds))
+    for method in methods:
+        distill = replace(config.distill, method=method)
+        pipeline.check_config(replace(config, distill=distill, train=replace(config.train, seed=seeds[-1])))
     teacher = find_teacher(options.teacher, options.data)
     config = replace(config, distill=replace(config.distill, teacher=str(teacher)))
     folder = out_folder(options, "compare", options.student)
     threads = max(1, torch.get_num_threads() // options.processes)
     plan = compare.Plan(folder, config, methods, seeds, threads)
-    for method in methods:
-        pipeline.check_config(plan.config_for(method, seeds[-1]))
     with open_reporter() as reporter:
         data = open_data(config.data, reporter)
         plan = compare.prepare(plan, data, resume=options.resume, callback=reporter)
