@@ -1,0 +1,54 @@
+"""The command ``distill``: train a student from a trained teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from camkd.cli.commands.common import (
+    Command,
+    add_student_option,
+    add_training_options,
+    open_data,
+    open_reporter,
+    out_folder,
+    resume_option,
+    run_config,
+)
+from camkd.cli.flags import add_flags
+from camkd.config import DistillConfig
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    add_student_option(parser)
+    add_flags(parser, DistillConfig)
+    add_training_options(parser)
+
+
+def _run(options: Namespace) -> dict[str, Any] | None:
+    from camkd.distill.teacher import find_teacher, load_teacher
+    from camkd.experiments import pipeline
+    from camkd.report.report import write_report
+    from camkd.utils.distributed import init_distributed, run_on_rank0
+
+    config = run_config(options)
+    resume = resume_option(options)
+    folder = out_folder(options, options.student, options.method, "from", options.teacher)
+    pipeline.check_config(config)
+    teacher_folder = find_teacher(options.teacher, options.data)
+    with init_distributed(options.device) as group, open_reporter() as reporter:
+        data = open_data(config.data, reporter)
+        teacher = load_teacher(teacher_folder, data, options.device)
+        config = pipeline.resolve_auto(config, folder, callbacks=[reporter])
+        supervision, config = pipeline.prepare_supervision(teacher, data, config, [reporter])
+        metrics = pipeline.train_run(folder, config, data, supervision, resume=resume, callbacks=[reporter])
+        run_on_rank0(lambda: write_report([teacher_folder, folder], folder / "report.html"))
+        reporter.message(
+            f"{options.student}: test accuracy {metrics['accuracy']:.1%}, teacher agreement "
+            f"{metrics['teacher_agreement']:.1%}; report: {folder / 'report.html'}"
+        )
+    return {**metrics, "out": str(folder)} if group.rank == 0 else None
+
+
+DISTILL = Command("Train a student from a trained teacher.", _add_options, _run)
