@@ -15,6 +15,7 @@ nitpick_ignore_regex = [("py:.*", ".*")]  # torch and numpy types are not linked
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
+napoleon_use_ivar = True  # a field of a NamedTuple is documented once
 default_role = "literal"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -22,3 +23,16 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"camkd {release}"
+
+
+def literal_formulas(app, what, name, obj, options, lines):
+    """Render an indented block after a paragraph as a literal block: the formulas in docstrings have no ``::``."""
+    for index in range(len(lines) - 2, 0, -1):
+        paragraph, blank, block = lines[index - 1 : index + 2]
+        is_paragraph = paragraph and not paragraph.startswith((" ", "-", "..")) and not paragraph.endswith("::")
+        if is_paragraph and not blank.strip() and block.startswith("    "):
+            lines[index:index] = ["", "::"]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", literal_formulas, priority=100)  # before napoleon
