@@ -20,7 +20,7 @@ from camkd.data.sources import open_data
 from camkd.explain.explain import example_rows, predict_images
 from camkd.explain.plots import overlay
 from camkd.runs.load_model import read_model_info
-from camkd.utils.plot_style import project_style, save_png
+from camkd.utils.plot_style import style_context, save_png
 
 IMAGES = Path(__file__).parent / "images"
 SIDE = 256
@@ -34,7 +34,7 @@ def draw_identity(images: NDArray[np.uint8], path: Path) -> None:
     assert prediction.cams is not None
     top_classes = prediction.logits[0].topk(3).indices.tolist()
     bias = (prediction.logits - prediction.cams.mean((2, 3)))[0]
-    with project_style():
+    with style_context():
         figure = Figure((9, 2.9), layout="constrained")
         axes = figure.subplots(1, 4)
         axes[0].imshow(images[0])
@@ -56,7 +56,7 @@ def draw_views(data: Dataset, rows: NDArray[np.int64], path: Path) -> None:
     """Draw one training image as augmented in four epochs, with the map of each view."""
     model = camkd.load("cam-net-cifar10")
     views = Views(data.train, len(data.classes), "light", 0, torch.device("cpu"))
-    with project_style():
+    with style_context():
         figure = Figure((9, 4.6), layout="constrained")
         axes = figure.subplots(2, 4)
         for epoch, column in enumerate(axes.T):
@@ -72,7 +72,7 @@ def draw_views(data: Dataset, rows: NDArray[np.int64], path: Path) -> None:
                 axis.set_xticks([])
                 axis.set_yticks([])
         axes[0, 0].set_ylabel("augmented view")
-        axes[1, 0].set_ylabel("cached map")
+        axes[1, 0].set_ylabel("map of the view")
         save_png(figure, path)
 
 
