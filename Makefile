@@ -1,41 +1,42 @@
-# On a machine that has only python3.11 with venv, every command below sets up .venv by itself first.
+# Every command sets up its environment first. It needs Python 3.11 or later with venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
-# timm, torchvision and pytorch-grad-cam have an environment of their own.
+# timm, torchvision, pytorch-grad-cam, Quantus and Ray.
 EXTRAS := $(VENV)-extras/.extras-installed
-# So has what fuzzes, which has wheels for few versions of Python.
+# atheris has wheels for few versions of Python.
 FUZZ   := $(VENV)-fuzz/.fuzz-installed
-# So have the programs that benchmarks compare with.
+# Libraries that benchmarks compare with.
 PEERS  := $(VENV)-bench/.bench-installed
 
-# The settings of `make demo`.
+# Options of `make demo`.
 DEMO_FLAGS ?= --data shapes --recipe quick --figure-every 1 --out runs/demo --resume
 
-# How long `make fuzz` tries each kind of file.
+# Seconds of `make fuzz` per file format.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-faults fuzz test-extras check bench loss-compare docs wheel screenshots clean
+.PHONY: help demo test test-fast test-faults fuzz test-extras check bench loss-compare docs wheel screenshots clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
-	@echo "make test    the tests, warnings are errors"
-	@echo "make test-faults  whatever may go wrong: kills, full disks, hostile files, many of them, and a table"
-	@echo "make fuzz    every kind of file that is read, changed at random for a minute each (FUZZ_SECONDS), and a table"
-	@echo "make test-extras   the tests with timm and torchvision, in $(VENV)-extras"
-	@echo "make check   format, lint, types, layering"
-	@echo "make bench   every benchmarks/bench_*.py; the programs it compares with get $(VENV)-bench"
-	@echo "make loss-compare BASE=REVISION   are all loss curves those of that revision, bit for bit? (default: HEAD)"
-	@echo "make docs    the documentation, into docs/_build"
-	@echo "make wheel   the package into dist/, and a picture explained by it in an empty environment, $(VENV)-wheel"
-	@echo "make screenshots RUNS=DIR:DIR   the pictures of the report in docs/, from these runs"
-	@echo "make clean   remove what the commands above made, except runs/"
+	@echo "make demo          train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
+	@echo "make check         format, lint, types, layers"
+	@echo "make test-fast     tests without subprocess and without training by the command line"
+	@echo "make test          all tests; warnings are errors"
+	@echo "make test-extras   tests with timm, torchvision and Ray, in $(VENV)-extras"
+	@echo "make test-faults   kills, full disks and corrupt files, many times each, and a table"
+	@echo "make fuzz          random changes of every file format (FUZZ_SECONDS each), and a table"
+	@echo "make bench         every benchmarks/bench_*.py, in $(VENV)-bench"
+	@echo "make loss-compare BASE=REVISION   compare all loss curves with a revision, bit for bit (default: HEAD)"
+	@echo "make docs          the documentation, into docs/_build"
+	@echo "make wheel         the package into dist/, tested in an empty environment, $(VENV)-wheel"
+	@echo "make screenshots RUNS=DIR:DIR   screenshots of the report for docs/, from these runs"
+	@echo "make clean         remove everything that these commands made, except runs/"
 
-# A virtual environment without a working pip is what an interrupted set-up leaves: it is made anew.
+# An interrupted set-up leaves an environment without pip; it is created again.
 define environment
 @$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
 endef
@@ -76,6 +77,9 @@ demo: $(RUN)
 
 test: $(DEV)
 	$(BIN)/python -m pytest -W error
+
+test-fast: $(DEV)
+	$(BIN)/python -m pytest -W error -m "not slow and not fault"
 
 test-faults: $(DEV)
 	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error -m fault
