@@ -89,25 +89,25 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term reads the teacher's prediction."""
+        """True if a term reads the teacher's prediction."""
         return any(weighted.term.needs_teacher for weighted in self.terms.values())
 
     @property
     def has_adapters(self) -> bool:
-        """Whether a term has trainable weights that are not built yet."""
+        """True if a term has trainable weights that are not built yet."""
         return any(isinstance(weighted.term, NeedsAdapter) for weighted in self.terms.values())
 
     @property
     def needs_other_images(self) -> bool:
-        """Whether a term takes the map of another image as a control, which requires a batch of 2 or more."""
+        """True if a term takes the map of another image as a control. The batch must then have 2 images or more."""
         return any(getattr(weighted.term, "control", "none") == "shuffled" for weighted in self.terms.values())
 
     def build_adapters(self, student: Prediction, teacher: Prediction) -> Objective:
         """Build the trainable weights of the terms, drawn from the global random generator.
 
         Args:
-            student: Prediction of the student for at least one image, which provides the shapes.
-            teacher: Prediction of the teacher, which provides the shapes.
+            student: Prediction of the student for any images. Only its shapes are used.
+            teacher: Prediction of the teacher for the same images. Only its shapes are used.
 
         Returns:
             A copy of the objective in which every term can be computed.

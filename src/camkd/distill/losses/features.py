@@ -284,7 +284,7 @@ class _StageAdapter:
 
 @dataclass(frozen=True)
 class Hint(_StageAdapter):
-    """FitNets hint: regression of the teacher's middle stage from the student's. Builds a `Regressor`.
+    """FitNets hint: regression of the teacher's middle stage from the student's middle stage. Builds a `Regressor`.
 
     Romero et al. 2014, arXiv 1412.6550.
 
@@ -304,7 +304,7 @@ class Hint(_StageAdapter):
 
 @dataclass(frozen=True)
 class Review(_StageAdapter):
-    """Knowledge review: each of the teacher's stages from the student's at its level and deeper. Builds a `Reviewer`.
+    """Knowledge review: regression of each teacher stage from student stages as deep or deeper. Builds a `Reviewer`.
 
     Chen et al. 2021, arXiv 2104.09044.
 
@@ -333,7 +333,7 @@ def middle_stage(stages: Stages) -> Tensor:
 
 
 class Regressor(nn.Module):
-    """FitNets regressor: squared error of the teacher's middle stage, predicted from the student's.
+    """FitNets regressor: squared error of the teacher's middle stage, predicted from the student's middle stage.
 
         loss = mean_cxy (r(A_s) - A_t)^2
 
@@ -381,7 +381,7 @@ class Fusion(nn.Module):
         in_channels: Channels of ``x``.
         mid_channels: Channels of ``f``.
         out_channels: Channels of the teacher's level.
-        deepest: Whether there is no deeper level.
+        deepest: True if there is no deeper level.
 
     Example:
         >>> fusion = Fusion(in_channels=16, mid_channels=32, out_channels=64, deepest=True)

@@ -21,7 +21,7 @@ class Term(Protocol):
 
     Attributes:
         needs: Fields of a `Prediction` that the term reads: ``logits``, ``cams``, ``features``.
-        needs_teacher: Whether the term reads the teacher's prediction.
+        needs_teacher: True if the term reads the teacher's prediction.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -45,7 +45,7 @@ class Term(Protocol):
 
 @runtime_checkable
 class NeedsAdapter(Protocol):
-    """Loss term with trainable weights, which are trained with the student's and discarded at the end.
+    """Loss term with trainable weights. They are trained together with the student and discarded at the end.
 
     Example:
         >>> import torch
@@ -63,8 +63,8 @@ class NeedsAdapter(Protocol):
         """Create the term as a new ``nn.Module``, with weights drawn from the global random generator.
 
         Args:
-            student: Prediction of the student, which provides the shapes.
-            teacher: Prediction of the teacher, which provides the shapes.
+            student: Prediction of the student for any images. Only its shapes are used.
+            teacher: Prediction of the teacher for the same images. Only its shapes are used.
         """
         ...
 
