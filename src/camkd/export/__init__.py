@@ -1,4 +1,5 @@
-"""From a run folder to a device: ONNX in fp32 and int8, what that costs, and a page that runs the model in a browser.
+"""Export of trained models: ONNX in fp32 and int8, benchmarks, and a web page that runs the model in the browser.
 
-Only what was verified is written. Without torch at import, as the measured processes have none.
+Every exported file is compared with PyTorch before it is kept. This package imports no torch, so that the memory of an
+ONNX session can be measured without it.
 """

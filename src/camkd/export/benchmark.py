@@ -1,7 +1,8 @@
-"""What an answer costs on a device: latency, throughput, memory, size; in PyTorch and exported, with and without maps.
+"""Benchmark of a model on one thread: latency, throughput, memory and file size, in PyTorch and as ONNX files.
 
-Other programs disturb every timing, so the variants take turns, a few calls each, and figures are medians; what the map
-costs is the median over turns of the ratio of two variants' medians in the same turn.
+Other programs disturb every timing. The variants therefore run in turns of a few calls, and results are medians. The
+cost of the maps is the median over rounds of a ratio: the median time of a variant with maps to that of the variant
+without maps in the same round.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,85 +26,131 @@ from camkd.cams import predict
 from camkd.data.dataset import Dataset, Progress
 from camkd.experiments.finished_runs import open_model_data
 from camkd.export.int8 import write_int8
-from camkd.export.onnx_graph import write_graph
-from camkd.export.sessions import as_input, check_installed, open_session, run
+from camkd.export.onnx_graph import write_onnx
+from camkd.export.sessions import check_installed, open_session, run_session, to_input
 from camkd.models.io import WEIGHTS_FILE
 from camkd.runs.folder import collect_environment
 from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 
-CALLS, WARM_UP = 10, 3
-BATCH = 64
-"""Pictures at once where throughput is measured."""
+TIMED_CALLS = 10
+WARMUP_CALLS = 3
+BATCH_SIZE = 64
+"""Batch size for the throughput."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to ask a model: for logits alone, or with maps. ``place`` is what a process of its own would open."""
+    """One way to run a model.
+
+    Args:
+        name: the program, such as ``ONNX fp32``.
+        cam: the maps are computed too.
+        run: function of images ``(N, 3, H, W)`` float32 in 0..1.
+        path: exported file or run folder, for the measurement of the memory.
+        file_bytes: size of the weights or of the exported file.
+    """
 
     name: str
     cam: bool
-    ask: Callable[[NDArray[np.float32]], Any]
-    place: Path
-    bytes: int
+    run: Callable[[NDArray[np.float32]], Any]
+    path: Path
+    file_bytes: int
 
 
 def benchmark_device(source: str, data: str | None, rounds: int, progress: Progress) -> dict[str, Any]:
-    """Measure the model of ``source`` on one thread: one row a variant, and what maps cost over logits alone."""
+    """Measure a model in PyTorch and as ONNX files in fp32 and int8, each with and without maps, on one thread.
+
+    Args:
+        source: a run folder or the name of a shipped model.
+        data: the images of the model's dataset. None takes those of its run.
+        rounds: number of rounds; in each, every variant is timed `TIMED_CALLS` times.
+        progress: callback for the progress.
+
+    Returns:
+        ``rows`` with latency, throughput, memory and file size of each variant, ``cam_over_logits_percent`` with the
+        cost of the maps per program, ``rounds`` and ``environment``.
+
+    Raises:
+        InputError: if ``source`` or ``data`` is invalid, ``rounds`` is below 1, or a package is missing.
+    """
     check_installed()
     if rounds < 1:
-        raise InputError(f"rounds is {rounds}, but has to be 1 or more: give such a number.")
-    pictures = open_model_data(source, data, progress)
-    with TemporaryDirectory() as folder, one_thread():
-        variants = _variants(source, Path(folder), pictures)
-        images = as_input(pictures.test.images[:BATCH])
-        times = take_turns(variants, images[:1], rounds, progress, "latency")
-        batches = take_turns(variants, images, max(1, rounds // 10), progress, "throughput")
+        raise InputError(f"rounds must be 1 or more, got {rounds}.")
+    dataset = open_model_data(source, data, progress)
+    with TemporaryDirectory() as folder, single_thread():
+        variants = _make_variants(source, Path(folder), dataset)
+        x = to_input(dataset.test.images[:BATCH_SIZE])
+        latencies = time_round_robin(variants, x[:1], rounds, progress, "latency")
+        batch_times = time_round_robin(variants, x, max(1, rounds // 10), progress, "throughput")
         rows = [
             {
                 "program": variant.name,
                 "cam": variant.cam,
-                "median_ms": 1e3 * float(np.median(own)),
-                "p95_ms": 1e3 * float(np.quantile(own, 0.95)),
-                "pictures_per_second": len(images) / float(np.median(many)),
+                "median_ms": 1e3 * float(np.median(times)),
+                "p95_ms": 1e3 * float(np.quantile(times, 0.95)),
+                "images_per_second": len(x) / float(np.median(times_of_batches)),
                 "peak_bytes": peak_memory(variant),
-                "file_bytes": variant.bytes,
+                "file_bytes": variant.file_bytes,
             }
-            for variant, own, many in zip(variants, times, batches, strict=True)
+            for variant, times, times_of_batches in zip(variants, latencies, batch_times, strict=True)
         ]
-        machine = collect_environment()  # with the one thread that all this was measured on
+        environment = collect_environment()  # inside single_thread(): the recorded number of threads is 1
     cam_costs = {
-        logits.name: cost_of(times[place], times[place + 1]) for place, logits in enumerate(variants) if not logits.cam
+        variant.name: relative_overhead(latencies[index], latencies[index + 1])
+        for index, variant in enumerate(variants)
+        if not variant.cam
     }
-    return {"rows": rows, "cam_over_logits_percent": cam_costs, "rounds": rounds, "environment": machine}
+    return {"rows": rows, "cam_over_logits_percent": cam_costs, "rounds": rounds, "environment": environment}
 
 
-def latency(files: Sequence[Path], images: NDArray[np.uint8]) -> list[float]:
-    """The median seconds that each of ``files`` takes for ``images`` at once, on one thread, in turns."""
-    sessions = [open_session(path) for path in files]
-    variants = [
-        Variant(path.name, True, lambda x, s=session: run(s, x), path, 0)  # type: ignore[misc]
-        for path, session in zip(files, sessions, strict=True)
-    ]
-    return [float(np.median(own)) for own in take_turns(variants, as_input(images), rounds=20)]
+def median_latencies(paths: Sequence[Path], images: NDArray[np.uint8]) -> list[float]:
+    """Measure exported files on one thread, in turns.
+
+    Args:
+        paths: exported files.
+        images: one batch, RGB ``(N, H, W, 3)`` uint8.
+
+    Returns:
+        The median time of a call per file, in seconds.
+    """
+    variants = [Variant(path.name, True, partial(run_session, open_session(path)), path, 0) for path in paths]
+    return [float(np.median(times)) for times in time_round_robin(variants, to_input(images), rounds=20)]
 
 
-def cost_of(less: NDArray[np.float64], more: NDArray[np.float64]) -> dict[str, float]:
-    """By how many per cent ``more`` takes longer than ``less``; both are seconds, ``(rounds, calls)``: quartiles."""
-    ratios = 100 * (np.median(more, 1) / np.median(less, 1) - 1)
+def relative_overhead(baseline: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
+    """Compute the additional time of ``other`` over ``baseline``.
+
+    Args:
+        baseline: seconds ``(rounds, calls)``.
+        other: seconds ``(rounds, calls)``.
+
+    Returns:
+        Quartiles over the rounds ``low``, ``median`` and ``high`` of ``median(other) / median(baseline) - 1``, in
+        percent.
+
+    Example:
+        >>> relative_overhead(np.ones((3, 2)), np.full((3, 2), 1.5))
+        {'low': 50.0, 'median': 50.0, 'high': 50.0}
+    """
+    ratios = 100 * (np.median(other, 1) / np.median(baseline, 1) - 1)
     return dict(zip(("low", "median", "high"), np.quantile(ratios, (0.25, 0.5, 0.75)).tolist(), strict=True))
 
 
 def peak_memory(variant: Variant) -> int | None:
-    """The most memory of a new process that opens this and answers; None where the system does not tell."""
-    command = [sys.executable, "-m", "camkd.export.footprint", str(variant.place), *(["--cam"] if variant.cam else [])]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    return int(found) if found else None
+    """Measure the peak resident memory of a new process that loads the variant and predicts.
+
+    Returns:
+        Bytes, or None if the operating system does not report it.
+    """
+    command = [sys.executable, "-m", "camkd.export.memory", str(variant.path), *(["--cam"] if variant.cam else [])]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return int(output) if output else None
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread as long as it lasts."""
+def single_thread() -> Iterator[None]:
+    """Limit PyTorch to one thread in the context."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -111,9 +159,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _variants(source: str, folder: Path, pictures: Dataset) -> list[Variant]:
-    said, place = read_model_info(source), find_model_folder(source)
-    weights = (place / WEIGHTS_FILE).stat().st_size
+def _make_variants(source: str, folder: Path, dataset: Dataset) -> list[Variant]:
+    """Export the model to ``folder`` and return all variants; those without and with maps follow each other."""
+    info = read_model_info(source)
+    model_folder = find_model_folder(source)
+    weights_bytes = (model_folder / WEIGHTS_FILE).stat().st_size
     model = load(source)
 
     def torch_logits(x: NDArray[np.float32]) -> Any:
@@ -124,39 +174,50 @@ def _variants(source: str, folder: Path, pictures: Dataset) -> list[Variant]:
         with torch.inference_mode():
             return predict(model, torch.from_numpy(x))
 
-    asked = {False: torch_logits, True: torch_cam}
-    found = [Variant("PyTorch", cam, ask, place, weights) for cam, ask in asked.items()]
-    files = {cam: folder / f"fp32{'-cam' * cam}.onnx" for cam in (False, True)}
-    for cam, path in files.items():
-        write_graph(model, said, path, cam=cam)
-    for name in ("ONNX fp32", "ONNX int8"):
-        for cam, path in files.items():
-            if name.endswith("int8"):
-                path = path.with_stem(path.stem.replace("fp32", "int8"))
-                write_int8(files[cam], path, pictures.train)
-            session = open_session(path)
-            ask = lambda x, session=session: run(session, x)  # noqa: E731
-            found.append(Variant(name, cam, ask, path, path.stat().st_size))
-    return found
+    variants = [
+        Variant("PyTorch", False, torch_logits, model_folder, weights_bytes),
+        Variant("PyTorch", True, torch_cam, model_folder, weights_bytes),
+    ]
+    fp32_paths = {cam: folder / f"fp32{'-cam' * cam}.onnx" for cam in (False, True)}
+    for cam, path in fp32_paths.items():
+        write_onnx(model, info, path, cam=cam)
+    int8_paths = {cam: folder / f"int8{'-cam' * cam}.onnx" for cam in (False, True)}
+    for cam, path in int8_paths.items():
+        write_int8(fp32_paths[cam], path, dataset.train)
+    for name, paths in (("ONNX fp32", fp32_paths), ("ONNX int8", int8_paths)):
+        for cam, path in paths.items():
+            variants.append(Variant(name, cam, partial(run_session, open_session(path)), path, path.stat().st_size))
+    return variants
 
 
-def take_turns(
+def time_round_robin(
     variants: Sequence[Variant],
     x: NDArray[np.float32],
     rounds: int,
     progress: Progress | None = None,
-    what: str = "",
+    description: str = "",
 ) -> NDArray[np.float64]:
-    """Seconds of each call, ``(variants, rounds, CALLS)``."""
-    times = np.zeros((len(variants), rounds, CALLS))
-    for turn in range(rounds):
-        for place in range(len(variants)) if turn % 2 else reversed(range(len(variants))):
-            ask = variants[place].ask
-            for call in range(-WARM_UP, CALLS):
-                started = time.perf_counter()
-                ask(x)
+    """Time variants in turns, in alternating order.
+
+    Args:
+        variants: the variants.
+        x: input ``(N, 3, H, W)``, float32 in 0..1.
+        rounds: number of rounds.
+        progress: callback for the progress.
+        description: text for the progress.
+
+    Returns:
+        Seconds of each call, ``(variants, rounds, TIMED_CALLS)``.
+    """
+    times = np.zeros((len(variants), rounds, TIMED_CALLS))
+    for number in range(rounds):
+        for index in range(len(variants)) if number % 2 else reversed(range(len(variants))):
+            run = variants[index].run
+            for call in range(-WARMUP_CALLS, TIMED_CALLS):
+                start = time.perf_counter()
+                run(x)
                 if call >= 0:
-                    times[place, turn, call] = time.perf_counter() - started
+                    times[index, number, call] = time.perf_counter() - start
         if progress is not None:
-            progress(turn + 1, rounds, what)
+            progress(number + 1, rounds, description)
     return times

@@ -1,4 +1,4 @@
-"""Is what was written what was trained? Exported files against PyTorch, and against each other, on real pictures."""
+"""Comparison of exported files with PyTorch and with each other, on real images."""
 
 from __future__ import annotations
 
@@ -16,83 +16,138 @@ from camkd.cams import predict
 from camkd.data.augment import sequential_batches
 from camkd.data.dataset import Split
 from camkd.evaluate.metrics import accuracy, cosine
-from camkd.export.sessions import as_input, open_session, run
+from camkd.export.sessions import open_session, run_session, to_input
 from camkd.models.eval_mode import eval_mode
 
 TOLERANCE = 1e-4
-"""The largest difference to PyTorch, as a share of the largest number there; rounding in fp32 makes about 1e-6."""
+"""Largest allowed difference to PyTorch, as a fraction of the largest PyTorch value. fp32 rounding gives about 1e-6."""
 
 
-class Differences(NamedTuple):
-    """The largest differences to PyTorch over all pictures, in units of logits."""
+class MaxDifferences(NamedTuple):
+    """Largest absolute differences to PyTorch over all images, in units of logits.
+
+    Attributes:
+        logits: largest difference of a logit.
+        cam: largest difference of a map cell.
+    """
 
     logits: float
     cam: float
 
 
 class QuantizationCost(NamedTuple):
-    """What another number format costs on test pictures."""
+    """Metrics of a quantized file on test images, in comparison with the original file.
 
-    before: float  # accuracy
-    after: float
-    agreement: float  # share of pictures with the same answer
-    cam_cosine: float  # mean likeness of the maps of the class that was predicted before
-
-
-def compare(model: nn.Module, path: Path, images: NDArray[np.uint8]) -> Differences:
-    """Ask ``model`` and the file at ``path`` about ``images (N, H, W, 3)``: one alone, then all at once.
-
-    Raises ``FloatingPointError`` where an answer differs by more than ``TOLERANCE``.
+    Attributes:
+        before: accuracy of the original file, in 0..1.
+        after: accuracy of the quantized file, in 0..1.
+        agreement: fraction of images with the same predicted class, in 0..1.
+        cam_cosine: mean cosine similarity of the maps of the class that the original file predicts.
     """
-    session, found = open_session(path), []
-    for some in (images[:1], images):
-        pixels = as_input(some)
+
+    before: float
+    after: float
+    agreement: float
+    cam_cosine: float
+
+
+def compare_with_pytorch(model: nn.Module, path: Path, images: NDArray[np.uint8]) -> MaxDifferences:
+    """Compare logits and maps of an exported file with PyTorch, for a batch of one image and for all images.
+
+    Args:
+        model: the exported classifier.
+        path: the ONNX file, with maps.
+        images: RGB ``(N, H, W, 3)`` uint8.
+
+    Returns:
+        The largest differences.
+
+    Raises:
+        FloatingPointError: if a difference is larger than `TOLERANCE` times the largest value, or a value is NaN.
+
+    Example:
+        >>> compare_with_pytorch(model, Path("model.onnx"), dataset.test.images[:8])          # doctest: +SKIP
+        MaxDifferences(logits=1.9e-06, cam=2.3e-06)
+    """
+    session = open_session(path)
+    logits_differences = []
+    cam_differences = []
+    for batch in (images[:1], images):
+        x = to_input(batch)
         with eval_mode(model), torch.no_grad():
-            answer = predict(model, torch.from_numpy(pixels))
-        assert answer.cams is not None
-        for expected, got in zip((answer.logits, answer.cams), run(session, pixels), strict=True):
-            found.append(difference(expected.numpy(), got, path))
-    return Differences(max(found[::2]), max(found[1::2]))
+            prediction = predict(model, torch.from_numpy(x))
+        assert prediction.cams is not None
+        logits, cam = run_session(session, x)
+        logits_differences.append(max_difference(prediction.logits.numpy(), logits, path))
+        cam_differences.append(max_difference(prediction.cams.numpy(), cam, path))
+    return MaxDifferences(max(logits_differences), max(cam_differences))
 
 
-def difference(expected: NDArray[np.float32], got: NDArray[np.float32], path: Path) -> float:
-    """The largest difference. Raises ``FloatingPointError`` where it is more than ``TOLERANCE``, or no number."""
-    largest = float(np.abs(expected - got).max()) if expected.shape == got.shape else float("nan")
-    if not largest <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+def max_difference(expected: NDArray[np.float32], actual: NDArray[np.float32], path: Path) -> float:
+    """Return the largest absolute difference of two arrays.
+
+    Args:
+        expected: output of PyTorch.
+        actual: output of the exported file.
+        path: the exported file, for the message.
+
+    Raises:
+        FloatingPointError: if the difference is larger than `TOLERANCE` times ``max(1, max |expected|)`` or NaN, or
+            the shapes differ.
+    """
+    difference = float(np.abs(expected - actual).max()) if expected.shape == actual.shape else float("nan")
+    limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not difference <= limit:
         raise FloatingPointError(
-            f"{path.name} does not answer as PyTorch does (largest difference {largest:.3g}), so it was not kept"
+            f"{path.name} must match PyTorch within {limit:.3g}, got a difference of {difference:.3g}. "
+            "The file was not kept."
         )
-    return largest
+    return difference
 
 
-def widened(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same pictures with half as many pixels more along each side."""
+def enlarge(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize images ``(N, H, W, 3)`` bilinearly to 1.5 times their height and width."""
     x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float()
-    wide = F.interpolate(x, scale_factor=1.5, mode="bilinear", align_corners=False)
-    return np.asarray(wide.round().byte().permute(0, 2, 3, 1).numpy())
+    enlarged = F.interpolate(x, scale_factor=1.5, mode="bilinear", align_corners=False)
+    return np.asarray(enlarged.round().byte().permute(0, 2, 3, 1).numpy())
 
 
-def measure_int8(before: Path, after: Path, split: Split) -> QuantizationCost:
-    """Measure both files on all pictures of ``split``."""
+def measure_int8(original: Path, quantized: Path, split: Split) -> QuantizationCost:
+    """Measure the accuracy of a quantized file, and its agreement with the original file, on all images of a split.
+
+    Args:
+        original: ONNX file in fp32, with maps.
+        quantized: ONNX file in int8, with maps.
+        split: images and labels.
+
+    Returns:
+        The metrics.
+    """
     labels = torch.from_numpy(np.array(split.labels))
-    logits: tuple[list[Tensor], list[Tensor]] = ([], [])
-    alike = []
-    for (ours, our_cams), (theirs, their_cams) in zip(_answers(before, split), _answers(after, split), strict=True):
-        logits[0].append(ours)
-        logits[1].append(theirs)
-        rows, shown = torch.arange(len(ours)), ours.argmax(1)
-        alike.append(cosine(our_cams[rows, shown], their_cams[rows, shown]))
-    first, second = map(torch.cat, logits)
+    original_logits: list[Tensor] = []
+    quantized_logits: list[Tensor] = []
+    cosines: list[Tensor] = []
+    for (logits, cams), (int8_logits, int8_cams) in zip(
+        _iter_outputs(original, split), _iter_outputs(quantized, split), strict=True
+    ):
+        original_logits.append(logits)
+        quantized_logits.append(int8_logits)
+        rows = torch.arange(len(logits))
+        class_ids = logits.argmax(1)
+        cosines.append(cosine(cams[rows, class_ids], int8_cams[rows, class_ids]))
+    before = torch.cat(original_logits)
+    after = torch.cat(quantized_logits)
     return QuantizationCost(
-        accuracy(first, labels),
-        accuracy(second, labels),
-        accuracy(second, first.argmax(1)),
-        torch.cat(alike).double().mean().item(),
+        before=accuracy(before, labels),
+        after=accuracy(after, labels),
+        agreement=accuracy(after, before.argmax(1)),
+        cam_cosine=torch.cat(cosines).double().mean().item(),
     )
 
 
-def _answers(path: Path, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+def _iter_outputs(path: Path, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and maps of all images, batch by batch."""
     session = open_session(path)
-    for samples in sequential_batches(split):
-        logits, cams = run(session, as_input(split.images[samples.numpy()]))
+    for rows in sequential_batches(split):
+        logits, cams = run_session(session, to_input(split.images[rows.numpy()]))
         yield torch.from_numpy(logits), torch.from_numpy(cams)

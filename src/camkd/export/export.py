@@ -1,4 +1,4 @@
-"""``camkd export``: the files, checked, measured and described, all of them or none."""
+"""Workflow of ``camkd export``: write, compare, measure and describe the files of a model. All are written, or none."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from camkd.data.dataset import Dataset
 from camkd.experiments.finished_runs import matching_teacher, open_model_data
 from camkd.explain.explain import example_rows
 from camkd.export import checks
-from camkd.export.benchmark import latency
+from camkd.export.benchmark import median_latencies
 from camkd.export.int8 import write_int8
-from camkd.export.onnx_graph import write_graph
+from camkd.export.onnx_graph import write_onnx
 from camkd.export.sessions import check_installed
 from camkd.export.web import site
 from camkd.export.web.runtime import runtime_files
-from camkd.models.card import card
+from camkd.models.card import render_card
 from camkd.models.io import CARD_FILE, ModelInfo
 from camkd.runs.folder import Run
 from camkd.runs.load_model import find_model_folder, load, read_model_info
@@ -28,31 +28,36 @@ from camkd.types import InputError
 from camkd.utils.files import commit_dir, write_text
 
 FP32, INT8, TEACHER = "model.onnx", "model.int8.onnx", "teacher.onnx"
-CHECKED = 64
-"""Test pictures on which a written file has to answer as PyTorch does."""
+"""Names of the exported files."""
 
-SMALLEST_COSINE = 0.98
-"""Likeness to the fp32 maps below which int8 is refused."""
+NUM_CHECKED_IMAGES = 64
+"""Number of test images on which a file is compared with PyTorch."""
+
+MIN_CAM_COSINE = 0.98
+"""Smallest mean cosine similarity of the int8 maps to the fp32 maps."""
 
 
 class Reporter(Protocol):
-    """Whoever is told what happens."""
+    """Receiver of progress and messages, such as `camkd.cli.progress.ProgressReporter`."""
 
-    def message(self, text: str) -> None: ...
-    def progress(self, done: int, total: int, what: str) -> None: ...
+    def message(self, text: str, /) -> None:
+        """Show a line of text."""
+
+    def progress(self, done: int, total: int, description: str, /) -> None:
+        """Show that ``done`` of ``total`` steps are complete."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export beside ``model.onnx``, and on which terms.
+    """Options of an export beyond ``model.onnx``.
 
     Args:
-        data: the pictures the model was made for (default: where its run found them).
-        int8: also write model.int8.onnx, calibrated on training pictures, and say what it costs.
-        max_drop: points of accuracy on test pictures that int8 may cost.
-        force: write int8 whatever it costs.
-        teacher: also write teacher.onnx, of this run; "" for the run that the student learnt from.
-        any_size: leave the size of the pictures open, where the network allows it.
+        data: the images of the model's dataset (default: those of its run).
+        int8: also write ``model.int8.onnx``, calibrated on training images, and measure its accuracy.
+        max_drop: largest loss of test accuracy by int8, in percentage points.
+        force: write the int8 model at any loss of accuracy.
+        teacher: also write ``teacher.onnx``, from this run; an empty string selects the student's own teacher.
+        any_size: export for images of any size, if the network allows it.
     """
 
     data: str | None = None
@@ -64,106 +69,150 @@ class ExportOptions:
 
 
 def export(
-    source: str, out: Path | None, web: Path | None, wishes: ExportOptions, runtime: Path | None, watch: Reporter
+    source: str, out: Path | None, web: Path | None, options: ExportOptions, runtime: Path | None, reporter: Reporter
 ) -> dict[str, Any]:
-    """Write the model of ``source`` to the folder ``out``, and the page that runs it to ``web``.
+    """Write a model as ONNX, and a web page that runs it.
 
-    Returns what was measured. Each file appears when all of them are found right: a failure leaves both folders as they
-    were. Raises ``InputError`` for wrong input and for an int8 that costs too much, ``FloatingPointError`` where a file
-    does not answer as PyTorch does.
+    Each file is compared with PyTorch on test images before it is kept. If the export fails, both folders are
+    unchanged.
+
+    Args:
+        source: a run folder or the name of a shipped model.
+        out: folder of the ONNX files and the model card, or None.
+        web: folder of the web page, or None.
+        options: optional files and limits.
+        runtime: folder with the files of onnxruntime-web. None downloads them by npm.
+        reporter: receiver of progress and messages.
+
+    Returns:
+        For each written file its name, its size in bytes and its measurements, under ``model``, ``int8`` and
+        ``teacher``.
+
+    Raises:
+        InputError: if an argument is invalid, or int8 loses too much accuracy.
+        FloatingPointError: if a file differs from PyTorch.
+
+    Example:
+        >>> with ProgressReporter() as reporter:                                              # doctest: +SKIP
+        ...     export("cam-net-cifar10", Path("out"), None, ExportOptions(int8=True), None, reporter)
     """
     check_installed()
-    if not 0 <= wishes.max_drop <= 100:
-        raise InputError(f"max_drop is {wishes.max_drop}, but has to be between 0 and 100 points: give such a number.")
-    said, model = read_model_info(source), load(source)
-    teacher = matching_teacher(said, wishes.teacher or None)
-    if wishes.teacher is not None and teacher is None:
-        raise InputError(f"the teacher of {source!r} is not here: give --teacher its run, or leave it out.")
+    if not 0 <= options.max_drop <= 100:
+        raise InputError(f"max_drop must be between 0 and 100 percentage points, got {options.max_drop}.")
+    info = read_model_info(source)
+    model = load(source)
+    teacher = matching_teacher(info, options.teacher or None)
+    if options.teacher is not None and teacher is None:
+        raise InputError(f"the teacher of {source!r} must exist, got none. Give --teacher its run, or leave it out.")
     if web:
         site.check_folder(web)
-    parts = runtime_files(runtime) if web else None
-    pictures = open_model_data(source, wishes.data, watch.progress)
+    runtime_paths = runtime_files(runtime) if web else []
+    dataset = open_model_data(source, options.data, reporter.progress)
     with ExitStack() as stack:
         folder = stack.enter_context(commit_dir(out)) if out else Path(stack.enter_context(TemporaryDirectory()))
-        found: dict[str, Any] = {"model": _checked(model, said, folder / FP32, pictures, wishes.any_size, watch)}
-        if wishes.int8:
-            found["int8"] = _int8(folder, pictures, wishes, watch)
-        if teacher and out and wishes.teacher is not None:
-            found["teacher"] = _checked(
-                load(teacher), read_model_info(teacher), folder / TEACHER, pictures, False, watch
+        results: dict[str, Any] = {
+            "model": _export_fp32(model, info, folder / FP32, dataset, options.any_size, reporter)
+        }
+        if options.int8:
+            results["int8"] = _export_int8(folder, dataset, options, reporter)
+        if teacher and out and options.teacher is not None:
+            results["teacher"] = _export_fp32(
+                load(teacher), read_model_info(teacher), folder / TEACHER, dataset, False, reporter
             )
-        figures = Run(find_model_folder(source)).read_metrics()
-        write_text(folder / CARD_FILE, card(asdict(said.portable()), figures, "onnx", measured(found)))
+        metrics = Run(find_model_folder(source)).read_metrics()
+        card = render_card(asdict(info.portable()), metrics, "onnx", results_table(results))
+        write_text(folder / CARD_FILE, card)
         if web:
-            assert parts is not None
-            file = folder / (INT8 if wishes.int8 else FP32)
-            site.build(stack.enter_context(commit_dir(web)), file, source, teacher, pictures, parts)
-    return found
+            exported = folder / (INT8 if options.int8 else FP32)
+            site.build(stack.enter_context(commit_dir(web)), exported, source, teacher, dataset, runtime_paths)
+    return results
 
 
 def default_export_folder(source: str) -> Path:
-    """Where the export of ``source`` goes that is given no place: its own folder; under runs/ for a shipped model."""
+    """Return the default folder of an export: ``RUN/export``, or ``runs/NAME/export`` for a shipped model.
+
+    >>> default_export_folder("cam-net-cifar10").as_posix()
+    'runs/cam-net-cifar10/export'
+    """
     return Path(source if Path(source).is_dir() else Path("runs", source), "export")
 
 
-def measured(found: dict[str, Any]) -> str:
-    """What an export measured, as a table for the model card."""
+def results_table(results: dict[str, Any]) -> str:
+    """Return the results of an export as Markdown tables for the model card.
+
+    Args:
+        results: result of `export`.
+    """
     rows = [
-        f"| `{part['file']}` | {part['bytes']:,} | {part['largest_difference']['logits']:.1g} |"
-        for part in found.values()
-        if "largest_difference" in part
+        f"| `{result['file']}` | {result['bytes']:,} | {result['largest_difference']['logits']:.1g} |"
+        for result in results.values()
+        if "largest_difference" in result
     ]
     text = "\n| file | bytes | largest difference to PyTorch |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-    if cost := found.get("int8"):
+    if cost := results.get("int8"):
         text += (
-            f"\n| on {cost['test_images']:,} test pictures | fp32 | int8 |\n|---|---|---|\n"
+            f"\n| on {cost['test_images']:,} test images | fp32 | int8 |\n|---|---|---|\n"
             f"| accuracy | {cost['before']:.2%} | {cost['after']:.2%} |\n"
-            f"| same answer, likeness of maps (cosine) | | {cost['agreement']:.2%}, {cost['cam_cosine']:.4f} |\n"
-            f"| bytes | {found['model']['bytes']:,} | {cost['bytes']:,} |\n"
-            f"| median latency of one picture on one thread, where it was exported | "
+            f"| same predicted class, cosine similarity of the maps | | {cost['agreement']:.2%}, "
+            f"{cost['cam_cosine']:.4f} |\n"
+            f"| bytes | {results['model']['bytes']:,} | {cost['bytes']:,} |\n"
+            f"| median latency of one image on one thread of the exporting machine | "
             f"{1e3 * cost['latency_before']:.2f} ms | {1e3 * cost['latency']:.2f} ms |\n"
         )
     return text
 
 
-def _checked(
-    model: nn.Module, said: ModelInfo, path: Path, pictures: Dataset, any_size: bool, watch: Reporter
+def _export_fp32(
+    model: nn.Module, info: ModelInfo, path: Path, dataset: Dataset, any_size: bool, reporter: Reporter
 ) -> dict[str, Any]:
-    watch.message(f"{path.name}: tracing")
-    write_graph(model, said, path, any_size=any_size)
-    images = pictures.test.images[example_rows(pictures.test, CHECKED)]
-    differences = checks.compare(model, path, images)
+    """Write a model in fp32 and compare the file with PyTorch."""
+    reporter.message(f"{path.name}: tracing")
+    write_onnx(model, info, path, any_size=any_size)
+    images = dataset.test.images[example_rows(dataset.test, NUM_CHECKED_IMAGES)]
+    differences = checks.compare_with_pytorch(model, path, images)
     if any_size:
         try:
-            checks.compare(model, path, checks.widened(images))
+            checks.compare_with_pytorch(model, path, checks.enlarge(images))
         except InputError:
             raise
-        except Exception as error:  # ONNX Runtime's own have no other class in common
-            raise InputError("the file of this network takes pictures of one size: leave out --any-size.") from error
+        except Exception as error:  # ONNX Runtime's exceptions have no narrower common base class
+            raise InputError(
+                f"--any-size needs a network for images of any size, got {info.architecture}. Leave out --any-size."
+            ) from error
     size = path.stat().st_size
-    watch.message(
-        f"{path.name}: {size:,} bytes; largest difference to PyTorch on {len(images)} test pictures: "
+    reporter.message(
+        f"{path.name}: {size:,} bytes; largest difference to PyTorch on {len(images)} test images: "
         f"logits {differences.logits:.1e}, cam {differences.cam:.1e}"
     )
     return {"file": path.name, "bytes": size, "largest_difference": differences._asdict()}
 
 
-def _int8(folder: Path, pictures: Dataset, wishes: ExportOptions, watch: Reporter) -> dict[str, Any]:
-    watch.message(f"{INT8}: calibrating and measuring")
-    write_int8(folder / FP32, folder / INT8, pictures.train)
-    toll = checks.measure_int8(folder / FP32, folder / INT8, pictures.test)
-    said = (
-        f"accuracy {toll.before:.2%} in fp32, {toll.after:.2%} in int8; likeness of their maps {toll.cam_cosine:.4f} "
-        f"on {len(pictures.test):,} test pictures"
+def _export_int8(folder: Path, dataset: Dataset, options: ExportOptions, reporter: Reporter) -> dict[str, Any]:
+    """Quantize the fp32 file in ``folder``, and measure accuracy and latency of both files."""
+    reporter.message(f"{INT8}: calibrating and measuring")
+    write_int8(folder / FP32, folder / INT8, dataset.train)
+    cost = checks.measure_int8(folder / FP32, folder / INT8, dataset.test)
+    summary = (
+        f"accuracy {cost.before:.2%} in fp32 and {cost.after:.2%} in int8, cosine similarity of the maps "
+        f"{cost.cam_cosine:.4f} on {len(dataset.test):,} test images"
     )
-    drop = 100 * (toll.before - toll.after)
-    if (drop > wishes.max_drop or toll.cam_cosine < SMALLEST_COSINE) and not wishes.force:
+    drop = 100 * (cost.before - cost.after)
+    if (drop > options.max_drop or cost.cam_cosine < MIN_CAM_COSINE) and not options.force:
         raise InputError(
-            f"int8 may cost {wishes.max_drop:g} points and its maps have to be {SMALLEST_COSINE} like those in fp32, "
-            f"but there is {said}: leave out --int8, raise --max-drop, or add --force."
+            f"int8 must lose at most {options.max_drop:g} points of accuracy and keep a cosine similarity of "
+            f"{MIN_CAM_COSINE} or more, got {summary}. Leave out --int8, raise --max-drop, or add --force."
         )
-    before, after = latency([folder / FP32, folder / INT8], pictures.test.images[:1])
+    latency_before, latency = median_latencies([folder / FP32, folder / INT8], dataset.test.images[:1])
     size = (folder / INT8).stat().st_size
-    watch.message(f"{INT8}: {size:,} bytes; {said}; {1e3 * before:.2f} ms and {1e3 * after:.2f} ms a picture")
-    times = {"latency_before": before, "latency": after}
-    return {"file": INT8, "bytes": size, "test_images": len(pictures.test), **toll._asdict(), **times}
+    reporter.message(
+        f"{INT8}: {size:,} bytes; {summary}; latency {1e3 * latency_before:.2f} ms in fp32 and {1e3 * latency:.2f} ms "
+        "in int8"
+    )
+    return {
+        "file": INT8,
+        "bytes": size,
+        "test_images": len(dataset.test),
+        **cost._asdict(),
+        "latency_before": latency_before,
+        "latency": latency,
+    }

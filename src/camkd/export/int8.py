@@ -1,9 +1,9 @@
-"""Eight-bit integers for weights and activations: static, one scale a channel of each kernel, as QDQ nodes.
+"""Static int8 quantization of exported files: weights per channel, activations per tensor, in QDQ format.
 
-The recipe of Jacob et al. 2017 (arXiv 1712.05877): ``real = scale (integer - zero)``. Activations get one range each,
-found on training pictures; batch normalisation is folded into the convolutions first. Weights have 7 bits, as sums of
-products of 8 overflow on processors without VNNI. What makes the pictures input (the normalisation) and what makes the
-maps (the head) stay in fp32: they are next to nothing of the work, and a map is read cell by cell.
+Scheme of Jacob et al. 2017 (arXiv 1712.05877): ``real = scale (integer - zero_point)``. The range of each activation is
+calibrated on training images. Batch normalization is folded into the convolutions first. Weights have 7 bits, because
+sums of 8-bit products overflow on processors without VNNI. The normalization of the input and the head stay in fp32:
+their share of the computation is negligible, and maps are read cell by cell.
 """
 
 from __future__ import annotations
@@ -17,80 +17,95 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camkd.data.dataset import Split, balanced_subset
-from camkd.export.sessions import ERRORS_ALONE, IMAGE, as_input, quietly
+from camkd.export.sessions import IMAGE, LOG_ERRORS_ONLY, suppress_output, to_input
 
-CALIBRATION = 512
-"""Training pictures that decide the activations' ranges."""
+NUM_CALIBRATION_IMAGES = 512
+"""Number of training images that calibrate the ranges of the activations."""
 
-QUANTISED = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
-"""Sums of products compute in integers, whatever the network; the last two become the range of the sum before them.
+QUANTIZED_OPS = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
+"""Operators in integers. Relu and Clip become the output range of the preceding convolution or matrix product.
 
-Sums of a stream, normalisations and gates stay in fp32: in integers they gain no time (LOG.md).
+Residual additions, normalizations and gates stay in fp32: they gain no time in integers (LOG.md).
 """
 
 
 def write_int8(source: Path, target: Path, train: Split) -> None:
-    """Quantise the exported file ``source`` into ``target``, calibrated on pictures of ``train``."""
+    """Quantize an exported file.
+
+    Args:
+        source: ONNX file in fp32, of `camkd.export.onnx_graph.write_onnx`.
+        target: ONNX file in int8.
+        train: training images for calibration; `NUM_CALIBRATION_IMAGES` are used, balanced over the classes.
+
+    Example:
+        >>> write_int8(Path("model.onnx"), Path("model.int8.onnx"), dataset.train)            # doctest: +SKIP
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    with TemporaryDirectory() as folder, quietly():
+    with TemporaryDirectory() as folder, suppress_output():
         folded = Path(folder, "folded.onnx")
-        _fold(source, folded)
+        _fold_batchnorm(source, folded)
         quantize_static(
             folded,
             target,
-            _Pictures(train.images[balanced_subset(train.labels, CALIBRATION)]),
+            _CalibrationReader(train.images[balanced_subset(train.labels, NUM_CALIBRATION_IMAGES)]),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=QUANTISED,
+            op_types_to_quantize=QUANTIZED_OPS,
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_head(folded),
+            nodes_to_exclude=_head_nodes(folded),
             calibrate_method=CalibrationMethod.MinMax,
         )
-    _say_what_it_is(source, target)
+    _copy_metadata(source, target)
 
 
-class _Pictures:
-    """What ONNX Runtime calls a calibration data reader: one picture after the other."""
+class _CalibrationReader:
+    """Calibration data reader of ONNX Runtime: one image per call."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
-        self.rows: Iterator[Any] = iter(images)
+        self.images: Iterator[Any] = iter(images)
 
     def get_next(self) -> dict[str, Any] | None:
-        image = next(self.rows, None)
-        return None if image is None else {IMAGE: as_input(image[None])}
+        image = next(self.images, None)
+        return None if image is None else {IMAGE: to_input(image[None])}
 
 
-def _fold(source: Path, target: Path) -> None:
+def _fold_batchnorm(source: Path, target: Path) -> None:
+    """Write the graph after ONNX Runtime's basic optimizations, which fold batch normalization into convolutions."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
-    options.log_severity_level = ERRORS_ALONE
+    options.log_severity_level = LOG_ERRORS_ONLY
     onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
-def _head(path: Path) -> list[str]:
-    """The layer that makes the map (or the logits, where there is no map), and what comes after it."""
+def _head_nodes(path: Path) -> list[str]:
+    """Return the names of the layer that computes the last output, the maps or else the logits, and of its successors.
+
+    The names run from the output back to that layer.
+    """
     import onnx
 
     graph = onnx.load(path).graph
-    makers = {output: node for node in graph.node for output in node.output}
-    after = [makers[graph.output[-1].name]]
-    while after[-1].op_type not in ("Conv", "Gemm", "MatMul"):
-        after.append(makers[after[-1].input[0]])
-    return [node.name for node in after]
+    producers = {output: node for node in graph.node for output in node.output}
+    nodes = [producers[graph.output[-1].name]]
+    while nodes[-1].op_type not in ("Conv", "Gemm", "MatMul"):
+        nodes.append(producers[nodes[-1].input[0]])
+    return [node.name for node in nodes]
 
 
-def _say_what_it_is(source: Path, target: Path) -> None:
+def _copy_metadata(source: Path, target: Path) -> None:
+    """Copy the metadata of the fp32 file, and add the precision."""
     import onnx
 
-    model, original = onnx.load(target), onnx.load(source)
-    del model.metadata_props[:]
-    model.metadata_props.extend(original.metadata_props)
-    model.metadata_props.add(key="precision", value=f"int8, calibrated on {CALIBRATION} training pictures")
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, target)
+    original = onnx.load(source)
+    quantized = onnx.load(target)
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(original.metadata_props)
+    quantized.metadata_props.add(key="precision", value=f"int8, calibrated on {NUM_CALIBRATION_IMAGES} training images")
+    onnx.checker.check_model(quantized, full_check=True)
+    onnx.save(quantized, target)

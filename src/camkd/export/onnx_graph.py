@@ -1,8 +1,8 @@
-"""A trained network as one ONNX graph: ``image (N, 3, H, W)`` in, ``logits (N, K)`` and ``cam (N, K, h, w)`` out.
+"""Export of a network as one ONNX graph: ``image (N, 3, H, W)`` to ``logits (N, K)`` and ``cam (N, K, h, w)``.
 
-What goes in is RGB in 0..1: normalisation is in the graph. Both outputs come from one forward pass. Where the head is
-linear the logits are computed from the map, ``logits = mean_xy(cam) + bias``, so that the map is what the prediction
-passes through and costs nothing.
+The input is RGB in 0..1; normalization is part of the graph. Both outputs come from one forward pass. If the head is
+linear, the logits are computed from the maps, ``logits = mean_xy(cam) + bias``. The maps are then an intermediate
+result of the prediction and add no cost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import bias, form, predict
-from camkd.export.sessions import CAM, IMAGE, LOGITS, quietly
+from camkd.export.sessions import CAM, IMAGE, LOGITS, suppress_output
 from camkd.models.io import ModelInfo
 from camkd.types import InputError
 
@@ -26,60 +26,93 @@ if TYPE_CHECKING:
 
 
 class WithCam(nn.Module):
-    """``model`` with its map as a second output; in inference alone, for pictures shaped like ``x``."""
+    """Wrapper that returns the logits and the class activation maps of a model. For inference only.
+
+    Args:
+        model: a classifier with exact maps.
+        x: example images ``(N, 3, H, W)``.
+
+    Shape:
+        - input: ``(N, 3, H, W)``
+        - outputs: logits ``(N, K)`` and maps ``(N, K, h, w)``
+    """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.model = model
-        offset = bias(model, x)
-        self.offset = None if offset is None else offset.detach().clone()
+        head_bias = bias(model, x)
+        self.bias = None if head_bias is None else head_bias.detach().clone()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        answer = predict(self.model, image)
-        assert answer.cams is not None
-        return answer.logits if self.offset is None else answer.cams.mean((2, 3)) + self.offset, answer.cams
+        prediction = predict(self.model, image)
+        cams = prediction.cams
+        assert cams is not None
+        logits = prediction.logits if self.bias is None else cams.mean((2, 3)) + self.bias
+        return logits, cams
 
 
-def write_graph(model: nn.Module, said: ModelInfo, path: Path, *, cam: bool = True, any_size: bool = False) -> None:
-    """Write ``model`` as ONNX to ``path``, for batches of any size, without its map where not ``cam``.
+def write_onnx(model: nn.Module, info: ModelInfo, path: Path, *, cam: bool = True, any_size: bool = False) -> None:
+    """Write a model as ONNX, for batches of any size.
 
-    ``any_size`` leaves the sides of the pictures open, which works where no layer depends on them: to be checked.
-    Raises ``InputError`` where the network's maps are gradient-based or it cannot be traced.
+    Args:
+        model: classifier ``(N, 3, H, W) -> (N, K)``, RGB in 0..1.
+        info: the model's description; it becomes the metadata of the file.
+        path: the ONNX file.
+        cam: also output the class activation maps.
+        any_size: leave height and width of the images open. This is valid only if no layer depends on them, which the
+            caller must check.
+
+    Raises:
+        InputError: if the maps of the network are gradient-based, or the network cannot be traced.
+
+    Example:
+        >>> model = camkd.load("cam-net-cifar10")                              # doctest: +SKIP
+        >>> write_onnx(model, model.info, Path("model.onnx"))                  # doctest: +SKIP
     """
     import onnx
 
-    x = torch.rand(2, 3, said.size, said.size, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(2, 3, info.size, info.size, generator=torch.Generator().manual_seed(0))
     if cam and form(model, x) != "exact":
         raise InputError(
-            f"the maps of {said.architecture} are gradient-based, so no single forward pass returns them: "
-            "export a network with a linear head, such as its student."
+            f"the network must have exact maps, got {info.architecture} with gradient-based maps, which no single "
+            "forward pass returns. Export a network with a linear head, such as its student."
         )
-    traced = _trace(WithCam(model, x) if cam else model, x, [LOGITS, CAM] if cam else [LOGITS])
-    _without_traces(traced)
+    graph = _trace(WithCam(model, x) if cam else model, x, [LOGITS, CAM] if cam else [LOGITS])
+    _remove_source_locations(graph)
     if any_size:
-        _open_sides(traced)
-    for name, value in provenance(said).items():
-        traced.metadata_props.add(key=name, value=value)
-    onnx.checker.check_model(traced, full_check=True)
-    onnx.save(traced, path)
+        _make_sides_dynamic(graph)
+    for key, value in metadata(info).items():
+        graph.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, path)
 
 
-def provenance(said: ModelInfo) -> dict[str, str]:
-    """What an exported file says of itself: class names, and everything of the description but paths."""
-    own = {name: value for name, value in asdict(said.portable()).items() if value is not None}
-    words = {name: json.dumps(value, ensure_ascii=False) for name, value in own.items() if name != "sha256"}
+def metadata(info: ModelInfo) -> dict[str, str]:
+    """Return the metadata of an exported file.
+
+    Args:
+        info: the model's description.
+
+    Returns:
+        The fields of ``info`` without paths and empty values, the checksum of the weights, the format of input and
+        output, and the version of camkd. Values that are not strings are JSON.
+    """
+    fields = {key: value for key, value in asdict(info.portable()).items() if value is not None and key != "sha256"}
     return {
-        **{name: json.loads(value) if value.startswith('"') else value for name, value in words.items()},
-        "weights_sha256": said.sha256,
-        "input": f"{IMAGE} (N, 3, {said.size}, {said.size}) float32, RGB in 0..1; normalisation is inside",
+        **{
+            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for key, value in fields.items()
+        },
+        "weights_sha256": info.sha256,
+        "input": f"{IMAGE} (N, 3, {info.size}, {info.size}) float32, RGB in 0..1; normalization is inside",
         "output": f"{LOGITS} (N, K); {CAM} (N, K, h, w), logits = mean of cam over (h, w) + bias",
         "camkd": version("camkd"),
     }
 
 
 def _trace(model: nn.Module, x: Tensor, outputs: list[str]) -> onnx.ModelProto:
-    with torch.no_grad(), quietly():
-        model.eval()(x)  # what a network finds out about itself it finds out now, not while it is traced
+    with torch.no_grad(), suppress_output():
+        model.eval()(x)  # networks that inspect themselves at the first call do so before they are traced
         try:
             program = torch.onnx.export(
                 model,
@@ -90,15 +123,17 @@ def _trace(model: nn.Module, x: Tensor, outputs: list[str]) -> onnx.ModelProto:
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
-        except Exception as error:  # whatever a stranger's forward() raises when it is traced
+        except Exception as error:  # forward() of a foreign network may raise anything when it is traced
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"this network cannot be written as ONNX ({reason}): export another one.") from error
+            raise InputError(
+                f"the network must be traceable to ONNX, got: {reason}. Export another network."
+            ) from error
     assert program is not None
     return program.model_proto
 
 
-def _without_traces(model: onnx.ModelProto) -> None:
-    """Remove where in which source file each operation came from."""
+def _remove_source_locations(model: onnx.ModelProto) -> None:
+    """Remove the source files and lines of the operations, which contain paths of this machine."""
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, model.graph):
         del part.metadata_props[:]
         part.ClearField("doc_string")
@@ -106,7 +141,8 @@ def _without_traces(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
 
 
-def _open_sides(model: onnx.ModelProto) -> None:
+def _make_sides_dynamic(model: onnx.ModelProto) -> None:
+    """Replace height and width of the input and of the maps by symbolic dimensions."""
     for value, names in ((model.graph.input[0], ("height", "width")), (model.graph.output[-1], ("rows", "columns"))):
-        for place, name in zip((2, 3), names, strict=True):
-            value.type.tensor_type.shape.dim[place].dim_param = name
+        for axis, name in zip((2, 3), names, strict=True):
+            value.type.tensor_type.shape.dim[axis].dim_param = name

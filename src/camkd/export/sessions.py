@@ -1,4 +1,7 @@
-"""Running exported files. Without torch: a device has none, and what is measured here should not pay for it."""
+"""ONNX Runtime sessions of exported files.
+
+This module imports no torch: a device has none, and the memory of an exported file is measured without it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,49 +23,76 @@ if TYPE_CHECKING:
     import onnxruntime
 
 IMAGE, LOGITS, CAM = "image", "logits", "cam"
-"""What goes into an exported file and what comes out of it."""
+"""Names of the input and the outputs of an exported file."""
 
-ERRORS_ALONE = 3
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LOG_ERRORS_ONLY = 3
+"""ONNX Runtime's severity level for errors."""
+
+REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_installed() -> None:
-    """Raise ``InputError`` where a package that exporting needs is not there."""
-    from importlib.util import find_spec
-
-    missing = [name for name in PACKAGES if find_spec(name) is None]
+    """Raise ``InputError`` if a package that export needs is missing."""
+    missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if missing:
-        raise InputError(f"exporting needs {', '.join(missing)}: pip install 'camkd[export]'.")
+        raise InputError(f"export needs {', '.join(missing)}, got no such package. Run: pip install 'camkd[export]'.")
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """The exported file ``path`` in ONNX Runtime, on one thread of the processor."""
+    """Open an exported file in ONNX Runtime, on one CPU thread.
+
+    Args:
+        path: an ONNX file.
+
+    Returns:
+        The session.
+
+    Example:
+        >>> session = open_session(Path("runs/mine/export/model.onnx"))                       # doctest: +SKIP
+        >>> logits, cam = run_session(session, to_input(images))                              # doctest: +SKIP
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = ERRORS_ALONE
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def as_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pictures ``(N, H, W, 3)`` uint8 as an exported file takes them: ``(N, 3, H, W)`` float, 0..1.
+def to_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Convert images to the input of an exported file.
 
-    >>> as_input(np.full((1, 2, 2, 3), 255, np.uint8)).max()
-    np.float32(1.0)
+    Args:
+        images: RGB ``(N, H, W, 3)`` uint8.
+
+    Returns:
+        ``(N, 3, H, W)`` float32 in 0..1.
+
+    Example:
+        >>> to_input(np.full((1, 2, 2, 3), 255, np.uint8)).max()
+        np.float32(1.0)
     """
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
-def run(session: onnxruntime.InferenceSession, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The outputs for ``pixels (N, 3, H, W)``."""
-    found: list[Any] = session.run(None, {IMAGE: pixels})
-    return found
+def run_session(session: onnxruntime.InferenceSession, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Run an exported file.
+
+    Args:
+        session: session of `open_session`.
+        x: input ``(N, 3, H, W)``, as from `to_input`.
+
+    Returns:
+        Logits ``(N, K)`` and, if the file has maps, maps ``(N, K, h, w)``.
+    """
+    outputs: list[Any] = session.run(None, {IMAGE: x})
+    return outputs
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without what exporter and quantiser tell about their own work."""
+def suppress_output() -> Iterator[None]:
+    """Suppress the warnings, log messages and output of exporter and quantizer."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

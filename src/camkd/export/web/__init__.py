@@ -1,1 +1,1 @@
-"""A page that runs an exported model in the visitor's browser, and nothing anywhere else."""
+"""Web page that runs an exported model in the browser, without a server for predictions."""

@@ -1,7 +1,6 @@
-"""The three files of onnxruntime-web (MIT licence) that a page needs: from npm, once, or from a folder.
+"""Files of onnxruntime-web (MIT license) for the page, downloaded by npm or taken from a folder.
 
-They are 14 MB, so they do not come with camkd. The version is pinned, and every file has to have the checksum it had
-when the page was tested with it, wherever it comes from.
+The three files have 14 MB and are not part of camkd. The version is pinned, and the checksum of every file is verified.
 """
 
 from __future__ import annotations
@@ -19,64 +18,85 @@ from camkd.types import InputError
 from camkd.utils.files import commit_dir, sha256_of
 
 PACKAGE = "onnxruntime-web@1.30.0"
-INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""The sha512 of the package, as the registry states it."""
+
+PACKAGE_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+"""sha512 of the package in base64, as in the registry."""
 
 FILES = {
     "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-"""The files in its folder ``dist``, with their sha256."""
+"""sha256 of the files in the folder ``dist`` of the package."""
 
 
 def runtime_files(folder: Path | None) -> list[Path]:
-    """The files of ``FILES`` in ``folder`` (or ``dist`` in it); without a folder from the cache, or else by npm.
+    """Return the paths of the files in `FILES`.
 
-    Raises ``InputError`` where they are not there, not what they have to be, or npm cannot bring them.
+    Args:
+        folder: folder with the files, directly or in ``dist`` or ``package/dist``. None uses the cache, and fills it
+            by npm.
+
+    Returns:
+        The paths, in the order of `FILES`.
+
+    Raises:
+        InputError: if a file is missing or changed, or npm fails.
+
+    Example:
+        >>> [path.name for path in runtime_files(None)]                        # doctest: +SKIP
+        ['ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm']
     """
     if folder is None:
         folder = cache_folder() / "runtime" / PACKAGE
-        if not _whole(folder):
-            _fetch(folder)
+        if not _is_complete(folder):
+            _download(folder)
         return [folder / name for name in FILES]
-    for place in (folder, folder / "dist", folder / "package" / "dist"):
-        if _whole(place):
-            return [place / name for name in FILES]
+    for candidate in (folder, folder / "dist", folder / "package" / "dist"):
+        if _is_complete(candidate):
+            return [candidate / name for name in FILES]
     raise InputError(
-        f"{str(folder)!r} has not the files of {PACKAGE}, {', '.join(FILES)}, unchanged: "
-        f"unpack what 'npm pack {PACKAGE}' brings and name its folder."
+        f"--runtime must be a folder with the unchanged files of {PACKAGE} ({', '.join(FILES)}), got {str(folder)!r}. "
+        f"Run 'npm pack {PACKAGE}', unpack the archive and give its folder."
     )
 
 
-def _whole(folder: Path) -> bool:
-    return all((folder / name).is_file() and sha256_of(folder / name) == known for name, known in FILES.items())
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in FILES.items())
 
 
-def _fetch(folder: Path) -> None:
+def _download(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise InputError(
-            f"the page needs {PACKAGE}, which npm brings, and npm is not here: install Node.js, or run "
-            f"'npm pack {PACKAGE}' elsewhere, unpack it and give --runtime its folder."
+            f"the page needs {PACKAGE} from npm, got no npm. Install Node.js, or run 'npm pack {PACKAGE}' elsewhere, "
+            "unpack the archive and give its folder as --runtime."
         )
     with TemporaryDirectory() as download:
         command = [npm, "pack", PACKAGE, "--ignore-scripts", "--pack-destination", download]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         archives = list(Path(download).glob("*.tgz"))
-        if done.returncode or not archives:
-            reason = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no reason given")
+        if process.returncode or not archives:
+            errors = (line.strip() for line in process.stderr.splitlines() if "error" in line.lower())
+            reason = next(errors, "no error message")
             raise InputError(
-                f"npm could not bring {PACKAGE} ({reason.strip()}): try again, or unpack it from elsewhere and give "
-                "--runtime its folder."
+                f"npm must download {PACKAGE}, got: {reason}. Try again, or unpack the archive from elsewhere and give "
+                "its folder as --runtime."
             )
-        unpack(archives[0], folder)
+        extract_runtime(archives[0], folder)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Put the files of ``FILES`` from the package ``archive`` into ``folder``, if it is the package that is pinned."""
-    if b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() != INTEGRITY:
-        raise InputError(f"what npm brought is not {PACKAGE} (its sha512 differs): try again with another registry.")
+def extract_runtime(archive: Path, folder: Path) -> None:
+    """Extract the files in `FILES` from the archive of npm into ``folder``.
+
+    Raises:
+        InputError: if the archive is not the pinned package.
+    """
+    digest = b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    if digest != PACKAGE_SHA512:
+        raise InputError(
+            f"the package of npm must be {PACKAGE} with sha512 {PACKAGE_SHA512}, got {digest}. Try another registry."
+        )
     with commit_dir(folder) as temporary, tarfile.open(archive) as package:
         for name in FILES:
             source = package.extractfile(f"package/dist/{name}")

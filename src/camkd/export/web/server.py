@@ -1,4 +1,4 @@
-"""Serving a page on this machine alone."""
+"""HTTP server of a page, for this machine only."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 from camkd.types import InputError
 
 HOST = "127.0.0.1"
-POLICY = (
+
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
 )
-"""The Content-Security-Policy that index.html has too: nothing from elsewhere, nothing to elsewhere."""
+"""Content-Security-Policy, also in ``index.html``: no requests to other servers."""
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    extensions_map = {  # noqa: RUF012  # the base class has it so
+    extensions_map = {  # noqa: RUF012  # as in the base class
         **SimpleHTTPRequestHandler.extensions_map,
         ".js": "text/javascript",
         ".mjs": "text/javascript",
@@ -28,14 +29,14 @@ class _Handler(SimpleHTTPRequestHandler):
     }
 
     def end_headers(self) -> None:
-        self.send_header("Content-Security-Policy", f"{POLICY}; frame-ancestors 'none'")
+        self.send_header("Content-Security-Policy", f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
-        with suppress(ConnectionError):  # whoever asked has left
+        with suppress(ConnectionError):  # the client closed the connection
             super().copyfile(source, outputfile)
 
     def log_message(self, format: str, *arguments: Any) -> None:
@@ -43,16 +44,27 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 def page_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server of the page in ``folder`` on 127.0.0.1; port 0 takes any free one.
+    """Create a server of a page on 127.0.0.1.
 
-    Raises ``InputError`` where there is no page or the port is taken.
+    Args:
+        folder: a page of ``camkd export RUN --web FOLDER``.
+        port: the port; 0 selects a free one.
 
-    >>> with page_server(Path("page"), 8765) as server:      # doctest: +SKIP
-    ...     server.serve_forever()
+    Returns:
+        The server, bound to the port.
+
+    Raises:
+        InputError: if ``folder`` holds no page or the port is not available.
+
+    Example:
+        >>> with page_server(Path("page"), 8765) as server:      # doctest: +SKIP
+        ...     server.serve_forever()
     """
     if not (folder / "page.json").exists():
-        raise InputError(f"{str(folder)!r} has no page: make one with 'camkd export RUN --web {folder}'.")
+        raise InputError(
+            f"{str(folder)!r} must hold a page, got none. Write one with 'camkd export RUN --web {folder}'."
+        )
     try:
         return ThreadingHTTPServer((HOST, port), partial(_Handler, directory=str(folder)))
     except (OSError, OverflowError) as error:
-        raise InputError(f"port {port} cannot be used ({error}): give --port another number.") from error
+        raise InputError(f"--port must be a free port, got {port} ({error}). Choose another port.") from error

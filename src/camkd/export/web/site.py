@@ -1,4 +1,4 @@
-"""The page as a folder of static files: nothing to build, nothing from other servers."""
+"""Web page of a model as a folder of static files: no build step, and no files from other servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import nn
 from camkd.cams import predict
 from camkd.data.dataset import Dataset
 from camkd.explain.explain import example_rows
-from camkd.export.sessions import as_input
+from camkd.export.sessions import to_input
 from camkd.models.card import title
 from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
@@ -27,77 +27,96 @@ from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.files import write_json, write_text
 
-CONTENT, MODEL = "page.json", "model.onnx"
-EXAMPLES = 8
-MAPS_KEPT = 10
-"""Of so many classes, those its teacher finds likeliest, an example brings the teacher's map along."""
+CONFIG_FILE, MODEL_FILE, SERVICE_WORKER = "page.json", "model.onnx", "offline.js"
+
+NUM_EXAMPLES = 8
+
+NUM_TEACHER_MAPS = 10
+"""Number of classes per example with a teacher's map: those with the highest probabilities."""
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ``InputError`` where ``folder`` holds something else than such a page."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONTENT).exists())):
-        raise InputError(f"{str(folder)!r} holds something else than a page of camkd: name a new folder.")
+    """Raise ``InputError`` if ``folder`` holds files other than a page."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
+        raise InputError(f"--web must be a new folder or a page of camkd, got {str(folder)!r}. Choose a new folder.")
 
 
 def build(
-    folder: Path, model: Path, source: str, teacher: Path | None, pictures: Dataset, runtime: Sequence[Path]
+    folder: Path, model: Path, source: str, teacher: Path | None, dataset: Dataset, runtime: Sequence[Path]
 ) -> None:
-    """Write the page of the exported ``model`` of the run ``source`` into ``folder``; with ``teacher``'s maps."""
-    for path, name in ((model, MODEL), *((path, f"runtime/{path.name}") for path in runtime)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(path.read_bytes())
-    rows = example_rows(pictures.test, EXAMPLES)
-    write_json(folder / CONTENT, {**_words(source, model), "examples": _examples(folder, teacher, pictures, rows)})
-    own = resources.files("camkd.export.web") / "static"
-    for file in own.iterdir():
+    """Write the page of a model.
+
+    Args:
+        folder: an empty folder.
+        model: the exported file.
+        source: the run, or the name of the shipped model, that the file was exported from.
+        teacher: run of the teacher; its maps of the examples are part of the page. None leaves them out.
+        dataset: images of the model's dataset; the examples are test images.
+        runtime: files of onnxruntime-web.
+    """
+    (folder / MODEL_FILE).write_bytes(model.read_bytes())
+    (folder / "runtime").mkdir()
+    for path in runtime:
+        (folder / "runtime" / path.name).write_bytes(path.read_bytes())
+    config = {**_page_config(source, model), "examples": _write_examples(folder, teacher, dataset)}
+    write_json(folder / CONFIG_FILE, config)
+    for file in (resources.files("camkd.export.web") / "static").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    _list_for_offline_use(folder)
+    _complete_service_worker(folder)
 
 
-def _words(source: str, model: Path) -> dict[str, Any]:
-    said, figures = read_model_info(source).portable(), Run(find_model_folder(source)).read_metrics()
-    colours = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int)
+def _page_config(source: str, model: Path) -> dict[str, Any]:
+    """Return the content of ``page.json`` without the examples."""
+    info = read_model_info(source).portable()
+    metrics = Run(find_model_folder(source)).read_metrics()
+    colormap = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int)
     return {
-        "title": title({"architecture": said.architecture, "data": said.data}),
-        "classes": said.classes,
-        "size": said.size,
-        "params": said.params,
+        "title": title({"architecture": info.architecture, "data": info.data}),
+        "classes": info.classes,
+        "size": info.size,
+        "params": info.params,
         "bytes": model.stat().st_size,
-        "accuracy": figures.get("accuracy"),
-        "colours": colours.tolist(),
+        "accuracy": metrics.get("accuracy"),
+        "colormap": colormap.tolist(),
     }
 
 
-def _examples(folder: Path, teacher: Path | None, pictures: Dataset, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """The first test picture of each class as PNG; what its teacher says of it, where the teacher is at hand."""
-    images = pictures.test.images[rows]
-    answers = _teachers_answers(load(teacher), images) if teacher else [None] * len(rows)
-    found = []
+def _write_examples(folder: Path, teacher: Path | None, dataset: Dataset) -> list[dict[str, Any]]:
+    """Write example test images as PNG; return their files, classes and teacher predictions."""
+    rows = example_rows(dataset.test, NUM_EXAMPLES)
+    images = dataset.test.images[rows]
+    predictions = _teacher_predictions(load(teacher), images) if teacher else [None] * len(rows)
+    examples = []
     (folder / "examples").mkdir()
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        name = f"examples/{number}.png"
-        Image.fromarray(images[number]).save(folder / name)
-        truth = pictures.classes[int(pictures.test.labels[row])]
-        found.append({"file": name, "truth": truth, "teacher": answer})
-    return found
+    for index, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
+        name = f"examples/{index}.png"
+        Image.fromarray(images[index]).save(folder / name)
+        true_class = dataset.classes[int(dataset.test.labels[row])]
+        examples.append({"file": name, "true_class": true_class, "teacher": prediction})
+    return examples
 
 
-def _teachers_answers(teacher: nn.Module, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+def _teacher_predictions(teacher: nn.Module, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Return the probabilities and maps of the `NUM_TEACHER_MAPS` most probable classes of each image."""
     with eval_mode(teacher), torch.no_grad():
-        answer = predict(teacher, torch.from_numpy(as_input(images)))
-    assert answer.cams is not None
-    found = []
-    for chances, cams in zip(answer.logits.softmax(1), answer.cams, strict=True):
-        kept = chances.topk(min(MAPS_KEPT, len(chances))).indices.tolist()
-        maps = {str(k): [round(value, 3) for value in cams[k].flatten().tolist()] for k in kept}
-        likely = {str(k): round(chances[k].item(), 4) for k in kept}
-        found.append({"chances": likely, "grid": list(cams.shape[1:]), "maps": maps})
-    return found
+        prediction = predict(teacher, torch.from_numpy(to_input(images)))
+    assert prediction.cams is not None
+    entries = []
+    for probabilities, cams in zip(prediction.logits.softmax(1), prediction.cams, strict=True):
+        top = probabilities.topk(min(NUM_TEACHER_MAPS, len(probabilities))).indices.tolist()
+        entries.append(
+            {
+                "probabilities": {str(k): round(probabilities[k].item(), 4) for k in top},
+                "grid": list(cams.shape[1:]),
+                "maps": {str(k): [round(value, 3) for value in cams[k].flatten().tolist()] for k in top},
+            }
+        )
+    return entries
 
 
-def _list_for_offline_use(folder: Path) -> None:
-    """Tell the page's service worker which files to keep, and a name for what they are together."""
-    worker = folder / "offline.js"
+def _complete_service_worker(folder: Path) -> None:
+    """Insert the list of files to cache, and a version computed from their content, into the service worker."""
+    worker = folder / SERVICE_WORKER
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != worker)
     digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
     files = json.dumps([".", *(path.relative_to(folder).as_posix() for path in paths)])

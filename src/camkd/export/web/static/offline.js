@@ -1,5 +1,6 @@
-// Keeps the page's files, so that it opens without a network. Written out by the export: files and version.
-const VERSION = "camkd-/* version */", FILES = [/* files */];
+// Service worker: caches the files of the page for offline use. The export inserts the version and the list of files.
+const VERSION = "camkd-/* version */";
+const FILES = [/* files */];
 
 self.addEventListener("install", event => event.waitUntil(
   caches.open(VERSION).then(cache => cache.addAll(FILES.map(file => new Request(file, { cache: "reload" })))).then(() => self.skipWaiting())));
@@ -9,4 +10,4 @@ self.addEventListener("activate", event => event.waitUntil(
     .then(() => self.clients.claim())));
 
 self.addEventListener("fetch", event => event.respondWith(
-  caches.open(VERSION).then(cache => cache.match(event.request, { ignoreSearch: true })).then(kept => kept ?? fetch(event.request))));
+  caches.open(VERSION).then(cache => cache.match(event.request, { ignoreSearch: true })).then(cached => cached ?? fetch(event.request))));

@@ -1,159 +1,169 @@
-import { drawMap, drawScale, strongest } from "./heatmap.js";
-import { openModel } from "./model.js";
-import { Unreadable, decode, square } from "./pictures.js";
+import { describeMaximum, drawColorScale, drawMap } from "./heatmap.js";
+import { UnreadableImageError, cropSquare, decode } from "./images.js";
+import { loadModel } from "./model.js";
 
 const $ = id => document.getElementById(id);
-const SMALL = 128;  // pixels of a side below which a picture is shown with its pixels as squares
-const ANNOUNCE_EVERY = 3000;  // ms between two answers read out while the camera runs
+const SMALL_SIDE = 128;  // images with fewer pixels per side are shown pixelated
+const ANNOUNCE_INTERVAL = 3000;  // ms between two announcements for screen readers while the camera runs
+const MIN_PROBABILITY = 0.0005;  // smaller probabilities are shown as "< 0.1 %"
+const NUM_TOP_CLASSES = 5;
 
-const LITTLE = 0.0005;  // a share that is not worth a number
+let config;  // content of page.json
+let predict;  // the model
+let current = null;  // the current image: { canvas, prediction, teacher, name, milliseconds }
+let selectedClass = null;  // class of the heatmap; null: the top class
+let video = null;  // the running camera
+let generation = 0;  // increases with each new input, so that results of earlier inputs are dropped
+let announced = { label: "", at: 0 };
 
-let page, answer;  // what the page is about; the network
-let now = null;  // what is shown: { shown, found, teacher, from }
-let chosen = null;  // the class whose map is asked for; null: the likeliest
-let video = null, generation = 0, announced = { label: "", at: 0 };
+// --- from an image to a prediction
 
-// --- from a picture to an answer
-
-async function ask(source, { teacher = null, from }) {
-  const { pixels, shown } = square(source, page.size);
-  const started = performance.now(), found = await answer(pixels, page.size);
-  now = { shown, found, teacher, from, took: performance.now() - started };
-  globalThis.camkd = { logits: Array.from(found.logits), maps: found.maps, grid: found.grid, pixels };  // for the console
+async function classify(source, { name, teacher = null }) {
+  const { pixels, canvas } = cropSquare(source, config.size);
+  const start = performance.now();
+  const prediction = await predict(pixels, config.size);
+  current = { canvas, prediction, teacher, name, milliseconds: performance.now() - start };
+  globalThis.camkd = { logits: Array.from(prediction.logits), maps: prediction.maps, grid: prediction.grid, pixels };  // for the console
 }
 
-async function look(blob, more) {
+async function openImage(blob, options) {
   stopCamera();
-  const mine = ++generation;
+  const ownGeneration = ++generation;
   try {
     const bitmap = await decode(blob);
-    if (mine !== generation) return;
-    chosen = null;
-    await ask(bitmap, more);
+    if (ownGeneration !== generation) return;
+    selectedClass = null;
+    await classify(bitmap, options);
     bitmap.close();
-    if (mine !== generation) return;
-    show();
-    say(inWords());
-    problem("");
+    if (ownGeneration !== generation) return;
+    showResult();
+    showStatus(describePrediction());
+    showError("");
   } catch (error) {
-    problem(`${more.from} cannot be read: ${error instanceof Unreadable ? error.message : error}.`);
+    showError(error instanceof UnreadableImageError ? `${options.name} ${error.message}.` : `${options.name} cannot be read: ${error}.`);
   }
 }
 
-// --- what is shown
+// --- the result
 
-const order = chances => chances.map((_, k) => k).sort((a, b) => chances[b] - chances[a]);
-const percent = share => `${share < LITTLE ? "< 0.1" : share >= 0.995 && share < 1 ? "> 99" : (100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`;
-const label = k => page.classes[k];
+const ranking = probabilities => probabilities.map((_, k) => k).sort((a, b) => probabilities[b] - probabilities[a]);
+const percent = fraction => `${fraction < MIN_PROBABILITY ? "< 0.1" : fraction >= 0.995 && fraction < 1 ? "> 99" : (100 * fraction).toFixed(fraction < 0.0995 ? 1 : 0)}\u00a0%`;
+const label = k => config.classes[k];
+const mapClass = () => selectedClass ?? ranking(current.prediction.probabilities)[0];
 
-function show() {
-  const { found, teacher } = now, likeliest = order(found.chances), shown = chosen ?? likeliest[0];
-  $("stage").hidden = false;
-  view($("student"), found.maps[shown], found.grid, shown, `${label(likeliest[0])}, ${percent(found.chances[likeliest[0]])}`);
-  const known = teacher && teacher.maps[shown];
-  $("teacher").hidden = !known;
-  if (known) {
-    const [first] = Object.entries(teacher.chances).sort((a, b) => b[1] - a[1]);
-    view($("teacher"), known, teacher.grid, shown, `its teacher: ${label(first[0])}, ${percent(first[1])}`);
+function showResult() {
+  const { prediction, teacher } = current;
+  const ranked = ranking(prediction.probabilities);
+  const k = mapClass();
+  $("result").hidden = false;
+  showFigure($("student"), prediction.maps[k], prediction.grid, k, `${label(ranked[0])}, ${percent(prediction.probabilities[ranked[0]])}`);
+  const teacherMap = teacher && teacher.maps[k];
+  $("teacher").hidden = !teacherMap;
+  if (teacherMap) {
+    const [[topClass, probability]] = Object.entries(teacher.probabilities).sort((a, b) => b[1] - a[1]);
+    showFigure($("teacher"), teacherMap, teacher.grid, k, `teacher: ${label(topClass)}, ${percent(probability)}`);
   }
-  list(likeliest.slice(0, 5), found.chances, shown);
-  $("which").value = chosen === null ? "" : String(chosen);
-  fade();
+  showTopClasses(ranked.slice(0, NUM_TOP_CLASSES), prediction.probabilities, k);
+  $("map-class").value = selectedClass === null ? "" : String(selectedClass);
+  applyOpacity();
 }
 
-function view(figure, map, grid, shown, caption) {
-  const [picture, overlay] = figure.querySelectorAll("canvas");
-  picture.width = now.shown.width;
-  picture.height = now.shown.height;
-  picture.getContext("2d").drawImage(now.shown, 0, 0);
-  picture.classList.toggle("small-picture", now.shown.width < SMALL);
-  drawMap(overlay, map, grid, page.colours);
-  const where = `evidence for ${label(shown)}: ${strongest(map, grid)}`;
-  picture.setAttribute("aria-label", `${now.from}; ${where}`);
-  figure.querySelector("figcaption").replaceChildren(caption, document.createElement("br"), where);
+function showFigure(figure, map, grid, k, caption) {
+  const [image, overlay] = figure.querySelectorAll("canvas");
+  image.width = current.canvas.width;
+  image.height = current.canvas.height;
+  image.getContext("2d").drawImage(current.canvas, 0, 0);
+  image.classList.toggle("pixelated", current.canvas.width < SMALL_SIDE);
+  drawMap(overlay, map, grid, config.colormap);
+  const description = `evidence for ${label(k)}: ${describeMaximum(map, grid)}`;
+  image.setAttribute("aria-label", `${current.name}; ${description}`);
+  figure.querySelector("figcaption").replaceChildren(caption, document.createElement("br"), description);
 }
 
-function list(classes, chances, shown) {
-  const top = $("top");
-  while (top.children.length < classes.length) top.append(row());
-  classes.forEach((k, place) => {
-    const button = top.children[place].firstChild, [bar, name, share] = button.children;
+function showTopClasses(classes, probabilities, shownClass) {
+  const list = $("top-classes");
+  while (list.children.length < classes.length) list.append(createClassButton());
+  classes.forEach((k, index) => {
+    const button = list.children[index].firstChild;
+    const [bar, name, probability] = button.children;
     button.dataset.class = k;
-    button.setAttribute("aria-pressed", String(k === shown));
-    bar.style.width = `${100 * chances[k]}%`;
+    button.setAttribute("aria-pressed", String(k === shownClass));
+    bar.style.width = `${100 * probabilities[k]}%`;
     name.textContent = label(k);
-    share.textContent = percent(chances[k]);
+    probability.textContent = percent(probabilities[k]);
   });
 }
 
-function row() {
-  const item = document.createElement("li"), button = document.createElement("button");
+function createClassButton() {
+  const item = document.createElement("li");
+  const button = document.createElement("button");
   button.type = "button";
-  button.title = "Show the map of this class";
+  button.title = "Show the heatmap of this class";
   button.append(...["i", "span", "span"].map(name => document.createElement(name)));
-  button.onclick = () => choose(Number(button.dataset.class));
+  button.onclick = () => selectClass(Number(button.dataset.class));
   item.append(button);
   return item;
 }
 
-function choose(k) {
-  chosen = k;
-  if (!now) return;
-  show();
-  const { found } = now, shown = chosen ?? order(found.chances)[0];
-  say(`Evidence for ${label(shown)}: ${strongest(found.maps[shown], found.grid)}.`);
+function selectClass(k) {
+  selectedClass = k;
+  if (!current) return;
+  showResult();
+  const { maps, grid } = current.prediction;
+  showStatus(`Evidence for ${label(mapClass())}: ${describeMaximum(maps[mapClass()], grid)}.`);
 }
 
-function fade() {
+function applyOpacity() {
   const opacity = Number($("opacity").value) / 100;
-  $("opacity").setAttribute("aria-valuetext", `${Math.round(100 * opacity)} per cent`);
+  $("opacity").setAttribute("aria-valuetext", `${Math.round(100 * opacity)} percent`);
   for (const overlay of document.querySelectorAll(".map")) overlay.style.opacity = opacity;
-  for (const picture of document.querySelectorAll(".picture")) picture.style.filter = `grayscale(${Math.min(1, 2 * opacity)})`;
+  for (const image of document.querySelectorAll(".image")) image.style.filter = `grayscale(${Math.min(1, 2 * opacity)})`;
 }
 
-function inWords() {
-  const { found, from } = now, likeliest = order(found.chances).slice(0, 3).filter(k => found.chances[k] >= LITTLE);
-  return `${from}: ${likeliest.map(k => `${label(k)} ${percent(found.chances[k])}`).join(", ")}. Answered in ${now.took.toFixed(1)} ms.`;
+function describePrediction() {
+  const { prediction: { probabilities }, name, milliseconds } = current;
+  const classes = ranking(probabilities).slice(0, 3).filter(k => probabilities[k] >= MIN_PROBABILITY);
+  return `${name}: ${classes.map(k => `${label(k)} ${percent(probabilities[k])}`).join(", ")}. Predicted in ${milliseconds.toFixed(1)} ms.`;
 }
 
-const say = text => { $("status").textContent = text; };
-const problem = text => { $("problem").textContent = text; };
+const showStatus = text => { $("status").textContent = text; };
+const showError = text => { $("error").textContent = text; };
 
 // --- the camera
 
 async function startCamera() {
-  const mine = ++generation;
-  problem("");
+  const ownGeneration = ++generation;
+  showError("");
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
-    if (mine !== generation) return stream.getTracks().forEach(track => track.stop());
+    if (ownGeneration !== generation) return stream.getTracks().forEach(track => track.stop());
     video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
     await video.play();
   } catch (error) {
     video = null;
-    return problem(`The camera cannot be used (${error.name === "NotAllowedError" ? "it is not allowed to" : error.message}).`);
+    return showError(`The camera is not available (${error.name === "NotAllowedError" ? "permission denied" : error.message}).`);
   }
   $("camera").setAttribute("aria-pressed", "true");
   $("camera").textContent = "Stop the camera";
-  chosen = null;
+  selectedClass = null;
   const times = [];
-  while (video && mine === generation) {
-    await ask(video, { from: "Camera" });
-    if (mine !== generation) return;
-    show();
+  while (video && ownGeneration === generation) {
+    await classify(video, { name: "Camera" });
+    if (ownGeneration !== generation) return;
+    showResult();
     times.push(performance.now());
     if (times.length > 30) times.shift();
-    if (times.length > 1) $("speed").textContent = `${(1000 * (times.length - 1) / (times.at(-1) - times[0])).toFixed(0)} frames/s, ${now.took.toFixed(1)} ms in the network`;
-    readOut();
-    await new Promise(next => requestAnimationFrame(next));
+    if (times.length > 1) $("speed").textContent = `${(1000 * (times.length - 1) / (times.at(-1) - times[0])).toFixed(0)} frames/s, ${current.milliseconds.toFixed(1)} ms in the model`;
+    announceTopClass();
+    await new Promise(resolve => requestAnimationFrame(resolve));
   }
 }
 
-function readOut() {
-  const { found } = now, name = label(order(found.chances)[0]);
-  if (name === announced.label || performance.now() - announced.at < ANNOUNCE_EVERY) return;
-  announced = { label: name, at: performance.now() };
-  say(`Camera: ${name}.`);
+function announceTopClass() {
+  const topLabel = label(ranking(current.prediction.probabilities)[0]);
+  if (topLabel === announced.label || performance.now() - announced.at < ANNOUNCE_INTERVAL) return;
+  announced = { label: topLabel, at: performance.now() };
+  showStatus(`Camera: ${topLabel}.`);
 }
 
 function stopCamera() {
@@ -167,75 +177,77 @@ function stopCamera() {
   $("speed").textContent = "";
 }
 
-// --- ways in
+// --- inputs
 
-function listen() {
+function addListeners() {
   $("file").onchange = () => {
     const [file] = $("file").files;
-    if (file) look(file, { from: file.name });
+    if (file) openImage(file, { name: file.name });
     $("file").value = "";
   };
-  $("paste").onclick = paste;
+  $("paste").onclick = pasteImage;
   $("camera").onclick = () => (video ? stopCamera() : startCamera());
-  $("which").onchange = () => choose($("which").value === "" ? null : Number($("which").value));
-  $("opacity").oninput = fade;
-  document.addEventListener("paste", event => given(event.clipboardData, "The clipboard"));
-  document.addEventListener("dragover", event => { event.preventDefault(); document.body.classList.add("dropping"); });
-  document.addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+  $("map-class").onchange = () => selectClass($("map-class").value === "" ? null : Number($("map-class").value));
+  $("opacity").oninput = applyOpacity;
+  document.addEventListener("paste", event => openTransfer(event.clipboardData, "The clipboard"));
+  document.addEventListener("dragover", event => { event.preventDefault(); document.body.classList.add("drag-over"); });
+  document.addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("drag-over"); });
   document.addEventListener("drop", event => {
     event.preventDefault();
-    document.body.classList.remove("dropping");
-    given(event.dataTransfer, "What was dropped");
+    document.body.classList.remove("drag-over");
+    openTransfer(event.dataTransfer, "The dropped item");
   });
 }
 
-function given(transfer, whence) {
+function openTransfer(transfer, origin) {
   const [file] = transfer.files;
-  if (file) look(file, { from: file.name || whence });
-  else problem(`${whence} holds no picture file.`);
+  if (file) openImage(file, { name: file.name || origin });
+  else showError(`${origin} contains no image file.`);
 }
 
-async function paste() {
+async function pasteImage() {
   try {
     for (const item of await navigator.clipboard.read()) {
       const type = item.types.find(name => name.startsWith("image/"));
-      if (type) return look(await item.getType(type), { from: "The clipboard" });
+      if (type) return openImage(await item.getType(type), { name: "The clipboard" });
     }
-    problem("The clipboard holds no picture.");
+    showError("The clipboard contains no image.");
   } catch {
-    problem("This browser does not let a page read the clipboard: press Ctrl+V or Command+V instead.");
+    showError("This browser does not allow a page to read the clipboard. Press Ctrl+V or Command+V instead.");
   }
 }
 
-function offerExamples() {
-  for (const example of page.examples) {
-    const item = document.createElement("li"), button = document.createElement("button"), image = new Image();
+function showExamples() {
+  for (const example of config.examples) {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    const image = new Image();
     image.src = example.file;
     image.alt = "";
     button.type = "button";
-    button.append(image, example.truth);
-    button.onclick = async () => look(await (await fetch(example.file)).blob(), { from: `Example (${example.truth})`, teacher: example.teacher });
+    button.append(image, example.true_class);
+    button.onclick = async () => openImage(await (await fetch(example.file)).blob(), { name: `Example (${example.true_class})`, teacher: example.teacher });
     item.append(button);
     $("examples").querySelector("ul").append(item);
   }
-  $("examples").hidden = !page.examples.length;
+  $("examples").hidden = !config.examples.length;
 }
 
 // --- start
 
 async function start() {
-  page = await (await fetch("page.json")).json();
-  document.title = page.title;
-  const right = page.accuracy === null ? "" : `, right on ${percent(page.accuracy)} of its test pictures`;
-  $("about").textContent = `· ${page.title}: ${page.params.toLocaleString("en")} parameters, ${Math.round(page.bytes / 1000)} KB${right}`;
-  page.classes.forEach((name, k) => $("which").append(new Option(name, k)));
-  drawScale($("colours"), page.colours);
-  answer = await openModel("model.onnx");
-  await answer(new Uint8ClampedArray(4 * page.size ** 2), page.size);  // the first answer takes longer
-  listen();
-  offerExamples();
-  say("Ready.");
-  navigator.serviceWorker?.register("offline.js").catch(() => {});  // without it the page works, but not without a network
+  config = await (await fetch("page.json")).json();
+  document.title = config.title;
+  const accuracy = config.accuracy === null ? "" : `, accuracy ${percent(config.accuracy)} on its test images`;
+  $("model-summary").textContent = `· ${config.title}: ${config.params.toLocaleString("en")} parameters, ${Math.round(config.bytes / 1000)} KB${accuracy}`;
+  config.classes.forEach((name, k) => $("map-class").append(new Option(name, k)));
+  drawColorScale($("color-scale"), config.colormap);
+  predict = await loadModel("model.onnx");
+  await predict(new Uint8ClampedArray(4 * config.size ** 2), config.size);  // warm-up: the first call is slower
+  addListeners();
+  showExamples();
+  showStatus("Ready.");
+  navigator.serviceWorker?.register("offline.js").catch(() => {});  // the page works without it, but not offline
 }
 
-start().catch(error => problem(`The page cannot start: ${error.message ?? error}.`));
+start().catch(error => showError(`The page cannot start: ${error.message ?? error}.`));
