@@ -123,7 +123,7 @@ def test_truncated_or_missing_weights_are_an_input_error(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.fault("a hostile description")
+@pytest.mark.fault("a hostile model.json")
 @pytest.mark.parametrize(
     "text",
     [
@@ -141,7 +141,7 @@ def test_truncated_or_missing_weights_are_an_input_error(folder: Path) -> None:
 def test_invalid_model_info_is_an_input_error(folder: Path, text: str | bytes) -> None:
     (folder / INFO_FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
     for read in (read_model_info, load):
-        with pytest.raises(InputError, match=r"model\.json does not describe a model"):
+        with pytest.raises(InputError, match=r"model\.json must be a valid model description"):
             read(folder)
 
 
@@ -226,7 +226,7 @@ def test_pickled_weights_are_refused_without_executing_code(folder: Path, writer
     assert not marker.exists()
 
 
-@pytest.mark.fault("a hostile description")
+@pytest.mark.fault("a hostile model.json")
 @pytest.mark.parametrize(
     "change",
     [{"size": 0}, {"size": 10**9}, {"size": "8"}, {"size": True}, {"classes": ["a"]}, {"classes": [1, 2, 3]},
@@ -235,7 +235,7 @@ def test_pickled_weights_are_refused_without_executing_code(folder: Path, writer
 def test_model_info_out_of_range_is_an_input_error(folder: Path, change: dict[str, Any]) -> None:
     values = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     (folder / INFO_FILE).write_text(json.dumps({**values, **change}))
-    with pytest.raises(InputError, match=r"model\.json does not describe a model"):
+    with pytest.raises(InputError, match=r"model\.json must be a valid model description"):
         load(folder)
 
 

@@ -63,7 +63,7 @@ def benchmark_device(source: str, data: str | None, rounds: int, progress: Progr
 
     Args:
         source: a run folder or the name of a shipped model.
-        data: the images of the model's dataset. None takes those of its run.
+        data: the images of the model's dataset. None selects the images of its run.
         rounds: number of rounds; in each, every variant is timed `TIMED_CALLS` times.
         progress: callback for the progress.
 
@@ -160,7 +160,7 @@ def single_thread() -> Iterator[None]:
 
 
 def _make_variants(source: str, folder: Path, dataset: Dataset) -> list[Variant]:
-    """Export the model to ``folder`` and return all variants; those without and with maps follow each other."""
+    """Export the model to ``folder`` and return all variants: each program without maps, then with maps."""
     info = read_model_info(source)
     model_folder = find_model_folder(source)
     weights_bytes = (model_folder / WEIGHTS_FILE).stat().st_size

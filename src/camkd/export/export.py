@@ -52,7 +52,7 @@ class ExportOptions:
     """Options of an export beyond ``model.onnx``.
 
     Args:
-        data: the images of the model's dataset (default: those of its run).
+        data: the images of the model's dataset. None selects the images of its run.
         int8: also write ``model.int8.onnx``, calibrated on training images, and measure its accuracy.
         max_drop: largest loss of test accuracy by int8, in percentage points.
         force: write the int8 model at any loss of accuracy.

@@ -35,7 +35,7 @@ def check_installed() -> None:
     """Raise ``InputError`` if a package that export needs is missing."""
     missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if missing:
-        raise InputError(f"export needs {', '.join(missing)}, got no such package. Run: pip install 'camkd[export]'.")
+        raise InputError(f"{', '.join(missing)} must be installed for export. Run: pip install 'camkd[export]'.")
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
