@@ -81,7 +81,9 @@ def read_model_info(source: str | Path) -> ModelInfo:
         info = ModelInfo(**{**known, "classes": tuple(values["classes"])})
         info.check()
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} must be a valid model description ({error}). Train the run again or restore it.") from error
+        raise InputError(
+            f"{path} must be a valid model description ({error}). Train the run again or restore it."
+        ) from error
     return info
 
 
