@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SCREENSHOT_MODEL = os.environ.get("CAMKD_SHOWN", "cam-net-cifar10")
 SCREENSHOT = os.environ.get("CAMKD_SCREENSHOT")
-"""Model and path of the screenshot in the README: CAMKD_SCREENSHOT=docs/images/page.png pytest ..."""
+"""Model and path of the screenshot in docs/device.md: CAMKD_SCREENSHOT=docs/images/page.png pytest ..."""
 
 TIMEOUT = 60_000
 """Milliseconds, enough for a busy machine."""
@@ -368,7 +368,7 @@ def test_page_works_offline_once_loaded(browser: Browser, fp32: Path, easy: Data
     context.close()
 
 
-def test_screenshot_of_the_readme(browser: Browser, cifar10_folder: Path, runtime: Path, tmp_path: Path) -> None:
+def test_screenshot_of_the_documentation(browser: Browser, cifar10_folder: Path, runtime: Path, tmp_path: Path) -> None:
     """The page of the shipped model with a real image. CAMKD_SCREENSHOT keeps the screenshot."""
     try:
         camkd.load(SCREENSHOT_MODEL)
