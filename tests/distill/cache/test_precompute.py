@@ -1,4 +1,4 @@
-"""Asking ahead of time: the answers are those of a run that asks as it goes, and what it takes is what was said."""
+"""Precomputing: the same outputs as those of a training run, at the estimated cost."""
 
 from __future__ import annotations
 
@@ -8,309 +8,317 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from camkd.config import DataConfig, DistillConfig, TrainConfig
+from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
+from camkd.data.augment import epoch_order
 from camkd.data.dataset import Dataset, no_progress
 from camkd.data.sources import open_data
 from camkd.distill.cache import CacheFullError, CorruptCacheWarning, Store, TeacherCache
-from camkd.distill.cache import precompute as filling
-from camkd.distill.cache.precompute import Job, estimate_architecture_cost, estimate_cost, precompute
+from camkd.distill.cache import precompute as precompute_module
+from camkd.distill.cache.precompute import CacheCost, estimate_architecture_cost, estimate_cost, precompute
 from camkd.distill.teacher import Teacher, load_teacher
 from camkd.experiments import pipeline
-from camkd.experiments.pipeline import prepare_teacher_cache, train_run
-from camkd.models import build
-from camkd.models.io import ModelInfo, save
+from camkd.experiments.pipeline import prepare_supervision, train_run
 from camkd.types import InputError, Prediction
+from support.untrained import save_untrained
 
-TWO = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
-SMALL = replace(TWO, batch_size=4)  # three pieces of work an epoch: 24 batches
-DATA = DataConfig(data="easy")
-RECORD = 8 + 2 * 3 * 4 * 4  # checksum and three maps; the logits follow
-
-
-def save_teacher(folder: Path, name: str, data: Dataset) -> Path:
-    """A network with weights drawn at random, as a run folder."""
-    model = build(name, len(data.classes), 16, seed=3)
-    model.set_normalization([0.3, 0.3, 0.3], [0.2, 0.2, 0.2])
-    save(model, folder, ModelInfo(name, data.classes, 16, 0, 0, "teacher", "plain", data.name, data.fingerprint, 3))
-    return folder
+TRAIN = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
+SMALL_BATCHES = replace(TRAIN, batch_size=4)  # 24 batches per epoch, in three tasks
+RECORD_BYTES = 8 + 2 * 3 * 4 * 4  # checksum and three maps of 4x4 cells; the logits follow from the maps
 
 
 @pytest.fixture(scope="module")
-def teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "resnet8", "resnet8", easy)
+def teacher_folder(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_untrained(tmp_path_factory.mktemp("teacher") / "resnet8", "resnet8", easy)
 
 
 @pytest.fixture
 def use_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Go on with another cache, an empty one at first; returns the folder of its stores."""
+    """A function that switches to another cache, empty at first, and returns the folder of its stores."""
 
     def use(name: str) -> Path:
         monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / name))
         return tmp_path / name / "teacher"
 
-    use("cache")
     return use
 
 
+@pytest.fixture(autouse=True)
+def stores(use_cache: Callable[[str], Path]) -> Path:
+    """The folder of the stores of an empty cache for each test."""
+    return use_cache("cache")
+
+
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of pictures in each batch that a teacher is asked about when it is asked ahead of time."""
-    numbers: list[int] = []
-    real = filling.build_teacher_cache
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images in each batch that the teacher processes while precomputing."""
+    sizes: list[int] = []
+    build_teacher_cache = precompute_module.build_teacher_cache
 
-    def counting(*arguments: object) -> TeacherCache:
-        known = real(*arguments)  # type: ignore[arg-type]
-        answer = known.teacher
+    def build_recording(*arguments: Any) -> TeacherCache:
+        cache = build_teacher_cache(*arguments)
+        teacher_fn = cache.teacher_fn
 
-        def count(x: Tensor) -> Prediction:
-            numbers.append(len(x))
-            return answer(x)
+        def record(x: Tensor) -> Prediction:
+            sizes.append(len(x))
+            return teacher_fn(x)
 
-        known.teacher = count
-        return known
+        cache.teacher_fn = record
+        return cache
 
-    monkeypatch.setattr(filling, "build_teacher_cache", counting)
-    return numbers
-
-
-def job(teacher: Path, train: TrainConfig = TWO, lesson: DistillConfig | None = None, data: DataConfig = DATA) -> Job:
-    return Job(teacher, data, train, lesson or DistillConfig())
+    monkeypatch.setattr(precompute_module, "build_teacher_cache", build_recording)
+    return sizes
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """The epochs' files of all stores in a folder."""
+def run_config(teacher_folder: Path, train: TrainConfig = TRAIN, data: str = "easy", **settings: Any) -> RunConfig:
+    return RunConfig(DataConfig(data), train, DistillConfig(str(teacher_folder), **settings), model="resnet8")
+
+
+def interrupt_after(num_images: int) -> Callable[[int, int, str], None]:
+    """Return a progress callback that interrupts after a number of images."""
+
+    def progress(done: int, total: int, description: str) -> None:
+        if done >= num_images:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each epoch file in a folder."""
     files = sorted(folder.rglob("epoch-*.bin"))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def everything_known(store: Store, epochs: int, count: int = 96) -> bool:
-    return [store.verify_epoch(epoch) for epoch in store.epochs()] == [(count, 0)] * epochs
+def is_complete(store: Store, num_epochs: int) -> bool:
+    return [store.verify_epoch(epoch) for epoch in store.epochs()] == [(96, 0)] * num_epochs
 
 
-# --- it is what a run would have asked
+# --- outputs
 
 
-@pytest.mark.parametrize("views", ["light", "strong"])
-def test_filling_then_training_is_training_cold_then_warm(
-    teacher: Path,
+@pytest.mark.parametrize("policy", ["light", "strong"])
+def test_training_after_precomputing_equals_training_without(
+    teacher_folder: Path,
     easy: Dataset,
     tmp_path: Path,
     use_cache: Callable[[str], Path],
-    views: str,
+    policy: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "_draw", lambda *arguments: None)
-    monkeypatch.setattr(Teacher, "check", lambda teacher: 1.0)  # it has learnt nothing
-    config, lesson = replace(TWO, augment=views), DistillConfig("cam-kd")
+    monkeypatch.setattr(pipeline, "evaluate_and_save", lambda *arguments: {})
+    monkeypatch.setattr(Teacher, "check_accuracy", lambda teacher: 1.0)
+    teacher = load_teacher(teacher_folder, easy, "cpu")
+    config = run_config(teacher_folder, replace(TRAIN, augment=policy))
 
-    def learn(name: str) -> int:
-        taught = load_teacher(teacher, easy, "cpu")
-        known, used = prepare_teacher_cache(taught, easy, config, lesson)
-        assert known is not None
-        train_run(tmp_path / name, easy, "cam-net", "student", (DATA, used), lesson, taught, known)
-        return known.asked
+    def train(name: str) -> int:
+        supervision, resolved = prepare_supervision(teacher, easy, config)
+        assert supervision.cache is not None
+        train_run(tmp_path / name, resolved, easy, supervision)
+        return supervision.cache.num_computed
 
-    first = use_cache("first")
-    assert [learn("cold"), learn("warm")] == [2 * 96, 0]
-    second = use_cache("second")
-    precompute(job(teacher, config, lesson), easy, 1, no_progress)
-    assert learn("filled") == 0
-    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("cold", "warm", "filled")}
-    assert len(set(weights.values())) == 1
-    assert contents(first) == contents(second)
-    assert len(contents(first)) == 2
+    trained_stores = use_cache("trained")
+    assert train("cold") == 2 * 96
+    assert train("warm") == 0
+    precomputed_stores = use_cache("precomputed")
+    precompute(config, easy, 1, no_progress)
+    assert train("precomputed") == 0
+    weights = {(tmp_path / name / "model.safetensors").read_bytes() for name in ("cold", "warm", "precomputed")}
+    assert len(weights) == 1
+    assert hashes(trained_stores) == hashes(precomputed_stores)
+    assert len(hashes(trained_stores)) == 2
 
 
-def test_progress_counts_the_views_up_to_all_of_them(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path], asked: list[int]
+def test_progress_counts_images(teacher_folder: Path, easy: Dataset, stores: Path, batch_sizes: list[int]) -> None:
+    calls: list[tuple[int, int, str]] = []
+    store = precompute(run_config(teacher_folder, SMALL_BATCHES), easy, 1, lambda *arguments: calls.append(arguments))
+    assert [done for done, _, _ in calls] == [32, 64, 96, 128, 160, 192]
+    assert {total for _, total, _ in calls} == {2 * 96}
+    assert batch_sizes == [4] * 48
+    assert is_complete(store, 2)
+    assert store.folder.parent == stores
+
+
+def test_interrupted_work_resumes_with_missing_outputs(
+    teacher_folder: Path, easy: Dataset, use_cache: Callable[[str], Path], stores: Path, batch_sizes: list[int]
 ) -> None:
-    said: list[tuple[int, int, str]] = []
-    store = precompute(job(teacher, SMALL), easy, 1, lambda *words: said.append(words))
-    assert [done for done, _, _ in said] == [32, 64, 96, 128, 160, 192]
-    assert {total for _, total, _ in said} == {2 * 96}
-    assert asked == [4] * 48
-    assert everything_known(store, 2)
-    assert store.folder.parent == use_cache("cache")
-
-
-def test_what_was_interrupted_goes_on_with_what_is_missing(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path], asked: list[int]
-) -> None:
-    def stop(done: int, total: int, what: str) -> None:
-        if done >= 64:
-            raise KeyboardInterrupt
-
+    config = run_config(teacher_folder, SMALL_BATCHES)
     with pytest.raises(KeyboardInterrupt):
-        precompute(job(teacher, SMALL), easy, 1, stop)
-    assert sum(asked) == 64
-    asked.clear()
-    store = precompute(job(teacher, SMALL), easy, 1, no_progress)
-    assert sum(asked) == 2 * 96 - 64
-    assert everything_known(store, 2)
-    asked.clear()
-    precompute(job(teacher, SMALL), easy, 1, no_progress)
-    assert not asked
-    interrupted = contents(use_cache("cache"))
-    whole = use_cache("whole")
-    precompute(job(teacher, SMALL), easy, 1, no_progress)
-    assert contents(whole) == interrupted
+        precompute(config, easy, 1, interrupt_after(64))
+    assert sum(batch_sizes) == 64
+    batch_sizes.clear()
+    store = precompute(config, easy, 1, no_progress)
+    assert sum(batch_sizes) == 2 * 96 - 64
+    assert is_complete(store, 2)
+    batch_sizes.clear()
+    precompute(config, easy, 1, no_progress)
+    assert not batch_sizes
+    uninterrupted_stores = use_cache("uninterrupted")
+    precompute(config, easy, 1, no_progress)
+    assert hashes(uninterrupted_stores) == hashes(stores)
 
 
-def test_a_batch_that_is_known_in_part_and_one_that_is_damaged_are_asked_again(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path], asked: list[int]
+def test_incomplete_and_corrupt_batches_are_computed_again(
+    teacher_folder: Path, easy: Dataset, stores: Path, batch_sizes: list[int]
 ) -> None:
-    store = precompute(job(teacher, SMALL), easy, 1, no_progress)
-    sound = contents(use_cache("cache"))
-    asked.clear()
+    config = run_config(teacher_folder, SMALL_BATCHES)
+    store = precompute(config, easy, 1, no_progress)
+    intact = hashes(stores)
+    batch_sizes.clear()
     with store.path(1).open("r+b") as stream:
-        stream.seek(17 * RECORD)
-        stream.write(bytes(RECORD))  # unknown
-        stream.seek(50 * RECORD + 20)
-        stream.write(b"\x11\x22\x33")  # damaged
-    order = filling.epoch_order(96, SMALL.augment_seed, 1, SMALL.batch_size)
-    batches = sum(bool({17, 50} & set(samples.tolist())) for samples in order)
-    with pytest.warns(CorruptCacheWarning, match="1 of the teacher's answers"):
-        precompute(job(teacher, SMALL), easy, 1, no_progress)
-    assert asked == [4] * batches
-    assert contents(use_cache("cache")) == sound
+        stream.seek(17 * RECORD_BYTES)
+        stream.write(bytes(RECORD_BYTES))  # not computed
+        stream.seek(50 * RECORD_BYTES + 20)
+        stream.write(b"\x11\x22\x33")  # corrupt
+    order = epoch_order(96, SMALL_BATCHES.augment_seed, 1, SMALL_BATCHES.batch_size)
+    num_batches = sum(bool({17, 50} & set(samples.tolist())) for samples in order)
+    with pytest.warns(CorruptCacheWarning, match=r"^1 of "):
+        precompute(config, easy, 1, no_progress)
+    assert batch_sizes == [4] * num_batches
+    assert hashes(stores) == intact
 
 
-def test_several_processes_give_the_answers_of_one(
-    teacher: Path, easy_folder: Path, use_cache: Callable[[str], Path]
+@pytest.mark.slow
+def test_several_processes_compute_the_outputs_of_one(
+    teacher_folder: Path, easy_folder: Path, use_cache: Callable[[str], Path]
 ) -> None:
-    data_config = DataConfig(data=str(easy_folder))
-    one = use_cache("one")
-    data, work = open_data(str(easy_folder)), job(teacher, SMALL, data=data_config)
-    precompute(work, data, 1, no_progress)
-    several = use_cache("several")
-    said: list[tuple[int, int]] = []
-
-    def stop(done: int, total: int, what: str) -> None:
-        raise KeyboardInterrupt
-
+    data = open_data(easy_folder)
+    config = run_config(teacher_folder, SMALL_BATCHES, str(easy_folder))
+    stores_of_one = use_cache("one")
+    precompute(config, data, 1, no_progress)
+    stores_of_two = use_cache("two")
     with pytest.raises(KeyboardInterrupt):
-        precompute(work, data, 1, stop)
-    assert contents(several) != contents(one)
-    store = precompute(work, data, 2, lambda done, total, what: said.append((done, total)))
-    assert contents(several) == contents(one)
-    assert everything_known(store, 2)
-    assert said[-1] == (2 * 96, 2 * 96)
-    assert said == sorted(said)
+        precompute(config, data, 1, interrupt_after(1))
+    assert hashes(stores_of_two) != hashes(stores_of_one)
+    calls: list[tuple[int, int]] = []
+    store = precompute(config, data, 2, lambda done, total, description: calls.append((done, total)))
+    assert hashes(stores_of_two) == hashes(stores_of_one)
+    assert is_complete(store, 2)
+    assert calls[-1] == (2 * 96, 2 * 96)
+    assert calls == sorted(calls)
 
 
-# --- room
+def test_row_of_a_store_is_the_index_of_a_training_image(teacher_folder: Path, easy: Dataset) -> None:
+    store = precompute(run_config(teacher_folder, replace(TRAIN, augment="none", epochs=1)), easy, 1, no_progress)
+    rows = np.array([5, 90])
+    x = torch.from_numpy(easy.train.images[rows]).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        logits = load_teacher(teacher_folder, easy, "cpu").model(x)
+    outputs = store.read(0, rows)
+    assert outputs is not None
+    torch.testing.assert_close(outputs.logits, logits, rtol=2e-3, atol=2e-3)
 
 
-def test_a_budget_without_room_for_an_epoch_is_an_input_error(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path], asked: list[int]
+# --- budget and disk
+
+
+@pytest.mark.parametrize("budget", ["0", f"{96 * RECORD_BYTES - 1}B"])
+def test_budget_below_one_epoch_is_refused(teacher_folder: Path, easy: Dataset, stores: Path, budget: str) -> None:
+    config = run_config(teacher_folder, cache_budget=budget)
+    with pytest.raises(InputError, match=rf"--cache-budget must .* got {budget}\."):
+        precompute(config, easy, 1, no_progress)
+    assert estimate_cost(config, easy).summary()["bytes"] == 0
+    assert not stores.exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "epochs"), [(96 * RECORD_BYTES, 1), (2 * 96 * RECORD_BYTES - 1, 1), (2 * 96 * RECORD_BYTES, 2)]
+)
+def test_budget_limits_the_number_of_epochs(
+    teacher_folder: Path, easy: Dataset, stores: Path, budget: int, epochs: int
 ) -> None:
-    for budget in ("0", f"{96 * RECORD - 1}B"):
-        with pytest.raises(InputError, match=rf"knowledge budget of {budget} has no room .* --cache-budget"):
-            precompute(job(teacher, lesson=DistillConfig(cache_budget=budget)), easy, 1, no_progress)
-        assert estimate_cost(job(teacher, lesson=DistillConfig(cache_budget=budget)), easy).figures["bytes"] == 0
-    assert not use_cache("cache").exists()
-
-
-@pytest.mark.parametrize(("budget", "epochs"), [(96 * RECORD, 1), (2 * 96 * RECORD - 1, 1), (2 * 96 * RECORD, 2)])
-def test_no_more_epochs_are_asked_than_the_budget_has_room_for(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path], budget: int, epochs: int
-) -> None:
-    work = job(teacher, lesson=DistillConfig(cache_budget=f"{budget}B"))
-    assert estimate_cost(work, easy).epochs == epochs
-    store = precompute(work, easy, 1, no_progress)
+    config = run_config(teacher_folder, cache_budget=f"{budget}B")
+    assert estimate_cost(config, easy).epochs == epochs
+    store = precompute(config, easy, 1, no_progress)
     assert store.epochs() == list(range(epochs))
-    assert everything_known(store, epochs)
-    assert sum(path.stat().st_size for path in use_cache("cache").rglob("*.bin")) <= budget
+    assert is_complete(store, epochs)
+    assert sum(path.stat().st_size for path in stores.rglob("*.bin")) <= budget
 
 
-def test_a_full_disk_is_an_input_error(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def test_full_disk_is_an_input_error(
+    teacher_folder: Path, easy: Dataset, stores: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: int) -> None:
+    def raise_no_space(*arguments: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", raise_no_space)
     with pytest.raises(CacheFullError, match="no space for"):
-        precompute(job(teacher), easy, 1, no_progress)
-    assert not list(use_cache("cache").rglob("*.bin"))
+        precompute(run_config(teacher_folder), easy, 1, no_progress)
+    assert not list(stores.rglob("*.bin"))
 
 
-# --- what it takes
+# --- estimates
 
 
-def test_the_size_that_is_said_is_that_of_the_files(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path]
-) -> None:
-    for lesson in (DistillConfig(), DistillConfig(cache_map_size=2), DistillConfig(cache_map_size=3)):
-        work = job(teacher, lesson=lesson)
-        before = estimate_cost(work, easy)
-        assert (before.pictures, before.epochs, before.asked_before) == (96, 2, 0)
-        store = precompute(work, easy, 1, no_progress)
-        files = [path.stat().st_size for path in store.folder.glob("*.bin")]
-        figures = before.figures
-        assert figures["bytes"] == sum(files) == 2 * 96 * before.bytes_per_picture
-        assert files == [figures["bytes_per_epoch"]] * 2
-        assert before.pictures_per_second > 0
-        assert figures["seconds"] == pytest.approx(2 * 96 / before.pictures_per_second)
-        after = estimate_cost(work, easy)
-        assert after.asked_before == 2 * 96
-        assert after.figures["seconds"] == 0
-        assert after.figures["bytes"] == figures["bytes"]
-    assert estimate_cost(job(teacher), easy).bytes_per_picture == RECORD
+def test_summary_of_a_cost() -> None:
+    cost = CacheCost(bytes_per_image=104, images=96, epochs=2, images_per_second=50.0, computed_before=92)
+    assert cost.summary() == {
+        "bytes_per_image": 104,
+        "images": 96,
+        "epochs": 2,
+        "images_per_second": 50.0,
+        "computed_before": 92,
+        "bytes_per_epoch": 9984,
+        "bytes": 19_968,
+        "seconds": 2.0,
+    }
 
 
-def test_what_is_known_already_is_counted(teacher: Path, easy: Dataset, use_cache: Callable[[str], Path]) -> None:
-    def stop(done: int, total: int, what: str) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("map_size", [None, 2, 3])
+def test_estimated_size_is_that_of_the_files(teacher_folder: Path, easy: Dataset, map_size: int | None) -> None:
+    config = run_config(teacher_folder, cache_map_size=map_size)
+    before = estimate_cost(config, easy)
+    assert (before.images, before.epochs, before.computed_before) == (96, 2, 0)
+    assert before.images_per_second > 0
+    if map_size is None:
+        assert before.bytes_per_image == RECORD_BYTES
+    store = precompute(config, easy, 1, no_progress)
+    files = [path.stat().st_size for path in store.folder.glob("*.bin")]
+    summary = before.summary()
+    assert summary["bytes"] == sum(files) == 2 * 96 * before.bytes_per_image
+    assert files == [summary["bytes_per_epoch"]] * 2
+    assert summary["seconds"] == pytest.approx(2 * 96 / before.images_per_second)
+    after = estimate_cost(config, easy)
+    assert after.computed_before == 2 * 96
+    assert after.summary()["seconds"] == 0
+    assert after.summary()["bytes"] == summary["bytes"]
 
+
+def test_cached_outputs_reduce_the_estimated_time(teacher_folder: Path, easy: Dataset) -> None:
+    config = run_config(teacher_folder, SMALL_BATCHES)
     with pytest.raises(KeyboardInterrupt):
-        precompute(job(teacher, SMALL), easy, 1, stop)
-    found = estimate_cost(job(teacher, SMALL), easy)
-    assert found.asked_before == 32
-    assert found.figures["seconds"] == pytest.approx((192 - 32) / found.pictures_per_second)
-    precompute(job(teacher, replace(SMALL, epochs=3)), easy, 1, no_progress)
-    assert estimate_cost(job(teacher, SMALL), easy).asked_before == 192, "the third epoch is not what is asked for"
+        precompute(config, easy, 1, interrupt_after(1))
+    cost = estimate_cost(config, easy)
+    assert cost.computed_before == 32
+    assert cost.summary()["seconds"] == pytest.approx((192 - 32) / cost.images_per_second)
+    precompute(run_config(teacher_folder, replace(SMALL_BATCHES, epochs=3)), easy, 1, no_progress)
+    assert estimate_cost(config, easy).computed_before == 192, "the third epoch does not count"
 
 
-def test_pictures_that_are_not_there_cost_what_those_that_are_do(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path]
-) -> None:
-    there, elsewhere = (
-        estimate_cost(job(teacher), easy),
-        estimate_architecture_cost("resnet8", TWO, DistillConfig(), 96, 3, 16),
-    )
-    assert elsewhere._replace(pictures_per_second=0) == there._replace(pictures_per_second=0)
-    assert elsewhere.pictures_per_second > 0
-    assert not use_cache("cache").exists()
+def test_estimate_without_images_equals_that_with_images(teacher_folder: Path, easy: Dataset, stores: Path) -> None:
+    config = run_config(teacher_folder)
+    with_images = estimate_cost(config, easy)
+    without_images = estimate_architecture_cost("resnet8", config, images=96, classes=3, size=16)
+    assert without_images._replace(images_per_second=0) == with_images._replace(images_per_second=0)
+    assert without_images.images_per_second > 0
+    assert not stores.exists()
 
 
-def test_of_a_thousand_classes_ten_maps_are_counted(use_cache: Callable[[str], Path]) -> None:
-    budget = DistillConfig(cache_budget="20GB")
-    found = estimate_architecture_cost("resnet8", replace(TWO, epochs=30, batch_size=2), budget, 1_280_000, 1000, 64)
-    record = 8 + 10 * 8 * 8 * 2 + 1000 * 2 + 10 * 4
-    assert record % 8 == 0
-    assert found.bytes_per_picture == record
-    assert found.figures["bytes_per_epoch"] == 1_280_000 * record
-    assert found.epochs == 20_000_000_000 // (1_280_000 * record) == 4
-    assert found.figures["bytes"] == 4 * 1_280_000 * record
-    assert found.figures["seconds"] == pytest.approx(4 * 1_280_000 / found.pictures_per_second)
-
-
-def test_rows_of_a_store_are_the_training_pictures(
-    teacher: Path, easy: Dataset, use_cache: Callable[[str], Path]
-) -> None:
-    work = job(teacher, replace(TWO, augment="none", epochs=1))
-    store = precompute(work, easy, 1, no_progress)
-    with torch.no_grad():
-        logits = load_teacher(teacher, easy, "cpu").model(
-            torch.from_numpy(easy.train.images[[5, 90]]).permute(0, 3, 1, 2) / 255
-        )
-    found = store.read(0, np.array([5, 90]))
-    assert found is not None
-    torch.testing.assert_close(found.logits, logits, rtol=2e-3, atol=2e-3)
+def test_estimate_for_a_thousand_classes_counts_ten_maps(teacher_folder: Path) -> None:
+    train = replace(TRAIN, epochs=30, batch_size=2)
+    config = run_config(teacher_folder, train, cache_budget="20GB")
+    cost = estimate_architecture_cost("resnet8", config, images=1_280_000, classes=1000, size=64)
+    record_bytes = 8 + 10 * 8 * 8 * 2 + 1000 * 2 + 10 * 4
+    assert record_bytes % 8 == 0
+    summary = cost.summary()
+    assert cost.bytes_per_image == record_bytes
+    assert summary["bytes_per_epoch"] == 1_280_000 * record_bytes
+    assert cost.epochs == 20_000_000_000 // (1_280_000 * record_bytes) == 4
+    assert summary["bytes"] == 4 * 1_280_000 * record_bytes
+    assert summary["seconds"] == pytest.approx(4 * 1_280_000 / cost.images_per_second)

@@ -49,26 +49,41 @@ def build_teacher_cache(teacher: Teacher, data: Dataset, config: RunConfig, *, f
     if features:
         return TeacherCache(teacher_fn)
     record_format = record_format_for(teacher.model, size, teacher_fn, config.distill.cache_map_size)
-    device = pick_device(config.train.device)
-    precision = pick_precision(config.train.precision, torch.device(device))
-    architecture = read_model_info(teacher.folder).architecture
+    device = torch.device(pick_device(config.train.device))
     manifest = Manifest(
         teacher=str(teacher.folder.resolve()),
-        architecture=architecture,
+        architecture=read_model_info(teacher.folder).architecture,
         data=data.name,
         augment=config.train.augment,
         augment_seed=config.train.augment_seed,
-        precision=precision,
+        precision=pick_precision(config.train.precision, device),
         num_samples=len(data.train),
         record_format=record_format,
     )
-    inputs = {
-        "architecture": architecture,
-        "layers": architecture_key(teacher.model),
-        "libraries": library_versions(architecture),
-        "data": data.fingerprint,
-        "augmentation": get_policy(config.train.augment).key(),
-        "augmentation_seed": config.train.augment_seed,
+    key = cache_key(teacher.model, key_inputs(teacher.model, manifest, data.fingerprint, device))
+    return TeacherCache(teacher_fn, Store(store_folder(key), manifest))
+
+
+def key_inputs(model: nn.Module, manifest: Manifest, data_fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """Collect everything that teacher outputs depend on besides the weights, for `cache_key`.
+
+    Args:
+        model: the teacher.
+        manifest: the description of the store.
+        data_fingerprint: fingerprint of the dataset.
+        device: the device of the teacher. Its index is not part of the key.
+
+    Returns:
+        JSON values under explicit names. Renaming one of these names invalidates every cache.
+    """
+    record_format = manifest.record_format
+    return {
+        "architecture": manifest.architecture,
+        "layers": architecture_key(model),
+        "libraries": library_versions(manifest.architecture),
+        "data": data_fingerprint,
+        "augmentation": get_policy(manifest.augment).key(),
+        "augmentation_seed": manifest.augment_seed,
         "records": {
             "version": RECORD_VERSION,
             "classes": record_format.classes,
@@ -76,10 +91,9 @@ def build_teacher_cache(teacher: Teacher, data: Dataset, config: RunConfig, *, f
             "bias": None if record_format.bias is None else list(record_format.bias),
         },
         "outputs": OUTPUT_VERSION,
-        "device": device.partition(":")[0],
-        "precision": precision,
+        "device": device.type,
+        "precision": manifest.precision,
     }
-    return TeacherCache(teacher_fn, Store(store_folder(cache_key(teacher.model, inputs)), manifest))
 
 
 def make_teacher_fn(

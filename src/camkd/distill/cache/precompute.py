@@ -27,7 +27,10 @@ from camkd.types import InputError, Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device
 
 BATCHES_PER_TASK = 8
+"""Batches per unit of work, after which progress is reported and a worker process may stop."""
+
 TRIALS = 3
+"""Trials of the speed measurement; the fastest counts."""
 
 
 class CacheCost(NamedTuple):
