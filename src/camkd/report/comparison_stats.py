@@ -108,8 +108,8 @@ class PairedDifference:
     def outcome(self) -> str:
         """``ahead`` or ``behind`` if the p-value, adjusted if available, is at most 0.05, else ``noise``.
 
-        ``unknown`` without a p-value: there is one seed, or all seeds have the same difference, which happens by chance
-        with few seeds and few images.
+        ``unknown`` without a p-value: there is one seed, or all seeds have the same difference. With few seeds and few
+        images, equal differences happen by chance.
         """
         p = self.p if self.p_holm is None else self.p_holm
         if p is None:

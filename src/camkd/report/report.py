@@ -261,7 +261,7 @@ def _metric_scale(
     if spec.key not in SCALE_ENDS or student.number(spec.key) is None:
         return None
     values = [
-        ("student", "student", student.number(spec.key)),
+        ("student", student.role or "student", student.number(spec.key)),
         ("control", "control: same network without a teacher", control.number(spec.key) if control else None),
         ("teacher", "teacher", teacher.number(spec.key) if teacher else None),
     ]

@@ -97,7 +97,7 @@ def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
     if accuracy is None:
         return Verdict("unknown", f"{student.name} has no test accuracy yet.")
     if control is None or control_accuracy is None:
-        sentence = f"The student has a test accuracy of {format_percent(accuracy)}."
+        sentence = f"{student.name} has a test accuracy of {format_percent(accuracy)}."
         return Verdict("unknown", sentence, "Without a control run, the effect of distillation is unknown.")
     numbers = (
         f"{format_percent(accuracy)} test accuracy versus {format_percent(control_accuracy)} "
@@ -106,7 +106,7 @@ def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
     error = standard_error(student, control)
     if error is None:
         grounds = "The standard error is unknown because the number of test images is unknown."
-        return Verdict("unknown", f"The student has {numbers}.", grounds)
+        return Verdict("unknown", f"{student.name} has {numbers}.", grounds)
     grounds = (
         f"The difference is {format_points(accuracy - control_accuracy)} points. Its binomial standard error on "
         f"{student.num_test_images or 0:,} test images is {100 * error:.2f} points. Student and "
@@ -126,7 +126,7 @@ def standard_error(first: RunSummary, second: RunSummary) -> float | None:
     """Compute the binomial standard error of the difference in test accuracy of two runs.
 
     ``sqrt(p(1-p)/n + q(1-q)/m)`` for accuracies ``p`` on ``n`` and ``q`` on ``m`` images. The formula assumes
-    independent test sets. Both runs share theirs, so the true standard error is rather smaller.
+    independent test sets. Both runs share one test set, so the true standard error is likely smaller.
 
     Returns:
         The standard error, or None if an accuracy or a number of test images is missing.
