@@ -1,29 +1,38 @@
-"""Interrupt a training run at a step."""
+"""Interrupt a training run at a step or at the end of an epoch."""
 
 from __future__ import annotations
 
 import os
 import signal
+from typing import Any
+
+from torch import nn
 
 from camkd.train.callbacks import Callback
 
 
 class InterruptAt(Callback):
-    """Send this process a signal at a step, and count the steps.
+    """Send this process a signal, and count the steps.
 
     Args:
-        step: the step, from 1; 0 sends no signal.
+        step: the signal is sent at the end of this step, from 1; 0 sends none.
         number: the signal.
+        epoch: the signal is also sent at the end of this epoch, from 1, after its checkpoint; 0 sends none.
     """
 
-    def __init__(self, step: int = 0, number: int = signal.SIGINT) -> None:
+    def __init__(self, step: int = 0, number: int = signal.SIGINT, *, epoch: int = 0) -> None:
         self.step = step
         self.number = number
+        self.epoch = epoch
         self.count = 0
 
     def on_batch_end(self, num_images: int) -> None:
         self.count += 1
         if self.count == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
+        if row["epoch"] == self.epoch:
             os.kill(os.getpid(), self.number)
 
 

@@ -1,15 +1,13 @@
-"""The loop: what decides a run, that it can be cut anywhere, and that it leaves teacher and test pictures alone."""
+"""The training loop: updates, determinism, interruption and resume, loss terms with weights, and non-finite values."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-import os
-import re
 import signal
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,793 +15,596 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd.cams import predict, resize
-from camkd.config import TrainConfig
+from camkd.cams import predict
+from camkd.data.augment import Views, epoch_order
 from camkd.data.dataset import Dataset
-from camkd.distill.cache import TeacherCache
 from camkd.distill.losses.logits import CrossEntropy
 from camkd.distill.objective import Objective, WeightedTerm, parse_objective
-from camkd.distill.teacher import TeacherTargets
-from camkd.evaluate import predict_split
-from camkd.evaluate.metrics import cosine
-from camkd.models import build
 from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
-from camkd.train import validation as referee
 from camkd.train.callbacks import Callback
-from camkd.train.loop import Interrupted, _connected, _optimizer, fit
+from camkd.train.loop import Interrupted, fit
 from camkd.train.schedule import Schedule
 from camkd.train.validation import Validator
-from camkd.types import InputError, Prediction
-from stopping import Stop
+from camkd.types import Prediction
+from support.interrupt import InterruptAt, Messages
+from support.training import (
+    PLAIN,
+    ConstantTerm,
+    FitResult,
+    LogitTerm,
+    NonFiniteTerm,
+    Recorder,
+    RecordingCache,
+    Weights,
+    build_network,
+    copy_weights,
+    equal_weights,
+    fit_network,
+    single_term,
+    train_config,
+    without_times,
+)
 
-PLAIN = parse_objective("plain")
-Weights = dict[str, Tensor]
-
-
-def settings(**changes: Any) -> TrainConfig:
-    values = {"epochs": 2, "batch_size": 24, "lr": 0.4, "precision": "fp32", "device": "cpu", **changes}
-    return TrainConfig(**values)
-
-
-@dataclass
-class Seen(Callback):
-    """Everything a run told its watch, and the weights after each step."""
-
-    model: nn.Module | None = None
-    sizes: list[int] = field(default_factory=list)
-    weights: list[Weights] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    averages: list[Weights] = field(default_factory=list)
-    started: tuple[str, int, int] = ("", 0, 0)
-
-    def start(self, name: str, steps: int, done: int) -> None:
-        self.started = (name, steps, done)
-
-    def step(self, pictures: int) -> None:
-        self.sizes.append(pictures)
-        if self.model is not None:
-            self.weights.append(copied(self.model))
-
-    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        self.rows.append(row)
-        self.averages.append(copied(model))
+KD = parse_objective("kd")
+ONE_EPOCH = train_config(epochs=1)
 
 
-class Asked(TeacherCache):
-    """A teacher that notes what it is asked."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.calls: list[tuple[int, Tensor, Tensor]] = []
-
-        def answer(x: Tensor) -> Prediction:
-            with eval_mode(model), torch.no_grad():
-                return predict(model, x, features=True)
-
-        super().__init__(answer)
-
-    def compute(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
-        self.calls.append((epoch, samples.clone(), x.clone()))
-        return super().compute(epoch, samples, x)
+def test_training_learns_separable_classes(easy: Dataset, tmp_path: Path) -> None:
+    recorder = Recorder()
+    fit_network(easy, tmp_path, train_config(epochs=4), callbacks=[recorder])
+    assert recorder.rows[-1]["train_loss"] < recorder.rows[0]["train_loss"] / 2
+    assert recorder.rows[-1]["val_accuracy"] >= 0.9
+    assert [row["epoch"] for row in recorder.rows] == [1, 2, 3, 4]
+    assert recorder.rows == Run(tmp_path).read_history()
 
 
-def copied(model: nn.Module) -> Weights:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+# --- batches and seeds
 
 
-def same(ours: Weights, theirs: Weights) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+def test_same_seeds_give_the_same_bits(easy: Dataset, tmp_path: Path, reference: FitResult) -> None:
+    weights, rows = fit_network(easy, tmp_path)
+    assert equal_weights(weights, reference.weights)
+    assert without_times(rows) == without_times(reference.rows)
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
+def test_model_seed_does_not_change_the_batches(easy: Dataset, tmp_path: Path) -> None:
+    calls = {}
+    for seed in (1, 2):
+        cache = RecordingCache(build_network(9))
+        config = replace(ONE_EPOCH, seed=seed)
+        fit_network(easy, tmp_path / str(seed), config, KD, model=build_network(seed), cache=cache)
+        calls[seed] = cache.calls
+    assert len(calls[1]) == len(calls[2]) == 4
+    for (epoch, samples, x), (other_epoch, other_samples, other_x) in zip(calls[1], calls[2], strict=True):
+        assert epoch == other_epoch
+        assert torch.equal(samples, other_samples)
+        assert torch.equal(x, other_x)
 
 
-def shown(teacher: nn.Module, data: Dataset) -> TeacherTargets:
-    """What a teacher says of the validation pictures."""
-    said = predict_split(teacher, data.val)
-    return TeacherTargets(said.class_ids, said.maps)
-
-
-def network(seed: int = 0, name: str = "resnet8") -> nn.Module:
-    return build(name, 3, 16, seed)
-
-
-def fitted(
-    data: Dataset,
-    folder: Path,
-    config: TrainConfig | None = None,
-    goal: Objective = PLAIN,
-    seed: int = 0,
-    watch: Callback | None = None,
-    resume: bool = False,
-    teacher: nn.Module | None = None,
-    ask: TeacherCache | None = None,
-) -> tuple[Weights, list[dict[str, Any]]]:
-    """The weights and the history of a run."""
-    run = Run(folder)
-    best = fit(
-        network(seed),
-        data,
-        goal,
-        config or settings(),
-        run,
-        resume=resume,
-        watch=watch,
-        teacher=None if teacher is None else shown(teacher, data),
-        knowledge=ask,
-    )
-    return copied(best), run.read_history()
-
-
-@pytest.fixture(scope="module")
-def whole(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Weights, list[dict[str, Any]]]:
-    """A run of two epochs of four steps that nothing disturbed."""
-    return fitted(easy, tmp_path_factory.mktemp("whole"))
-
-
-def test_learns_easy_classes(easy: Dataset, tmp_path: Path) -> None:
-    seen = Seen()
-    fitted(easy, tmp_path, settings(epochs=4), watch=seen)
-    assert seen.rows[-1]["train_loss"] < seen.rows[0]["train_loss"] / 2
-    assert seen.rows[-1]["val_accuracy"] >= 0.9
-    assert seen.started == (tmp_path.name, 16, 0)
-    assert [row["epoch"] for row in seen.rows] == [1, 2, 3, 4]
-    assert seen.rows == Run(tmp_path).read_history()
-
-
-# --- what decides a run
-
-
-def test_same_seeds_give_the_same_bits(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    weights, rows = fitted(easy, tmp_path)
-    assert same(weights, whole[0])
-    assert timeless(rows) == timeless(whole[1])
-
-
-def test_model_seed_changes_the_weights_and_not_the_batches(easy: Dataset, tmp_path: Path) -> None:
-    one, other = Asked(network(9)), Asked(network(9))
-    ours, _ = fitted(easy, tmp_path / "a", goal=parse_objective("kd"), seed=1, ask=one)
-    theirs, _ = fitted(easy, tmp_path / "b", settings(seed=2), goal=parse_objective("kd"), seed=2, ask=other)
-    assert not torch.equal(ours["conv1.weight"], theirs["conv1.weight"])
-    assert len(one.calls) == len(other.calls) == 8
-    for mine, yours in zip(one.calls, other.calls, strict=True):
-        assert mine[0] == yours[0]
-        assert torch.equal(mine[1], yours[1])
-        assert torch.equal(mine[2], yours[2])
-
-
-def test_view_seed_changes_order_and_views_alone(easy: Dataset, tmp_path: Path) -> None:
-    one, other = Asked(network(9)), Asked(network(9))
-    fitted(easy, tmp_path / "a", settings(epochs=1), parse_objective("kd"), ask=one)
-    fitted(easy, tmp_path / "b", settings(epochs=1, augment_seed=1), parse_objective("kd"), ask=other)
-    ours, theirs = (torch.cat([samples for _, samples, _ in asked.calls]) for asked in (one, other))
-    assert not torch.equal(ours, theirs)
-    mine, yours = (torch.cat([x for _, _, x in asked.calls]) for asked in (one, other))
-    changed = (mine[ours.argsort()] != yours[theirs.argsort()]).flatten(1).any(1)
+def test_augment_seed_changes_order_and_augmentation(easy: Dataset, tmp_path: Path) -> None:
+    orders = []
+    views = []
+    for seed in (0, 1):
+        cache = RecordingCache(build_network(9))
+        fit_network(easy, tmp_path / str(seed), replace(ONE_EPOCH, augment_seed=seed), KD, cache=cache)
+        orders.append(torch.cat([samples for _, samples, _ in cache.calls]))
+        views.append(torch.cat([x for _, _, x in cache.calls])[orders[-1].argsort()])
+    assert not torch.equal(orders[0], orders[1])
+    changed = (views[0] != views[1]).flatten(1).any(1)
     assert changed.float().mean() > 0.5
-    assert same(copied(network(0)), copied(network(0)))
 
 
-@pytest.mark.parametrize("batch_size", [7, 24, 40, 96, 1000])
-def test_every_picture_once_an_epoch_in_batches_of_nearly_one_size(
-    easy: Dataset, tmp_path: Path, batch_size: int
+@pytest.mark.parametrize(("batch_size", "steps"), [(7, 14), (24, 4), (40, 2), (1000, 1)])
+def test_every_epoch_has_every_image_once_in_batches_of_equal_size(
+    easy: Dataset, tmp_path: Path, batch_size: int, steps: int
 ) -> None:
-    asked, seen = Asked(network(9)), Seen()
-    fitted(easy, tmp_path, settings(batch_size=batch_size), parse_objective("kd"), watch=seen, ask=asked)
+    cache = RecordingCache(build_network(9))
+    recorder = Recorder()
+    fit_network(easy, tmp_path, train_config(batch_size=batch_size), KD, cache=cache, callbacks=[recorder])
     orders = []
     for epoch in (0, 1):
-        samples = [batch for number, batch, _ in asked.calls if number == epoch]
-        orders.append(torch.cat(samples).tolist())
+        batches = [samples for number, samples, _ in cache.calls if number == epoch]
+        orders.append(torch.cat(batches).tolist())
         assert sorted(orders[-1]) == list(range(96))
-        assert max(map(len, samples)) - min(map(len, samples)) <= 1
-        assert len(samples) == max(1, round(96 / batch_size))
+        assert max(map(len, batches)) - min(map(len, batches)) <= 1
+        assert len(batches) == steps
     assert orders[0] != orders[1]
-    assert seen.sizes == [len(samples) for _, samples, _ in asked.calls]
+    assert recorder.sizes == [len(samples) for _, samples, _ in cache.calls]
 
 
-# --- stopping and going on
+# --- optimizer steps
 
 
-@pytest.mark.parametrize("step", [1, 2, 4, 5, 8])
-def test_interrupted_run_goes_on_to_the_same_bits(easy: Dataset, tmp_path: Path, whole: Any, step: int) -> None:
-    with pytest.raises(Interrupted, match=tmp_path.name):
-        fitted(easy, tmp_path, watch=Stop(step))
-    run = Run(tmp_path)
-    assert run.checkpoints
-    assert [row["epoch"] for row in run.read_history()] == [1] * (step > 4)
-    seen = Seen()
-    weights, rows = fitted(easy, tmp_path, resume=True, watch=seen)
-    assert seen.started == (tmp_path.name, 8, step)
-    assert len(seen.sizes) == 8 - step
-    assert same(weights, whole[0])
-    assert timeless(rows) == timeless(whole[1])
-    assert [row["epoch"] for row in rows] == [1, 2]
-
-
-def test_interrupted_at_every_step(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    for done in range(8):
-        with pytest.raises(Interrupted):
-            fitted(easy, tmp_path, watch=Stop(1), resume=done > 0)
-    weights, rows = fitted(easy, tmp_path, resume=True)
-    assert same(weights, whole[0])
-    assert timeless(rows) == timeless(whole[1])
-
-
-def test_checkpoints_of_another_network_are_refused_and_stay(easy: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        fitted(easy, tmp_path, watch=Stop(3))
-    before = sorted((tmp_path / "checkpoints").iterdir())
-    with pytest.raises(InputError, match=r"are not of the run that its config\.yaml describes: bring back those"):
-        fit(network(name="cam-net"), easy, PLAIN, settings(), Run(tmp_path), resume=True)
-    assert sorted((tmp_path / "checkpoints").iterdir()) == before
-
-
-def test_termination_is_an_interruption_too(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    with pytest.raises(Interrupted):
-        fitted(easy, tmp_path, watch=Stop(3, signal.SIGTERM))
-    weights, _ = fitted(easy, tmp_path, resume=True)
-    assert same(weights, whole[0])
-
-
-def test_interrupted_after_the_last_step(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    class Late(Callback):
-        def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-            if row["epoch"] == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        fitted(easy, tmp_path, watch=Late())
-    seen = Seen()
-    weights, rows = fitted(easy, tmp_path, resume=True, watch=seen)
-    assert seen.sizes == []
-    assert same(weights, whole[0])
-    assert timeless(rows) == timeless(whole[1])
-
-
-def test_interruption_with_mixed_pictures_and_a_teacher(easy: Dataset, tmp_path: Path) -> None:
-    goal, config, teacher = (
-        parse_objective("ce=0.1,kd=0.9,cam=1:schedule=decay"),
-        settings(views="strong", epochs=1),
-        network(9),
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_equals_a_literal_loop(easy: Dataset, tmp_path: Path, optimizer: Literal["sgd", "adamw"]) -> None:
+    """Optimizer by name, weight decay without biases and normalization, gradient clipping, schedule, order, views."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3, 2, bias=False)
+    model = nn.Sequential(
+        convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
-    parts: dict[str, Any] = {"config": config, "goal": goal, "teacher": teacher}
-    weights, rows = fitted(easy, tmp_path / "whole", ask=Asked(teacher), **parts)
-    with pytest.raises(Interrupted):
-        fitted(easy, tmp_path / "cut", ask=Asked(teacher), watch=Stop(2), **parts)
-    asked = Asked(teacher)
-    again, rows_again = fitted(easy, tmp_path / "cut", ask=asked, resume=True, **parts)
-    assert len(asked.calls) == 2
-    assert same(weights, again)
-    assert timeless(rows) == timeless(rows_again)
+    copied = copy.deepcopy(model)
+    config = train_config(optimizer=optimizer, lr=0.05, weight_decay=0.3, grad_clip=0.2)
+    recorder = Recorder(model)
+    fit(model, easy, PLAIN, config, Run(tmp_path), callbacks=[recorder])
 
-
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_interruption_with_terms_that_have_weights(easy: Dataset, tmp_path: Path, step: int) -> None:
-    """One that learns from the second step on, one until the last."""
-    goal, config = parse_objective("ce=1,review=1:schedule=ramp,hint=10:schedule=decay"), settings(epochs=1)
-    teacher = network(9, "cam-net")
-    weights, rows = fitted(easy, tmp_path / "whole", config, goal, ask=Asked(teacher))
-    with pytest.raises(Interrupted):
-        fitted(easy, tmp_path / "cut", config, goal, ask=Asked(teacher), watch=Stop(step))
-    again, rows_again = fitted(easy, tmp_path / "cut", config, goal, ask=Asked(teacher), resume=True)
-    assert same(weights, again)
-    assert timeless(rows) == timeless(rows_again)
-    assert rows[0]["terms"].keys() == {"ce", "review", "hint"}
-
-
-def test_interruption_of_a_network_that_draws_random_numbers(easy: Dataset, tmp_path: Path) -> None:
-    def dropping(folder: Path, seed: int, watch: Callback | None = None, resume: bool = False) -> Weights:
-        model = network()
-        model.fc = nn.Sequential(nn.Dropout(), model.fc)  # type: ignore[arg-type]
-        torch.manual_seed(seed)
-        return copied(fit(model, easy, PLAIN, settings(epochs=1), Run(folder), watch=watch, resume=resume))
-
-    weights = dropping(tmp_path / "whole", 1)
-    with pytest.raises(Interrupted):
-        dropping(tmp_path / "cut", 1, Stop(2))
-    assert same(dropping(tmp_path / "cut", 2, resume=True), weights)
-    assert not same(dropping(tmp_path / "other", 2), weights)
-
-
-# --- terms with weights of their own
-
-
-def learnt(run: Run) -> Weights:
-    weights: Weights = run.checkpoints.load()[0]["terms"]
-    return weights
-
-
-def test_terms_learn_beside_the_student_from_the_models_seed(easy: Dataset, tmp_path: Path) -> None:
-    goal, teacher = parse_objective("ce=1,hint=10"), network(9, "cam-net")
-    found = {}
-    for name, epochs, seed in (("one", 1, 0), ("two", 2, 0), ("again", 1, 0), ("other", 1, 5)):
-        fitted(easy, tmp_path / name, settings(epochs=epochs, seed=seed), goal, ask=Asked(teacher))
-        found[name] = learnt(Run(tmp_path / name))
-    assert found["one"]["0.regressor.weight"].shape == (64, 32, 1, 1)
-    assert same(found["one"], found["again"])
-    assert not same(found["one"], found["two"])
-    assert not same(found["one"], found["other"])
-    rows = Run(tmp_path / "two").read_history()
-    assert rows[1]["terms"]["hint"] < rows[0]["terms"]["hint"]
-
-
-def test_a_term_without_weight_in_the_sum_leaves_everything_as_it_is(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    """Neither the student's first weights, nor the random numbers, nor its optimiser see that there are more."""
-    teacher, random, model = network(9, "cam-net"), torch.get_rng_state(), network()
-    model.train()
-    model.layer1.eval()
-    modes = [module.training for module in model.modules()]
-    goal = parse_objective("ce=1,hint=0,review=0")
-    weights, _ = fitted(easy, tmp_path, goal=goal, ask=Asked(teacher))
-    assert same(weights, whole[0])
-    assert torch.equal(torch.get_rng_state(), random)
-    x = torch.rand(2, 3, 16, 16)
-    before = copied(model)
-    ready = _connected(goal, model, Asked(teacher), x, 0)
-    assert [module.training for module in model.modules()] == modes
-    assert same(copied(model), before)
-    assert all(module.training for module in ready.modules())
-    kept = learnt(Run(tmp_path))
-    assert same(kept, dict(ready.modules().state_dict()))
-
-
-@pytest.mark.parametrize("method", ["fitnet", "at", "sp", "rkd", "reviewkd"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_methods_on_features_train_with_mixed_pictures(
-    easy: Dataset, tmp_path: Path, method: str, precision: str
-) -> None:
-    config = settings(epochs=1, views="strong", precision=precision)
-    student = build("resnet8", 3, 16, 0)
-    best = fit(student, easy, parse_objective(method), config, Run(tmp_path), knowledge=Asked(network(9, "cam-net")))
-    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in best.parameters())
-    terms = Run(tmp_path).read_history()[0]["terms"]
-    assert set(terms) == set(parse_objective(method).terms)
-    assert all(math.isfinite(value) for value in terms.values())
-
-
-@pytest.mark.parametrize("ends", ["well", "interrupted", "broken"])
-def test_signal_handlers_come_back(easy: Dataset, tmp_path: Path, ends: str) -> None:
-    def mine(number: int, frame: object) -> None: ...
-
-    class Break(Callback):
-        def step(self, pictures: int) -> None:
-            assert signal.getsignal(signal.SIGINT) is not mine
-            raise RuntimeError("broken")
-
-    watch = {"well": Callback(), "interrupted": Stop(1), "broken": Break()}[ends]
-    before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        if ends == "well":
-            fitted(easy, tmp_path, settings(epochs=1), watch=watch)
-        else:
-            with pytest.raises((Interrupted, RuntimeError)):
-                fitted(easy, tmp_path, settings(epochs=1), watch=watch)
-        assert signal.getsignal(signal.SIGINT) is mine
-        assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def test_runs_in_any_thread(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    results: list[Weights] = []
-    thread = threading.Thread(target=lambda: results.append(fitted(easy, tmp_path)[0]))
-    thread.start()
-    thread.join()
-    assert len(results) == 1
-    assert same(results[0], whole[0])
-
-
-# --- the update
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_the_optimizer_is_the_one_named_and_spares_biases(name: Literal["sgd", "adamw"]) -> None:
-    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    twin = copy.deepcopy(model)
-    config = settings(optimizer=name, lr=0.01, weight_decay=0.3)
-    ours = _optimizer([model], config)
     groups = [
-        {"params": [layer.weight for layer in twin], "weight_decay": 0.3},
-        {"params": [layer.bias for layer in twin], "weight_decay": 0.0},
+        {"params": [parameter for parameter in copied.parameters() if parameter.ndim > 1], "weight_decay": 0.3},
+        {"params": [parameter for parameter in copied.parameters() if parameter.ndim == 1], "weight_decay": 0.0},
     ]
-    theirs: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.01)
-    if name == "sgd":
-        theirs = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
-    for step in range(3):
-        x = torch.rand(4, 3, generator=torch.Generator().manual_seed(step))
-        for network, optimizer in ((model, ours), (twin, theirs)):
-            optimizer.zero_grad()
-            network(x).square().sum().backward()
-            optimizer.step()
-    for mine, expected in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, expected)
+    sgd = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    literal = sgd if optimizer == "sgd" else torch.optim.AdamW(groups, lr=0.05)
+    views = Views(easy.train, 3, "light", 0, torch.device("cpu"))
+    batches = [(epoch, samples) for epoch in (0, 1) for samples in epoch_order(96, 0, epoch, 24)]
+    num_clipped = 0
+    for step, (batch, weights) in enumerate(zip(batches, recorder.weights, strict=True)):
+        x, labels = views[batch]
+        for group in literal.param_groups:
+            group["lr"] = Schedule(config, 4)(step)
+        literal.zero_grad()
+        nn.functional.cross_entropy(copied(x), labels).backward()
+        num_clipped += int(nn.utils.clip_grad_norm_(copied.parameters(), 0.2) > 0.2)
+        literal.step()
+        for name, expected in copied.state_dict().items():
+            torch.testing.assert_close(weights[name], expected, rtol=1e-4, atol=1e-5, msg=f"{name}, step {step}")
+    assert num_clipped
 
 
-@pytest.mark.parametrize(("name", "own", "other"), [("cam-net", "adamw", "sgd"), ("resnet8", "sgd", "adamw")])
-def test_a_network_brings_its_own_optimizer(easy: Dataset, tmp_path: Path, name: str, own: str, other: str) -> None:
-    """Auto is the one that is named, with its learning rate and weight decay, and not the other."""
-    weights = {
-        named: copied(
-            fit(network(name=name), easy, PLAIN, settings(epochs=1, optimizer=named, lr=None), Run(tmp_path / named))
-        )
-        for named in ("auto", own, other)
-    }
-    assert same(weights["auto"], weights[own])
-    assert not same(weights["auto"], weights[other])
+@pytest.mark.parametrize(("name", "default", "other"), [("cam-net", "adamw", "sgd"), ("resnet8", "sgd", "adamw")])
+def test_auto_is_the_default_optimizer_of_the_network(
+    easy: Dataset, tmp_path: Path, name: str, default: str, other: str
+) -> None:
+    """``auto`` selects the optimizer with its learning rate and weight decay."""
+    weights = {}
+    for optimizer in ("auto", default, other):
+        config = replace(ONE_EPOCH, optimizer=optimizer, lr=None)
+        weights[optimizer] = fit_network(easy, tmp_path / optimizer, config, model=build_network(name=name)).weights
+    assert equal_weights(weights["auto"], weights[default])
+    assert not equal_weights(weights["auto"], weights[other])
 
 
-def test_schedule_closed_form() -> None:
-    rate = Schedule(settings(epochs=10, lr=0.3, batch_size=64, warmup=0.25), 20)
-    peak = 0.3 * 64 / 128
-    assert rate.steps == 200
-    assert [rate(step) for step in range(50)] == pytest.approx([peak * (step + 1) / 50 for step in range(50)])
-    assert rate(50) == pytest.approx(peak)
-    assert rate(125) == pytest.approx(peak / 2)
-    after = [rate(step) for step in range(50, 200)]
-    assert after == sorted(after, reverse=True)
-    assert 0 < after[-1] < peak * 1e-3
-    assert rate(80) + rate(170) == pytest.approx(peak)  # a cosine is odd about its middle
-    assert Schedule(settings(lr=0.3, batch_size=128), 5)(3) == pytest.approx(
-        4 * Schedule(settings(lr=0.3, batch_size=32), 5)(3)
-    )
+def test_weight_decay_spares_biases_and_normalization(easy: Dataset, tmp_path: Path) -> None:
+    model = build_network()
+    before = copy_weights(model)
+    recorder = Recorder(model)
+    config = replace(ONE_EPOCH, batch_size=96, weight_decay=0.1, lr=0.5, warmup_fraction=0.0)
+    fit_network(easy, tmp_path, config, single_term(LogitTerm(0.0)), model=model, callbacks=[recorder])
+    decayed = 1 - Schedule(config, 1)(0) * 1.9 * 0.1  # first step of Nesterov: gradient + 0.9 gradient
+    names = [name for name, _ in model.named_parameters()]
+    assert {before[name].ndim for name in names} == {1, 2, 4}
+    for name in names:
+        factor = decayed if before[name].ndim > 1 else 1.0
+        torch.testing.assert_close(recorder.weights[0][name], factor * before[name])
 
 
-@pytest.mark.parametrize("warmup", [0.0, 1.0])
-def test_schedule_without_one_of_its_parts(warmup: float) -> None:
-    rate = Schedule(settings(epochs=1, warmup=warmup, batch_size=128, lr=1.0), 10)
-    rates = [rate(step) for step in range(10)]
-    assert max(rates) == pytest.approx(1.0)
-    assert all(0 < value <= 1 for value in rates)
-    assert rates == sorted(rates, reverse=warmup == 0.0)
+def test_grad_clip_bounds_the_update(easy: Dataset, tmp_path: Path) -> None:
+    model = build_network()
+    before = copy_weights(model)
+    recorder = Recorder(model)
+    config = replace(ONE_EPOCH, batch_size=96, weight_decay=0.0, lr=0.1, warmup_fraction=0.0, grad_clip=0.25)
+    fit_network(easy, tmp_path, config, single_term(LogitTerm(1e4)), model=model, callbacks=[recorder])
+    squares = [(recorder.weights[0][name] - before[name]).square().sum() for name, _ in model.named_parameters()]
+    assert float(torch.stack(squares).sum().sqrt()) == pytest.approx(Schedule(config, 1)(0) * 1.9 * 0.25, rel=1e-3)
 
 
-def test_history_tells_the_rate_and_the_mean_of_the_terms(easy: Dataset, tmp_path: Path) -> None:
+def test_student_is_in_training_mode_in_every_epoch(easy: Dataset, tmp_path: Path) -> None:
+    model = build_network()
+    teacher = build_network(9)
+    objective = parse_objective("cam-kd")
+    fit_network(easy, tmp_path, objective=objective, model=model, teacher=teacher, cache=RecordingCache(teacher))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {8}
+
+
+def test_bf16_forward_keeps_fp32_weights(easy: Dataset, tmp_path: Path) -> None:
+    model = build_network()
+    dtypes = set()
+    hook = model.conv1.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    average = fit(model, easy, PLAIN, replace(ONE_EPOCH, precision="bf16"), Run(tmp_path))
+    hook.remove()
+    assert dtypes == {torch.bfloat16}
+    assert {parameter.dtype for parameter in average.parameters()} == {torch.float32}
+
+
+# --- history
+
+
+def test_history_has_learning_rate_and_means_of_the_terms(easy: Dataset, tmp_path: Path) -> None:
     losses: list[tuple[float, int]] = []
 
     @dataclass(frozen=True)
-    class Spy(CrossEntropy):
+    class RecordedLoss(CrossEntropy):
         def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
             values = super().__call__(student, teacher, labels)
             losses.append((float(values.detach().mean()), len(labels)))
             return values
 
-    config = settings(batch_size=20)  # 96 = 20 + 19 + 19 + 19 + 19
-    _, rows = fitted(easy, tmp_path, config, Objective({"ce": WeightedTerm(Spy(), 3.0)}))
-    rate = Schedule(config, 5)
+    config = train_config(batch_size=20)  # 96 = 20 + 19 + 19 + 19 + 19
+    _, rows = fit_network(easy, tmp_path, config, Objective({"ce": WeightedTerm(RecordedLoss(), 3.0)}))
+    schedule = Schedule(config, 5)
     for epoch, row in enumerate(rows):
-        part = losses[5 * epoch : 5 * epoch + 5]
-        assert row["terms"]["ce"] == pytest.approx(sum(value * count for value, count in part) / 96, rel=1e-5)
+        batches = losses[5 * epoch : 5 * epoch + 5]
+        assert row["terms"]["ce"] == pytest.approx(sum(mean * size for mean, size in batches) / 96, rel=1e-5)
         assert row["train_loss"] == pytest.approx(3 * row["terms"]["ce"], rel=1e-5)
-        assert row["lr"] == pytest.approx(rate(5 * epoch + 4))
+        assert row["lr"] == pytest.approx(schedule(5 * epoch + 4))
 
 
-@pytest.mark.parametrize("cut", [0, 5, 6, 7])
-def test_a_term_whose_schedule_ends_within_an_epoch_is_divided_by_the_pictures_it_had(
-    easy: Dataset, tmp_path: Path, cut: int
-) -> None:
-    """The mean of a constant is that constant, also where the run was stopped meanwhile."""
-    goal = Objective(
+@pytest.mark.parametrize("interrupt", [0, 5, 6, 7])
+def test_mean_of_a_scheduled_term_is_over_its_own_images(easy: Dataset, tmp_path: Path, interrupt: int) -> None:
+    """The mean of a constant is the constant, also after an interruption within an epoch."""
+    objective = Objective(
         {
             "ce": WeightedTerm(CrossEntropy()),
-            "early": WeightedTerm(Constant(0.5), schedule="early"),
-            "ramp": WeightedTerm(Constant(0.25), schedule="ramp"),
+            "early": WeightedTerm(ConstantTerm(0.5), schedule="early"),
+            "ramp": WeightedTerm(ConstantTerm(0.25), schedule="ramp"),
         }
     )
-    config = settings(epochs=4, batch_size=20)  # 20 steps of unequal batches: early are 6, in the second epoch one
-    if cut:
+    config = train_config(epochs=4, batch_size=20)  # early: 6 of 20 steps of unequal size, one of them in epoch 2
+    if interrupt:
         with pytest.raises(Interrupted):
-            fitted(easy, tmp_path, config, goal, watch=Stop(cut))
-    _, rows = fitted(easy, tmp_path, config, goal, resume=bool(cut))
+            fit_network(easy, tmp_path, config, objective, callbacks=[InterruptAt(interrupt)])
+    _, rows = fit_network(easy, tmp_path, config, objective, resume=bool(interrupt))
     assert [row["terms"].get("early") for row in rows] == [0.5, 0.5, None, None]
     assert [row["terms"]["ramp"] for row in rows] == [0.25] * 4
 
 
-def test_average_is_the_literal_loop(easy: Dataset, tmp_path: Path) -> None:
-    model = network()
-    average, seen = copied(model), Seen(model)
-    fit(model, easy, PLAIN, settings(ema=0.5), Run(tmp_path), watch=seen)
-    for step, weights in enumerate(seen.weights, start=1):
-        decay = min(0.5, (1 + step) / (10 + step))
-        for name, tensor in weights.items():
-            if tensor.is_floating_point():
-                average[name] = decay * average[name] + (1 - decay) * tensor
-            else:
-                average[name] = tensor
-    assert any(not tensor.is_floating_point() for tensor in average.values())
-    for name, tensor in seen.averages[-1].items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(tensor, average[name], rtol=1e-4, atol=1e-6)
+# --- interruption and resume
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 8])
+def test_interrupted_run_resumes_to_the_same_bits(
+    easy: Dataset, tmp_path: Path, reference: FitResult, step: int
+) -> None:
+    with pytest.raises(Interrupted, match=tmp_path.name):
+        fit_network(easy, tmp_path, callbacks=[InterruptAt(step)])
+    assert Run(tmp_path).checkpoints
+    assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1] * (step > 4)
+    recorder = Recorder()
+    weights, rows = fit_network(easy, tmp_path, resume=True, callbacks=[recorder])
+    assert recorder.started == (tmp_path.name, 8, step)
+    assert len(recorder.sizes) == 8 - step
+    assert equal_weights(weights, reference.weights)
+    assert without_times(rows) == without_times(reference.rows)
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
+def test_run_can_be_interrupted_at_every_step(easy: Dataset, tmp_path: Path, reference: FitResult) -> None:
+    for completed_steps in range(8):
+        with pytest.raises(Interrupted):
+            fit_network(easy, tmp_path, resume=completed_steps > 0, callbacks=[InterruptAt(1)])
+    weights, rows = fit_network(easy, tmp_path, resume=True)
+    assert equal_weights(weights, reference.weights)
+    assert without_times(rows) == without_times(reference.rows)
+
+
+def test_sigterm_interrupts_too(easy: Dataset, tmp_path: Path, reference: FitResult) -> None:
+    with pytest.raises(Interrupted):
+        fit_network(easy, tmp_path, callbacks=[InterruptAt(3, signal.SIGTERM)])
+    assert equal_weights(fit_network(easy, tmp_path, resume=True).weights, reference.weights)
+
+
+def test_interruption_after_the_last_checkpoint(easy: Dataset, tmp_path: Path, reference: FitResult) -> None:
+    with pytest.raises(Interrupted):
+        fit_network(easy, tmp_path, callbacks=[InterruptAt(epoch=2)])
+    recorder = Recorder()
+    weights, rows = fit_network(easy, tmp_path, resume=True, callbacks=[recorder])
+    assert recorder.sizes == []
+    assert equal_weights(weights, reference.weights)
+    assert without_times(rows) == without_times(reference.rows)
+
+
+def test_resume_with_mixed_images_and_a_teacher(easy: Dataset, tmp_path: Path) -> None:
+    teacher = build_network(9)
+    caches = []
+
+    def train(folder: str, **options: Any) -> FitResult:
+        caches.append(RecordingCache(teacher))
+        objective = parse_objective("ce=0.1,kd=0.9,cam=1:schedule=decay")
+        config = replace(ONE_EPOCH, augment="strong")
+        return fit_network(easy, tmp_path / folder, config, objective, teacher=teacher, cache=caches[-1], **options)
+
+    weights, rows = train("whole")
+    with pytest.raises(Interrupted):
+        train("interrupted", callbacks=[InterruptAt(2)])
+    resumed_weights, resumed_rows = train("interrupted", resume=True)
+    assert [len(cache.calls) for cache in caches] == [4, 2, 2]
+    assert equal_weights(weights, resumed_weights)
+    assert without_times(rows) == without_times(resumed_rows)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_resume_with_terms_that_have_weights(easy: Dataset, tmp_path: Path, step: int) -> None:
+    """The weights of ``review`` have a gradient from the second step on."""
+    objective = parse_objective("ce=1,review=1:schedule=ramp,hint=10:schedule=decay")
+    teacher = build_network(9, "cam-net")
+
+    def train(folder: str, **options: Any) -> FitResult:
+        return fit_network(easy, tmp_path / folder, ONE_EPOCH, objective, cache=RecordingCache(teacher), **options)
+
+    weights, rows = train("whole")
+    with pytest.raises(Interrupted):
+        train("interrupted", callbacks=[InterruptAt(step)])
+    resumed_weights, resumed_rows = train("interrupted", resume=True)
+    assert equal_weights(weights, resumed_weights)
+    assert without_times(rows) == without_times(resumed_rows)
+    assert rows[0]["terms"].keys() == {"ce", "review", "hint"}
+
+
+def test_resume_with_dropout(easy: Dataset, tmp_path: Path) -> None:
+    """The random state is a part of the checkpoint."""
+
+    def train(folder: str, seed: int, **options: Any) -> Weights:
+        model = build_network()
+        model.fc = nn.Sequential(nn.Dropout(), model.fc)  # type: ignore[arg-type]
+        torch.manual_seed(seed)
+        return fit_network(easy, tmp_path / folder, ONE_EPOCH, model=model, **options).weights
+
+    weights = train("whole", 1)
+    with pytest.raises(Interrupted):
+        train("interrupted", 1, callbacks=[InterruptAt(2)])
+    assert equal_weights(train("interrupted", 2, resume=True), weights)
+    assert not equal_weights(train("other", 2), weights)
+
+
+class Failure(Callback):
+    """Raise an error at the end of the first batch."""
+
+    def on_batch_end(self, num_images: int) -> None:
+        raise RuntimeError("failed on purpose")
+
+
+@pytest.mark.parametrize(
+    ("callback", "error"), [(Callback(), None), (InterruptAt(1), Interrupted), (Failure(), RuntimeError)]
+)
+def test_signal_handlers_are_restored(
+    easy: Dataset, tmp_path: Path, callback: Callback, error: type[BaseException] | None
+) -> None:
+    def handler(number: int, frame: object) -> None: ...
+
+    class HandlerIsReplaced(Callback):
+        def on_batch_end(self, num_images: int) -> None:
+            assert signal.getsignal(signal.SIGINT) is not handler
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if error is None:
+            fit_network(easy, tmp_path, ONE_EPOCH, callbacks=[HandlerIsReplaced(), callback])
         else:
-            assert torch.equal(tensor, average[name])
+            with pytest.raises(error):
+                fit_network(easy, tmp_path, ONE_EPOCH, callbacks=[HandlerIsReplaced(), callback])
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        for number, original in before.items():
+            signal.signal(number, original)
 
 
-@dataclass(frozen=True)
-class Constant:
-    """The same number for each picture."""
-
-    needs = frozenset({"logits"})
-    needs_teacher = False
-    value: float
-
-    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        return student.logits[:, 0] * 0 + self.value
+def test_training_works_outside_the_main_thread(easy: Dataset, tmp_path: Path, reference: FitResult) -> None:
+    results: list[FitResult] = []
+    thread = threading.Thread(target=lambda: results.append(fit_network(easy, tmp_path)))
+    thread.start()
+    thread.join()
+    assert len(results) == 1
+    assert equal_weights(results[0].weights, reference.weights)
 
 
-@dataclass(frozen=True)
-class Scaled:
-    """A sum of logits times ``factor``: gradients of any size, none with 0."""
-
-    needs = frozenset({"logits"})
-    needs_teacher = False
-    factor: float = 0.0
-
-    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        return self.factor * student.logits[:, 0]
+# --- loss terms with weights
 
 
-def test_weight_decay_leaves_biases_and_normalisation(easy: Dataset, tmp_path: Path) -> None:
-    model = network()
-    before, seen = copied(model), Seen(model)
-    config = settings(epochs=1, batch_size=96, weight_decay=0.1, lr=0.5, warmup=0.0)
-    fit(model, easy, Objective({"none": WeightedTerm(Scaled(0.0))}), config, Run(tmp_path), watch=seen)
-    shrunk = 1 - Schedule(config, 1)(0) * 1.9 * 0.1  # Nesterov's first step: gradient + 0.9 gradient
-    names = [name for name, _ in model.named_parameters()]
-    assert {before[name].ndim for name in names} == {1, 2, 4}
-    for name in names:
-        factor = shrunk if before[name].ndim > 1 else 1.0
-        torch.testing.assert_close(seen.weights[0][name], factor * before[name])
+def saved_terms(folder: Path) -> Weights:
+    """Return the weights of the loss terms in the newest checkpoint."""
+    weights: Weights = Run(folder).checkpoints.load()[0]["terms"]
+    return weights
 
 
-def test_clip_bounds_the_update(easy: Dataset, tmp_path: Path) -> None:
-    model = network()
-    before, seen = copied(model), Seen(model)
-    config = settings(epochs=1, batch_size=96, weight_decay=0.0, lr=0.1, warmup=0.0, clip=0.25)
-    fit(model, easy, Objective({"steep": WeightedTerm(Scaled(1e4))}), config, Run(tmp_path), watch=seen)
-    moved = [(seen.weights[0][name] - before[name]).square().sum() for name, _ in model.named_parameters()]
-    assert float(torch.stack(moved).sum().sqrt()) == pytest.approx(Schedule(config, 1)(0) * 1.9 * 0.25, rel=1e-3)
+def test_weights_of_terms_are_trained_and_depend_on_the_seed(easy: Dataset, tmp_path: Path) -> None:
+    objective = parse_objective("ce=1,hint=10")
+    teacher = build_network(9, "cam-net")
+    terms = {}
+    for name, epochs, seed in (("one", 1, 0), ("two", 2, 0), ("again", 1, 0), ("other", 1, 5)):
+        config = train_config(epochs=epochs, seed=seed)
+        fit_network(easy, tmp_path / name, config, objective, cache=RecordingCache(teacher))
+        terms[name] = saved_terms(tmp_path / name)
+    assert terms["one"]["0.regressor.weight"].shape == (64, 32, 1, 1)
+    assert equal_weights(terms["one"], terms["again"])
+    assert not equal_weights(terms["one"], terms["two"])
+    assert not equal_weights(terms["one"], terms["other"])
+    rows = Run(tmp_path / "two").read_history()
+    assert rows[1]["terms"]["hint"] < rows[0]["terms"]["hint"]
+
+
+def test_term_with_weight_zero_changes_nothing(easy: Dataset, tmp_path: Path, reference: FitResult) -> None:
+    """The student's weights, its modes, the random state and the optimizer are those of a run without the term."""
+    objective = parse_objective("ce=1,hint=0,review=0")
+    cache = RecordingCache(build_network(9, "cam-net"))
+    model = build_network()
+    model.train()
+    model.layer1.eval()
+    initial_weights = copy_weights(model)
+    modes = [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+
+    class ModelIsUnchanged(Callback):
+        def on_train_start(self, name: str, total_steps: int, completed_steps: int) -> None:
+            assert equal_weights(copy_weights(model), initial_weights)
+            assert [module.training for module in model.modules()] == modes
+
+    weights, _ = fit_network(easy, tmp_path, None, objective, model=model, cache=cache, callbacks=[ModelIsUnchanged()])
+    assert equal_weights(weights, reference.weights)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+    x = torch.rand(2, 3, 16, 16)
+    network = build_network()
+    with eval_mode(network), torch.no_grad():
+        student = predict(network, x, features=True)
+    torch.manual_seed(0)
+    terms = objective.build_adapters(student, cache.teacher_fn(x)).modules()
+    assert all(module.training for module in terms.modules())
+    assert equal_weights(saved_terms(tmp_path), dict(terms.state_dict()))
+
+
+FEATURE_METHODS = ("fitnet", "at", "sp", "rkd", "reviewkd")
+
+
+@pytest.mark.parametrize(("method", "precision"), [*((method, "bf16") for method in FEATURE_METHODS), ("at", "fp32")])
+def test_methods_on_features_train_with_mixed_images(
+    easy: Dataset, tmp_path: Path, method: str, precision: Literal["bf16", "fp32"]
+) -> None:
+    config = replace(ONE_EPOCH, augment="strong", precision=precision)
+    objective = parse_objective(method)
+    cache = RecordingCache(build_network(9, "cam-net"))
+    weights, rows = fit_network(easy, tmp_path, config, objective, cache=cache)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+    assert rows[0]["terms"].keys() == objective.terms.keys()
+    assert all(math.isfinite(value) for value in rows[0]["terms"].values())
+
+
+# --- inputs and result
+
+
+def test_teacher_is_unchanged(easy: Dataset, tmp_path: Path) -> None:
+    teacher = build_network(9)
+    teacher.train()
+    teacher.layer1.eval()
+    before = copy_weights(teacher)
+    modes = [module.training for module in teacher.modules()]
+    objective = parse_objective("cam-kd")
+    fit_network(easy, tmp_path, ONE_EPOCH, objective, teacher=teacher, cache=RecordingCache(teacher))
+    assert equal_weights(copy_weights(teacher), before)
+    assert [module.training for module in teacher.modules()] == modes
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_test_images_are_not_read(easy: Dataset, tmp_path: Path) -> None:
+    class Unreadable:
+        def __getattr__(self, name: str) -> Any:
+            pytest.fail(f"fit read test.{name}")
+
+        def __len__(self) -> int:
+            pytest.fail("fit counted the test images")
+
+    teacher = build_network(9)
+    data = replace(easy, test=Unreadable())
+    fit_network(data, tmp_path, ONE_EPOCH, parse_objective("cam-kd"), teacher=teacher, cache=RecordingCache(teacher))
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [([0.5, 0.9, 0.9, 0.7], 3), ([0.9, 0.2, 0.3, 0.4], 1)])
+def test_result_is_of_the_best_epoch(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], best: int
+) -> None:
+    """The later epoch, if two are equal."""
+    values = iter(accuracies)
+    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(values), "val_loss": 1.0})
+    recorder = Recorder()
+    weights, _ = fit_network(easy, tmp_path, train_config(epochs=4, batch_size=48), callbacks=[recorder])
+    assert equal_weights(weights, recorder.averages[best - 1])
+    assert not equal_weights(weights, recorder.averages[best])
+
+
+def test_result_is_in_evaluation_mode(easy: Dataset, tmp_path: Path) -> None:
+    average = fit(build_network(), easy, PLAIN, ONE_EPOCH, Run(tmp_path))
+    assert not any(module.training for module in average.modules())
+
+
+# --- values that are not finite
 
 
 @pytest.mark.fault("a loss or gradient that is not finite")
 def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
-    calls = 0
-
-    @dataclass(frozen=True)
-    class Bursts(CrossEntropy):
-        def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            return super().__call__(student, teacher, labels) * (math.inf if calls == 7 else 1.0)
-
-    seen = Seen()
-    with pytest.raises(FloatingPointError, match="inf in epoch 2, batch 3"):
-        fitted(easy, tmp_path, goal=Objective({"ce": WeightedTerm(Bursts())}), watch=seen)
-    assert len(seen.sizes) == 6
-    kept, best = Run(tmp_path).checkpoints.load()
-    assert best is not None
-    assert (kept["epoch"], kept["step"]) == (1, 4)
-    assert all(tensor.isfinite().all() for tensor in best.values())
+    recorder = Recorder()
+    with pytest.raises(FloatingPointError) as caught:
+        fit_network(
+            easy, tmp_path, objective=single_term(NonFiniteTerm(batches=(7,), value=math.inf)), callbacks=[recorder]
+        )
+    assert str(caught.value) == "The loss must be finite, got inf in epoch 2, batch 3. Lower --lr"
+    assert len(recorder.sizes) == 6
+    state, best_weights = Run(tmp_path).checkpoints.load()
+    assert best_weights is not None
+    assert (state["epoch"], state["step"]) == (1, 4)
+    assert all(tensor.isfinite().all() for tensor in best_weights.values())
     assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]
     json.dumps(Run(tmp_path).read_history(), allow_nan=False)
 
 
-def test_student_trains_in_training_mode_in_every_epoch(easy: Dataset, tmp_path: Path) -> None:
-    model, teacher = network(), network(9)
-    fit(
-        model,
-        easy,
-        parse_objective("cam-kd"),
-        settings(),
-        Run(tmp_path),
-        teacher=shown(teacher, easy),
-        knowledge=Asked(teacher),
-    )
-    tracked = [int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert tracked
-    assert set(tracked) == {8}
-
-
-def test_bf16_computes_in_bf16_and_keeps_fp32_weights(easy: Dataset, tmp_path: Path) -> None:
-    model, kinds = network(), set()
-    hook = model.conv1.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-    best = fit(model, easy, PLAIN, settings(epochs=1, precision="bf16"), Run(tmp_path))
-    hook.remove()
-    assert kinds == {torch.bfloat16}
-    assert {p.dtype for p in best.parameters()} == {torch.float32}
-
-
-# --- what it leaves alone, and what it returns
-
-
-def test_teacher_is_left_as_it_was(easy: Dataset, tmp_path: Path) -> None:
-    teacher = network(9)
-    teacher.train()
-    teacher.layer1.eval()
-    before, modes = copied(teacher), [module.training for module in teacher.modules()]
-    fit(
-        network(),
-        easy,
-        parse_objective("cam-kd"),
-        settings(epochs=1),
-        Run(tmp_path),
-        teacher=shown(teacher, easy),
-        knowledge=Asked(teacher),
-    )
-    assert same(copied(teacher), before)
-    assert [module.training for module in teacher.modules()] == modes
-    assert all(p.grad is None for p in teacher.parameters())
-
-
-def test_test_pictures_are_never_touched(easy: Dataset, tmp_path: Path) -> None:
-    class Forbidden:
-        def __getattr__(self, name: str) -> Any:
-            pytest.fail(f"fit looked at test.{name}")
-
-        def __len__(self) -> int:
-            pytest.fail("fit counted the test pictures")
-
-    teacher = network(9)
-    data = replace(easy, test=Forbidden())
-    fitted(data, tmp_path, settings(epochs=1), parse_objective("cam-kd"), teacher=teacher, ask=Asked(teacher))
-
-
-@pytest.mark.parametrize(("scores", "chosen"), [([0.5, 0.9, 0.9, 0.7], 3), ([0.9, 0.2, 0.3, 0.4], 1)])
-def test_returns_the_best_epoch_the_later_of_two(
-    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], chosen: int
-) -> None:
-    judged = iter(scores)
-    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(judged), "val_loss": 1.0})
-    seen = Seen()
-    weights, _ = fitted(easy, tmp_path, settings(epochs=4), watch=seen)
-    assert same(weights, seen.averages[chosen - 1])
-    assert not same(weights, seen.averages[chosen])
-
-
-def test_returned_model_is_ready_to_use(easy: Dataset, tmp_path: Path) -> None:
-    best = fit(network(), easy, PLAIN, settings(epochs=1), Run(tmp_path))
-    assert not any(module.training for module in best.modules())
-
-
-def test_referee_is_the_literal_loop(easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(referee, "EVALUATION_BATCH", 7)  # 24 = 7 + 7 + 7 + 3
-    student, teacher = network(3, "cam-net").eval(), network(4).eval()
-    found = Validator(easy, torch.device("cpu"), False, shown(teacher, easy))(student)
-    right, losses, agree, alike = [], [], [], []
-    for image, label in zip(easy.val.images, easy.val.labels, strict=True):
-        x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-        with torch.no_grad():
-            ours, theirs = predict(student, x), predict(teacher, x)
-        right.append(int(ours.logits.argmax()) == label)
-        losses.append(-float(ours.logits.log_softmax(1)[0, label]))
-        said = int(theirs.logits.argmax())
-        agree.append(int(ours.logits.argmax()) == said)
-        assert ours.cams is not None
-        assert theirs.cams is not None
-        grid = max(ours.cams.shape[2:], theirs.cams.shape[2:])
-        pair = (resize(cams[:, said], grid) for cams in (ours.cams, theirs.cams))
-        alike.append(float(cosine(*pair)))
-    expected = {"val_accuracy": right, "val_loss": losses, "val_teacher_agreement": agree, "val_cam_cosine": alike}
-    assert found == pytest.approx({name: sum(values) / 24 for name, values in expected.items()}, rel=1e-3, abs=1e-5)
-
-
-# --- batches that cannot be learnt from
-
-
-@dataclass(frozen=True)
-class Spoilt(CrossEntropy):
-    """Cross-entropy whose loss, or whose gradient alone, is not finite at the given calls, counted from 1."""
-
-    calls: list[int] = field(default_factory=list)
-    at: tuple[int, ...] = ()
-    gradient: bool = False
-
-    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
-        self.calls.append(len(labels))
-        loss = super().__call__(student, teacher, labels)
-        if len(self.calls) not in self.at:
-            return loss
-        return loss + (student.logits[:, 0] * 0).sqrt() if self.gradient else loss * math.nan
+@pytest.mark.fault("a loss or gradient that is not finite")
+def test_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"gradient norm must be finite, got (nan|inf) in epoch 1, batch 4"):
+        fit_network(easy, tmp_path, objective=single_term(NonFiniteTerm(batches=(4,), value=None)))
 
 
 @pytest.mark.fault("a loss or gradient that is not finite")
-@pytest.mark.parametrize("gradient", [False, True])
-def test_a_batch_that_is_not_finite_is_passed_over(easy: Dataset, tmp_path: Path, gradient: bool) -> None:
-    goal = Objective({"ce": WeightedTerm(Spoilt(at=(3, 6), gradient=gradient))})
-    said: list[str] = []
-    seen = Seen()
-    seen.note = said.append  # type: ignore[method-assign]
-    weights, rows = fitted(easy, tmp_path, settings(on_nan="skip"), goal, watch=seen)
-    what = r"the norm of the gradient is (nan|inf)" if gradient else "the loss is nan"
-    assert [bool(re.match(f"{what} in epoch {epoch}, batch {batch}: .* passed over", line))
-            for (epoch, batch), line in zip(((1, 3), (2, 2)), said, strict=True)] == [True, True]  # fmt: skip
+@pytest.mark.parametrize(("value", "name"), [(math.nan, "loss"), (None, "gradient norm")])
+def test_batch_that_is_not_finite_is_skipped(easy: Dataset, tmp_path: Path, value: float | None, name: str) -> None:
+    messages = Messages()
+    objective = single_term(NonFiniteTerm(batches=(3, 6), value=value))
+    weights, rows = fit_network(easy, tmp_path, train_config(on_nan="skip"), objective, callbacks=[messages])
+    assert len(messages.texts) == 2
+    for text, location in zip(messages.texts, ("epoch 1, batch 3", "epoch 2, batch 2"), strict=True):
+        assert text.startswith(f"The {name} must be finite, got ")
+        assert location in text
+        assert text.endswith("the batch is skipped")
     assert [row["skipped_samples"] for row in rows] == [24, 24]
     assert all(math.isfinite(row["train_loss"]) for row in rows)
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.fault("a loss or gradient that is not finite")
-@pytest.mark.parametrize("gradient", [False, True])
-def test_what_is_passed_over_leaves_no_trace(easy: Dataset, tmp_path: Path, gradient: bool) -> None:
-    """Weights and running statistics after the spoilt batch are those before it."""
-    model = network()
-    seen = Seen(model)
-    goal = Objective({"ce": WeightedTerm(Spoilt(at=(2,), gradient=gradient))})
-    fit(model, easy, goal, settings(epochs=1, on_nan="skip"), Run(tmp_path), watch=seen)
-    assert same(seen.weights[0], seen.weights[1])
-    assert not same(seen.weights[1], seen.weights[2])
+@pytest.mark.parametrize("value", [math.nan, None])
+def test_skipped_batch_changes_no_weight_and_no_buffer(easy: Dataset, tmp_path: Path, value: float | None) -> None:
+    model = build_network()
+    recorder = Recorder(model)
+    objective = single_term(NonFiniteTerm(batches=(2,), value=value))
+    fit_network(easy, tmp_path, replace(ONE_EPOCH, on_nan="skip"), objective, model=model, callbacks=[recorder])
+    assert equal_weights(recorder.weights[0], recorder.weights[1])
+    assert not equal_weights(recorder.weights[1], recorder.weights[2])
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
-def test_a_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"norm of the gradient is (nan|inf) in epoch 1, batch 4"):
-        fitted(easy, tmp_path, goal=Objective({"ce": WeightedTerm(Spoilt(at=(4,), gradient=True))}))
+class CorruptWeight(Callback):
+    """Set a weight to NaN at a step, as a gradient does that was not checked."""
 
+    def __init__(self, model: nn.Module, step: int) -> None:
+        self.model = model
+        self.step = step
+        self.count = 0
 
-class Spoils(Stop):
-    """Spoils a weight after one step, as a gradient does that nobody looked at, and sends a signal then if told so."""
-
-    def __init__(self, model: nn.Module, at: int, stops: bool) -> None:
-        super().__init__(at)
-        self.model, self.stops = model, stops
-
-    def step(self, pictures: int) -> None:
-        if self.left == 1:
+    def on_batch_end(self, num_images: int) -> None:
+        self.count += 1
+        if self.count == self.step:
             next(self.model.parameters()).data[0] = math.nan
-        if self.stops:
-            super().step(pictures)
-        else:
-            self.left -= 1
 
 
 @pytest.mark.fault("a loss or gradient that is not finite")
-@pytest.mark.parametrize(("at", "stops"), [(8, False), (8, True), (6, True)])
-def test_a_state_that_is_not_finite_is_never_kept(
-    easy: Dataset, tmp_path: Path, whole: Any, at: int, stops: bool
+@pytest.mark.parametrize(("step", "interrupt"), [(8, 0), (8, 8), (6, 6)])
+def test_state_that_is_not_finite_is_not_saved(
+    easy: Dataset, tmp_path: Path, reference: FitResult, step: int, interrupt: int
 ) -> None:
-    """Neither at the end of an epoch nor where the run is asked to stop; it goes on from the one before."""
-    model = network()
-    with pytest.raises(FloatingPointError, match="a weight is not finite in epoch 2: lower --lr"):
-        fit(model, easy, PLAIN, settings(), Run(tmp_path), watch=Spoils(model, at, stops))
-    kept, _ = Run(tmp_path).checkpoints.load()
-    assert (kept["epoch"], kept["step"]) == (1, 4)
+    """Neither at the end of an epoch nor at an interruption. The run resumes from the checkpoint before."""
+    model = build_network()
+    callbacks = [CorruptWeight(model, step), InterruptAt(interrupt)]
+    with pytest.raises(FloatingPointError, match=r"weights must be finite.* in epoch 2\. Lower --lr"):
+        fit_network(easy, tmp_path, model=model, callbacks=callbacks)
+    state, _ = Run(tmp_path).checkpoints.load()
+    assert (state["epoch"], state["step"]) == (1, 4)
     assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]
-    weights, _ = fitted(easy, tmp_path, resume=True)
-    assert same(weights, whole[0])
+    assert equal_weights(fit_network(easy, tmp_path, resume=True).weights, reference.weights)
 
 
 @pytest.mark.fault("a loss or gradient that is not finite")
-@pytest.mark.parametrize("stops", [False, True])
-def test_sums_of_an_epoch_that_are_not_finite_stop_the_run(easy: Dataset, tmp_path: Path, stops: bool) -> None:
-    """A number that is finite, and three batches of it are not."""
-    goal = Objective({"ce": WeightedTerm(CrossEntropy()), "huge": WeightedTerm(Constant(1e37), 1e-37)})
-    with pytest.raises(FloatingPointError, match="the huge is inf in epoch 1: lower --lr"):
-        fitted(easy, tmp_path, goal=goal, watch=Stop(3 if stops else -1))
+@pytest.mark.parametrize("interrupt", [0, 3])
+def test_sum_of_an_epoch_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path, interrupt: int) -> None:
+    """Each value is finite, and the sum of a few batches is not."""
+    objective = Objective({"ce": WeightedTerm(CrossEntropy()), "huge": WeightedTerm(ConstantTerm(1e37), 1e-37)})
+    with pytest.raises(FloatingPointError, match="The huge must be finite, got inf in epoch 1"):
+        fit_network(easy, tmp_path, objective=objective, callbacks=[InterruptAt(interrupt)])
     assert not Run(tmp_path).checkpoints
     assert Run(tmp_path).read_history() == []
 
 
 @pytest.mark.fault("a loss or gradient that is not finite")
-def test_an_epoch_of_nothing_but_such_batches_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
-    goal = Objective({"ce": WeightedTerm(Spoilt(at=tuple(range(5, 9))))})
-    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2"):
-        fitted(easy, tmp_path, settings(on_nan="skip"), goal)
+def test_epoch_of_skipped_batches_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
+    objective = single_term(NonFiniteTerm(batches=(5, 6, 7, 8)))
+    with pytest.raises(FloatingPointError, match="The loss must be finite, got nan in epoch 2"):
+        fit_network(easy, tmp_path, train_config(on_nan="skip"), objective)
     assert [row["epoch"] for row in Run(tmp_path).read_history()] == [1]
-
-
-# --- going on elsewhere
-
-
-def test_a_run_goes_on_with_the_threads_it_was_begun_with(easy: Dataset, tmp_path: Path, whole: Any) -> None:
-    with pytest.raises(Interrupted):
-        fitted(easy, tmp_path, watch=Stop(3))
-    before, said, seen = torch.get_num_threads(), [], Seen()
-    seen.note = said.append  # type: ignore[method-assign]
-    torch.set_num_threads(before + 1)
-    try:
-        weights, _ = fitted(easy, tmp_path, resume=True, watch=seen)
-        assert torch.get_num_threads() == before
-    finally:
-        torch.set_num_threads(before)
-    assert said == [f"going on with {before} threads, as the run was begun"]
-    assert same(weights, whole[0])
