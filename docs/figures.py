@@ -20,7 +20,7 @@ from camkd.data.sources import open_data
 from camkd.explain.explain import example_rows, predict_images
 from camkd.explain.plots import overlay
 from camkd.runs.load_model import read_model_info
-from camkd.utils.plot_style import style_context, save_png
+from camkd.utils.plot_style import save_png, style_context
 
 IMAGES = Path(__file__).parent / "images"
 SIDE = 256

@@ -246,10 +246,22 @@ TESTED_ELSEWHERE = {"machines.md": "tests_extras/test_ray.py", "maps.md": "tests
 """Pages whose Python code needs an extra, and the test that runs it."""
 
 
+CODE_REPLACEMENTS = {
+    'DataConfig("FOLDER")': 'DataConfig("FOLDER", limit=30)',
+    "TrainConfig(epochs=20)": 'TrainConfig(epochs=1, batch_size=24, precision="fp32", figure_every=0)',
+    'teacher="resnet8"': 'teacher="runs/mine/teacher"',
+    'model="cam-net"': 'model="resnet8"',
+}
+"""Settings in the pages, and those with which a test ends soon."""
+
+
 def python_blocks(page: Path) -> list[str]:
-    """Return the page's Python code, without uploads to a hub and without examples of a class."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [re.sub(r".*push_to_hub.*\n", "", code) for code in blocks if "@dataclass" not in code]
+    """Return the page's Python code with tiny settings, without uploads to a hub."""
+    text = page.read_text(encoding="utf-8")
+    for setting, tiny in CODE_REPLACEMENTS.items():
+        text = text.replace(setting, tiny)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(r".*push_to_hub.*\n", "", code) for code in blocks]
 
 
 @pytest.mark.slow
