@@ -1,12 +1,16 @@
-"""How fast are class activation maps, beside torchcam and pytorch-grad-cam on the same network with the same weights?
+"""Speed of class activation maps compared with torchcam and pytorch-grad-cam, for equal networks and weights.
 
     python benchmarks/bench_cams.py --models resnet8 cam-net wrn-16-4 --json
 
-Heatmaps per second, of the predicted class and of all classes, and what maps cost over logits alone. Like for like is
-fp32 in torch's usual memory layout, for everyone. As it ships is how camkd asks a frozen network: channels-last, batch
-normalisation folded, bf16 where the processor is good at it. Freed memory stays with the process, for everyone, unless
---default-memory is given. First it is asserted that all draw the same maps. Programs take turns; figures are medians
-over the rounds with the lowest and the highest, of the cost over logits with its quartiles.
+The script measures maps per second of the predicted class and of all classes, and the cost of maps over logits only.
+
+- "like for like": fp32 in the contiguous memory format, for every library.
+- "as it ships": camkd's inference of a frozen network, in channels-last memory format, with folded batch
+  normalization, in bf16 where the processor is faster in it.
+
+First the script asserts that all libraries compute the same maps. The libraries then run in turns. Results are medians
+over the rounds with the lowest and the highest value; the cost over logits has quartiles. For every library the process
+keeps freed memory, unless --default-memory is given.
 """
 
 from __future__ import annotations
@@ -36,224 +40,330 @@ from camkd.runs.folder import collect_environment
 from camkd.types import Prediction
 from camkd.utils.devices import keep_freed_memory, pick_precision
 
-# By network: the layer whose average the head sees, and the head.
 LAYERS = {"resnet8": ("layer3", "fc"), "cam-net": ("body", "head"), "wrn-16-4": ("relu", "fc")}
-TASKS = {"predicted": 3.0, "all": 10.0}  # whose maps, and how many times the faster of the others is aimed at
-OVER_LOGITS = 3.0  # per cent that maps may cost over logits alone
-FORMATS = {"like_for_like": torch.contiguous_format, "as_it_ships": torch.channels_last}
-OURS, SHIPPED, THEIRS_SHIPPED = "camkd", "camkd as it ships", "torchcam CAM in camkd's format"
+"""By network: the layer whose mean the head receives, and the head."""
+TASKS = {"predicted": 3.0, "all": 10.0}
+"""By classes of the maps: the target for the speed of camkd, relative to the fastest other library."""
+OVER_LOGITS = 3.0
+"""Target for the cost of maps over logits only, in per cent."""
+MEMORY_FORMATS = {"like_for_like": torch.contiguous_format, "as_it_ships": torch.channels_last}
+CAMKD = "camkd"
+CAMKD_SHIPPED = "camkd as it ships"
+TORCHCAM_SHIPPED = "torchcam CAM in camkd's format"
 FIELDS = ("maps_per_second", "ratios", "cams_over_logits_percent")
-PICTURES, SIZE, CLASSES, BATCHES = 10_000, 32, 10, (256, 1)
+MAX_IMAGES = 10_000
+SIZE = 32
+CLASSES = 10
+BATCH_SIZES = (256, 1)
 
-Draw = Callable[[Tensor, bool], Sequence[Any]]
-"""``draw(x, every)``: the maps ``(N, h, w)`` of every class in turn, or those of each picture's predicted class."""
+ComputeMaps = Callable[[Tensor, bool], Sequence[Any]]
+"""``compute(x, all_classes)``: maps ``(N, h, w)`` of each class, or a single entry for each image's predicted class."""
 
 
-class Program(NamedTuple):
-    """A way to draw maps; what it makes of the plain sums that ours are; its format."""
+class Contender(NamedTuple):
+    """A way to compute maps.
 
-    draw: Draw
-    after: Callable[[Tensor], Tensor] = lambda maps: maps
-    how: str = "like_for_like"
+    Attributes:
+        compute: the function to measure.
+        transform: conversion of camkd's maps to the form that this library returns.
+        setting: ``like_for_like`` or ``as_it_ships``.
+    """
+
+    compute: ComputeMaps
+    transform: Callable[[Tensor], Tensor] = lambda maps: maps
+    setting: str = "like_for_like"
 
 
 @contextmanager
-def number_format(how: str, gradients: bool = False) -> Iterator[None]:
-    """Compute in camkd's number format or in fp32."""
-    bf16 = how == "as_it_ships" and pick_precision("auto", torch.device("cpu")) == "bf16"
+def number_format(setting: str, gradients: bool = False) -> Iterator[None]:
+    """Compute in the number format of a setting, in inference mode unless gradients are needed."""
+    bf16 = setting == "as_it_ships" and pick_precision("auto", torch.device("cpu")) == "bf16"
     with torch.inference_mode(not gradients), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         yield
 
 
-def ours(answer: Callable[[Tensor], Prediction], how: str) -> Program:
-    """All classes' maps are there at once."""
+def camkd_contender(predict: Callable[[Tensor], Prediction], setting: str) -> Contender:
+    """Measure camkd, which computes the maps of all classes at once."""
 
-    def draw(x: Tensor, every: bool) -> Sequence[Tensor]:
+    def compute(x: Tensor, all_classes: bool) -> Sequence[Tensor]:
         with torch.inference_mode():
-            logits, cams, *_ = answer(x)
+            logits, cams, *_ = predict(x)
             assert cams is not None
-            return cams.unbind(1) if every else [cams[torch.arange(len(x)), logits.argmax(1)]]
+            return cams.unbind(1) if all_classes else [cams[torch.arange(len(x)), logits.argmax(1)]]
 
-    return Program(draw, how=how)
+    return Contender(compute, setting=setting)
 
 
-def torchcam(extract: Any, gradients: bool, how: str) -> Program:
-    """One forward pass, then a weighted sum a class; for Grad-CAM also a backward pass to the layer."""
+def torchcam_contender(extractor: Any, gradients: bool, setting: str) -> Contender:
+    """Measure torchcam: one forward pass, and a weighted sum per class; Grad-CAM also takes a backward pass."""
     options = {"retain_graph": True} if gradients else {}
 
-    def draw(x: Tensor, every: bool) -> Sequence[Tensor]:
-        with number_format(how, gradients):
-            scores = extract.model(x)
-            asked = range(CLASSES) if every else [scores.argmax(1).tolist()]
-            return [extract(classes, scores, normalized=False, **options)[0] for classes in asked]
+    def compute(x: Tensor, all_classes: bool) -> Sequence[Tensor]:
+        with number_format(setting, gradients):
+            scores = extractor.model(x)
+            class_ids = range(CLASSES) if all_classes else [scores.argmax(1).tolist()]
+            return [extractor(classes, scores, normalized=False, **options)[0] for classes in class_ids]
 
-    return Program(draw, positive if gradients else lambda maps: maps, how)
-
-
-def grad_cam(extract: Any, target: Any, scale: Any) -> Program:
-    """A forward and a backward pass a class: there is no other way to ask it. Its maps are in 0..1, as large as x."""
-
-    def draw(x: Tensor, every: bool) -> Sequence[Any]:
-        asked = [[target(k)] * len(x) for k in range(CLASSES)] if every else [None]
-        return [extract(x, targets) for targets in asked]
-
-    return Program(draw, lambda maps: torch.from_numpy(scale(scale(positive(maps).numpy(), (SIZE, SIZE)))))
+    return Contender(compute, gradcam_maps if gradients else lambda maps: maps, setting)
 
 
-def positive(maps: Tensor) -> Tensor:
-    """Grad-CAM keeps what speaks for the class, and averages gradients instead of adding them."""
+def grad_cam_contender(extractor: Any, target_class: Any, rescale: Any) -> Contender:
+    """Measure pytorch-grad-cam: its API takes a forward and a backward pass per class.
+
+    Its maps are in 0..1 and as large as the images.
+    """
+
+    def compute(x: Tensor, all_classes: bool) -> Sequence[Any]:
+        targets = [[target_class(k)] * len(x) for k in range(CLASSES)] if all_classes else [None]
+        return [extractor(x, targets_of_batch) for targets_of_batch in targets]
+
+    def transform(maps: Tensor) -> Tensor:
+        return torch.from_numpy(rescale(rescale(gradcam_maps(maps).numpy(), (SIZE, SIZE))))
+
+    return Contender(compute, transform)
+
+
+def gradcam_maps(maps: Tensor) -> Tensor:
+    """Convert exact maps to Grad-CAM: the positive part, with the mean of the gradients instead of their sum."""
     return maps.relu() / maps[0].numel()
 
 
-def programs(model: nn.Module, layer: str, head: str) -> dict[str, Program]:
-    """Every program there is, each with a network of its own, as some leave hooks in it."""
+def build_contenders(model: nn.Module, layer: str, head: str) -> dict[str, Contender]:
+    """Return all contenders by name, each with its own copy of the network, as some leave hooks in it.
 
-    def own(how: str = "like_for_like") -> nn.Module:
-        return copy.deepcopy(model).to(memory_format=FORMATS[how])  # type: ignore[call-overload,no-any-return]
+    Args:
+        model: the network.
+        layer: name of the layer whose mean the head receives.
+        head: name of the head.
+    """
 
-    found = {OURS: ours(partial(camkd.predict, own()), "like_for_like")}
-    frozen = make_teacher_fn(own("as_it_ships"), SIZE, TrainConfig(device="cpu"))
-    found[SHIPPED] = ours(frozen, "as_it_ships")
+    def copy_of(setting: str = "like_for_like") -> nn.Module:
+        return copy.deepcopy(model).to(memory_format=MEMORY_FORMATS[setting])  # type: ignore[call-overload,no-any-return]
+
+    contenders = {CAMKD: camkd_contender(partial(camkd.predict, copy_of()), "like_for_like")}
+    frozen = make_teacher_fn(copy_of("as_it_ships"), SIZE, TrainConfig(device="cpu"))
+    contenders[CAMKD_SHIPPED] = camkd_contender(frozen, "as_it_ships")
     if methods := peer("torchcam.methods"):
-        for name, how in zip(("torchcam CAM", THEIRS_SHIPPED), FORMATS, strict=True):
-            found[name] = torchcam(methods.CAM(own(how), layer, head), False, how)
-        found["torchcam Grad-CAM"] = torchcam(methods.GradCAM(own(), layer), True, "like_for_like")
+        for name, setting in zip(("torchcam CAM", TORCHCAM_SHIPPED), MEMORY_FORMATS, strict=True):
+            contenders[name] = torchcam_contender(methods.CAM(copy_of(setting), layer, head), False, setting)
+        contenders["torchcam Grad-CAM"] = torchcam_contender(methods.GradCAM(copy_of(), layer), True, "like_for_like")
     if package := peer("pytorch_grad_cam"):
-        target = peer("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-        scale = peer("pytorch_grad_cam.utils.image").scale_cam_image
+        target_class = peer("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        rescale = peer("pytorch_grad_cam.utils.image").scale_cam_image
         for method in (package.GradCAM, package.HiResCAM):
-            network = own()
-            extract = method(network, [network.get_submodule(layer)])
-            found[f"pytorch-grad-cam {method.__name__}"] = grad_cam(extract, target, scale)
-    return found
+            network = copy_of()
+            extractor = method(network, [network.get_submodule(layer)])
+            contenders[f"pytorch-grad-cam {method.__name__}"] = grad_cam_contender(extractor, target_class, rescale)
+    return contenders
 
 
-def check(found: dict[str, Program], x: Tensor) -> None:
-    """Assert that every program draws our maps, up to what it makes of them; in bf16, coarsely."""
-    for every, (name, program) in product((True, False), found.items()):
-        for maps, theirs in zip(found[OURS].draw(x, every), program.draw(x, every), strict=True):
-            expected = program.after(maps)
-            error = (torch.as_tensor(theirs).detach().float() - expected).abs()
-            fine, coarse = error.max() / expected.abs().max(), error.mean() / expected.abs().mean()
-            assert fine <= 1e-3 or (program.how == "as_it_ships" and coarse <= 0.1), f"{name} draws other maps"
+def check_maps(contenders: dict[str, Contender], x: Tensor) -> None:
+    """Assert that every contender computes the maps of camkd, up to its transform. The tolerance in bf16 is larger.
+
+    Args:
+        contenders: all contenders by name.
+        x: images ``(N, 3, H, W)``.
+    """
+    for all_classes, (name, contender) in product((True, False), contenders.items()):
+        reference = contenders[CAMKD].compute(x, all_classes)
+        for reference_maps, maps in zip(reference, contender.compute(x, all_classes), strict=True):
+            expected = contender.transform(reference_maps)
+            error = (torch.as_tensor(maps).detach().float() - expected).abs()
+            max_error = error.max() / expected.abs().max()
+            mean_error = error.mean() / expected.abs().mean()
+            is_close = max_error <= 1e-3 or (contender.setting == "as_it_ships" and mean_error <= 0.1)
+            assert is_close, f"{name} must compute the maps of camkd, got a relative error of {float(max_error):.1e}"
 
 
-def figure(values: Sequence[float]) -> dict[str, float]:
-    """Their median, lowest and highest."""
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    """Return median, lowest and highest value."""
     return {"median": median(values), "low": min(values), "high": max(values)}
 
 
-def rate(draw: Draw, parts: Sequence[Tensor], every: bool, seconds: float) -> float:
-    """Maps a second over all ``parts``, or as many of them as ``seconds`` are enough for."""
-    done, started = 0, time.perf_counter()
-    for part in parts:
-        draw(part, every)
-        done += len(part) * (CLASSES if every else 1)
+def measure_rate(compute: ComputeMaps, batches: Sequence[Tensor], all_classes: bool, seconds: float) -> float:
+    """Measure maps per second over all batches, or as many as fit into the time limit.
+
+    Args:
+        compute: the function to measure.
+        batches: images ``(N, 3, H, W)``.
+        all_classes: compute the maps of all classes, not only of the predicted class.
+        seconds: time limit.
+    """
+    num_maps = 0
+    started = time.perf_counter()
+    for batch in batches:
+        compute(batch, all_classes)
+        num_maps += len(batch) * (CLASSES if all_classes else 1)
         if time.perf_counter() - started > seconds:
             break
-    return done / (time.perf_counter() - started)
+    return num_maps / (time.perf_counter() - started)
 
 
-def over_logits(model: nn.Module, parts: Sequence[Tensor], how: str, seconds: float) -> dict[str, float]:
-    """What maps cost over logits alone, in per cent: batch by batch, one right after the other, in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    with number_format(how):
-        camkd.predict(model, parts[0])
-        while (step := len(times[0])) < 8 or sum(times[0]) < seconds:
-            for which in (0, 1) if step % 2 else (1, 0):
-                x, started = parts[step % len(parts)], time.perf_counter()
-                camkd.predict(model, x) if which else model(x)
-                times[which].append(time.perf_counter() - started)
-    shares = sorted(100 * (maps / logits - 1) for logits, maps in zip(*times, strict=True))
-    tail = len(shares) // 4
-    return {**figure(shares[tail : len(shares) - tail]), "logits_per_second": len(parts[0]) / median(times[0])}
+def measure_cost_over_logits(
+    model: nn.Module, batches: Sequence[Tensor], setting: str, seconds: float
+) -> dict[str, float]:
+    """Measure the cost of maps over logits only, batch by batch, both directly after each other in alternating order.
+
+    Args:
+        model: the network, in the memory format of the setting.
+        batches: images ``(N, 3, H, W)``.
+        setting: ``like_for_like`` or ``as_it_ships``.
+        seconds: shortest duration of the measurement.
+
+    Returns:
+        Median and quartiles of the cost in per cent, and ``logits_per_second``.
+    """
+    logits_times: list[float] = []
+    maps_times: list[float] = []
+    with number_format(setting):
+        camkd.predict(model, batches[0])
+        while (step := len(logits_times)) < 8 or sum(logits_times) < seconds:
+            x = batches[step % len(batches)]
+            for with_maps in (False, True) if step % 2 else (True, False):
+                started = time.perf_counter()
+                camkd.predict(model, x) if with_maps else model(x)
+                (maps_times if with_maps else logits_times).append(time.perf_counter() - started)
+    costs = sorted(100 * (maps / logits - 1) for logits, maps in zip(logits_times, maps_times, strict=True))
+    tail = len(costs) // 4
+    return {
+        **summarize(costs[tail : len(costs) - tail]),
+        "logits_per_second": len(batches[0]) / median(logits_times),
+    }
 
 
-def ratios(rates: dict[str, list[float]], logits: float) -> dict[str, Any]:
-    """Ours over the faster of the others, round by round; in our format both; and if our maps cost no time at all."""
-    others = [name for name in rates if name not in (OURS, SHIPPED, THEIRS_SHIPPED)]
+def speed_ratios(rates: dict[str, list[float]], logits_rate: float) -> dict[str, Any]:
+    """Return the speed of camkd relative to the fastest other library, round by round.
+
+    Args:
+        rates: maps per second of each round, by contender.
+        logits_rate: maps per second if maps cost no time over logits.
+
+    Returns:
+        The ratio in each setting, the ratio to torchcam in camkd's format, and the upper bound of the first ratio.
+    """
+    others = [name for name in rates if name not in (CAMKD, CAMKD_SHIPPED, TORCHCAM_SHIPPED)]
     if not others:
         return {}
     fastest = max(others, key=lambda name: median(rates[name]))
-    pairs = {"like_for_like": (OURS, fastest), "as_it_ships": (SHIPPED, fastest)}
-    if THEIRS_SHIPPED in rates:
-        pairs["both_in_our_format"] = (SHIPPED, THEIRS_SHIPPED)
-    found = {how: figure([a / b for a, b in zip(rates[x], rates[y], strict=True)]) for how, (x, y) in pairs.items()}
-    return {"over": fastest, **found, "at_most_like_for_like": round(logits / median(rates[fastest]), 2)}
+    pairs = {"like_for_like": (CAMKD, fastest), "as_it_ships": (CAMKD_SHIPPED, fastest)}
+    if TORCHCAM_SHIPPED in rates:
+        pairs["both_in_our_format"] = (CAMKD_SHIPPED, TORCHCAM_SHIPPED)
+    ratios = {
+        setting: summarize([a / b for a, b in zip(rates[numerator], rates[denominator], strict=True)])
+        for setting, (numerator, denominator) in pairs.items()
+    }
+    return {"over": fastest, **ratios, "at_most_like_for_like": round(logits_rate / median(rates[fastest]), 2)}
 
 
-def measure(name: str, pictures: Tensor, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One network's figures at one batch size."""
-    print(f"{name}, batch {batch}", file=sys.stderr, flush=True)
+def measure(name: str, images: Tensor, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a network at one batch size.
+
+    Args:
+        name: name of the network.
+        images: ``(N, 3, H, W)``.
+        batch_size: images per batch.
+        options: command-line options.
+
+    Returns:
+        Maps per second, ratios, and the cost over logits, by the names in `FIELDS`.
+    """
+    print(f"{name}, batch {batch_size}", file=sys.stderr, flush=True)
     model = camkd.build(name, CLASSES, SIZE).eval()
-    found = programs(model, *LAYERS[name])
-    check(found, pictures[:64])
-    parts = {how: pictures.contiguous(memory_format=layout).split(batch) for how, layout in FORMATS.items()}
-    rates: dict[str, dict[str, list[float]]] = {task: {which: [] for which in found} for task in TASKS}
-    for _, task, (which, program) in product(range(options.rounds), TASKS, found.items()):
-        rates[task][which].append(rate(program.draw, parts[program.how], task == "all", options.seconds))
+    contenders = build_contenders(model, *LAYERS[name])
+    check_maps(contenders, images[:64])
+    batches = {
+        setting: images.contiguous(memory_format=memory_format).split(batch_size)
+        for setting, memory_format in MEMORY_FORMATS.items()
+    }
+    rates: dict[str, dict[str, list[float]]] = {task: {contender: [] for contender in contenders} for task in TASKS}
+    for _, task, (contender_name, contender) in product(range(options.rounds), TASKS, contenders.items()):
+        rate = measure_rate(contender.compute, batches[contender.setting], task == "all", options.seconds)
+        rates[task][contender_name].append(rate)
     costs = {}
-    for how, layout in FORMATS.items():
-        model.to(memory_format=layout)  # type: ignore[call-overload]
-        costs[how] = over_logits(model, parts[how], how, options.seconds * options.rounds)
-    logits = costs["like_for_like"]["logits_per_second"]
-    rated = {task: {which: figure(values) for which, values in by.items()} for task, by in rates.items()}
-    over = {task: ratios(by, logits * (CLASSES if task == "all" else 1)) for task, by in rates.items()}
-    return dict(zip(FIELDS, (rated, over, costs), strict=True))
+    for setting, memory_format in MEMORY_FORMATS.items():
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        costs[setting] = measure_cost_over_logits(model, batches[setting], setting, options.seconds * options.rounds)
+    logits_rate = costs["like_for_like"]["logits_per_second"]
+    maps_per_second = {task: {key: summarize(values) for key, values in by.items()} for task, by in rates.items()}
+    ratios = {task: speed_ratios(by, logits_rate * (CLASSES if task == "all" else 1)) for task, by in rates.items()}
+    return dict(zip(FIELDS, (maps_per_second, ratios, costs), strict=True))
 
 
-def targets(name: str, batch: int, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What was aimed at, what came out, and whether that is enough."""
-    aims = [("per cent over logits alone", "<=", OVER_LOGITS, found["cams_over_logits_percent"])]
-    aims += [(f"{task}: times {by['over']}", ">=", TASKS[task], by) for task, by in found["ratios"].items() if by]
-    for what, sign, aim, by in aims:
-        measured = {how: by[how]["median"] for how in FORMATS}
-        reached = {how: value <= aim if sign == "<=" else value >= aim for how, value in measured.items()}
-        yield {"model": name, "batch": batch, "what": what, "wanted": f"{sign} {aim:g}", **measured, "reached": reached}
+def compare_with_targets(name: str, batch_size: int, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each target with the measured value and whether it is reached.
+
+    Args:
+        name: name of the network.
+        batch_size: images per batch.
+        results: result of `measure`.
+    """
+    targets = [("per cent over logits alone", "<=", OVER_LOGITS, results["cams_over_logits_percent"])]
+    targets += [
+        (f"{task}: times {ratios['over']}", ">=", TASKS[task], ratios)
+        for task, ratios in results["ratios"].items()
+        if ratios
+    ]
+    for label, sign, target, values in targets:
+        measured = {setting: values[setting]["median"] for setting in MEMORY_FORMATS}
+        reached = {setting: v <= target if sign == "<=" else v >= target for setting, v in measured.items()}
+        row = {"model": name, "batch": batch_size, "what": label, "wanted": f"{sign} {target:g}"}
+        yield {**row, **measured, "reached": reached}
 
 
-def show(figures: dict[tuple[str, int], dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Print tables."""
+def print_tables(results: dict[tuple[str, int], dict[str, Any]], targets: list[dict[str, Any]]) -> None:
+    """Print the results and the targets as Markdown tables.
 
-    def text(by: dict[str, float], digits: int = 0) -> str:
-        return f"{by['median']:,.{digits}f} ({by['low']:,.{digits}f} to {by['high']:,.{digits}f})"
+    Args:
+        results: results of `measure`, by network and batch size.
+        targets: rows of `compare_with_targets`.
+    """
 
-    for (name, batch), found in figures.items():
-        print(f"\n| {name}, batch {batch}: maps/s | of the predicted class | of all classes |\n|---|---|---|")
-        for program, by in found["maps_per_second"]["predicted"].items():
-            print(f"| {program} | {text(by)} | {text(found['maps_per_second']['all'][program])} |")
-        for how, by in found["cams_over_logits_percent"].items():
-            print(f"| logits alone, {how} (maps cost {text(by, 1)} % more) | {by['logits_per_second']:,.0f} | |")
-        for task, by in found["ratios"].items():
-            parts = [f"{how} {text(part, 2) if isinstance(part, dict) else part}" for how, part in by.items()]
-            print(f"\n{task} class: {', '.join(parts) or 'nothing to compare with'}")
-    print("\n| target | wanted | like for like | as it ships |\n|---|---|---|---|")
-    for row in rows:
-        cells = [f"{row[how]:.2f}, {'reached' if row['reached'][how] else 'not reached'}" for how in FORMATS]
+    def text(values: dict[str, float], digits: int = 0) -> str:
+        return f"{values['median']:,.{digits}f} ({values['low']:,.{digits}f} to {values['high']:,.{digits}f})"
+
+    for (name, batch_size), result in results.items():
+        print(f"\n| {name}, batch {batch_size}: maps/s | of the predicted class | of all classes |\n|---|---|---|")
+        for contender, values in result["maps_per_second"]["predicted"].items():
+            print(f"| {contender} | {text(values)} | {text(result['maps_per_second']['all'][contender])} |")
+        for setting, values in result["cams_over_logits_percent"].items():
+            cost = f"maps cost {text(values, 1)} % more"
+            print(f"| logits only, {setting} ({cost}) | {values['logits_per_second']:,.0f} | |")
+        for task, ratios in result["ratios"].items():
+            parts = [f"{key} {text(value, 2) if isinstance(value, dict) else value}" for key, value in ratios.items()]
+            label = "all classes" if task == "all" else "predicted class"
+            print(f"\n{label}: {', '.join(parts) or 'no other library to compare with'}")
+    print("\n| target | required | like for like | as it ships |\n|---|---|---|---|")
+    for row in targets:
+        cells = [f"{row[key]:.2f}, {'reached' if row['reached'][key] else 'not reached'}" for key in MEMORY_FORMATS]
         print(f"| {row['model']}, batch {row['batch']}, {row['what']} | {row['wanted']} | {' | '.join(cells)} |")
 
 
 def main() -> None:
-    """Parse, check, measure, print."""
+    """Measure all networks and batch sizes, and print tables or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="shapes", help="whose training pictures")
+    parser.add_argument("--data", default="shapes", help="dataset; its training images are used")
     parser.add_argument("--models", nargs="+", choices=LAYERS, default=["resnet8", "cam-net"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="at most, for a program, task, batch size and round")
-    parser.add_argument("--default-memory", action="store_true", help="leave the C library's memory settings alone")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time limit per library, task, batch size and round")
+    parser.add_argument("--default-memory", action="store_true", help="keep the memory settings of the C library")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not options.default_memory:
         keep_freed_memory()
-    images = torch.from_numpy(np.array(open_data(options.data, size=SIZE).train.images[:PICTURES]))
-    pictures = (images.permute(0, 3, 1, 2) / 255).contiguous()
-    figures = {(m, batch): measure(m, pictures, batch, options) for m, batch in product(options.models, BATCHES)}
-    rows = [row for case, found in figures.items() for row in targets(*case, found)]
+    pixels = torch.from_numpy(np.array(open_data(options.data, size=SIZE).train.images[:MAX_IMAGES]))
+    images = (pixels.permute(0, 3, 1, 2) / 255).contiguous()
+    results = {
+        (model, batch_size): measure(model, images, batch_size, options)
+        for model, batch_size in product(options.models, BATCH_SIZES)
+    }
+    targets = [row for case, result in results.items() for row in compare_with_targets(*case, result)]
     if options.json:
-        by = {field: {m: {b: figures[m, b][field] for b in BATCHES} for m in options.models} for field in FIELDS}
-        print(json.dumps({**vars(options), **by, "targets": rows, "environment": collect_environment()}))
+        by_field = {
+            field: {m: {b: results[m, b][field] for b in BATCH_SIZES} for m in options.models} for field in FIELDS
+        }
+        print(json.dumps({**vars(options), **by_field, "targets": targets, "environment": collect_environment()}))
     else:
-        show(figures, rows)
+        print_tables(results, targets)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Model family x map method: exact or gradient, and how far from an independent implementation.
+"""Maps of model families by map method, compared with pytorch-grad-cam.
 
     python benchmarks/map_matrix.py            # writes docs/maps.md and benchmarks/results/*-map-matrix.json
 
-Networks of timm and torchvision with drawn weights, in doubles, two pictures, three classes. Beside each map of ours
-stands that of pytorch-grad-cam (before it is clipped and rescaled) at the layer that camkd found. Its Grad-CAM++ adds
-1e-6 to a denominator, so logits are multiplied by 1e5 for that method, for both. A deviation is the
-largest absolute difference over the largest absolute value. Where the form is exact there is also the deviation
-|logits - mean(cams) - bias| over the largest logit. Needs requirements-extras.txt.
+The networks of timm and torchvision have random weights in float64, two images and three classes. Each map is compared
+with that of pytorch-grad-cam, before clipping and rescaling, at the layer that camkd detects. Its Grad-CAM++ adds 1e-6
+to a denominator, so for this method the logits of both libraries are multiplied by 1e5.
+
+The deviation of two maps is the largest absolute difference divided by the largest absolute value. For exact maps the
+table also has the deviation from the identity, |logits - mean(cams) - bias| divided by the largest logit. The script
+needs requirements-extras.txt.
 """
 
 from __future__ import annotations
@@ -29,7 +31,15 @@ from camkd.cams.head_detection import detect_head
 from camkd.runs.folder import collect_environment
 from camkd.utils.files import write_json, write_text
 
-CLASSES, SHOWN, LOUDER = 3, 1, 1e5
+CLASSES = 3
+CLASS_ID = 1
+"""The class whose maps are compared."""
+LOGIT_SCALE = 1e5
+"""Factor of the logits for Grad-CAM++."""
+SIZE = 64
+"""Side of the images in pixels."""
+SIZES = {"timm:vit_small_patch14_reg4_dinov2": 56}
+"""Other sides, by network."""
 NETWORKS = {
     "ResNet": ["timm:resnet18", "timm:resnet26d", "timm:seresnet18", "torchvision:resnet18"],
     "ResNeXt": ["timm:resnext26ts"],
@@ -61,30 +71,31 @@ NETWORKS = {
     "BEiT": ["timm:beit_base_patch16_224"],
     "Mixer": ["timm:mixer_s32_224"],
 }
-SIDES = {"timm:vit_small_patch14_reg4_dinov2": 56}
-SIDE = 64
-THEIRS = {
+"""Networks by family."""
+GRAD_CAM_CLASSES = {
     "cam": "HiResCAM",
     "gradcam": "GradCAM",
     "hirescam": "HiResCAM",
     "layercam": "LayerCAM",
     "gradcam++": "GradCAMPlusPlus",
 }
+"""The class of pytorch-grad-cam for each map method."""
 
 
-class Louder(nn.Module):
-    """The same network, its logits times a number."""
+class ScaledLogits(nn.Module):
+    """A network with its logits multiplied by a factor."""
 
     def __init__(self, net: nn.Module, factor: float) -> None:
         super().__init__()
-        self.net, self.factor = net, factor
+        self.net = net
+        self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x) * self.factor  # type: ignore[no-any-return]
 
 
-def shaken(model: nn.Module) -> nn.Module:
-    """Give what starts at nought or one, heads too, values that are nobody's default."""
+def randomize_parameters(model: nn.Module) -> nn.Module:
+    """Change parameters that are initialized to zero or one, among them the heads of some networks."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for value in model.parameters():
@@ -93,98 +104,125 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
-def theirs(model: nn.Module, x: Tensor, method: str, k: int) -> Tensor:
-    """Raw maps of class ``k`` by pytorch-grad-cam, of the layer camkd found."""
+def grad_cam_maps(model: nn.Module, x: Tensor, method: str, class_id: int) -> Tensor:
+    """Compute the maps of a class by pytorch-grad-cam at the layer that camkd detects, before clipping and rescaling.
+
+    Args:
+        model: the classifier.
+        x: images ``(N, 3, H, W)``.
+        method: name of the map method in camkd.
+        class_id: the class.
+
+    Returns:
+        Maps ``(N, h, w)``.
+    """
     library = peer("pytorch_grad_cam")
-    place = detect_head(model, x).place
-    draw = getattr(library, THEIRS[method])(model, [place.layer], reshape_transform=place.layout.spatial)
-    target = library.utils.model_targets.ClassifierOutputTarget(k)
-    outputs = draw.activations_and_grads(x.clone().requires_grad_())
+    feature_call = detect_head(model, x).feature_call
+    extractor_class = getattr(library, GRAD_CAM_CLASSES[method])
+    extractor = extractor_class(model, [feature_call.layer], reshape_transform=feature_call.layout.spatial)
+    target = library.utils.model_targets.ClassifierOutputTarget(class_id)
+    recorder = extractor.activations_and_grads
+    outputs = recorder(x.clone().requires_grad_())
     sum(target(output) for output in outputs).backward(retain_graph=True)
-    seen = draw.activations_and_grads
-    features, slopes = (part[place.call].numpy() for part in (seen.activations, seen.gradients))
-    maps = torch.from_numpy(draw.get_cam_image(x, place.layer, [target] * len(x), features, slopes, False))
-    seen.release()
-    return maps
+    features = recorder.activations[feature_call.call_index].numpy()
+    gradients = recorder.gradients[feature_call.call_index].numpy()
+    maps = extractor.get_cam_image(x, feature_call.layer, [target] * len(x), features, gradients, False)
+    recorder.release()
+    return torch.from_numpy(maps)
 
 
-def deviation(ours: Tensor, other: Tensor) -> float:
-    """Largest difference, relative to the largest value."""
-    return float((ours - other).abs().max() / other.abs().max().clamp_min(1e-30))
+def deviation(maps: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference, divided by the largest absolute value of ``expected``."""
+    return float((maps - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def compare(name: str) -> dict[str, Any]:
-    """A network's row: its layer, its form, and the deviation of every method."""
-    side = SIDES.get(name, SIDE)
-    model = shaken(camkd.build(name, CLASSES, side, seed=0)).double().eval().requires_grad_(False)
-    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)).double()
-    place = detect_head(model, x).place
-    h, w = place.layout.grid
-    row: dict[str, Any] = {"size": side, "form": form(model, x), "map": [h, w]}
-    row["layer"] = next(n for n, m in model.named_modules() if m is place.layer).removeprefix("net.")
+    """Compare the maps of a network.
+
+    Args:
+        name: name of the network in `camkd.build`.
+
+    Returns:
+        A row of the table: image size, form, map size, layer, deviation from the identity, deviation by method.
+    """
+    size = SIZES.get(name, SIZE)
+    model = randomize_parameters(camkd.build(name, CLASSES, size, seed=0)).double().eval().requires_grad_(False)
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)).double()
+    feature_call = detect_head(model, x).feature_call
+    h, w = feature_call.layout.grid
+    row: dict[str, Any] = {"size": size, "form": form(model, x), "map": [h, w]}
+    row["layer"] = next(n for n, m in model.named_modules() if m is feature_call.layer).removeprefix("net.")
     if row["form"] == "exact":
         with torch.no_grad():
             logits, cams, *_ = camkd.predict(model, x)
         row["identity"] = float((logits - cams.mean((2, 3)) - bias(model, x)).abs().max() / logits.abs().max())
     for method in MAP_METHODS:
-        asked = Louder(model, LOUDER) if method == "gradcam++" else model
+        compared = ScaledLogits(model, LOGIT_SCALE) if method == "gradcam++" else model
         with torch.no_grad():
-            ours = camkd.predict(asked, x, method=method, classes=torch.full((len(x), 1), SHOWN)).cams[:, 0]
-        other = theirs(asked, x, method, SHOWN)
-        other = other * (h * w) if method == "cam" else other
-        other = other.clamp_min(0) if method in ("gradcam", "layercam", "gradcam++") else other
-        row[method] = deviation(ours, other)
+            classes = torch.full((len(x), 1), CLASS_ID)
+            maps = camkd.predict(compared, x, method=method, classes=classes).cams[:, 0]
+        expected = grad_cam_maps(compared, x, method, CLASS_ID)
+        expected = expected * (h * w) if method == "cam" else expected
+        expected = expected.clamp_min(0) if method in ("gradcam", "layercam", "gradcam++") else expected
+        row[method] = deviation(maps, expected)
     return row
 
 
-def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of the page's table."""
-    yield (
-        "| family | network | `cam` is | of layer | cells | identity | "
-        + " | ".join(f"`{m}`" for m in MAP_METHODS)
-        + " |"
-    )
+def table_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the Markdown table.
+
+    Args:
+        rows: results of `compare` by network.
+    """
+    methods = " | ".join(f"`{method}`" for method in MAP_METHODS)
+    yield f"| family | network | form of `cam` | layer | cells | identity | {methods} |"
     yield "|---" * (6 + len(MAP_METHODS)) + "|"
     for family, names in NETWORKS.items():
         for name in names:
-            row = found.get(name)
+            row = rows.get(name)
             if row is None:
                 continue
             identity = f"{row['identity']:.0e}" if "identity" in row else ""
             cells = "x".join(map(str, row["map"]))
-            figures = " | ".join(f"{row[method]:.0e}" for method in MAP_METHODS)
-            yield f"| {family} | `{name}` | {row['form']} | `{row['layer']}` | {cells} | {identity} | {figures} |"
+            deviations = " | ".join(f"{row[method]:.0e}" for method in MAP_METHODS)
+            yield f"| {family} | `{name}` | {row['form']} | `{row['layer']}` | {cells} | {identity} | {deviations} |"
 
 
-def write(found: dict[str, dict[str, Any]]) -> None:
-    """Into the docs and the results, after each network: an interrupted run leaves what it has."""
+def write_results(rows: dict[str, dict[str, Any]]) -> None:
+    """Write the results file and the table of docs/maps.md.
+
+    It is called after each network, so that an interrupted run keeps its results.
+
+    Args:
+        rows: results of `compare` by network.
+    """
     root = Path(__file__).parents[1]
     result = root / "benchmarks" / "results" / "2026-11-23-map-matrix.json"
-    write_json(result, {"networks": found, "environment": collect_environment()})
+    write_json(result, {"networks": rows, "environment": collect_environment()})
     page = root / "docs" / "maps.md"
-    head, mark, _ = page.read_text(encoding="utf-8").partition("<!-- the table of benchmarks/map_matrix.py -->\n")
-    write_text(page, head + mark + "\n" + "\n".join(table(found)) + "\n")
+    text, marker, _ = page.read_text(encoding="utf-8").partition("<!-- the table of benchmarks/map_matrix.py -->\n")
+    write_text(page, text + marker + "\n" + "\n".join(table_lines(rows)) + "\n")
 
 
 def main() -> None:
-    """Go through all networks."""
+    """Compare all networks, or those selected by ``--only``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="*", default=[], help="networks whose name contains one of these; writes nothing"
+        "--only", nargs="*", default=[], help="networks whose name contains one of these strings; writes no files"
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if any(peer(library) is None for library in ("torchvision", "timm", "pytorch_grad_cam")):
-        raise SystemExit("install requirements-extras.txt")
-    found = {}
+        raise SystemExit("map_matrix.py needs torchvision, timm and pytorch-grad-cam. Install requirements-extras.txt.")
+    rows = {}
     for name in [name for names in NETWORKS.values() for name in names]:
         if options.only and not any(part in name for part in options.only):
             continue
         started = time.perf_counter()
-        found[name] = compare(name)
-        print(json.dumps({name: found[name]}), f"{time.perf_counter() - started:.1f} s", flush=True)
+        rows[name] = compare(name)
+        print(json.dumps({name: rows[name]}), f"{time.perf_counter() - started:.1f} s", flush=True)
         if not options.only:
-            write(found)
+            write_results(rows)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def card_text(run: Path, folder: Path, **metrics: Any) -> str:
 def results(text: str) -> dict[str, str]:
     """Return the rows of the card's results: the value by its label."""
     rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("| ") and row.endswith("% |")]
-    return {label: value for label, value in rows}
+    return dict(rows)
 
 
 def test_saved_model_has_equal_predictions_after_loading(run: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_model_with_corrupt_metrics_is_loaded_without_metrics(run: Path, content
 
 
 def test_saving_a_model_without_info_raises(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="info of the ResNet must .* got None"):
+    with pytest.raises(InputError, match=r"info of the ResNet must .* got None"):
         build("resnet8", 3, 8).save_pretrained(tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

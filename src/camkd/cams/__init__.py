@@ -8,8 +8,8 @@ convolution, then global average pooling", which are equivalent. With features `
 *Gradient-based maps* exist for every other head: HiResCAM (`hirescam` in ``maps.py``) times ``h w``. The product equals
 the exact map wherever the head is linear. It takes one backward pass per class.
 
-The layout of ``A`` in memory may be ``(C, h, w)``, ``(h, w, C)`` or a sequence of tokens with prefix tokens before the
-patches (`FeatureLayout` in ``head_detection.py``).
+The memory layout of ``A`` may be ``(C, h, w)``, ``(h, w, C)`` or a sequence of tokens, with prefix tokens before the
+patches. See `FeatureLayout` in ``head_detection.py``.
 """
 
 from camkd.cams.head_detection import Form

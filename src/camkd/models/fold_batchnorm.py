@@ -13,8 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def fold_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
     """Return a frozen copy in evaluation mode, with each batch normalization folded into the convolution before it.
 
-    ``gamma (w * x + b - mean) / sqrt(var + eps) + beta`` is one convolution with the weight
-    ``gamma w / sqrt(var + eps)`` and the bias ``gamma (b - mean) / sqrt(var + eps) + beta``.
+    ``gamma (w * x + b - mean) / sqrt(var + eps) + beta`` is one convolution. Its weight is
+    ``gamma w / sqrt(var + eps)``, and its bias is ``gamma (b - mean) / sqrt(var + eps) + beta``.
 
     Args:
         model: the model; it is left unchanged.

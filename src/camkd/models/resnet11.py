@@ -1,8 +1,8 @@
 """ResNet-11, a teacher that trains quickly on a CPU: few layers at full resolution, pooling instead of strides.
 
-The design follows Page's ResNet-9 (2018, "How to train your ResNet", the DAWNBench entry), with a residual pair at
-every resolution, narrower layers, and no pooling after the last stage, so that the map has 8x8 cells. It has half the
-multiply-adds of WRN-16-4 and trains 1.8 times as fast on two cores (LOG.md, 2026-11-23).
+The design follows Page's ResNet-9 (2018, "How to train your ResNet", the DAWNBench entry). ResNet-11 has a residual
+pair at every resolution and narrower layers. There is no pooling after the last stage, so the map has 8x8 cells. It has
+half the multiply-adds of WRN-16-4 and trains 1.8 times as fast on two cores (LOG.md, 2026-11-23).
 """
 
 from __future__ import annotations
