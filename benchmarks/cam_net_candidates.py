@@ -32,7 +32,7 @@ from camkd.experiments.pipeline import channel_statistics
 from camkd.models import ImageClassifier, build
 from camkd.models.cam_net import CamNet, ChannelNorm, GatedBlock
 from camkd.models.profile import profile
-from camkd.models.resnet11 import unit
+from camkd.models.resnet11 import conv_bn_relu
 from camkd.runs.folder import Run, collect_environment
 from camkd.train.loop import fit
 from camkd.utils.files import write_json
@@ -116,7 +116,8 @@ def candidates() -> dict[str, Callable[[int], ImageClassifier]]:
             64, stem, nn.BatchNorm2d(64), *(gated(64, nn.BatchNorm2d) for _ in range(6))
         ),
         "recurrent, dense and inverted (the cam-net before)": candidate(
-            64, unit(3, 16), unit(16, 16), unit(16, 32, stride=2), Recurrent(32, 2), unit(32, 64, stride=2),
+            64, conv_bn_relu(3, 16), conv_bn_relu(16, 16), conv_bn_relu(16, 32, stride=2),
+            Recurrent(32, 2), conv_bn_relu(32, 64, stride=2),
             RecurrentInverted(64, 160, 3), RecurrentInverted(64, 176, 2),
         ),
         "the public network (over the limit)": PublicStudent,
@@ -160,7 +161,7 @@ def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[s
         "candidate": name,
         "params": cost.params,
         "macs": cost.macs,
-        "map": list(cost.grid),
+        "map": list(cost.map_size),
         "val_accuracy": max(row["val_accuracy"] for row in history),
         "images_per_second": statistics.median(row["images_per_second"] for row in history),
         "latency_ms": latency(best, size),
