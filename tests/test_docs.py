@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentError
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise, product
@@ -19,7 +20,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from camkd.cams import MAP_METHODS
-from camkd.cli.commands import COMMANDS, Group
+from camkd.cli.commands import COMMANDS, Command, Group
 from camkd.cli.listing import list_items
 from camkd.cli.main import _build_parser, _select_command, main
 from camkd.cli.recipes import expand_recipe
@@ -95,14 +96,16 @@ def parser() -> ArgumentParser:
 
 
 def check_command(arguments: list[str]) -> None:
-    """Raise an error if a command is invalid. The name of a command without options is valid.
+    """Raise an error if a command is invalid. The name of a command without options is valid, as is ``--help``.
 
     The names of networks, methods and metrics are looked up, except for placeholders in capitals.
     """
-    commands, rest = COMMANDS, arguments
+    commands: Mapping[str, Command | Group] = COMMANDS
+    rest = [word for word in arguments if word != "--help"]
     while rest and isinstance(group := commands[rest[0]], Group):
-        commands, rest = group.commands, rest[1:]
-    if len(rest) == 1 and rest[0] in commands:
+        commands = group.commands
+        rest = rest[1:]
+    if not rest or (len(rest) == 1 and rest[0] in commands):
         return
     _, options = _select_command(parser().parse_args(expand_recipe(arguments)), COMMANDS)
     values = {name: value for name, value in options.items() if isinstance(value, str) and not value.isupper()}
