@@ -1,4 +1,4 @@
-"""Distil a student, as in ``python distill.py --dataset cifar10 --teacher resnet50 --student cam-net``."""
+"""Distill a student: ``python distill.py --dataset cifar10 --teacher resnet50 --student cam-net``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train a teacher, a control and a distilled CAM-Net and compare them: on CIFAR-10 unless told otherwise."""
+"""Train a teacher, a control and a distilled CAM-Net, and compare them. The default dataset is CIFAR-10."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train a teacher, as in ``python train_teacher.py --dataset cifar10 --model resnet50``."""
+"""Train a teacher: ``python train_teacher.py --dataset cifar10 --model resnet50``."""
 
 import sys
 
