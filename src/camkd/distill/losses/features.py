@@ -1,8 +1,8 @@
 """Loss terms on features: attention transfer, hints, relations between the images of a batch, knowledge review.
 
-The features of a network are its stages, from the input to the layer before the global average pooling. If student and
-teacher have different numbers of stages, the stages are paired from the deepest backwards. The earliest stages of the
-network with more of them are not used.
+The features of a network are its stages, from the input to the last spatial layer. ``at`` and ``review`` pair the
+stages of student and teacher from the deepest backwards. If one network has more stages, its earliest stages are not
+used. ``hint`` compares the middle stages; ``sp``, ``rkd-d`` and ``rkd-a`` compare the last stages.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
         loss = mean_xy (Q_s / |Q_s| - Q_t / |Q_t|)^2,    Q = sum_c A[c]^2
 
     The student's attention map ``Q_s`` is resized to the teacher's grid.
-    Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. The mean over the cells is that of the authors' code, with a
-    weight of 1,000.
+    Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. As in the authors' code,
+    whose weight is 1,000, the loss is a mean over the cells.
 
     Args:
         student: Features ``A`` of the student, ``(N, C, h, w)``.
@@ -62,11 +62,11 @@ def _unit_vectors(vectors: Tensor) -> Tensor:
 def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute similarity-preserving distillation between the images of a batch.
 
-        loss[n] = 1 / b sum_m (G_s[n, m] - G_t[n, m])^2
+        loss[n] = 1 / b * sum_m (G_s[n, m] - G_t[n, m])^2
 
-    ``G`` is ``A A^T`` with rows of unit length, ``A (b, C h w)`` the flattened features. The mean over the batch is
-    ``|G_s - G_t|_F^2 / b^2``. Source: Tung and Mori 2019, arXiv 1907.09682. The comparison of arXiv 1910.10699 uses a
-    weight of 3,000.
+    ``G`` is ``A @ A.T`` with rows of unit length. ``A (b, C * h * w)`` are the flattened features of the ``b`` images
+    of the batch. The mean of the loss over the batch is ``|G_s - G_t|_F^2 / b^2``. Source: Tung and Mori 2019, arXiv
+    1907.09682. The comparison of arXiv 1910.10699 uses a weight of 3,000.
 
     Args:
         student: Features of the student, ``(b, ...)``.
@@ -90,13 +90,13 @@ def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute distance-wise relational knowledge distillation (RKD-D).
 
-        loss[n] = 1 / b sum_m huber(d_s[n, m] - d_t[n, m]),    d[n, m] = |e[n] - e[m]| / mean
+        loss[n] = 1 / b * sum_m huber(d_s[n, m] - d_t[n, m]),    d[n, m] = |e[n] - e[m]| / mean
 
-    The ``mean`` is that of the nonzero distances in the batch. ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and
-    ``|x| - 1 / 2`` beyond.
+    ``mean`` is the mean of the nonzero distances in the batch of ``b`` images. ``huber(x)`` is ``x^2 / 2`` up to ``|x|
+    = 1`` and ``|x| - 1 / 2`` beyond.
 
-    Source: Park et al. 2019, arXiv 1904.05068. The mean over ``m`` is that of the authors' code, with a weight of 25;
-    the paper has a sum.
+    Source: Park et al. 2019, arXiv 1904.05068. The loss is a mean over ``m``, as in the authors' code, whose weight is
+    25. The paper has a sum.
 
     Args:
         student: Embeddings ``e`` of the student, ``(b, C)``.
@@ -121,14 +121,14 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute angle-wise relational knowledge distillation (RKD-A).
 
-        loss[n] = 1 / b^2 sum_ik huber(cos_s[i, n, k] - cos_t[i, n, k])
+        loss[n] = 1 / b^2 * sum_ik huber(cos_s[i, n, k] - cos_t[i, n, k])
 
-    ``cos[i, n, k]`` is the cosine of the angle between ``e[i] - e[n]`` and ``e[k] - e[n]``, and 0 if one of the two is
-    zero. ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and ``|x| - 1 / 2`` beyond. The computation takes memory for
-    ``b^2 C`` and ``b^3`` numbers.
+    ``cos[i, n, k]`` is the cosine of the angle between ``e[i] - e[n]`` and ``e[k] - e[n]``, and 0 if one of these
+    two vectors is zero. ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and ``|x| - 1 / 2`` beyond. The computation needs
+    memory for ``b^2 * C + b^3`` numbers per network, with ``b`` images in the batch.
 
-    Source: Park et al. 2019, arXiv 1904.05068. The mean over ``i`` and ``k`` is that of the authors' code, with a
-    weight of 50; the paper has a sum.
+    Source: Park et al. 2019, arXiv 1904.05068. The loss is a mean over ``i`` and ``k``, as in the authors' code, whose
+    weight is 50. The paper has a sum.
 
     Args:
         student: Embeddings ``e`` of the student, ``(b, C)``.
@@ -151,12 +151,13 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute the hierarchical context loss (HCL), the squared error at several resolutions.
+    """Compute the hierarchical context loss (HCL), the mean squared error at several resolutions.
 
-        loss = (m + sum_i m[i] / 2^i) / (1 + sum_i 1 / 2^i),    i = 1, 2, 3
+        loss = (m[0] + m[1] / 2 + m[2] / 4 + ...) / (1 + 1 / 2 + 1 / 4 + ...)
 
-    ``m`` is the mean squared difference, ``m[i]`` that of both pooled to 4x4, 2x2 and 1x1 cells. Grids that are not
-    coarser than the features are left out of both sums. Source: Chen et al. 2021, arXiv 2104.09044.
+    ``m[0]`` is the mean squared difference of the features. ``m[1], m[2], ...`` are those of the features pooled to
+    4x4, 2x2 and 1x1 cells. Grids that are not coarser than the features are skipped, so ``m[1]`` belongs to the first
+    coarser grid. Source: Chen et al. 2021, arXiv 2104.09044.
 
     Args:
         student: Features of the student, ``(N, C, h, w)``.
@@ -184,9 +185,9 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention transfer, the sum of `attention_distance` over the paired stages.
+    """Attention transfer: the sum of `attention_distance` over the paired stages.
 
-    Zagoruyko and Komodakis 2016, arXiv 1612.03928. If one of the networks has a single stage, only the last is used.
+    Zagoruyko and Komodakis 2016, arXiv 1612.03928. If a network has a single stage, only the last stages are compared.
 
     Example:
         >>> logits = torch.zeros(2, 10)
@@ -207,7 +208,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Similarity-preserving distillation of the last stage, `similarity_distance`.
+    """Similarity-preserving distillation of the last stage. See `similarity_distance`.
 
     Tung and Mori 2019, arXiv 1907.09682. The loss of an image depends on the other images of its batch.
 
@@ -228,7 +229,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class RelationalDistance:
-    """Distance-wise RKD of the average-pooled last stage, `relational_distance`.
+    """Distance-wise RKD of the average-pooled last stage. See `relational_distance`.
 
     Park et al. 2019, arXiv 1904.05068. The loss of an image depends on the other images of its batch.
 
@@ -249,7 +250,7 @@ class RelationalDistance:
 
 @dataclass(frozen=True)
 class RelationalAngle:
-    """Angle-wise RKD of the average-pooled last stage, `relational_angle`.
+    """Angle-wise RKD of the average-pooled last stage. See `relational_angle`.
 
     Park et al. 2019, arXiv 1904.05068. The loss of an image depends on the other images of its batch.
 
@@ -273,7 +274,7 @@ class RelationalAngle:
 
 @dataclass(frozen=True)
 class _StageAdapter:
-    """Base of the terms whose trainable weights are created by ``Objective.build_adapters``."""
+    """Base class of terms with trainable weights, which ``Objective.build_adapters`` creates."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     needs_teacher: ClassVar[bool] = True
@@ -284,9 +285,9 @@ class _StageAdapter:
 
 @dataclass(frozen=True)
 class Hint(_StageAdapter):
-    """FitNets hint: regression of the teacher's middle stage from the student's middle stage. Builds a `Regressor`.
+    """FitNets hint: regression of the teacher's middle stage from the student's middle stage.
 
-    Romero et al. 2014, arXiv 1412.6550.
+    ``build_adapter`` creates the `Regressor` that computes the loss. Romero et al. 2014, arXiv 1412.6550.
 
     Example:
         >>> student = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 16, 8, 8),))
@@ -297,16 +298,16 @@ class Hint(_StageAdapter):
     """
 
     def build_adapter(self, student: Prediction, teacher: Prediction) -> Regressor:
-        """Create the regressor between the channels of both middle stages, with weights from the global generator."""
+        """Create the regressor for the middle stages, with weights from the global random generator."""
         student_stages, teacher_stages = _stages(student, teacher)
         return Regressor(middle_stage(student_stages).shape[1], middle_stage(teacher_stages).shape[1])
 
 
 @dataclass(frozen=True)
 class Review(_StageAdapter):
-    """Knowledge review: regression of each teacher stage from student stages as deep or deeper. Builds a `Reviewer`.
+    """Knowledge review: regression of each teacher stage from the student stages that are as deep or deeper.
 
-    Chen et al. 2021, arXiv 2104.09044.
+    ``build_adapter`` creates the `Reviewer` that computes the loss. Chen et al. 2021, arXiv 2104.09044.
 
     Example:
         >>> student = Prediction(torch.zeros(2, 10), features=(torch.randn(2, 8, 16, 16), torch.randn(2, 16, 8, 8)))
@@ -317,13 +318,13 @@ class Review(_StageAdapter):
     """
 
     def build_adapter(self, student: Prediction, teacher: Prediction) -> Reviewer:
-        """Create the reviewer for the channels of all stages, with weights from the global generator."""
+        """Create the reviewer for all stages, with weights from the global random generator."""
         student_stages, teacher_stages = _stages(student, teacher)
         return Reviewer([stage.shape[1] for stage in student_stages], [stage.shape[1] for stage in teacher_stages])
 
 
 def middle_stage(stages: Stages) -> Tensor:
-    """Return the middle stage: the earlier of two middle ones, or the only stage.
+    """Return the middle stage; of an even number of stages, the earlier of the two in the middle.
 
     Example:
         >>> middle_stage((torch.tensor(1), torch.tensor(2), torch.tensor(3), torch.tensor(4)))
@@ -333,15 +334,15 @@ def middle_stage(stages: Stages) -> Tensor:
 
 
 class Regressor(nn.Module):
-    """FitNets regressor: squared error of the teacher's middle stage, predicted from the student's middle stage.
+    """FitNets regressor: mean squared error of the teacher's middle stage, predicted from the student's middle stage.
 
         loss = mean_cxy (r(A_s) - A_t)^2
 
     ``r`` is a 1x1 convolution with a bias. The student's stage ``A_s`` is first resized to the teacher's grid.
 
     Source: Romero et al. 2014, arXiv 1412.6550. The paper trains in two phases: the layers up to the middle with this
-    loss only, then the network without it. Here both losses are trained together, as in the comparison of arXiv
-    1910.10699, whose weight is 100. ``schedule=early`` is closest to the paper.
+    loss only, then the whole network without this loss. Here this loss is added to the other terms of the objective, as
+    in the comparison of arXiv 1910.10699, whose weight is 100. ``schedule=early`` is closest to the paper.
 
     Args:
         in_channels: Channels of the student's middle stage.
@@ -372,16 +373,17 @@ class Regressor(nn.Module):
 class Fusion(nn.Module):
     """Attention-based fusion (ABF) of one level of the student with the fused deeper levels.
 
-        f = w[0] x' + w[1] up(deeper),    w = sigmoid(conv1x1(x', up(deeper))) at each location
+        f = w[0] * x' + w[1] * up(deeper),    w = sigmoid(conv1x1(x', up(deeper))) at each location
 
-    with ``x' = norm(conv1x1(x))``. At the deepest level ``f = x'``. The output ``norm(conv3x3(f))`` is compared with
-    the teacher's level. Source: Chen et al. 2021, arXiv 2104.09044.
+    ``x' = norm(conv1x1(x))``, and ``up()`` resizes to the grid of ``x`` by the nearest cell. At the deepest level
+    ``f = x'``. The output is ``norm(conv3x3(f))``, with ``f`` resized to the grid of the teacher's level by the nearest
+    cell. Source: Chen et al. 2021, arXiv 2104.09044.
 
     Args:
         in_channels: Channels of ``x``.
         mid_channels: Channels of ``f``.
         out_channels: Channels of the teacher's level.
-        deepest: True if there is no deeper level.
+        deepest: Whether there is no deeper level.
 
     Example:
         >>> fusion = Fusion(in_channels=16, mid_channels=32, out_channels=64, deepest=True)
@@ -405,7 +407,8 @@ class Fusion(nn.Module):
 
         Args:
             x: Features of the student at this level, ``(N, in_channels, h, w)``.
-            deeper: Fused features ``f`` of the next deeper level, ``(N, mid_channels, h', w')``, or None.
+            deeper: Fused features ``f`` of the next deeper level, ``(N, mid_channels, h', w')``. None at the deepest
+                level.
             grid: Height and width of the teacher's level.
 
         Returns:
@@ -421,14 +424,18 @@ class Fusion(nn.Module):
 
 
 class Reviewer(nn.Module):
-    """Knowledge review: `hierarchical_context_loss` of fused student levels, summed over the teacher's levels.
+    """Knowledge review: `hierarchical_context_loss` of fused student levels and teacher levels, summed over the levels.
 
-    The levels are the stages and, as the deepest, the average of the last stage. Each level has a `Fusion` with at most
-    512 channels. Source: Chen et al. 2021, arXiv 2104.09044. As in the authors' code, grids are matched by the nearest
-    cell. The code's weight is 1, and 0.6 to 8 by pair of networks on CIFAR-100. It rises over the first 20 of 240
-    epochs: ``schedule=warm``.
+    The levels of a network are its stages, and the spatial mean of the last stage as the deepest level. The levels of
+    student and teacher are paired from the deepest backwards. Each pair has a `Fusion`, whose ``mid_channels`` are the
+    channels of the student's last stage, at most 512.
 
-    In training mode batch normalization makes the loss of an image depend on its batch, of at least 2 images.
+    Source: Chen et al. 2021, arXiv 2104.09044. As in the authors' code, grids are matched by the nearest cell. The
+    weight in this code is 1 by default, and 0.6 to 8 for pairs of networks on CIFAR-100. The weight rises over the
+    first 20 of 240 epochs, as with ``schedule=warm``.
+
+    In training mode, batch normalization makes the loss of an image depend on the other images of its batch. A batch
+    must have at least 2 images.
 
     Args:
         student_channels: Channels of the student's stages, from the input on.

@@ -1,4 +1,4 @@
-"""Loss terms on logits: cross-entropy, and knowledge distillation after Hinton with two of its successors."""
+"""Loss terms on logits: cross-entropy, knowledge distillation (KD), KD of standardized logits, and decoupled KD."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from camkd.types import Prediction
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Compute the cross-entropy per image, with optional label smoothing.
 
-        loss = -sum_k q[k] log softmax(logits)[k],    q = (1 - s) label + s / K
+        loss = -sum_k q[k] * log(softmax(logits)[k]),    q[k] = (1 - s) * p[k] + s / K
 
-    with the smoothing ``s``. Source: Szegedy et al. 2015, arXiv 1512.00567.
+    ``p`` is the one-hot label, or the class probabilities of a mixed image, and ``s`` is the label smoothing.
+    Source: Szegedy et al. 2015, arXiv 1512.00567.
 
     Args:
         logits: Logits ``(N, K)``.
         labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images.
-        label_smoothing: Smoothing ``s`` in 0..1.
+        label_smoothing: Label smoothing ``s`` in 0..1.
 
     Returns:
         Loss per image in nats, ``(N,)``.
@@ -37,9 +38,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """Compute the softened Kullback-Leibler divergence of knowledge distillation.
 
-        loss = T^2 KL(softmax(teacher / T) || softmax(student / T))
+        loss = T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-    The factor ``T^2`` keeps the scale of the gradient when ``T`` changes.
+    The factor ``T^2`` keeps the scale of the gradient roughly constant when ``T`` changes.
     Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
 
     Args:
@@ -90,20 +91,21 @@ def dkd(
 ) -> Tensor:
     """Compute decoupled knowledge distillation.
 
-        loss = alpha TCKD + beta NCKD
+        loss = alpha * TCKD + beta * NCKD
 
-    With ``p = softmax(z / T)``:
+    TCKD (target class) and NCKD (non-target classes) are both ``T^2 * KL(q_teacher || q_student)``. They differ in the
+    distribution ``q``, computed from ``p = softmax(logits / T)``:
 
-    - TCKD, of the target class, is ``T^2 KL`` between the teacher's and the student's ``(p[label], 1 - p[label])``.
-    - NCKD, of the non-target classes, is ``T^2 KL`` between their ``p`` over the other classes, normalized to sum 1.
+    - TCKD: ``q = (p[label], 1 - p[label])``.
+    - NCKD: ``q`` is ``p`` without ``p[label]``, normalized to sum 1.
 
-    Hinton's loss is ``TCKD + (1 - p_teacher[label]) NCKD``. Source: Zhao et al. 2022, arXiv 2203.08679.
+    The loss `kd` is ``TCKD + (1 - p_teacher[label]) * NCKD``. Source: Zhao et al. 2022, arXiv 2203.08679.
 
     Args:
         student: Logits of the student, ``(N, K)``.
         teacher: Logits of the teacher, ``(N, K)``.
-        labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images. The most probable class is
-            then the target class.
+        labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images. The target class of a
+            mixed image is its most probable class.
         alpha: Weight of TCKD.
         beta: Weight of NCKD.
         temperature: Temperature ``T``, more than 0.
@@ -120,7 +122,7 @@ def dkd(
     is_target = F.one_hot(class_ids, student.shape[1]).bool()
 
     def decouple(logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log probabilities of target against rest ``(N, 2)``, and among the other classes ``(N, K)``."""
+        """Return the log probabilities of target and rest ``(N, 2)``, and those among the other classes ``(N, K)``."""
         log_p = F.log_softmax(logits / temperature, 1)
         log_others = log_p.masked_fill(is_target, -torch.inf)
         log_rest = log_others.logsumexp(1)
@@ -137,7 +139,7 @@ def dkd(
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with the labels, `cross_entropy`.
+    """Cross-entropy with the labels. See `cross_entropy`.
 
     Args:
         label_smoothing: Label smoothing in 0..1.
@@ -157,7 +159,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class KD:
-    """Knowledge distillation of softened logits, `kd`. Hinton et al. 2015, arXiv 1503.02531.
+    """Knowledge distillation of softened logits. See `kd`. Hinton et al. 2015, arXiv 1503.02531.
 
     Args:
         temperature: Temperature ``T``, more than 0.
@@ -179,10 +181,10 @@ class KD:
 
 @dataclass(frozen=True)
 class StandardizedKD:
-    """Knowledge distillation of standardized logits: `kd` between the `standardize` of both.
+    """Knowledge distillation of standardized logits: `kd` after `standardize` of the student's and teacher's logits.
 
-    Neither mean nor scale of the logits matters, only their order and relative spacing.
-    Sun et al. 2024, arXiv 2403.01427, with a weight of 9 beside 0.1 for the cross-entropy.
+    The loss depends on the order and the relative spacing of the logits, not on their mean and scale.
+    Sun et al. 2024, arXiv 2403.01427. The paper's weights are 9 for this term and 0.1 for the cross-entropy.
 
     Args:
         temperature: Temperature ``T``, more than 0.
@@ -205,11 +207,11 @@ class StandardizedKD:
 
 @dataclass(frozen=True)
 class DKD:
-    """Decoupled knowledge distillation, `dkd`. Zhao et al. 2022, arXiv 2203.08679.
+    """Decoupled knowledge distillation. See `dkd`. Zhao et al. 2022, arXiv 2203.08679.
 
     Args:
-        alpha: Weight of the target class.
-        beta: Weight of the other classes.
+        alpha: Weight of TCKD, the loss of the target class.
+        beta: Weight of NCKD, the loss of the other classes.
         temperature: Temperature ``T``, more than 0.
 
     Example:

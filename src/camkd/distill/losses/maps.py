@@ -1,4 +1,4 @@
-"""Loss terms on class activation maps: distance between maps, and logit distillation per image region."""
+"""Loss terms on class activation maps: the distance between maps, and logit distillation per image region."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ Classes = Literal["all", "target", "top-1"]
 Norm = Literal["l2", "minmax", "raw"]
 Control = Literal["none", "shuffled", "centre"]
 EPSILON = 1e-6
+"""Lower bound or summand of denominators, so that constant maps and zero vectors give finite values."""
 
 
 def normalize_maps(maps: Tensor, norm: Norm) -> Tensor:
@@ -29,7 +30,7 @@ def normalize_maps(maps: Tensor, norm: Norm) -> Tensor:
             become zeros. ``raw``: keep logit units.
 
     Returns:
-        Normalized maps ``(N, K, h w)``, finite for constant maps too.
+        Normalized maps ``(N, K, h * w)``, finite for constant maps too.
 
     Example:
         >>> normalize_maps(torch.tensor([[[[3.0, 4.0]]]]), "l2")
@@ -58,24 +59,26 @@ def cam_distance(
 
         d[k] = || n(pool(student[k])) - n(pool(teacher[k])) ||^2
 
-    where ``pool`` averages over a grid of ``pool`` x ``pool`` cells and ``n`` is `normalize_maps`. The loss is the mean
-    of ``d`` over all classes, or ``d`` of the label's class.
+    ``pool()`` averages a map over a grid of ``pool`` x ``pool`` cells; a map with fewer cells is interpolated
+    bilinearly. ``n()`` is `normalize_maps`. The loss is the mean of ``d`` over all classes, or ``d`` of the label's
+    class.
 
-    With ``l2`` the distance is ``2 - 2 cos``, in 0..4. With ``raw`` it is divided by the mean over classes of
-    ``|| pool(teacher) ||^2``, which makes it a relative squared error. So the weight of the loss does not depend on the
-    units of the two networks.
+    With ``l2`` the distance of nonzero maps is ``2 - 2 * cos``, in 0..4. With ``raw`` the distance is divided by the
+    mean over classes of ``|| pool(teacher[k]) ||^2``. It is then a relative squared error, and scaling the logits of
+    both networks leaves the loss unchanged.
 
     Source: CAT-KD with all classes, pooled and normalized, Guo et al. 2023, arXiv 2304.12777.
 
     Args:
         student: Maps of the student, ``(N, K, h, w)``.
         teacher: Maps of the teacher, ``(N, K, h', w')``; with ``class_ids`` ``(N, k, h', w')``.
-        labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images, which then weight ``d``.
-        classes: ``all`` or ``target``, the label's class.
+        labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images. For ``target``, the loss of a
+            mixed image is the sum of ``d`` weighted by the probabilities.
+        classes: Compared classes: ``all``, or ``target`` for the label's class.
         norm: Normalization of a map: ``l2``, ``minmax`` or ``raw``.
         pool: Side of the pooled maps in cells.
-        class_ids: Classes of the teacher's maps, ``(N, k)``, if these are not all classes. Other classes are ignored:
-            ``all`` is the mean over the ``k``, and the loss is 0 for ``target`` if the label is not among them.
+        class_ids: Classes of the teacher's maps, ``(N, k)``. None: all classes. Classes without a map are ignored:
+            ``all`` is the mean over the ``k`` classes, and ``target`` is 0 if the label is none of the ``k`` classes.
 
     Returns:
         Distance per image, ``(N,)``, without unit.
@@ -99,15 +102,16 @@ def cam_distance(
 
 
 def control_maps(maps: Tensor, control: Control) -> Tensor:
-    """Replace the spatial layout of maps and keep the mean of each, for control experiments.
+    """Replace the spatial layout of maps and keep the mean of each map, for control experiments.
 
-    The replaced maps hold the same evidence for each class, ``mean_xy(map)``, at false locations. An improvement from
-    training with them is not due to the locations in the teacher's maps.
+    The mean of a map, ``mean_xy(map)``, is its contribution to the logit. The new maps have the same means, but wrong
+    locations. If training with the new maps improves a student, the locations in the teacher's maps are
+    not the cause.
 
     Args:
         maps: Maps of the teacher, ``(N, K, h, w)``.
-        control: ``shuffled``: take the layout of another image of the batch, ``maps[n - 1]``. ``centre``: take a
-            Gaussian in the center, `camkd.cams.centre_prior`. ``none``: return ``maps``.
+        control: ``shuffled``: the layout of another image of the batch, ``maps[n - 1]``. ``centre``: a Gaussian in the
+            center, `camkd.cams.centre_prior`. ``none``: ``maps`` unchanged.
 
     Returns:
         Maps ``(N, K, h, w)`` with the same means.
@@ -130,24 +134,24 @@ def control_maps(maps: Tensor, control: Control) -> Tensor:
 def sdd(student: Prediction, teacher: Prediction, beta: float = 2.0, temperature: float = 4.0, pool: int = 4) -> Tensor:
     """Compute scale decoupled distillation (SD-KD): the mean of `kd` over image regions.
 
-        loss = mean_j w[j] T^2 KL(softmax(t[j] / T) || softmax(s[j] / T))
+        loss = mean_j w[j] * T^2 * KL(softmax(t[j] / T) || softmax(s[j] / T))
 
-    Region ``j`` is a cell of the grids of 1x1, 2x2, 4x4, ... up to ``pool`` x ``pool`` cells. All regions weigh alike.
-    ``s[j]`` and ``t[j]`` are the logits of the region: the class activation map plus ``logits - mean_xy(map)``, as the
-    average over the region. The weight ``w[j]`` is 1 if the teacher predicts the same class for the region as for the
-    whole image, and ``beta`` otherwise.
+    The regions are the cells of grids of 1x1, 2x2, 4x4, ... cells, up to ``pool`` x ``pool``. ``s[j]`` and ``t[j]`` are
+    the logits of region ``j``: the average of ``map + logits - mean_xy(map)`` over the region. A map with fewer cells
+    than a grid is interpolated bilinearly. The weight ``w[j]`` is 1 if the teacher predicts the same class for the
+    region as for the whole image, and ``beta`` otherwise. The size of a region has no influence on its weight.
 
     Source: Wei et al. 2024, arXiv 2403.13512. The mean over regions and ``beta = 2`` are those of the authors' code.
-    The weight by predicted class is the paper's; the code weights by correct and incorrect predictions.
+    The paper weights by the predicted class, as here. The authors' code weights by correct and incorrect predictions.
 
     Args:
         student: Logits ``(N, K)`` and maps ``(N, K, h, w)``.
-        teacher: Logits ``(N, K)`` and maps ``(N, K, h', w')``. With ``class_ids (N, k)`` the maps are those of ``k``
-            classes, and regions are compared among these classes only. The whole image, the 1x1 grid, is always
-            compared among all classes.
+        teacher: Logits ``(N, K)`` and maps ``(N, K, h', w')``. With ``class_ids (N, k)``, the maps are
+            ``(N, k, h', w')``, and the softmax of a region is over these ``k`` classes. The softmax of the whole image,
+            the 1x1 grid, is always over all classes.
         beta: Weight of regions where the teacher predicts another class than for the whole image.
         temperature: Temperature ``T``, more than 0.
-        pool: Side of the finest grid in cells.
+        pool: Maximum side of a grid in cells. The finest grid has the largest power of 2 up to ``pool``.
 
     Returns:
         Loss per image in nats, ``(N,)``.
@@ -186,17 +190,18 @@ def sdd(student: Prediction, teacher: Prediction, beta: float = 2.0, temperature
 
 @dataclass(frozen=True)
 class CAM:
-    """Distance between the class activation maps of student and teacher, `cam_distance`.
+    """Distance between the class activation maps of student and teacher. See `cam_distance`.
 
     ``CAM("top-1", "l2", 8)`` with a weight of 0.5 is the ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv
-    2402.03119. The paper takes the positive part of Grad-CAM; here the signed map is compared. The authors' code does
-    not use labels, and weights ``1 - cos`` by 1 beside Hinton's loss at ``T = 1``.
+    2402.03119. The paper compares the positive part of Grad-CAM; this term compares the signed map. The authors' code
+    uses no labels: its loss is ``1 - cos`` plus `kd` with ``T = 1``, each with a weight of 1.
 
     Args:
-        classes: Compared classes: ``all``, ``target`` (the label's) or ``top-1`` (the one that the teacher predicts).
+        classes: Compared classes: ``all``, ``target`` for the label's class, or ``top-1`` for the class that the
+            teacher predicts.
         norm: Normalization of a map: ``l2``, ``minmax`` or ``raw``.
         pool: Side of the pooled maps in cells.
-        control: Replace the teacher's maps by `control_maps` of this kind, for control experiments.
+        control: Kind of `control_maps` that replace the teacher's maps: ``none``, ``shuffled`` or ``centre``.
 
     Example:
         >>> student = Prediction(torch.randn(2, 10), torch.randn(2, 10, 8, 8))
@@ -223,12 +228,12 @@ class CAM:
 
 @dataclass(frozen=True)
 class SDD:
-    """Scale decoupled distillation, `sdd`. Wei et al. 2024, arXiv 2403.13512.
+    """Scale decoupled distillation. See `sdd`. Wei et al. 2024, arXiv 2403.13512.
 
     Args:
         temperature: Temperature ``T``, more than 0.
         beta: Weight of regions where the teacher predicts another class than for the whole image.
-        pool: Side of the finest grid in cells.
+        pool: Maximum side of a grid in cells. The finest grid has the largest power of 2 up to ``pool``.
 
     Example:
         >>> student = Prediction(torch.randn(2, 10), torch.randn(2, 10, 8, 8))

@@ -1,6 +1,6 @@
 """Registry of loss terms by name.
 
-To add a term, write a function and a frozen dataclass beside similar ones, and add a line to ``TERMS`` and a test.
+To add a term, write a frozen dataclass in a module of this package, and add a line to ``TERMS`` and a test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Term(Protocol):
 
     Attributes:
         needs: Fields of a `Prediction` that the term reads: ``logits``, ``cams``, ``features``.
-        needs_teacher: True if the term reads the teacher's prediction.
+        needs_teacher: Whether the term reads the teacher's prediction.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -45,7 +45,9 @@ class Term(Protocol):
 
 @runtime_checkable
 class NeedsAdapter(Protocol):
-    """Loss term with trainable weights. They are trained together with the student and discarded at the end.
+    """Loss term whose trainable weights are not built yet.
+
+    The weights of the built term are trained together with the student and discarded at the end.
 
     Example:
         >>> import torch
@@ -65,6 +67,9 @@ class NeedsAdapter(Protocol):
         Args:
             student: Prediction of the student for any images. Only its shapes are used.
             teacher: Prediction of the teacher for the same images. Only its shapes are used.
+
+        Returns:
+            The term with trainable weights.
         """
         ...
 
