@@ -29,7 +29,7 @@ def model() -> nn.Sequential:
 def test_faithfulness_is_the_mean_over_the_sample(
     model: nn.Sequential, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "MAX_BATCH_IMAGES", 7)
+    monkeypatch.setattr(augment, "DEFAULT_MAX_IMAGES", 7)
     values = faithfulness(model, easy.test)
     assert list(values) == [
         *METRICS,

@@ -39,7 +39,7 @@ def predict_one_by_one(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]
 def test_predict_split_matches_single_image_predictions(
     model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "MAX_BATCH_IMAGES", 7)  # 24 = 7 + 7 + 7 + 3
+    monkeypatch.setattr(augment, "DEFAULT_MAX_IMAGES", 7)  # 24 = 7 + 7 + 7 + 3
     predictions = predict_split(model, easy.test)
     logits, cams = predict_one_by_one(model, easy)
     predicted = logits.argmax(1)

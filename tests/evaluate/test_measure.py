@@ -10,7 +10,7 @@ from torch import nn
 from camkd.cams import centre_prior
 from camkd.data.dataset import Dataset
 from camkd.evaluate import SplitPredictions, chance_level, compute_metrics, faithfulness, measure, predict_split
-from camkd.evaluate.metrics import map_likeness, means
+from camkd.evaluate.metrics import map_similarities, means
 from camkd.models import build
 
 
@@ -73,7 +73,7 @@ def test_metrics_of_agreement_with_a_teacher() -> None:
     assert metrics["accuracy"] == pytest.approx(1 / 3)
     assert metrics["teacher_accuracy"] == pytest.approx(2 / 3)
     assert metrics["teacher_agreement"] == pytest.approx(2 / 3)
-    expected = means(map_likeness(student.maps, teacher.maps))
+    expected = means(map_similarities(student.maps, teacher.maps))
     assert {name: metrics[name] for name in expected} == expected
     assert len(expected) == 15
 

@@ -22,7 +22,7 @@ from torch import nn
 from camkd.cams import predict
 from camkd.data.dataset import Dataset, Split
 from camkd.evaluate import SplitPredictions, predict_split
-from camkd.evaluate.metrics import cosine, map_likeness
+from camkd.evaluate.metrics import cosine, map_similarities
 from camkd.models import build
 from camkd.report.gallery import MAX_BYTES, GalleryModel, gallery_rows, quantize_maps, select_images, write_gallery
 from camkd.report.merge_galleries import (
@@ -157,7 +157,7 @@ def test_stored_cosine_equals_the_metric_for_different_grids(easy: Dataset, tmp_
     teacher = predict_split(models["teacher"].model, easy.test)
     student = predict_split(models["student"].model, easy.test, teacher.class_ids)
     assert student.maps.shape != teacher.maps.shape
-    expected = map_likeness(student.maps, teacher.maps)["cam_cosine"][[3, 8]].tolist()
+    expected = map_similarities(student.maps, teacher.maps)["cam_cosine"][[3, 8]].tolist()
     assert [record["predictions"][1]["cam_cosine"] for record in records] == pytest.approx(expected, abs=1e-3)
 
 

@@ -24,7 +24,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
 
     The sample is the first ``count`` images of ``split``, taken from the classes in turn. Each map is of the class that
     the model predicts, and each score is the softmax probability of that class. The model runs on its own device in
-    fp32; its modes, buffers and gradients stay unchanged.
+    eval mode; its modes, buffers and parameter gradients stay unchanged.
 
     Args:
         model: A classifier.
@@ -37,9 +37,12 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
         - ``insertion``, ``deletion``, ``road``, ``average_drop``, ``confidence_increase``: means over the sample.
         - ``*_shuffled``: the same metrics with the map of another image, chosen by
           `camkd.evaluate.metrics.derangement`. Absent for a single image.
-        - ``randomised_spearman``: see `camkd.evaluate.sanity.sanity`. Absent where the randomized copy has no finite
-          outputs.
+        - ``randomised_spearman``: see `camkd.evaluate.sanity.sanity`. Absent if the logits or the maps of the
+          randomized copy are not finite.
         - ``faithfulness_pictures``: number of images in the sample.
+
+    Raises:
+        InputError: If the model has no layer with a spatial output, or stored images fail their checksums.
 
     Example:
         >>> values = faithfulness(camkd.load("cam-net-cifar10"), open_data("cifar10").test)  # doctest: +SKIP
@@ -71,7 +74,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
 
 
 def _class_probability(model: nn.Module, class_ids: Tensor) -> ScoreFunction:
-    """Return a function that computes the probability of the classes ``class_ids (N,)``."""
+    """Return a function that computes the probability of class ``class_ids[i]`` for image ``i``."""
 
     def score(x: Tensor) -> Tensor:
         probabilities: Tensor = model(x).float().softmax(1)

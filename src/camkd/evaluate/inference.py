@@ -18,7 +18,7 @@ class SplitPredictions(NamedTuple):
     """Predictions of a model for all ``N`` images of a split, on the CPU."""
 
     logits: Tensor
-    """``(N, K)``."""
+    """Logits of all classes, ``(N, K)``."""
     maps: Tensor
     """One class activation map per image, ``(N, h, w)``."""
     class_ids: Tensor
@@ -28,9 +28,9 @@ class SplitPredictions(NamedTuple):
 
 
 def predict_split(model: nn.Module, split: Split, class_ids: Tensor | None = None) -> SplitPredictions:
-    """Predict all images of a split in fp32, without augmentation.
+    """Predict all images of a split, without augmentation.
 
-    The model runs on its own device, in eval mode and without gradients.
+    The model runs on its own device in eval mode. Its modes and parameter gradients stay unchanged.
 
     Args:
         model: A classifier.
@@ -38,7 +38,7 @@ def predict_split(model: nn.Module, split: Split, class_ids: Tensor | None = Non
         class_ids: The class of each image's map, int64 ``(N,)``. Default: the class that ``model`` predicts.
 
     Returns:
-        Logits and one map per image.
+        Logits and one map per image, and the class and form of the maps.
 
     Raises:
         InputError: If the model has no layer with a spatial output, or stored images fail their checksums.

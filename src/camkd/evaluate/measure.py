@@ -19,7 +19,7 @@ from camkd.evaluate.metrics import (
     confusion_matrix,
     ece,
     energy_inside,
-    map_likeness,
+    map_similarities,
     means,
     means_by_outcome,
     nll,
@@ -31,7 +31,7 @@ from camkd.evaluate.per_image import disagreeing_maps, per_image_record
 from camkd.types import CHANCE_LEVELS
 
 MAX_CONFUSION_CLASSES = 1000
-"""Largest number of classes with a confusion matrix; that of 10,000 classes would hold 100 million numbers."""
+"""Largest number of classes with a confusion matrix. A matrix of 10,000 classes would hold 100 million numbers."""
 
 
 class Evaluation(NamedTuple):
@@ -50,10 +50,10 @@ def measure(model: nn.Module, data: Dataset, teacher: SplitPredictions | None) -
 
     Args:
         model: A classifier.
-        data: The dataset; only ``data.test`` is used.
+        data: The dataset; only its test split and class names are used.
         teacher: Predictions of the teacher for ``data.test``. With a teacher, the model's maps are of the classes of
-            the teacher's maps. None: the model's maps are of the classes it predicts, and the metrics that compare
-            with a teacher are absent.
+            the teacher's maps. If None, the model's maps are of the classes that the model predicts, and the metrics
+            that compare with a teacher are absent.
 
     Returns:
         The metrics, one row per image, and the predictions. Keys are documented in docs/metrics.md.
@@ -80,13 +80,16 @@ def measure(model: nn.Module, data: Dataset, teacher: SplitPredictions | None) -
 
 
 def chance_level(metrics: Mapping[str, Any]) -> float:
-    """Return the higher of the chance levels of ``cam_cosine`` in ``metrics``.
+    """Return the highest chance level of ``cam_cosine`` in ``metrics``.
 
     Args:
         metrics: Values of ``metrics.json``, with ``cam_cosine_centre``, ``cam_cosine_shuffled`` or both.
 
     Returns:
-        The ``cam_cosine`` of maps that are unrelated to the teacher's.
+        The largest of the stored chance levels.
+
+    Raises:
+        ValueError: If ``metrics`` has no chance level of ``cam_cosine``.
 
     Example:
         >>> chance_level({"cam_cosine": 0.9, "cam_cosine_centre": 0.4, "cam_cosine_shuffled": 0.6})
@@ -97,7 +100,7 @@ def chance_level(metrics: Mapping[str, Any]) -> float:
 
 
 def object_masks(split: Split) -> Tensor | None:
-    """Return the object masks of a split as a tensor ``(N, H, W)`` bool, or None where the dataset has no masks."""
+    """Return the object masks of a split as a tensor ``(N, H, W)`` bool, or None if the split has no masks."""
     return None if split.masks is None else torch.from_numpy(np.array(split.masks))
 
 
@@ -147,16 +150,16 @@ def compute_metrics(
     if teacher is not None:
         assert torch.equal(predictions.class_ids, teacher.class_ids), "maps of different classes cannot be compared"
         teacher_predicted = teacher.logits.argmax(1)
-        likeness = map_likeness(predictions.maps, teacher.maps)
+        similarities = map_similarities(predictions.maps, teacher.maps)
         metrics["teacher_accuracy"] = accuracy(teacher.logits, labels)
         metrics["teacher_agreement"] = accuracy(predictions.logits, teacher_predicted)
-        metrics |= means(likeness)
-        metrics["by_outcome"] = means_by_outcome(likeness, outcome_masks(predicted, teacher_predicted, labels))
+        metrics |= means(similarities)
+        metrics["by_outcome"] = means_by_outcome(similarities, outcome_masks(predicted, teacher_predicted, labels))
     return metrics
 
 
 def _localization_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """Overlap of maps and masks, with the chance levels of a uniform map and of a Gaussian at the center."""
+    """Compute the overlap of maps and masks, with a uniform map and a Gaussian at the center as chance levels."""
     centre = centre_prior(*maps.shape[1:]).expand_as(maps)
     object_share = masks.double().mean().item()
     metrics = {}

@@ -1,4 +1,4 @@
-"""Per-image record of an evaluation, its file, and the images with an equal prediction but a different map."""
+"""Per-image record of an evaluation: computation, storage, and search for maps that disagree with the teacher's."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ def per_image_record(
         predictions: Predictions of the model for ``N`` images.
         labels: True classes ``(N,)``.
         teacher: Predictions of the teacher, with maps of the same classes, or None.
-        names: File name of each image, or None where the dataset has no files.
+        names: File name of each image, or None if the images do not come from files.
 
     Returns:
         Arrays ``(N,)`` by the name of the column.
 
-        - ``label``, ``predicted``: class, int32.
+        - ``label``: true class, int32.
+        - ``predicted``: class that the model predicts, int32.
         - ``confidence``: probability of the predicted class, float32.
-        - ``teacher_predicted``, ``teacher_confidence``: the same of the teacher, if given.
-        - ``cam_cosine``, ``cam_iou``: similarity of both maps, float32, if a teacher is given.
+        - ``teacher_predicted``, ``teacher_confidence``: prediction and confidence of the teacher, if given.
+        - ``cam_cosine``, ``cam_iou``: similarity of the model's and the teacher's map, float32, if a teacher is given.
         - ``name``: file name, if given.
     """
     confidence, predicted = predictions.logits.float().softmax(1).max(1)
@@ -54,7 +55,7 @@ def per_image_record(
 
 
 def write_per_image(path: Path, per_image: Mapping[str, NDArray[Any]]) -> None:
-    """Write a `per_image_record` to a compressed ``.npz`` file, atomically; equal records give equal bytes.
+    """Write a `per_image_record` to a compressed ``.npz`` file, atomically. Equal records give equal bytes.
 
     Args:
         path: The file to write.
@@ -68,7 +69,7 @@ def write_per_image(path: Path, per_image: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_per_image(path: Path) -> dict[str, NDArray[Any]]:
-    """Read a file of `write_per_image`, without unpickling.
+    """Read a file written by `write_per_image`, without unpickling.
 
     Args:
         path: The file to read.
@@ -77,7 +78,7 @@ def read_per_image(path: Path) -> dict[str, NDArray[Any]]:
         Arrays by column.
 
     Raises:
-        InputError: If the file is damaged.
+        InputError: If the file is missing or damaged.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
@@ -90,15 +91,15 @@ def read_per_image(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def disagreeing_maps(per_image: Mapping[str, NDArray[Any]], level: float) -> NDArray[np.int64]:
-    """Find the images with the teacher's prediction but a map no more similar to the teacher's than chance.
+    """Find images with the teacher's prediction and a map that is no more similar to the teacher's map than chance.
 
     Args:
         per_image: A `per_image_record` with a teacher.
         level: Chance level of ``cam_cosine``, for example from `camkd.evaluate.chance_level`.
 
     Returns:
-        Rows with equal predictions and ``cam_cosine <= level``, in ascending order of ``cam_cosine``. Rows of equal
-        ``cam_cosine`` are in ascending order.
+        Rows with equal predictions and ``cam_cosine <= level``, int64 ``(n,)``, in ascending order of ``cam_cosine``.
+        Rows of equal ``cam_cosine`` are in ascending order.
 
     Example:
         >>> per_image = {"predicted": np.array([0, 1]), "teacher_predicted": np.array([0, 1])}

@@ -1,8 +1,8 @@
-"""Perturbation metrics: change of the class probability as pixels are removed or inserted in the order of a map.
+"""Perturbation metrics: change of the class probability as a map decides which pixels of an image are visible.
 
-All metrics take the same arguments and return one value per image:
+All metrics take the same arguments and return tensors ``(N,)``, one value per image:
 
-- ``score``: maps images ``(N, 3, H, W)`` to the probability ``(N,)`` of the explained class.
+- ``score``: function from images ``(N, 3, H, W)`` to the probability ``(N,)`` of each image's explained class.
 - ``x``: images ``(N, 3, H, W)``, RGB in 0..1.
 - ``maps``: one map per image, ``(N, h, w)``, resized bilinearly to ``(H, W)`` by `camkd.cams.resize`.
 """
@@ -18,24 +18,24 @@ from camkd.cams import resize
 from camkd.evaluate.metrics.map_similarity import flatten_maps
 
 ScoreFunction = Callable[[Tensor], Tensor]
-"""Images ``(N, 3, H, W)`` to probabilities ``(N,)``."""
+"""Function from images ``(N, 3, H, W)`` to the probability ``(N,)`` of each image's explained class."""
 
 STEPS = 10
 """Number of steps of the insertion and deletion curves."""
 
-BLUR = 1 / 16
-"""Standard deviation of the blur at the start of insertion, as a fraction of the side: 2 pixels of 32, 14 of 224."""
+BLUR_SIGMA = 1 / 16
+"""Standard deviation of the blur, as a fraction of the image's side: 2 pixels of 32, 14 pixels of 224."""
 
 
 def deletion(score: ScoreFunction, x: Tensor, maps: Tensor) -> Tensor:
     """Deletion: area under the class probability as top-ranked pixels are removed.
 
-    At fraction ``t / 10``, for ``t = 0..10``, the ``round(t H W / 10)`` pixels with the largest map values take the
-    mean color of their image. The area is computed by the trapezoidal rule. Petsiuk et al. 2018 (RISE), arXiv
+    At fraction ``t / 10``, for ``t = 0..10``, the ``round(t * H * W / 10)`` pixels with the largest map values take
+    the mean color of their image. The area is computed by the trapezoidal rule. Petsiuk et al. 2018 (RISE), arXiv
     1806.07421.
 
     Args:
-        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        score: Function from images ``(N, 3, H, W)`` to probabilities ``(N,)``.
         x: Images ``(N, 3, H, W)``.
         maps: ``(N, h, w)``.
 
@@ -58,11 +58,11 @@ def deletion(score: ScoreFunction, x: Tensor, maps: Tensor) -> Tensor:
 def insertion(score: ScoreFunction, x: Tensor, maps: Tensor) -> Tensor:
     """Insertion: area under the class probability as top-ranked pixels are inserted into the blurred image.
 
-    The fractions and the area are those of `deletion`; the curve starts at the blurred image, see `blur`. Petsiuk et
-    al. 2018 (RISE), arXiv 1806.07421.
+    The fractions and the area are defined as in `deletion`. The curve starts at the blurred image, see `blur`. Petsiuk
+    et al. 2018 (RISE), arXiv 1806.07421.
 
     Args:
-        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        score: Function from images ``(N, 3, H, W)`` to probabilities ``(N,)``.
         x: Images ``(N, 3, H, W)``.
         maps: ``(N, h, w)``.
 
@@ -82,14 +82,15 @@ def insertion(score: ScoreFunction, x: Tensor, maps: Tensor) -> Tensor:
 
 
 def average_drop(score: ScoreFunction, x: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Average drop and increase in confidence, when only the pixels of the map are visible.
+    """Average drop and increase in confidence when the image is multiplied by its map.
 
-    With ``p = score(x)`` and ``q = score(x L)``, the drop is ``max(0, p - q) / p`` and the increase is ``p < q``. ``L``
-    is the positive part of the map, scaled so that its minimum is 0 and its maximum is 1, then resized. A map without
-    positive evidence hides the whole image. Chattopadhay et al. 2018 (Grad-CAM++), arXiv 1710.11063.
+    With ``p = score(x)`` and ``q = score(x * L)``, the drop is ``max(0, p - q) / p``. The increase is 1 if ``p < q``
+    and 0 otherwise. ``L`` is the positive part of the map, scaled so that its minimum is 0 and its maximum is 1, then
+    resized. A map whose positive part is constant, for example zero, hides the whole image. Chattopadhay et al. 2018
+    (Grad-CAM++), arXiv 1710.11063.
 
     Args:
-        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        score: Function from images ``(N, 3, H, W)`` to probabilities ``(N,)``.
         x: Images ``(N, 3, H, W)``.
         maps: ``(N, h, w)``.
 
@@ -106,20 +107,20 @@ def average_drop(score: ScoreFunction, x: Tensor, maps: Tensor) -> tuple[Tensor,
     positive = flatten_maps(maps).relu()
     positive = positive - positive.amin(1, keepdim=True)
     mask = positive / positive.amax(1, keepdim=True).clamp_min(torch.finfo(positive.dtype).tiny)
-    whole = score(x)
+    visible = score(x)
     masked = score(x * resize(mask.view_as(maps), _image_size(x))[:, None])
-    return (whole - masked).relu() / whole, (masked > whole).float()
+    return (visible - masked).relu() / visible, (masked > visible).float()
 
 
 def pixel_ranks(maps: Tensor, x: Tensor) -> Tensor:
-    """Rank the pixels of each image by their map, largest value first.
+    """Rank the pixels of each image by their map value, largest value first.
 
     Args:
-        maps: ``(N, h, w)``, resized to the images.
-        x: Images ``(N, C, H, W)``, of which only the size counts.
+        maps: ``(N, h, w)``; they are resized to the size of the images.
+        x: Images ``(N, C, H, W)``; only their size is used.
 
     Returns:
-        The rank of each pixel, from 0, int64 ``(N, H, W)``. Equal pixels keep row-major order.
+        The rank of each pixel, from 0, int64 ``(N, H, W)``. Pixels with equal values keep row-major order.
 
     Example:
         >>> pixel_ranks(torch.tensor([[[1.0, 3.0, 2.0]]]), torch.zeros(1, 3, 1, 3)).tolist()
@@ -132,9 +133,9 @@ def pixel_ranks(maps: Tensor, x: Tensor) -> Tensor:
 
 
 def blur(x: Tensor) -> Tensor:
-    """Blur images ``(N, C, H, W)`` by a Gaussian with a standard deviation of `BLUR` sides.
+    """Blur images ``(N, C, H, W)`` with a Gaussian of standard deviation ``BLUR_SIGMA * side``, per axis.
 
-    Near an edge, the weights of the pixels inside the image are normalized to sum 1.
+    Near an edge, the weights of the pixels inside the image are normalized to sum to 1.
     """
     height, width = _image_size(x)
     return _gaussian_matrix(height).to(x) @ x @ _gaussian_matrix(width).to(x).T
@@ -152,11 +153,11 @@ def pixel_counts(fractions: Iterable[float], x: Tensor) -> list[int]:
 
 def _gaussian_matrix(side: int) -> Tensor:
     position = torch.arange(side)
-    return (-((position[:, None] - position) ** 2) / (2 * (BLUR * side) ** 2)).softmax(1)
+    return (-((position[:, None] - position) ** 2) / (2 * (BLUR_SIGMA * side) ** 2)).softmax(1)
 
 
 def _area_under_curve(score: ScoreFunction, start: Tensor, end: Tensor, ranks: Tensor) -> Tensor:
-    """Area under ``score`` over the fraction of pixels that are replaced, from ``start`` to ``end`` by rank."""
+    """Return the area under ``score`` as pixels change from ``start`` to ``end`` in the order of ``ranks``."""
     counts = pixel_counts((step / STEPS for step in range(STEPS + 1)), start)
     curve = [score(torch.where(ranks[:, None] < count, end, start)) for count in counts]
     return torch.trapezoid(torch.stack(curve, 1), torch.tensor(counts).to(start) / counts[-1], dim=1)

@@ -1,16 +1,17 @@
 """ROAD: remove and debias (Rong et al. 2022, arXiv 2202.00449).
 
 Pixels are removed by *noisy linear imputation*, so that the remaining image does not reveal which pixels were removed.
-A removed pixel becomes the weighted mean of its eight neighbors: 1/6 for each direct neighbor, 1/12 for each diagonal
-one. Neighbors may be removed too; neighbors outside the image have no weight. Noise is added to the imputed pixels.
+A removed pixel becomes the weighted mean of its eight neighbors: weight 1/6 for each direct neighbor, 1/12 for each
+diagonal neighbor. Neighbors may be removed too; neighbors outside the image have no weight. Noise is added to the
+imputed pixels.
 
 With the removed pixels as unknowns, imputation is the linear system
 
     S_i x_i - sum_j w_ij x_j = sum_k w_ik x_k
 
-where j runs over removed pixels, k over known pixels, and ``S_i`` is the sum of all weights of pixel i. The system is
-symmetric and positive definite. Conjugate gradients therefore solve it for all images at once, and each step is a few
-additions of shifted images.
+where j runs over removed neighbors of pixel i, k over known neighbors, and ``S_i`` is the sum of both kinds of weights.
+The system is symmetric and positive definite, so it is solved by conjugate gradients, for all images at once. Each step
+takes a few additions of shifted images.
 """
 
 from __future__ import annotations
@@ -27,25 +28,28 @@ FRACTIONS = (0.2, 0.4, 0.6, 0.8)
 NOISE = 0.01
 """Standard deviation of the noise on imputed pixels, for colors in 0..1."""
 
-RESIDUAL = 1e-5
+MAX_RESIDUAL = 1e-5
 """Largest residual at which the solver stops, for colors in 0..1."""
 
 
 def road(score: ScoreFunction, x: Tensor, maps: Tensor, seed: int = 0) -> Tensor:
     """ROAD: gap between removing the least relevant and the most relevant pixels.
 
-    The mean over `FRACTIONS` of ``(least - most) / 2``. ``least`` is the score after imputing that fraction of the
-    pixels with the smallest map values, ``most`` after imputing those with the largest. Rong et al. 2022, arXiv
-    2202.00449.
+    The gap is the mean over `FRACTIONS` of ``(least - most) / 2``. ``least`` is the score after imputing that fraction
+    of the pixels with the smallest map values. ``most`` is the score after imputing the same number of pixels with the
+    largest map values. Rong et al. 2022, arXiv 2202.00449.
 
     Args:
-        score: Images ``(N, 3, H, W)`` to probabilities ``(N,)``.
+        score: Function from images ``(N, 3, H, W)`` to probabilities ``(N,)``.
         x: Images ``(N, 3, H, W)``, RGB in 0..1.
         maps: ``(N, h, w)``, resized bilinearly to the images.
-        seed: Seed of the noise, which is the same field for every image.
+        seed: Seed of the noise. All images get the same noise.
 
     Returns:
-        One gap per image ``(N,)``, -1/2 to 1/2; higher is better. A random order of the pixels scores 0.
+        One gap per image ``(N,)``, -1/2 to 1/2; higher is better. A random order of the pixels scores 0 on average.
+
+    Raises:
+        ValueError: If the images have one or two pixels, so that the largest fraction removes all pixels.
 
     Example:
         >>> x = torch.zeros(1, 3, 8, 8)
@@ -68,8 +72,8 @@ def road(score: ScoreFunction, x: Tensor, maps: Tensor, seed: int = 0) -> Tensor
 def impute(x: Tensor, removed: Tensor) -> Tensor:
     """Impute removed pixels linearly, without noise.
 
-    The solver stops once every residual is at most `RESIDUAL`. Colors then differ by less than 1/1000 from a direct
-    solver's, for images of up to 224 pixels and the largest of `FRACTIONS`.
+    The solver stops once every residual is at most `MAX_RESIDUAL`, or after ``4 * max(H, W)`` steps. Colors differ by
+    less than 1/1000 from a direct solver's, for images of up to 224x224 pixels and the largest of `FRACTIONS`.
 
     Args:
         x: Images ``(N, C, H, W)``.
@@ -98,7 +102,7 @@ def _score_without(score: ScoreFunction, x: Tensor, removed: Tensor, noise: Tens
 
 
 def _solve(x: Tensor, removed: Tensor) -> Tensor:
-    """Conjugate gradients, started from the solution at half the size, so that few steps per size suffice."""
+    """Solve by conjugate gradients, started from the solution at half the size, so that few steps suffice."""
     if not removed.any():
         return x
     x = torch.where(removed, _coarse_solution(x, removed), x)
@@ -107,12 +111,12 @@ def _solve(x: Tensor, removed: Tensor) -> Tensor:
     direction = residual
     squared_norm = _dot(residual, residual)
     for _ in range(4 * max(x.shape[2:])):
-        if residual.abs().max() <= RESIDUAL:
+        if residual.abs().max() <= MAX_RESIDUAL:
             break
-        image = removed * (weights * direction - _neighbor_sum(direction))  # the system's matrix times the direction
-        step = squared_norm / _dot(direction, image).clamp_min(torch.finfo(x.dtype).tiny)
+        product = removed * (weights * direction - _neighbor_sum(direction))  # the system's matrix times the direction
+        step = squared_norm / _dot(direction, product).clamp_min(torch.finfo(x.dtype).tiny)
         x = x + step * direction
-        residual = residual - step * image
+        residual = residual - step * product
         previous = squared_norm
         squared_norm = _dot(residual, residual)
         direction = residual + squared_norm / previous.clamp_min(torch.finfo(x.dtype).tiny) * direction
@@ -120,14 +124,14 @@ def _solve(x: Tensor, removed: Tensor) -> Tensor:
 
 
 def _coarse_solution(x: Tensor, removed: Tensor) -> Tensor:
-    """Solution for the known pixels averaged two by two, interpolated to the size of ``x``."""
+    """Average the known pixels of 2x2 blocks, solve at half the size, and interpolate to the size of ``x``."""
     known_share = F.avg_pool2d((~removed).to(x), 2, ceil_mode=True)
     coarse = F.avg_pool2d(x * ~removed, 2, ceil_mode=True) / known_share.clamp_min(torch.finfo(x.dtype).tiny)
     return F.interpolate(_solve(coarse, known_share == 0), x.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _neighbor_sum(x: Tensor) -> Tensor:
-    """Weighted sum of each pixel's neighbors: 1/6 of direct and 1/12 of diagonal ones, 0 outside the image."""
+    """Sum each pixel's neighbors with weight 1/6 if direct and 1/12 if diagonal; pixels outside the image are 0."""
     rows = F.pad(x, (0, 0, 1, 1))
     rows = rows[:, :, :-2] + rows[:, :, 2:] + 2 * x
     columns = F.pad(rows, (1, 1))

@@ -17,14 +17,15 @@ from camkd.models.eval_mode import eval_mode
 def randomize_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
     """Copy a model and permute the values within each parameter at random.
 
-    The copy has lost everything learned, but each layer keeps its distribution of weights. Buffers stay unchanged.
+    The learned parameters are destroyed, but each parameter keeps its distribution of values. Buffers, such as running
+    statistics, stay unchanged.
 
     Args:
         model: A model, which is left unchanged.
         seed: Seed of the permutations.
 
     Returns:
-        The randomized copy; equal seeds give equal copies.
+        The randomized copy, on the device of ``model``. Equal models and seeds give equal copies.
 
     Example:
         >>> layer = nn.Linear(3, 2)
@@ -43,8 +44,9 @@ def randomize_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
 def sanity(model: nn.Module, split: Split, predictions: SplitPredictions, seed: int = 0) -> float | None:
     """Model parameter randomization test: similarity of a model's maps to those of a randomized copy.
 
-    The mean `camkd.evaluate.metrics.spearman` of the model's maps and the maps of its `randomize_parameters` copy, of
-    the same classes. All layers are randomized at once. Adebayo et al. 2018, arXiv 1810.03292.
+    The similarity is the mean `camkd.evaluate.metrics.spearman` correlation of the model's maps and the maps of its
+    `randomize_parameters` copy, of the same classes. All layers are randomized at once. Adebayo et al. 2018, arXiv
+    1810.03292.
 
     Args:
         model: A classifier.
@@ -53,8 +55,8 @@ def sanity(model: nn.Module, split: Split, predictions: SplitPredictions, seed: 
         seed: Seed of the randomization.
 
     Returns:
-        The mean correlation, -1 to 1; near 0 is good. A value of 1 means that the maps depend only on the image and
-        the architecture. None if the copy's logits or maps are not finite.
+        The mean correlation, -1 to 1; near 0 is good. At 1, randomizing the parameters does not change the order of the
+        map cells. None if the copy's logits or maps are not finite.
 
     Example:
         >>> model = camkd.load("cam-net-cifar10")  # doctest: +SKIP

@@ -17,7 +17,7 @@ seeds = st.integers(0, 10_000)
 
 
 def mean_likeness(student: Tensor, teacher: Tensor) -> dict[str, float]:
-    return metrics.means(metrics.map_likeness(student, teacher))
+    return metrics.means(metrics.map_similarities(student, teacher))
 
 
 # --- chance levels
@@ -45,7 +45,7 @@ def test_derangement_rejects_fewer_than_two(n: int) -> None:
         metrics.derangement(n)
 
 
-# --- likeness of maps
+# --- similarity of maps
 
 
 def test_likeness_of_a_scaled_copy_is_one_and_above_chance() -> None:
@@ -87,7 +87,7 @@ def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
     assert values["cam_pearson"] == pytest.approx(metrics.pearson(large_student, large_teacher).mean().item())
     assert values["cam_cosine_centre"] == pytest.approx(metrics.cosine(large_student, centre).mean().item())
     assert {type(value) for value in values.values()} == {float}, "must be JSON-serializable"
-    shuffled = metrics.map_likeness(student, teacher)["cam_cosine_shuffled"]  # of two images, the other one
+    shuffled = metrics.map_similarities(student, teacher)["cam_cosine_shuffled"]  # of two images, the other one
     torch.testing.assert_close(shuffled, metrics.cosine(large_student, large_teacher.flip(0)))
 
 
@@ -100,7 +100,7 @@ def test_single_image_has_no_shuffled_chance_level() -> None:
 @pytest.mark.parametrize(("students", "teachers"), [(2, 3), (0, 0)])
 def test_unequal_or_empty_maps_are_rejected(students: int, teachers: int) -> None:
     with pytest.raises(ValueError, match=f"got {students} student maps and {teachers} teacher maps"):
-        metrics.map_likeness(torch.zeros(students, 4, 4), torch.zeros(teachers, 4, 4))
+        metrics.map_similarities(torch.zeros(students, 4, 4), torch.zeros(teachers, 4, 4))
 
 
 # --- outcomes
@@ -121,7 +121,7 @@ def test_means_by_outcome_average_over_each_group() -> None:
     student = random_maps(1, 6, 4, 4)
     teacher = random_maps(2, 6, 4, 4)
     mask = torch.tensor([True, False, True, False, False, False])
-    groups = metrics.means_by_outcome(metrics.map_likeness(student, teacher), {"some": mask, "none": mask & ~mask})
+    groups = metrics.means_by_outcome(metrics.map_similarities(student, teacher), {"some": mask, "none": mask & ~mask})
     assert groups["none"] == {"pictures": 0}
     assert groups["some"]["pictures"] == 2
     expected = (metrics.spearman(student, teacher)[0] + metrics.spearman(student, teacher)[2]) / 2

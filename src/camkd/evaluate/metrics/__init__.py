@@ -1,12 +1,12 @@
 """Metrics of classifiers and of class activation maps.
 
-All functions are pure and take tensors. Maps are ``(N, h, w)``: one map per image, of one class that the caller chose,
-for example the class the teacher predicts. docs/metrics.md lists the metrics that a run stores in ``metrics.json``.
+All functions are pure. Maps are ``(N, h, w)``: one map per image, of one class that the caller chooses, for example the
+class that the teacher predicts. docs/metrics.md lists the metrics that a run stores in ``metrics.json``.
 """
 
 from camkd.evaluate.metrics.agreement import (
     derangement,
-    map_likeness,
+    map_similarities,
     means,
     means_by_outcome,
     outcome_masks,
@@ -24,7 +24,7 @@ __all__ = [
     "ece",
     "energy_inside",
     "iou_top",
-    "map_likeness",
+    "map_similarities",
     "means",
     "means_by_outcome",
     "nll",

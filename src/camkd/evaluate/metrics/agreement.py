@@ -24,13 +24,14 @@ SIMILARITIES = {
     "cam_iou": iou_top,
     "cam_pointing_match": pointing_match,
 }
-"""Similarity metrics by their key in ``metrics.json``."""
+"""Similarity functions by their key in ``metrics.json``."""
 
 
 def derangement(n: int, seed: int = 0) -> Tensor:
     """Draw a random permutation without fixed points.
 
-    The permutation is a single cycle through all ``n`` images in random order. It is a function of ``n`` and ``seed``.
+    The permutation is a single cycle through all ``n`` images in random order. Equal ``n`` and ``seed`` give equal
+    permutations.
 
     Args:
         n: Number of images, 2 or more.
@@ -55,10 +56,10 @@ def derangement(n: int, seed: int = 0) -> Tensor:
     return permutation
 
 
-def map_likeness(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor]:
+def map_similarities(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor]:
     """Compute all similarities of student and teacher maps and their chance levels, per image.
 
-    Both maps of an image must be of the same class. They are brought to the larger grid first, see `to_common_grid`.
+    Both maps of an image must be of the same class. All maps are first resized to a common grid, see `to_common_grid`.
 
     Args:
         student_maps: ``(N, h, w)``, with ``N >= 1``.
@@ -76,7 +77,7 @@ def map_likeness(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor
         ValueError: If there are no images, or the numbers of maps differ.
 
     Example:
-        >>> sorted(map_likeness(torch.rand(1, 4, 4), torch.rand(1, 8, 8)))[:2]
+        >>> sorted(map_similarities(torch.rand(1, 4, 4), torch.rand(1, 8, 8)))[:2]
         ['cam_cosine', 'cam_cosine_centre']
     """
     if len(student_maps) != len(teacher_maps) or not len(student_maps):
@@ -88,16 +89,16 @@ def map_likeness(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor
     baselines = {CENTRE: centre_prior(*teacher.shape[1:]).to(teacher).expand_as(teacher)}
     if len(teacher) > 1:
         baselines[SHUFFLED] = teacher[derangement(len(teacher)).to(teacher.device)]
-    likeness = {}
+    similarities = {}
     for name, similarity in SIMILARITIES.items():
-        likeness[name] = similarity(student, teacher)
+        similarities[name] = similarity(student, teacher)
         for level, baseline in baselines.items():
-            likeness[level.key(name)] = similarity(student, baseline)
-    return likeness
+            similarities[level.key(name)] = similarity(student, baseline)
+    return similarities
 
 
 def to_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Resize two stacks of maps to the larger number of rows and of columns, with `camkd.cams.resize`.
+    """Resize two stacks of maps to the larger height and the larger width of both, with `camkd.cams.resize`.
 
     Args:
         a: Maps ``(N, h, w)``.
@@ -118,8 +119,8 @@ def outcome_masks(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str,
     """Split the images by the correctness of student and teacher.
 
     Args:
-        student: Classes the student predicts ``(N,)``.
-        teacher: Classes the teacher predicts ``(N,)``.
+        student: Classes that the student predicts, ``(N,)``.
+        teacher: Classes that the teacher predicts, ``(N,)``.
         labels: True classes ``(N,)``.
 
     Returns:
@@ -140,16 +141,16 @@ def outcome_masks(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str,
     }
 
 
-def means_by_outcome(likeness: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Average `map_likeness` over each group of images.
+def means_by_outcome(similarities: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Average each metric of `map_similarities` over each group of images.
 
     Args:
-        likeness: Tensors ``(N,)`` by metric.
+        similarities: Values ``(N,)`` by metric.
         masks: Masks ``(N,)`` bool by group, for example from `outcome_masks`.
 
     Returns:
-        For each group its number of images under the key ``pictures``, and the mean of each metric. A group without
-        images has no means.
+        A dict for each group, with its number of images under the key ``pictures`` and the mean of each metric. A group
+        without images has no means.
 
     Example:
         >>> masks = {"all": torch.tensor([True, True]), "none": torch.tensor([False, False])}
@@ -157,16 +158,16 @@ def means_by_outcome(likeness: Mapping[str, Tensor], masks: Mapping[str, Tensor]
         {'all': {'pictures': 2, 'cam_iou': 0.75}, 'none': {'pictures': 0}}
     """
     return {
-        name: {"pictures": int(mask.sum()), **(means(likeness, mask) if mask.any() else {})}
+        name: {"pictures": int(mask.sum()), **(means(similarities, mask) if mask.any() else {})}
         for name, mask in masks.items()
     }
 
 
-def means(likeness: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, float]:
-    """Average each metric of `map_likeness` over the images.
+def means(similarities: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, float]:
+    """Average each metric of `map_similarities` over the images.
 
     Args:
-        likeness: Tensors ``(N,)`` by metric.
+        similarities: Values ``(N,)`` by metric.
         mask: The images to average over, ``(N,)`` bool. Default: all.
 
     Returns:
@@ -174,9 +175,9 @@ def means(likeness: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[st
 
     Example:
         >>> maps = torch.rand(2, 4, 4)
-        >>> round(means(map_likeness(maps, maps))["cam_cosine"], 4)
+        >>> round(means(map_similarities(maps, maps))["cam_cosine"], 4)
         1.0
     """
     return {
-        name: (values if mask is None else values[mask]).double().mean().item() for name, values in likeness.items()
+        name: (values if mask is None else values[mask]).double().mean().item() for name, values in similarities.items()
     }

@@ -15,7 +15,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
         labels: True classes ``(N,)``.
 
     Returns:
-        The share of images whose largest logit belongs to the true class, 0 to 1.
+        The share of images with the largest logit at the true class, 0 to 1.
 
     Raises:
         ValueError: If there are no images, or the shapes do not match.
@@ -40,7 +40,7 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
         Counts ``(K, K)`` int64. Rows are true classes, columns are predicted classes.
 
     Raises:
-        ValueError: If a class lies outside ``0..classes - 1``, or the shapes differ.
+        ValueError: If a class lies outside ``0..classes - 1``, or one of the two tensors is not ``(N,)``.
 
     Example:
         >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
@@ -80,8 +80,9 @@ def nll(logits: Tensor, labels: Tensor) -> float:
 def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error.
 
-    ``sum_b |B_b|/N * |accuracy(B_b) - confidence(B_b)|`` over the bins ``((b-1)/bins, b/bins]`` of the largest softmax
-    probability. Guo et al. 2017, arXiv 1706.04599, equation 3.
+    The images are divided into bins ``B_b`` by confidence, the largest softmax probability: bin ``b`` holds
+    ``((b-1)/bins, b/bins]``. The error is ``sum_b |B_b|/N * |accuracy(B_b) - confidence(B_b)|``. Guo et al. 2017, arXiv
+    1706.04599, equation 3.
 
     Args:
         logits: ``(N, K)``, with ``N >= 1``.

@@ -1,8 +1,8 @@
 """Similarity of two maps, per image.
 
-The five metrics compare different properties of a map, because any single metric can be high for dissimilar maps:
+Each of the five metrics compares a different property, because any single metric can be high for dissimilar maps:
 
-- `cosine` compares the evidence for the class: the maps after ReLU, as a heatmap shows them.
+- `cosine` compares the positive values, the evidence for the class: the maps after ReLU, as a heatmap shows them.
 - `pearson` compares the whole raw map, including evidence against the class, independent of offset and scale.
 - `spearman` compares only the order of the cells, so that a single large cell does not dominate.
 - `iou_top` compares only the locations of the largest fifth of the cells.
@@ -19,14 +19,14 @@ from torch import Tensor
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of the positive parts of two maps, ``<relu(a), relu(b)> / (|relu(a)| |relu(b)|)``.
 
-    The positive part is the evidence for the class, as a heatmap shows it. The scale of either map has no effect.
+    The positive values are the evidence for the class, as a heatmap shows them. The scale of either map has no effect.
 
     Args:
         a: Maps ``(N, h, w)``.
         b: Maps ``(N, h, w)``.
 
     Returns:
-        One similarity per image ``(N,)``, 0 to 1. A map without positive evidence scores 0 against every map.
+        One similarity per image ``(N,)``, 0 to 1. A map without positive values scores 0 against every map.
 
     Raises:
         ValueError: If the shapes differ.
@@ -42,7 +42,8 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson correlation of two raw maps over their cells.
 
-    Evidence against the class counts too. The offset and the scale of either map have no effect.
+    Negative values, the evidence against the class, count too. The offset and the positive scale of either map have no
+    effect.
 
     Args:
         a: Maps ``(N, h, w)``.
@@ -65,8 +66,8 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Spearman rank correlation of two raw maps over their cells.
 
-    The `pearson` correlation of the cells' ranks, where equal cells share their mean rank. Any strictly increasing
-    function of either map has no effect.
+    The result is the `pearson` correlation of the cells' ranks, where equal cells share their mean rank. It does not
+    change when a strictly increasing function is applied to either map.
 
     Args:
         a: Maps ``(N, h, w)``.
@@ -119,9 +120,9 @@ def iou_top(a: Tensor, b: Tensor, fraction: float = 0.2) -> Tensor:
 def pointing_match(a: Tensor, b: Tensor) -> Tensor:
     """Match of the locations of the largest cells of two maps.
 
-    A match allows a distance of ``h // 8`` rows and ``w // 8`` columns. On grids under 8 cells that is the same cell;
-    on grids of 8 to 15 cells it includes direct and diagonal neighbors. Of equal cells, the first in row-major order
-    counts.
+    A match allows a distance of ``h // 8`` rows and ``w // 8`` columns. With fewer than 8 cells per side, only the same
+    cell matches; with 8 to 15 cells per side, direct and diagonal neighbors match too. Of equal cells, the first in
+    row-major order counts.
 
     Args:
         a: Maps ``(N, h, w)``.
@@ -161,14 +162,14 @@ def peak_positions(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_same_shape(a: Tensor, b: Tensor) -> None:
-    """Raise ValueError unless both are maps ``(N, h, w)`` of the same shape."""
+    """Raise ``ValueError`` unless both tensors are maps ``(N, h, w)`` of the same shape."""
     if a.shape != b.shape or a.ndim != 3:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"maps must both be (N, h, w), got {shapes}. Resize the maps with camkd.cams.resize.")
 
 
 def flatten_maps(maps: Tensor) -> Tensor:
-    """Flatten maps ``(N, h, w)`` to ``(N, h w)``, in fp32 or a wider type."""
+    """Flatten maps ``(N, h, w)`` to ``(N, h * w)``, in fp32 or a wider type."""
     return maps.flatten(1).to(torch.promote_types(maps.dtype, torch.float32))
 
 
@@ -192,13 +193,13 @@ def _center(vectors: Tensor) -> Tensor:
 
 
 def _top_k_mask(vectors: Tensor, k: int) -> Tensor:
-    """Mask of the ``k`` largest cells of each row; of equal cells, the first."""
+    """Return a mask of the ``k`` largest cells of each row; of equal cells, the first count."""
     indices = vectors.argsort(dim=1, descending=True, stable=True)[:, :k]
     return torch.zeros_like(vectors, dtype=torch.bool).scatter_(1, indices, True)
 
 
 def _mean_ranks(vectors: Tensor) -> Tensor:
-    """Rank of each cell in its row, from 0, ties sharing their mean rank; zeros for rows constant up to rounding."""
+    """Rank the cells of each row from 0, with the mean rank for ties; rows constant up to rounding get zeros."""
     vectors = vectors.contiguous()
     ordered = vectors.sort(dim=1).values
     below = torch.searchsorted(ordered, vectors, right=False)
