@@ -41,10 +41,10 @@ from support.interrupt import InterruptAt, Messages
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
 METRICS |= {"per_class", "confusion", "cam_form"}
-MAP_FIGURES = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_shuffled", "_centre")}
-TAUGHT = {"teacher_accuracy", "teacher_agreement", *MAP_FIGURES}
+MAP_METRICS = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_shuffled", "_centre")}
+TEACHER_METRICS = {"teacher_accuracy", "teacher_agreement", *MAP_METRICS}
 HISTORY = {"epoch", "train_loss", "terms", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
-HISTORY_TAUGHT = {"val_teacher_agreement", "val_cam_cosine"}
+HISTORY_WITH_TEACHER = {"val_teacher_agreement", "val_cam_cosine"}
 DATA = DataConfig(data="easy")
 ONE = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 TWO = replace(ONE, epochs=2)
@@ -74,25 +74,25 @@ def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def taught(easy: Dataset, wide_teacher: Path) -> Teacher:
+def loaded_teacher(easy: Dataset, wide_teacher: Path) -> Teacher:
     return load_teacher(wide_teacher, easy, "cpu")
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache of this test's own."""
+    """An empty cache for this test."""
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "teacher"
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer than the training here."""
     monkeypatch.setattr(pipeline, "draw_examples", lambda *arguments: None)
     monkeypatch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
 
 
-# --- what is in the folders
+# --- contents of run folders
 
 
 @pytest.mark.parametrize("role", ["teacher", "control", "student"])
@@ -108,12 +108,12 @@ def test_files_of_a_run_folder(finished: Any, role: str) -> None:
     ]  # fmt: skip
     assert f"checkpoints/best-{Run(folder).read_metrics()['best_epoch']:05d}.pt" in kept
     metrics = Run(folder).read_metrics()
-    assert set(metrics) >= METRICS | (TAUGHT if role != "teacher" else set())
+    assert set(metrics) >= METRICS | (TEACHER_METRICS if role != "teacher" else set())
     if role == "teacher":
-        assert not TAUGHT & set(metrics)
+        assert not TEACHER_METRICS & set(metrics)
     rows = Run(folder).read_history()
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert all(set(row) == HISTORY | (HISTORY_TAUGHT if role != "teacher" else set()) for row in rows)
+    assert all(set(row) == HISTORY | (HISTORY_WITH_TEACHER if role != "teacher" else set()) for row in rows)
     assert metrics["val_accuracy"] == max(row["val_accuracy"] for row in rows)
     assert metrics["epochs"] == 2
     assert metrics["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
@@ -122,17 +122,17 @@ def test_files_of_a_run_folder(finished: Any, role: str) -> None:
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_per_image_records_agree_with_metrics(finished: Any, easy_folder: Path, role: str) -> None:
-    pictures, metrics = (
+    records, metrics = (
         read_per_image(Run(finished.folder / role).per_image),
         Run(finished.folder / role).read_metrics(),
     )
-    assert metrics["test_images"] == len(pictures["label"]) == 24
-    assert metrics["accuracy"] == np.mean(pictures["predicted"] == pictures["label"])
-    assert set(pictures["name"]) == {str(path.relative_to(easy_folder)) for path in easy_folder.glob("test/*/*.png")}
-    assert ("teacher_agreement" in metrics) == ("teacher_predicted" in pictures) == (role == "student")
+    assert metrics["test_images"] == len(records["label"]) == 24
+    assert metrics["accuracy"] == np.mean(records["predicted"] == records["label"])
+    assert set(records["name"]) == {str(path.relative_to(easy_folder)) for path in easy_folder.glob("test/*/*.png")}
+    assert ("teacher_agreement" in metrics) == ("teacher_predicted" in records) == (role == "student")
     if role == "student":
-        assert metrics["teacher_agreement"] == np.mean(pictures["predicted"] == pictures["teacher_predicted"])
-        assert metrics["cam_iou"] == pytest.approx(np.mean(pictures["cam_iou"]))
+        assert metrics["teacher_agreement"] == np.mean(records["predicted"] == records["teacher_predicted"])
+        assert metrics["cam_iou"] == pytest.approx(np.mean(records["cam_iou"]))
 
 
 def test_every_metric_is_documented(finished: Any) -> None:
@@ -147,18 +147,18 @@ def test_default_optimizer_is_stored_in_the_configuration(easy: Dataset, tmp_pat
     config = TrainConfig(epochs=1, batch_size=24, precision="fp32", device="cpu", figure_every=0)
     for name, expected in (("cam-net", ("adamw", 0.01, 0.01)), ("resnet8", ("sgd", 0.2, 5e-4))):
         train_run(tmp_path / name, run_config(name, "teacher", config, data=DataConfig(data=str(easy_folder))), easy)
-        said = Run(tmp_path / name).config()
-        assert (said["optimizer"], said["lr"], said["weight_decay"]) == expected
+        options = Run(tmp_path / name).config()
+        assert (options["optimizer"], options["lr"], options["weight_decay"]) == expected
 
 
 def test_model_info_and_metrics_agree_with_the_model(finished: Any, easy: Dataset) -> None:
-    said = read_model_info(finished.folder / "student")
+    info = read_model_info(finished.folder / "student")
     model = load(finished.folder / "student")
     metrics = Run(finished.folder / "student").read_metrics()
-    assert (said.architecture, said.role, said.method) == ("cam-net", "student", "cam-kd")
-    assert (said.classes, said.size) == (easy.classes, 16)
-    assert said.teacher == str((finished.folder / "teacher").resolve())
-    assert said.params == metrics["params"] == sum(p.numel() for p in model.parameters())
+    assert (info.architecture, info.role, info.method) == ("cam-net", "student", "cam-kd")
+    assert (info.classes, info.size) == (easy.classes, 16)
+    assert info.teacher == str((finished.folder / "teacher").resolve())
+    assert info.params == metrics["params"] == sum(p.numel() for p in model.parameters())
     counts = np.array(metrics["confusion"])
     assert counts.sum() == len(easy.test)
     assert counts.sum(1).tolist() == [8, 8, 8]
@@ -179,15 +179,15 @@ def test_three_runs_and_a_report(finished: Any) -> None:
 
 
 def test_gallery_of_the_student_has_all_three_models(finished: Any, easy: Dataset) -> None:
-    """And a resumed ``camkd train`` finds the same pictures in it again."""
-    said = json.loads(Run(finished.folder / "student").gallery.read_text(encoding="utf-8"))
+    """A resumed ``camkd train`` uses the same images again."""
+    gallery = json.loads(Run(finished.folder / "student").gallery.read_text(encoding="utf-8"))
     roles = ("teacher", "student", "control")
-    assert [model["sha256"] for model in said["models"]] == [
+    assert [model["sha256"] for model in gallery["models"]] == [
         read_model_info(finished.folder / role).sha256 for role in roles
     ]
-    assert {image["row"] for image in said["images"]} == set(range(len(easy.test)))
+    assert {image["row"] for image in gallery["images"]} == set(range(len(easy.test)))
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
-    assert said["images"][0]["thumbnail"] in page
+    assert gallery["images"][0]["thumbnail"] in page
 
 
 def test_normalization_uses_training_statistics(finished: Any, easy: Dataset) -> None:
@@ -199,7 +199,7 @@ def test_normalization_uses_training_statistics(finished: Any, easy: Dataset) ->
 
 def test_channel_statistics() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2050, 4, 4, 3)).astype(np.uint8)
-    images[..., 2] = 77  # no deviation at all
+    images[..., 2] = 77  # no deviation
     mean, deviation = channel_statistics(images)
     pixels = images.reshape(-1, 3).astype(np.float64) / 255
     assert mean == pytest.approx(pixels.mean(0).tolist(), rel=1e-6)
@@ -207,7 +207,7 @@ def test_channel_statistics() -> None:
     assert deviation[2] == pytest.approx(1e-3)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("no_figures")
 def test_saved_weights_are_those_of_the_best_epoch(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +225,7 @@ def test_saved_weights_are_those_of_the_best_epoch(
     assert torch.equal(load(tmp_path).state_dict()["fc.weight"], seen[metrics["best_epoch"] - 1])
 
 
-# --- folders that hold something already
+# --- folders that hold a run
 
 
 def test_folder_with_a_run_is_refused(easy: Dataset, wide_teacher: Path) -> None:
@@ -276,13 +276,13 @@ def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
         train_run(wide_teacher, run_config("cam-net", "teacher", ONE), easy, resume=Resume())
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+@pytest.mark.usefixtures("no_figures")
+def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, loaded_teacher: Teacher) -> None:
     train_run(tmp_path, run_config("resnet8", "control", ONE), easy)
     with pytest.raises(InputError, match=r"method must be plain.*got kd"):
         train_run(tmp_path, run_config("resnet8", "control", ONE, DistillConfig(method="kd")), easy, resume=Resume())
     with pytest.raises(InputError, match=r"teacher must be .*, got /"):
-        train_run(tmp_path, run_config("resnet8", "control", ONE), easy, Supervision(taught), resume=Resume())
+        train_run(tmp_path, run_config("resnet8", "control", ONE), easy, Supervision(loaded_teacher), resume=Resume())
 
 
 def test_file_instead_of_a_run_folder_is_refused(easy: Dataset, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_finished_runs_are_not_trained_again(finished: Any, easy_folder: Path) -
     assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("model.safetensors")} == modified
 
 
-@pytest.mark.usefixtures("undrawn", "store")
+@pytest.mark.usefixtures("no_figures", "store")
 def test_interrupted_student_resumes_to_the_same_bits(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
     data = open_data(easy_folder)
     config = folder_config(easy_folder, str(finished.folder))  # the folder of `camkd train` stands for its teacher
@@ -339,12 +339,12 @@ def distill(
     return supervision.cache.num_computed if supervision.cache else 0, config.train
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_teacher_outputs_are_computed_once(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
+@pytest.mark.usefixtures("no_figures")
+def test_teacher_outputs_are_computed_once(easy: Dataset, tmp_path: Path, loaded_teacher: Teacher, store: Path) -> None:
     computed = {}
 
     def student(name: str, model: str, settings: DistillConfig, train: TrainConfig = TWO) -> None:
-        computed[name], _ = distill(tmp_path / name, easy, model, taught, settings, train)
+        computed[name], _ = distill(tmp_path / name, easy, model, loaded_teacher, settings, train)
 
     student("cold", "cam-net", DistillConfig(method="cam-kd"))
     student("warm", "cam-net", DistillConfig(method="cam-kd"))
@@ -367,15 +367,17 @@ def test_teacher_outputs_are_computed_once(easy: Dataset, tmp_path: Path, taught
     assert len(list(store.iterdir())) == 2
 
 
-@pytest.mark.usefixtures("undrawn", "store")
-def test_full_budget_repeats_augmented_epochs(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
-    supervision, _ = prepare_supervision(taught, easy, run_config(train=TWO, distill=DistillConfig(method="kd")))
+@pytest.mark.usefixtures("no_figures", "store")
+def test_full_budget_repeats_augmented_epochs(easy: Dataset, tmp_path: Path, loaded_teacher: Teacher) -> None:
+    supervision, _ = prepare_supervision(
+        loaded_teacher, easy, run_config(train=TWO, distill=DistillConfig(method="kd"))
+    )
     assert supervision.cache is not None
     store = supervision.cache.store
     assert store is not None
     budget = f"{store.epoch_bytes + 1}B"
     asked, config = distill(
-        tmp_path / "run", easy, "cam-net", taught, DistillConfig(method="kd", cache_budget=budget), TWO
+        tmp_path / "run", easy, "cam-net", loaded_teacher, DistillConfig(method="kd", cache_budget=budget), TWO
     )
     assert (asked, config.augment_epochs) == (96, 1)
     assert Run(tmp_path / "run").config()["augment_epochs"] == 1
@@ -383,28 +385,28 @@ def test_full_budget_repeats_augmented_epochs(easy: Dataset, tmp_path: Path, tau
     assert store.epochs() == [0]
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_features_are_not_cached(easy: Dataset, tmp_path: Path, taught: Teacher, store: Path) -> None:
-    asked, _ = distill(tmp_path / "at", easy, "cam-net", taught, DistillConfig(method="at"), ONE)
+@pytest.mark.usefixtures("no_figures")
+def test_features_are_not_cached(easy: Dataset, tmp_path: Path, loaded_teacher: Teacher, store: Path) -> None:
+    asked, _ = distill(tmp_path / "at", easy, "cam-net", loaded_teacher, DistillConfig(method="at"), ONE)
     assert asked == 96
     assert not store.exists()
     assert Run(tmp_path / "at").read_history()[0]["terms"]["at"] > 0
-    assert set(Run(tmp_path / "at").read_metrics()) >= TAUGHT
+    assert set(Run(tmp_path / "at").read_metrics()) >= TEACHER_METRICS
 
 
-@pytest.mark.usefixtures("undrawn", "store")
+@pytest.mark.usefixtures("no_figures", "store")
 @pytest.mark.parametrize("method", ["cam-kd", "at"])
-def test_teacher_is_unchanged(easy: Dataset, tmp_path: Path, taught: Teacher, method: str) -> None:
-    before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
-    taught.model.layer2.train()
-    modes = [module.training for module in taught.model.modules()]
-    distill(tmp_path / "run", easy, "cam-net", taught, DistillConfig(method=method), ONE)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in taught.model.state_dict().items())
-    assert [module.training for module in taught.model.modules()] == modes
-    assert all(p.grad is None and not p.requires_grad for p in taught.model.parameters())
+def test_teacher_is_unchanged(easy: Dataset, tmp_path: Path, loaded_teacher: Teacher, method: str) -> None:
+    before = {name: tensor.clone() for name, tensor in loaded_teacher.model.state_dict().items()}
+    loaded_teacher.model.layer2.train()
+    modes = [module.training for module in loaded_teacher.model.modules()]
+    distill(tmp_path / "run", easy, "cam-net", loaded_teacher, DistillConfig(method=method), ONE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded_teacher.model.state_dict().items())
+    assert [module.training for module in loaded_teacher.model.modules()] == modes
+    assert all(p.grad is None and not p.requires_grad for p in loaded_teacher.model.parameters())
 
 
-@pytest.mark.usefixtures("undrawn", "store")
+@pytest.mark.usefixtures("no_figures", "store")
 def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(classes: int, size: int) -> ResNet:
         return ResNet(BasicBlock, (8, 16), (1, 1), classes, size, hidden=6)
@@ -443,16 +445,16 @@ def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeyp
     assert find_teacher("resnet50", "cifar10").resolve() == default.resolve()
 
 
-# --- afterwards
+# --- evaluation of finished runs
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_reevaluate_gives_the_metrics_of_the_run(finished: Any, role: str) -> None:
     metrics = Run(finished.folder / role).read_metrics()
-    again = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None, print).metrics
-    assert set(again) >= {"accuracy", "ece", "nll", "confusion"} | (TAUGHT if role == "student" else set())
-    groups = [(again, metrics)]
-    groups += [(group, metrics["by_outcome"][name]) for name, group in again.pop("by_outcome", {}).items()]
+    repeated = reevaluate(str(finished.folder / role), None, None, "cpu", lambda *done: None, print).metrics
+    assert set(repeated) >= {"accuracy", "ece", "nll", "confusion"} | (TEACHER_METRICS if role == "student" else set())
+    groups = [(repeated, metrics)]
+    groups += [(group, metrics["by_outcome"][name]) for name, group in repeated.pop("by_outcome", {}).items()]
     for name, value, metrics in ((name, value, of) for found, of in groups for name, value in found.items()):
         assert value == (
             pytest.approx(metrics[name], rel=1e-3, abs=1e-5) if isinstance(value, float) else metrics[name]
@@ -465,9 +467,9 @@ def test_reevaluate_uses_the_limit_of_the_run(easy_folder: Path, tmp_path: Path)
     metrics = train_run(
         tmp_path / "run", run_config("resnet8", "teacher", replace(ONE, batch_size=9), data=data_config), data
     )
-    again = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, print).metrics
-    assert again["test_images"] == metrics["test_images"] == 9
-    assert again["confusion"] == metrics["confusion"]
+    repeated = reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, print).metrics
+    assert repeated["test_images"] == metrics["test_images"] == 9
+    assert repeated["confusion"] == metrics["confusion"]
     other = reevaluate(str(tmp_path / "run"), str(easy_folder), None, "cpu", lambda *done: None, print).metrics
     assert other["test_images"] == 24
 
@@ -476,19 +478,19 @@ def test_folder_without_splits_is_evaluated_whole(finished: Any, easy_folder: Pa
     student = str(finished.folder / "student")
     shutil.copytree(easy_folder / "train", tmp_path / "new")
     shutil.copytree(easy_folder / "test", tmp_path / "held" / "test")
-    said: list[str] = []
-    found = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, said.append).metrics
+    messages: list[str] = []
+    found = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, messages.append).metrics
     data = open_data(easy_folder)
     answers = predict_split(load(student), data.train).logits.argmax(1)
     assert found["accuracy"] == pytest.approx((answers.numpy() == data.train.labels).mean())
     assert found["test_images"] == 96
-    assert said == [f"evaluated on all 96 images of {str(tmp_path / 'new')!r}"]
+    assert messages == [f"evaluated on all 96 images of {str(tmp_path / 'new')!r}"]
     alone, whole = (
-        reevaluate(student, str(place), None, "cpu", lambda *done: None, said.append).metrics
+        reevaluate(student, str(place), None, "cpu", lambda *done: None, messages.append).metrics
         for place in (tmp_path / "held", easy_folder)
     )
     assert (alone["test_images"], alone["confusion"]) == (24, whole["confusion"])
-    assert said[-1] == f"evaluated on the 24 test images of {str(easy_folder)!r}"
+    assert messages[-1] == f"evaluated on the 24 test images of {str(easy_folder)!r}"
 
 
 def test_moved_training_folder_is_not_evaluated_whole(easy_folder: Path, tmp_path: Path) -> None:
@@ -499,26 +501,26 @@ def test_moved_training_folder_is_not_evaluated_whole(easy_folder: Path, tmp_pat
     given = reevaluate(str(tmp_path / "run"), str(tmp_path / "mine"), None, "cpu", lambda *done: None, print)
     assert given.metrics["confusion"] == metrics["confusion"]
     (tmp_path / "mine").rename(tmp_path / "moved")
-    said: list[str] = []
-    found = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, said.append)
+    messages: list[str] = []
+    found = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, messages.append)
     assert found.metrics["confusion"] == metrics["confusion"]
     assert 0 < found.metrics["test_images"] == metrics["test_images"] < 30
-    assert said[0] == f"evaluated on the {metrics['test_images']} test images of {str(tmp_path / 'moved')!r}"
-    assert any("so the split was made here" in line for line in said)
+    assert messages[0] == f"evaluated on the {metrics['test_images']} test images of {str(tmp_path / 'moved')!r}"
+    assert any("held out" in line for line in messages)
 
 
 def test_changed_images_give_a_message(easy_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(easy_folder, tmp_path / "mine")
-    data_config, said = DataConfig(data=str(tmp_path / "mine"), train_limit=60), list[str]()
+    data_config, messages = DataConfig(data=str(tmp_path / "mine"), train_limit=60), list[str]()
     data = open_data(tmp_path / "mine", train_limit=60)
     train_run(tmp_path / "run", run_config("resnet8", "teacher", ONE, data=data_config), data)
-    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
-    assert said == []
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, messages.append)
+    assert messages == []
     learnt = data.train.names[0] if data.train.names else ""
     shutil.copy(tmp_path / "mine" / learnt, tmp_path / "mine" / learnt.replace("train", "test"))
-    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, said.append)
-    assert len(said) == 1
-    assert f"{str(tmp_path / 'mine')!r} have changed" in said[0]
+    reevaluate(str(tmp_path / "run"), None, None, "cpu", lambda *done: None, messages.append)
+    assert len(messages) == 1
+    assert f"{str(tmp_path / 'mine')!r} have changed" in messages[0]
 
 
 def test_teacher_as_the_folder_of_all_three_runs(finished: Any) -> None:
@@ -537,11 +539,11 @@ def test_reevaluate_on_other_classes_is_refused(finished: Any, tmp_path: Path, e
         reevaluate(str(finished.folder / "student"), str(tmp_path / "other"), None, "cpu", lambda *done: None, print)
 
 
-# --- names and numbers
+# --- settings
 
 
 @dataclass(frozen=True)
-class Wrong:
+class WrongSetting:
     named: str
     model: str = "resnet8"
     distill: DistillConfig = PLAIN
@@ -552,36 +554,38 @@ class Wrong:
 @pytest.mark.parametrize(
     "wrong",
     [
-        Wrong("'nope'", model="nope"),
-        Wrong("got 'magic'", distill=DistillConfig(method="magic")),
-        Wrong("got 'never' in 'cam=1:schedule=never'", distill=DistillConfig(method="ce=1,cam=1:schedule=never")),
-        Wrong("got 'pool' in 'kd=1:pool=4'", distill=DistillConfig(method="ce=1,kd=1:pool=4")),
-        Wrong("got 'wild'", config=replace(ONE, augment="wild")),
-        Wrong("quantum", config=replace(ONE, device="quantum")),
-        Wrong("epochs must be .*, got 0", config=replace(ONE, epochs=0)),
-        Wrong("teacher_epochs must be .*, got 0", teacher_epochs=0),
-        Wrong(
+        WrongSetting("'nope'", model="nope"),
+        WrongSetting("got 'magic'", distill=DistillConfig(method="magic")),
+        WrongSetting(
+            "got 'never' in 'cam=1:schedule=never'", distill=DistillConfig(method="ce=1,cam=1:schedule=never")
+        ),
+        WrongSetting("got 'pool' in 'kd=1:pool=4'", distill=DistillConfig(method="ce=1,kd=1:pool=4")),
+        WrongSetting("got 'wild'", config=replace(ONE, augment="wild")),
+        WrongSetting("quantum", config=replace(ONE, device="quantum")),
+        WrongSetting("epochs must be .*, got 0", config=replace(ONE, epochs=0)),
+        WrongSetting("teacher_epochs must be .*, got 0", teacher_epochs=0),
+        WrongSetting(
             "batch_size must be 2 or more",
             distill=DistillConfig(method="ce=1,cam=1:control=shuffled"),
             config=replace(ONE, batch_size=1),
         ),
-        Wrong("batch_size must be .*, got -1", config=replace(ONE, batch_size=-1)),
-        Wrong("lr must be .*, got 0.0", config=replace(ONE, lr=0.0)),
-        Wrong("lr must be .*, got nan", config=replace(ONE, lr=float("nan"))),
-        Wrong("lr must be .*, got inf", config=replace(ONE, lr=float("inf"))),
-        Wrong("weight_decay must be .*, got -0.1", config=replace(ONE, weight_decay=-0.1)),
-        Wrong("warmup_fraction must be .*, got 1.5", config=replace(ONE, warmup_fraction=1.5)),
-        Wrong("label_smoothing must be .*, got 2.0", config=replace(ONE, label_smoothing=2.0)),
-        Wrong("grad_clip must be .*, got 0.0", config=replace(ONE, grad_clip=0.0)),
-        Wrong("ema_decay must be .*, got 1.1", config=replace(ONE, ema_decay=1.1)),
-        Wrong("seed must be .*, got -1", config=replace(ONE, seed=-1)),
-        Wrong("augment_seed must be .*, got 10000000000", config=replace(ONE, augment_seed=10**10)),
-        Wrong("figure_every must be .*, got -1", config=replace(ONE, figure_every=-1)),
-        Wrong("cache_budget must be .*, got -1", distill=DistillConfig(method="kd", cache_budget=-1)),
+        WrongSetting("batch_size must be .*, got -1", config=replace(ONE, batch_size=-1)),
+        WrongSetting("lr must be .*, got 0.0", config=replace(ONE, lr=0.0)),
+        WrongSetting("lr must be .*, got nan", config=replace(ONE, lr=float("nan"))),
+        WrongSetting("lr must be .*, got inf", config=replace(ONE, lr=float("inf"))),
+        WrongSetting("weight_decay must be .*, got -0.1", config=replace(ONE, weight_decay=-0.1)),
+        WrongSetting("warmup_fraction must be .*, got 1.5", config=replace(ONE, warmup_fraction=1.5)),
+        WrongSetting("label_smoothing must be .*, got 2.0", config=replace(ONE, label_smoothing=2.0)),
+        WrongSetting("grad_clip must be .*, got 0.0", config=replace(ONE, grad_clip=0.0)),
+        WrongSetting("ema_decay must be .*, got 1.1", config=replace(ONE, ema_decay=1.1)),
+        WrongSetting("seed must be .*, got -1", config=replace(ONE, seed=-1)),
+        WrongSetting("augment_seed must be .*, got 10000000000", config=replace(ONE, augment_seed=10**10)),
+        WrongSetting("figure_every must be .*, got -1", config=replace(ONE, figure_every=-1)),
+        WrongSetting("cache_budget must be .*, got -1", distill=DistillConfig(method="kd", cache_budget=-1)),
     ],
     ids=lambda wrong: wrong.named,
 )
-def test_wrong_setting_is_refused(wrong: Wrong) -> None:
+def test_wrong_setting_is_refused(wrong: WrongSetting) -> None:
     with pytest.raises(InputError, match=wrong.named):
         pipeline.check_config(run_config(wrong.model, train=wrong.config, distill=wrong.distill), wrong.teacher_epochs)
 
@@ -618,29 +622,31 @@ def test_resolve_auto(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert resolve(replace(auto, train=replace(auto.train, augment_epochs=7)), *folders).augment_epochs == 7
 
 
-@pytest.mark.usefixtures("undrawn", "store")
-def test_resumed_run_keeps_its_augmented_epochs_at_any_budget(easy: Dataset, tmp_path: Path, taught: Teacher) -> None:
+@pytest.mark.usefixtures("no_figures", "store")
+def test_resumed_run_keeps_its_augmented_epochs_at_any_budget(
+    easy: Dataset, tmp_path: Path, loaded_teacher: Teacher
+) -> None:
     folder = tmp_path / "run"
     small_budget = DistillConfig(method="kd", cache_budget="15kB")
-    computed, train = distill(folder, easy, "cam-net", taught, small_budget, TWO)
+    computed, train = distill(folder, easy, "cam-net", loaded_teacher, small_budget, TWO)
     assert (computed, train.augment_epochs) == (96, 1)
     config = pipeline.resolve_auto(run_config("cam-net", train=TWO, distill=DistillConfig(method="kd")), folder)
     assert config.train.augment_epochs == 1
-    supervision, config = prepare_supervision(taught, easy, config)
+    supervision, config = prepare_supervision(loaded_teacher, easy, config)
     assert train_run(folder, config, easy, supervision, resume=Resume())["augment_epochs"] == 1
 
 
 # --- a teacher that does not fit the images
 
 
-def spoil(teacher: Teacher, way: str) -> Teacher:
+def corrupt(teacher: Teacher, kind: str) -> Teacher:
     model = copy.deepcopy(teacher.model)
     assert isinstance(model, ImageClassifier)
     with torch.no_grad():
-        if way == "order of classes":
+        if kind == "order of classes":
             model.fc.weight.copy_(model.fc.weight.roll(1, 0))
             model.fc.bias.copy_(model.fc.bias.roll(1, 0))
-        elif way == "normalisation":
+        elif kind == "normalization":
             model.set_normalization([90.0] * 3, [0.01] * 3)
         else:
             for parameter in model.parameters():
@@ -648,25 +654,25 @@ def spoil(teacher: Teacher, way: str) -> Teacher:
     return replace(teacher, model=model)
 
 
-def test_teacher_accuracy_is_reported(easy: Dataset, taught: Teacher) -> None:
-    right = (taught.val_targets.labels.numpy() == easy.val.labels).mean()
-    assert taught.check_accuracy() == pytest.approx(right)
+def test_teacher_accuracy_is_reported(easy: Dataset, loaded_teacher: Teacher) -> None:
+    right = (loaded_teacher.val_targets.class_ids.numpy() == easy.val.labels).mean()
+    assert loaded_teacher.check_accuracy() == pytest.approx(right)
     messages = Messages()
-    prepare_supervision(taught, easy, run_config(distill=DistillConfig(method="kd")), [messages])
+    prepare_supervision(loaded_teacher, easy, run_config(distill=DistillConfig(method="kd")), [messages])
     assert messages.texts[0] == f"teacher: validation accuracy {right:.1%}"
 
 
 @pytest.mark.fault("the wrong teacher")
-def test_few_validation_images_raise_the_bound(taught: Teacher) -> None:
+def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
     """One wrong of four, two of which are of one class: two standard errors of guessing are a half."""
-    said = taught.val_targets.labels.numpy()
-    rows = np.array([np.flatnonzero(said == label)[place] for label, place in ((0, 0), (0, 1), (1, 0), (1, 1))])
-    few = replace(taught.val.take(rows), labels=np.array([0, 0, 1, 2]))
+    labels = loaded_teacher.val_targets.class_ids.numpy()
+    rows = np.array([np.flatnonzero(labels == label)[place] for label, place in ((0, 0), (0, 1), (1, 0), (1, 1))])
+    few = replace(loaded_teacher.val.take(rows), labels=np.array([0, 0, 1, 2]))
     with pytest.raises(
         InputError,
         match=r"at least 100\.0% of the 4 validation images .*, got 75\.0%\. .* 50\.0%\..* lower the bound\.$",
     ):
-        replace(taught, val=few).check_accuracy()
+        replace(loaded_teacher, val=few).check_accuracy()
 
 
 @pytest.mark.fault("the wrong teacher")
@@ -680,9 +686,9 @@ def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: 
 
 
 @pytest.mark.fault("the wrong teacher")
-@pytest.mark.parametrize("way", ["order of classes", "normalisation", "weights"])
-def test_teacher_near_chance_is_refused(easy: Dataset, taught: Teacher, way: str) -> None:
+@pytest.mark.parametrize("kind", ["order of classes", "normalization", "weights"])
+def test_teacher_near_chance_is_refused(easy: Dataset, loaded_teacher: Teacher, kind: str) -> None:
     with pytest.raises(InputError, match=r"of the 24 validation images.*33\.3%"):
-        prepare_supervision(spoil(taught, way), easy, run_config(distill=DistillConfig(method="cam-kd")))
-    plain, _ = prepare_supervision(spoil(taught, way), easy, run_config())
+        prepare_supervision(corrupt(loaded_teacher, kind), easy, run_config(distill=DistillConfig(method="cam-kd")))
+    plain, _ = prepare_supervision(corrupt(loaded_teacher, kind), easy, run_config())
     assert plain.cache is None
