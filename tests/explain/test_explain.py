@@ -68,44 +68,44 @@ def test_method_applies_to_all_models_and_layer_to_one(easy: Dataset, models: di
 
 
 @pytest.fixture
-def heatmaps_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Replace `heatmaps` with a function that records its arguments."""
+def save_heatmaps_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace `save_heatmaps` with a function that records its arguments."""
     arguments: dict[str, Any] = {}
 
     def record(images: Any, columns: Any, path: Path, **options: Any) -> None:
         arguments.update(images=images, columns=columns, **options)
 
-    monkeypatch.setattr(explain, "heatmaps", record)
+    monkeypatch.setattr(explain, "save_heatmaps", record)
     return arguments
 
 
 def test_caption_of_a_map_is_the_models_prediction(
-    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, heatmaps_arguments: dict[str, Any]
+    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, save_heatmaps_arguments: dict[str, Any]
 ) -> None:
     images = easy.test.images
     draw_heatmaps(images, models, easy.classes, tmp_path / "x.png", ["berry"] * 24)
     probabilities, _ = reference_predictions(models["teacher"], images)
-    assert heatmaps_arguments["map_classes"] == [easy.classes[k] for k in probabilities.argmax(1)]
-    assert heatmaps_arguments["true_classes"] == ["berry"] * 24
-    for column in heatmaps_arguments["columns"]:
+    assert save_heatmaps_arguments["map_classes"] == [easy.classes[k] for k in probabilities.argmax(1)]
+    assert save_heatmaps_arguments["true_classes"] == ["berry"] * 24
+    for column in save_heatmaps_arguments["columns"]:
         probabilities, _ = reference_predictions(models[column.title], images)
         confidence, predicted = probabilities.max(1)
-        assert column.labels == [easy.classes[k] for k in predicted]
+        assert column.caption_classes == [easy.classes[k] for k in predicted]
         np.testing.assert_allclose(column.confidences, confidence, rtol=1e-3, atol=1e-5)
 
 
 def test_caption_of_one_of_several_maps_is_its_class(
-    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, heatmaps_arguments: dict[str, Any]
+    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, save_heatmaps_arguments: dict[str, Any]
 ) -> None:
     images = easy.test.images[:4]
     explanation = explain_batches(models, [images], top=2)
     draw_explanation(images, explanation, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
-    columns = heatmaps_arguments["columns"]
+    columns = save_heatmaps_arguments["columns"]
     assert [column.title for column in columns] == ["teacher", "student"] * 2
-    assert heatmaps_arguments["names"] == ["a", "b", "c", "d"]
+    assert save_heatmaps_arguments["names"] == ["a", "b", "c", "d"]
     for position, column in enumerate(columns):
         class_ids = explanation.class_ids[:, position // 2]
-        assert column.labels == [easy.classes[k] for k in class_ids]
+        assert column.caption_classes == [easy.classes[k] for k in class_ids]
         probabilities, _ = reference_predictions(models[column.title], images)
         expected = probabilities[torch.arange(4), torch.from_numpy(class_ids)]
         np.testing.assert_allclose(column.confidences, expected, rtol=1e-3, atol=1e-5)

@@ -13,9 +13,9 @@ from camkd.explain.explain import Explanation, ModelMaps
 from camkd.explain.files import (
     MAX_PANELS,
     check_figure_size,
+    decode_batches,
     decode_images,
     find_image_files,
-    iter_decoded,
     output_format,
     prediction_records,
     write_figure,
@@ -78,7 +78,7 @@ def test_folder_without_images_is_rejected(folder: Path) -> None:
 def test_images_are_decoded_in_batches(folder: Path) -> None:
     paths = find_image_files([str(folder)]) * 30
     progress: list[tuple[int, int]] = []
-    batches = list(iter_decoded(paths, 16, lambda done, total, description: progress.append((done, total))))
+    batches = list(decode_batches(paths, 16, lambda done, total, description: progress.append((done, total))))
     assert [len(batch) for batch in batches] == [32, 32, 26]
     assert progress == [(32, 90), (64, 90), (90, 90)]
     np.testing.assert_array_equal(np.concatenate(batches), decode_images(paths, 16))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.data.dataset import Split, round_robin
-from camkd.explain.plots import HeatmapColumn, heatmaps
+from camkd.explain.plots import HeatmapColumn, save_heatmaps
 from camkd.models.eval_mode import eval_mode
 from camkd.types import Prediction
 
@@ -28,7 +28,7 @@ class ModelMaps(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Maps of several models for the same ``N`` images and the same ``k`` classes per image."""
+    """Maps of several models for the same ``N`` images and the same ``k`` explained classes of each image."""
 
     class_ids: NDArray[np.int64]
     """The classes of the maps, ``(N, k)``."""
@@ -46,20 +46,22 @@ def explain_batches(
 ) -> Explanation:
     """Compute each model's maps of the ``top`` classes that the first model ranks highest.
 
+    The models run on their own devices in eval mode.
+
     Args:
         models: Models by title. The first model selects the classes.
-        batches: Batches of images ``(N, H, W, 3)`` uint8, RGB.
-        top: Number of classes per image.
+        batches: Batches of images ``(n, H, W, 3)`` uint8, RGB.
+        top: Number of classes per image, ``k``.
         method: Map method, a name in ``camkd.cams.MAP_METHODS``.
         layers: Dotted names of the layers to compute maps from, by model title. Default: the layer that
             `camkd.predict` selects.
 
     Returns:
-        Classes, probabilities and maps of all batches.
+        Classes, probabilities and maps of all batches, concatenated.
 
     Raises:
-        InputError: If ``method`` or a layer does not exist, ``top`` exceeds the number of classes, or a model has no
-            layer with a spatial output.
+        InputError: If ``method`` or a layer does not exist, ``top`` is not between 1 and the number of classes, or a
+            model has no layer with a spatial output.
 
     Example:
         >>> models = {"student": camkd.load("cam-net-cifar10")}  # doctest: +SKIP
@@ -105,6 +107,10 @@ def draw_heatmaps(
         path: The PNG file to write.
         true_classes: Name of each image's true class ``(N,)``. If given, predictions are marked correct or wrong.
 
+    Raises:
+        InputError: If a model has no layer with a spatial output.
+        ValueError: If there are no images, or the numbers of images and true classes differ.
+
     Example:
         >>> models = {"student": camkd.load("cam-net-cifar10")}  # doctest: +SKIP
         >>> draw_heatmaps(images, models, classes, Path("cams.png"))  # doctest: +SKIP
@@ -121,19 +127,19 @@ def draw_explanation(
     true_classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Save images and maps side by side as PNG, with `camkd.explain.plots.heatmaps`.
+    """Save images and maps side by side as PNG, with `camkd.explain.plots.save_heatmaps`.
 
-    The caption of a map is its model's prediction and confidence. With several classes per image, the caption is the
-    class of the map and its probability.
+    With one explained class per image, the caption of a map is the class that its model predicts, and the confidence.
+    With several explained classes, the caption is the class of the map and its probability.
 
     Args:
         images: ``(N, H, W, 3)`` uint8, RGB.
         explanation: Maps for the same images.
         classes: Names of all ``K`` classes.
         path: The PNG file to write.
-        true_classes: Name of each image's true class ``(N,)``, used if the explanation holds one class per image. If
-            given, predictions are marked correct or wrong.
-        names: Name of each image ``(N,)``, drawn as its caption.
+        true_classes: Name of each image's true class ``(N,)``. If given, predictions are marked correct or wrong.
+            Ignored if the explanation holds several classes per image.
+        names: Name of each image ``(N,)``, drawn under the image if ``true_classes`` is not used.
 
     Raises:
         ValueError: If there are no images, or the numbers of images, maps and names differ.
@@ -149,21 +155,21 @@ def draw_explanation(
             for title, model_maps in explanation.maps_by_model.items()
         ]
         map_classes = [classes[k] for k in class_ids[:, 0]]
-        heatmaps(images, columns, path, map_classes=map_classes, true_classes=true_classes, names=names)
+        save_heatmaps(images, columns, path, map_classes=map_classes, true_classes=true_classes, names=names)
         return
     columns = [
         _column(title, model_maps, class_ids[:, rank], rank, classes)
         for rank in range(class_ids.shape[1])
         for title, model_maps in explanation.maps_by_model.items()
     ]
-    heatmaps(images, columns, path, names=names, blocks=1)
+    save_heatmaps(images, columns, path, names=names, blocks=1)
 
 
 def _column(
-    title: str, model_maps: ModelMaps, labels: NDArray[np.int64], rank: int, classes: Sequence[str]
+    title: str, model_maps: ModelMaps, caption_ids: NDArray[np.int64], rank: int, classes: Sequence[str]
 ) -> HeatmapColumn:
-    confidences = np.take_along_axis(model_maps.probabilities, labels[:, None], 1)[:, 0]
-    return HeatmapColumn(title, model_maps.maps[:, rank], [classes[k] for k in labels], confidences.tolist())
+    confidences = np.take_along_axis(model_maps.probabilities, caption_ids[:, None], 1)[:, 0]
+    return HeatmapColumn(title, model_maps.maps[:, rank], [classes[k] for k in caption_ids], confidences.tolist())
 
 
 def example_rows(split: Split, count: int = 8) -> NDArray[np.int64]:
@@ -174,21 +180,21 @@ def example_rows(split: Split, count: int = 8) -> NDArray[np.int64]:
         count: Number of images, fewer if ``split`` is smaller.
 
     Returns:
-        Rows of ``split``, int64 ``(count,)``.
+        Rows of ``split``, int64 ``(min(count, N),)``.
     """
     return round_robin(split.labels)[:count]
 
 
 def predict_images(model: nn.Module, images: NDArray[np.uint8], **options: Any) -> Prediction:
-    """Run `camkd.predict` on uint8 images, in eval mode and without gradients.
+    """Run `camkd.predict` on uint8 images, with the model on its own device in eval mode.
 
     Args:
         model: A classifier.
         images: ``(N, H, W, 3)`` uint8, RGB.
-        options: Keyword arguments of `camkd.predict`.
+        **options: Keyword arguments of `camkd.predict`.
 
     Returns:
-        The prediction, on the CPU.
+        The prediction, detached and on the CPU.
     """
     device = next(model.parameters()).device
     x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 255

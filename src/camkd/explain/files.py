@@ -27,13 +27,13 @@ MAX_PANELS = 600
 
 
 def find_image_files(paths: Sequence[str]) -> list[Path]:
-    """List image files: given files as they are, and all images below given folders.
+    """List image files: each given file, and all images below each given folder.
 
     Args:
-        paths: Files and folders.
+        paths: Files and folders. Files are not checked.
 
     Returns:
-        Paths without duplicates, in order.
+        Paths without duplicates, in the order of ``paths``; the images of a folder are sorted.
 
     Raises:
         InputError: If a folder holds no images.
@@ -43,7 +43,7 @@ def find_image_files(paths: Sequence[str]) -> list[Path]:
 
 
 def decode_images(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
-    """Decode the center square of image files.
+    """Decode the center square of each image file.
 
     Args:
         paths: Image files.
@@ -53,21 +53,24 @@ def decode_images(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
         Images ``(N, size, size, 3)``, RGB.
 
     Raises:
-        InputError: If a file cannot be decoded; the message names the first one.
+        InputError: If a file cannot be decoded. The message names the first unreadable file.
     """
     return np.stack([_decode(path, size) for path in paths])
 
 
-def iter_decoded(paths: Sequence[Path], size: int, progress: Progress) -> Iterator[NDArray[np.uint8]]:
+def decode_batches(paths: Sequence[Path], size: int, progress: Progress) -> Iterator[NDArray[np.uint8]]:
     """Decode image files in batches of `BATCH_SIZE`, see `decode_images`.
 
     Args:
         paths: Image files.
         size: Side of the decoded images in pixels.
-        progress: Called after each batch is consumed.
+        progress: Callback, called when the consumer requests the next batch.
 
     Yields:
         Images ``(n, size, size, 3)``, RGB.
+
+    Raises:
+        InputError: If a file cannot be decoded.
     """
     for start in range(0, len(paths), BATCH_SIZE):
         yield decode_images(paths[start : start + BATCH_SIZE], size)
@@ -91,46 +94,46 @@ def output_format(out: Path) -> str:
         out: The output path.
 
     Returns:
-        ``png``, ``json``, ``npz`` or ``folder``.
+        ``folder`` for an existing folder or a path without suffix, otherwise the suffix ``png``, ``json`` or ``npz``.
 
     Raises:
-        InputError: If the suffix is none of the three, or ``out`` has no suffix and is a file.
+        InputError: If ``out`` has another suffix, or is an existing file without suffix.
 
     Example:
         >>> output_format(Path("maps.npz"))
         'npz'
     """
-    kind = "folder" if out.is_dir() or not out.suffix else out.suffix[1:].lower()
-    if kind not in ("png", "json", "npz", "folder") or (kind == "folder" and out.is_file()):
+    file_format = "folder" if out.is_dir() or not out.suffix else out.suffix[1:].lower()
+    if file_format not in ("png", "json", "npz", "folder") or (file_format == "folder" and out.is_file()):
         raise InputError(
             f"`--out` must be a .png, .npz or .json file or a folder, got {out}. "
             "Choose another file name, or a folder for overlays."
         )
-    return kind
+    return file_format
 
 
-def check_figure_size(images: int, maps: int) -> None:
+def check_figure_size(num_images: int, maps_per_image: int) -> None:
     """Check the number of panels of a figure.
 
     Args:
-        images: Number of images.
-        maps: Number of maps per image.
+        num_images: Number of images.
+        maps_per_image: Number of maps of each image.
 
     Raises:
         InputError: If the figure would hold more than `MAX_PANELS` panels.
     """
-    panels = images * (1 + maps)
+    panels = num_images * (1 + maps_per_image)
     if panels > MAX_PANELS:
         raise InputError(
-            f"a figure must hold {MAX_PANELS} images and maps or fewer, got {panels:,}: {images:,} images with {maps} "
-            "maps each. Explain fewer images, or set `--out` to a folder, a .npz or a .json file."
+            f"a figure must hold {MAX_PANELS} images and maps or fewer, got {panels:,}: {num_images:,} images with "
+            f"{maps_per_image} maps each. Explain fewer images, or set `--out` to a folder, a .npz or a .json file."
         )
 
 
 def write_figure(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
     """Write one PNG with the center square of each image and each model's maps over it.
 
-    The center square keeps its own pixels, unless it is larger than a panel.
+    The pixels of a center square smaller than a panel are enlarged without smoothing. A larger square is shrunk.
 
     Args:
         out: The PNG file to write.
@@ -151,16 +154,16 @@ def _panel_image(path: Path) -> NDArray[np.uint8]:
 
 
 def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], progress: Progress) -> None:
-    """Write one PNG per image and map, at the resolution of the image; either all files or none.
+    """Write one PNG per image and map, at the resolution of the image. On an error, no file is written.
 
-    An overlay keeps the image's path below the common parent of all images, and appends ``.png``, or ``.1.png``,
-    ``.2.png``, ... for ``k > 1``.
+    The overlay of an image has the same path below ``out`` as the image below the common parent folder of all images,
+    with the suffix ``.png`` appended. For ``k > 1`` the suffixes are ``.1.png``, ``.2.png``, ...
 
     Args:
         out: The folder to write.
         paths: The ``N`` image files.
         maps: Maps ``(N, k, h, w)``.
-        progress: Called after each image.
+        progress: Callback, called after each image.
 
     Raises:
         InputError: If a file cannot be decoded.
@@ -178,10 +181,10 @@ def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], 
 
 
 def write_maps(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
-    """Write an explanation as arrays, without pickles (``.npz``).
+    """Write an explanation as arrays in a compressed ``.npz`` file, without pickles.
 
-    The arrays are ``images`` (file names), ``classes`` (names of all classes), ``class_ids (N, k)`` and, for each
-    model, ``<title>_probabilities (N, K)`` and ``<title>_maps (N, k, h, w)``.
+    The arrays are ``images`` (paths), ``classes`` (names of all classes), ``class_ids (N, k)`` and, for each model,
+    ``<title>_probabilities (N, K)`` and ``<title>_maps (N, k, h, w)``.
 
     Args:
         out: The file to write.
@@ -202,7 +205,7 @@ def write_maps(out: Path, paths: Sequence[Path], explanation: Explanation, class
 
 
 def write_records(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
-    """Write an explanation as JSON: the `prediction_records` under ``images``, with a ``map`` for each class shown.
+    """Write an explanation as JSON: the `prediction_records` under ``images``, with a ``map`` in ``classes_shown``.
 
     Args:
         out: The file to write.
@@ -229,11 +232,11 @@ def prediction_records(
         classes: Names of all ``K`` classes.
 
     Returns:
-        A record for each image and model, by file name and title.
+        One record per image and model, by the image's path and the model's title.
 
-        - ``class``: the predicted class.
-        - ``confidence``: its probability.
-        - ``classes_shown``: the classes with a map, each with its ``class`` and ``confidence``.
+        - ``class``: name of the predicted class.
+        - ``confidence``: probability of the predicted class.
+        - ``classes_shown``: for each class with a map, its name ``class`` and its probability ``confidence``.
 
     Example:
         >>> from camkd.explain.explain import ModelMaps

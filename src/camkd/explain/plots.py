@@ -1,13 +1,12 @@
 """Heatmap figures and overlays.
 
-Figures are drawn with matplotlib's object API, without pyplot and global state, from NumPy arrays and plain numbers.
-This module does not import torch. Class names and titles are drawn literally, without mathtext; long names are
-shortened.
+Figures are drawn from NumPy arrays and plain numbers with matplotlib's object API, without pyplot. This module does not
+import torch. Class names and titles are drawn literally, without mathtext; long names are shortened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,23 +26,29 @@ CORRECT_COLOR = "#0b6b4f"
 WRONG_COLOR = "#b3261e"
 
 PANEL_SIZE = 192
-"""Longer side of a panel of `heatmaps`, in pixels."""
+"""Longer side of a panel of `save_heatmaps`, in pixels."""
 
-LUMA = np.array([0.299, 0.587, 0.114])
+LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in the luma of ITU-R BT.601."""
+
+DPI = 100
+"""Resolution of figures in pixels per inch."""
+
+POINTS_PER_PIXEL = 72 / DPI
+"""Conversion of pixels to matplotlib's points, 1/72 inch."""
 
 
 class HeatmapColumn(NamedTuple):
-    """A column of `heatmaps`: the maps of one model for ``N`` images, with a caption for each map."""
+    """A column of `save_heatmaps`: the maps of one model for ``N`` images, with a caption for each map."""
 
     title: str
     """Title of the model."""
     maps: NDArray[Any]
     """Maps ``(N, h, w)``."""
-    labels: Sequence[str]
-    """Class name in each caption, ``(N,)``."""
+    caption_classes: Sequence[str]
+    """Class name in the caption of each map ``(N,)``, for example the class that the model predicts."""
     confidences: Sequence[float]
-    """Probability in each caption, 0 to 1, ``(N,)``."""
+    """Probability of each caption's class, 0 to 1, ``(N,)``."""
 
 
 def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
@@ -54,7 +59,7 @@ def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
         size: Height and width of the result.
 
     Returns:
-        The image at ``size``. If it is shrunk along at least one side, both sides are averaged.
+        The image at ``size``. If at least one side shrinks, averages are taken along both sides.
 
     Example:
         >>> resize_image(np.zeros((32, 32, 3), np.uint8), (192, 192)).shape
@@ -68,8 +73,9 @@ def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
 def overlay(image: Pixels, cam: NDArray[Any], size: tuple[int, int]) -> Pixels:
     """Draw a map over its image.
 
-    The image is drawn in gray, so that color shows only evidence. The map is clipped at zero, divided by its maximum
-    and resized bilinearly, with cells as areas. A map without positive evidence stays zero.
+    The image is drawn in gray, so that color shows only the positive values of the map, the evidence for the class. The
+    map is clipped at zero, divided by its maximum and resized bilinearly, with cells as areas. NaN and infinite values
+    count as zero. A map without positive values stays zero.
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
@@ -83,11 +89,11 @@ def overlay(image: Pixels, cam: NDArray[Any], size: tuple[int, int]) -> Pixels:
         >>> overlay(np.zeros((2, 2, 3), np.uint8), np.eye(2), (4, 4)).shape
         (4, 4, 3)
     """
-    evidence = np.maximum(np.nan_to_num(np.asarray(cam, np.float32), posinf=0), 0)
-    peak = evidence.max(initial=0)
-    cam_image = Image.fromarray(evidence / (peak if peak > 0 else 1))
-    evidence_share = np.asarray(cam_image.resize(size[::-1], Image.Resampling.BILINEAR))
-    return _blend(resize_image(image, size) @ LUMA / 255, evidence_share)
+    positive = np.maximum(np.nan_to_num(np.asarray(cam, np.float32), posinf=0), 0)
+    peak = positive.max(initial=0)
+    cam_image = Image.fromarray(positive / (peak if peak > 0 else 1))
+    intensity = np.asarray(cam_image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return _blend(resize_image(image, size) @ LUMA_WEIGHTS / 255, intensity)
 
 
 def overlay_full_image(image: Pixels, cam: NDArray[Any]) -> Pixels:
@@ -111,13 +117,13 @@ def overlay_full_image(image: Pixels, cam: NDArray[Any]) -> Pixels:
     top = (height - side) // 2
     left = (width - side) // 2
     square = (slice(top, top + side), slice(left, left + side))
-    pale = np.asarray(255 - (255 - image @ LUMA) * 0.45, np.uint8)
+    pale = np.asarray(255 - (255 - image @ LUMA_WEIGHTS) * 0.45, np.uint8)
     pixels = np.repeat(pale[..., None], 3, -1)
     pixels[square] = overlay(image[square], cam, (side, side))
     return pixels
 
 
-def heatmaps(
+def save_heatmaps(
     images: Pixels,
     columns: Sequence[HeatmapColumn],
     path: Path,
@@ -129,34 +135,29 @@ def heatmaps(
 ) -> None:
     """Save a PNG with one row per image: the image, then one overlay per column.
 
-    All maps share one color scale, from zero to each map's own maximum.
+    Each map is divided by its own maximum. Colors therefore compare locations within a map, not the magnitudes of
+    different maps.
 
     Args:
         images: ``(N, H, W, 3)`` uint8, RGB.
         columns: One column per model and class.
         path: The PNG file to write.
-        map_classes: Class of the maps in each row ``(N,)``, if a row has one class.
-        true_classes: True class of each image ``(N,)``. If given, captions carry a tick for a correct label and a
-            cross for a wrong one.
-        names: Name of each image ``(N,)``, drawn under the image if there are no true classes.
-        blocks: Number of blocks of rows side by side.
+        map_classes: Class of all maps of each image ``(N,)``, drawn under the image. None if an image has maps of
+            several classes.
+        true_classes: True class of each image ``(N,)``, drawn under the image. If given, a caption is marked with a
+            tick if its class is the true class, and with a cross otherwise.
+        names: Name of each image ``(N,)``, drawn under the image if ``true_classes`` is None.
+        blocks: Largest number of blocks of rows side by side.
 
     Raises:
-        ValueError: If there are no images, or the numbers of images, maps and names differ.
+        ValueError: If there are no images, or an argument does not have one entry per image.
 
     Example:
         >>> images = np.zeros((1, 32, 32, 3), np.uint8)
         >>> teacher = HeatmapColumn("teacher", np.ones((1, 8, 8)), ["cat"], [0.93])
-        >>> heatmaps(images, [teacher], Path("cams.png"), map_classes=["cat"])  # doctest: +SKIP
+        >>> save_heatmaps(images, [teacher], Path("cams.png"), map_classes=["cat"])  # doctest: +SKIP
     """
-    per_image = [part for column in columns for part in (column.maps, column.labels, column.confidences)]
-    per_image += [texts for texts in (map_classes, true_classes, names) if texts is not None]
-    counts = {len(images), *map(len, per_image)}
-    if len(counts) > 1 or not len(images):
-        raise ValueError(
-            "images, maps, labels, confidences and names must have equal lengths of 1 or more, "
-            f"got {', '.join(map(str, sorted(counts)))}."
-        )
+    _check_lengths(images, columns, {"map_classes": map_classes, "true_classes": true_classes, "names": names})
     with style_context():
         grid = _HeatmapGrid(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1])
         for row, image in enumerate(images):
@@ -168,7 +169,7 @@ def heatmaps(
                 _draw_map(
                     grid.panel(row, position),
                     overlay(image, column.maps[row], grid.panel_size),
-                    column.labels[row],
+                    column.caption_classes[row],
                     column.confidences[row],
                     true_class,
                 )
@@ -178,8 +179,22 @@ def heatmaps(
     save_png(grid.figure, path)
 
 
+def _check_lengths(images: Pixels, columns: Sequence[HeatmapColumn], texts: Mapping[str, Sequence[str] | None]) -> None:
+    """Raise ``ValueError`` unless there is an image and every argument of `save_heatmaps` has one entry per image."""
+    lengths = {"images": len(images)}
+    for index, column in enumerate(columns):
+        for field in ("maps", "caption_classes", "confidences"):
+            lengths[f"columns[{index}].{field}"] = len(getattr(column, field))
+    lengths |= {name: len(values) for name, values in texts.items() if values is not None}
+    if not len(images) or len(set(lengths.values())) > 1:
+        raise ValueError(
+            "images, maps and captions must have equal lengths of 1 or more, got "
+            f"{', '.join(f'{length} {name}' for name, length in lengths.items())}. Pass one entry per image."
+        )
+
+
 class _HeatmapGrid:
-    """Layout of `heatmaps` in pixels: blocks side by side, each with rows of one image and its overlays."""
+    """Layout of `save_heatmaps` in pixels: blocks side by side; a row of a block is an image and its overlays."""
 
     PANEL_GAP = 10
     CAPTION_HEIGHT = 46
@@ -199,7 +214,7 @@ class _HeatmapGrid:
         self.width = max(2 * self.MARGIN + self.blocks * self.block_step - self.BLOCK_GAP, self.MIN_WIDTH)
         rows_height = self.rows_per_block * (self.panel_size[0] + self.CAPTION_HEIGHT)
         self.height = self.HEADER_HEIGHT + rows_height + self.FOOTER_HEIGHT
-        self.figure = Figure((self.width / 100, self.height / 100), dpi=100)
+        self.figure = Figure((self.width / DPI, self.height / DPI), dpi=DPI)
 
     def left_top(self, row: int, position: int) -> tuple[int, int]:
         block, block_row = divmod(row, self.rows_per_block)
@@ -237,14 +252,14 @@ class _HeatmapGrid:
 
 
 def _max_characters(pixels: int) -> int:
-    """Number of characters of a caption that fit into a width in pixels."""
+    """Return the number of caption characters that fit into a width in pixels."""
     return max(4, pixels // 9)
 
 
-def _blend(gray: NDArray[Any], evidence: NDArray[Any]) -> Pixels:
-    """Blend a gray image with the color of the evidence, both 0 to 1; the opacity of the color grows with evidence."""
-    opacity = (0.35 + 0.4 * evidence)[..., None]
-    color = matplotlib.colormaps["inferno"](evidence)[..., :3]
+def _blend(gray: NDArray[Any], intensity: NDArray[Any]) -> Pixels:
+    """Blend a gray image with the colors of a map, both in 0..1; the opacity of a color grows with the map value."""
+    opacity = (0.35 + 0.4 * intensity)[..., None]
+    color = matplotlib.colormaps["inferno"](intensity)[..., :3]
     blended = (1 - opacity) * (0.1 + 0.85 * gray[..., None]) + opacity * color
     return np.asarray(blended * 255 + 0.5, np.uint8)
 
@@ -259,17 +274,18 @@ def _draw_image(axes: Axes, image: Pixels, name: str | None, map_class: str | No
     _draw_pixels(axes, image)
 
 
-def _draw_map(axes: Axes, image: Pixels, label: str, confidence: float, true_class: str | None) -> None:
+def _draw_map(axes: Axes, image: Pixels, caption_class: str, confidence: float, true_class: str | None) -> None:
     if true_class is None:
         mark = ""
         color = TEXT_COLOR
-    elif label == true_class:
+    elif caption_class == true_class:
         mark = "✓ "
         color = CORRECT_COLOR
     else:
         mark = "✗ "
         color = WRONG_COLOR
-    _draw_caption(axes, 5, mark + shorten(label, _max_characters(image.shape[1]) - 2), fontsize=11, color=color)
+    caption = mark + shorten(caption_class, _max_characters(image.shape[1]) - 2)
+    _draw_caption(axes, 5, caption, fontsize=11, color=color)
     _draw_caption(axes, 24, f"{confidence:.0%} confidence", fontsize=8.5, alpha=0.75)
     _draw_pixels(axes, image)
 
@@ -282,7 +298,7 @@ def _draw_caption(axes: Axes, offset: int, text: str, **style: Any) -> None:
         "ha": "center",
         "va": "top",
     }
-    axes.annotate(text, (0.5, 0), (0, -offset * 0.72), **layout, **style)
+    axes.annotate(text, (0.5, 0), (0, -offset * POINTS_PER_PIXEL), **layout, **style)
 
 
 def _draw_pixels(axes: Axes, image: Pixels) -> None:

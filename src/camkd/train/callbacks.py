@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Callback:
-    """Base class of callbacks: every event does nothing. Override the events of interest.
+    """Base class of callbacks. All methods do nothing; a subclass overrides the methods of the events of interest.
 
     Example:
         >>> class StopWatch(Callback):
@@ -23,43 +23,43 @@ class Callback:
         """Handle the start of training.
 
         Args:
-            name: name of the run folder.
-            total_steps: training steps of the whole run.
-            completed_steps: steps completed before an interruption.
+            name: Name of the run folder.
+            total_steps: Number of training steps of the whole run.
+            completed_steps: Number of steps completed before the run was resumed, 0 for a new run.
         """
 
     def on_optimizer_step(self, step: int) -> None:
-        """Handle an update of the weights. Skipped batches make none.
+        """Handle an update of the weights. A skipped batch makes no update.
 
         Args:
-            step: number of training steps so far, from 1.
+            step: Number of training steps so far, from 1, skipped batches included.
         """
 
     def on_batch_end(self, num_images: int) -> None:
-        """Handle the end of a training step, also of a skipped one.
+        """Handle the end of a training step, also if the batch was skipped.
 
         Args:
-            num_images: images of the batch, over all processes.
+            num_images: Number of images in the batch, over all processes.
         """
 
     def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
         """Handle the end of an epoch, after its checkpoint was written.
 
         Args:
-            row: the epoch's line of ``metrics.jsonl``.
-            model: the model with averaged weights.
+            row: The epoch's line of ``metrics.jsonl``.
+            model: The model with averaged weights.
         """
 
     def on_figure(self, epoch: int, path: Path) -> None:
         """Handle a new heatmap figure.
 
         Args:
-            epoch: the epoch of the model, from 1.
-            path: the PNG file.
+            epoch: Number of epochs the model in the figure was trained.
+            path: The PNG file.
         """
 
     def on_message(self, text: str) -> None:
-        """Handle a message for the user, one line."""
+        """Handle a one-line message for the user."""
 
     def on_train_end(self) -> None:
         """Handle the end of training, also after an interruption or an error."""

@@ -9,15 +9,15 @@ from camkd.train.callbacks import Callback
 
 
 class EMA(Callback):
-    """Average the weights after every optimizer step: ``average += (1 - d) (model - average)``.
+    """Average weights and floating-point buffers after every optimizer step.
 
-    The decay rises with the step, ``d = min(decay, (1 + step) / (10 + step))``, so that the average follows the model
-    closely at first. Integer buffers are copied.
+    The update is ``average += (1 - d) * (model - average)``. The decay ``d = min(decay, (1 + step) / (10 + step))``
+    rises with the step, so that the average follows the model closely at first. Integer buffers are copied.
 
     Args:
-        average: the averaged model, updated in place.
-        model: the trained model, of the same architecture.
-        decay: the largest decay per step.
+        average: The averaged model, updated in place.
+        model: The model in training, of the same architecture.
+        decay: The largest decay per step.
     """
 
     def __init__(self, average: nn.Module, model: nn.Module, decay: float) -> None:

@@ -15,15 +15,15 @@ from camkd.train.callbacks import Callback
 
 
 class HeatmapFigures(Callback):
-    """Draw the heatmaps of validation images after the first epoch and every ``every`` epochs.
+    """Draw heatmaps of validation images after the first epoch and after every multiple of ``every`` epochs.
 
     Args:
-        run: the run; figures are written to ``figures/cams-epoch-NNN.png``.
-        data: the dataset.
-        title: title of the trained model in the figure.
-        other_models: models drawn beside it, by title.
-        every: epochs between two figures; 0 draws none.
-        listener: the callback that receives `Callback.on_figure`.
+        run: The run. Figures are written to ``figures/cams-epoch-NNN.png`` in its folder.
+        data: The dataset.
+        title: Title of the model in training.
+        other_models: Models by title, drawn before the model in training.
+        every: Number of epochs between two figures; 0 draws no figures.
+        listener: The callback that receives `Callback.on_figure`.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class HeatmapFigures(Callback):
 
 
 def draw_examples(path: Path, data: Dataset, split: str, models: Mapping[str, nn.Module]) -> None:
-    """Draw the heatmaps of a few images per class of a split as a PNG file.
+    """Draw heatmaps of the `camkd.explain.explain.example_rows` of a split as a PNG file.
 
     Args:
-        path: the PNG file.
-        data: the dataset.
-        split: train, val or test.
-        models: models by title; the maps are of the class that the first model predicts.
+        path: The PNG file to write.
+        data: The dataset.
+        split: Name of the split, ``train``, ``val`` or ``test``.
+        models: Models by title. The maps are of the class that the first model predicts.
     """
     images = data.splits[split]
     rows = example_rows(images)

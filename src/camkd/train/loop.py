@@ -36,7 +36,7 @@ from camkd.utils.distributed import StopFlag, all_gather, all_reduce_gradients, 
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was interrupted by a signal. The state is saved in the run folder that the exception names."""
+    """Interruption of training by a signal. The exception names the run folder, which holds the saved state."""
 
 
 def fit(
@@ -53,28 +53,30 @@ def fit(
 ) -> nn.Module:
     """Train a model and return its averaged weights of the epoch with the best validation accuracy.
 
-    Writes ``metrics.jsonl`` and a checkpoint after each epoch. Loss terms with weights of their own are initialized
-    from ``config.seed``, trained beside the model and discarded.
+    ``model`` is trained in place. ``metrics.jsonl`` and a checkpoint are written after each epoch. Loss terms with
+    weights of their own are initialized from ``config.seed``, trained together with the model, and left out of the
+    result.
 
     Args:
-        model: any classifier from images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, K)``. Where
-            ``config.optimizer`` is ``auto``, the attribute ``model.default_optimizer`` decides (``sgd`` without one).
-        data: the dataset.
-        objective: the loss.
-        config: the training settings.
-        run: the run folder.
-        teacher: the teacher's targets on the validation images, for two more validation metrics.
-        cache: the teacher's outputs on training images, required if the objective needs a teacher.
-        resume: continue from the newest checkpoint of the run.
-        callbacks: callbacks, called in order.
+        model: Any classifier from images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, K)``. If ``config.optimizer``
+            is ``auto``, the optimizer is ``model.default_optimizer``, or ``sgd`` if the model lacks this attribute.
+        data: The dataset.
+        objective: The loss.
+        config: The training settings.
+        run: The run folder.
+        teacher: The teacher's targets on the validation images. If given, two more validation metrics are computed.
+        cache: The teacher's outputs on the training images, required if the objective needs a teacher.
+        resume: Whether to continue from the newest intact checkpoint of the run.
+        callbacks: Callbacks, called in order.
 
     Returns:
-        The averaged model in evaluation mode.
+        A copy of the model with averaged weights, in eval mode. Of epochs with equal accuracy, the latest counts.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM; the state is saved.
-        FloatingPointError: if the loss or the gradient is not finite and ``config.on_nan`` is ``stop``. The last finite
-            state is kept.
+        Interrupted: If SIGINT or SIGTERM is received. The state is saved first.
+        FloatingPointError: If a loss or gradient is not finite and ``config.on_nan`` is ``stop``, if all batches of an
+            epoch were skipped, or if a weight or a validation metric is not finite. The last checkpoint is kept.
+        InputError: If ``resume`` is set and there is no intact checkpoint of this run.
 
     Example:
         >>> data = open_data("shapes")  # doctest: +SKIP
@@ -88,7 +90,7 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
     views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
-    if objective.has_adapters:
+    if objective.needs_adapters:
         assert cache is not None
         objective = _build_adapters(objective, model, cache, views[0, torch.arange(min(2, len(views)))].x, config.seed)
     terms = objective.modules()
@@ -126,7 +128,7 @@ def fit(
 
 @dataclass
 class _Trainer:
-    """One epoch of training."""
+    """Trainer of one epoch at a time."""
 
     state: TrainState
     objective: Objective
@@ -140,7 +142,7 @@ class _Trainer:
         """Train the rest of the current epoch.
 
         Returns:
-            Whether the user requested a stop.
+            Whether training must stop because a process received a signal.
         """
         state = self.state
         started = time.perf_counter()
@@ -186,7 +188,7 @@ class _Trainer:
 def _iter_batches(
     views: Views, cache: TeacherCache | None, augmented_epoch: int, order: Sequence[Tensor]
 ) -> Iterator[tuple[int, Batch, Prediction | None]]:
-    """Yield the size of each batch, this process's shard of it, and the teacher's outputs on that shard."""
+    """Yield the size of each batch, this process's shard of the batch, and the teacher's outputs on the shard."""
     for samples in order:
         shard = process_group().shard(samples)
         batch = views[augmented_epoch, shard]
@@ -216,7 +218,7 @@ def _all_gather_prediction(prediction: Prediction, sizes: Sequence[int]) -> Pred
 
 
 def _build_adapters(objective: Objective, model: nn.Module, cache: TeacherCache, x: Tensor, seed: int) -> Objective:
-    """Initialize the weights of the objective's terms for the feature shapes of both networks.
+    """Build the adapters of the objective's terms for the feature shapes of both networks, initialized from ``seed``.
 
     The global random state is restored.
     """
@@ -256,11 +258,11 @@ def _build_optimizer(modules: Iterable[nn.Module], config: TrainConfig) -> torch
 def _update(state: TrainState, loss: Tensor, schedule: Schedule, config: TrainConfig) -> None:
     """Make an optimizer step.
 
-    Non-finite values are found at once on the CPU, and with ``on_nan=skip`` on every device. Elsewhere the check would
-    make the host wait at every step; `_check_state` finds them before a state is saved.
+    Loss and gradient are checked on the CPU, and with ``on_nan=skip`` on every device. On a GPU with ``on_nan=stop``, a
+    check would make the host wait at every step. There, `_check_state` finds non-finite values before a state is saved.
 
     Raises:
-        FloatingPointError: if the loss or the gradient is not finite. No weight has changed.
+        FloatingPointError: If a check finds a loss or gradient that is not finite. No weight has changed.
     """
     location = f"epoch {state.epoch + 1}, batch {state.batch + 1}"
     checks = loss.is_cpu or config.on_nan == "skip"
@@ -287,7 +289,7 @@ def _check_finite(value: Tensor | float, name: str, location: str) -> None:
 
 
 def _check_state(state: TrainState) -> None:
-    """Raise ``FloatingPointError`` if a sum of the epoch or a weight is not finite, so that it is not saved."""
+    """Raise ``FloatingPointError`` if a sum of the epoch or a trained weight is not finite, before it is saved."""
     location = f"epoch {state.epoch + 1}"
     for name, total in state.sums.items():
         _check_finite(total, name or "loss", location)
@@ -307,9 +309,9 @@ def _restore_buffers(model: nn.Module, terms: nn.Module, buffers: Sequence[Tenso
 
 
 def _accumulate(state: TrainState, loss: Tensor, means: dict[str, Tensor], num_images: int) -> None:
-    """Add the loss and the terms to the sums of the epoch, on their device.
+    """Add the loss and the terms to the sums of the epoch, on the device of the loss.
 
-    A schedule may leave a term out of some batches, so each sum has its own count.
+    A term's schedule may leave the term out of some batches, so each sum has its own count of images.
     """
     for name, mean in {"": loss.detach(), **means}.items():
         value = mean * num_images
@@ -353,7 +355,7 @@ def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list while the block runs. Outside the main thread nothing is collected."""
+    """Collect SIGINT and SIGTERM in a list while the block runs. Outside the main thread the list stays empty."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -8,13 +8,14 @@ from camkd.config import TrainConfig, resolve_optimizer
 
 
 class Schedule:
-    """Linear warm-up, then cosine decay to zero.
+    """Linear warm-up to the peak learning rate, then cosine decay towards zero.
+
+    The peak is ``lr * batch_size / 128``. The warm-up takes ``max(1, round(warmup_fraction * total_steps))`` steps.
+    Calling the schedule with a step, from 0, returns the learning rate of the step.
 
     Args:
-        config: the training settings.
-        batches_per_epoch: steps of an epoch.
-
-    Calling the schedule with a step (from 0) returns the learning rate of that step.
+        config: The training settings.
+        batches_per_epoch: Number of training steps per epoch.
     """
 
     def __init__(self, config: TrainConfig, batches_per_epoch: int) -> None:

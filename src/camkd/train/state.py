@@ -18,21 +18,21 @@ class TrainState:
     """Everything that determines the rest of a run.
 
     Args:
-        model: the trained model.
-        average: the model with averaged weights.
-        terms: the loss terms that have weights.
-        optimizer: the optimizer of all trained weights.
-        precision: fp32 or bf16.
-        epoch: completed epochs.
-        batch: completed batches of the current epoch.
-        step: completed steps.
-        seconds: training time of the current epoch.
-        sums: sums over the current epoch, of the loss under ``""`` and of each term by name.
-        counts: number of images in each sum.
-        best: best validation accuracy.
-        best_epoch: its epoch, from 1.
-        best_weights: the averaged weights of that epoch.
-        rows: the lines of ``metrics.jsonl``.
+        model: The model in training.
+        average: The model with averaged weights.
+        terms: The loss terms that have weights of their own.
+        optimizer: The optimizer of the weights of ``model`` and ``terms``.
+        precision: ``fp32`` or ``bf16``.
+        epoch: Number of completed epochs.
+        batch: Number of completed batches of the current epoch, skipped batches included.
+        step: Number of completed training steps, skipped batches included.
+        seconds: Training time of the current epoch in seconds.
+        sums: Sums over the images of the current epoch, of the loss under ``""`` and of each term by name.
+        counts: Number of images in each sum.
+        best: Best validation accuracy, -1 before the first epoch ends.
+        best_epoch: Epoch with the best validation accuracy, from 1. Of equal accuracies, the latest epoch counts.
+        best_weights: State dict of ``average`` after ``best_epoch``.
+        rows: The lines of ``metrics.jsonl``.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class TrainState:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint, with the best weights in their own file. Only rank 0 writes."""
+        """Write a checkpoint, with the best weights in a file of their own. Only rank 0 writes."""
         if process_group().rank > 0:
             return
         state = {
@@ -81,13 +81,16 @@ class TrainState:
         run.checkpoints.save(self.step, state, best)
 
     def load(self, run: Run) -> list[str]:
-        """Restore the newest intact checkpoint, with its number of threads, which determines rounding.
+        """Restore the newest intact checkpoint, the random state and the number of threads, which affects rounding.
+
+        Args:
+            run: The run whose checkpoint is loaded.
 
         Returns:
-            Messages for the user.
+            Messages for the user about a changed number of threads or a different version of torch.
 
         Raises:
-            InputError: if there is no intact checkpoint, or it belongs to another run.
+            InputError: If there is no intact checkpoint, or the checkpoint belongs to another run.
         """
         state, best = run_on_rank0(run.checkpoints.load)
         try:
@@ -131,4 +134,4 @@ class TrainState:
 
 
 FORMAT = 1
-"""Version of the checkpoint's content. Its keys do not depend on the names of attributes."""
+"""Version of the checkpoint's content. Increment when a key of the checkpoint or its meaning changes."""

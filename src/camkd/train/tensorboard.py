@@ -1,4 +1,4 @@
-"""TensorBoard logging as a callback: scalars of every epoch and heatmap figures (an extra)."""
+"""TensorBoard logging as a callback: scalars of every epoch and heatmap figures. Needs ``camkd[tensorboard]``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from camkd.train.callbacks import Callback
 from camkd.types import InputError
 
 FOLDER = "tensorboard"
-"""Subfolder of a run with the event files. ``tensorboard --logdir RUN`` finds them."""
+"""Subfolder of a run with the event files. ``tensorboard --logdir RUN`` shows them."""
 
 
 def check_tensorboard() -> None:
@@ -31,7 +31,7 @@ class TensorBoardCallback(Callback):
     """Write the scalars of every epoch and each heatmap figure as TensorBoard events.
 
     Args:
-        run_folder: the run folder; events are written to its subfolder ``tensorboard``.
+        run_folder: The run folder. Events are written to its subfolder ``tensorboard``.
 
     Example:
         >>> fit(model, data, objective, config, run, callbacks=[TensorBoardCallback(run.folder)])  # doctest: +SKIP
@@ -57,7 +57,7 @@ class TensorBoardCallback(Callback):
 
 
 def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield name and value of every number of a line of ``metrics.jsonl``, nested ones as ``terms/cam``."""
+    """Yield name and value of each number in a row of ``metrics.jsonl`` except the epoch; nested: ``terms/cam``."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")

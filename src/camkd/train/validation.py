@@ -17,17 +17,19 @@ from camkd.types import Prediction
 from camkd.utils.distributed import all_reduce_sum, process_group
 
 BATCH_SIZE = 500
-"""Largest validation batch; batches of large images are smaller."""
+"""Largest number of images in a validation batch. Batches of large images are smaller."""
 
 
 class Validator:
-    """Evaluate a model on the validation images, next to the targets of its teacher.
+    """Compute validation metrics of a model, and its agreement with the teacher if there is one.
+
+    In distributed training, each process evaluates a shard of the images, and all processes return the same metrics.
 
     Args:
-        data: the dataset.
-        device: device of the model.
-        bf16: whether the forward pass runs in bf16.
-        teacher: the teacher's targets on the validation images, if the run has a teacher.
+        data: The dataset. Only the validation images are used.
+        device: Device of the model.
+        bf16: Whether the forward pass runs in bf16.
+        teacher: The teacher's targets on the validation images, or None if the run has no teacher.
     """
 
     def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: TeacherTargets | None) -> None:
@@ -37,7 +39,10 @@ class Validator:
         self.batches = sequential_batches(data.val, BATCH_SIZE)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return the validation metrics of a model.
+        """Return the validation metrics of a model, averaged over the validation images.
+
+        Args:
+            model: The model, on the device of the validator.
 
         Returns:
             ``val_accuracy`` and ``val_loss``; with a teacher also ``val_teacher_agreement`` and ``val_cam_cosine``.
@@ -58,7 +63,7 @@ class Validator:
         return {name: float(total) / len(self.views) for name, total in zip(sums, totals, strict=True)}
 
     def _shards(self) -> Iterator[tuple[Tensor, Batch]]:
-        """Yield the sample indices and the images of this process's shard of each batch."""
+        """Yield this process's shard of each batch: the sample indices, and the images with labels."""
         for samples in self.batches:
             shard = process_group().shard(samples)
             yield shard, self.views[0, shard]
@@ -66,20 +71,20 @@ class Validator:
     def _targets(self, samples: Tensor, device: torch.device) -> TeacherTargets | None:
         if self.teacher is None:
             return None
-        return TeacherTargets(self.teacher.labels[samples].to(device), self.teacher.maps[samples].to(device))
+        return TeacherTargets(self.teacher.class_ids[samples].to(device), self.teacher.maps[samples].to(device))
 
     def _predict(self, model: nn.Module, batch: Batch, targets: TeacherTargets | None) -> Prediction:
         autocast = torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16)
         with eval_mode(model), torch.no_grad(), autocast:
             if targets is None:
                 return Prediction(model(batch.x)).float()
-            return predict(model, batch.x, classes=targets.labels[:, None]).float()
+            return predict(model, batch.x, classes=targets.class_ids[:, None]).float()
 
 
 def _agreement(prediction: Prediction, targets: TeacherTargets) -> dict[str, Tensor]:
-    """Return agreement with the teacher's label, and cosine of both maps of that class; each ``(N,)``."""
+    """Return the match with the teacher's predicted class and the cosine of both maps of the class, each ``(N,)``."""
     assert prediction.cams is not None
     return {
-        "val_teacher_agreement": (prediction.logits.argmax(1) == targets.labels).float(),
+        "val_teacher_agreement": (prediction.logits.argmax(1) == targets.class_ids).float(),
         "val_cam_cosine": cosine(*to_common_grid(prediction.cams[:, 0], targets.maps)),
     }
