@@ -1,9 +1,7 @@
-"""What every test gets: fixed seeds, a cache of its own, few threads."""
+"""Fixtures of all tests: fixed seeds, a temporary cache, one thread, a small dataset and finished runs."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -17,13 +15,15 @@ import torch
 from PIL import Image
 
 from browser import chromium
-from camkd.cli.main import main
+from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset, Split
+from camkd.data.sources import open_dataset
+from camkd.experiments.pipeline import train_all
 from camkd.models import MODELS
 from camkd.report.report import write_report
 from run_folders import gallery_content, write_gallery_json, write_train_folder
-from support.processes import distill_arguments, reference_run, teacher
 from support.fault_table import fault_table, pytest_configure, pytest_runtest_call, pytest_terminal_summary
+from support.processes import distill_arguments, reference_run, teacher
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -32,7 +32,13 @@ os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 torch.set_num_threads(1)
 
 __all__ = [  # fixtures and hooks
-    "distill_arguments", "reference_run", "fault_table", "pytest_configure", "pytest_runtest_call", "pytest_terminal_summary", "teacher",
+    "distill_arguments",
+    "fault_table",
+    "pytest_configure",
+    "pytest_runtest_call",
+    "pytest_terminal_summary",
+    "reference_run",
+    "teacher",
 ]  # fmt: skip
 
 hypothesis.settings.register_profile("camkd", derandomize=True, deadline=None)
@@ -41,7 +47,7 @@ hypothesis.settings.load_profile("camkd")
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Send decoded data sets and the like to a folder of this session, never to the user's cache."""
+    """Set the cache folder to a temporary folder of this session."""
     folder = tmp_path_factory.mktemp("camkd-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAMKD_CACHE", str(folder))
@@ -50,24 +56,24 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
-    """Make a test's random numbers the same alone and in any order with others."""
+    """Seed the random generators, so that a test is independent of the order of tests."""
     random.seed(0)
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def cifar10_folder() -> Path:
-    """CIFAR-10 as class folders, `train/<class>/*` and `test/<class>/*`; skips where it is not at hand."""
+    """CIFAR-10 as class folders, `train/<class>/*` and `test/<class>/*`; skips without CAMKD_CIFAR10."""
     folder = os.environ.get("CAMKD_CIFAR10")
     if not folder:
-        pytest.skip("CAMKD_CIFAR10 is not set: it names a folder with train/<class>/* and test/<class>/*")
+        pytest.skip("CAMKD_CIFAR10 is not set. Set it to a folder with train/<class>/* and test/<class>/*.")
     if not (Path(folder) / "train").is_dir():
-        pytest.fail(f"CAMKD_CIFAR10={folder} has no folder train/: unset it, or name the right folder")
+        pytest.fail(f"CAMKD_CIFAR10 must be a folder with train/<class>/*, got {folder}.")
     return Path(folder)
 
 
 def _easy_split(rng: np.random.Generator, count: int, size: int) -> Split:
-    """Three classes that differ in colour: red, green, blue, all brighter in one corner, under noise."""
+    """Make noise images of three classes that differ in color: red, green, blue. One quarter is brighter."""
     labels = np.arange(count, dtype=np.int64) % 3
     images = rng.integers(0, 60, (count, size, size, 3))
     images[np.arange(count), :, :, labels] += 90
@@ -77,7 +83,7 @@ def _easy_split(rng: np.random.Generator, count: int, size: int) -> Split:
 
 @pytest.fixture(scope="session")
 def easy() -> Dataset:
-    """Pictures of 16 pixels that any network learns in a few steps: 96 to train, 24 to validate, 24 to test."""
+    """Images of 16 pixels that a network learns in a few steps: 96 for training, 24 for validation, 24 for test."""
     rng = np.random.default_rng(0)
     train, val, test = (_easy_split(rng, count, 16) for count in (96, 24, 24))
     return Dataset("easy", ("berry", "leaf", "sky"), train, val, test, "f" * 64, ())
@@ -85,53 +91,37 @@ def easy() -> Dataset:
 
 @pytest.fixture(scope="session")
 def easy_folder(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures of `easy` as PNG files, `train/<class>/<number>.png` and so on."""
-    root = tmp_path_factory.mktemp("pictures") / "easy"
+    """The images of `easy` as PNG files, `<split>/<class>/<number>.png`."""
+    root = tmp_path_factory.mktemp("images") / "easy"
     for name, split in easy.splits.items():
         for number, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-            place = root / name / easy.classes[label]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(place / f"{number:03d}.png")
+            folder = root / name / easy.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number:03d}.png")
     return root
 
 
 class Finished(NamedTuple):
-    """What `camkd train --json` did: its exit status, what it printed, and the folder it left."""
+    """The folder of three runs, and the options of the `camkd train` command that would train them."""
 
     folder: Path
     options: list[str]
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session")
 def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A finished `camkd train` of a ResNet-8 and a CAM-Net on `easy_folder`; tests only read it."""
+    """A ResNet-8 teacher, a CAM-Net control and a CAM-Net student, trained on `easy_folder`. Tests only read them."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    options = [
-        "--data",
-        str(easy_folder),
-        "--epochs",
-        "2",
-        "--batch-size",
-        "24",
-        "--optimizer",
-        "sgd",
-        "--lr",
-        "0.4",
-        "--precision",
-        "fp32",
-    ]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(["train", "--teacher", "resnet8", *options, "--out", str(folder), "--json"])
-    return Finished(folder, options, status, out.getvalue(), err.getvalue())
+    train = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32")
+    config = RunConfig(DataConfig(data=str(easy_folder)), train, DistillConfig("resnet8"))
+    train_all(folder, config, open_dataset(config.data))
+    options = {"data": easy_folder, "epochs": 2, "batch-size": 24, "optimizer": "sgd", "lr": 0.4, "precision": "fp32"}
+    return Finished(folder, [text for name, value in options.items() for text in (f"--{name}", str(value))])
 
 
 @pytest.fixture
 def keep_models() -> Iterator[Callable[..., None]]:
-    """Make the list of networks shorter for a test; afterwards it is whole again, and in its order."""
+    """Return a function that removes all networks but a few from the registry for the duration of a test."""
     before = dict(MODELS)
 
     def keep(*names: str) -> None:
@@ -145,9 +135,9 @@ def keep_models() -> Iterator[Callable[..., None]]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium; skips where there is none."""
-    with chromium() as found:
-        yield found
+    """A headless Chromium; skips if none is installed."""
+    with chromium() as chrome:
+        yield chrome
 
 
 @pytest.fixture(scope="module")
