@@ -207,7 +207,7 @@ def test_loss_of_a_method_is_its_weighted_sum(method: str) -> None:
     student = make_student()
     teacher = make_teacher()
     labels = make_labels()
-    if objective.has_adapters:
+    if objective.needs_adapters:
         torch.manual_seed(0)
         objective = objective.build_adapters(student, teacher)
     teacher_fields = select_fields(teacher, objective.needs) if objective.needs_teacher else None
@@ -262,7 +262,7 @@ def test_methods_state_their_needs() -> None:
     assert objectives["at"].needs == {"logits", "features"}
     for name in ("cam-kd", "sdd", "e2kd", "cat+kd"):  # the fields of cached teacher outputs
         assert objectives[name].needs == {"logits", "cams"}
-    assert {name for name in METHODS if objectives[name].has_adapters} == {"fitnet", "reviewkd"}
+    assert {name for name in METHODS if objectives[name].needs_adapters} == {"fitnet", "reviewkd"}
     assert {name for name in METHODS if objectives[name].needs_other_images} == set()
     assert parse_objective("ce=1,cam=1:control=shuffled").needs_other_images
 
@@ -323,12 +323,12 @@ def test_schedule_is_monotonic_in_0_to_1(schedule: str) -> None:
 
 def test_build_adapters_replaces_only_terms_with_trainable_weights() -> None:
     objective = parse_objective("ce=1,hint=2:schedule=decay,kd=3,hint=1,review=1")
-    assert objective.has_adapters
+    assert objective.needs_adapters
     assert len(objective.modules()) == 0
     torch.manual_seed(0)
     built = objective.build_adapters(make_student(), make_teacher())
-    assert not built.has_adapters
-    assert objective.has_adapters
+    assert not built.needs_adapters
+    assert objective.needs_adapters
     assert list(built.terms) == list(objective.terms)
     assert built.terms["ce"] == objective.terms["ce"]
     for name, weighted in built.terms.items():
@@ -343,7 +343,7 @@ def test_build_adapters_replaces_only_terms_with_trainable_weights() -> None:
 
 def test_build_adapters_without_trainable_weights_returns_an_equal_objective() -> None:
     objective = parse_objective("cam-kd")
-    assert not objective.has_adapters
+    assert not objective.needs_adapters
     assert objective.build_adapters(make_student(), make_teacher()) == objective
     assert len(objective.modules()) == 0
 

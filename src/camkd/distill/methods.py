@@ -17,7 +17,7 @@ class Method:
     Args:
         terms: The sum, such as ``ce=0.1,kd=0.9:T=4``.
         summary: One line for ``camkd list methods``.
-        source: Authors, year and arXiv number of the paper.
+        source: Authors, year and arXiv number of the paper, or another origin.
     """
 
     terms: str
@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
         "Chen et al. 2021, arXiv 2104.09044",
     ),
     # Converted to these units, the authors' code weights normalized 2x2 maps by 2.5 to 10 and 4x4 maps by 5 to 37.5,
-    # tuned for each pair of networks. For pairs of one family (ResNet from ResNet) on CIFAR it does not normalize maps.
+    # tuned for each pair of networks. For pairs of one family on CIFAR (ResNet from ResNet), maps are not normalized.
     "cat-kd": Method(
         "ce=1,cam=5:pool=2",
         "maps of all classes, pooled to 2x2 and normalized",
@@ -104,7 +104,7 @@ Example:
 
 
 def resolve_method(method: str) -> str:
-    """Return the sum of terms of a method.
+    """Return the loss terms of a method as a sum.
 
     Args:
         method: Name in ``METHODS``, or a sum of terms, which contains a ``=``.
@@ -113,7 +113,7 @@ def resolve_method(method: str) -> str:
         The terms of the named method, or the sum itself.
 
     Raises:
-        InputError: ``method`` is neither.
+        InputError: If ``method`` is neither a name nor a sum.
 
     Example:
         >>> resolve_method("plain"), resolve_method("ce=1,at=500")

@@ -1,7 +1,7 @@
 """Weighted sum of loss terms, and its text form ``ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early``.
 
 Terms are separated by ``,`` or ``+``. A term is ``name=weight``, followed by its settings, each ``:setting=value``.
-``T`` is short for ``temperature``. Every term has the setting ``schedule``, a factor of its weight over the run.
+``T`` is short for ``temperature``. Every term has the setting ``schedule``, which scales its weight over the run.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "ramp": lambda progress: min(1.0, progress / 0.3),
     "warm": lambda progress: min(1.0, 12 * progress),
 }
-"""Factor of a term's weight by the progress of the run in 0..1.
+"""Factor of a term's weight by the completed fraction of the run in 0..1.
 
 ``constant``: 1. ``early``: 1 for the first 30 % of the run, then 0. ``decay``: half a cosine from 1 to 0.
 ``ramp``: linear from 0 to 1 over the first 30 %. ``warm``: linear from 0 to 1 over the first twelfth.
 """
 
 RANGES = {"temperature": POSITIVE, "label_smoothing": FRACTION}
+"""Valid ranges of settings. Every other number must be 0 or more, and every whole number 1 or more."""
+
 ALIASES = {"T": "temperature"}
-TERM_SEPARATOR = re.compile(r",|\+(?=\s*[a-z])")  # the + of 1e+2 separates nothing
+"""Full names of abbreviated settings."""
+
+TERM_SEPARATOR = re.compile(r",|\+(?=\s*[a-z])")  # the + of 1e+2 is not a separator
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class WeightedTerm:
     schedule: str = "constant"
 
     def weight_at(self, progress: float) -> float:
-        """Return the scheduled weight at a progress of the run in 0..1.
+        """Return the weight at ``progress``, the completed fraction of the run in 0..1.
 
         Example:
             >>> WeightedTerm(CrossEntropy(), weight=2.0, schedule="ramp").weight_at(0.15)
@@ -67,10 +71,10 @@ class WeightedTerm:
 class Objective:
     """Training objective: the weighted sum of loss terms, averaged over the batch.
 
-        loss = mean_n sum_i weight_i(progress) term_i[n]
+        loss = mean_n sum_i weight[i](progress) * term[i][n]
 
     Args:
-        terms: Weighted terms by name. A second term of a kind has the name ``cam 2``.
+        terms: Weighted terms by name, in which a second ``cam`` term is ``cam 2``.
 
     Example:
         >>> objective = parse_objective("ce=0.1,kd=0.9:T=4")
@@ -89,17 +93,17 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """True if a term reads the teacher's prediction."""
+        """Whether a term reads the teacher's prediction."""
         return any(weighted.term.needs_teacher for weighted in self.terms.values())
 
     @property
-    def has_adapters(self) -> bool:
-        """True if a term has trainable weights that are not built yet."""
+    def needs_adapters(self) -> bool:
+        """Whether a term has trainable weights that are not built yet. See `build_adapters`."""
         return any(isinstance(weighted.term, NeedsAdapter) for weighted in self.terms.values())
 
     @property
     def needs_other_images(self) -> bool:
-        """True if a term takes the map of another image as a control. The batch must then have 2 images or more."""
+        """Whether a term has ``control=shuffled``, which needs a batch of 2 images or more."""
         return any(getattr(weighted.term, "control", "none") == "shuffled" for weighted in self.terms.values())
 
     def build_adapters(self, student: Prediction, teacher: Prediction) -> Objective:
@@ -120,7 +124,7 @@ class Objective:
         return Objective(terms)
 
     def modules(self) -> nn.ModuleList:
-        """List the terms with trainable weights."""
+        """Return the built terms with trainable weights."""
         return nn.ModuleList(weighted.term for weighted in self.terms.values() if isinstance(weighted.term, nn.Module))
 
     def __call__(
@@ -132,7 +136,7 @@ class Objective:
             student: Prediction of the student for ``N`` images.
             teacher: Prediction of the teacher for the same images, or None if ``needs_teacher`` is False.
             labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images.
-            progress: Progress of the run in 0..1, for the schedules.
+            progress: Completed fraction of the run in 0..1, for the schedules.
 
         Returns:
             The loss to minimize, a scalar, and the mean of each term, unweighted and detached. A term whose weight is
@@ -154,13 +158,13 @@ def parse_objective(method: str, *, label_smoothing: float = 0.0) -> Objective:
 
     Args:
         method: Name in ``METHODS``, or a sum of terms such as ``ce=1,kd=2:T=3``.
-        label_smoothing: Label smoothing of cross-entropy terms that do not set it, as ``ce=1:label_smoothing=0`` does.
+        label_smoothing: Label smoothing of ``ce`` terms without the setting ``label_smoothing``.
 
     Returns:
         The objective.
 
     Raises:
-        InputError: A method, term, setting or value is invalid, or no term has a weight in a part of the run. The
+        InputError: If a method, term, setting or value is invalid, or all weights are 0 in a part of the run. The
             message names the value and the valid choices.
 
     Example:
@@ -186,13 +190,13 @@ def parse_objective(method: str, *, label_smoothing: float = 0.0) -> Objective:
 
 
 def format_objective(objective: Objective, *, label_smoothing: float = 0.0) -> str:
-    """Format an objective as the shortest sum of terms that `parse_objective` reads back.
+    """Format an objective as a sum of terms that `parse_objective` parses to an equal objective.
 
-    Settings with their default value are left out, so equal objectives have equal text.
+    Settings with their default value are left out. The order of the terms is kept.
 
     Args:
-        objective: The objective, without adapters.
-        label_smoothing: Label smoothing that `parse_objective` will be called with.
+        objective: The objective, before `Objective.build_adapters`.
+        label_smoothing: The ``label_smoothing`` of the call of `parse_objective`.
 
     Returns:
         The sum of terms, separated by ``+``.
@@ -221,7 +225,7 @@ def _format_term(kind: str, weighted: WeightedTerm, label_smoothing: float) -> s
 
 
 def _default_settings(kind: str, label_smoothing: float) -> dict[str, Any]:
-    """Return the settings of a term that differ from its own defaults: the label smoothing of the run."""
+    """Return default settings that depend on the run: the label smoothing of ``ce``, and nothing for other terms."""
     return {"label_smoothing": label_smoothing} if TERMS[kind] is CrossEntropy else {}
 
 
@@ -266,18 +270,18 @@ def _setting_types(factory: Callable[..., Term]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(factory)}  # type: ignore[arg-type]
 
 
-def _parse_value(setting: str, kind: Any, value: str, text: str) -> Any:
-    """Parse the value of a setting of the term ``text``, an int, a float or a choice of a ``Literal``."""
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise InputError(f"{setting} must be one of {', '.join(get_args(kind))}, got {value!r} in {text!r}.")
+def _parse_value(setting: str, value_type: Any, value: str, text: str) -> Any:
+    """Parse the value of a setting: an int, a float or a choice of a ``Literal``. ``text`` is the term, for errors."""
+    if get_origin(value_type) is Literal:
+        if value not in get_args(value_type):
+            raise InputError(f"{setting} must be one of {', '.join(get_args(value_type))}, got {value!r} in {text!r}.")
         return value
     try:
-        number = kind(value)
+        number = value_type(value)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number) or number < 0 or (kind is int and number < 1):
-        rule = "a whole number of 1 or more" if kind is int else "a number of 0 or more"
+    if not math.isfinite(number) or number < 0 or (value_type is int and number < 1):
+        rule = "a whole number of 1 or more" if value_type is int else "a number of 0 or more"
         raise InputError(f"{setting} must be {rule}, got {value!r} in {text!r}.")
     if setting in RANGES:
         rule, is_valid = RANGES[setting]

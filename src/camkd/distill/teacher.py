@@ -1,4 +1,4 @@
-"""Trained teachers: find, load and check them."""
+"""Find, load and check trained teachers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ from camkd.utils.devices import pick_device
 
 
 class TeacherTargets(NamedTuple):
-    """A teacher's targets on validation images: predicted ``labels (N,)`` and ``maps (N, h, w)`` of these classes."""
+    """A teacher's predictions for ``N`` validation images, with which the student's predictions are compared.
 
-    labels: Tensor
+    Attributes:
+        class_ids: Predicted classes, ``(N,)``.
+        maps: Class activation maps of these classes, ``(N, h, w)``.
+    """
+
+    class_ids: Tensor
     maps: Tensor
 
 
@@ -34,10 +39,10 @@ class Teacher:
     """A trained, frozen network to distill from, with the splits it is evaluated on.
 
     Args:
-        model: the network in evaluation mode, without gradients.
-        folder: its run folder.
-        val: the validation split.
-        test: the test split.
+        model: The network in evaluation mode, without gradients.
+        folder: Run folder of the teacher.
+        val: Validation split of the dataset.
+        test: Test split of the dataset.
     """
 
     model: nn.Module
@@ -47,7 +52,7 @@ class Teacher:
 
     @cached_property
     def val_targets(self) -> TeacherTargets:
-        """Targets on the validation images."""
+        """Targets on the validation images, computed on first use."""
         predictions = predict_split(self.model, self.val)
         return TeacherTargets(predictions.class_ids, predictions.maps)
 
@@ -59,17 +64,18 @@ class Teacher:
     def check_accuracy(self) -> float:
         """Check that the teacher is better than always predicting the most frequent class.
 
-        A teacher whose weights, normalization or class order do not fit these images fails the check. The margin is two
-        standard errors of the share of the most frequent class. A teacher without an error passes.
+        A teacher whose weights, normalization or class order do not fit these images fails the check. The lower bound
+        of the accuracy is the share of the most frequent class plus two standard errors of this share. The bound is at
+        most 1, so a teacher without errors passes.
 
         Returns:
-            The validation accuracy.
+            The validation accuracy in 0..1.
 
         Raises:
-            InputError: if the validation accuracy is below that bound.
+            InputError: If the validation accuracy is below the bound.
         """
         labels = torch.from_numpy(np.array(self.val.labels))
-        accuracy = float((self.val_targets.labels == labels).double().mean())
+        accuracy = float((self.val_targets.class_ids == labels).double().mean())
         chance = float(labels.bincount().max()) / len(labels)
         bound = min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)))
         if accuracy < bound:
@@ -86,11 +92,15 @@ def find_teacher(name: str, data: str) -> Path:
     """Find the run folder of a trained teacher.
 
     Args:
-        name: a run folder, a shipped model, or a model name trained on ``data`` at its default folder.
-        data: the dataset, as in ``--data``.
+        name: A run folder, a folder of ``camkd train``, or the name of a model. A model name stands for the run in its
+            default folder under ``runs/``, or else for a shipped model.
+        data: Name or folder of the dataset, as in ``--data``.
+
+    Returns:
+        The folder of the trained model.
 
     Raises:
-        InputError: if there is none; the message has the command that trains it.
+        InputError: If there is no such run. For a model name, the message contains the command that trains the model.
     """
     default = default_run_folder(data, "teacher", name)
     for folder in (Path(name), Path(name) / "teacher", default):
@@ -105,15 +115,18 @@ def find_teacher(name: str, data: str) -> Path:
 
 
 def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
-    """Load a teacher, check that it fits the dataset, and freeze it.
+    """Load and freeze a teacher, and check that its classes and image size fit the dataset.
 
     Args:
-        folder: the teacher's run folder.
-        data: the dataset.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        folder: The teacher's run folder.
+        data: The dataset.
+        device: Device: auto, cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        The teacher, without gradients.
 
     Raises:
-        InputError: if the teacher's classes or image size differ from those of the dataset.
+        InputError: If the teacher's classes or image size differ from those of the dataset.
     """
     info = read_model_info(folder)
     size = data.train.images.shape[1]
@@ -124,15 +137,14 @@ def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
         )
     if info.size != size:
         raise InputError(
-            f"The image size must be {info.size}, that of the teacher in {folder}, got {size}. "
-            f"Add --size {info.size}."
+            f"The image size must be {info.size}, that of the teacher in {folder}, got {size}. Add --size {info.size}."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Teacher(model, folder, data.val, data.test)
 
 
 def format_names(names: tuple[str, ...]) -> str:
-    """Return the first five names and the number of all.
+    """Format class names: at most five of the names, and the number of all names.
 
     Example:
         >>> format_names(("cat", "dog"))

@@ -1,11 +1,16 @@
 """Cache of teacher outputs per augmented view.
 
-A store is a folder named by a hash of everything the outputs depend on: the teacher's weights and architecture, the
-images, the augmentation and its seed, the map size, the number format and the library versions. Each augmented epoch is
-one memory-mapped file of fixed-size records, with its disk space reserved before the first write.
+An augmented view is a training image with the augmentation of one epoch. The cached outputs are logits and class
+activation maps; features are not cached.
 
-A record is a checksum, bound to epoch and sample, and the encoded outputs. A record of zeros is not computed yet. A
-wrong checksum means a write that a crash cut short, or a flipped bit. In both cases the outputs are computed again.
+A store is a folder. Its name is a hash of everything that the outputs depend on: the teacher's weights and
+architecture, the images, the augmentation and its seed, the format of the records, the device type, the number format
+and the library versions. Each augmented epoch is one memory-mapped file of fixed-size records, whose disk space is
+reserved before the first write.
+
+A record is the cached output of one sample: a checksum, bound to epoch and sample, and the encoded outputs. A record of
+zeros has not been written. A wrong checksum means that a crash interrupted the write, or that a bit flipped. In both
+cases the outputs are computed again.
 """
 
 from camkd.distill.cache.keys import cache_key

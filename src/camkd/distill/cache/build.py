@@ -1,4 +1,4 @@
-"""Build the teacher cache of a run: fast teacher function, record format and key."""
+"""Build the teacher cache of a run: inference function, record format and key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from camkd.config import RunConfig, TrainConfig
 from camkd.data.augment import get_policy
 from camkd.data.dataset import Dataset
 from camkd.distill.cache.keys import cache_key
-from camkd.distill.cache.records import ALL_CLASSES, RecordFormat
+from camkd.distill.cache.records import MAX_CLASSES_WITH_ALL_MAPS, RecordFormat
 from camkd.distill.cache.records import VERSION as RECORD_VERSION
 from camkd.distill.cache.store import Manifest, Store, store_folder
 from camkd.distill.cache.teacher_cache import TeacherCache
@@ -25,30 +25,37 @@ from camkd.runs.load_model import read_model_info
 from camkd.types import Prediction
 from camkd.utils.devices import pick_device, pick_precision
 
-CHUNK = 32
-"""Images per forward pass of a teacher on a CPU: their activations stay in its caches."""
+CPU_BATCH_SIZE = 32
+"""Images per forward pass of a teacher on a CPU, small enough for the activations to stay in the CPU cache."""
 
 OUTPUT_VERSION = 1
-"""Increased when the same weights would give other outputs: another ``forward``, other maps, another batch split."""
+"""Version of the outputs. Increment it when the same weights would give other outputs.
 
-LARGEST_MAP = 8
-"""Default upper limit of the side of cached maps, in cells."""
+Reasons are another ``forward``, other maps, or another split of a batch into forward passes.
+"""
+
+DEFAULT_MAX_MAP_SIZE = 8
+"""Default of the maximum side of cached maps, in cells."""
 
 
 def build_teacher_cache(teacher: Teacher, data: Dataset, config: RunConfig, *, features: bool = False) -> TeacherCache:
     """Build the cache of a teacher's outputs on the augmented training images of a run.
 
     Args:
-        teacher: the teacher.
-        data: the dataset.
-        config: the run; augmentation, seed, precision, device and map size are part of the key.
-        features: return features too. Features are not cached, so the cache has no store.
+        teacher: The teacher.
+        data: The dataset.
+        config: Configuration of the run. The key contains augmentation, augmentation seed, precision, device type and
+            map size.
+        features: Whether the outputs contain features too. Features are not cached, so the cache has no store.
+
+    Returns:
+        The cache. Its store is opened, but its folder is created with the first output.
     """
-    size = int(data.train.images.shape[1])
-    teacher_fn = make_teacher_fn(teacher.model, size, config.train, features=features)
+    image_size = int(data.train.images.shape[1])
+    teacher_fn = make_teacher_fn(teacher.model, image_size, config.train, features=features)
     if features:
         return TeacherCache(teacher_fn)
-    record_format = record_format_for(teacher.model, size, teacher_fn, config.distill.cache_map_size)
+    record_format = record_format_for(teacher.model, image_size, teacher_fn, config.distill.cache_map_size)
     device = torch.device(pick_device(config.train.device))
     manifest = Manifest(
         teacher=str(teacher.folder.resolve()),
@@ -68,10 +75,10 @@ def key_inputs(model: nn.Module, manifest: Manifest, data_fingerprint: str, devi
     """Collect everything that teacher outputs depend on besides the weights, for `cache_key`.
 
     Args:
-        model: the teacher.
-        manifest: the description of the store.
-        data_fingerprint: fingerprint of the dataset.
-        device: the device of the teacher. Its index is not part of the key.
+        model: The teacher.
+        manifest: Description of the store.
+        data_fingerprint: Fingerprint of the dataset.
+        device: Device of the teacher. The key contains its type, not its index.
 
     Returns:
         JSON values under explicit names. Renaming one of these names invalidates every cache.
@@ -97,15 +104,18 @@ def key_inputs(model: nn.Module, manifest: Manifest, data_fingerprint: str, devi
 
 
 def make_teacher_fn(
-    model: nn.Module, size: int, config: TrainConfig, *, features: bool = False
+    model: nn.Module, image_size: int, config: TrainConfig, *, features: bool = False
 ) -> Callable[[Tensor], Prediction]:
-    """Make a fast inference function of a frozen network: folded batch normalization, cache-sized chunks.
+    """Create the inference function of a frozen network, with batch normalization folded into the convolutions.
+
+    On a CPU, a batch is processed in parts of `CPU_BATCH_SIZE` images.
 
     Args:
-        model: the network.
-        size: side of the images in pixels.
-        config: device and precision.
-        features: return features too. The network then stays unfolded, as folding changes its stages.
+        model: The network, on the device of ``config``. The function uses a copy.
+        image_size: Side of the images in pixels.
+        config: Settings with device and precision.
+        features: Whether the predictions contain features too. The network is then not folded, because folding changes
+            its stages.
 
     Returns:
         A function from images ``(N, 3, H, W)`` to a `Prediction` in fp32.
@@ -114,25 +124,29 @@ def make_teacher_fn(
     bf16 = pick_precision(config.precision, device) == "bf16"
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     if not features:
-        frozen = _fold_if_equivalent(frozen, _probe(model, size))
+        frozen = _fold_if_equivalent(frozen, _random_images(model, image_size))
 
     def teacher_fn(x: Tensor) -> Prediction:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            chunks = x.split(CHUNK if x.is_cpu else len(x))
+            chunks = x.split(CPU_BATCH_SIZE if x.is_cpu else len(x))
             outputs = [predict(frozen, chunk, features=features) for chunk in chunks]
         return _concatenate(outputs).float()
 
     return teacher_fn
 
 
-def _fold_if_equivalent(model: nn.Module, probe: Tensor) -> nn.Module:
-    """Fold batch normalization, unless tracing loses the layer that the maps are made of."""
-    folded = fold_batchnorm(model, probe)
-    if form(folded, probe) != form(model, probe):
+def _fold_if_equivalent(model: nn.Module, images: Tensor) -> nn.Module:
+    """Fold batch normalization, or return ``model`` if folding changes the maps.
+
+    Tracing can lose the layer that the maps are computed from. The folded network is therefore used only if the form
+    and the shape of its maps are the same, and if the maps of the top class differ by at most 1 % in the mean.
+    """
+    folded = fold_batchnorm(model, images)
+    if form(folded, images) != form(model, images):
         return model
     with torch.no_grad():
-        logits, maps, *_ = predict(model, probe, classes=1)
-        folded_maps = predict(folded, probe, classes=logits.topk(1).indices).cams
+        logits, maps, *_ = predict(model, images, classes=1)
+        folded_maps = predict(folded, images, classes=logits.topk(1).indices).cams
     assert maps is not None
     assert folded_maps is not None
     same_shape = maps.shape == folded_maps.shape
@@ -140,40 +154,42 @@ def _fold_if_equivalent(model: nn.Module, probe: Tensor) -> nn.Module:
 
 
 def record_format_for(
-    model: nn.Module, size: int, teacher_fn: Callable[[Tensor], Prediction], map_size: int | None
+    model: nn.Module, image_size: int, teacher_fn: Callable[[Tensor], Prediction], map_size: int | None
 ) -> RecordFormat:
-    """Choose the encoding of a teacher's outputs.
+    """Choose the format of the records of a teacher's outputs.
 
-    Pooling by a whole factor keeps the mean of a map. With a linear head the logits then follow from the maps and are
-    not stored.
+    The logits of a linear head are computed from the maps and not stored, if the maps of all classes are stored and
+    pooling keeps the mean of a map. Pooling by an integer factor does.
 
     Args:
-        model: the teacher.
-        size: side of the images in pixels.
-        teacher_fn: its inference function.
-        map_size: side of the cached maps in cells (None: the teacher's own, at most 8); never more than the teacher's.
+        model: The teacher.
+        image_size: Side of the images in pixels.
+        teacher_fn: Inference function of the teacher.
+        map_size: Maximum side of the cached maps in cells; smaller maps are not enlarged. None: `DEFAULT_MAX_MAP_SIZE`.
+
+    Returns:
+        The record format.
     """
-    probe = _probe(model, size)
-    cams = teacher_fn(probe).cams
-    offset = bias(model, probe)
+    images = _random_images(model, image_size)
+    cams = teacher_fn(images).cams
+    head_bias = bias(model, images)
     assert cams is not None
     _, classes, *grid = cams.shape
-    height, width = (min(cells, LARGEST_MAP if map_size is None else map_size) for cells in grid)
-    is_whole_factor = grid[0] % height == grid[1] % width == 0
-    logits_follow = offset is not None and is_whole_factor and classes <= ALL_CLASSES
-    return RecordFormat(
-        classes, height, width, tuple(offset.tolist()) if logits_follow and offset is not None else None
-    )
+    height, width = (min(cells, DEFAULT_MAX_MAP_SIZE if map_size is None else map_size) for cells in grid)
+    is_integer_factor = grid[0] % height == grid[1] % width == 0
+    if head_bias is None or not is_integer_factor or classes > MAX_CLASSES_WITH_ALL_MAPS:
+        return RecordFormat(classes, height, width)
+    return RecordFormat(classes, height, width, tuple(head_bias.tolist()))
 
 
-def _probe(model: nn.Module, size: int) -> Tensor:
-    """Return two random images on the model's device."""
+def _random_images(model: nn.Module, image_size: int) -> Tensor:
+    """Return two random images on the model's device, the same images in every call."""
     device = next(model.parameters()).device
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _concatenate(outputs: Sequence[Prediction]) -> Prediction:
-    """Concatenate the predictions of the chunks of a batch."""
+    """Concatenate the predictions of the parts of a batch."""
 
     def concatenate(parts: Sequence[Any]) -> Any:
         if isinstance(parts[0], tuple):

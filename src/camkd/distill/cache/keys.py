@@ -11,17 +11,18 @@ import torch
 from torch import nn
 
 VERSION = 3
-"""Increased when the key itself is computed differently."""
+"""Version of the key. Increment it when the key is computed differently."""
 
 
 def cache_key(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     """Hash a teacher's weights and everything else that its cached outputs depend on.
 
-    Names of classes, attributes and configuration fields have no influence, so renaming them keeps every cache valid.
+    Names of Python classes and configuration fields have no influence, so renaming them keeps every cache valid. Names
+    of parameters and buffers do have an influence.
 
     Args:
-        model: the teacher; its parameters and buffers are hashed by name, dtype, shape and content.
-        inputs: the other dependencies, as JSON values under explicit names.
+        model: The teacher. Its parameters and buffers are hashed by name, dtype, shape and content.
+        inputs: The other dependencies, as JSON values under explicit names.
 
     Returns:
         24 hexadecimal digits.

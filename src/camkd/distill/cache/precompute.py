@@ -1,4 +1,4 @@
-"""Compute teacher outputs ahead of training, and estimate the cost."""
+"""Compute teacher outputs before training, and estimate the cost."""
 
 from __future__ import annotations
 
@@ -30,11 +30,19 @@ BATCHES_PER_TASK = 8
 """Batches per unit of work, after which progress is reported and a worker process may stop."""
 
 TRIALS = 3
-"""Trials of the speed measurement; the fastest counts."""
+"""Number of trials of the throughput measurement. The fastest trial counts."""
 
 
 class CacheCost(NamedTuple):
-    """Cost of a cache: bytes per image, images per epoch, epochs within the budget, speed of the teacher."""
+    """Cost of the cached outputs of a teacher.
+
+    Attributes:
+        bytes_per_image: Size of a record in bytes.
+        images: Number of training images, which is the number of records per epoch.
+        epochs: Number of augmented epochs within the cache budget.
+        images_per_second: Measured throughput of the teacher.
+        computed_before: Number of records that exist and are valid.
+    """
 
     bytes_per_image: int
     images: int
@@ -43,7 +51,7 @@ class CacheCost(NamedTuple):
     computed_before: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """Return the cost with total bytes and seconds, as ``--json`` prints it."""
+        """Return the cost, total bytes, and seconds for the missing outputs, as ``--json`` prints them."""
         bytes_per_epoch = self.bytes_per_image * self.images
         missing = self.images * self.epochs - self.computed_before
         return {
@@ -55,7 +63,7 @@ class CacheCost(NamedTuple):
 
 
 class _Precomputer:
-    """Teacher, store and augmented views of one process. Calling it with a task computes the missing outputs."""
+    """Teacher, cache and augmented views of one process. A call computes the missing outputs of a task."""
 
     def __init__(self, config: RunConfig, data: Dataset) -> None:
         self.config = config
@@ -77,15 +85,17 @@ class _Precomputer:
         return epochs_in_budget(self.config, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
-        """Yield (epoch, first batch) of each task."""
-        count = batch_count(len(self.views), self.config.train.batch_size)
-        return ((epoch, start) for epoch in range(self.epochs) for start in range(0, count, BATCHES_PER_TASK))
+        """Yield each task: the epoch and the index of its first batch."""
+        num_batches = batch_count(len(self.views), self.config.train.batch_size)
+        return ((epoch, start) for epoch in range(self.epochs) for start in range(0, num_batches, BATCHES_PER_TASK))
 
     def __call__(self, task: tuple[int, int]) -> int:
-        """Compute the missing outputs of a task in the batches of a training run, so that every bit is the same.
+        """Compute the outputs of each batch of a task in which an output is missing.
+
+        The batches are those of a training run, because outputs depend on the batch in the last bits.
 
         Returns:
-            The number of images of the task.
+            The number of images of the task, including images with cached outputs.
         """
         epoch, start = task
         train = self.config.train
@@ -100,12 +110,12 @@ class _Precomputer:
 
 
 _precomputer: _Precomputer | None = None
-"""The worker of this process."""
+"""Precomputer of a worker process, created by `_start_worker`."""
 
 
 def _start_worker(config: RunConfig, threads: int) -> None:
     global _precomputer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets workers finish their task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and lets the workers finish their tasks
     torch.set_num_threads(threads)
     _precomputer = _Precomputer(config, open_dataset(config.data))
 
@@ -116,20 +126,22 @@ def _run_task(task: tuple[int, int]) -> int:
 
 
 def precompute(config: RunConfig, data: Dataset, processes: int, progress: Progress) -> Store:
-    """Compute and cache the teacher outputs that a run needs. Interrupted work resumes with the next call.
+    """Compute and cache the teacher outputs that a run needs, within the cache budget.
+
+    After an interruption, the next call computes the missing outputs.
 
     Args:
-        config: the run; ``config.distill.teacher`` is the teacher's run folder.
-        data: the dataset.
-        processes: number of processes; they share the cores.
-        progress: callback ``progress(done, total, description)``.
+        config: Configuration of the run. ``config.distill.teacher`` is the teacher's run folder.
+        data: The dataset.
+        processes: Number of processes, which share the CPU cores.
+        progress: Callback ``progress(done, total, description)``.
 
     Returns:
         The store of the outputs.
 
     Raises:
-        InputError: if the budget is smaller than one epoch, or the disk is full.
-        ChildProcessError: if a worker process dies.
+        InputError: If the teacher does not fit the dataset, the budget is smaller than one epoch, or the disk is full.
+        ChildProcessError: If a worker process dies.
     """
     precomputer = _Precomputer(config, data)
     if not precomputer.epochs:
@@ -162,12 +174,15 @@ def precompute(config: RunConfig, data: Dataset, processes: int, progress: Progr
 
 
 def estimate_cost(config: RunConfig, data: Dataset, progress: Progress = no_progress) -> CacheCost:
-    """Estimate the cost of `precompute` in one process: read the store and measure the teacher's speed.
+    """Estimate the cost of `precompute` in one process: count the valid records and measure the teacher's throughput.
 
     Args:
-        config: the run.
-        data: the dataset.
-        progress: callback ``progress(done, total, description)``.
+        config: Configuration of the run. ``config.distill.teacher`` is the teacher's run folder.
+        data: The dataset.
+        progress: Callback ``progress(done, total, description)``.
+
+    Returns:
+        The cost.
     """
     precomputer = _Precomputer(config, data)
     store = precomputer.store
@@ -182,14 +197,17 @@ def estimate_cost(config: RunConfig, data: Dataset, progress: Progress = no_prog
 
 
 def estimate_architecture_cost(architecture: str, config: RunConfig, images: int, classes: int, size: int) -> CacheCost:
-    """Estimate the cost of a cache for a dataset that is not available, with random teacher weights.
+    """Estimate the cost of a cache without dataset and trained teacher, with random images and random weights.
 
     Args:
-        architecture: model name of the teacher.
-        config: the run.
-        images: number of training images.
-        classes: number of classes.
-        size: side of the images in pixels.
+        architecture: Model name of the teacher.
+        config: Configuration of the run.
+        images: Number of training images.
+        classes: Number of classes.
+        size: Side of the images in pixels.
+
+    Returns:
+        The cost, with ``computed_before=0``.
     """
     model = build(architecture, classes, size, pretrained=False)
     device = pick_device(config.train.device)
@@ -203,11 +221,11 @@ def estimate_architecture_cost(architecture: str, config: RunConfig, images: int
 
 
 def _images_per_second(teacher_fn: Callable[[Tensor], Prediction], x: Tensor) -> float:
-    """Return the best throughput of a few trials."""
+    """Return the best throughput of `TRIALS` trials, after a warm-up call."""
     teacher_fn(x)
-    best = math.inf
+    best_seconds = math.inf
     for _ in range(TRIALS):
         started = time.perf_counter()
         teacher_fn(x).logits.cpu()
-        best = min(best, time.perf_counter() - started)
-    return len(x) / best
+        best_seconds = min(best_seconds, time.perf_counter() - started)
+    return len(x) / best_seconds

@@ -17,20 +17,20 @@ from camkd.types import Prediction
 from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
 
 VERSION = 2
-"""Version of the binary format. Increase it when the same outputs would be stored as other bytes."""
+"""Version of the binary format. Increment it when the same outputs would be stored as other bytes."""
 
-ALL_CLASSES = 100
-"""Maximum number of classes of which all maps are stored."""
+MAX_CLASSES_WITH_ALL_MAPS = 100
+"""Maximum number of classes for which the maps of all classes are stored."""
 
-TOP_CLASSES = 10
-"""Number of classes whose maps are stored if there are more than ``ALL_CLASSES`` classes."""
+NUM_TOP_CLASSES = 10
+"""Number of maps per record if there are more than ``MAX_CLASSES_WITH_ALL_MAPS`` classes."""
 
 
 @dataclass(frozen=True)
 class RecordFormat:
     """Binary format of the cached teacher output of one sample.
 
-    A record holds, in this order and little-endian:
+    A record is the cached output of one sample. It holds, in this order and little-endian:
 
     1. the checksum, uint64;
     2. class activation maps in logit units, float16 ``(num_maps, height, width)``;
@@ -38,14 +38,15 @@ class RecordFormat:
     4. the class indices of the maps, int32 ``(num_maps,)``, only if not all maps are stored;
     5. zeros up to a multiple of 8 bytes.
 
-    Up to 100 classes, the maps of all classes are stored. Above that, those of the 10 classes with the largest logits.
+    Up to `MAX_CLASSES_WITH_ALL_MAPS` classes, the maps of all classes are stored. With more classes, the maps of the
+    `NUM_TOP_CLASSES` classes with the largest logits are stored.
 
     Args:
         classes: Number of classes ``K``.
         height: Height of a map in cells.
         width: Width of a map in cells.
-        bias: Bias of a linear classification head, ``K`` values. The logits are then computed as
-            ``mean_xy(map) + bias`` and not stored. None: the logits are stored.
+        bias: Bias of a linear classification head, ``K`` values. Logits are not stored, but computed on decoding as
+            ``mean_xy(map) + bias``. None: the logits are stored.
 
     Example:
         >>> record_format = RecordFormat(classes=10, height=8, width=8)
@@ -61,11 +62,11 @@ class RecordFormat:
     @property
     def num_maps(self) -> int:
         """Number of class activation maps per record."""
-        return self.classes if self.classes <= ALL_CLASSES else TOP_CLASSES
+        return self.classes if self.classes <= MAX_CLASSES_WITH_ALL_MAPS else NUM_TOP_CLASSES
 
     @cached_property
     def dtype(self) -> np.dtype[np.void]:
-        """The record as a NumPy structured type: ``checksum``, ``cams``, ``logits``, ``class_ids``, padding."""
+        """Structured NumPy type of a record: ``checksum``, ``cams``, and ``logits`` and ``class_ids`` if stored."""
         fields: list[tuple[Any, ...]] = [("checksum", "<u8"), ("cams", "<f2", (self.num_maps, self.height, self.width))]
         if self.bias is None:
             fields.append(("logits", "<f2", (self.classes,)))
@@ -83,7 +84,7 @@ class RecordFormat:
                 The maps are resized to ``height`` x ``width``. Values beyond the range of float16 are clamped to it.
 
         Returns:
-            ``N`` records whose checksum is still 0.
+            ``N`` records with checksum 0.
         """
         assert prediction.cams is not None
         cams = resize(prediction.cams.float(), (self.height, self.width))
@@ -102,8 +103,8 @@ class RecordFormat:
         """Decode ``N`` records. The result depends only on their bytes.
 
         Returns:
-            A float32 prediction on the CPU: logits ``(N, K)``, maps ``(N, num_maps, height, width)`` and, if these are
-            not the maps of all classes, ``class_ids (N, num_maps)``.
+            A float32 prediction on the CPU: logits ``(N, K)`` and maps ``(N, num_maps, height, width)``. If maps are
+            stored for some classes only, ``class_ids (N, num_maps)`` are their classes.
         """
         cams = torch.from_numpy(records["cams"]).float()
         if self.bias is None:
@@ -111,11 +112,11 @@ class RecordFormat:
         else:
             logits = cams.mean((2, 3)) + torch.tensor(self.bias)
         class_ids = torch.from_numpy(records["class_ids"]).long() if self.num_maps < self.classes else None
-        return Prediction(logits, cams, None, class_ids)
+        return Prediction(logits, cams, class_ids=class_ids)
 
 
 def _to_float16(values: Tensor) -> NDArray[np.float16]:
-    """Convert to float16, clamped to its finite range."""
+    """Convert to float16, and clamp to the finite range of float16."""
     largest = torch.finfo(torch.float16).max
     half: NDArray[np.float16] = values.clamp(-largest, largest).half().cpu().numpy()
     return half
@@ -124,15 +125,17 @@ def _to_float16(values: Tensor) -> NDArray[np.float16]:
 def checksums(records: NDArray[np.void], epoch: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Compute the checksum of each record, bound to its epoch and sample.
 
-    With ``g`` the golden gamma and ``word[i]``, ``i = 1, 2, ...`` the 64-bit words after the stored checksum:
+        content = sum_i splitmix64(word[i] + i * g)
+        identity = splitmix64(sample * g + derive_seed(VERSION, epoch))
+        checksum = splitmix64(content + identity) | 1
 
-        checksum = splitmix64(sum_i splitmix64(word[i] + i g) + splitmix64(sample g + derive_seed(VERSION, epoch))) | 1
-
-    All arithmetic is modulo ``2^64``. ``splitmix64`` is a bijection, so any changed bit of a word changes its summand.
-    The last bit is always set: a checksum is never 0, which marks a record that has not been written.
+    ``word[i]``, ``i = 1, 2, ...``, are the 64-bit words after the stored checksum. ``g`` is
+    `camkd.utils.hashing.GOLDEN_GAMMA`, the increment of SplitMix64; ``i * g`` makes the sum depend on the order of the
+    words. All arithmetic is modulo ``2^64``. ``splitmix64`` is a bijection, so any changed bit of a word changes the
+    summand of this word. The last bit of a checksum is always set, because 0 marks a record that has not been written.
 
     Args:
-        records: ``N`` records of a `RecordFormat`. The checksums that they hold are ignored.
+        records: ``N`` records of a `RecordFormat`. The checksums in the records are ignored.
         epoch: Epoch of the augmented views.
         samples: Sample index of each record, ``(N,)``.
 

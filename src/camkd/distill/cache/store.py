@@ -1,4 +1,4 @@
-"""Teacher outputs on disk: one memory-mapped file per epoch, safe for several processes that read and write."""
+"""Teacher outputs on disk: one memory-mapped file per epoch, which several processes may read and write."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from camkd.utils.units import format_quantity
 
 MANIFEST = "store.json"
 MANIFEST_VERSION = 1
-"""Version of ``store.json``. Increase it when a key changes its name or meaning, not for a new optional key."""
+"""Version of ``store.json``. Increment it when a key changes its name or meaning, not for a new optional key."""
 
 MAX_EPOCH_BYTES = 1 << 50
-"""Larger epochs in a manifest are refused as corrupt."""
+"""Bound of the size of an epoch. A manifest with epochs of this size or more is rejected as corrupt."""
 
 VERIFY_CHUNK = 4096
 """Number of records that are verified at once."""
@@ -65,7 +65,7 @@ class Manifest:
         """Read the manifest of the store in ``folder``.
 
         Raises:
-            InputError: ``store.json`` is missing, corrupt, incomplete or of another version.
+            InputError: If ``store.json`` is missing, corrupt, incomplete or of another version.
         """
         try:
             values = load_checksummed(folder / MANIFEST)
@@ -101,7 +101,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write ``store.json`` if it is missing or differs; otherwise update its modification time.
 
-        The modification time is the time of last use, by which ``camkd cache prune`` chooses what to remove.
+        The modification time is the time of last use. ``camkd cache prune --keep`` removes the least recently used
+        stores.
         """
         path = folder / MANIFEST
         record_format = self.record_format
@@ -136,11 +137,11 @@ class Store:
 
     Several processes may read and write one folder at the same time: a record is valid only if its checksum matches.
     A record of zeros has not been written. Any other record whose checksum differs is corrupt, from an interrupted
-    write or a flipped bit. Neither is returned.
+    write or a flipped bit. Unwritten and corrupt records are never returned.
 
     Args:
         folder: Folder of the store.
-        manifest: Description of the store; it determines number and format of the records.
+        manifest: Description of the store, with the number and the format of the records.
 
     Example:
         >>> store = Store(store_folder(key), manifest)                           # doctest: +SKIP
@@ -182,8 +183,11 @@ class Store:
         Returns:
             The prediction of `RecordFormat.decode`, or None if a record is missing or corrupt.
 
+        Raises:
+            CacheFullError: If the file is truncated, and the disk has no space to extend it.
+
         Warns:
-            CorruptCacheWarning: A record is corrupt.
+            CorruptCacheWarning: If a record is corrupt.
         """
         records, valid = self._read_records(epoch, samples)
         return self.record_format.decode(records) if self._all_valid(epoch, records, valid) else None
@@ -191,12 +195,16 @@ class Store:
     def contains(self, epoch: int, samples: NDArray[np.int64]) -> bool:
         """Return whether every one of ``samples`` has a valid record.
 
+        Raises:
+            CacheFullError: If the file is truncated, and the disk has no space to extend it.
+
         Warns:
-            CorruptCacheWarning: A record is corrupt.
+            CorruptCacheWarning: If a record is corrupt.
         """
         return self._all_valid(epoch, *self._read_records(epoch, samples))
 
     def _all_valid(self, epoch: int, records: NDArray[np.void], valid: NDArray[np.bool_]) -> bool:
+        """Return whether all records are valid, and warn about corrupt records."""
         num_corrupt = int(_corrupt(records, valid).sum())
         if num_corrupt:
             warnings.warn(
@@ -216,7 +224,7 @@ class Store:
             records: ``N`` records from `RecordFormat.encode`. Their checksums are filled in.
 
         Raises:
-            CacheFullError: The disk has no space for the epoch.
+            CacheFullError: If the disk has no space for the epoch.
         """
         records["checksum"] = checksums(records, epoch, samples)
         mapped = self._map_epoch(epoch, create=True)
@@ -232,6 +240,9 @@ class Store:
 
         Returns:
             The number of valid and the number of corrupt records, before repair.
+
+        Raises:
+            CacheFullError: If the file is truncated, and the disk has no space to extend it.
         """
         num_valid = 0
         num_corrupt = 0
@@ -251,7 +262,7 @@ class Store:
         return self.folder / f"epoch-{epoch:04d}.bin"
 
     def _read_records(self, epoch: int, samples: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-        """Copy the records of ``samples``, and return which of them are valid."""
+        """Return a copy of the records of ``samples``, and a mask of the valid records."""
         mapped = self._map_epoch(epoch)
         if mapped is None:
             return np.zeros(len(samples), self.record_format.dtype), np.zeros(len(samples), np.bool_)
@@ -259,7 +270,7 @@ class Store:
         return records, records["checksum"] == checksums(records, epoch, samples)
 
     def _map_epoch(self, epoch: int, *, create: bool = False) -> NDArray[np.void] | None:
-        """Memory-map the file of an epoch. The last one stays mapped. Returns None if there is no file."""
+        """Memory-map the file of an epoch until another epoch is mapped. Return None if there is no file to map."""
         if self._open is not None and self._open[0] == epoch:
             return self._open[1]
         path = self.path(epoch)
@@ -285,7 +296,7 @@ class Store:
 
 
 def _corrupt(records: NDArray[np.void], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which records were written but are not valid."""
+    """Return a mask of the records that were written but are not valid."""
     corrupt: NDArray[np.bool_] = ~valid & (records["checksum"] != 0)
     return corrupt
 
@@ -296,6 +307,6 @@ def store_folder(key: str) -> Path:
 
 
 def list_stores() -> list[Path]:
-    """List the folders of all stores, least recently used first."""
+    """List the folders of all stores that have a manifest, least recently used first."""
     manifests = store_folder("").glob(f"*/{MANIFEST}")
     return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime)]

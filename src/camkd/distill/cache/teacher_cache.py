@@ -13,17 +13,18 @@ from camkd.types import Prediction
 
 
 class TeacherCache:
-    """Teacher outputs per (epoch, sample): `get` reads them from the cache, `compute` runs the teacher and caches them.
+    """Teacher outputs per epoch and sample: `get` reads them, `compute` runs the teacher and caches its outputs.
 
-    Outputs are encoded and decoded before their first use, so the first epoch and later ones train on the same bits.
+    With a record format, computed outputs are encoded and decoded before use. Computed and cached outputs are then
+    equal in every bit.
 
     Args:
-        teacher_fn: the frozen teacher, from images ``(N, 3, H, W)`` to a `Prediction`.
-        store: the files of the cache. Without a store the teacher runs at every step.
-        record_format: the encoding of outputs without a store; the store has its own.
+        teacher_fn: Inference function of the frozen teacher, from images ``(N, 3, H, W)`` to a `Prediction`.
+        store: Cached outputs on disk. None: nothing is cached, so the teacher runs at every step.
+        record_format: Encoding of the outputs if ``store`` is None; a store has its own. None: outputs are not encoded.
 
     Attributes:
-        num_computed: number of images that the teacher has processed.
+        num_computed: Number of images that `compute` has processed.
     """
 
     def __init__(
@@ -40,26 +41,35 @@ class TeacherCache:
             store.mark_used()
 
     def get(self, epoch: int, samples: Tensor) -> Prediction | None:
-        """Return the cached outputs for samples of an epoch, on the CPU, or None if any is missing.
+        """Return the cached outputs for samples of an epoch.
 
         Args:
-            epoch: the augmented epoch.
-            samples: indices of training images, ``(N,)`` int64.
+            epoch: The augmented epoch.
+            samples: Indices of training images, ``(N,)`` int64.
+
+        Returns:
+            The outputs on the CPU, or None if an output is missing or corrupt.
         """
         if self.store is None:
             return None
         try:
             return self.store.read(epoch, samples.numpy())
-        except CacheFullError:  # a truncated file cannot be extended; `compute` warns
+        except CacheFullError:  # no space to extend a truncated file; `compute` warns
             return None
 
     def compute(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
         """Compute the teacher's outputs for a batch and cache them.
 
         Args:
-            epoch: the augmented epoch.
-            samples: indices of training images, ``(N,)`` int64.
-            x: the augmented images ``(N, 3, H, W)``.
+            epoch: The augmented epoch.
+            samples: Indices of training images, ``(N,)`` int64.
+            x: The augmented images ``(N, 3, H, W)``.
+
+        Returns:
+            The outputs, on the device of ``x`` if they are encoded.
+
+        Warns:
+            UserWarning: If the disk has no space for the outputs.
         """
         self.num_computed += len(x)
         outputs = self.teacher_fn(x)

@@ -33,8 +33,8 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
         loss = mean_xy (Q_s / |Q_s| - Q_t / |Q_t|)^2,    Q = sum_c A[c]^2
 
     The student's attention map ``Q_s`` is resized to the teacher's grid.
-    Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. As in the authors' code,
-    whose weight is 1,000, the loss is a mean over the cells.
+    Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. The loss is a mean over the cells, as in the authors' code,
+    whose weight is 1,000.
 
     Args:
         student: Features ``A`` of the student, ``(N, C, h, w)``.
@@ -92,8 +92,8 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
         loss[n] = 1 / b * sum_m huber(d_s[n, m] - d_t[n, m]),    d[n, m] = |e[n] - e[m]| / mean
 
-    ``mean`` is the mean of the nonzero distances in the batch of ``b`` images. ``huber(x)`` is ``x^2 / 2`` up to ``|x|
-    = 1`` and ``|x| - 1 / 2`` beyond.
+    ``mean`` is the mean of the nonzero distances in the batch of ``b`` images.
+    ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and ``|x| - 1 / 2`` beyond.
 
     Source: Park et al. 2019, arXiv 1904.05068. The loss is a mean over ``m``, as in the authors' code, whose weight is
     25. The paper has a sum.
