@@ -203,6 +203,7 @@ class _HeatmapGrid:
     HEADER_HEIGHT = 44
     FOOTER_HEIGHT = 62
     MIN_WIDTH = 560
+    ROUNDING = 1e-9  # pixels: before 3.11.1, Matplotlib truncates the figure's size and rounds up that of an image
 
     def __init__(self, rows: int, panels_per_row: int, blocks: int, aspect: float) -> None:
         blocks = min(blocks, rows)
@@ -214,7 +215,8 @@ class _HeatmapGrid:
         self.width = max(2 * self.MARGIN + self.blocks * self.block_step - self.BLOCK_GAP, self.MIN_WIDTH)
         rows_height = self.rows_per_block * (self.panel_size[0] + self.CAPTION_HEIGHT)
         self.height = self.HEADER_HEIGHT + rows_height + self.FOOTER_HEIGHT
-        self.figure = Figure((self.width / DPI, self.height / DPI), dpi=DPI)
+        size = ((self.width + self.ROUNDING) / DPI, (self.height + self.ROUNDING) / DPI)
+        self.figure = Figure(size, dpi=DPI)
 
     def left_top(self, row: int, position: int) -> tuple[int, int]:
         block, block_row = divmod(row, self.rows_per_block)
@@ -223,8 +225,9 @@ class _HeatmapGrid:
         return left, top
 
     def add_axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(box)
+        bottom = 1 - (top + height) / self.height
+        size = ((width - self.ROUNDING) / self.width, (height - self.ROUNDING) / self.height)
+        return self.figure.add_axes((left / self.width, bottom, *size))
 
     def panel(self, row: int, position: int) -> Axes:
         return self.add_axes(*self.left_top(row, position), self.panel_size[1], self.panel_size[0])
