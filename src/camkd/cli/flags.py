@@ -14,6 +14,10 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 Config = TypeVar("Config")
 
 ALIASES = {"data": ("--dataset",), "method": ("--terms",)}
+"""Further names of flags."""
+
+NUMBERS = {"int": "an integer", "float": "a number"}
+"""Types of options in error messages."""
 
 
 def add_flags(
@@ -57,14 +61,27 @@ def from_namespace(config: type[Config], options: Namespace) -> Config:
 
 
 def clean_parser_error(message: str) -> str:
-    """Rewrite a parser error as one line, with the flag as the user typed it."""
-    text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda match: f"--{match[1].replace('_', '-')}:", message)
-    text = re.sub(r"(?<=are required: )\w+\.", "", re.sub(r"<class '(\w+)'>", r"\1", text))
-    text = re.sub(r"(?s)Does not validate .*?\[(\w+), NoneType\].*Given value: ", r"Expected a \1. Got value: ", text)
-    text = re.sub(
-        r'expected "(\w+)\.command" to be one of \{(.*?)\}, but .*',
-        lambda match: f"{match[1]} must be followed by one of {match[2].replace(',', ', ')}, got none.",
-        text,
-    )
-    text = text.replace("a typing.Literal", "one of ").replace(" a int", " an int")
-    return " ".join(text.split())
+    """Rewrite a parser error as one line, with the flag as the user typed it.
+
+    Args:
+        message: the error of the parser.
+
+    Example:
+        >>> clean_parser_error("--epochs: Expected a <class 'int'>. Got value: many")
+        "--epochs must be an integer, got 'many'."
+    """
+    message = re.sub(r"(?<=are required: )\w+\.", "", " ".join(message.split()))
+    missing = re.fullmatch(r'expected "(\w+)\.command" to be one of \{(.*?)\}, but .*', message)
+    if missing:
+        return f"{missing[1]} must be followed by one of {missing[2].replace(',', ', ')}, got none."
+    message = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', lambda match: f"--{match[1].replace('_', '-')}", message)
+    wrong = re.fullmatch(r"(--[\w-]+): (.*?)(?:\. Got| Given) value: ?(.*)", message)
+    if not wrong:
+        return message
+    flag, expected, value = wrong.groups()
+    choices = re.search(r"Literal\[(.*?)\]", expected)
+    if choices:
+        rule = "one of " + choices[1].replace("'", "")
+    else:
+        rule = " or ".join(name for type_name, name in NUMBERS.items() if f"'{type_name}'" in expected) or expected
+    return f"{flag} must be {rule}, got {value!r}."

@@ -64,14 +64,16 @@ def expand_recipe(arguments: Sequence[str]) -> list[str]:
         >>> expand_recipe(["train", "--data", "shapes"])
         ['train', '--data', 'shapes']
     """
-    words = [part for word in arguments for part in word.split("=", 1 if word.startswith("--recipe=") else 0)]
-    if words[:1] != ["train"] or "--recipe" not in words[:-1]:
+    tokens: list[str] = []
+    for argument in arguments:
+        tokens += argument.split("=", 1) if argument.startswith("--recipe=") else [argument]
+    if tokens[:1] != ["train"] or "--recipe" not in tokens[:-1]:
         return list(arguments)
-    if words.count("--recipe") > 1:
+    if tokens.count("--recipe") > 1:
         raise InputError(
             "--recipe must be given once, got it twice. Give one recipe, and single options to override it."
         )
-    name = words[words.index("--recipe") + 1]
+    name = tokens[tokens.index("--recipe") + 1]
     if name not in RECIPES:
         raise InputError(f"--recipe must be one of {', '.join(RECIPES)}, got {name!r}.")
-    return [words[0], *RECIPES[name].flags, *arguments[1:]]
+    return [tokens[0], *RECIPES[name].flags, *arguments[1:]]

@@ -57,14 +57,14 @@ def violations(metrics: Mapping[str, Any], under: Mapping[str, float], over: Map
     for name in (*under, *over):
         if name not in numbers:
             raise InputError(f"A threshold must be for one of {', '.join(numbers)}, got {name!r}.")
-    found = [
+    below = [
         f"{name} is {numbers[name]:.6g}, below {threshold:g}"
         for name, threshold in under.items()
         if numbers[name] < threshold
     ]
-    found += [
+    above = [
         f"{name} is {numbers[name]:.6g}, above {threshold:g}"
         for name, threshold in over.items()
         if numbers[name] > threshold
     ]
-    return f"{'; '.join(found)}." if found else None
+    return f"{'; '.join([*below, *above])}." if below or above else None

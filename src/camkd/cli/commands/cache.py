@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,6 +13,10 @@ from camkd.cli.commands.common import Command, Group, open_data, open_reporter, 
 from camkd.cli.flags import add_flags, from_namespace
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig, epochs_in_budget, num_augmented_epochs
 from camkd.utils.units import format_quantity, parse_quantity
+
+if TYPE_CHECKING:
+    from camkd.cli.progress import ProgressReporter
+    from camkd.data.dataset import Dataset
 
 CACHE_OPTIONS = {"epochs", "batch_size", "augment", "augment_epochs", "augment_seed", "precision", "device"}
 """Training options that determine which teacher outputs a run needs."""
@@ -68,7 +72,7 @@ def _precompute(options: Namespace) -> dict[str, Any]:
         else:
             data = open_data(config.data, reporter)
             if not options.dry_run:
-                return _fill(config, data, options.processes, reporter)
+                return _compute_outputs(config, data, options.processes, reporter)
             cost = precompute.estimate_cost(config, data, reporter.progress)
         result = cost.summary()
         reporter.message(
@@ -82,7 +86,7 @@ def _precompute(options: Namespace) -> dict[str, Any]:
     return result
 
 
-def _fill(config: RunConfig, data: Any, processes: int, reporter: Any) -> dict[str, Any]:
+def _compute_outputs(config: RunConfig, data: Dataset, processes: int, reporter: ProgressReporter) -> dict[str, Any]:
     """Compute the missing teacher outputs and print the size of the cache."""
     from camkd.distill.cache.precompute import precompute
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -109,6 +109,7 @@ def _outcome_table(groups: Mapping[str, Mapping[str, float]]) -> Table:
 def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]:
     """Return the images with the teacher's prediction and a map no more similar to the teacher's than chance."""
     from camkd.evaluate import chance_level, disagreeing_maps
+    from camkd.runs.load_model import read_model_info
 
     records = evaluation.per_image
     if "cam_cosine" not in records:
@@ -117,7 +118,7 @@ def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]
             "the option out."
         )
     level = chance_level(evaluation.metrics)
-    classes = list(evaluation.metrics["per_class"])
+    classes = read_model_info(options.run).classes
     rows = disagreeing_maps(records, level)
     return {
         "chance_level": level,
@@ -127,7 +128,7 @@ def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]
     }
 
 
-def _image_record(records: Mapping[str, Any], row: int, classes: list[str]) -> dict[str, Any]:
+def _image_record(records: Mapping[str, Any], row: int, classes: Sequence[str]) -> dict[str, Any]:
     numbers = ("confidence", "teacher_confidence", "cam_cosine", "cam_iou")
     return {
         "index": row,

@@ -1,0 +1,49 @@
+"""The command ``explain``: heatmaps and predictions of image files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from support.cli import camkd
+
+
+def test_figure_and_json(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+    paths = [str(path) for path in sorted((easy_folder / "test").rglob("*.png"))[:2]]
+    out = tmp_path / "cams.png"
+    output = camkd("explain", str(finished.folder / "student"), *paths, "--out", str(out), "--json")
+    assert output.json["out"] == str(out)
+    assert list(output.json["images"]) == paths
+    for models in output.json["images"].values():
+        assert set(models) == {"teacher", "student"}
+        for record in models.values():
+            assert set(record["classes_shown"][0]) >= {"class", "confidence"}
+    assert out.exists()
+    assert all(path in output.err for path in paths)
+
+
+def test_several_classes(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "overlays")
+    folder = str(easy_folder / "test" / "sky")
+    output = camkd("explain", str(finished.folder), folder, "--top", "2", "--out", out, "--json")
+    *lines, last_line = output.err.splitlines()
+    assert len(lines) == len(output.json["images"]) == 8
+    for line in lines:
+        assert re.fullmatch(r".*/sky/\d+\.png: student \w+ \(\d+%\), \w+ \(\d+%\)", line)
+    for models in output.json["images"].values():
+        assert len(models["student"]["classes_shown"]) == 2
+    assert out in last_line
+
+
+def test_unknown_format_is_refused(finished: Any, tmp_path: Path) -> None:
+    output = camkd("explain", str(finished.folder), "x.png", "--out", str(tmp_path / "maps.txt"))
+    assert "maps.txt" in output.error
+
+
+def test_broken_image_is_refused(finished: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    out = tmp_path / "cams.png"
+    output = camkd("explain", str(finished.folder), str(tmp_path / "broken.jpg"), "--out", str(out))
+    assert "broken.jpg" in output.error
+    assert not out.exists()
