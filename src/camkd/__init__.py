@@ -1,6 +1,6 @@
 """camkd: compress an image classifier into a tiny one that looks where its teacher looks.
 
-Public names and packages are imported on first access, so that ``camkd --help`` starts without torch.
+Public names and packages are imported on first access, so that ``camkd --help`` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m camkd``."""
+"""Entry point of ``python -m camkd``."""
 
 import sys
 

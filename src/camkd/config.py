@@ -17,7 +17,7 @@ class DataConfig:
 
     Args:
         data: shapes, shapes-cue, cifar10, cifar100, or a folder of images with one subfolder per class.
-        size: side of the images in pixels (default: the source's own, 64 for folders of mixed sizes).
+        size: side of the images in pixels (default: the dataset's own, 64 for folders of mixed or larger sizes).
         limit: use only the first N images of each split, class-balanced, for quick trials.
         train_limit: use only the first N training images, class-balanced; validation and test stay complete.
         workers: processes that decode a folder (default: one per core; 1: this process only).
@@ -34,18 +34,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training loop: linear warm-up, then cosine decay of the learning rate to zero.
+    """Settings of the training loop. The learning rate rises linearly, then decays to zero along a cosine.
 
     Args:
         epochs: passes over the training images.
-        batch_size: images per step; batches of an epoch are of equal size, so a step may have slightly more or fewer.
+        batch_size: approximate number of images per step; the batches of an epoch differ by at most one image.
         optimizer: sgd (Nesterov momentum 0.9) or adamw; auto: adamw for cam-net and cam-net-lite, else sgd.
         lr: peak learning rate at batch size 128, scaled linearly with the batch size (default: sgd 0.2, adamw 0.01).
         weight_decay: weight decay of all weights except normalization and biases (default: sgd 0.0005, adamw 0.01).
         warmup_fraction: fraction of the run over which the learning rate rises.
         label_smoothing: label smoothing; 'camkd train' applies it to students only.
         grad_clip: maximum norm of the gradient.
-        on_nan: when the loss or the gradient of a batch is not finite: stop, or skip the batch.
+        on_nan: action when the loss or the gradient of a batch is not finite: stop, or skip the batch.
         ema_decay: decay per step of the averaged weights, which are evaluated and saved.
         augment: augmentation: none, light (flip, crop), or strong (light + rotation, color, cutout, mixup/cutmix).
         augment_epochs: number of differently augmented epochs before they repeat from the cache (default: no repeat).
@@ -54,7 +54,7 @@ class TrainConfig:
         precision: number format of the forward pass; auto: bf16 where it is faster on this device.
         device: auto, cpu, cuda, cuda:1 or mps.
         figure_every: epochs between two heatmap figures of the model during training (0: only at the end).
-        tensorboard: also write scalars and heatmap figures for TensorBoard into the run folder (an extra).
+        tensorboard: also write scalars and heatmaps for TensorBoard into the run folder (needs camkd[tensorboard]).
     """
 
     epochs: int = 30
@@ -95,7 +95,7 @@ class DistillConfig:
 
 
 Role = Literal["teacher", "control", "student"]
-"""The part of a run in an experiment: a teacher, a student without a teacher, or a distilled student."""
+"""Role of a run in an experiment. A control is the student's network, trained without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class RunConfig:
     Args:
         data: the images.
         train: the training loop.
-        distill: the teacher and the loss. A run with the role teacher has none.
+        distill: the teacher and the loss; unused if the role is teacher.
         model: name of the network to train, see 'camkd list models'.
         role: teacher, control or student.
 
@@ -145,8 +145,8 @@ class RunConfig:
         """Rebuild a configuration from `options`; a missing option has its default.
 
         Args:
-            options: the content of a ``config.yaml``.
-            role: the role of the run (default: student where the options name a student, else teacher).
+            options: Content of a ``config.yaml``.
+            role: Role of the run (default: student if the options name a student, else teacher).
         """
 
         def section(config: type[Any]) -> Any:
@@ -176,8 +176,8 @@ def resolve_optimizer(config: TrainConfig, default: str = "sgd") -> OptimizerSet
     """Resolve optimizer, learning rate and weight decay of a run.
 
     Args:
-        config: the training settings; ``auto`` and None are resolved.
-        default: the optimizer that ``auto`` stands for, ``sgd`` or ``adamw``.
+        config: Training settings; ``auto`` and None are resolved.
+        default: Optimizer that ``auto`` stands for, ``sgd`` or ``adamw``.
 
     Example:
         >>> resolve_optimizer(TrainConfig(lr=0.002), "adamw")
@@ -197,18 +197,24 @@ def num_augmented_epochs(config: TrainConfig) -> int:
 
 
 def epochs_in_budget(config: RunConfig, epoch_bytes: int) -> int:
-    """Return the number of augmented epochs whose teacher outputs fit into the cache budget.
+    """Return the number of augmented epochs of a run whose teacher outputs fit into the cache budget.
 
     Args:
-        config: the run.
-        epoch_bytes: size of the teacher outputs of one epoch.
+        config: Configuration of the run.
+        epoch_bytes: Size of the teacher outputs of one epoch.
+
+    Returns:
+        A number from 0 to `num_augmented_epochs`.
+
+    Raises:
+        InputError: If ``cache_budget`` is not a quantity.
     """
     budget = parse_quantity(config.distill.cache_budget, "cache_budget", "B")
     return min(num_augmented_epochs(config.train), budget // epoch_bytes)
 
 
 Range = tuple[str, Callable[[float], bool]]
-"""The rule in words, and its test."""
+"""Rule as text, for error messages, and the function that checks a value against the rule."""
 
 COUNT: Range = ("1 or more, up to a billion", lambda value: 1 <= value <= 10**9)
 NOT_NEGATIVE: Range = ("0 or more", lambda value: value >= 0)
@@ -232,14 +238,17 @@ RANGES: dict[str, Range] = {
     "figure_every": NOT_NEGATIVE,
     "cache_map_size": COUNT,
 }
-"""The valid range of each numeric setting."""
+"""Valid ranges of numeric settings. `camkd.data.open_data` checks the settings of `DataConfig`."""
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
     """Check numeric settings against `RANGES`.
 
+    Args:
+        values: Settings by name. None is valid, and names that are not in `RANGES` are ignored.
+
     Raises:
-        InputError: for the first value that is not finite or out of range. None is valid.
+        InputError: If a value is not finite or out of range.
     """
     for name, (rule, is_valid) in RANGES.items():
         value = values.get(name)

@@ -1,4 +1,4 @@
-"""Shared types: input errors, predictions and baselines of map metrics."""
+"""Shared types: the error of invalid input, predictions, and baselines of map metrics."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class Prediction(NamedTuple):
     """Output of a classifier for a batch of ``N`` images and ``K`` classes.
 
     Attributes:
-        logits: logits ``(N, K)``.
-        cams: class activation maps ``(N, K, h, w)`` in units of logits: the evidence for each class at each location
-            of the last spatial layer. With a linear head, ``logits = cams.mean((2, 3)) + bias``. With ``class_ids``,
-            the maps ``(N, k, h, w)`` of these classes only. None if not requested.
-        features: outputs ``(N, C, h, w)`` of the network's stages, from the input to the last spatial layer; see
-            `camkd.predict` for the definition of a stage. None if not requested.
-        class_ids: classes ``(N, k)`` of ``cams``. None for all classes in order.
+        logits: Logits ``(N, K)``.
+        cams: Class activation maps ``(N, K, h, w)``, or ``(N, k, h, w)`` of the classes in ``class_ids``. Each cell is
+            the evidence for the class at one location of the layer that the maps are computed from. Maps of the method
+            ``cam`` are in units of logits: with a linear head, ``logits = cams.mean((2, 3)) + bias``. None if not
+            requested.
+        features: Outputs ``(N, C, h, w)`` of the network's stages, from the input to the layer that the maps are
+            computed from. `camkd.predict` defines a stage. None if not requested.
+        class_ids: Classes ``(N, k)`` of ``cams``. None for all ``K`` classes in order.
 
     Example:
         >>> prediction = camkd.predict(model, images)                          # doctest: +SKIP
@@ -46,13 +47,13 @@ class Prediction(NamedTuple):
     class_ids: Tensor | None = None
 
     def float(self) -> Prediction:
-        """Return a copy in fp32."""
+        """Return the prediction with logits, maps and features in fp32."""
         features = None if self.features is None else tuple(stage.float() for stage in self.features)
         cams = None if self.cams is None else self.cams.float()
         return Prediction(self.logits.float(), cams, features, self.class_ids)
 
     def to(self, device: torch.device) -> Prediction:
-        """Return a copy on ``device``; a copy to a GPU is asynchronous."""
+        """Return the prediction on ``device``. A copy from the host to a CUDA device is asynchronous."""
         features = None if self.features is None else tuple(to_device(stage, device) for stage in self.features)
         cams = None if self.cams is None else to_device(self.cams, device)
         class_ids = None if self.class_ids is None else to_device(self.class_ids, device)
@@ -60,16 +61,21 @@ class Prediction(NamedTuple):
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to ``device``; a copy from the host to a GPU is asynchronous, through pinned memory."""
+    """Return a tensor on ``device``. A copy from the host to a CUDA device is asynchronous, through pinned memory."""
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class ChanceLevel(NamedTuple):
-    """Baseline of a map metric: the score of maps without knowledge of the image.
+    """Baseline of a map metric: the score of maps that do not depend on the image.
 
-    The baseline of ``cam_cosine`` is stored beside it as ``cam_cosine_<suffix>``.
+    The baseline of ``cam_cosine`` is stored in ``metrics.json`` under the key ``cam_cosine_<suffix>``.
+
+    Attributes:
+        suffix: Suffix of the key.
+        label: Short name in tables and figures.
+        description: The map that is scored in place of the model's map.
     """
 
     suffix: str

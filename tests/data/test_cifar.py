@@ -38,9 +38,9 @@ def make_records(count: int, label_bytes: int, seed: int) -> tuple[bytes, np.nda
 
 
 def make_members(archive: CifarArchive) -> dict[str, bytes]:
-    files = {name: make_records(TRAIN, archive.label_bytes, seed)[0] for seed, name in enumerate(archive.train)}
-    files |= {name: make_records(TEST, archive.label_bytes, 100)[0] for name in archive.test}
-    return files | {archive.classes: b"\n".join(b"class_%d" % label for label in range(CLASSES)) + b"\n\n"}
+    files = {name: make_records(TRAIN, archive.label_bytes, seed)[0] for seed, name in enumerate(archive.train_files)}
+    files |= {name: make_records(TEST, archive.label_bytes, 100)[0] for name in archive.test_files}
+    return files | {archive.classes_file: b"\n".join(b"class_%d" % label for label in range(CLASSES)) + b"\n\n"}
 
 
 def make_tar(files: dict[str, bytes], folder: str = "some-folder") -> bytes:
@@ -106,7 +106,7 @@ def test_archive_becomes_a_dataset(server: Server, tmp_path: Path, official: Cif
     data = open_cifar(archive, None, tmp_path, lambda *arguments: calls.append(arguments))
     assert data.name == official.name
     assert data.classes == tuple(f"class_{label}" for label in range(CLASSES))
-    total = TRAIN * len(official.train)
+    total = TRAIN * len(official.train_files)
     assert len(data.val) == pytest.approx(total / 10, abs=CLASSES / 2)
     assert len(data.train) + len(data.val) == total
     _, images, labels = make_records(TEST, official.label_bytes, 100)
@@ -117,7 +117,7 @@ def test_archive_becomes_a_dataset(server: Server, tmp_path: Path, official: Cif
         for split in (data.train, data.val)
         for image, label in zip(split.images, split.labels, strict=True)
     }
-    for seed in range(len(official.train)):
+    for seed in range(len(official.train_files)):
         _, images, labels = make_records(TRAIN, official.label_bytes, seed)
         assert [stored_labels[image.tobytes()] for image in images] == list(labels)
     assert calls[-1] == (len(server.content), len(server.content), "downloading small.tar.gz")
@@ -167,9 +167,9 @@ def test_cache_key_is_independent_of_the_class_name_and_the_url() -> None:
         {"name": "other"},
         {"md5": "0" * 32},
         {"label_bytes": 1},
-        {"train": ("other.bin",)},
-        {"test": ("other.bin",)},
-        {"classes": "coarse_label_names.txt"},
+        {"train_files": ("other.bin",)},
+        {"test_files": ("other.bin",)},
+        {"classes_file": "coarse_label_names.txt"},
     ],
     ids=lambda change: next(iter(change)),
 )

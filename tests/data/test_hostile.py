@@ -140,7 +140,7 @@ def test_image_of_one_pixel_or_one_row(tmp_path: Path, width: int, height: int) 
 # --- archives
 
 RECORD = b"\1" + bytes(PIXEL_BYTES)
-ARCHIVE = replace(CIFAR10, train=("train.bin",), test=("test.bin",), classes="names.txt")
+ARCHIVE = replace(CIFAR10, train_files=("train.bin",), test_files=("test.bin",), classes_file="names.txt")
 MEMBERS = {"train.bin": RECORD * 3, "test.bin": RECORD, "names.txt": b"cat\ndog"}
 
 

@@ -1,8 +1,8 @@
 """Augmentation of training images as a pure function of (seed, epoch, sample).
 
-Every random number is a counter-based hash of the augmentation seed, the epoch, the sample and a stream number. No
-random generator with a state is used. The augmented view of a sample is therefore independent of the batch order, the
-batch size, the number of processes and of interruptions of a run.
+An *augmented view* is the image of one sample after augmentation in one epoch. Every random number of a view is a
+counter-based hash of the augmentation seed, the epoch, the sample and a stream number. A view is therefore independent
+of the batch order, the batch size, the number of processes and interruptions of the run.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from camkd.types import InputError, to_device
 from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
 
 VERSION = 2
-"""Version of the views, a part of `Policy.key`. Increment it when the same policy computes other images."""
+"""Version of the augmented views, a part of `Policy.key`. Increment when the same policy computes other images."""
 
-MAX_BATCH_IMAGES = 250
-"""Default of the largest batch of `sequential_batches`, in images."""
+DEFAULT_MAX_IMAGES = 250
+"""Default maximum number of images per batch of `sequential_batches`."""
 
 MAX_BATCH_BYTES = 1 << 22
-"""Largest batch of `sequential_batches`, in bytes of pixels: 27 images of 224 pixels."""
+"""Maximum number of pixel bytes per batch of `sequential_batches`: 27 images of 224x224 pixels."""
 
 _NUM_STREAMS = 16
+"""Number of random numbers per sample and epoch."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Policy:
     """Augmentation policy. The defaults leave images as they are.
 
     Args:
-        crop: shift by up to an eighth of the side, with reflection padding.
-        flip: flip horizontally with probability 0.5.
-        rotation: maximum angle in degrees.
-        color: change brightness, contrast and saturation by factors in ``1 - color .. 1 + color``.
-        cutout: side of the gray square relative to the side of the image.
-        mix: probability of mixing an image with another one, half by mixup and half by CutMix.
+        crop: Whether to shift the image by up to an eighth of the side, with reflection padding.
+        flip: Whether to flip the image horizontally with probability 0.5.
+        rotation: Maximum angle in degrees, in both directions.
+        color: Range of the factors of brightness, contrast and saturation, ``1 - color .. 1 + color``.
+        cutout: Side of the gray square relative to the side of the image; 0 for no square.
+        mix: Probability of mixing an image with another one, half by mixup and half by CutMix.
     """
 
     crop: bool = False
@@ -79,13 +80,13 @@ POLICIES: dict[str, Policy] = {
 
 
 def get_policy(name: str) -> Policy:
-    """Return the augmentation policy of a name.
+    """Return an augmentation policy by name.
 
     Args:
-        name: a name in `POLICIES`.
+        name: A name in `POLICIES`.
 
     Raises:
-        InputError: if there is no such policy.
+        InputError: If there is no such policy.
 
     Example:
         >>> get_policy("light").flip
@@ -97,10 +98,11 @@ def get_policy(name: str) -> Policy:
 
 
 class Batch(NamedTuple):
-    """Batch of augmented images.
+    """Batch of augmented views.
 
-    ``x`` is ``(B, 3, H, W)`` float32 in 0..1, in channels-last memory format. ``labels`` is ``(B,)`` int64, or
-    ``(B, K)`` float32 if the policy mixes images.
+    Attributes:
+        x: Images ``(B, 3, H, W)`` float32 in 0..1, in channels-last memory format.
+        labels: Class indices ``(B,)`` int64. If the policy mixes images, class probabilities ``(B, K)`` float32.
     """
 
     x: Tensor
@@ -110,12 +112,12 @@ class Batch(NamedTuple):
 def random_uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
     """Compute uniform random numbers as a pure function of (seed, epoch, sample, stream).
 
-    SplitMix64 (Steele, Lea and Flood 2014) in counter mode; the upper 24 bits of each 64-bit output are used.
+    The numbers are the upper 24 bits of SplitMix64 in counter mode (Steele, Lea and Flood 2014), divided by 2^24.
 
     Args:
-        seed: augmentation seed, 64 bits.
-        epoch: epoch number.
-        samples: sample indices, ``(B,) int64``.
+        seed: Augmentation seed, 64 bits.
+        epoch: Epoch number.
+        samples: Sample indices, ``(B,) int64``.
 
     Returns:
         Numbers in [0, 1), ``(B, 16) float32``, one column per stream.
@@ -131,13 +133,13 @@ def random_uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
 
 
 def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
-    """Shuffle the samples of an epoch and split them into batches of equal size, plus or minus one.
+    """Shuffle the samples of an epoch and split them into batches whose sizes differ by at most one.
 
     Args:
-        count: number of samples.
-        seed: augmentation seed.
-        epoch: epoch number.
-        batch_size: approximate batch size; see `batch_count`.
+        count: Number of samples.
+        seed: Augmentation seed.
+        epoch: Epoch number.
+        batch_size: Approximate batch size; see `batch_count`.
 
     Returns:
         Sample indices of each batch, int64. Each sample occurs once.
@@ -160,37 +162,38 @@ def sequential_batches(split: Split, max_images: int | None = None) -> tuple[Ten
     """Split the sample indices into batches in the order of the split, for evaluation.
 
     Args:
-        split: images.
-        max_images: largest batch in images; None: `MAX_BATCH_IMAGES`. The pixels of a batch also take at most
-            `MAX_BATCH_BYTES`.
+        split: Split with the images.
+        max_images: Maximum number of images per batch (default: `DEFAULT_MAX_IMAGES`). The pixels of a batch also take
+            at most `MAX_BATCH_BYTES`.
 
     Returns:
         Sample indices of each batch, int64.
     """
-    size = min(max_images or MAX_BATCH_IMAGES, max_rows(MAX_BATCH_BYTES, split.images))
+    size = min(max_images or DEFAULT_MAX_IMAGES, max_rows(MAX_BATCH_BYTES, split.images))
     batches: tuple[Tensor, ...] = torch.arange(len(split)).split(size)
     return batches
 
 
 _CROP_Y, _CROP_X, _FLIP, _ANGLE, _BRIGHTNESS, _CONTRAST, _SATURATION, _CUTOUT_Y, _CUTOUT_X = range(9)
 _MIX, _PARTNER, _WEIGHT, _BOX_Y, _BOX_X, _PARTNER_LOW = range(9, 15)
-"""Stream of each random number. Changing a stream changes every augmented view."""
+"""Streams: the column of `random_uniform` that each augmentation uses. Other columns give other augmented views."""
 
 
 class Views:
     """Augmented views of a split: ``views[epoch, samples]`` is a `Batch`.
 
-    Pixels that are read from disk are compared with their checksums.
+    Images are compared with the checksums of the split, if the split has checksums: on access, or when they are copied
+    to a GPU.
 
     Args:
-        split: images and labels.
-        classes: number of classes.
-        policy: name of the augmentation policy.
-        seed: augmentation seed.
-        device: device of the batches. All images are moved to a GPU if they fit into half of its free memory.
+        split: Images and labels.
+        classes: Number of classes.
+        policy: Name of the augmentation policy.
+        seed: Augmentation seed.
+        device: Device of the batches. All images are copied to a GPU if they take less than half of its free memory.
 
     Raises:
-        InputError: if the policy does not exist, or if the checksum of an image differs.
+        InputError: If the policy does not exist, or if the checksum of an image differs.
 
     Example:
         >>> split = Split(np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2)
@@ -218,7 +221,7 @@ class Views:
         return len(self.pixels)
 
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
-        """Return the augmented images of ``(epoch, samples)``, with ``samples (B,) int64`` on the CPU."""
+        """Return the augmented views of ``(epoch, samples)``, with ``samples (B,) int64`` on the CPU."""
         epoch, samples = key
         u = random_uniform(self.seed, epoch, samples)
         x = self._augment(samples, to_device(u, self.device))
@@ -228,7 +231,7 @@ class Views:
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation changes the memory format
 
     def _augment(self, samples: Tensor, u: Tensor) -> Tensor:
-        """Compute the views of ``samples`` without mixing, ``(B, 3, H, W)`` in 0..1."""
+        """Compute the augmented views of ``samples`` without mixing, ``(B, 3, H, W)`` in 0..1."""
         policy = self.policy
         pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
@@ -323,7 +326,7 @@ def _grayscale(x: Tensor) -> Tensor:
 
 
 def _cutout(x: Tensor, u_y: Tensor, u_x: Tensor, fraction: float) -> Tensor:
-    """Replace a square with gray; its center is anywhere in the image (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    """Replace a square with gray, centered anywhere in the image (DeVries and Taylor 2017, arXiv 1708.04552)."""
     half = max(1, round(x.shape[-1] * fraction)) / 2
     in_rows = (torch.arange(x.shape[-2], device=x.device) + 0.5 - u_y[:, None] * x.shape[-2]).abs() < half
     in_columns = (torch.arange(x.shape[-1], device=x.device) + 0.5 - u_x[:, None] * x.shape[-1]).abs() < half
@@ -333,7 +336,8 @@ def _cutout(x: Tensor, u_y: Tensor, u_x: Tensor, fraction: float) -> Tensor:
 def _cutmix_box(u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return the rows ``(B, H)`` and columns ``(B, W)`` of the CutMix box as booleans.
 
-    The area of the box is uniform in 0..1 of the image, its center is anywhere, and it is clipped at the border.
+    The area of the box is uniform between zero and the area of the image. The center of the box is anywhere in the
+    image, and the box is clipped at the border.
     """
     half = u[:, _WEIGHT].sqrt()[:, None] / 2
     rows = (torch.arange(height, device=u.device) + 0.5) / height

@@ -18,40 +18,51 @@ from camkd.types import InputError
 from camkd.utils.files import atomic_write
 
 VERSION = 1
-"""Version of `cache_key`. Increment it when the same archive is stored as other arrays."""
+"""Version of `cache_key`. Increment when the same archive is stored as other arrays."""
 
 SIZE = 32
+"""Side of the images in pixels."""
+
 PIXEL_BYTES = 3 * SIZE * SIZE
+"""Bytes of one image in the archive."""
+
 VAL_FRACTION = 0.1
+"""Fraction of the training images of each class that is held out for validation."""
+
 CHUNK_BYTES = 1 << 20
+"""Number of bytes that are downloaded at a time."""
+
 MAX_MEMBER_BYTES = 1 << 28
-"""Largest file in an archive that is read; the largest file of CIFAR-100 has 154 MB."""
+"""Largest file that is read from an archive, in bytes. The largest file of CIFAR-100 has 154 MB."""
+
 TIMEOUT_SECONDS = 30
+"""Timeout of the download while the server sends nothing."""
 
 
 @dataclass(frozen=True)
 class CifarArchive:
     """Archive of binary records.
 
-    A record has ``label_bytes`` bytes, the last of which is the label, and the 3072 bytes of an image, ``(3, 32, 32)``.
+    A record starts with ``label_bytes`` bytes; the last of these bytes is the label. The 3072 bytes of an image
+    ``(3, 32, 32)`` follow.
 
     Args:
-        name: name of the dataset.
-        url: address of the archive.
-        md5: md5 (hex) of the archive.
-        label_bytes: number of label bytes per record.
-        train: file names of the training records.
-        test: file names of the test records.
-        classes: file name of the class names, one per line.
+        name: Name of the dataset.
+        url: Address of the archive.
+        md5: MD5 of the archive, hexadecimal.
+        label_bytes: Number of bytes before the image in each record.
+        train_files: Names of the files with the training records.
+        test_files: Names of the files with the test records.
+        classes_file: Name of the file with the class names, one per line.
     """
 
     name: str
     url: str
     md5: str
     label_bytes: int
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    classes: str
+    train_files: tuple[str, ...]
+    test_files: tuple[str, ...]
+    classes_file: str
 
     @property
     def file(self) -> str:
@@ -64,18 +75,18 @@ CIFAR10 = CifarArchive(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     md5="c32a1d4ab5d03f1284b67883e8d87530",
     label_bytes=1,
-    train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    test=("test_batch.bin",),
-    classes="batches.meta.txt",
+    train_files=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    test_files=("test_batch.bin",),
+    classes_file="batches.meta.txt",
 )
 CIFAR100 = CifarArchive(
     name="cifar100",
     url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     md5="03b5dce01913d631647c71ecec9e9cb8",
     label_bytes=2,
-    train=("train.bin",),
-    test=("test.bin",),
-    classes="fine_label_names.txt",
+    train_files=("train.bin",),
+    test_files=("test.bin",),
+    classes_file="fine_label_names.txt",
 )
 
 
@@ -86,15 +97,16 @@ def open_cifar(archive: CifarArchive, size: int | None, cache: Path, progress: P
 
     Args:
         archive: `CIFAR10` or `CIFAR100`.
-        size: side of the images in pixels, 32 or None.
-        cache: root of the cache; the archive is stored below ``cache / "downloads"``.
-        progress: progress callback.
+        size: Side of the images in pixels: 32, or None for 32.
+        cache: Root of the cache; the archive is stored below ``cache / "downloads"``.
+        progress: Progress callback.
 
     Returns:
         The dataset, with images ``(N, 32, 32, 3)``.
 
     Raises:
-        InputError: if ``size`` is not 32, the archive cannot be downloaded, or its contents differ.
+        InputError: If ``size`` is another number, if the archive cannot be downloaded or read, or if the dataset cannot
+            be stored.
 
     Example:
         >>> data = open_cifar(CIFAR10, None, cache_folder(), no_progress)      # doctest: +SKIP
@@ -118,9 +130,9 @@ def cache_key(archive: CifarArchive) -> str:
             "source": archive.name,
             "md5": archive.md5,
             "label_bytes": archive.label_bytes,
-            "train": list(archive.train),
-            "test": list(archive.test),
-            "classes": archive.classes,
+            "train": list(archive.train_files),
+            "test": list(archive.test_files),
+            "classes": archive.classes_file,
             "val_fraction": VAL_FRACTION,
         }
     )
@@ -130,19 +142,20 @@ def read_archive(path: Path, archive: CifarArchive) -> SplitArrays:
     """Read the splits of an archive without unpacking it to disk.
 
     Args:
-        path: the ``tar.gz`` file.
-        archive: description of its contents.
+        path: The ``tar.gz`` file.
+        archive: Description of the contents of the file.
 
     Returns:
-        Classes and splits.
+        Classes and splits. A tenth of the training images of each class is held out for validation.
 
     Raises:
-        InputError: if the file is not readable, lacks a member, or has an incomplete record or an invalid label.
+        InputError: If the file is not readable, lacks a member, has a member of more than `MAX_MEMBER_BYTES`, or has an
+            incomplete record or an invalid label.
     """
-    members = _read_members(path, {archive.classes, *archive.train, *archive.test})
-    classes = tuple(members[archive.classes].decode("utf-8", "replace").split())
-    train = _parse_records(path, archive, [members[name] for name in archive.train], len(classes))
-    test = _parse_records(path, archive, [members[name] for name in archive.test], len(classes))
+    members = _read_members(path, {archive.classes_file, *archive.train_files, *archive.test_files})
+    classes = tuple(members[archive.classes_file].decode("utf-8", "replace").split())
+    train = _parse_records(path, archive, [members[name] for name in archive.train_files], len(classes))
+    test = _parse_records(path, archive, [members[name] for name in archive.test_files], len(classes))
     is_val = hold_out(train.labels, VAL_FRACTION)
     return SplitArrays(classes, train.take(np.flatnonzero(~is_val)), train.take(np.flatnonzero(is_val)), test)
 
@@ -191,20 +204,20 @@ def _parse_records(path: Path, archive: CifarArchive, parts: list[bytes], num_cl
 
 
 def download(archive: CifarArchive, path: Path, progress: Progress) -> Path:
-    """Download an archive unless it exists, and verify its md5.
+    """Download an archive unless ``path`` exists, and verify its MD5.
 
-    The archive is downloaded to a temporary file, which is renamed to ``path`` once its md5 is verified.
+    The archive is downloaded to a temporary file, which is renamed to ``path`` once its MD5 is verified.
 
     Args:
-        archive: the archive.
-        path: path of the downloaded file. An existing file is used; it may have been placed there by hand.
-        progress: progress callback, in bytes.
+        archive: The archive.
+        path: Path of the archive. An existing file is used, for example one that the user has copied there.
+        progress: Progress callback; ``done`` and ``total`` are bytes.
 
     Returns:
         ``path``.
 
     Raises:
-        InputError: if the download fails, or the md5 of the existing or the downloaded file is wrong.
+        InputError: If the download fails, or if the MD5 of the existing or downloaded file is wrong.
     """
     if path.exists():
         md5 = _md5(path)

@@ -32,7 +32,7 @@ from camkd.utils.files import (
 from camkd.utils.units import format_quantity
 
 VERSION = 2
-"""Version of the on-disk format. Increment it when the same source is stored differently."""
+"""Version of the on-disk format. Increment when the same source is stored differently."""
 
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
@@ -40,11 +40,14 @@ CHUNK_BYTES = 1 << 24
 """Number of bytes of pixels that are read from disk at a time."""
 
 Progress = Callable[[int, int, str], None]
-"""Progress callback ``progress(done, total, description)``, called repeatedly during a long operation."""
+"""Progress callback ``progress(done, total, description)``, called repeatedly during a long operation.
+
+``done`` and ``total`` count the units of work, for example images.
+"""
 
 
 def no_progress(done: int, total: int, description: str) -> None:
-    """Ignore the progress; the default progress callback."""
+    """Ignore the progress. This is the default progress callback."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,10 @@ class Split:
 
     Args:
         images: RGB images, ``(N, H, W, 3) uint8``.
-        labels: class indices, ``(N,) int64``.
-        masks: object masks, ``(N, H, W) bool``, true on the object; None if the source has no masks.
-        names: file name of each image, relative to the dataset folder; None if the images are not files.
-        checksums: CRC-32 of each stored image, ``(N,) uint32``; None if the images were not read from disk.
+        labels: Class indices, ``(N,) int64``.
+        masks: Object masks, ``(N, H, W) bool``, True on the object; None if the source has no masks.
+        names: Path of each image file, relative to the dataset folder; None if the images are not files.
+        checksums: CRC-32 of each stored image, ``(N,) uint32``; None if the dataset is not stored.
     """
 
     images: NDArray[np.uint8]
@@ -71,14 +74,14 @@ class Split:
         return len(self.labels)
 
     def verify(self, rows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
-        """Compare images that were read from disk with their stored checksums.
+        """Compare images with the checksums of the split. A split without checksums is not verified.
 
         Args:
-            rows: indices of the images, ``(B,) int64``.
-            pixels: images at ``rows``, ``(B, H, W, 3) uint8``.
+            rows: Indices of the images, ``(B,) int64``.
+            pixels: Images at ``rows``, ``(B, H, W, 3) uint8``, as read from disk.
 
         Raises:
-            InputError: if the checksum of an image differs.
+            InputError: If the checksum of an image differs.
         """
         if self.checksums is None:
             return
@@ -92,13 +95,13 @@ class Split:
             )
 
     def take(self, rows: NDArray[np.int64]) -> Split:
-        """Copy the images at ``rows`` into memory.
+        """Copy the samples at ``rows`` into memory.
 
         Args:
-            rows: indices of the images, in the order of the result.
+            rows: Indices of the samples, in the order of the result.
 
         Returns:
-            A split of ``len(rows)`` images.
+            A split of ``len(rows)`` samples.
         """
         return Split(
             images=self.images[rows],
@@ -114,13 +117,13 @@ class Dataset:
     """Image classification dataset with a training, a validation and a test split.
 
     Args:
-        name: name of the source or of the folder.
-        classes: class names; a label is an index into this tuple.
-        train: training split.
-        val: validation split.
-        test: test split.
-        fingerprint: sha256 (hex) of image sizes, pixels, labels, class names and split borders.
-        notes: messages for the user, for example that images were skipped or that a split was made.
+        name: Name of the source or of the folder.
+        classes: Class names. A label is an index into this tuple.
+        train: Training split.
+        val: Validation split.
+        test: Test split.
+        fingerprint: SHA-256 of the class names, and of the array shape, labels and pixels of each split, hexadecimal.
+        notes: Messages for the user, for example that images were skipped or that a split was made.
     """
 
     name: str
@@ -137,20 +140,20 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> Dataset:
-        """Keep the first ``n`` images of each split, class-balanced, copied into memory.
+        """Keep the first ``n`` images of each of ``splits``, class-balanced, copied into memory.
 
-        The image counts of two classes differ by at most one, unless a class has too few images. The fingerprint
-        of the smaller dataset differs.
+        The numbers of images of two classes differ by at most one, unless a class has too few images. The smaller
+        dataset has another fingerprint.
 
         Args:
-            n: maximum number of images per split.
-            splits: names of the splits to limit; all others stay complete.
+            n: Maximum number of images per split.
+            splits: Names of the splits to limit. All other splits stay complete.
 
         Returns:
-            The smaller dataset, or the dataset itself if no split has more than ``n`` images.
+            The smaller dataset, or the dataset itself if none of ``splits`` has more than ``n`` images.
 
         Raises:
-            InputError: if ``n`` is less than 1.
+            InputError: If ``n`` is less than 1.
         """
         if n < 1:
             raise InputError(f"limit must be 1 or more, got {n}. Choose a larger number of images.")
@@ -180,7 +183,7 @@ def round_robin(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order images so that the classes alternate: the first of each class, then the second of each class, and so on.
 
     Args:
-        labels: class indices, ``(N,)``.
+        labels: Class indices, ``(N,)``.
 
     Returns:
         A permutation of ``0..N-1``, ``(N,) int64``.
@@ -200,8 +203,8 @@ def balanced_subset(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Return the first ``n`` indices of `round_robin`, in ascending order.
 
     Args:
-        labels: class indices, ``(N,)``.
-        n: size of the subset.
+        labels: Class indices, ``(N,)``.
+        n: Size of the subset.
 
     Returns:
         Indices, ``(min(n, N),) int64``.
@@ -220,9 +223,9 @@ def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArr
     one and keeps at least one. The result depends on the labels and the seed only.
 
     Args:
-        labels: class indices, ``(N,)``.
-        fraction: fraction of each class to hold out, in 0..1.
-        seed: seed of the random choice.
+        labels: Class indices, ``(N,)``.
+        fraction: Fraction of each class to hold out, in 0..1.
+        seed: Seed of the random choice.
 
     Returns:
         ``(N,) bool``, true for the images that are held out.
@@ -244,8 +247,8 @@ def max_rows(max_bytes: int, images: NDArray[np.uint8]) -> int:
     """Compute the number of images that fit into ``max_bytes``, at least 1.
 
     Args:
-        max_bytes: available memory in bytes.
-        images: array ``(N, ...) uint8``; only its shape is used.
+        max_bytes: Available memory in bytes.
+        images: Array ``(N, ...) uint8``; only its shape is used.
 
     Example:
         >>> max_rows(1_000_000, np.zeros((5, 224, 224, 3), np.uint8))
@@ -267,7 +270,7 @@ def image_checksums(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def fingerprint(classes: tuple[str, ...], splits: dict[str, Split]) -> str:
-    """Compute the sha256 (hex) of image sizes, pixels, labels, class names and split borders."""
+    """Compute the SHA-256 of the class names, and of the array shape, labels and pixels of each split."""
     return _fingerprint_and_checksums(classes, splits)[0]
 
 
@@ -299,15 +302,15 @@ def create_image_file(path: Path, count: int, size: int) -> NDArray[np.uint8]:
     The disk space is reserved immediately, so that a full disk raises an error before any image is written.
 
     Args:
-        path: path of the new file.
-        count: number of images.
-        size: side of the images in pixels.
+        path: Path of the new file.
+        count: Number of images.
+        size: Side of the images in pixels.
 
     Returns:
         The memory-mapped array, ``(count, size, size, 3) uint8``.
 
     Raises:
-        InputError: if the disk is full.
+        InputError: If the disk is full.
     """
     shape = (count, size, size, 3)
     try:
@@ -327,8 +330,8 @@ def select_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Rewrite a ``.npy`` file of images with a subset of its rows.
 
     Args:
-        path: file of images, ``(N, size, size, 3) uint8``.
-        rows: indices of the images to keep.
+        path: File of images, ``(N, size, size, 3) uint8``.
+        rows: Indices of the images to keep.
 
     Returns:
         The memory-mapped array of the new file, ``(len(rows), size, size, 3) uint8``.
@@ -345,10 +348,10 @@ def select_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def encode_key(values: Mapping[str, Any]) -> str:
-    """Encode the inputs of a dataset as the ``key`` of `build_or_open`: canonical JSON.
+    """Encode the inputs of a dataset as canonical JSON, the ``key`` of `build_or_open`.
 
     List every value explicitly and add a ``"version"``. A key made of ``repr()`` or ``vars()`` of an object changes
-    when a class or a field is renamed, and the stored dataset is lost.
+    when a class or a field is renamed, and the stored dataset is then no longer found.
 
     Example:
         >>> encode_key({"version": 1, "source": "cifar10", "md5": "c32a1d4ab5d03f1284b67883e8d87530"})
@@ -364,17 +367,17 @@ def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Spli
     on an exception or Ctrl-C.
 
     Args:
-        name: name of the dataset.
-        key: all inputs that the stored arrays depend on; see `encode_key`.
-        cache: root of the cache; the dataset is stored below ``cache / "data"``.
-        build: function ``build(folder) -> SplitArrays``. It may write ``folder / "train_images.npy"``, and
-            likewise ``val_`` and ``test_``, with `create_image_file`. All other arrays are written afterwards.
+        name: Name of the dataset.
+        key: All inputs that the stored arrays depend on, encoded by `encode_key`.
+        cache: Root of the cache; the dataset is stored below ``cache / "data"``.
+        build: Function ``build(folder) -> SplitArrays``. It may write the images of a split to
+            ``folder / "<split>_images.npy"`` with `create_image_file`. All other arrays are written afterwards.
 
     Returns:
         The dataset, with memory-mapped images and masks.
 
     Raises:
-        InputError: if the cache cannot be written, the disk is full, or the stored dataset is corrupt.
+        InputError: If the cache cannot be written, the disk is full, or the stored dataset is corrupt.
     """
     safe_name = re.sub(r"[^\w.-]+", "_", name)[:60]
     digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
@@ -445,7 +448,7 @@ def _write(folder: Path, name: str, arrays: SplitArrays) -> None:
 
 
 def _is_image_file(path: Path) -> bool:
-    """Return whether a file holds images, which are verified when they are read rather than when they are opened."""
+    """Return True for a file of images. Each image is verified when it is used, not when the file is opened."""
     return path.stem.endswith("_images")
 
 

@@ -1,4 +1,4 @@
-"""Decode many image files into one array file, with worker processes if there are enough files."""
+"""Decode many image files into one array file, with worker processes if the work takes long enough."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from camkd.data.images import decode_rows
 from camkd.types import InputError
 
 FILES_PER_TASK = 64
+"""Number of image files that a process decodes at a time."""
 
 IN_PROCESS_SECONDS = 0.5
-"""Longest remaining time for which no worker processes are started; starting them takes a quarter of a second."""
+"""Estimated remaining time up to which no worker processes are started. Their start takes a quarter of a second."""
 
 Errors = dict[int, str]
-"""Reason for each row that cannot be decoded."""
+"""Error message by row, for each row whose file cannot be decoded."""
 
 
 class DecodeTask(NamedTuple):
-    """Image files to decode into consecutive rows of an array file, starting at row ``start``."""
+    """Image files ``paths`` to decode into consecutive rows of the array file ``file``, starting at row ``start``."""
 
     file: str
     start: int
@@ -46,7 +47,7 @@ class DecoderPool:
     therefore needs no ``if __name__ == "__main__"`` guard.
 
     Args:
-        workers: number of processes; None: one per core, 1: only the current process.
+        workers: Number of processes (default: one per core). With 1, only the current process is used.
 
     Example:
         >>> with DecoderPool(workers=4) as pool:                         # doctest: +SKIP
@@ -71,14 +72,14 @@ class DecoderPool:
         Args:
             file: ``.npy`` file of shape ``(N, size, size, 3)``, uint8.
             paths: ``N`` image files.
-            progress: progress callback.
-            description: third argument of ``progress``.
+            progress: Progress callback.
+            description: Third argument of ``progress``.
 
         Returns:
-            The reason for each row whose file cannot be decoded.
+            The error message for each row whose file cannot be decoded.
 
         Raises:
-            InputError: if a worker process dies while it decodes an image.
+            InputError: If a worker process ends while it decodes an image.
         """
         errors: Errors = {}
         starts = range(0, len(paths), FILES_PER_TASK)
@@ -90,7 +91,7 @@ class DecoderPool:
         return errors
 
     def _run(self, tasks: Sequence[DecodeTask]) -> Generator[Errors, None, None]:
-        """Yield the result of each task in order; start the workers when the estimated remaining time is long."""
+        """Yield the result of each task in order. Start the workers if the estimated remaining time is long."""
         begin = time.monotonic()
         for done, task in enumerate(tasks):
             remaining_seconds = (time.monotonic() - begin) / max(1, done) * (len(tasks) - done)

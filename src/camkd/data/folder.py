@@ -25,13 +25,13 @@ from camkd.data.scan import FolderListing, escape_name, join_first, quote_names,
 from camkd.types import InputError
 
 VERSION = 1
-"""Version of `cache_key`. Increment it when the same files are stored as other arrays."""
+"""Version of `cache_key`. Increment when the same files are stored as other arrays."""
 
 BadImages = Literal["fail", "skip"]
-"""Treatment of unreadable images: raise an error, or leave them out."""
+"""Treatment of unreadable images: ``fail`` raises an error, ``skip`` leaves them out."""
 
 DEFAULT_SIZE = 64
-"""Side in pixels of the images of a folder with mixed or large sizes."""
+"""Side in pixels to which images are resized if the folder has no common size; see `common_size`."""
 
 MAX_HEADERS_READ = 300
 """Number of training images whose headers are read to find a common size."""
@@ -51,28 +51,32 @@ def open_folder(
 ) -> Dataset:
     """Open a folder of images, ``<class>/*`` or ``train/<class>/*`` with optional ``val/`` and ``test/``.
 
-    A missing split is made by a hash of the path of each image. An image that is added later therefore moves no other
-    image to another split, from a few dozen images per class on. Each split gets at least one image.
+    If the folder has no ``val/`` or ``test/``, a hash of each image's path determines the images that are held out from
+    train. With a few dozen images per class or more, an image that is added later therefore leaves all other images in
+    their splits. Each split gets at least one image.
 
-    Images are decoded the first time, and again when the path, the size or the modification time of a file changes.
+    Images are decoded the first time. They are decoded again when the path, the size or the modification time of a file
+    changes, or with other values of the arguments.
 
     Args:
-        root: the folder.
-        size: side of the square images in pixels; None: their common size if it is at most 64, else 64.
-        limit: maximum number of images per split, class-balanced; only these images are decoded.
-        train_limit: maximum number of training images, class-balanced.
-        workers: number of processes that decode images; None: one per core.
-        bad_images: "fail" raises an error for unreadable images, "skip" leaves them out and adds a note.
-        test_only: if there is no train folder, assign all images to test; train and val are then empty.
-        cache: root of the cache.
-        progress: progress callback.
+        root: The folder.
+        size: Side of the square images in pixels. None selects the common size of the training images if they are
+            square and at most 64 pixels wide, else 64.
+        limit: Maximum number of images per split, class-balanced. Only these images are decoded.
+        train_limit: Maximum number of training images, class-balanced.
+        workers: Number of processes that decode images. None is one per core.
+        bad_images: ``fail`` raises an error for unreadable images, ``skip`` leaves them out and adds a note.
+        test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
+            if it has no split folders. Train and val are then empty.
+        cache: Root of the cache.
+        progress: Progress callback.
 
     Returns:
         The dataset, with the relative path of each image in `Split.names`.
 
     Raises:
-        InputError: if the folder does not have this structure, or if an image cannot be read and ``bad_images`` is
-            "fail".
+        InputError: If the folder does not have this structure. If an image cannot be read and ``bad_images`` is
+            ``fail``. If a split or a class of train has no readable image. If the dataset cannot be stored.
 
     Example:
         >>> data = open_folder(                                          # doctest: +SKIP
@@ -96,7 +100,7 @@ def open_folder(
 
 
 def cache_key(listing: FolderListing, size: int, bad_images: BadImages) -> str:
-    """Return the key of the stored dataset: the path of the folder, the options, and all files with size and time."""
+    """Return the key of the stored dataset: the folder, the options, and the size and time of each file."""
     splits = {
         split: {name: [[file.name, file.bytes, file.modified_ns] for file in files] for name, files in classes.items()}
         for split, classes in listing.splits.items()
@@ -116,7 +120,7 @@ def cache_key(listing: FolderListing, size: int, bad_images: BadImages) -> str:
 def _decode_listing(
     folder: Path, listing: FolderListing, size: int, workers: int | None, bad_images: BadImages, progress: Progress
 ) -> SplitArrays:
-    """Decode all images of ``listing`` into ``folder``, then report or leave out the unreadable images."""
+    """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out."""
     errors = {}
     with DecoderPool(workers) as pool:
         for split in SPLITS:

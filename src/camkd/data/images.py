@@ -1,4 +1,4 @@
-"""Decode image files to square RGB arrays."""
+"""Decode image files to RGB arrays."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-"""Suffixes of image files, in lower case."""
+"""Suffixes of the files that are images, in lower case."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Formats that are decoded, whatever the suffix of the file. EPS is excluded because its decoder runs a program."""
+"""Formats that are decoded, independent of the file's suffix. EPS is excluded, as its decoder runs another program."""
 
 MAX_COMMON_SIZE = 64
 """Largest side in pixels that `common_size` returns."""
@@ -28,14 +28,14 @@ def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
     with antialiasing and the center square is cropped. The first frame of an animation is used.
 
     Args:
-        path: path of the file.
-        size: side of the result in pixels.
+        path: Path of the file.
+        size: Side of the result in pixels.
 
     Returns:
         ``(size, size, 3) uint8``.
 
     Raises:
-        ValueError: if the file cannot be decoded completely; the message is the reason.
+        ValueError: If the file cannot be decoded completely. The message is the reason.
 
     Example:
         >>> decode(Path("cat.jpg"), 64).shape      # doctest: +SKIP
@@ -51,13 +51,13 @@ def decode_full(path: str | Path) -> NDArray[np.uint8]:
     EXIF rotation is applied and transparent pixels are blended with white, as in `decode`.
 
     Args:
-        path: path of the file.
+        path: Path of the file.
 
     Returns:
         ``(H, W, 3) uint8``.
 
     Raises:
-        ValueError: if the file cannot be decoded completely; the message is the reason.
+        ValueError: If the file cannot be decoded completely. The message is the reason.
 
     Example:
         >>> decode_full(Path("cat.jpg")).shape     # doctest: +SKIP
@@ -117,10 +117,11 @@ def common_size(paths: Iterable[str]) -> int | None:
     """Return the common side of small square images. Only the file headers are read.
 
     Args:
-        paths: image files; unreadable files are ignored.
+        paths: Image files. Unreadable files are ignored.
 
     Returns:
-        The side in pixels, or None if the images differ in size, are not square or are larger than 64 pixels.
+        The side in pixels. None if no image is readable, if the images differ in size, or if they are not square or
+        are larger than `MAX_COMMON_SIZE`.
     """
     sizes = set()
     for path in paths:
@@ -139,12 +140,12 @@ def decode_rows(images: NDArray[np.uint8], start: int, paths: Iterable[str]) -> 
     """Decode image files into consecutive rows of an array.
 
     Args:
-        images: output array, ``(N, size, size, 3) uint8``.
-        start: row of the first image.
-        paths: image files.
+        images: Output array, ``(N, size, size, 3) uint8``.
+        start: Row of the first image.
+        paths: Image files.
 
     Returns:
-        The reason for each row whose file cannot be decoded; the row itself is left as it was.
+        The error message for each row whose file cannot be decoded. These rows are left unchanged.
     """
     errors = {}
     with _suppress_pillow_warnings():

@@ -31,14 +31,20 @@ HELD_OUT_FRACTION = 0.1
 IMAGE_TYPES = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
 
 ESCAPED_CATEGORIES = ("Cc", "Zl", "Zp")
-"""Unicode categories of line breaks and of control characters, which a terminal may execute."""
+"""Unicode categories of control characters, which a terminal may execute, and of line and paragraph separators."""
 
 MAX_LISTED = 10
-"""Number of items that a message lists; further items are only counted."""
+"""Maximum number of items that a message lists. Further items are counted."""
 
 
 class ImageFile(NamedTuple):
-    """Image file: path relative to the root, size in bytes and modification time in nanoseconds."""
+    """Image file.
+
+    Attributes:
+        name: Path relative to the root of the dataset.
+        bytes: Size of the file.
+        modified_ns: Modification time in nanoseconds.
+    """
 
     name: str
     bytes: int
@@ -54,9 +60,9 @@ class FolderListing:
     """Image files of a folder by split and class.
 
     Args:
-        root: the folder.
-        splits: image files of each split and class.
-        notes: messages for the user, for example that a split was made.
+        root: The folder.
+        splits: Image files of each split and class.
+        notes: Messages for the user, for example that a split was made.
     """
 
     root: Path
@@ -78,9 +84,9 @@ class FolderListing:
         return [os.path.join(self.root, file.name) for _, file in self.samples(split)]
 
     def sample_paths(self, split: str, n: int) -> list[str]:
-        """Return the paths of at most ``n`` evenly spaced images of ``split``, equally many per class.
+        """Return the paths of at most ``n`` evenly spaced images of at most ``n`` evenly spaced classes of ``split``.
 
-        At most ``n`` evenly spaced classes are included.
+        The classes share ``n`` equally; a class with fewer images than its share contributes all of them.
         """
         all_classes = list(self.splits[split].values())
         classes = all_classes[:: _stride(all_classes, n)]
@@ -109,15 +115,16 @@ def scan(root: Path, *, test_only: bool = False) -> FolderListing:
     The folder is ``<split>/<class>/*`` or ``<class>/*``. Images for a missing split are held out from train.
 
     Args:
-        root: the folder.
-        test_only: if there is no train folder, assign all images to test, of the test folder if there is one; train
-            and val are then empty.
+        root: The folder.
+        test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
+            if it has no split folders. Train and val are then empty.
 
     Returns:
         The image files and the notes for the user.
 
     Raises:
-        InputError: if the folder does not have this structure.
+        InputError: If the folder does not have this structure, cannot be read, or has fewer than two classes. If a
+            class has no image. If there are too few images to hold out a missing split.
 
     Example:
         >>> scan(Path("pets")).classes             # doctest: +SKIP
@@ -268,16 +275,16 @@ def _walk(folder: Path, visited: set[Path]) -> Iterator[os.DirEntry[str]]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return every image file below a folder, sorted. Hidden files and folders are ignored.
+    """Return all image files below a folder, sorted. Hidden files and folders are ignored.
 
     Args:
-        folder: the folder.
+        folder: The folder.
 
     Returns:
         Paths of the image files, at least one.
 
     Raises:
-        InputError: if there is no image file.
+        InputError: If there is no image file.
     """
     paths = sorted(Path(entry.path) for entry in _walk(folder, {folder.resolve()}) if _is_image(entry))
     if not paths:
@@ -321,7 +328,7 @@ def escape_name(name: str) -> str:
 
 
 def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles]) -> None:
-    """Raise `InputError` unless ``split`` has images of two or more classes and the classes of the first split."""
+    """Raise `InputError` unless ``split`` has two or more classes with images, the same as the first split."""
     classes = splits[split]
     expected = next(iter(splits.values()))
     location = f"'{root}'" if classes is expected else f"the {split} folder of '{root}'"
@@ -350,7 +357,7 @@ def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles]) -> No
 
 
 def _stride(items: Sequence[object], n: int) -> int:
-    """Return the smallest step that takes at most ``n`` evenly spaced items."""
+    """Return the smallest step for which ``items[::step]`` has at most ``n`` items."""
     return max(1, -(-len(items) // n))
 
 
@@ -366,14 +373,14 @@ def join_first(items: Sequence[str], separator: str = ", ") -> str:
 
 
 def _path_hash(file: ImageFile) -> float:
-    """Hash the path of an image to a number in 0..1."""
+    """Hash the path of an image to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(os.fsencode(file.name)).digest()[:6], "big") / 2**48
 
 
 def _assign_splits(files: Sequence[ImageFile], missing: Sequence[str]) -> dict[str, list[ImageFile]]:
     """Divide the images of a class into train and the ``missing`` splits, a tenth each, by a hash of their paths.
 
-    Every split gets at least one image if there are enough images; train has priority.
+    Every split gets at least one image if there are enough images. Otherwise train has priority.
     """
     by_hash = sorted((_path_hash(file), file) for file in files)
     hashes = [value for value, _ in by_hash]

@@ -1,8 +1,8 @@
 """Synthetic dataset of drawn shapes with object masks.
 
-Each image contains one object of ten classes at a random position, size, rotation and color. The background has a
-pattern, lines, dots and small distractors that belong to no class. Shapes are signed distance functions, negative
-inside, which give exact antialiasing and the mask of the object.
+Each image contains one object, of one of ten classes, with a random position, size, rotation and color. The background
+has a pattern, lines, dots and small distractors that belong to no class. Each shape is a signed distance function,
+negative inside the shape. The distance determines the antialiased edge and the mask of the object.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from camkd.types import InputError
 Array = NDArray[np.floating[Any]]
 
 VERSION = 1
-"""Version of the drawings. Increment it when the same settings draw other images."""
+"""Version of the drawings. Increment when the same settings draw other images."""
 
 COUNTS = {"train": 10_000, "val": 1_000, "test": 2_000}
+"""Number of images of each split."""
+
 DEFAULT_SIZE = 32
 MIN_SIZE = 16
 MAX_SIZE = 256
@@ -32,29 +34,32 @@ CHUNK_SIZE = 500
 """Number of images that are drawn at a time. Each chunk has its own random generator."""
 
 CUE_VERSION = 2
-"""Version of the cue. Increment it when the same settings draw another cue."""
+"""Version of the cue. Increment when the same settings draw another cue."""
+
 CUE_SIDE = 1 / 4
 """Side of the cue relative to the side of the image. A cue of 1/8 did not mislead any network (LOG.md)."""
+
 CUE_ACCURACY = 0.95
-"""Probability that the cue has the color of the class; otherwise it has the color of a random class."""
+"""Probability that the cue has the color of the class. Otherwise it has the color of a random class."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Settings that make the images difficult. Lengths are relative to half the side of the image.
+    """Settings that determine the difficulty of the images. Lengths are relative to half the side of the image.
 
     Args:
-        radius: range of the radius of the object.
-        stretch: maximum logarithm of the ratio of the two axes of the object.
-        contrast: minimum distance between the color of the object and its background, in RGB of 0..1.
-        background_saturation: saturation of the background colors relative to all other colors.
-        texture: maximum amplitude of the pattern on the object and the background.
-        lines: number of lines behind the object.
-        foreground_lines: number of lines in front of the object.
-        dots: number of dots.
-        distractors: number of distractors.
-        distractor_radius: range of the radius of a distractor.
-        noise: range of the standard deviation of the pixel noise.
+        radius: Range of the radius of the object.
+        stretch: Maximum logarithm of the ratio of the two axes of the object.
+        contrast: Minimum Euclidean distance between the colors of object and background, RGB in 0..1. It is not reached
+            if none of eight random colors reaches it.
+        background_saturation: Saturation of the background colors relative to all other colors.
+        texture: Maximum amplitude of the pattern on the object and on the background.
+        lines: Number of lines behind the object.
+        foreground_lines: Number of lines in front of the object.
+        dots: Number of dots.
+        distractors: Number of distractors.
+        distractor_radius: Range of the radius of a distractor.
+        noise: Range of the standard deviation of the pixel noise.
     """
 
     radius: tuple[float, float] = (0.42, 0.80)
@@ -95,7 +100,7 @@ def _fold(x: Array, y: Array, sectors: int) -> Array:
 
 
 def _polygon(corners: int, radius: float) -> Callable[[Array, Array], Array]:
-    """Return a regular polygon with its corners at ``radius``."""
+    """Return the distance function of a regular polygon with its corners at ``radius``."""
     inner_radius = np.float32(radius * np.cos(np.pi / corners))
 
     def polygon(x: Array, y: Array) -> Array:
@@ -162,7 +167,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "star": _star,
     "triangle": _polygon(3, 1.1),
 }
-"""Signed distance function ``(x, y) -> distance`` of each class; a shape is about as large as the unit circle."""
+"""Signed distance function ``(x, y) -> distance`` by class. Each shape is about as large as the unit circle."""
 
 
 def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool = False) -> Dataset:
@@ -171,17 +176,17 @@ def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool 
     The dataset has 10,000 training, 1,000 validation and 2,000 test images with masks. It is deterministic.
 
     Args:
-        size: side of the images in pixels, 16 to 256; None: 32.
-        cache: root of the cache.
-        progress: progress callback.
-        cue: add a spurious cue to training and validation: a square in a random corner with the color of the class.
-            The test images have no cue.
+        size: Side of the images in pixels, 16 to 256. None is 32.
+        cache: Root of the cache.
+        progress: Progress callback.
+        cue: Whether to add a spurious cue to the training and validation images: a square in a random corner, which has
+            the color of the class with probability `CUE_ACCURACY`. The test images have no cue.
 
     Returns:
         The dataset, with masks.
 
     Raises:
-        InputError: if ``size`` is out of range.
+        InputError: If ``size`` is out of range, or if the dataset cannot be stored.
 
     Example:
         >>> data = open_shapes(64, cache_folder(), no_progress)          # doctest: +SKIP
@@ -232,12 +237,12 @@ def cache_key(size: int, *, cue: bool) -> str:
 def add_cue(split: Split, seed: int) -> None:
     """Draw the spurious cue into the images, in place.
 
-    The cue is a square in a random corner. Its color is that of the class with probability `CUE_ACCURACY`, else that
-    of a random class.
+    The cue is a square in a random corner. It has the color of the class with probability `CUE_ACCURACY`, else the
+    color of a random class.
 
     Args:
-        split: writable images, ``(N, S, S, 3) uint8``, and labels.
-        seed: seed of the corners and of the colors.
+        split: Writable images, ``(N, S, S, 3) uint8``, and labels.
+        seed: Seed of the corners and of the colors.
     """
     rng = np.random.default_rng(seed)
     side = round(split.images.shape[1] * CUE_SIDE)
@@ -253,13 +258,15 @@ def add_cue(split: Split, seed: int) -> None:
 
 
 def draw_split(split: str, count: int, size: int, progress: Progress) -> Split:
-    """Draw the first ``count`` images of a split; image ``i`` has class ``i % 10``.
+    """Draw ``count`` images of a split; image ``i`` has class ``i % 10``.
+
+    Images are drawn in chunks of `CHUNK_SIZE`. An incomplete last chunk has other images than a complete chunk.
 
     Args:
-        split: train, val or test.
-        count: number of images.
-        size: side of the images in pixels.
-        progress: progress callback.
+        split: Name of the split: ``train``, ``val`` or ``test``.
+        count: Number of images.
+        size: Side of the images in pixels.
+        progress: Progress callback.
 
     Returns:
         Images, labels and masks.
@@ -276,7 +283,7 @@ def draw_split(split: str, count: int, size: int, progress: Progress) -> Split:
 
 
 class _Canvas:
-    """Batch of ``n`` images that are drawn together: ``pixels (n, S, S, 3)`` in 0..1, coordinates in -1..1."""
+    """Chunk of ``n`` images that are drawn together: ``pixels (n, S, S, 3)`` in 0..1, coordinates in -1..1."""
 
     def __init__(self, rng: np.random.Generator, n: int, size: int) -> None:
         self.rng = rng
@@ -330,7 +337,7 @@ class _Canvas:
         return waves / 2
 
     def _draw_background(self) -> None:
-        """Draw a linear color gradient and a pattern."""
+        """Draw a linear transition between two colors, and a pattern."""
         start = self._desaturate(self._random_color())
         end = self._desaturate(self._random_color())
         angle = self._uniform(0, 2 * np.pi)

@@ -1,4 +1,4 @@
-"""Registry of built-in datasets, and opening a dataset by name or folder."""
+"""Registry of the built-in datasets, and functions that open a dataset by name or folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Source:
     """Built-in dataset.
 
     Args:
-        classes: number of classes.
-        images: number of images in train, val and test.
-        summary: description in one line.
-        open: function ``open(size, cache, progress) -> Dataset``, with the side of the images in pixels (None: the
-            default of the source), the root of the cache and a progress callback.
+        classes: Number of classes.
+        images: Number of images in train, val and test.
+        summary: Description in one line.
+        open: Function ``open(size, cache, progress) -> Dataset``. Its arguments are the side of the images in pixels or
+            None for the default of the dataset, the root of the cache, and a progress callback.
     """
 
     classes: int
@@ -74,24 +74,26 @@ def open_data(
     cache: Path | None = None,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Open a built-in dataset or a folder of images. The images are decoded and stored the first time.
+    """Open a built-in dataset or a folder of images. The images are stored as arrays the first time.
 
     Args:
-        name: a name in `SOURCES`, or the path of a folder, ``<class>/*`` or ``train/<class>/*``.
-        size: side of the square images in pixels; None: the default of the source.
-        limit: maximum number of images per split, class-balanced.
-        train_limit: maximum number of training images, class-balanced; validation and test stay complete.
-        workers: number of processes that decode a folder; None: one per core.
-        bad_images: "fail" raises an error for unreadable images of a folder, "skip" leaves them out.
-        test_only: assign all images of a folder without a train folder to test; train and val are then empty.
-        cache: root of the cache; None: ``$CAMKD_CACHE``, else ``~/.cache/camkd``.
-        progress: progress callback.
+        name: A name in `SOURCES`, or the path of a folder, ``<class>/*`` or ``train/<class>/*``.
+        size: Side of the square images in pixels (default: that of the dataset; see `open_folder` for a folder).
+        limit: Maximum number of images per split, class-balanced.
+        train_limit: Maximum number of training images, class-balanced. Validation and test stay complete.
+        workers: Number of processes that decode a folder (default: one per core).
+        bad_images: ``fail`` raises an error for unreadable images of a folder, ``skip`` leaves them out.
+        test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
+            if it has no split folders. Train and val are then empty. Ignored for built-in datasets.
+        cache: Root of the cache (default: ``$CAMKD_CACHE``, else ``~/.cache/camkd``).
+        progress: Progress callback.
 
     Returns:
-        The dataset, with memory-mapped images.
+        The dataset. Images are memory-mapped, except those of a built-in dataset that ``limit`` or ``train_limit``
+        copies into memory.
 
     Raises:
-        InputError: if an argument, the folder or an image is invalid, or if the dataset cannot be downloaded or stored.
+        InputError: If an argument, the folder or an image is invalid, or if the dataset cannot be downloaded or stored.
 
     Example:
         >>> data = open_data("shapes", limit=100)      # doctest: +SKIP
@@ -128,17 +130,17 @@ def open_data(
 
 
 def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Dataset:
-    """Open the dataset of a run.
+    """Open the dataset of a configuration.
 
     Args:
-        config: data configuration of the run.
-        progress: progress callback.
+        config: Data configuration of a run.
+        progress: Progress callback.
 
     Returns:
         The dataset.
 
     Raises:
-        InputError: as in `open_data`.
+        InputError: If `open_data` raises it.
 
     Example:
         >>> data = open_dataset(DataConfig("shapes", limit=100))         # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Image classifiers: built-in networks, and those of timm and torchvision, by name."""
+"""Image classifiers by name: the built-in networks, and the networks of timm and torchvision."""
 
 from camkd.models.base import ImageClassifier
 from camkd.models.profile import Profile, profile

@@ -1,4 +1,4 @@
-"""Identity of a network for caches: a key of its modules, and the versions of its libraries."""
+"""Identity of a network for cache keys: a hash of its architecture, and the versions of its libraries."""
 
 from __future__ import annotations
 
@@ -14,27 +14,38 @@ from camkd.models.external import LIBRARIES
 
 
 def architecture_key(model: nn.Module) -> str:
-    """Compute a key of a network's architecture, independent of its weights and its state.
+    """Compute a hash of a network's modules and their settings, independent of its weights and its state.
 
-    ``state_dict()`` and ``repr()`` do not determine the output of a network: two vision transformers that differ only
-    in ``global_pool`` have equal ones. The key therefore covers, for each module in ``named_modules()``,
+    ``state_dict()`` and ``repr()`` do not determine the output of a network. For example, two vision transformers that
+    differ only in ``global_pool`` have equal state dicts and equal representations. The hash therefore covers, for each
+    module in ``named_modules(remove_duplicate=False)``,
 
     - its dotted name,
     - the qualified name of its class, for example ``torch.nn.modules.conv.Conv2d``,
-    - its public instance attributes that are ``int``, ``float``, ``bool``, ``str``, None, or tuples or lists of these,
-      by name.
+    - its plain public attributes: instance attributes without a leading underscore whose value is an ``int``,
+      ``float``, ``bool``, ``str``, None, or a tuple or list of these values. ``training`` is left out.
 
-    Modules of classes that are defined in camkd contribute only their dotted name. Add the architecture name
-    (``ImageClassifier.info.architecture``) to the key of such a model: it determines the rest.
+    A module whose class is defined in camkd contributes only its dotted name. Callers therefore add the name of the
+    network (``ImageClassifier.info.architecture``), which determines the settings of such modules.
 
-    The key does not change when weights, buffers, device, dtype, ``requires_grad``, hooks, or training and evaluation
-    mode change. It does not change either when private attributes (with a leading underscore) are renamed, or when
-    classes and attributes of camkd are renamed. It changes when a submodule is renamed, or when a class or a public
-    scalar attribute outside camkd is renamed. In a new release torch, timm or torchvision may rename attributes or
-    change a computation, so callers add `library_versions`. The code of ``forward()`` is not part of the key.
+    Unchanged by:
+
+    - weights, buffers, device, dtype, ``requires_grad``, hooks, and training or evaluation mode,
+    - a renamed private attribute,
+    - a renamed class or attribute of camkd, except for the name of a submodule,
+    - the code of ``forward()``.
+
+    Changed by:
+
+    - an added, removed or renamed submodule,
+    - a renamed class outside camkd,
+    - another name or value of a plain public attribute outside camkd.
+
+    A new release of torch, timm or torchvision may change a computation without a change of the hash. Callers therefore
+    add `library_versions`.
 
     Args:
-        model: the network.
+        model: The network.
 
     Returns:
         A SHA-256 hash, 64 hexadecimal digits.
@@ -51,16 +62,16 @@ def architecture_key(model: nn.Module) -> str:
 
 
 def library_versions(architecture: str) -> dict[str, str]:
-    """Return the versions of the libraries that a network is built from.
+    """Return the installed versions of the libraries that a network is built from.
 
     Args:
-        architecture: name of the network in `camkd.build`.
+        architecture: Name of the network, as in `camkd.build`.
 
     Returns:
-        The version of torch, and that of timm or torchvision for ``timm:NAME`` or ``torchvision:NAME``.
+        The version of torch, and the version of timm or torchvision for ``timm:NAME`` or ``torchvision:NAME``.
 
     Raises:
-        importlib.metadata.PackageNotFoundError: if timm or torchvision is not installed.
+        importlib.metadata.PackageNotFoundError: If timm or torchvision is not installed.
 
     Example:
         >>> sorted(library_versions("resnet8"))
@@ -74,25 +85,25 @@ def library_versions(architecture: str) -> dict[str, str]:
 
 
 def _describe_modules(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield dotted name, class name and hyperparameters of each module, also of a module that occurs several times."""
+    """Yield the dotted name, class name and plain public attributes of each module, under each of its names."""
     for name, module in model.named_modules(remove_duplicate=False):
         cls = type(module)
         if cls.__module__.partition(".")[0] == "camkd":
             yield name, "", {}
         else:
-            yield name, f"{cls.__module__}.{cls.__qualname__}", _hyperparameters(module)
+            yield name, f"{cls.__module__}.{cls.__qualname__}", _plain_attributes(module)
 
 
-def _hyperparameters(module: nn.Module) -> dict[str, Any]:
-    """Return the public scalar attributes of a module, sorted by name. ``training`` is state and is left out."""
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the plain public attributes of a module, sorted by name. ``training`` is state and is left out."""
     return {
         name: value
         for name, value in sorted(vars(module).items())
-        if not name.startswith("_") and name != "training" and _is_scalar(value)
+        if not name.startswith("_") and name != "training" and _is_plain(value)
     }
 
 
-def _is_scalar(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
-        return all(_is_scalar(item) for item in value)
+        return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, int | float | str)

@@ -1,4 +1,4 @@
-"""Base class of the networks: image classifiers with normalization inside."""
+"""Base class of the networks: image classifiers that normalize their input."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from camkd.types import InputError
 class ImageClassifier(nn.Module):
     """Base class of a classifier that takes RGB images in 0..1 and normalizes them itself.
 
-    A subclass implements ``forward(x: (N, 3, H, W)) -> logits (N, K)`` and calls `normalize` first. The buffers
-    ``mean`` and ``std`` are saved with the weights. Teacher, student and exported files thus keep their normalization.
+    A subclass implements ``forward(x)`` from images ``(N, 3, H, W)`` to logits ``(N, K)``, and calls `normalize` first.
+    The buffers ``mean`` and ``std`` are saved with the weights, so saved and exported models keep their normalization.
 
     Attributes:
-        mean: mean of the training images per channel, ``(1, 3, 1, 1)``.
-        std: standard deviation of the training images per channel, ``(1, 3, 1, 1)``.
-        info: architecture, classes, image size and origin; set by `camkd.load`, else None.
-        metrics: content of the run's ``metrics.json``; set by `camkd.load`, else empty.
-        default_optimizer: optimizer that ``--optimizer auto`` stands for.
-        has_pretrained_stats: ``mean`` and ``std`` belong to pretrained weights, so training does not replace them by
-            the statistics of its own images.
+        mean: Mean of the training images per channel, ``(1, 3, 1, 1)``.
+        std: Standard deviation of the training images per channel, ``(1, 3, 1, 1)``.
+        info: Name of the network, classes, image size and training; set by `camkd.load`, else None.
+        metrics: Content of the run's ``metrics.json``, set by `camkd.load`. Empty if there is none.
+        default_optimizer: Optimizer that ``--optimizer auto`` stands for.
+        has_pretrained_stats: Whether ``mean`` and ``std`` belong to pretrained weights. Training then keeps them;
+            otherwise it replaces them by the statistics of its own images.
     """
 
     mean: Tensor
@@ -42,7 +42,7 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Keep ``mean`` and ``std`` if the weights have none, for example those of torchvision."""
+        """Keep ``mean`` and ``std`` if the state dict has none, for example a state dict of torchvision."""
         for name in ("mean", "std"):
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -51,8 +51,8 @@ class ImageClassifier(nn.Module):
         """Set the statistics of the training images.
 
         Args:
-            mean: mean of each of the 3 channels, in units of 0..1.
-            std: standard deviation of each of the 3 channels, in units of 0..1.
+            mean: Mean of each of the 3 channels, in units of 0..1.
+            std: Standard deviation of each of the 3 channels, in units of 0..1.
 
         Example:
             >>> model = ImageClassifier()
@@ -65,7 +65,7 @@ class ImageClassifier(nn.Module):
         """Normalize images: ``(x - mean) / std``.
 
         Args:
-            x: images ``(N, 3, H, W)``, RGB in 0..1.
+            x: Images ``(N, 3, H, W)``, RGB in 0..1.
 
         Returns:
             Images ``(N, 3, H, W)`` with zero mean and unit standard deviation per channel over the training images.
@@ -76,10 +76,10 @@ class ImageClassifier(nn.Module):
         """Save weights (safetensors), model info (JSON) and a model card, for ``camkd.load(folder)`` on any machine.
 
         Args:
-            folder: the folder to write to; it is created if needed.
+            folder: The folder to write to; it is created if needed.
 
         Raises:
-            InputError: if the model has no `info`, because it does not come from `camkd.load`.
+            InputError: If ``info`` is None, because the model does not come from `camkd.load`.
 
         Example:
             >>> camkd.load("runs/mine").save_pretrained("to-share")  # doctest: +SKIP
@@ -100,16 +100,16 @@ class ImageClassifier(nn.Module):
         the model on another machine with ``camkd.load(huggingface_hub.snapshot_download(repo_id))``.
 
         Args:
-            repo_id: repository on the Hub, ``user/name``; it is created if needed.
-            commit_message: message of the commit (default: "Upload model").
-            private: create a private repository (default: the default of the user or organization).
-            token: access token (default: the one that ``hf auth login`` stored).
+            repo_id: Repository on the Hub, ``user/name``; it is created if needed.
+            commit_message: Message of the commit (default: "Upload model").
+            private: Whether a new repository is private (default: the default of the user or organization).
+            token: Access token (default: the token that ``hf auth login`` stored).
 
         Returns:
             The address of the repository.
 
         Raises:
-            InputError: if ``huggingface_hub`` is not installed, or if the model has no `info`.
+            InputError: If ``huggingface_hub`` is not installed, or if ``info`` is None.
 
         Example:
             >>> camkd.load("runs/mine").push_to_hub("someone/my-birds")  # doctest: +SKIP

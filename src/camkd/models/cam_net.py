@@ -1,9 +1,11 @@
-"""CAM-Net, the student network. Its map has half the image's resolution, and its head computes the map directly.
+"""CAM-Net, the student network. Its head computes the class activation maps directly.
 
-The blocks follow https://github.com/xvel/cifar10-tiniest at half the image's resolution: groups of channels have a
-local, a 5x5 or a nearly global receptive field on a small image, and a gated layer mixes them. The head is a 1x1
-convolution followed by global average pooling, so the class activation maps are the output of that convolution. The
-candidates that CAM-Net was chosen from are in docs/evidence.md.
+The maps have half the resolution of the image, those of the lite variant a quarter. The blocks follow
+https://github.com/xvel/cifar10-tiniest, but start at half the image's resolution. Each block splits the channels into
+four groups: one is unchanged, and the others have a 3x3, a 5x5 and, on a small image, a nearly global receptive field.
+A gated linear unit mixes the groups. The head is a 1x1 convolution followed by global average pooling, so the output of
+the convolution, without the bias, is the class activation maps. docs/evidence.md lists the candidates that CAM-Net was
+chosen from.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class ChannelNorm(nn.Module):
 class PooledDepthwiseConv(nn.Conv2d):
     """Depthwise 7x7 convolution at half resolution: 2x2 average pooling, convolution, nearest-neighbor upsampling.
 
-    The receptive field reaches up to seven locations in each direction.
+    An output location depends on the input up to six or seven locations away in each direction.
     """
 
     def __init__(self, channels: int) -> None:
@@ -42,11 +44,16 @@ class PooledDepthwiseConv(nn.Conv2d):
 
 
 class GatedBlock(nn.Module):
-    """Residual block with a gated linear unit: ``keep x + narrow(silu(gate(z)) value(z))``.
+    """Residual block with a gated linear unit: ``keep * x + narrow(silu(gate(z)) * value(z))``.
 
-    ``z`` is the normalized concatenation of four quarters of the channels: unchanged, after a depthwise 3x3
-    convolution, after a depthwise 5x5 convolution, and after `PooledDepthwiseConv`. The gate is SwiGLU (Shazeer 2020,
-    arXiv 2002.05202). Input and output are ``(N, C, h, w)``.
+    ``z`` is the normalized concatenation of four groups of ``C / 4`` channels: the first is unchanged, ``near`` is a
+    depthwise 3x3 convolution, ``mid`` a depthwise 5x5 convolution, and ``far`` a `PooledDepthwiseConv`. ``gate``,
+    ``value`` and ``narrow`` are 1x1 convolutions; together they are SwiGLU (Shazeer 2020, arXiv 2002.05202), and
+    ``narrow`` is its output projection. ``keep`` is a learned factor per channel of the skip connection, initially 1.
+    Input and output are ``(N, C, h, w)``.
+
+    Args:
+        channels: Number of channels ``C``, a multiple of 4.
     """
 
     def __init__(self, channels: int) -> None:
@@ -62,9 +69,10 @@ class GatedBlock(nn.Module):
         self.keep = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        own, near, mid, far = x.chunk(4, 1)
-        z = self.norm(torch.cat([own, self.near(near), self.mid(mid), self.far(far)], 1))
-        # `keep` is cast to x.dtype: with a residual stream in fp32, half the time of a bf16 step is spent in casts
+        identity, near, mid, far = x.chunk(4, 1)
+        z = self.norm(torch.cat([identity, self.near(near), self.mid(mid), self.far(far)], 1))
+        # Under autocast `x` is bf16 and `keep` fp32, so their product would be fp32 and each later layer would cast its
+        # input. These casts took half the time of a bf16 step. With `keep` cast to x.dtype, the block stays in bf16.
         y: Tensor = self.narrow(F.silu(self.gate(z)) * self.value(z)) + self.keep.to(x.dtype).view(-1, 1, 1) * x
         return y
 
@@ -72,26 +80,28 @@ class GatedBlock(nn.Module):
 class CamNet(ImageClassifier):
     """Stem to half the resolution, gated blocks, 1x1 convolution, global average pooling.
 
-    ``logits = head(body(x)).mean_xy``. A 32x32 image has a 16x16 map. The default variant has at most 96,000 parameters
-    for ten classes. The lite variant has at most 12.5 million multiply-adds for a 32x32 image, as many as the ResNet-8
-    of MLPerf Tiny, and an 8x8 map.
+    ``logits = head(body(normalize(x))).mean((2, 3))``. The default variant has at most 96,000 parameters for ten
+    classes, and a 16x16 map for a 32x32 image. The lite variant halves the resolution again before its last two blocks.
+    For a 32x32 image it has an 8x8 map, and at most 12.5 million multiply-accumulates, as many as the ResNet-8 of
+    MLPerf Tiny.
 
     Args:
-        classes: number of classes.
-        lite: build the lite variant.
+        classes: Number of classes.
+        lite: Whether to build the lite variant.
     """
 
     default_optimizer = "adamw"
 
     def __init__(self, classes: int, *, lite: bool = False) -> None:
         super().__init__()
-        first, last = (48, 80) if lite else (64, 64)
-        stem = [nn.Conv2d(3, first, 3, stride=2, padding=1), ChannelNorm(first)]
-        blocks: list[nn.Module] = [GatedBlock(first) for _ in range(4 if lite else 6)]
+        stem_channels, channels = (48, 80) if lite else (64, 64)
+        stem = [nn.Conv2d(3, stem_channels, 3, stride=2, padding=1), ChannelNorm(stem_channels)]
+        blocks: list[nn.Module] = [GatedBlock(stem_channels) for _ in range(4 if lite else 6)]
         if lite:
-            blocks += [nn.Conv2d(first, last, 2, stride=2), ChannelNorm(last), GatedBlock(last), GatedBlock(last)]
+            blocks += [nn.Conv2d(stem_channels, channels, 2, stride=2), ChannelNorm(channels)]
+            blocks += [GatedBlock(channels), GatedBlock(channels)]
         self.body = nn.Sequential(*stem, *blocks)
-        self.head = nn.Conv2d(last, classes, 1)
+        self.head = nn.Conv2d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(self.normalize(x))).mean((2, 3))

@@ -36,7 +36,7 @@ MAP_DESCRIPTIONS = {
     "takes one backward pass per class.",
     None: "Each class has a class activation map: the evidence for the class at each location.",
 }
-"""Description of the maps by ``cam_form``. Exported files have exact maps only."""
+"""Description of the maps by ``cam_form`` in ``metrics.json``. Exported files have exact maps only."""
 
 METRIC_LABELS = {
     "accuracy": "accuracy",
@@ -44,16 +44,16 @@ METRIC_LABELS = {
     "teacher_agreement": "agreement with the teacher (same predicted class)",
     "cam_cosine": "similarity of the maps to the teacher's (cosine)",
 }
-"""Labels of the metrics in the card, by their key in ``metrics.json``."""
+"""Label of each metric in the card, by its key in ``metrics.json``."""
 
 
 def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind, extra_results: str = "") -> str:
     """Render the model card.
 
     Args:
-        info: the fields of a `ModelInfo` as a dict.
-        metrics: content of ``metrics.json``; it may be empty.
-        kind: format of the model file.
+        info: Fields of a `ModelInfo` by name.
+        metrics: Content of ``metrics.json``; it may be empty.
+        kind: Format of the model file.
         extra_results: Markdown below the table of metrics, for example the measurements of an export.
 
     Returns:
@@ -81,12 +81,12 @@ def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind,
 
 
 def title(info: Mapping[str, Any]) -> str:
-    """Return the title of a model: its architecture and its dataset."""
+    """Return the title of the card: the names of the network and of the dataset."""
     return f"{info['architecture']} for {info['data']}"
 
 
 def front_matter(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """Return the metadata of the card. The accuracy, if known, is an evaluation result (``model-index``)."""
+    """Return the metadata of the card. An accuracy in ``metrics`` becomes an evaluation result (``model-index``)."""
     metadata: dict[str, Any] = {
         "library_name": "camkd" if kind == "pytorch" else "onnx",
         "pipeline_tag": "image-classification",

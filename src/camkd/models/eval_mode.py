@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and restore the mode of each module at the end, also after an exception.
+    """Put a model into evaluation mode, and restore the mode of each module on exit, also after an exception.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout()).train()
@@ -34,8 +34,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def fp32_dilated_convs(model: nn.Module) -> Iterator[None]:
     """Compute the dilated grouped convolutions of a model in fp32, also under autocast.
 
-    oneDNN's weight gradient of these convolutions is wrong on a CPU in bf16 with channels last: noise as large as the
-    gradient, or infinite (LOG.md). All other layers stay in bf16 and are not slower.
+    oneDNN computes a wrong weight gradient of such a convolution on a CPU in bf16 with channels last: the error is as
+    large as the gradient, or infinite (LOG.md). All other layers still run in bf16 under autocast.
     """
     convolutions = [
         module

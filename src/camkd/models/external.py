@@ -1,11 +1,11 @@
 """Networks of timm and torchvision by name, wrapped with normalization.
 
 ``timm:resnet18`` and ``torchvision:resnet18`` have random weights. A tag after a dot selects pretrained weights, for
-example ``timm:resnet50.a1_in1k`` or ``torchvision:resnet50.IMAGENET1K_V2`` (``DEFAULT`` is the newest). The library
-downloads them once, and the model gets the normalization that the weights were trained with. Nothing else in camkd
-downloads anything.
+example ``timm:resnet50.a1_in1k`` or ``torchvision:resnet50.IMAGENET1K_V2``. The tag ``DEFAULT`` of torchvision selects
+the best weights. The library downloads the weights once, and the model gets the normalization that the weights were
+trained with. Networks without a tag download nothing.
 
-This is the only module that imports timm or torchvision. It imports them when such a name is used.
+This is the only module that imports timm or torchvision. It imports a library when one of its networks is used.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LIBRARIES = ("timm", "torchvision")
 
 
 class ExternalClassifier(ImageClassifier):
-    """A classifier of another library with normalization before it.
+    """Classifier of timm or torchvision, preceded by normalization.
 
     Args:
-        net: the classifier. It takes normalized images ``(N, 3, H, W)`` and returns logits ``(N, K)``.
+        net: Classifier from normalized images ``(N, 3, H, W)`` to logits ``(N, K)``.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -56,7 +56,7 @@ def check_external(name: str) -> None:
         name: ``LIBRARY:NETWORK`` or ``LIBRARY:NETWORK.TAG``.
 
     Raises:
-        InputError: if the library is not installed, if it has no such network, or if the network has no such weights.
+        InputError: If the library cannot be imported, has no such network, or has no such weights of the network.
     """
     library, network, tag = _split_name(name)
     networks: list[str] = _timm().list_models() if library == "timm" else _torchvision_classifiers()
@@ -79,16 +79,16 @@ def make_external(name: str, classes: int, size: int, pretrained: bool) -> Exter
 
     Args:
         name: ``LIBRARY:NETWORK`` or ``LIBRARY:NETWORK.TAG``.
-        classes: number of classes. Pretrained weights of a classifier for another number of classes are not loaded
+        classes: Number of classes. Pretrained weights of a classifier for another number of classes are not loaded
             into the last layer, which stays random.
-        size: side of the images in pixels.
-        pretrained: download the weights that the tag selects. False initializes the weights randomly.
+        size: Side of the images in pixels.
+        pretrained: Whether to download the weights that the tag selects. Otherwise all weights are random.
 
     Returns:
         The model in training mode.
 
     Raises:
-        InputError: if the network or the weights are not available, or if the network does not take images of this
+        InputError: If the network or the weights are not available, or if the network does not take images of this
             size or does not return logits ``(N, classes)``.
     """
     check_external(name)
@@ -116,10 +116,10 @@ def pretrained_info(name: str) -> tuple[tuple[str, ...], int]:
         name: ``LIBRARY:NETWORK.TAG``.
 
     Returns:
-        The class names in the order of the logits, and the side of the training images in pixels.
+        The class names in the order of the logits, and the side in pixels of the images that the weights are made for.
 
     Raises:
-        InputError: if the name has no tag, as random weights have no classes; also if it does not exist.
+        InputError: If the name has no tag, because random weights have no classes, or if `check_external` raises it.
     """
     check_external(name)
     library, network, tag = _split_name(name)
@@ -137,7 +137,7 @@ def pretrained_info(name: str) -> tuple[tuple[str, ...], int]:
 
 
 def _timm_class_names(config: Any) -> tuple[str, ...]:
-    """Return timm's class names: its own labels, else those of ImageNet, else numbers."""
+    """Return the class names of timm's weights: their own labels, else ImageNet's descriptions, else numbers."""
     data = _import("timm.data")
     subset = data.infer_imagenet_subset(config.to_dict())
     if config.label_names or not subset:
@@ -194,7 +194,7 @@ def _build_torchvision(network: str, tag: str, classes: int, size: int, pretrain
 
 
 def _torchvision_kwargs(network: str, tag: str, size: int) -> dict[str, Any]:
-    """Return the constructor arguments that set the image size, and that switch off outputs other than logits."""
+    """Return the constructor arguments for the image size, for logits as the only output, and for the weights."""
     if network.startswith("vit_"):
         return {"image_size": size}
     if network.startswith("maxvit"):
@@ -256,7 +256,7 @@ def _import(module: str) -> Any:
     """Import a module of timm or torchvision.
 
     Raises:
-        InputError: if the library is not installed, or if it was built for another version of torch.
+        InputError: If the library is not installed, or cannot be imported, for example with another version of torch.
     """
     library = module.partition(".")[0]
     try:

@@ -11,18 +11,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a frozen copy in evaluation mode, with each batch normalization folded into the convolution before it.
+    """Return a frozen copy in evaluation mode, with batch normalizations folded into the convolutions before them.
 
-    ``gamma (w * x + b - mean) / sqrt(var + eps) + beta`` is one convolution. Its weight is
-    ``gamma w / sqrt(var + eps)``, and its bias is ``gamma (b - mean) / sqrt(var + eps) + beta``.
+    A convolution with weight ``w`` and bias ``b``, followed by a batch normalization, is one convolution with weight
+    ``w * gamma / sqrt(var + eps)`` and bias ``(b - mean) * gamma / sqrt(var + eps) + beta``. A batch normalization is
+    folded if it follows an ``nn.Conv2d`` that is called once and has no other consumer.
 
     Args:
-        model: the model; it is left unchanged.
-        x: images ``(N, 3, H, W)`` to compare the outputs on.
+        model: The model; it is left unchanged.
+        x: Images ``(N, 3, H, W)`` for the comparison of both outputs.
 
     Returns:
-        The folded copy in channels-last memory format. If ``torch.fx`` cannot trace the model, or if the outputs differ
-        by more than 1e-3, it is a frozen copy without folding.
+        The folded copy in channels-last memory format. A frozen copy without folding if ``torch.fx`` cannot trace the
+        model, or if an output differs by more than ``0.001 + 0.001 * |output|``.
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     try:

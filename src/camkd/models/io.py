@@ -1,7 +1,7 @@
-"""Saving of a model as a folder: weights, model info and model card.
+"""Save a model as a folder of weights, model info and model card.
 
-Weights are safetensors; nothing is pickled. The model info holds the checksum of the weights, so that loading detects
-a corrupted file.
+Weights are stored as safetensors, and nothing is pickled. The model info holds the checksum of the weights, so that
+`camkd.load` detects a corrupted file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from camkd.types import InputError
 from camkd.utils.files import atomic_write, write_json, write_text
 
 MAX_IMAGE_SIZE = 1 << 14
+"""Largest side of the images in pixels that `ModelInfo.check` accepts."""
+
 WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "model.json"
 CARD_FILE = "README.md"
@@ -28,21 +30,21 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Content of ``model.json``: the description of a trained model.
+    """Description of a trained model, the content of ``model.json``.
 
     Args:
-        architecture: name of the network in ``camkd.build``.
-        classes: class names, in the order of the logits.
-        size: side of the images in pixels.
-        params: number of parameters.
-        macs: multiply-accumulates per image.
-        role: teacher, control or student; ``model`` for a network with pretrained weights.
-        method: method of the loss.
-        data: the dataset: a name or the path of a folder.
-        data_fingerprint: content hash of the dataset.
-        seed: seed of the initial weights.
-        teacher: absolute path of the teacher's run, or None.
-        sha256: checksum of the weights file, hexadecimal; empty before saving.
+        architecture: Name of the network, as in `camkd.build`.
+        classes: Class names, in the order of the logits.
+        size: Side of the images in pixels.
+        params: Number of parameters.
+        macs: Multiply-accumulates per image.
+        role: ``teacher``, ``control`` or ``student``; ``model`` for a network with pretrained weights.
+        method: Method of the loss; empty for a network with pretrained weights.
+        data: Dataset: a name or the path of a folder; empty for a network with pretrained weights.
+        data_fingerprint: `Dataset.fingerprint` of the dataset; empty for a network with pretrained weights.
+        seed: Seed of the initial weights.
+        teacher: Teacher of the run, for example the absolute path of its run folder. None without a teacher.
+        sha256: Checksum of the weights file, hexadecimal; empty before saving.
     """
 
     architecture: str
@@ -59,11 +61,12 @@ class ModelInfo:
     sha256: str = ""
 
     def check(self) -> None:
-        """Check every field.
+        """Check the type of each field, the classes and the image size.
 
         Raises:
-            TypeError: if a field has the wrong type.
-            ValueError: if a field is out of range, or a class name is not valid Unicode.
+            TypeError: If a field has the wrong type.
+            ValueError: If there are fewer than two classes, if a class name is not a string of valid Unicode, or if
+                ``size`` is out of range.
         """
         for name, annotation in get_type_hints(ModelInfo).items():
             value = getattr(self, name)
@@ -89,9 +92,9 @@ def save(model: nn.Module, folder: Path, info: ModelInfo) -> None:
     """Save weights and model info; each file is written atomically.
 
     Args:
-        model: the model.
-        folder: the folder to write ``model.safetensors`` and ``model.json`` to; it is created if needed.
-        info: the model info; its checksum is replaced by that of the weights.
+        model: The model.
+        folder: The folder to write ``model.safetensors`` and ``model.json`` to; it is created if needed.
+        info: The model info. Its ``sha256`` is replaced by the checksum of the weights.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = serialize(tensors)
@@ -104,10 +107,10 @@ def save_portable(model: nn.Module, folder: Path, info: ModelInfo, metrics: Mapp
     """Save weights, model info without paths of this machine, and a model card.
 
     Args:
-        model: the model.
-        folder: the folder to write ``model.safetensors``, ``model.json`` and ``README.md`` to.
-        info: the model info; it is made `portable`.
-        metrics: content of ``metrics.json`` for the card; it may be empty.
+        model: The model.
+        folder: The folder to write ``model.safetensors``, ``model.json`` and ``README.md`` to.
+        info: The model info. `ModelInfo.portable` removes the paths.
+        metrics: Content of ``metrics.json`` for the card; it may be empty.
 
     Example:
         >>> model = camkd.load("runs/mine")                                           # doctest: +SKIP
@@ -131,19 +134,19 @@ def upload(
     """Upload the files of `save_portable` to the Hugging Face Hub, as one commit.
 
     Args:
-        model: the model.
-        repo_id: repository on the Hub, ``user/name``; it is created if needed.
-        info: the model info.
-        metrics: content of ``metrics.json`` for the card.
-        commit_message: message of the commit (default: "Upload model").
-        private: create a private repository.
-        token: access token.
+        model: The model.
+        repo_id: Repository on the Hub, ``user/name``; it is created if needed.
+        info: The model info.
+        metrics: Content of ``metrics.json`` for the card.
+        commit_message: Message of the commit (default: "Upload model").
+        private: Whether a new repository is private (default: the default of the user or organization).
+        token: Access token (default: the token that ``hf auth login`` stored).
 
     Returns:
         The address of the repository.
 
     Raises:
-        InputError: if ``huggingface_hub`` is not installed.
+        InputError: If ``huggingface_hub`` is not installed.
     """
     try:
         from huggingface_hub import HfApi

@@ -1,4 +1,4 @@
-"""Model cost: parameters, multiply-accumulates and the size of the map."""
+"""Cost of a model: parameters, multiply-accumulates, and the size of its last convolution's output."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Profile(NamedTuple):
     """Cost of a model.
 
     Attributes:
-        params: number of parameters.
-        macs: multiply-accumulates per image, of convolutions and matrix products.
-        map_size: height and width of the last convolution's output, in cells.
+        params: Number of parameters.
+        macs: Multiply-accumulates per image, of convolutions and matrix products.
+        map_size: Height and width of the output of the last called ``nn.Conv2d``, in cells; ``(1, 1)`` without one.
     """
 
     params: int
@@ -32,17 +32,18 @@ class Profile(NamedTuple):
 def profile(model: nn.Module, size: int) -> Profile:
     """Count parameters and multiply-accumulates of a model.
 
-    A layer that runs several times counts each time. Attention counts with its two products of tokens by tokens.
+    A layer is counted each time it is called. Attention counts as its two matrix products, of queries with keys and of
+    attention weights with values.
 
     Args:
-        model: the model; modes and hooks are left unchanged. On the ``meta`` device nothing is computed.
-        size: side of the image in pixels.
+        model: The model. Modes and hooks are left unchanged. On the ``meta`` device nothing is computed.
+        size: Side of the image in pixels.
 
     Returns:
         The cost for one image ``(1, 3, size, size)``.
 
     Raises:
-        RuntimeError: if the images are too small for the model.
+        RuntimeError: If the image is too small for the model.
 
     Example:
         >>> from camkd.models import build
@@ -68,15 +69,18 @@ def profile(model: nn.Module, size: int) -> Profile:
 
 
 def profile_model(name: str, model: nn.Module, size: int) -> Profile:
-    """Profile a model, with an error for users if the images are too small.
+    """Profile a model as `profile` does, with an `InputError` if the image is too small.
 
     Args:
-        name: name of the model in the error message.
-        model: the model.
-        size: side of the image in pixels.
+        name: Name of the model in the error message.
+        model: The model.
+        size: Side of the image in pixels.
+
+    Returns:
+        The cost for one image ``(1, 3, size, size)``.
 
     Raises:
-        InputError: if the images are too small for the model.
+        InputError: If the image is too small for the model.
     """
     try:
         return profile(model, size)
@@ -88,7 +92,7 @@ def profile_model(name: str, model: nn.Module, size: int) -> Profile:
 
 @contextmanager
 def _math_attention() -> Iterator[None]:
-    """Compute attention by matrix products, which `FlopCounterMode` can count."""
+    """Compute attention by separate matrix products, which ``FlopCounterMode`` counts."""
     fastpath_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

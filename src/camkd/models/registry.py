@@ -1,7 +1,7 @@
-"""Registry of networks: the built-in ones, and those of timm and torchvision.
+"""Registry of networks: the built-in networks, and the networks of timm and torchvision.
 
-To add a network, write a file with a subclass of `ImageClassifier`, add a line to `MODELS`, and add its entry to
-``costs.json``. ``camkd list models`` reads that file, so it does not import torch.
+To add a network, write a file with a subclass of `ImageClassifier`, add a line to `MODELS`, and add the network's cost
+to ``costs.json``. ``camkd list models`` reads ``costs.json``, so it does not import torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 ModelFactory = Callable[[int, int], ImageClassifier]
-"""``factory(classes, size) -> model``: number of classes, side of the images in pixels."""
+"""``factory(classes, size) -> model``, for a number of classes and the side of the images in pixels."""
 
 
 def _cifar_resnet(blocks_per_stage: int) -> ModelFactory:
@@ -62,16 +62,16 @@ def default_optimizer(name: str) -> str:
     """Return the default optimizer of a network without building it.
 
     Args:
-        name: name of the network.
+        name: Name of the network.
 
     Returns:
-        ``adamw`` for CAM-Net, whose normalization is not over the batch; ``sgd`` for all others.
+        ``adamw`` for CAM-Net, which has no batch normalization; ``sgd`` for all others.
     """
     return (CamNet if name in ("cam-net", "cam-net-lite") else ImageClassifier).default_optimizer
 
 
 def is_model_name(name: str) -> bool:
-    """Return True for the name of a network: a built-in one, ``timm:NAME`` or ``torchvision:NAME``."""
+    """Return True for the name of a built-in network, and for any ``timm:NAME`` or ``torchvision:NAME``."""
     return name in MODELS or is_external(name)
 
 
@@ -79,11 +79,12 @@ def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
     """Return the factory of a network.
 
     Args:
-        name: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``.
-        pretrained: download the weights that the tag of an external name selects. False downloads nothing.
+        name: A key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``.
+        pretrained: Whether the factory downloads the weights that the tag of an external name selects.
 
     Raises:
-        InputError: if there is no such network; the message lists the choices.
+        InputError: If there is no such network, or if timm or torchvision cannot be imported. The message names
+            choices.
     """
     if is_external(name):
         check_external(name)
@@ -97,18 +98,18 @@ def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool
     """Build a network.
 
     Args:
-        name: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``. A name with a tag like
+        name: A key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``. A name with a tag like
             ``timm:resnet50.a1_in1k`` selects pretrained weights.
-        classes: number of classes.
-        size: side of the images in pixels.
-        seed: seed of the initial weights. The global random state is left unchanged.
-        pretrained: download the weights that the tag selects. False initializes the weights randomly.
+        classes: Number of classes.
+        size: Side of the images in pixels.
+        seed: Seed of the initial weights. The global random state is left unchanged.
+        pretrained: Whether to download the weights that the tag selects. Otherwise all weights are random.
 
     Returns:
         The model in training mode. It maps images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, classes)``.
 
     Raises:
-        InputError: if there is no such network or no such weights, or if the network does not take images of this size.
+        InputError: If there is no such network or no such weights, or if the network does not take images of this size.
 
     Example:
         >>> model = build("cam-net", classes=10, size=32)

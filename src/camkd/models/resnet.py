@@ -75,13 +75,13 @@ class ResNet(ImageClassifier):
     Every stage except the first halves the resolution.
 
     Args:
-        block: class of the residual blocks.
-        widths: channels of each stage, before the block's expansion.
-        depths: number of blocks of each stage.
-        classes: number of classes.
-        size: side of the images in pixels; it selects the stem.
-        hidden: hidden units of the head ``Linear - ReLU - Linear``, as in the teacher of the CAM-KD write-up. Its maps
-            are gradient-based. 0 is a linear head.
+        block: Class of the residual blocks.
+        widths: Channels of each stage, before the block's expansion.
+        depths: Number of blocks of each stage.
+        classes: Number of classes.
+        size: Side of the images in pixels; it selects the stem.
+        hidden: Number of hidden units of the head ``Linear - ReLU - Linear``, as in the teacher of the CAM-KD write-up.
+            The maps of such a model are gradient-based. With 0 the head is linear.
     """
 
     def __init__(

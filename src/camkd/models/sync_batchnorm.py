@@ -14,17 +14,18 @@ from camkd.utils.distributed import all_gather, process_group
 
 @contextmanager
 def sync_batchnorm(model: nn.Module) -> Iterator[None]:
-    """Compute mean and variance of every batch normalization over all processes while the block runs.
+    """Compute mean and variance of every batch normalization over all processes inside the context.
 
-    With processes ``r`` that hold ``n_r`` values of a channel (Chan et al. 1979),
+    If process ``r`` holds ``n_r`` of the ``N`` values of a channel, then (Chan et al. 1979)
 
-        mean = sum_r n_r mean_r / N        variance = sum_r n_r (variance_r + (mean_r - mean)^2) / N
+        mean = sum_r(n_r * mean_r) / N
+        variance = sum_r(n_r * (variance_r + (mean_r - mean)^2)) / N
 
-    so a training step equals that of one process with the whole batch, up to rounding. ``nn.SyncBatchNorm`` supports
-    GPUs only.
+    A training step therefore equals, up to rounding, the step of a single process with the whole batch. PyTorch's
+    ``nn.SyncBatchNorm`` supports GPUs only.
 
     Args:
-        model: the model; outside training mode and in a single process it is unchanged.
+        model: The model. In evaluation mode and in a single process, its computation is unchanged.
     """
     is_distributed = process_group().world_size > 1
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)] if is_distributed else []

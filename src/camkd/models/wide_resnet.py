@@ -8,9 +8,9 @@ from camkd.models.base import ImageClassifier
 
 
 class WideBlock(nn.Module):
-    """Pre-activation residual block: batch normalization, ReLU, 3x3 convolution, twice.
+    """Pre-activation residual block: two sequences of batch normalization, ReLU and 3x3 convolution.
 
-    A 1x1 convolution in the shortcut takes its input after the first ReLU.
+    If the number of channels or the resolution changes, the shortcut is a 1x1 convolution of the first ReLU's output.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -30,12 +30,14 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(ImageClassifier):
-    """Wide ResNet with stages of 16, 32 and 64 channels times a width factor. A 32x32 image has an 8x8 map.
+    """Wide ResNet with three stages. A 32x32 image has an 8x8 map.
+
+    The stages have ``16 * widen``, ``32 * widen`` and ``64 * widen`` channels.
 
     Args:
-        depth: number of layers, ``6 n + 4`` for ``n`` blocks per stage.
-        widen: width factor.
-        classes: number of classes.
+        depth: Number of layers, ``6 * n + 4`` for ``n`` blocks per stage.
+        widen: Factor of the number of channels.
+        classes: Number of classes.
     """
 
     def __init__(self, depth: int, widen: int, classes: int) -> None:

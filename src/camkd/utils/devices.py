@@ -15,11 +15,14 @@ from camkd.types import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _MAX_MMAP_THRESHOLD = 1 << 25  # the largest value glibc accepts
 _MAX_TRIM_THRESHOLD = (1 << 31) - 1
 
 TIMING_REPEATS = 5
+"""Number of timed steps per precision in `bf16_speedup`."""
+
 MIN_BF16_SPEEDUP = 1.2
 """Speedup over fp32 above which ``auto`` selects bf16 on a CPU, in spite of its lower precision."""
 
@@ -28,13 +31,13 @@ def pick_device(name: str) -> str:
     """Resolve a device name.
 
     Args:
-        name: a PyTorch device, or ``auto`` for CUDA, MPS or the CPU, whichever is available first.
+        name: Name of a PyTorch device, or ``auto`` for the first available of CUDA, MPS and the CPU.
 
     Returns:
         The name of a PyTorch device.
 
     Raises:
-        InputError: if the device is unavailable.
+        InputError: If the device does not exist or is unavailable.
 
     Example:
         >>> pick_device("cpu")
@@ -51,12 +54,13 @@ def pick_device(name: str) -> str:
     return name
 
 
-def pick_precision(name: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
+def pick_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
     """Resolve a precision.
 
     Args:
-        name: ``fp32``, ``bf16``, or ``auto`` for bf16 where it is faster than fp32. On a CPU, the speed is measured.
-        device: the device to compute on.
+        precision: ``fp32``, ``bf16`` or ``auto``. On a CPU, ``auto`` selects bf16 if its measured speedup over fp32 is
+            more than `MIN_BF16_SPEEDUP`. On CUDA, it selects bf16 if the GPU supports it. Otherwise it selects fp32.
+        device: The device to compute on.
 
     Returns:
         The number format of the forward pass.
@@ -65,8 +69,8 @@ def pick_precision(name: Precision, device: torch.device) -> Literal["bf16", "fp
         >>> pick_precision("fp32", torch.device("cpu"))
         'fp32'
     """
-    if name != "auto":
-        return name
+    if precision != "auto":
+        return precision
     if device.type == "cpu":
         return "bf16" if bf16_speedup() > MIN_BF16_SPEEDUP else "fp32"
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -76,8 +80,8 @@ def pick_precision(name: Precision, device: torch.device) -> Literal["bf16", "fp
 def bf16_speedup() -> float:
     """Measure the speedup of a training step of a small convolution in bf16 over fp32 on this CPU.
 
-    The speedup is 1.5 or more on processors with bf16 instructions, and below 1 on others. The measurement takes 0.05
-    seconds. It counts the CPU time of one thread, so that other programs do not affect it.
+    The speedup is 1.5 or more on processors with bf16 instructions, and below 1 on others. The measurement takes about
+    0.05 seconds. It counts the CPU time of one thread, so that other programs hardly affect it. The result is cached.
 
     Returns:
         Time in fp32 divided by time in bf16.
@@ -101,7 +105,7 @@ def bf16_speedup() -> float:
     return min(fp32 for fp32, _ in times) / min(bf16 for _, bf16 in times)
 
 
-def describe_device(name: Precision, device: torch.device) -> str:
+def describe_device(precision: Precision, device: torch.device) -> str:
     """Describe the device and the precision that `pick_precision` selects, for a message.
 
     >>> describe_device("fp32", torch.device("cpu"))
@@ -109,8 +113,8 @@ def describe_device(name: Precision, device: torch.device) -> str:
     >>> describe_device("auto", torch.device("cpu"))                   # doctest: +SKIP
     'cpu in bf16, 2.1 times as fast as fp32'
     """
-    text = f"{device} in {pick_precision(name, device)}"
-    if name == "auto" and device.type == "cpu":
+    text = f"{device} in {pick_precision(precision, device)}"
+    if precision == "auto" and device.type == "cpu":
         speedup = bf16_speedup()
         ratio, slower = (speedup, "fp32") if speedup > MIN_BF16_SPEEDUP else (1 / speedup, "bf16")
         text += f", {ratio:.1f} times as fast as {slower}"
@@ -120,8 +124,8 @@ def describe_device(name: Precision, device: torch.device) -> str:
 def keep_freed_memory() -> None:
     """Make glibc's allocator keep freed memory for later allocations.
 
-    By default glibc returns the large tensors of each training step to the operating system and maps their pages anew
-    in the next step. Without effect on other C libraries.
+    By default glibc returns the memory of large tensors to the operating system after each training step, and maps it
+    again in the next step. The function has no effect on other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

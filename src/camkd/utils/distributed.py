@@ -1,8 +1,11 @@
 """Data-parallel training in several processes: set-up, collectives, gradient sums.
 
-Every process computes the same epochs, batches and augmented views, which are pure functions. It trains on its own
-shard of each batch, and gradients are summed over all processes, so the weights stay equal. In a single process every
-function here is the identity. ``torchrun``, SLURM and Ray Train set rank and world size by environment variables.
+The order of the samples and their augmented views are pure functions of the seed and the epoch, so every process
+computes the same batches. Each process trains on its own shard of each batch. Gradients are summed over all processes,
+so the weights stay equal. In a single process every collective returns its input.
+
+``torchrun`` and SLURM pass rank and world size in environment variables. Ray Train initializes the process group
+itself.
 """
 
 from __future__ import annotations
@@ -25,10 +28,13 @@ from camkd.types import InputError
 T = TypeVar("T")
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
-"""Time for all processes to start."""
+"""Maximum time until all processes have started and connected."""
 
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""Time for work of rank 0 only, such as decoding images. A process that ends is noticed at once."""
+"""Timeout of a collective, longer than any work of rank 0 alone, such as decoding images.
+
+If a process ends, the collectives of the other processes fail at once, without waiting for the timeout.
+"""
 
 
 class ProcessGroupInfo(NamedTuple):
@@ -38,7 +44,7 @@ class ProcessGroupInfo(NamedTuple):
     world_size: int = 1
 
     def shard(self, samples: Tensor) -> Tensor:
-        """Return this process's shard of a batch. The shards in order of rank are the batch."""
+        """Return this process's shard of a batch. All shards, concatenated in order of rank, are the batch."""
         return samples.tensor_split(self.world_size)[self.rank]
 
     def shard_sizes(self, count: int) -> list[int]:
@@ -58,14 +64,18 @@ def process_group() -> ProcessGroupInfo:
 def init_distributed(device: str) -> Iterator[ProcessGroupInfo]:
     """Initialize the process group that the environment describes, and destroy it at the end of the block.
 
-    Does nothing in a single process, or if the process group exists already (Ray Train). With ``auto`` or ``cuda`` each
-    process gets its own GPU.
+    In a single process nothing is initialized. A process group that exists already (Ray Train) is used, and not
+    destroyed. With ``auto`` or ``cuda`` and CUDA available, each process gets its own GPU and the backend is NCCL.
+    Otherwise the backend is Gloo.
 
     Args:
-        device: ``--device`` of the run.
+        device: Value of ``--device``.
+
+    Yields:
+        Rank and world size.
 
     Raises:
-        InputError: if environment variables are missing or the other processes do not start.
+        InputError: If environment variables are missing or invalid, or if the other processes do not connect.
     """
     try:
         launch = _launch_settings(os.environ)
@@ -78,8 +88,9 @@ def init_distributed(device: str) -> Iterator[ProcessGroupInfo]:
         yield process_group()
         return
     rank, world_size, local_rank, address = launch
-    # Optimizers import this module, whose defaults hold the process group of the moment. Imported later, it would keep
-    # this group and its threads alive, and a thread that outlives the interpreter aborts the process at exit.
+    # Optimizers import this module, whose default arguments hold the current process group. Imported after the
+    # initialization, it would keep that group and its threads alive. A thread that outlives the interpreter aborts the
+    # process at exit.
     importlib.import_module("torch.distributed.nn.functional")
     uses_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if uses_gpu:
@@ -129,7 +140,7 @@ def _first_host(nodes: str) -> str:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """Raise ``ChildProcessError`` if another process ended during a collective."""
+    """Raise ``ChildProcessError`` if a collective fails, because another process has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -201,8 +212,8 @@ def all_gather(shard: Tensor, sizes: Sequence[int]) -> Tensor:
     device.
 
     Args:
-        shard: this process's shard ``(n, ...)``.
-        sizes: the lengths ``n`` of all shards, see `ProcessGroupInfo.shard_sizes`.
+        shard: This process's shard ``(n, ...)``.
+        sizes: The lengths ``n`` of all shards, see `ProcessGroupInfo.shard_sizes`.
 
     Returns:
         The whole tensor ``(N, ...)``.
@@ -214,14 +225,14 @@ def all_gather(shard: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 class StopFlag:
-    """Agree on a stop request between processes, without waiting for the request of the current step.
+    """Share a stop request of one process with all processes, without a wait for the other processes in each step.
 
-    `poll` starts a reduction of this process's request and returns the result of the reduction that the previous call
-    started. So all processes stop after the same step, one step after the request. The reduction runs on the CPU during
-    the step: no device is synchronized.
+    `poll` starts a reduction of the requests of all processes, and returns the result of the reduction that the
+    previous call started. All processes therefore stop after the same step, one step after the request. The reduction
+    runs on the CPU during the step, so no device is synchronized.
 
     Args:
-        is_requested: returns whether this process was asked to stop.
+        is_requested: Function that returns True once this process should stop, for example after SIGTERM.
     """
 
     def __init__(self, is_requested: Callable[[], bool]) -> None:
@@ -231,9 +242,10 @@ class StopFlag:
         self._pending: tuple[Any, Tensor] | None = None
 
     def poll(self) -> bool:
-        """Return whether any process was asked to stop before the previous call.
+        """Return True if a stop was requested in any process before the previous call.
 
-        Call it once per step in all processes.
+        In a single process, return True if a stop has been requested by now. Call this method once per step in all
+        processes.
         """
         if not self._is_distributed:
             return self.is_requested()
@@ -245,7 +257,7 @@ class StopFlag:
         return stop
 
     def wait(self) -> bool:
-        """Return whether any process has been asked to stop by now. Blocks until all processes call it."""
+        """Return True if a stop has been requested in any process by now. Block until all processes call it."""
         return self.poll() or (self._is_distributed and self._result())
 
     def _result(self) -> bool:
@@ -260,5 +272,5 @@ class StopFlag:
 
 
 def _device_backend() -> bool:
-    """Return whether the default process group works on device memory only."""
+    """Return True if the default process group communicates device memory only."""
     return dist.get_backend() != "gloo"

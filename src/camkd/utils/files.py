@@ -25,19 +25,19 @@ TEMP_SUFFIX = ".part"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Replace a file atomically: a reader sees the old content or the new content, never a part.
+    """Replace a file atomically: other processes read either the old content or the complete new content.
 
     Content and name are flushed to disk before the context exits. The file mode follows the umask. On an exception
     the temporary file is removed and ``path`` is unchanged.
 
     Args:
-        path: the file to replace. Missing parent folders are created.
+        path: The file to replace. Missing parent folders are created.
 
     Yields:
         The path of an empty temporary file in the same folder. On exit it is renamed to ``path``.
 
     Raises:
-        OSError: if writing fails. On a full disk the error names ``path`` and the number of bytes written.
+        OSError: If writing fails. If the disk is full, the error names ``path`` and the number of bytes written.
 
     Example:
         >>> with atomic_write(Path("notes.txt")) as temporary:      # doctest: +SKIP
@@ -61,12 +61,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_dir(folder: Path) -> Iterator[Path]:
-    """Create an empty temporary folder beside ``folder``, to be renamed to it.
+    """Create an empty temporary folder beside ``folder``. The caller fills it and renames it to ``folder``.
 
-    The temporary folder is removed on exit if it still exists.
+    The temporary folder is removed on exit if it was not renamed.
 
     Args:
-        folder: the folder to create. Missing parent folders are created.
+        folder: Final path of the folder. Missing parent folders are created.
 
     Yields:
         The path of the temporary folder.
@@ -84,10 +84,10 @@ def staged_dir(folder: Path) -> Iterator[Path]:
 def commit_dir(folder: Path) -> Iterator[Path]:
     """Add files to a folder once all of them are written.
 
-    On an exception ``folder`` is unchanged. Other files in it are kept.
+    On an exception in the context ``folder`` is unchanged. Existing files of other names are kept.
 
     Args:
-        folder: the folder to fill. It is created if it does not exist.
+        folder: The folder to fill. It is created if it does not exist.
 
     Yields:
         The path of an empty temporary folder. On exit each file in it is moved to the same relative path in ``folder``.
@@ -142,8 +142,8 @@ def remove_stale_temp(folder: Path, pattern: str = f".*{TEMP_SUFFIX}") -> None:
     """Remove temporary files and folders of killed processes.
 
     Args:
-        folder: the folder to clean, without its subfolders.
-        pattern: glob pattern of the names.
+        folder: The folder to clean, without its subfolders.
+        pattern: Glob pattern of the names to remove.
     """
     for path in folder.glob(pattern):
         with suppress(OSError):  # removed meanwhile, not readable, or locked by its owner
@@ -178,10 +178,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, even if it is killed.
 
     Args:
-        folder: the folder to lock. It is created if it does not exist.
+        folder: The folder to lock. It is created if it does not exist.
 
     Raises:
-        BlockingIOError: if another process holds the lock. The error names that process.
+        BlockingIOError: If another process holds the lock. The error names the id and the host of that process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
@@ -214,11 +214,11 @@ def reserve(path: Path, size: int) -> None:
     """Extend a file to at least ``size`` bytes, and allocate its disk space where the file system supports it.
 
     Args:
-        path: the file. It is created if it does not exist. New bytes are zero.
-        size: number of bytes.
+        path: The file. It is created if it does not exist. Added bytes are zero.
+        size: Minimum size in bytes.
 
     Raises:
-        OSError: with an error number in `NO_SPACE_ERRNOS` if the disk is full.
+        OSError: If the disk is full, with an error number in `NO_SPACE_ERRNOS`, or if the file cannot be written.
     """
     with path.open("ab") as stream:
         try:
@@ -247,7 +247,7 @@ def load_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: if ``text`` is invalid or nested too deeply.
+        ValueError: If ``text`` is invalid or nested too deeply.
 
     Example:
         >>> load_json('{"epochs": 3}')
@@ -260,7 +260,7 @@ def load_json(text: str) -> Any:
 
 
 def dump_checksummed(values: Mapping[str, Any]) -> str:
-    """Return ``values`` as indented JSON with their sha256 under the key ``sha256``.
+    """Return ``values`` as indented JSON with their SHA-256 under the key ``sha256``.
 
     >>> print(dump_checksummed({"step": 3}), end="")
     {
@@ -272,13 +272,14 @@ def dump_checksummed(values: Mapping[str, Any]) -> str:
 
 
 def load_checksummed(path: Path) -> dict[str, Any]:
-    """Read a file of `dump_checksummed` and verify its checksum.
+    """Read a file that holds the text of `dump_checksummed`, and verify its checksum.
 
     Returns:
         The values without the checksum.
 
     Raises:
-        ValueError: if the file is not JSON or its checksum differs.
+        OSError: If the file cannot be read.
+        ValueError: If the file is not JSON or its checksum differs.
     """
     values = load_json(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
@@ -287,7 +288,7 @@ def load_checksummed(path: Path) -> dict[str, Any]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal digits, read in blocks."""
+    """Compute the SHA-256 of a file as hexadecimal digits, without reading the whole file into memory."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-"""Increment between the states of SplitMix64: the odd integer nearest to 2^64 divided by the golden ratio."""
+"""Increment of the state of SplitMix64: the odd integer nearest to 2^64 divided by the golden ratio.
+
+The multiples of this integer, modulo 2^64, are spread evenly, so consecutive counters have distant states.
+"""
 
 _MASK = (1 << 64) - 1
 
@@ -18,7 +21,7 @@ def splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Apply the finalizer of SplitMix64, a bijection of 64-bit integers that mixes all bits.
 
     Args:
-        z: unsigned integers of any shape.
+        z: Unsigned integers of any shape.
 
     Returns:
         The hashes, with the shape of ``z``.
@@ -36,8 +39,8 @@ def derive_seed(seed: int, stream: int) -> int:
     """Derive the 64-bit seed of an independent random stream.
 
     Args:
-        seed: any integer, taken modulo 2^64.
-        stream: number of the stream, such as an epoch or a file.
+        seed: Any integer, taken modulo 2^64.
+        stream: Number of the stream, such as the number of an epoch or of a file.
 
     Returns:
         ``splitmix64(splitmix64(seed) ^ stream * GOLDEN_GAMMA)``.

@@ -1,4 +1,4 @@
-"""Style of the project's figures, and figures as PNG and SVG."""
+"""Style of the project's figures, and their conversion to PNG and SVG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT_COLOR = "#1b1f24"
 """Color of text and axes. `figure_to_svg` replaces it by ``currentColor``."""
 
 SERIES_COLORS = ("#2a78d6", "#e07b00", "#159a75", "#b2559b", "#8a8f98", "#c0392b")
-"""Colors of lines, readable on white and on near-black."""
+"""Colors of data series, legible on white and on near-black backgrounds."""
 
 _FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari")
 
@@ -47,13 +47,15 @@ def style_context() -> Iterator[None]:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Save a figure atomically as PNG on white. Equal figures give equal bytes."""
+    """Save a figure atomically as PNG on a white background. Equal figures give equal bytes."""
     with atomic_write(path) as temporary, style_context():
         figure.savefig(temporary, format="png", facecolor="white", metadata={"Software": None})
 
 
 def figure_to_svg(figure: Figure) -> str:
-    """Return a figure as an ``<svg>`` element for a page: transparent, with text in the color of the page's text.
+    """Return a figure as an ``<svg>`` element for an HTML page.
+
+    The background is transparent, and text and axes have the color of the page's text.
 
     >>> figure_to_svg(Figure())[:4]
     '<svg'
@@ -64,11 +66,13 @@ def figure_to_svg(figure: Figure) -> str:
         figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
     text = stream.getvalue()
     element = text[text.index("<svg") :].replace(TEXT_COLOR, "currentColor").strip()
-    return re.sub(r'<g id="[^"]*">', "<g>", element)  # ids are equal in all figures, and must be unique in a page
+    return re.sub(r'<g id="[^"]*">', "<g>", element)  # all figures have the same ids, but ids must be unique in a page
 
 
 def shorten(name: str, width: int) -> str:
-    """Truncate a name to one line of ``width`` columns, with an ellipsis. Wide characters take two columns.
+    """Shorten a name to at most ``width`` columns. A truncated name ends with an ellipsis.
+
+    Wide characters take two columns, and unprintable characters such as line breaks become spaces.
 
     >>> shorten("Burmilla shorthair", 10)
     'Burmilla …'
