@@ -1,4 +1,4 @@
-"""Workflows over finished runs: evaluate a trained model again, and write its heatmaps of image files."""
+"""Workflows for trained models: evaluate a model again, and write heatmaps for image files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from camkd.evaluate import Evaluation, measure
 from camkd.explain.explain import explain_batches
 from camkd.explain.files import (
     check_figure_size,
+    decode_batches,
     find_image_files,
-    iter_decoded,
     output_format,
     prediction_records,
     write_figure,
@@ -43,15 +43,19 @@ def reevaluate(
     """Evaluate a trained model on the test images of its own dataset or of another one.
 
     Args:
-        source: a run folder or a shipped model.
-        data: another dataset: its test split, or all images of a folder without splits.
-        teacher: the teacher's run (None: the run's own, if it still exists).
-        device: auto, cpu, cuda, cuda:1 or mps.
-        progress: callback ``progress(done, total, description)``.
-        message: receiver of messages, for example that the images have changed since training.
+        source: A run folder or a shipped model.
+        data: Another dataset, of which the test split is used, or all images of a folder without splits. None: the
+            model's own dataset.
+        teacher: Run of a teacher to compare with. None: the recorded teacher, if it still exists.
+        device: Device: auto, cpu, cuda, cuda:1 or mps.
+        progress: Callback ``progress(done, total, description)``.
+        message: Callback ``message(text)``, for example for a warning that the images have changed since training.
+
+    Returns:
+        The evaluation, with ``params`` and ``macs`` of the model among the metrics.
 
     Raises:
-        InputError: if the classes of the dataset differ from those of the model.
+        InputError: If the images are missing, or their classes differ from those of the model or of the teacher.
     """
     info = read_model_info(source)
     dataset = _open_test_data(source, data, progress)
@@ -73,7 +77,11 @@ def reevaluate(
 
 
 def _open_test_data(source: str, data: str | None, progress: Progress) -> Dataset:
-    """Open the dataset of `reevaluate`: all images of a folder without splits, unless the model was trained on it."""
+    """Open the dataset of `reevaluate`.
+
+    All images of a folder without splits are test images, unless the model was trained on this folder. The split of its
+    training is then used.
+    """
     if data is None:
         return open_model_data(source, None, progress)
     dataset = _open_at_model_size(source, data, progress, test_only=True)
@@ -91,12 +99,15 @@ def open_model_data(source: str, data: str | None, progress: Progress) -> Datase
     """Open the dataset of a trained model, or another dataset at the model's image size.
 
     Args:
-        source: a run folder or a shipped model.
-        data: another dataset (None: the model's own).
-        progress: callback ``progress(done, total, description)``.
+        source: A run folder or a shipped model.
+        data: Another dataset. None: the model's own dataset, with the limits of its run.
+        progress: Callback ``progress(done, total, description)``.
+
+    Returns:
+        The dataset.
 
     Raises:
-        InputError: if the model's own images are missing, or the classes differ from those of the model.
+        InputError: If the model's own images are missing, or the classes differ from those of the model.
     """
     info = read_model_info(source)
     if data is None and info.data not in SOURCES and not Path(info.data).expanduser().exists():
@@ -110,7 +121,7 @@ def open_model_data(source: str, data: str | None, progress: Progress) -> Datase
 def _open_at_model_size(
     source: str, data: str, progress: Progress, *, as_trained: bool = False, test_only: bool = False
 ) -> Dataset:
-    """Open a dataset at the model's image size, with the limits of its run if ``as_trained``."""
+    """Open a dataset at the model's image size. If ``as_trained``, apply the limits of the model's run."""
     info = read_model_info(source)
     options = Run(find_model_folder(source)).config()
     dataset = open_data(
@@ -142,24 +153,26 @@ def explain_files(
     top: int = 1,
     device: str = "auto",
 ) -> dict[str, dict[str, Any]]:
-    """Write the heatmaps of a model, and of its teacher if it exists, for image files.
+    """Write the heatmaps of a model, and of its teacher if there is one, for image files.
 
     Args:
-        source: everything that `camkd.load` accepts.
-        images: image files, or folders of images.
-        out: ``.png``: a figure; ``.npz`` or ``.json``: the maps; else a folder: an overlay per image, without teacher.
-        teacher: the teacher's run (None: the run's own).
-        progress: callback ``progress(done, total, description)``.
-        method: a name of `camkd.cams.MAP_METHODS`.
-        layer: dotted name of the model's layer (None: found automatically).
-        top: number of most probable classes per image, those of the teacher if there is one.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        source: A model, as `camkd.load` accepts it.
+        images: Image files, or folders of images.
+        out: ``.png``: a figure. ``.npz`` or ``.json``: predictions and maps as numbers. No suffix: a folder with an
+            overlay per image, without teacher.
+        teacher: Run of the teacher. None: the recorded teacher, if it still exists and fits the model.
+        progress: Callback ``progress(done, total, description)``.
+        method: Name of a map method in `camkd.cams.MAP_METHODS`.
+        layer: Dotted name of the model's layer that the maps are computed from. None: found automatically.
+        top: Number of classes per image: the most probable classes of the teacher if it is shown, else of the model.
+        device: Device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
         `camkd.explain.files.prediction_records` of the images.
 
     Raises:
-        InputError: if ``top`` exceeds the number of classes, an image cannot be read, or ``out`` has another suffix.
+        InputError: If ``top`` is below 1 or exceeds the number of classes, an image cannot be read, ``out`` has another
+            suffix, or ``teacher`` does not fit the model.
     """
     file_format = output_format(out)
     paths = find_image_files(images)
@@ -177,7 +190,7 @@ def explain_files(
         check_figure_size(len(paths), top * len(models))
     explanation = explain_batches(
         models,
-        iter_decoded(paths, info.size, progress),
+        decode_batches(paths, info.size, progress),
         top=top,
         method=method,
         layers={title: layer} if layer else None,
@@ -191,14 +204,17 @@ def explain_files(
 
 
 def matching_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
-    """Find the teacher of a model, or None if the recorded teacher has other classes or another image size.
+    """Find a teacher with the classes and the image size of a model.
 
     Args:
-        info: the model.
-        teacher: the teacher's run (None: the recorded one).
+        info: Description of the model.
+        teacher: Run of the teacher. None: the recorded teacher.
+
+    Returns:
+        The teacher's run folder. None if the recorded teacher does not exist, has other classes or another image size.
 
     Raises:
-        InputError: if the given ``teacher`` has other classes or another image size.
+        InputError: If the given ``teacher`` has other classes or another image size.
     """
     folder = find_recorded_teacher(info, teacher)
     if folder is None:
@@ -214,7 +230,7 @@ def matching_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
 
 
 def find_recorded_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
-    """Find the given teacher, or else the teacher that the model was distilled from, if it still exists."""
+    """Return the folder of the given teacher, or of the recorded teacher, or None if the latter does not exist."""
     if teacher is not None:
         return find_teacher(teacher, info.data)
     return Path(info.teacher) if info.teacher and (Path(info.teacher) / INFO_FILE).exists() else None

@@ -1,4 +1,4 @@
-"""Workflows over runs: train one run, or a teacher, a control and a student with a report."""
+"""Training workflows: train one network, or train a teacher, a control and a student and report the difference."""
 
 from __future__ import annotations
 
@@ -48,9 +48,13 @@ from camkd.utils.units import format_quantity, parse_quantity
 
 
 class Supervision(NamedTuple):
-    """A teacher and, if its outputs are part of the loss, their cache.
+    """The teacher of a run, and the cache of its outputs if the loss needs them.
 
-    A control has a teacher without a cache: it is compared with the teacher, and does not learn from it.
+    A control has a teacher without a cache: the control is compared with the teacher, but trained without it.
+
+    Attributes:
+        teacher: The teacher.
+        cache: Cache of the teacher's outputs. None if the loss needs no teacher.
     """
 
     teacher: Teacher
@@ -58,18 +62,19 @@ class Supervision(NamedTuple):
 
 
 def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
-    """Check a configuration before any work.
+    """Check a configuration before the dataset is opened. The teacher is not checked.
 
     Args:
-        config: the run.
-        teacher_epochs: epochs of a teacher that is trained first.
+        config: Configuration of the run.
+        teacher_epochs: Epochs of a teacher that is trained first.
 
     Raises:
-        InputError: for an unknown model, method, augmentation or device, or a number out of range.
+        InputError: If the model, method, augmentation or device is unknown or not available, a number is out of range,
+            or TensorBoard is requested but not installed.
     """
     model_factory(config.model)
     objective = build_objective(config)
-    if (objective.has_adapters or objective.needs_other_images) and config.train.batch_size < 2:
+    if (objective.needs_adapters or objective.needs_other_images) and config.train.batch_size < 2:
         raise InputError(f"batch_size must be 2 or more for {config.method}, got {config.train.batch_size}.")
     get_policy(config.train.augment)
     check_ranges({**asdict(config.train), **asdict(config.distill), "teacher_epochs": teacher_epochs})
@@ -80,10 +85,14 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
 
 
 def check_shared_optimizer(config: TrainConfig, *models: str) -> None:
-    """Check that one learning rate and weight decay fit the default optimizers of several models.
+    """Check that a given learning rate or weight decay is for one optimizer.
+
+    Args:
+        config: Training configuration of the models.
+        models: Model names.
 
     Raises:
-        InputError: if ``lr`` or ``weight_decay`` is given for models with different default optimizers.
+        InputError: If ``lr`` or ``weight_decay`` is given, and the models are trained with different optimizers.
     """
     settings = [resolve_optimizer(config, default_optimizer(model)) for model in models]
     for name in ("lr", "weight_decay"):
@@ -99,7 +108,7 @@ def check_shared_optimizer(config: TrainConfig, *models: str) -> None:
 
 
 def build_objective(config: RunConfig) -> Objective:
-    """Build the loss of a run, with its label smoothing."""
+    """Build the objective of a run from its method and its label smoothing."""
     return parse_objective(config.method, label_smoothing=config.train.label_smoothing)
 
 
@@ -112,22 +121,24 @@ def train_run(
     resume: Resume | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Train, evaluate and draw one network. A finished run is not trained again.
+    """Train and evaluate one network, and draw its heatmaps. A finished run is not trained again.
 
     Args:
-        folder: the run folder, which holds everything afterwards.
-        config: every setting of the run.
-        data: the dataset of ``config.data``.
-        supervision: the teacher and its cached outputs, from `prepare_supervision`; None for a teacher run.
-        resume: permission to continue a run in ``folder``; None requires a new folder.
-        callbacks: callbacks, after the built-in ones for figures and TensorBoard.
+        folder: The run folder, for all files of the run.
+        config: Configuration of the run.
+        data: The dataset of ``config.data``.
+        supervision: The teacher and the cache of its outputs, from `prepare_supervision`. None for a teacher run.
+        resume: Permission to continue a run in ``folder``. None: the folder must be new.
+        callbacks: Callbacks that are called after the built-in callbacks for figures and TensorBoard.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        InputError: if the folder holds another run, or is in use by another process.
-        Interrupted: after SIGINT or SIGTERM; the state is saved.
+        InputError: If the folder holds another run, holds any run and ``resume`` is None, or is in use by another
+            process.
+        Interrupted: If the process receives SIGINT or SIGTERM. The state is saved.
+        FloatingPointError: If the training diverges.
 
     Example:
         >>> config = RunConfig(TrainConfig(epochs=5), model="resnet8", role="teacher")  # doctest: +SKIP
@@ -186,7 +197,7 @@ def train_run(
 
 
 def _resolve(config: RunConfig, teacher: Teacher | None) -> RunConfig:
-    """Resolve the optimizer and the teacher's folder, as ``config.yaml`` stores them."""
+    """Resolve the optimizer settings and the path of the teacher's run folder."""
     settings = resolve_optimizer(config.train, default_optimizer(config.model))
     train = replace(config.train, **settings._asdict())
     distill = replace(config.distill, teacher=str(teacher.folder.resolve())) if teacher else config.distill
@@ -196,11 +207,11 @@ def _resolve(config: RunConfig, teacher: Teacher | None) -> RunConfig:
 def _with_built_in(
     callbacks: Sequence[Callback], run: Run, config: RunConfig, data: Dataset, teacher: Teacher | None
 ) -> list[Callback]:
-    """Put the callbacks that draw figures and write TensorBoard events first. Only rank 0 has them."""
+    """Put the built-in callbacks for figures and TensorBoard before ``callbacks``. Ranks other than 0 have none."""
     if process_group().rank > 0:
         return list(callbacks)
-    board = [TensorBoardCallback(run.folder)] if config.train.tensorboard else []
-    listeners = [*board, *callbacks]
+    tensorboard = [TensorBoardCallback(run.folder)] if config.train.tensorboard else []
+    listeners = [*tensorboard, *callbacks]
     other_models = {"teacher": teacher.model} if teacher else {}
     figures = HeatmapFigures(
         run, data, config.role, other_models, config.train.figure_every, listener=CallbackList(listeners)
@@ -209,13 +220,13 @@ def _with_built_in(
 
 
 def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
-    """Evaluate a trained network on the test images and write metrics, per-image records, heatmaps and gallery.
+    """Evaluate a trained network on the test images, and write metrics, per-image records, heatmaps and gallery.
 
     Args:
-        run: the run folder, with the saved model.
-        data: the dataset.
-        model: the trained network.
-        teacher: its teacher, if it has one.
+        run: The run folder, with the saved model.
+        data: The dataset.
+        model: The trained network.
+        teacher: The teacher to compare with, or None.
 
     Returns:
         The content of ``metrics.json``.
@@ -224,9 +235,9 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     history = run.read_history()
     teacher_predictions = teacher.test_predictions if teacher else None
     evaluation = measure(model, data, teacher_predictions)
-    best: dict[str, Any] = max(
+    best: dict[str, Any] = max(  # the latest of the epochs with the best accuracy
         reversed(history), key=lambda row: row["val_accuracy"], default={}
-    )  # the later of equals
+    )
     seconds = sum(row["seconds"] for row in history)
     metrics = {
         **evaluation.metrics,
@@ -267,18 +278,23 @@ def train_all(
     """Train a teacher, a control and a distilled student, and write the report.
 
     Args:
-        folder: folder of the three runs and ``report.html``.
-        config: the student's run. If ``config.distill.teacher`` is a model name the teacher is trained first, without
-            label smoothing; else it is a trained run.
-        data: the dataset of ``config.data``.
-        teacher_epochs: epochs of the teacher (None: those of the student).
-        resume: permission to continue runs in ``folder``.
-        callbacks: callbacks of all three runs.
+        folder: Folder of the three runs and ``report.html``.
+        config: Configuration of the student. If ``config.distill.teacher`` is a model name, a teacher is trained first,
+            without label smoothing. Otherwise it is the folder of a trained teacher.
+        data: The dataset of ``config.data``.
+        teacher_epochs: Epochs of a teacher that is trained first. None: the epochs of the student.
+        resume: Permission to continue runs in ``folder``. None: the folders must be new.
+        callbacks: Callbacks of all three runs.
 
     Returns:
         The metrics of ``teacher``, ``control`` and ``student``.
 
+    Raises:
+        InputError: If the teacher does not fit the dataset or is no better than the most frequent class, or as
+            `train_run`.
+
     Example:
+        >>> from camkd.config import DataConfig, DistillConfig
         >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), DistillConfig("resnet20"))
         >>> train_all(Path("runs/demo"), config, open_dataset(config.data))  # doctest: +SKIP
     """
@@ -318,20 +334,21 @@ def train_all(
 def prepare_supervision(
     teacher: Teacher, data: Dataset, config: RunConfig, callbacks: Sequence[Callback] = ()
 ) -> tuple[Supervision, RunConfig]:
-    """Prepare the teacher of a run: check its accuracy and open the cache of its outputs.
+    """Prepare the teacher of a run: if the loss needs the teacher, check its accuracy and open the cache.
 
     Args:
-        teacher: the teacher.
-        data: the dataset.
-        config: the run.
-        callbacks: receivers of messages about the cache.
+        teacher: The teacher.
+        data: The dataset.
+        config: Configuration of the run.
+        callbacks: Callbacks that receive messages about the cache.
 
     Returns:
-        The supervision, without a cache if the loss needs no teacher; and the configuration with as many augmented
-        epochs as the cache budget allows.
+        The supervision, and the configuration with at most as many augmented epochs as the cache budget allows. The
+        supervision has no cache if the loss needs no teacher. Its cache has no store if the loss needs features, or if
+        the budget is smaller than one epoch.
 
     Raises:
-        InputError: if the teacher is no better than the most frequent class.
+        InputError: If the loss needs the teacher, and the teacher is no better than the most frequent class.
     """
     objective = build_objective(config)
     message = CallbackList(callbacks).on_message
@@ -360,12 +377,19 @@ def prepare_supervision(
 
 
 def resolve_auto(config: RunConfig, *folders: Path, callbacks: Sequence[Callback] = ()) -> RunConfig:
-    """Resolve settings that depend on the machine, so that they stay the same on resume.
+    """Resolve the precision and the number of augmented epochs, so that they stay the same on resume.
+
+    Settings that ``config`` sets explicitly are kept.
 
     Args:
-        config: the run.
-        folders: run folders; a run that exists keeps its precision and its number of augmented epochs.
-        callbacks: receivers of the message about the device.
+        config: Configuration of the run.
+        folders: Run folders. The values of the first existing run are used. The number of augmented epochs is not taken
+            from teacher runs.
+        callbacks: Callbacks that receive a message about the device.
+
+    Returns:
+        The configuration. A precision that no run has is chosen for the device; a number of augmented epochs that no
+        run has stays None.
     """
     train = config.train
     for stored in (Run(folder).config() for folder in folders):
@@ -380,10 +404,10 @@ def resolve_auto(config: RunConfig, *folders: Path, callbacks: Sequence[Callback
 
 
 def summary(folder: Path) -> str:
-    """Return the verdict on a distillation in one line.
+    """Return the verdict on a distillation and its grounds, in one line.
 
     Args:
-        folder: a folder of `train_all`.
+        folder: Folder of `train_all`.
     """
     student, control = (
         verdict.RunSummary(role, metrics=Run(folder / role).read_metrics()) for role in ("student", "control")
@@ -399,7 +423,7 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
         images: ``(N, H, W, 3)`` uint8.
 
     Returns:
-        Means and standard deviations, in units of 0..1.
+        Means and standard deviations of pixel values in 0..1. A standard deviation is at least 0.001.
     """
     counts = np.zeros((3, 256), np.int64)
     rows = max_rows(CHUNK_BYTES // 16, images)
@@ -414,7 +438,7 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, objective: Objective) -> dict[str, Any]:
-    """Return content hashes of everything that a configuration names: images, teacher, loss terms."""
+    """Describe the inputs of a run by content, for example by hashes of images and teacher."""
     return {
         "role": config.role,
         "data_fingerprint": data.fingerprint,
@@ -426,7 +450,7 @@ def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, object
 
 
 def _draw_all_models(folder: Path, data: Dataset, teacher: Teacher) -> None:
-    """Draw the student's figure and gallery again, with the control beside it."""
+    """Draw the student's heatmap figure and gallery again, with the control as a further model."""
     student = Run(folder / "student")
     folders = {"teacher": teacher.folder, "student": student.folder, "control": folder / "control"}
     models = {"teacher": teacher.model, "student": load(folders["student"]), "control": load(folders["control"])}

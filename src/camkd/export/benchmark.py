@@ -1,8 +1,8 @@
 """Benchmark of a model on one thread: latency, throughput, memory and file size, in PyTorch and as ONNX files.
 
 Other programs disturb every timing. The variants therefore run in turns of a few calls, and results are medians. The
-cost of the maps is the median over rounds of a ratio: the median time of a variant with maps to that of the variant
-without maps in the same round.
+cost of the maps is the median over rounds of a ratio. The ratio is the median time of a variant with maps, divided by
+the median time of the variant without maps in the same round.
 """
 
 from __future__ import annotations
@@ -34,21 +34,25 @@ from camkd.runs.load_model import find_model_folder, load, read_model_info
 from camkd.types import InputError
 
 TIMED_CALLS = 10
+"""Timed calls of a variant per round."""
+
 WARMUP_CALLS = 3
+"""Calls of a variant before the timed calls of a round."""
+
 BATCH_SIZE = 64
 """Batch size for the throughput."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model.
+    """A program that runs a model, with or without maps.
 
     Args:
-        name: the program, such as ``ONNX fp32``.
-        cam: the maps are computed too.
-        run: function of images ``(N, 3, H, W)`` float32 in 0..1.
-        path: exported file or run folder, for the measurement of the memory.
-        file_bytes: size of the weights or of the exported file.
+        name: Name of the program, such as ``ONNX fp32``.
+        cam: Whether the maps are computed too.
+        run: Inference function of images ``(N, 3, H, W)``, float32 in 0..1.
+        path: Exported file or run folder, for the measurement of memory.
+        file_bytes: Size of the weights or of the exported file.
     """
 
     name: str
@@ -62,17 +66,19 @@ def benchmark_device(source: str, data: str | None, rounds: int, progress: Progr
     """Measure a model in PyTorch and as ONNX files in fp32 and int8, each with and without maps, on one thread.
 
     Args:
-        source: a run folder or the name of a shipped model.
-        data: the images of the model's dataset. None selects the images of its run.
-        rounds: number of rounds; in each, every variant is timed `TIMED_CALLS` times.
-        progress: callback for the progress.
+        source: A run folder or the name of a shipped model.
+        data: Images of the model's dataset. None: the images of its run.
+        rounds: Number of rounds for the latency. Each variant is timed `TIMED_CALLS` times per round. The throughput
+            has a tenth of these rounds.
+        progress: Callback ``progress(done, total, description)``.
 
     Returns:
-        ``rows`` with latency, throughput, memory and file size of each variant, ``cam_over_logits_percent`` with the
-        cost of the maps per program, ``rounds`` and ``environment``.
+        A dictionary with the keys ``rows`` (latency of one image, throughput in batches of `BATCH_SIZE`, peak memory
+        and file size of each variant), ``cam_over_logits_percent`` (cost of the maps per program), ``rounds`` and
+        ``environment``.
 
     Raises:
-        InputError: if ``source`` or ``data`` is invalid, ``rounds`` is below 1, or a package is missing.
+        InputError: If ``source`` or ``data`` is invalid, ``rounds`` is below 1, or a package is missing.
     """
     check_installed()
     if rounds < 1:
@@ -89,11 +95,11 @@ def benchmark_device(source: str, data: str | None, rounds: int, progress: Progr
                 "cam": variant.cam,
                 "median_ms": 1e3 * float(np.median(times)),
                 "p95_ms": 1e3 * float(np.quantile(times, 0.95)),
-                "images_per_second": len(x) / float(np.median(times_of_batches)),
+                "images_per_second": len(x) / float(np.median(throughput_times)),
                 "peak_bytes": peak_memory(variant),
                 "file_bytes": variant.file_bytes,
             }
-            for variant, times, times_of_batches in zip(variants, latencies, batch_times, strict=True)
+            for variant, times, throughput_times in zip(variants, latencies, batch_times, strict=True)
         ]
         environment = collect_environment()  # inside single_thread(): the recorded number of threads is 1
     cam_costs = {
@@ -105,28 +111,28 @@ def benchmark_device(source: str, data: str | None, rounds: int, progress: Progr
 
 
 def median_latencies(paths: Sequence[Path], images: NDArray[np.uint8]) -> list[float]:
-    """Measure exported files on one thread, in turns.
+    """Measure the latency of exported files on one thread, in turns.
 
     Args:
-        paths: exported files.
-        images: one batch, RGB ``(N, H, W, 3)`` uint8.
+        paths: Exported files.
+        images: Images of one call, RGB ``(N, H, W, 3)`` uint8.
 
     Returns:
-        The median time of a call per file, in seconds.
+        The median seconds per call of each file.
     """
     variants = [Variant(path.name, True, partial(run_session, open_session(path)), path, 0) for path in paths]
     return [float(np.median(times)) for times in time_round_robin(variants, to_input(images), rounds=20)]
 
 
 def relative_overhead(baseline: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
-    """Compute the additional time of ``other`` over ``baseline``.
+    """Compute the additional time of ``other`` relative to ``baseline``.
 
     Args:
-        baseline: seconds ``(rounds, calls)``.
-        other: seconds ``(rounds, calls)``.
+        baseline: Seconds ``(rounds, calls)``.
+        other: Seconds ``(rounds, calls)``.
 
     Returns:
-        Quartiles over the rounds ``low``, ``median`` and ``high`` of ``median(other) / median(baseline) - 1``, in
+        The quartiles ``low``, ``median`` and ``high`` over the rounds of ``median(other) / median(baseline) - 1``, in
         percent.
 
     Example:
@@ -197,27 +203,27 @@ def time_round_robin(
     progress: Progress | None = None,
     description: str = "",
 ) -> NDArray[np.float64]:
-    """Time variants in turns, in alternating order.
+    """Time variants in turns. The order of the variants is reversed in every second round.
 
     Args:
-        variants: the variants.
-        x: input ``(N, 3, H, W)``, float32 in 0..1.
-        rounds: number of rounds.
-        progress: callback for the progress.
-        description: text for the progress.
+        variants: The variants.
+        x: Input ``(N, 3, H, W)``, float32 in 0..1.
+        rounds: Number of rounds.
+        progress: Callback ``progress(done, total, description)``.
+        description: Description for ``progress``.
 
     Returns:
         Seconds of each call, ``(variants, rounds, TIMED_CALLS)``.
     """
     times = np.zeros((len(variants), rounds, TIMED_CALLS))
-    for number in range(rounds):
-        for index in range(len(variants)) if number % 2 else reversed(range(len(variants))):
+    for round_index in range(rounds):
+        for index in range(len(variants)) if round_index % 2 else reversed(range(len(variants))):
             run = variants[index].run
             for call in range(-WARMUP_CALLS, TIMED_CALLS):
                 start = time.perf_counter()
                 run(x)
                 if call >= 0:
-                    times[index, number, call] = time.perf_counter() - start
+                    times[index, round_index, call] = time.perf_counter() - start
         if progress is not None:
-            progress(number + 1, rounds, description)
+            progress(round_index + 1, rounds, description)
     return times

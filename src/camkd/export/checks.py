@@ -1,4 +1,4 @@
-"""Comparison of exported files with PyTorch and with each other, on real images."""
+"""Comparison of fp32 files with PyTorch, and of int8 files with fp32 files, on real images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from camkd.export.sessions import open_session, run_session, to_input
 from camkd.models.eval_mode import eval_mode
 
 TOLERANCE = 1e-4
-"""Largest allowed difference to PyTorch, as a fraction of the largest PyTorch value. fp32 rounding gives about 1e-6."""
+"""Largest allowed difference, relative to ``max(1, max |PyTorch output|)``. Rounding in fp32 gives about 1e-6."""
 
 
 class MaxDifferences(NamedTuple):
     """Largest absolute differences to PyTorch over all images, in units of logits.
 
     Attributes:
-        logits: largest difference of a logit.
-        cam: largest difference of a map cell.
+        logits: Largest difference of a logit.
+        cam: Largest difference of a map at a location.
     """
 
     logits: float
@@ -39,10 +39,10 @@ class QuantizationCost(NamedTuple):
     """Metrics of a quantized file on test images, in comparison with the original file.
 
     Attributes:
-        before: accuracy of the original file, in 0..1.
-        after: accuracy of the quantized file, in 0..1.
-        agreement: fraction of images with the same predicted class, in 0..1.
-        cam_cosine: mean cosine similarity of the maps of the class that the original file predicts.
+        before: Accuracy of the original file, in 0..1.
+        after: Accuracy of the quantized file, in 0..1.
+        agreement: Fraction of images with the same predicted class, in 0..1.
+        cam_cosine: Mean cosine similarity of the maps for the class that the original file predicts.
     """
 
     before: float
@@ -55,15 +55,15 @@ def compare_with_pytorch(model: nn.Module, path: Path, images: NDArray[np.uint8]
     """Compare logits and maps of an exported file with PyTorch, for a batch of one image and for all images.
 
     Args:
-        model: the exported classifier.
-        path: the ONNX file, with maps.
+        model: The exported classifier.
+        path: The ONNX file, with maps.
         images: RGB ``(N, H, W, 3)`` uint8.
 
     Returns:
         The largest differences.
 
     Raises:
-        FloatingPointError: if a difference is larger than `TOLERANCE` times the largest value, or a value is NaN.
+        FloatingPointError: If the logits or the maps differ by more than `TOLERANCE`, as in `max_difference`.
 
     Example:
         >>> compare_with_pytorch(model, Path("model.onnx"), dataset.test.images[:8])          # doctest: +SKIP
@@ -87,12 +87,15 @@ def max_difference(expected: NDArray[np.float32], actual: NDArray[np.float32], p
     """Return the largest absolute difference of two arrays.
 
     Args:
-        expected: output of PyTorch.
-        actual: output of the exported file.
-        path: the exported file, for the message.
+        expected: Output of PyTorch.
+        actual: Output of the exported file.
+        path: The exported file, for the error message.
+
+    Returns:
+        The largest difference.
 
     Raises:
-        FloatingPointError: if the difference is larger than `TOLERANCE` times ``max(1, max |expected|)`` or NaN, or
+        FloatingPointError: If the difference is larger than `TOLERANCE` times ``max(1, max |expected|)`` or NaN, or
             the shapes differ.
     """
     difference = float(np.abs(expected - actual).max()) if expected.shape == actual.shape else float("nan")
@@ -118,7 +121,7 @@ def measure_int8(original: Path, quantized: Path, split: Split) -> QuantizationC
     Args:
         original: ONNX file in fp32, with maps.
         quantized: ONNX file in int8, with maps.
-        split: images and labels.
+        split: Images and labels.
 
     Returns:
         The metrics.
@@ -146,7 +149,7 @@ def measure_int8(original: Path, quantized: Path, split: Split) -> QuantizationC
 
 
 def _iter_outputs(path: Path, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits and maps of all images, batch by batch."""
+    """Yield logits and maps of each batch of a split."""
     session = open_session(path)
     for rows in sequential_batches(split):
         logits, cams = run_session(session, to_input(split.images[rows.numpy()]))

@@ -1,4 +1,4 @@
-"""Workflow of ``camkd export``: write, compare, measure and describe the files of a model. All are written, or none."""
+"""Workflow of ``camkd export``: write, compare, measure and describe the files of a model."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FP32, INT8, TEACHER = "model.onnx", "model.int8.onnx", "teacher.onnx"
 """Names of the exported files."""
 
 NUM_CHECKED_IMAGES = 64
-"""Number of test images on which a file is compared with PyTorch."""
+"""Number of test images on which an fp32 file is compared with PyTorch."""
 
 MIN_CAM_COSINE = 0.98
-"""Smallest mean cosine similarity of the int8 maps to the fp32 maps."""
+"""Smallest allowed mean cosine similarity of the int8 maps to the fp32 maps."""
 
 
 class Reporter(Protocol):
@@ -49,15 +49,15 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of an export beyond ``model.onnx``.
+    """Options of an export.
 
     Args:
-        data: the images of the model's dataset. None selects the images of its run.
-        int8: also write ``model.int8.onnx``, calibrated on training images, and measure its accuracy.
-        max_drop: largest loss of test accuracy by int8, in percentage points.
-        force: write the int8 model at any loss of accuracy.
-        teacher: also write ``teacher.onnx``, from this run; an empty string selects the student's own teacher.
-        any_size: export for images of any size, if the network allows it.
+        data: Images of the model's dataset. None: the images of its run.
+        int8: Whether to write ``model.int8.onnx`` too, calibrated on training images, and measure its accuracy.
+        max_drop: Largest allowed loss of test accuracy by int8, in percentage points.
+        force: Whether to write the int8 model at any loss of accuracy and any similarity of the maps.
+        teacher: Run of a teacher to write as ``teacher.onnx``. An empty string: the recorded teacher. None: no file.
+        any_size: Whether to export for images of any size, if the network allows it.
     """
 
     data: str | None = None
@@ -73,24 +73,25 @@ def export(
 ) -> dict[str, Any]:
     """Write a model as ONNX, and a web page that runs it.
 
-    Each file is compared with PyTorch on test images before it is kept. If the export fails, both folders are
-    unchanged.
+    The fp32 files are compared with PyTorch, and the int8 file with the fp32 file, on test images before they are kept.
+    If writing or comparing a file fails, both folders are unchanged. The page shows the maps of the teacher for its
+    examples if there is a teacher, whether or not ``options.teacher`` is set.
 
     Args:
-        source: a run folder or the name of a shipped model.
-        out: folder of the ONNX files and the model card, or None.
-        web: folder of the web page, or None.
-        options: optional files and limits.
-        runtime: folder with the files of onnxruntime-web. None downloads them by npm.
-        reporter: receiver of progress and messages.
+        source: A run folder or the name of a shipped model.
+        out: Folder for the ONNX files and the model card, or None.
+        web: Folder for the web page, or None.
+        options: Optional files and limits.
+        runtime: Folder with the files of onnxruntime-web. None: the files are downloaded by npm.
+        reporter: Reporter that receives progress and messages.
 
     Returns:
-        For each written file its name, its size in bytes and its measurements, under ``model``, ``int8`` and
-        ``teacher``.
+        Name, size in bytes and measurements of each ONNX file, under the keys ``model``, ``int8`` and ``teacher``.
 
     Raises:
-        InputError: if an argument is invalid, or int8 loses too much accuracy.
-        FloatingPointError: if a file differs from PyTorch.
+        InputError: If an argument is invalid, the network cannot be exported, or the int8 model fails the limits of
+            accuracy and map similarity.
+        FloatingPointError: If an fp32 file differs from PyTorch.
 
     Example:
         >>> with ProgressReporter() as reporter:                                              # doctest: +SKIP
@@ -131,8 +132,9 @@ def export(
 def default_export_folder(source: str) -> Path:
     """Return the default folder of an export: ``RUN/export``, or ``runs/NAME/export`` for a shipped model.
 
-    >>> default_export_folder("cam-net-cifar10").as_posix()
-    'runs/cam-net-cifar10/export'
+    Example:
+        >>> default_export_folder("cam-net-cifar10").as_posix()
+        'runs/cam-net-cifar10/export'
     """
     return Path(source if Path(source).is_dir() else Path("runs", source), "export")
 
@@ -141,7 +143,7 @@ def results_table(results: dict[str, Any]) -> str:
     """Return the results of an export as Markdown tables for the model card.
 
     Args:
-        results: result of `export`.
+        results: Result of `export`.
     """
     rows = [
         f"| `{result['file']}` | {result['bytes']:,} | {result['largest_difference']['logits']:.1g} |"

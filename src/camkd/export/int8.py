@@ -1,9 +1,9 @@
 """Static int8 quantization of exported files: weights per channel, activations per tensor, in QDQ format.
 
-Scheme of Jacob et al. 2017 (arXiv 1712.05877): ``real = scale (integer - zero_point)``. The range of each activation is
-calibrated on training images. Batch normalization is folded into the convolutions first. Weights have 7 bits, because
-sums of 8-bit products overflow on processors without VNNI. The normalization of the input and the head stay in fp32:
-their share of the computation is negligible, and maps are read cell by cell.
+Scheme of Jacob et al. 2017 (arXiv 1712.05877): ``real = scale * (integer - zero_point)``. The range of each activation
+is calibrated on training images. Batch normalization is folded into the convolutions first. Weights have 7 bits,
+because sums of 8-bit products overflow on processors without VNNI. The normalization of the input and the head stay in
+fp32: their share of the computation is negligible, and the maps are outputs at every location.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NUM_CALIBRATION_IMAGES = 512
 """Number of training images that calibrate the ranges of the activations."""
 
 QUANTIZED_OPS = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
-"""Operators in integers. Relu and Clip become the output range of the preceding convolution or matrix product.
+"""Quantized operators. Relu and Clip become the output range of the preceding convolution or matrix product.
 
-Residual additions, normalizations and gates stay in fp32: they gain no time in integers (LOG.md).
+Residual additions, normalizations and gates stay in fp32, because integers do not make them faster (LOG.md).
 """
 
 
@@ -33,9 +33,10 @@ def write_int8(source: Path, target: Path, train: Split) -> None:
     """Quantize an exported file.
 
     Args:
-        source: ONNX file in fp32, of `camkd.export.onnx_graph.write_onnx`.
-        target: ONNX file in int8.
-        train: training images for calibration; `NUM_CALIBRATION_IMAGES` are used, balanced over the classes.
+        source: ONNX file in fp32, from `camkd.export.onnx_graph.write_onnx`.
+        target: ONNX file in int8, to be written.
+        train: Training split. `NUM_CALIBRATION_IMAGES` of its images, balanced over the classes, are used for
+            calibration.
 
     Example:
         >>> write_int8(Path("model.onnx"), Path("model.int8.onnx"), dataset.train)            # doctest: +SKIP
@@ -73,7 +74,7 @@ class _CalibrationReader:
 
 
 def _fold_batchnorm(source: Path, target: Path) -> None:
-    """Write the graph after ONNX Runtime's basic optimizations, which fold batch normalization into convolutions."""
+    """Apply ONNX Runtime's basic optimizations, which fold batch normalization into convolutions."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -84,9 +85,9 @@ def _fold_batchnorm(source: Path, target: Path) -> None:
 
 
 def _head_nodes(path: Path) -> list[str]:
-    """Return the names of the layer that computes the last output, the maps or else the logits, and of its successors.
+    """Return the names of the head's nodes, from the last output back to its convolution or matrix product.
 
-    The names run from the output back to that layer.
+    The last output is the maps, or the logits of a file without maps.
     """
     import onnx
 
@@ -99,7 +100,7 @@ def _head_nodes(path: Path) -> list[str]:
 
 
 def _copy_metadata(source: Path, target: Path) -> None:
-    """Copy the metadata of the fp32 file, and add the precision."""
+    """Copy the metadata of the fp32 file to the int8 file, and add the precision."""
     import onnx
 
     original = onnx.load(source)

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 NUM_PREDICTIONS = 20
+"""Number of predictions before the memory is read."""
 
 
 def predict_with_onnx(path: Path) -> None:
-    """Open an exported file and predict one image repeatedly."""
+    """Open an exported file and predict one image `NUM_PREDICTIONS` times."""
     import numpy as np
 
     from camkd.export.sessions import open_session, run_session
@@ -24,7 +25,7 @@ def predict_with_onnx(path: Path) -> None:
 
 
 def predict_with_torch(folder: Path, cam: bool) -> None:
-    """Load a run and predict one image repeatedly."""
+    """Load a run and predict one image `NUM_PREDICTIONS` times, with maps if ``cam``."""
     import torch
 
     from camkd.cams import predict
@@ -41,13 +42,13 @@ def predict_with_torch(folder: Path, cam: bool) -> None:
 
 def peak_resident_bytes() -> int | None:
     """Return the peak resident set size of this process, or None if the operating system does not report it."""
-    status = Path("/proc/self/status")  # getrusage includes the memory of the parent before exec
+    status = Path("/proc/self/status")  # unlike getrusage, without the memory of the parent before exec
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 def main(path: str, cam: bool) -> None:
-    """Predict, then print the peak memory; an empty line if it is unknown."""
+    """Predict, then print the peak memory in bytes, or an empty line if it is unknown."""
     if path.endswith(".onnx"):
         predict_with_onnx(Path(path))
     else:

@@ -1,8 +1,8 @@
 """Export of a network as one ONNX graph: ``image (N, 3, H, W)`` to ``logits (N, K)`` and ``cam (N, K, h, w)``.
 
 The input is RGB in 0..1; normalization is part of the graph. Both outputs come from one forward pass. If the head is
-linear, the logits are computed from the maps, ``logits = mean_xy(cam) + bias``. The maps are then an intermediate
-result of the prediction and add no cost.
+linear, the logits are computed from the maps: ``logits = mean_xy(cam) + bias``. The maps are then an intermediate
+result of the prediction.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class WithCam(nn.Module):
     """Wrapper that returns the logits and the class activation maps of a model. For inference only.
 
     Args:
-        model: a classifier with exact maps.
-        x: example images ``(N, 3, H, W)``.
+        model: A classifier with exact maps.
+        x: Example images ``(N, 3, H, W)``, to detect the head of the model.
 
     Shape:
-        - input: ``(N, 3, H, W)``
-        - outputs: logits ``(N, K)`` and maps ``(N, K, h, w)``
+        - Input: ``(N, 3, H, W)``.
+        - Outputs: logits ``(N, K)`` and maps ``(N, K, h, w)``.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -55,15 +55,15 @@ def write_onnx(model: nn.Module, info: ModelInfo, path: Path, *, cam: bool = Tru
     """Write a model as ONNX, for batches of any size.
 
     Args:
-        model: classifier ``(N, 3, H, W) -> (N, K)``, RGB in 0..1.
-        info: the model's description; it becomes the metadata of the file.
-        path: the ONNX file.
-        cam: also output the class activation maps.
-        any_size: leave height and width of the images open. This is valid only if no layer depends on them, which the
-            caller must check.
+        model: Classifier ``(N, 3, H, W) -> (N, K)``, RGB in 0..1.
+        info: Description of the model, for the image size and the metadata of the file.
+        path: The ONNX file, to be written.
+        cam: Whether the class activation maps are an output too.
+        any_size: Whether height and width of the images are dynamic. This is valid only if no layer depends on the
+            image size, which the caller must check.
 
     Raises:
-        InputError: if the maps of the network are gradient-based, or the network cannot be traced.
+        InputError: If ``cam`` is True and the maps are gradient-based, or if the network cannot be traced.
 
     Example:
         >>> model = camkd.load("cam-net-cifar10")                              # doctest: +SKIP
@@ -91,7 +91,7 @@ def metadata(info: ModelInfo) -> dict[str, str]:
     """Return the metadata of an exported file.
 
     Args:
-        info: the model's description.
+        info: Description of the model.
 
     Returns:
         The fields of ``info`` without paths and empty values, the checksum of the weights, the format of input and
@@ -111,8 +111,9 @@ def metadata(info: ModelInfo) -> dict[str, str]:
 
 
 def _trace(model: nn.Module, x: Tensor, outputs: list[str]) -> onnx.ModelProto:
+    """Convert a network to ONNX with the named outputs."""
     with torch.no_grad(), suppress_output():
-        model.eval()(x)  # networks that inspect themselves at the first call do so before they are traced
+        model.eval()(x)  # initialization at the first call must not be traced
         try:
             program = torch.onnx.export(
                 model,

@@ -1,6 +1,6 @@
 """ONNX Runtime sessions of exported files.
 
-This module imports no torch: a device has none, and the memory of an exported file is measured without it.
+This module imports no torch, so that exported files run, and their memory is measured, in a process without torch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ IMAGE, LOGITS, CAM = "image", "logits", "cam"
 """Names of the input and the outputs of an exported file."""
 
 LOG_ERRORS_ONLY = 3
-"""ONNX Runtime's severity level for errors."""
+"""Severity level of ONNX Runtime that logs only errors."""
 
 REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""Packages of the extra ``camkd[export]``."""
 
 
 def check_installed() -> None:
@@ -42,7 +43,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     """Open an exported file in ONNX Runtime, on one CPU thread.
 
     Args:
-        path: an ONNX file.
+        path: An ONNX file.
 
     Returns:
         The session.
@@ -80,8 +81,8 @@ def run_session(session: onnxruntime.InferenceSession, x: NDArray[np.float32]) -
     """Run an exported file.
 
     Args:
-        session: session of `open_session`.
-        x: input ``(N, 3, H, W)``, as from `to_input`.
+        session: Session from `open_session`.
+        x: Input ``(N, 3, H, W)``, as from `to_input`.
 
     Returns:
         Logits ``(N, K)`` and, if the file has maps, maps ``(N, K, h, w)``.
@@ -92,7 +93,7 @@ def run_session(session: onnxruntime.InferenceSession, x: NDArray[np.float32]) -
 
 @contextmanager
 def suppress_output() -> Iterator[None]:
-    """Suppress the warnings, log messages and output of exporter and quantizer."""
+    """Suppress warnings, log messages and output of the exporter and the quantizer."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

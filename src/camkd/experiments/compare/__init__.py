@@ -1,4 +1,4 @@
-"""Compare methods over seeds on one dataset with one budget and one teacher cache, paired by seed."""
+"""Compare methods over seeds, with the same dataset, training settings and teacher cache, paired by seed."""
 
 from __future__ import annotations
 
@@ -23,23 +23,30 @@ from camkd.utils.files import write_text
 __all__ = ["Plan", "collect", "parse_methods", "prepare", "run_missing", "slug"]
 
 PLAN_FILE = "comparison.yaml"
+"""File with the settings of a comparison."""
+
 RUNS = "runs"
+"""Key of ``comparison.yaml`` with the seeds of each method."""
 
 
 def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> Plan:
-    """Resolve the common settings, claim the folder, and return the resolved plan.
+    """Resolve the common settings and write them to the folder of the comparison.
 
-    A resumed comparison keeps its precision, its number of augmented epochs and its number of threads.
+    A resumed comparison keeps its number of threads. It keeps its precision and its number of augmented epochs unless
+    the plan sets them.
 
     Args:
-        plan: the plan.
-        data: the dataset.
-        resume: whether the folder may hold a comparison.
-        callback: receiver of messages.
+        plan: The plan.
+        data: The dataset.
+        resume: Whether the folder may hold a comparison.
+        callback: Callback that receives messages.
+
+    Returns:
+        The resolved plan.
 
     Raises:
-        InputError: if the folder holds something else, or a comparison and ``resume`` is False; or if a setting, the
-            images or the teacher differ from those of the comparison or of one of its finished runs.
+        InputError: If the folder holds other files, or a comparison while ``resume`` is False. Also if a setting, the
+            images or the teacher differ from those of the stored comparison or of one of its finished runs.
     """
     stored = _read_plan(plan.folder, resume)
     if stored:
@@ -68,12 +75,12 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> P
     worker = Worker(plan, data)
     for method, seed in plan.runs:
         if plan.run_folder(method, seed).finished:
-            worker(method, seed, Callback())  # trains nothing: checks that the finished run has these settings
+            worker(method, seed, Callback())  # checks the settings of the finished run, without training
     return plan
 
 
 def _read_plan(folder: Path, resume: bool) -> dict[str, Any]:
-    """Read the settings of the comparison in a folder; empty for a new folder."""
+    """Read the settings of the comparison in a folder. They are empty for a new or empty folder."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out must be a folder, got the file {folder}. Choose another --out.")
     if not folder.exists() or not any(folder.iterdir()):
@@ -93,19 +100,23 @@ def _read_plan(folder: Path, resume: bool) -> dict[str, Any]:
 
 
 def run_missing(plan: Plan, data: Dataset, processes: int, callback: Callback, progress: Progress) -> dict[str, str]:
-    """Make the missing runs of a comparison, after computing all teacher outputs that they need.
+    """Compute the teacher outputs that a comparison caches, then train its missing runs.
 
-    After Ctrl-C finished runs are kept, and interrupted runs resume with the comparison.
+    After Ctrl-C, finished runs are kept, and interrupted runs resume with the comparison.
 
     Args:
-        plan: the resolved plan.
-        data: the dataset.
-        processes: number of runs at once.
-        callback: receiver of messages and steps.
-        progress: callback ``progress(done, total, description)`` of the teacher's outputs.
+        plan: The resolved plan.
+        data: The dataset.
+        processes: Number of processes, each for one run at a time.
+        callback: Callback that receives messages, and the steps of runs in a single process.
+        progress: Callback ``progress(done, total, description)`` for the teacher's outputs.
 
     Returns:
-        The error messages of runs that diverged, by "method, seed N".
+        Error messages of runs that diverged. The keys have the form ``"kd, seed 0"``.
+
+    Raises:
+        InputError: If the disk is full.
+        ChildProcessError: If a worker process dies.
     """
     missing = plan.missing()
     errors: dict[str, str] = {}
@@ -130,7 +141,7 @@ def run_missing(plan: Plan, data: Dataset, processes: int, callback: Callback, p
 
 
 def collect(plan: Plan) -> Comparison:
-    """Collect the finished runs of a comparison, of earlier calls too."""
+    """Collect the metrics of all finished runs of a comparison, including runs of earlier calls."""
     path = plan.folder / PLAN_FILE
     stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     arms = []
@@ -141,7 +152,7 @@ def collect(plan: Plan) -> Comparison:
 
 
 def _requested_seeds(plan: Plan, stored: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the seeds of each method, of the plan and of earlier calls."""
+    """Return the seeds of each method: those of the plan and those of earlier calls."""
     stored_seeds: Mapping[str, Sequence[int]] = stored.get(RUNS) or {}
     methods = dict.fromkeys((*stored_seeds, *plan.methods))
     plan_seeds = dict.fromkeys(plan.methods, plan.seeds)
@@ -149,7 +160,7 @@ def _requested_seeds(plan: Plan, stored: Mapping[str, Any]) -> dict[str, list[in
 
 
 def _cached_method(plan: Plan) -> str | None:
-    """Return a method whose teacher outputs are cached. All such methods share one store."""
+    """Return the first method whose teacher outputs are cached, or None. All such methods share one store."""
     for method in plan.methods:
         objective = pipeline.build_objective(plan.config_for(method))
         if objective.needs_teacher and "features" not in objective.needs:

@@ -1,4 +1,4 @@
-"""Plan of a comparison: methods x seeds with common settings, and the folder of each run."""
+"""Plan of a comparison: methods, seeds, common settings, and the folder of each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from camkd.runs.load_model import read_model_info
 from camkd.runs.resume import IGNORED_ON_RESUME
 from camkd.types import InputError
 
-LONGEST_SLUG = 100
+MAX_SLUG_LENGTH = 100
+"""Maximum length of the folder name of a method. Longer names are cut and end with a hash."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Plan:
     """Methods, seeds and common settings of a comparison.
 
     Args:
-        folder: folder of the comparison.
-        config: the common settings; ``config.distill.teacher`` is the teacher's run folder.
-        methods: methods to compare.
-        seeds: seeds of each method.
-        threads: threads of each run, on which results depend in the last bits.
+        folder: Folder of the comparison.
+        config: Common configuration of the runs. ``config.distill.teacher`` is the teacher's run folder.
+        methods: Methods to compare.
+        seeds: Seeds of each method.
+        threads: Number of CPU threads per run. Results depend on this number in the last bits.
     """
 
     folder: Path
@@ -45,7 +46,7 @@ class Plan:
 
     @property
     def runs(self) -> list[tuple[str, int]]:
-        """(method, seed) of every run, seed by seed, so that first differences are available early."""
+        """(method, seed) of every run, grouped by seed, so that paired differences are available early."""
         return [(method, seed) for seed in self.seeds for method in self.methods]
 
     def run_folder(self, method: str, seed: int) -> Run:
@@ -53,11 +54,11 @@ class Plan:
         return Run(self.folder / slug(method) / f"seed-{seed}")
 
     def missing(self) -> list[tuple[str, int]]:
-        """Return the runs that are not finished."""
+        """Return (method, seed) of the runs that are not finished."""
         return [(method, seed) for method, seed in self.runs if not self.run_folder(method, seed).finished]
 
     def config_for(self, method: str, seed: int | None = None) -> RunConfig:
-        """Return the configuration of a run (seed None: the common seed)."""
+        """Return the configuration of a run. Without a seed, the run has the seed of ``config``."""
         train = self.config.train if seed is None else replace(self.config.train, seed=seed)
         return replace(self.config, train=train, distill=replace(self.config.distill, method=method))
 
@@ -65,7 +66,10 @@ class Plan:
         """Return the settings that all runs of a comparison share.
 
         Args:
-            data_fingerprint: content hash of the dataset.
+            data_fingerprint: Content hash of the dataset.
+
+        Returns:
+            The settings by name, without ``seed``, ``method`` and settings that do not influence results.
         """
         excluded = (*IGNORED_ON_RESUME, "seed", "method")
         optimizer = resolve_optimizer(self.config.train, default_optimizer(self.config.model))._asdict()
@@ -83,16 +87,17 @@ def parse_methods(text: str, label_smoothing: float = 0.0) -> tuple[str, ...]:
     """Parse the value of ``--methods``.
 
     Args:
-        text: methods separated by commas, the terms of a sum separated by ``+``, like
-            ``plain, kd, ce=0.1+cam=1:pool=2``.
-        label_smoothing: label smoothing of the runs.
+        text: Methods separated by commas, such as ``plain, kd, ce=0.1+cam=1:pool=2``. The terms of a sum are separated
+            by ``+``.
+        label_smoothing: Label smoothing of the runs.
 
     Returns:
-        Names of methods. A sum that equals a named method has its name, other sums the form of
+        The methods. A sum that equals a named method is replaced by this name. Other sums have the form of
         `camkd.distill.objective.format_objective`.
 
     Raises:
-        InputError: if there is no method, a method comes twice, or commas make the end of a sum ambiguous.
+        InputError: If there is no method, a method is invalid or occurs twice, or terms of a sum are separated by
+            commas.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -121,13 +126,13 @@ def parse_methods(text: str, label_smoothing: float = 0.0) -> tuple[str, ...]:
 
 
 def slug(method: str) -> str:
-    """Return a method as the name of a folder.
+    """Convert a method to the name of its folder.
 
     Example:
         >>> slug("ce=0.1+cam=1:pool=2")
         'ce=0.1+cam=1_pool=2'
     """
     safe = re.sub(r"[^\w.+=-]", "_", method)
-    if len(safe) <= LONGEST_SLUG:
+    if len(safe) <= MAX_SLUG_LENGTH:
         return safe
-    return f"{safe[: LONGEST_SLUG - 9]}-{hashlib.sha256(method.encode()).hexdigest()[:8]}"
+    return f"{safe[: MAX_SLUG_LENGTH - 9]}-{hashlib.sha256(method.encode()).hexdigest()[:8]}"

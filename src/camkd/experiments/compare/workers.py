@@ -1,4 +1,4 @@
-"""Make the runs of a comparison, in this process or in several processes."""
+"""Train the runs of a comparison, in this process or in several worker processes."""
 
 from __future__ import annotations
 
@@ -24,20 +24,26 @@ from camkd.train.callbacks import Callback
 from camkd.types import InputError
 
 RunResult = tuple[tuple[str, int], Exception | None]
-"""(method, seed) of a run that ended, and the error if it failed."""
+"""(method, seed) of a run that ended, and the error if it diverged."""
 
 
 def iter_runs(
     plan: Plan, data: Dataset, runs: Sequence[tuple[str, int]], processes: int, callback: Callback
 ) -> Iterator[RunResult]:
-    """Make runs and yield each result.
+    """Train runs and yield the result of each run.
 
     Args:
-        plan: the resolved plan; each run uses its number of threads.
-        data: the dataset.
+        plan: The resolved plan. Each run uses ``plan.threads`` threads.
+        data: The dataset, for a single process. Several worker processes open the dataset of ``plan`` themselves.
         runs: (method, seed) of each run.
-        processes: number of runs at once.
-        callback: receiver of messages, and in a single process of steps.
+        processes: Number of processes, each for one run at a time.
+        callback: Callback that receives messages, and the steps of runs in a single process.
+
+    Yields:
+        The results, in the order in which the runs end.
+
+    Raises:
+        ChildProcessError: If a worker process dies.
     """
     if processes > 1:
         yield from _iter_parallel(plan, runs, processes, callback)
@@ -53,11 +59,11 @@ def iter_runs(
 
 
 class Worker:
-    """Make runs in one process: dataset and teacher are opened once.
+    """Train runs in one process, which opens dataset and teacher once.
 
     Args:
-        plan: the plan.
-        data: the dataset.
+        plan: The plan.
+        data: The dataset.
     """
 
     def __init__(self, plan: Plan, data: Dataset) -> None:
@@ -67,17 +73,17 @@ class Worker:
         self._prepared: dict[str, tuple[pipeline.Supervision, RunConfig]] = {}
 
     def prepare(self, method: str) -> tuple[pipeline.Supervision, RunConfig]:
-        """Prepare the supervision of a method once (`camkd.experiments.pipeline.prepare_supervision`)."""
+        """Return the result of `prepare_supervision` for a method, computed at the first call."""
         if method not in self._prepared:
             config = self.plan.config_for(method)
             self._prepared[method] = pipeline.prepare_supervision(self.teacher, self.data, config)
         return self._prepared[method]
 
     def __call__(self, method: str, seed: int, callback: Callback) -> Exception | None:
-        """Make one run.
+        """Train one run.
 
         Returns:
-            The error of a run that diverged.
+            The error of a run that diverged, else None.
         """
         supervision, config = self.prepare(method)
         config = replace(
@@ -100,7 +106,7 @@ class Worker:
 
 
 class _StepsAndMessages(Callback):
-    """Pass on the steps and messages of a run, but not its epochs, of which a comparison has too many."""
+    """Forward the steps and messages of a run. Epochs are not forwarded, because a comparison has too many."""
 
     def __init__(self, callback: Callback, method: str, seed: int) -> None:
         self.callback = callback
@@ -120,7 +126,7 @@ class _StepsAndMessages(Callback):
 def _iter_parallel(
     plan: Plan, runs: Sequence[tuple[str, int]], processes: int, callback: Callback
 ) -> Iterator[RunResult]:
-    """Make runs in several processes. Each process gets its next run as soon as it is free."""
+    """Train runs in several processes. Each process receives its next run when its last run ends."""
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(runs))
     workers = {}
@@ -181,12 +187,12 @@ class _SendMessages(Callback):
         self.connection = connection
 
     def on_message(self, text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # without a parent the run is saved all the same
+        with contextlib.suppress(BrokenPipeError):  # the run is saved even if the parent has ended
             self.connection.send(text)
 
 
 def _serve(plan: Plan, connection: Connection) -> None:
-    """Make each (method, seed) that arrives, until the parent closes the connection."""
+    """Train each (method, seed) that the parent sends, until the parent closes the connection."""
     torch.set_num_threads(plan.threads)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
@@ -200,7 +206,7 @@ def _serve(plan: Plan, connection: Connection) -> None:
 
 
 def _stop_with_parent() -> None:
-    """Interrupt this process when its parent ends; the state of the run is saved."""
+    """Interrupt this process when its parent ends. The state of the run is saved."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -211,7 +217,7 @@ def _stop_with_parent() -> None:
 def _sigterm_as_interrupt() -> Iterator[None]:
     """Raise ``KeyboardInterrupt`` on SIGTERM, so that workers are stopped. Does nothing outside the main thread."""
 
-    def interrupt(number: int, frame: object) -> None:
+    def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

@@ -20,28 +20,28 @@ from camkd.utils.files import commit_dir, sha256_of
 PACKAGE = "onnxruntime-web@1.30.0"
 
 PACKAGE_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""sha512 of the package in base64, as in the registry."""
+"""SHA-512 digest of the package in base64, as in the npm registry."""
 
 FILES = {
     "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-"""sha256 of the files in the folder ``dist`` of the package."""
+"""SHA-256 digests of the used files in the folder ``dist`` of the package."""
 
 
 def runtime_files(folder: Path | None) -> list[Path]:
     """Return the paths of the files in `FILES`.
 
     Args:
-        folder: folder with the files, directly or in ``dist`` or ``package/dist``. None uses the cache, and fills it
-            by npm.
+        folder: Folder with the files, directly or in ``dist`` or ``package/dist``. None: the cache folder, into which
+            npm downloads missing files.
 
     Returns:
         The paths, in the order of `FILES`.
 
     Raises:
-        InputError: if a file is missing or changed, or npm fails.
+        InputError: If a file is missing or changed, or npm fails.
 
     Example:
         >>> [path.name for path in runtime_files(None)]                        # doctest: +SKIP
@@ -62,10 +62,12 @@ def runtime_files(folder: Path | None) -> list[Path]:
 
 
 def _is_complete(folder: Path) -> bool:
+    """Return whether a folder has all files with the expected digests."""
     return all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in FILES.items())
 
 
 def _download(folder: Path) -> None:
+    """Download the package by npm and extract the files into ``folder``."""
     npm = shutil.which("npm")
     if npm is None:
         raise InputError(
@@ -90,7 +92,7 @@ def extract_runtime(archive: Path, folder: Path) -> None:
     """Extract the files in `FILES` from the archive of npm into ``folder``.
 
     Raises:
-        InputError: if the archive is not the pinned package.
+        InputError: If the archive is not the pinned package.
     """
     digest = b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if digest != PACKAGE_SHA512:

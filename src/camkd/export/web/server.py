@@ -1,4 +1,4 @@
-"""HTTP server of a page, for this machine only."""
+"""HTTP server of an exported page, for this machine only."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
 )
-"""Content-Security-Policy, also in ``index.html``: no requests to other servers."""
+"""Content-Security-Policy without requests to other servers. ``index.html`` contains the same policy."""
 
 
 class _Handler(SimpleHTTPRequestHandler):
+    """Serve the files of a page with security headers and without a log."""
+
     extensions_map = {  # noqa: RUF012  # as in the base class
         **SimpleHTTPRequestHandler.extensions_map,
         ".js": "text/javascript",
@@ -44,17 +46,17 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 def page_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """Create a server of a page on 127.0.0.1.
+    """Create a server for an exported page on 127.0.0.1.
 
     Args:
-        folder: a page of ``camkd export RUN --web FOLDER``.
-        port: the port; 0 selects a free one.
+        folder: Folder written by ``camkd export RUN --web FOLDER``.
+        port: Port of the server. 0: any free port.
 
     Returns:
         The server, bound to the port.
 
     Raises:
-        InputError: if ``folder`` holds no page or the port is not available.
+        InputError: If ``folder`` holds no page, or the port is not available.
 
     Example:
         >>> with page_server(Path("page"), 8765) as server:      # doctest: +SKIP

@@ -30,13 +30,14 @@ from camkd.utils.files import write_json, write_text
 CONFIG_FILE, MODEL_FILE, SERVICE_WORKER = "page.json", "model.onnx", "offline.js"
 
 NUM_EXAMPLES = 8
+"""Number of test images on the page."""
 
 NUM_TEACHER_MAPS = 10
-"""Number of classes per example with a teacher's map: those with the highest probabilities."""
+"""Number of the teacher's maps per example, for the classes with the highest probabilities."""
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ``InputError`` if ``folder`` holds files other than a page."""
+    """Raise ``InputError`` if ``folder`` is a file or holds files other than a page."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
         raise InputError(f"--web must be a new folder or a page of camkd, got {str(folder)!r}. Choose a new folder.")
 
@@ -47,12 +48,12 @@ def build(
     """Write the page of a model.
 
     Args:
-        folder: an empty folder.
-        model: the exported file.
-        source: the run, or the name of the shipped model, that the file was exported from.
-        teacher: run of the teacher; its maps of the examples are part of the page. None leaves them out.
-        dataset: images of the model's dataset; the examples are test images.
-        runtime: files of onnxruntime-web.
+        folder: An empty folder.
+        model: The exported file.
+        source: The run, or the name of the shipped model, that the file was exported from.
+        teacher: Run of the teacher, whose maps of the examples are part of the page. None: no teacher maps.
+        dataset: Dataset of the model. The examples are test images.
+        runtime: Files of onnxruntime-web.
     """
     (folder / MODEL_FILE).write_bytes(model.read_bytes())
     (folder / "runtime").mkdir()
@@ -60,8 +61,8 @@ def build(
         (folder / "runtime" / path.name).write_bytes(path.read_bytes())
     config = {**_page_config(source, model), "examples": _write_examples(folder, teacher, dataset)}
     write_json(folder / CONFIG_FILE, config)
-    for file in (resources.files("camkd.export.web") / "static").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    for static_file in (resources.files("camkd.export.web") / "static").iterdir():
+        (folder / static_file.name).write_bytes(static_file.read_bytes())
     _complete_service_worker(folder)
 
 
@@ -82,7 +83,7 @@ def _page_config(source: str, model: Path) -> dict[str, Any]:
 
 
 def _write_examples(folder: Path, teacher: Path | None, dataset: Dataset) -> list[dict[str, Any]]:
-    """Write example test images as PNG; return their files, classes and teacher predictions."""
+    """Write example test images as PNG, and return their file names, true classes and teacher predictions."""
     rows = example_rows(dataset.test, NUM_EXAMPLES)
     images = dataset.test.images[rows]
     predictions = _teacher_predictions(load(teacher), images) if teacher else [None] * len(rows)
