@@ -1,12 +1,14 @@
-"""Class activation maps (CAMs) of any image classifier, computed in the forward pass of the prediction.
+"""Class activation maps (CAMs) of any image classifier.
 
-*Exact maps* (Zhou et al. 2016, arXiv 1512.04150) exist for the heads "global average pooling, then linear" and "1x1
-convolution, then global average pooling", which are equivalent. With features ``A (C, h, w)`` and weights ``W (K, C)``,
+*Exact maps* (Zhou et al. 2016, arXiv 1512.04150) are computed in the forward pass of the prediction. They exist for two
+equivalent linear heads: "global average pooling, then linear" and "1x1 convolution, then global average pooling". With
+features ``A (C, h, w)``, weights ``W (K, C)`` and the mean over all locations ``mean_xy``,
 
-    cam[k] = sum_c W[k, c] A[c]        logit[k] = mean_xy(cam[k]) + bias[k]
+    cam[k] = sum_c(W[k, c] * A[c])
+    logit[k] = mean_xy(cam[k]) + bias[k]
 
-*Gradient-based maps* exist for every other head: HiResCAM (`hirescam` in ``maps.py``) times ``h w``. The product equals
-the exact map wherever the head is linear. It takes one backward pass per class.
+*Gradient-based maps* exist for every other differentiable head: HiResCAM (`hirescam` in ``maps.py``) multiplied by
+``h * w``. They equal the exact maps if the head is linear. They take one backward pass per class.
 
 The memory layout of ``A`` may be ``(C, h, w)``, ``(h, w, C)`` or a sequence of tokens, with prefix tokens before the
 patches. See `FeatureLayout` in ``head_detection.py``.

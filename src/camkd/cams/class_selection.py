@@ -8,21 +8,21 @@ from torch import Tensor
 from camkd.types import InputError
 
 ClassSelection = Tensor | int | None
-"""Class indices ``(N, k)``, or a number ``k`` for the ``k`` most probable classes of each image, or None for all."""
+"""Class indices ``(N, k)``, a number ``k`` for the ``k`` most probable classes of each image, or None for all."""
 
 
 def select_classes(classes: ClassSelection, logits: Tensor) -> Tensor | None:
     """Resolve a class selection to class indices.
 
     Args:
-        classes: integer indices ``(N, k)``, a number ``k`` from 1 to ``K``, or None.
-        logits: ``(N, K)``.
+        classes: Integer indices ``(N, k)``, a number ``k`` from 1 to ``K``, or None.
+        logits: Logits ``(N, K)``.
 
     Returns:
         Class indices ``(N, k)`` on the device of ``logits``, or None for all classes.
 
     Raises:
-        InputError: if the shape, the dtype or a value of ``classes`` is invalid.
+        InputError: If the shape or the dtype of ``classes`` is wrong, or if a value is out of range.
 
     Example:
         >>> select_classes(2, torch.tensor([[0.1, 0.7, 0.2]]))

@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def gather_classes(maps: Tensor, class_ids: Tensor) -> Tensor:
-    """Gather each image's maps of its own classes.
+    """Gather the maps of the classes that are given for each image.
 
     Args:
         maps: Maps of all ``K`` classes, ``(N, K, h, w)``.
-        class_ids: The classes to select per image, int64 ``(N, k)``, in the range ``0..K-1``.
+        class_ids: Class indices of each image, int64 ``(N, k)``, in the range ``0..K-1``.
 
     Returns:
-        The selected maps ``(N, k, h, w)``, in the order of ``class_ids``. With ``out`` for the result, ``out[n, j]``
-        equals ``maps[n, class_ids[n, j]]``. The operation is differentiable with respect to ``maps``.
+        The maps ``out (N, k, h, w)`` with ``out[n, j] = maps[n, class_ids[n, j]]``. They are differentiable with
+        respect to ``maps``.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
 """Detection of a classifier's head in a forward pass on random images.
 
-The head is exact if the last linear layer receives the spatial mean of some layer's output. Otherwise the maps come
-from gradients at the last layer with spatial cells that the logits depend on. The detected head is cached per model
-until a module is replaced or the image size changes.
+The maps are exact if the last linear layer receives the spatial mean of another layer's output. Otherwise they are
+computed from gradients at the last layer with a spatial output that the logits depend on. The detected head is cached
+per model until a module is added, removed or replaced, or the shape of the images changes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from camkd.models.eval_mode import eval_mode
 from camkd.types import InputError
 
 MAX_PREFIX_TOKENS = 8
-"""Largest number of tokens before the patches. A class token, a distillation token and four registers make six."""
+"""Maximum number of tokens before the patches. A class token, a distillation token and four registers are six."""
 
 MAX_LISTED_LAYERS = 8
-"""Largest number of candidate layers in an error message."""
+"""Maximum number of candidate layers that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class FeatureLayout:
 
     Args:
         kind: ``channels_first`` for ``(N, C, h, w)``, ``channels_last`` for ``(N, h, w, C)``, ``tokens`` for
-            ``(N, prefix + h w, C)`` with the patches in row-major order.
-        grid: height ``h`` and width ``w`` in cells.
-        prefix: number of tokens before the patches.
+            ``(N, prefix + h * w, C)`` with the patches in row-major order.
+        grid: Height ``h`` and width ``w`` in cells.
+        prefix: Number of tokens before the patches.
     """
 
     kind: Literal["channels_first", "channels_last", "tokens"]
@@ -53,17 +53,18 @@ class FeatureLayout:
         return x[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-any-return]
 
     def matches(self, image_size: tuple[int, int]) -> bool:
-        """Return True if the grid has the aspect ratio of the image, up to rounding."""
+        """Return True if the grid has about the aspect ratio of the image; see `aspect_error`."""
         return self.aspect_error(image_size) < math.inf
 
     def aspect_error(self, image_size: tuple[int, int]) -> float:
         """Return the distance between the aspect ratios of grid and image.
 
         Args:
-            image_size: height and width in pixels.
+            image_size: Height and width in pixels.
 
         Returns:
-            ``|log((h / w) (width / height))|``, or infinity where the ratios differ by more than rounding.
+            ``|log((h / w) * (width / height))|``. Infinity if the grid differs from the aspect ratio of the image by
+            one cell or more, and the two ratios also differ by a factor of 1.25 or more.
         """
         h, w = self.grid
         height, width = image_size
@@ -78,9 +79,9 @@ def candidate_layouts(
     """Yield the possible layouts of a layer's output, the most likely first.
 
     Args:
-        x: the output, of 3 or 4 dimensions; other outputs have no layout.
-        image_size: height and width of the images in pixels.
-        earlier_grids: grids of earlier outputs. They separate patch tokens from prefix tokens.
+        x: The output of the layer. Outputs without 3 or 4 dimensions have no layout.
+        image_size: Height and width of the images in pixels.
+        earlier_grids: Grids of earlier outputs. Numbers of patches that match one of these grids come first.
 
     Yields:
         Layouts of more than one cell.
@@ -110,7 +111,7 @@ def _token_grid(cells: int, image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 Form = Literal["exact", "gradient"]
-"""``exact`` maps come from the weights of a linear head, ``gradient`` maps from a backward pass per class."""
+"""``exact`` maps are computed from the weights of a linear head, ``gradient`` maps by one backward pass per class."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ class LayerCall:
     """One call of a layer in a forward pass, and the layout of its features.
 
     Args:
-        layer: the layer.
-        call_index: index of the call among the layer's calls; a ReLU module may be called several times.
-        layout: layout of the features.
-        use_input: the features are the layer's input and not its output.
+        layer: The layer.
+        call_index: Index of the call among the layer's calls; a ReLU module may be called several times.
+        layout: Layout of the features.
+        use_input: Whether the features are the first input of the layer instead of its output.
     """
 
     layer: nn.Module
@@ -132,13 +133,13 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class Head:
-    """The features that maps are computed from, and the linear layer after their spatial mean.
+    """Head of a classifier: the features that maps are computed from, and the linear layer after their spatial mean.
 
     Args:
-        feature_call: the features. For a head "1x1 convolution, then global average pooling" they are the input of the
-            convolution.
-        classifier: the linear layer, or None for a head that is not linear and has gradient-based maps.
-        stage_calls: the last call at each other resolution before ``feature_call``.
+        feature_call: Layer call with the features. For the head "1x1 convolution, then global average pooling", the
+            features are the input of the convolution.
+        classifier: The linear layer. None for a head that is not linear, which has gradient-based maps.
+        stage_calls: The last call of a top-level layer at each other resolution before ``feature_call``.
     """
 
     feature_call: LayerCall
@@ -147,12 +148,13 @@ class Head:
 
     @property
     def form(self) -> Form:
+        """Form of the ``cam`` maps of this head."""
         return "gradient" if self.classifier is None else "exact"
 
 
 @dataclass(frozen=True)
 class _CachedHead:
-    """A detected head, valid for one image shape and the modules it was detected with."""
+    """Detected head, valid for one image shape ``(C, H, W)`` and for the modules of the model at its detection."""
 
     head: Head
     image_shape: torch.Size
@@ -166,12 +168,16 @@ def detect_head(model: nn.Module, x: Tensor, layer: str | None = None) -> Head:
     """Detect the head of a model, or return the cached one.
 
     Args:
-        model: the classifier. Its mode, hooks, buffers and gradients are left unchanged.
-        x: images ``(N, C, H, W)``; only shape, dtype and device are used.
-        layer: dotted name of the layer to take the features from (default: detected).
+        model: The classifier. Its mode, hooks, buffers and gradients are left unchanged.
+        x: Images ``(N, C, H, W)``. Their values are not used.
+        layer: Dotted name of the layer to take the features from (default: the layer is detected).
+
+    Returns:
+        The head.
 
     Raises:
-        InputError: if ``x`` is not a batch of images, if the layer does not exist, or if no layer has a map.
+        InputError: If ``x`` is not a batch of images. If the model does not return logits. If ``layer`` does not exist
+            or has no map. If no layer has a map.
     """
     _check_images(model, x)
     cache = _detected_heads.setdefault(model, {})
@@ -185,7 +191,7 @@ def detect_head(model: nn.Module, x: Tensor, layer: str | None = None) -> Head:
 
 
 def _check_images(model: nn.Module, x: Tensor) -> None:
-    """Check shape and dtype. An `ImageClassifier` needs RGB, as its normalization would broadcast a single channel."""
+    """Check shape and dtype. For an `ImageClassifier`, require three channels: its normalization broadcasts one."""
     is_image_batch = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
     if not is_image_batch or (isinstance(model, ImageClassifier) and x.shape[1] != 3):
         raise InputError(
@@ -195,9 +201,9 @@ def _check_images(model: nn.Module, x: Tensor) -> None:
 
 
 def _descendants(model: nn.Module) -> list[nn.Module | None]:
-    """List all submodules, in a seventh of the time of ``model.modules()``, as every prediction calls it.
+    """List all submodules. Every prediction calls this function; it takes a seventh of the time of ``modules()``.
 
-    The model itself is left out, because the cache must not keep it alive.
+    The model itself is left out, so that the cached list does not keep the model alive.
     """
     modules = list(model._modules.values())
     for module in modules:
@@ -207,7 +213,7 @@ def _descendants(model: nn.Module) -> list[nn.Module | None]:
 
 
 def _detect(model: nn.Module, x: Tensor, layer: str | None) -> Head:
-    """Run the model on random images, and find its linear head or else its gradient-based head."""
+    """Run the model on random images, and return its linear head, or else the head of gradient-based maps."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     images = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
     layers = _named_layers(model)
@@ -234,7 +240,10 @@ def _detect(model: nn.Module, x: Tensor, layer: str | None) -> Head:
 
 
 def _find_gradient_head(model: nn.Module, images: Tensor, layer: str | None, layers: dict[str, nn.Module]) -> Head:
-    """Find the last call whose features have a gradient from the logits, or the last such call of ``layer``."""
+    """Return the head at the last call whose output has a nonzero gradient from the logits.
+
+    With ``layer``, only calls of this layer are considered. Without it, `_ForwardTrace.last_feature_call` decides.
+    """
     with eval_mode(model), torch.enable_grad(), record_calls(model.modules()) as calls:
         logits = model(images.requires_grad_())
         trace = _ForwardTrace(model, calls, images)
@@ -252,16 +261,16 @@ def _find_gradient_head(model: nn.Module, images: Tensor, layer: str | None, lay
     ]
     if layer is None and reached:
         return trace.gradient_head(trace.last_feature_call(reached))
-    calls_of_layer = [i for i in reached if layer is not None and calls[i].module is layers.get(layer)]
+    calls_of_layer = [i for i in reached if layer is not None and calls[i].layer is layers.get(layer)]
     if calls_of_layer:
         return trace.gradient_head(calls_of_layer[-1])
-    listed = [calls[i].module for i in reached or trace.layouts]
+    listed = [calls[i].layer for i in reached or trace.layouts]
     raise InputError(_no_map_message(model, layer, layers, listed, bool(reached)))
 
 
 @dataclass
 class _ForwardTrace:
-    """The layer calls of a forward pass, and the layouts of those with a spatial output, by index of the call."""
+    """Layer calls of a forward pass, and the layout of each call with a spatial output, by index of the call."""
 
     model: nn.Module
     calls: list[RecordedCall]
@@ -289,23 +298,26 @@ class _ForwardTrace:
         return candidate_layouts(x, self.image_size, self.grids) if is_feature else iter(())
 
     def find_linear_head(self, logits: Tensor, layer: nn.Module | None = None) -> Head | None:
-        """Find a linear layer that maps the spatial mean of some features, or only of ``layer``, to the logits."""
+        """Find the linear layer that maps the spatial mean of a layer's output to the logits.
+
+        With ``layer``, only the features of this layer are considered. Return None if there is no such linear layer.
+        """
         for i in reversed(range(len(self.calls))):
-            module, output, inputs = self.calls[i]
+            module, output, first_input = self.calls[i]
             if not _is_linear_layer(module):
                 continue
             for layout in self._candidate_layouts(output):
-                mean = _spatial_mean(inputs, layout) if layer in (None, module) else None
+                mean = _spatial_mean(first_input, layout) if layer in (None, module) else None
                 if (
                     mean is not None
                     and _is_close(_spatial_mean(output, layout), logits)
                     and _computes_logits(module, mean, logits)
                 ):
                     return Head(self._layer_call(i, layout, use_input=True), module, self._stage_calls(i, layout))
-            mean = _flatten_pooled(inputs)
+            mean = _flatten_pooled(first_input)
             if _is_close(_flatten_pooled(output), logits) and _computes_logits(module, mean, logits):
                 for j in reversed(range(i)):
-                    if layer not in (None, self.calls[j].module):
+                    if layer not in (None, self.calls[j].layer):
                         continue
                     for layout in self._candidate_layouts(self.calls[j].output):
                         if _is_close(_spatial_mean(self.calls[j].output, layout), mean):
@@ -315,21 +327,27 @@ class _ForwardTrace:
     def last_linear_input(self, logits: Tensor) -> Tensor:
         """Return the input of the linear layer that outputs the logits, or the logits if there is no such layer.
 
-        Gradients start there, because the weights of the linear layer may still be zero.
+        Gradients are computed from this input and not from the logits, because the weights of the linear layer may
+        still be zero.
         """
-        linear_calls = (call for call in reversed(self.calls) if _is_linear_layer(call.module))
-        return next((call.inputs for call in linear_calls if call.output is logits), logits)
+        linear_calls = (call for call in reversed(self.calls) if _is_linear_layer(call.layer))
+        return next((call.first_input for call in linear_calls if call.output is logits), logits)
 
     def gradient_head(self, i: int) -> Head:
+        """Return the head with gradient-based maps of the output of call ``i``."""
         layout = self.layouts[i]
         return Head(self._layer_call(i, layout), None, self._stage_calls(i, layout))
 
     def last_feature_call(self, reached: list[int]) -> int:
-        """Return the last of the calls ``reached`` with as many channels as the model's last spatial output.
+        """Return the last call in ``reached`` with as many channels as the model's last spatial output.
 
-        If the logits depend on a class token, the last attention is the last layer to read the patch tokens. Its input
-        is the output of the layer normalization; queries, keys and values have another width. Upsampled outputs are
-        left out where possible, as they hold no more spatial information than their input.
+        If the logits depend on a class token only, the last attention is the last layer that uses the patch tokens. Its
+        input, the output of a layer normalization, has the width of the last spatial output. Its queries, keys and
+        values may have another width. Upsampled outputs are left out if there are other candidates, because they hold
+        no more spatial information than their input.
+
+        Args:
+            reached: Indices of the calls whose output has a nonzero gradient from the logits, in ascending order.
         """
         candidates = [i for i in reached if not self._is_upsampled(i)] or reached
         num_channels = self._num_channels(next(reversed(self.layouts)))
@@ -339,25 +357,25 @@ class _ForwardTrace:
         return int(self.layouts[i].spatial(self.calls[i].output).shape[1])
 
     def _is_upsampled(self, i: int) -> bool:
-        _, output, inputs = self.calls[i]
-        return inputs.ndim == 4 == output.ndim and output[0, 0].numel() > inputs[0, 0].numel()
+        _, output, first_input = self.calls[i]
+        return first_input.ndim == 4 == output.ndim and output[0, 0].numel() > first_input[0, 0].numel()
 
     def _layer_call(self, i: int, layout: FeatureLayout, use_input: bool = False) -> LayerCall:
-        module = self.calls[i].module
-        call_index = sum(call.module is module for call in self.calls[:i])
-        return LayerCall(module, call_index, layout, use_input)
+        layer = self.calls[i].layer
+        call_index = sum(call.layer is layer for call in self.calls[:i])
+        return LayerCall(layer, call_index, layout, use_input)
 
     def _stage_calls(self, end: int, end_layout: FeatureLayout) -> list[LayerCall]:
         top_level = set(_top_level_layers(unwrap(self.model)))
         last_at_grid = {
-            layout.grid: i for i, layout in self.layouts.items() if i < end and self.calls[i].module in top_level
+            layout.grid: i for i, layout in self.layouts.items() if i < end and self.calls[i].layer in top_level
         }
         indices = sorted(i for grid, i in last_at_grid.items() if grid != end_layout.grid)
         return [self._layer_call(i, self.layouts[i]) for i in indices]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the wrapped model: descend as long as a module has exactly one child."""
+    """Return the innermost wrapped model: replace a module by its child as long as it has exactly one child."""
     while len(children := list(model.children())) == 1:
         model = children[0]
     return model
@@ -370,7 +388,7 @@ def _top_level_layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every layer by its dotted name, in ``model`` and in the model it wraps."""
+    """Return every layer by its dotted name in ``model``, and by its dotted name in the model that it wraps."""
     layers = {**dict(model.named_modules()), **dict(unwrap(model).named_modules())}
     return {name: module for name, module in layers.items() if name}
 
@@ -378,7 +396,7 @@ def _named_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _no_map_message(
     model: nn.Module, layer: str | None, layers: dict[str, nn.Module], candidates: list[nn.Module], has_gradient: bool
 ) -> str:
-    """Explain why there is no map, and list candidate layers: the outermost ones, and the later ones first."""
+    """Return the error message if there is no map. It lists candidate layers, preferably outer and later layers."""
     name_of = {module: name for name, module in layers.items()}
     names = list(dict.fromkeys(name_of[module] for module in candidates if module in name_of))
     outermost = sorted(names, key=lambda name: (name.count("."), -names.index(name)))[:MAX_LISTED_LAYERS]
@@ -407,7 +425,7 @@ def _is_linear_layer(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
 
 
 def _computes_logits(layer: nn.Linear | nn.Conv2d, mean: Tensor, logits: Tensor) -> bool:
-    """Return True if the layer maps the mean features to the logits, so that nothing nonlinear lies between them."""
+    """Return True if the layer alone maps the mean features to the logits."""
     has_inputs = mean.ndim == 2 and mean.shape[1] == layer.weight.shape[1]
     return has_inputs and _is_close(F.linear(mean, layer.weight.flatten(1), layer.bias), logits)
 
@@ -417,7 +435,7 @@ def _spatial_mean(x: Tensor, layout: FeatureLayout) -> Tensor:
 
 
 def _flatten_pooled(x: Tensor) -> Tensor:
-    """Return ``(N, C, 1, 1)`` as ``(N, C)``; more than one cell is averaged."""
+    """Return the spatial mean ``(N, C)`` of ``(N, C, h, w)``; return other tensors unchanged."""
     return x.flatten(2).mean(2) if x.ndim == 4 else x
 
 

@@ -10,23 +10,36 @@ from torch import Tensor, nn
 
 
 class RecordedCall(NamedTuple):
-    """One call of a layer: the layer, its output and its first input."""
+    """One call of a layer.
 
-    module: nn.Module
+    Attributes:
+        layer: The layer, any ``nn.Module``.
+        output: Output of the call.
+        first_input: First positional argument of the call.
+    """
+
+    layer: nn.Module
     output: Tensor
-    inputs: Tensor
+    first_input: Tensor
 
 
 def is_tensor_call(inputs: tuple[Any, ...], output: Any) -> bool:
-    """Return True if a layer was called with a tensor as first positional input and returned a single tensor."""
+    """Return True if the first positional argument of a call and its output are tensors."""
     return isinstance(output, Tensor) and bool(inputs) and isinstance(inputs[0], Tensor)
 
 
 @contextmanager
 def record_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]:
-    """Record every tensor call of ``modules`` inside the context, in the order in which the calls return.
+    """Record the calls of ``modules`` inside the context, in the order in which the calls return.
 
-    The hooks are removed at the end of the context, also after an exception.
+    Only calls whose first positional argument and whose output are tensors are recorded. The hooks are removed on exit,
+    also after an exception.
+
+    Args:
+        modules: The layers to record.
+
+    Yields:
+        The list of recorded calls, which grows with each call.
 
     Example:
         >>> import torch

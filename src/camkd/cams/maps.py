@@ -1,10 +1,12 @@
-"""Formulas of the map methods, exact maps, and gradient-based maps.
+"""Map methods: their formulas, and the computation of exact and gradient-based maps.
 
 Every formula has the signature ``formula(features, gradients) -> maps`` with
 
 - ``features A (N, C, h, w)``: the output of the layer that the maps are computed from,
 - ``gradients G (N, C, h, w)``: the gradients of one logit of each image with respect to the features,
 - ``maps (N, h, w)``.
+
+In the formulas, ``sum_c`` is a sum over channels. ``sum_xy`` and ``mean_xy`` are a sum and a mean over locations.
 
 To add a method, write a formula and add a line to `MAP_METHODS`.
 """
@@ -31,15 +33,15 @@ Formula = Callable[[Tensor, Tensor], Tensor]
 
 
 def cam(features: Tensor, gradients: Tensor) -> Tensor:
-    """CAM, the class activation map in logit units, by gradients.
+    """Compute class activation maps (CAM), in logit units, from gradients.
 
     From `Learning Deep Features for Discriminative Localization <https://arxiv.org/abs/1512.04150>`_
-    (Zhou et al. 2016), which defines it for a linear head. The gradients of such a head are ``G = W[k] / (h w)``, so
-    that ``h w sum_c A[c] G[c] = sum_c W[k, c] A[c]``::
+    (Zhou et al. 2016), which defines the map for a linear head, ``sum_c(W[k, c] * A[c])``. The gradients of such a head
+    are ``G[c] = W[k, c] / (h * w)``, so the map of the paper equals::
 
-        map = h w sum_c A[c] G[c]
+        map = h * w * sum_c(A[c] * G[c])
 
-    `camkd.predict` computes this method from the weights and without gradients where the head is linear.
+    If the head is linear, `camkd.predict` computes this method from the weights, without gradients.
 
     Args:
         features: ``A (N, C, h, w)``.
@@ -59,14 +61,14 @@ def cam(features: Tensor, gradients: Tensor) -> Tensor:
 
 
 def hirescam(features: Tensor, gradients: Tensor) -> Tensor:
-    """HiResCAM, the elementwise product of features and gradients.
+    """Compute HiResCAM, the elementwise product of features and gradients, summed over channels.
 
     From `Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks
     <https://arxiv.org/abs/2011.08891>`_ (Draelos and Carin 2020)::
 
-        map = sum_c A[c] G[c]
+        map = sum_c(A[c] * G[c])
 
-    The map keeps its sign; there is no ReLU.
+    The map keeps its sign, without a ReLU.
 
     Args:
         features: ``A (N, C, h, w)``.
@@ -86,12 +88,12 @@ def hirescam(features: Tensor, gradients: Tensor) -> Tensor:
 
 
 def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
-    """Grad-CAM, the features weighted by their mean gradients.
+    """Compute Grad-CAM, the features weighted by their mean gradients.
 
     From `Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization
     <https://arxiv.org/abs/1610.02391>`_ (Selvaraju et al. 2017)::
 
-        map = relu(sum_c mean_xy(G[c]) A[c])
+        map = relu(sum_c(mean_xy(G[c]) * A[c]))
 
     Args:
         features: ``A (N, C, h, w)``.
@@ -111,12 +113,12 @@ def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
 
 
 def layercam(features: Tensor, gradients: Tensor) -> Tensor:
-    """LayerCAM, the features weighted elementwise by their positive gradients.
+    """Compute LayerCAM, the features weighted elementwise by their positive gradients.
 
     From `LayerCAM: Exploring Hierarchical Class Activation Maps for Localization
     <https://doi.org/10.1109/TIP.2021.3089943>`_ (Jiang et al. 2021, IEEE TIP 30, equations 6 to 8)::
 
-        map = relu(sum_c relu(G[c]) A[c])
+        map = relu(sum_c(relu(G[c]) * A[c]))
 
     The paper's tanh scaling of maps from early layers is not applied.
 
@@ -138,16 +140,17 @@ def layercam(features: Tensor, gradients: Tensor) -> Tensor:
 
 
 def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
-    """Grad-CAM++, the features weighted by a weighted mean of their positive gradients.
+    """Compute Grad-CAM++, the features weighted by a weighted sum of their positive gradients.
 
     From `Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks
     <https://arxiv.org/abs/1710.11063>`_ (Chattopadhyay et al. 2018, equations 5, 7 and 19)::
 
-        map  = relu(sum_c w[c] A[c])
-        w[c] = sum_xy a[c] relu(G[c])
-        a[c] = G[c]^2 / (2 G[c]^2 + G[c]^3 sum_xy(A[c])),  zero where G[c] is zero
+        map  = relu(sum_c(w[c] * A[c]))
+        w[c] = sum_xy(a[c] * relu(G[c]))
+        a[c] = G[c]^2 / (2 * G[c]^2 + G[c]^3 * sum_xy(A[c])),  zero where G[c] is zero
 
-    The score is the exponential of the logit. Its factor ``exp(logit)`` is constant over a map and is left out.
+    The paper takes gradients of the exponential of the logit. Their factor ``exp(logit)`` is constant over a map and is
+    left out.
 
     Args:
         features: ``A (N, C, h, w)``.
@@ -170,7 +173,7 @@ def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
-    """Compute ``relu(sum_c w[c] A[c])`` for weights ``(N, C)``."""
+    """Compute ``relu(sum_c(w[c] * A[c]))`` for weights ``(N, C)``."""
     return torch.einsum("nchw,nc->nhw", features, weights.to(features.dtype)).relu()
 
 
@@ -181,30 +184,30 @@ MAP_METHODS: dict[str, Formula] = {
     "layercam": layercam,
     "gradcam++": gradcam_plus_plus,
 }
-"""Formulas by method name. Where the head is linear, ``cam`` comes from the weights and not from its formula."""
+"""Formula by method name. If the head is linear, ``cam`` is computed from the weights instead of its formula."""
 
 
 def exact_maps(model: nn.Module, head: Head, x: Tensor, classes: ClassSelection) -> Prediction:
-    """Compute ``cam[k] = sum_c W[k, c] A[c]`` from the weights of a linear head.
+    """Compute ``cam[k] = sum_c(W[k, c] * A[c])`` from the weights of a linear head.
 
     Args:
-        model: the classifier.
-        head: its head, with a classifier.
-        x: images ``(N, 3, H, W)``.
-        classes: the classes to compute maps of.
+        model: The classifier.
+        head: Head of the classifier; ``head.classifier`` is not None.
+        x: Images ``(N, 3, H, W)``.
+        classes: The classes to compute maps of.
 
     Returns:
-        Logits and maps. The only entry of ``features`` is the averaged layer.
+        Logits and maps. The only entry of ``features`` is the tensor ``A`` that the maps are computed from.
     """
     feature_call = head.feature_call
     classifier = head.classifier
     assert classifier is not None
     with record_calls([feature_call.layer]) as calls:
         logits = model(x)
-    _, output, inputs = calls[feature_call.call_index]
+    _, output, first_input = calls[feature_call.call_index]
     class_ids = select_classes(classes, logits)
     if feature_call.use_input:  # the output of the 1x1 convolution is the map, plus the bias in every cell
-        features = feature_call.layout.spatial(inputs)
+        features = feature_call.layout.spatial(first_input)
         cams = feature_call.layout.spatial(output)
         if classifier.bias is not None:
             cams = cams - classifier.bias.view(-1, 1, 1)
@@ -224,15 +227,15 @@ def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, cla
     """Compute maps by a formula of features and gradients, with one backward pass per class.
 
     Args:
-        model: the classifier.
-        head: its head.
-        x: images ``(N, 3, H, W)``.
-        formula: a value of `MAP_METHODS`.
-        classes: the classes to compute maps of.
+        model: The classifier.
+        head: Head of the classifier.
+        x: Images ``(N, 3, H, W)``.
+        formula: A value of `MAP_METHODS`.
+        classes: The classes to compute maps of.
 
     Returns:
-        Logits and maps. The only entry of ``features`` is the layer of ``head.feature_call``. The maps are
-        differentiable if gradients are enabled.
+        Logits and maps. The only entry of ``features`` is the tensor ``A`` that the maps are computed from. Logits,
+        maps and features are differentiable if gradients are enabled, else detached.
     """
     differentiable = torch.is_grad_enabled()
     spatial = head.feature_call.layout.spatial
@@ -258,7 +261,17 @@ def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, cla
 
 @contextmanager
 def _capture_from(feature_call: LayerCall, differentiable: bool) -> Iterator[list[Tensor]]:
-    """Capture the features of a call, and record gradients from there on. The caller restores the gradient mode."""
+    """Capture the features of a layer call, and enable gradients from this call on.
+
+    The caller restores the gradient mode.
+
+    Args:
+        feature_call: The layer call.
+        differentiable: Whether to keep the graph from the images to the features. Otherwise the features are detached.
+
+    Yields:
+        A list that receives the features.
+    """
     captured: list[Tensor] = []
     num_calls = 0
 

@@ -26,17 +26,17 @@ def predict(
     gradients are left unchanged.
 
     Args:
-        model: a classifier that returns logits ``(N, K)``. It needs no changes.
-        x: images ``(N, 3, H, W)``, RGB in 0..1. Models other than an `ImageClassifier` may take any number of channels.
-        method: name of a map method in ``camkd.cams.MAP_METHODS``. Only maps of ``cam`` are in logit units.
-        layer: dotted name of the layer whose output the maps are computed from, in its last call. The default is the
-            layer whose spatial mean a linear head receives. If there is none, it is the last layer with spatial cells
-            that the logits depend on.
-        classes: the classes to compute maps of: indices ``(N, k)``, or a number ``k`` for the ``k`` most probable
-            classes of each image, or None for all ``K``. Gradient-based methods take one backward pass per class.
-        features: also return the stages of the model. A stage is the last output at a spatial resolution, among the
-            model's top-level layers and those inside a top-level ``nn.Sequential``. Any other block counts as a single
-            layer. The last stage is always the layer that the maps are computed from.
+        model: Any ``nn.Module`` that returns logits ``(N, K)``.
+        x: Images ``(N, 3, H, W)``, RGB in 0..1. A model that is not an `ImageClassifier` may take other channels.
+        method: Name of a map method in ``camkd.cams.MAP_METHODS``. Only the maps of ``cam`` are in logit units.
+        layer: Dotted name of the layer whose output the maps are computed from, in its last call that the logits depend
+            on. The default is the layer whose spatial mean a linear head receives. Without a linear head, the default
+            is the last layer with a spatial output that the logits depend on.
+        classes: The classes to compute maps of: indices ``(N, k)``, a number ``k`` for the ``k`` most probable classes
+            of each image, or None for all ``K``. Gradient-based maps take one backward pass per class.
+        features: Whether to return the stages of the model too. A stage is the last output at a spatial resolution.
+            Only the outputs of the model's top-level layers are considered; a top-level ``nn.Sequential`` is replaced
+            by its layers. The last stage is always the output that the maps are computed from.
 
     Returns:
         A `Prediction` with
@@ -47,8 +47,9 @@ def predict(
         - ``class_ids (N, k)``: the selected classes; None for all.
 
     Raises:
-        InputError: if the method or the layer does not exist; the message lists the choices. Also if the model has no
-            spatial layer, or if ``x`` is not a batch of images.
+        InputError: If ``method`` or ``layer`` does not exist; the message lists the choices. If ``x`` is not a batch of
+            images. If ``classes`` is invalid. If the model does not return logits, or has no layer with a spatial
+            output that the logits depend on.
 
     Example:
         >>> import camkd, torch
@@ -66,11 +67,11 @@ def predict(
     head = detect_head(model, x, layer)
     if not features:
         return _predict(model, head, x, method, classes)._replace(features=None)
-    with record_calls(dict.fromkeys(call.layer for call in head.stage_calls)) as recorded:
+    with record_calls(dict.fromkeys(call.layer for call in head.stage_calls)) as recorded_calls:
         prediction = _predict(model, head, x, method, classes)
     stages = []
     for call in head.stage_calls:
-        outputs = [output for module, output, _ in recorded if module is call.layer]
+        outputs = [recorded.output for recorded in recorded_calls if recorded.layer is call.layer]
         stages.append(call.layout.spatial(outputs[call.call_index]))
     assert prediction.features is not None
     return prediction._replace(features=(*stages, *prediction.features))
@@ -80,15 +81,15 @@ def form(model: nn.Module, x: Tensor, *, layer: str | None = None) -> Form:
     """Return the form of a model's ``cam`` maps.
 
     Args:
-        model: a classifier.
-        x: images ``(N, 3, H, W)``; only shape, dtype and device are used.
-        layer: dotted name of the layer, see `predict`.
+        model: A classifier.
+        x: Images ``(N, 3, H, W)``. Their values are not used.
+        layer: Dotted name of the layer, see `predict`.
 
     Returns:
-        ``"exact"`` if the maps come from the weights of a linear head, ``"gradient"`` if they come from gradients.
+        ``"exact"`` if the maps are computed from the weights of a linear head, ``"gradient"`` if from gradients.
 
     Raises:
-        InputError: as `predict`.
+        InputError: If there is no map; see `predict`.
 
     Example:
         >>> import camkd, torch
@@ -105,14 +106,14 @@ def bias(model: nn.Module, x: Tensor) -> Tensor | None:
     """Return the bias of a linear head: ``b (K,)`` in ``logits = cams.mean((2, 3)) + b``.
 
     Args:
-        model: a classifier.
-        x: images ``(N, 3, H, W)``; only shape, dtype and device are used.
+        model: A classifier.
+        x: Images ``(N, 3, H, W)``. Their values are not used.
 
     Returns:
-        The bias ``(K,)``, zeros for a head without bias, or None for gradient-based maps.
+        The bias ``(K,)``. Zeros for a linear head without bias, None for a head that is not linear.
 
     Raises:
-        InputError: as `predict`.
+        InputError: If there is no map; see `predict`.
 
     Example:
         >>> import camkd, torch

@@ -13,11 +13,11 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     If one side shrinks and the other grows, the maps are pooled first. Cells are areas (``align_corners=False``).
 
     Args:
-        maps: ``(..., h, w)``, with any number of leading dimensions. It may be empty.
-        size: height and width of the result, in cells.
+        maps: Maps ``(..., h, w)`` with any number of leading dimensions. The tensor may be empty.
+        size: Height and width of the result, in cells.
 
     Returns:
-        The maps ``(..., *size)``; ``maps`` itself where the size is equal already.
+        The maps ``(..., *size)``. This is ``maps`` itself if it already has this size and is not empty.
 
     Example:
         >>> resize(torch.tensor([[[0.0, 2.0], [4.0, 6.0]]]), (1, 1))
@@ -39,14 +39,14 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def centre_prior(h: int, w: int) -> Tensor:
-    """Return a Gaussian in the center of the map, a baseline that is independent of the image.
+    """Compute a Gaussian in the center of the map, a baseline that is independent of the image.
 
     The standard deviation is a quarter of each side: ``exp(-(((x - 0.5) / 0.25)^2 + ((y - 0.5) / 0.25)^2) / 2)`` for
     the cell centers ``x, y`` in 0..1.
 
     Args:
-        h: height in cells.
-        w: width in cells.
+        h: Height in cells.
+        w: Width in cells.
 
     Returns:
         The map ``(h, w)``, with values in 0..1.

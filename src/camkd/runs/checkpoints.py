@@ -1,8 +1,8 @@
 """Checkpoints: atomic, checksummed training states on disk.
 
-A checkpoint consists of a file with the training state, a file with the best weights so far and a manifest with the
-size and the sha256 of both. The manifest is written last: files without a whole manifest are ignored. The previous
-checkpoint is kept, and is used if a file of the newest one is damaged. Files are read with
+A checkpoint consists of a file with the training state, optionally a file with the best weights so far, and a manifest
+with the size and the SHA-256 of each file. The manifest is written last, and files without a readable manifest are
+ignored. The previous checkpoint is kept; it is used if a file of the newest checkpoint is damaged. Files are read with
 ``torch.load(weights_only=True)``, so no code in them is executed.
 """
 
@@ -22,15 +22,16 @@ from camkd.types import InputError
 from camkd.utils.files import atomic_write, dump_checksummed, load_checksummed, write_text
 
 MAX_KEPT = 2
-"""Number of checkpoints kept."""
+"""Number of checkpoints that are kept."""
 
 State = dict[str, Any]
+"""Training state, or the state dict of a model."""
 
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class CorruptCheckpointWarning(UserWarning):
-    """The newest checkpoint is damaged, and the previous one is used."""
+    """The newest checkpoint is damaged, and an older checkpoint is used."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Checkpoints:
     weights so far.
 
     Args:
-        folder: the folder ``checkpoints`` of a run.
+        folder: The folder ``checkpoints`` of a run.
 
     Example:
         >>> checkpoints = Checkpoints(Path("runs/mine/checkpoints"))                      # doctest: +SKIP
@@ -52,21 +53,21 @@ class Checkpoints:
     folder: Path
 
     def __bool__(self) -> bool:
-        """Return True if the folder holds a manifest, damaged or not."""
+        """Return True if the folder holds at least one manifest, even a damaged manifest."""
         return bool(self._manifests())
 
     def save(self, step: int, state: Mapping[str, Any], best: tuple[int, Mapping[str, Any]] | None = None) -> None:
         """Write a checkpoint and remove checkpoints beyond `MAX_KEPT`.
 
-        An interruption or an error at any time, a full disk included, leaves the previous checkpoint intact.
+        An interruption or an error at any time, for example a full disk, leaves the previous checkpoint intact.
 
         Args:
-            step: number of optimizer steps so far.
-            state: training state after ``step``.
-            best: epoch and weights of the best validation so far. Weights of an epoch are written once.
+            step: Number of optimizer steps so far.
+            state: Training state after ``step`` steps.
+            best: Epoch and weights of the best validation so far, or None. The weights of an epoch are written once.
 
         Raises:
-            OSError: if the disk is full or the folder cannot be written.
+            OSError: If the disk is full or the folder cannot be written.
         """
         entries = {"last": self._write(self.folder / f"last-{step:08d}.pt", state)}
         if best is not None:
@@ -80,13 +81,13 @@ class Checkpoints:
         """Load the newest intact checkpoint.
 
         Returns:
-            The training state, and the best weights that belong to it or None.
+            The training state, and the best weights at that step or None.
 
         Raises:
-            InputError: if there is no checkpoint, or all are damaged.
+            InputError: If there is no checkpoint, or all checkpoints are damaged.
 
         Warns:
-            CorruptCheckpointWarning: if the newest checkpoint is damaged and an older one is used.
+            CorruptCheckpointWarning: If the newest checkpoint is damaged and an older checkpoint is used.
         """
         manifests = self._manifests()
         if not manifests:
@@ -113,14 +114,14 @@ class Checkpoints:
         """Load the weights of a checkpoint.
 
         Args:
-            name: a file in the folder, ``best-<epoch>.pt`` or ``last-<step>.pt``. None selects the best weights of
-                the newest checkpoint.
+            name: Name of a file in the folder, ``best-<epoch>.pt`` or ``last-<step>.pt``. None selects the newest
+                checkpoint: its best weights, or its averaged weights if there are no best weights.
 
         Returns:
-            The state dict of the model. Of a training state, the averaged weights.
+            The state dict of the model. For a training state ``last-<step>.pt``, it holds the averaged weights.
 
         Raises:
-            InputError: if there is no such checkpoint, or the file is damaged.
+            InputError: If there is no such checkpoint, or if the file is damaged.
         """
         if name is None:
             state, best = self.load()
@@ -165,7 +166,7 @@ class Checkpoints:
         return state, best
 
     def _load_file(self, entry: Mapping[str, Any]) -> State:
-        """Load the file of a manifest entry. Raises ``ValueError`` if it differs from what was written."""
+        """Load the file of a manifest entry. Raise ``ValueError`` if it is missing, changed or unreadable."""
         path = self.folder / Path(entry["name"]).name
         if not path.exists():
             raise ValueError(f"{path.name} is missing")
@@ -181,7 +182,7 @@ class Checkpoints:
         return state
 
     def _remove_old(self) -> None:
-        """Remove old manifests, and the files that no kept manifest names."""
+        """Remove the oldest manifests, and the files that no remaining manifest names."""
         for manifest in self._manifests()[:-MAX_KEPT]:
             manifest.unlink()
         kept = {*(path.name for path in self._manifests()), *self._existing_entries()}

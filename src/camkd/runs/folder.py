@@ -1,7 +1,7 @@
 """Run folders: configuration, environment, training history, metrics, checkpoints and weights.
 
-No file is unpickled: weights are safetensors, and ``model.json`` holds their checksum. A flipped byte therefore raises
-an error instead of changing a prediction.
+No code in a file is executed: weights are safetensors, and checkpoints are read with ``weights_only=True``. Weights and
+checkpoints have checksums, so a changed byte raises an error instead of changing a prediction.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from camkd.types import InputError
 from camkd.utils.files import load_json, write_json, write_text
 
 RESTORE = "Restore it from a copy, or choose another --out"
-"""Advice for a damaged file that determines the rest of a run."""
+"""Advice in the error message for a damaged file that a resumed run needs."""
 
 RECREATE = "Delete it and resume the run"
-"""Advice for a damaged file that a resumed run writes again."""
+"""Advice in the error message for a damaged file that a resumed run writes again."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run folder and the paths inside it.
+    """Run folder, and the files in the folder.
 
     Args:
-        folder: the run folder, which need not exist yet.
+        folder: Path of the run folder. The folder may not exist yet.
 
     Example:
         >>> run = Run(Path("runs/mine/student"))             # doctest: +SKIP
@@ -48,46 +48,55 @@ class Run:
 
     @property
     def metrics(self) -> Path:
+        """Path of the final metrics; `read_metrics` reads the file."""
         return self.folder / "metrics.json"
 
     @property
     def history(self) -> Path:
+        """Path of the training history; `read_history` reads the file."""
         return self.folder / "metrics.jsonl"
 
     @property
     def per_image(self) -> Path:
+        """Path of the results of each test image."""
         return self.folder / "per_image.npz"
 
     @property
     def figures(self) -> Path:
+        """Path of the folder of figures."""
         return self.folder / "figures"
 
     @property
     def checkpoints(self) -> Checkpoints:
+        """Checkpoints of the run."""
         return Checkpoints(self.folder / "checkpoints")
 
     @property
     def gallery(self) -> Path:
+        """Path of the images and maps that the report shows."""
         return self.folder / "gallery.json"
 
     @property
     def finished(self) -> bool:
-        """True once training and evaluation are complete."""
+        """Whether training and evaluation are complete: the metrics and the model info exist."""
         return self.metrics.exists() and (self.folder / INFO_FILE).exists()
 
-    def start(self, config: dict[str, Any], origin: dict[str, Any]) -> None:
+    def start(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Write the configuration, the provenance and the environment before the first step.
 
         Args:
-            config: resolved configuration, written to ``config.yaml``.
-            origin: provenance, written to ``environment.json``: the content that names in the configuration stand for,
-                such as the fingerprint of the images and the checksum of the teacher's weights.
+            config: Resolved configuration, written to ``config.yaml``.
+            provenance: Identity of the inputs that ``config`` only names, such as the fingerprint of the images and the
+                checksum of the teacher's weights. It is written to ``environment.json``, together with the environment.
         """
         write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_json(self.folder / "environment.json", {**origin, **collect_environment()})
+        write_json(self.folder / "environment.json", {**provenance, **collect_environment()})
 
     def update_config(self, settings: dict[str, Any]) -> None:
-        """Change settings of a started run, and record the old and new values and the epoch in ``environment.json``."""
+        """Change settings of a started run.
+
+        The old and new values and the number of completed epochs are recorded in ``environment.json``.
+        """
         before = self.config()
         changes = {name: [before.get(name), value] for name, value in settings.items()}
         provenance = self.provenance()
@@ -98,22 +107,37 @@ class Run:
         )
 
     def config(self) -> dict[str, Any]:
-        """Read the resolved configuration; empty if the run has not started."""
+        """Read the resolved configuration; empty if the run has not started.
+
+        Raises:
+            InputError: If the file is damaged.
+        """
         return _read_mapping(self.folder / "config.yaml", _parse_yaml, RESTORE)
 
     def provenance(self) -> dict[str, Any]:
-        """Read the provenance and the environment at the start of the run; empty if the run has not started."""
+        """Read the provenance, the environment at the start of the run, and the changes of settings.
+
+        Returns:
+            The content of ``environment.json``; empty if the run has not started.
+
+        Raises:
+            InputError: If the file is damaged.
+        """
         return _read_mapping(self.folder / "environment.json", load_json, RESTORE)
 
     def read_metrics(self) -> dict[str, Any]:
-        """Read the final metrics; empty if the run is unfinished."""
+        """Read the final metrics; empty if the run is unfinished.
+
+        Raises:
+            InputError: If the file is damaged.
+        """
         return _read_mapping(self.metrics, load_json, RECREATE)
 
     def read_history(self) -> list[dict[str, Any]]:
-        """Read the training history: one row per epoch.
+        """Read the training history: one row per epoch, and no row if the file does not exist.
 
         Raises:
-            InputError: if the file is damaged.
+            InputError: If the file is damaged.
         """
         if not self.history.exists():
             return []
@@ -126,11 +150,12 @@ class Run:
         return rows
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the training history."""
         write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def default_run_folder(data: str, *names: str) -> Path:
-    """Return the default folder of a run, ``runs/<data>/<names>``.
+    """Return the default folder of a run: ``runs/<data>/`` and the names joined by hyphens, without colons.
 
     >>> default_run_folder("cifar10", "teacher", "timm:resnet18").as_posix()
     'runs/cifar10/teacher-timm-resnet18'
@@ -139,7 +164,7 @@ def default_run_folder(data: str, *names: str) -> Path:
 
 
 def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict[str, Any]:
-    """Read a file with one mapping; empty if there is no file. Raises ``InputError`` if it is damaged."""
+    """Read a file with one mapping; empty if there is no file. Raise ``InputError`` if the file is damaged."""
     try:
         values = parse(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(values, dict):
@@ -150,7 +175,7 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict[
 
 
 def _parse_yaml(text: str) -> Any:
-    """Parse YAML without constructing Python objects. Raises ``ValueError`` if ``text`` is invalid."""
+    """Parse YAML without constructing Python objects. Raise ``ValueError`` if ``text`` is invalid."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, AttributeError) as error:
@@ -158,7 +183,7 @@ def _parse_yaml(text: str) -> Any:
 
 
 def collect_environment() -> dict[str, Any]:
-    """Return the machine, the versions and the number of threads that results depend on.
+    """Return the command line, and what results may depend on: machine, library versions and number of threads.
 
     >>> sorted(collect_environment())[:4]
     ['accelerator', 'command', 'cores', 'packages']

@@ -1,4 +1,4 @@
-"""Load a model from a run, a checkpoint, a saved folder, or a shipped or pretrained name."""
+"""Load a trained model: from a run, a checkpoint or a saved folder, or by the name of a shipped or pretrained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from camkd.utils.files import load_json
 
 
 def shipped_models() -> dict[str, Path]:
-    """Return the folders of the trained models inside the package, by name.
+    """Return the folder of each trained model that the package contains, by name.
 
     >>> sorted(shipped_models())
     ['cam-net-cifar10']
@@ -34,14 +34,14 @@ def find_model_folder(source: str | Path) -> Path:
     """Return the folder that holds ``model.json`` and the weights of a trained model.
 
     Args:
-        source: a run folder, a folder of ``camkd train`` (its student is taken), a folder of ``save_pretrained``,
-            or the name of a shipped model.
+        source: A run folder, a folder of ``camkd train`` (the folder of its student is returned), a folder of
+            ``save_pretrained``, or the name of a shipped model.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: if ``source`` holds no trained model and is no shipped name.
+        InputError: If ``source`` is neither a folder with a trained model nor the name of a shipped model.
 
     Example:
         >>> find_model_folder("cam-net-cifar10").name
@@ -62,13 +62,13 @@ def read_model_info(source: str | Path) -> ModelInfo:
     """Read ``model.json`` of a trained model.
 
     Args:
-        source: as for `find_model_folder`.
+        source: A folder or the name of a shipped model, see `find_model_folder`.
 
     Returns:
-        The architecture, classes, image size and provenance of the model. Unknown entries are ignored.
+        The model info. Unknown entries of the file are ignored.
 
     Raises:
-        InputError: if there is no trained model, or its ``model.json`` is damaged.
+        InputError: If there is no trained model, or its ``model.json`` is damaged.
 
     Example:
         >>> read_model_info("cam-net-cifar10").classes[:3]
@@ -91,21 +91,23 @@ def load(source: str | Path) -> ImageClassifier:
     """Load a trained model.
 
     Args:
-        source: one of
+        source: One of
 
             - a run folder, or a folder of ``camkd train`` (its student is loaded);
             - a folder of ``save_pretrained``;
             - the name of a shipped model, such as ``cam-net-cifar10``;
-            - an unfinished run, or its folder ``checkpoints``: the best weights so far are loaded;
-            - a checkpoint file, ``checkpoints/last-<step>.pt`` or ``checkpoints/best-<epoch>.pt``: of a training
-              state, the averaged weights are loaded;
-            - ``timm:<network>.<tag>`` or ``torchvision:<network>.<tag>``, such as ``timm:resnet50.a1_in1k``.
+            - an unfinished run, or the folder ``checkpoints`` of any run. The best weights so far are loaded, or the
+              averaged weights before the first validation;
+            - a checkpoint file, ``checkpoints/last-<step>.pt`` or ``checkpoints/best-<epoch>.pt``. The averaged weights
+              of a training state ``last-<step>.pt`` are loaded;
+            - ``timm:<network>.<tag>`` or ``torchvision:<network>.<tag>``, such as ``timm:resnet50.a1_in1k``. The
+              library downloads the pretrained weights once.
 
     Returns:
-        The model on the CPU, in eval mode. ``model.info`` holds its classes, image size and provenance.
+        The model on the CPU, in evaluation mode. ``model.info`` is its `ModelInfo`.
 
     Raises:
-        InputError: if there is no such model, a checksum differs, or the weights do not fit the architecture.
+        InputError: If there is no such model, if a file is damaged, or if the weights do not fit the network.
 
     Example:
         >>> model = camkd.load("cam-net-cifar10")                                     # doctest: +SKIP
@@ -124,7 +126,7 @@ def load(source: str | Path) -> ImageClassifier:
 
 
 def _load_saved(source: str | Path) -> ImageClassifier:
-    """Load weights that `camkd.models.io.save` wrote."""
+    """Load a model from a folder that `camkd.models.io.save` wrote."""
     folder = find_model_folder(source)
     info = read_model_info(source)
     path = folder / WEIGHTS_FILE
@@ -175,7 +177,7 @@ def _load_pretrained(name: str) -> ImageClassifier:
 
 
 def _load_checkpoint(run: Run, name: str | None = None) -> ImageClassifier:
-    """Load the weights of a checkpoint into the architecture that the run's configuration names."""
+    """Load the weights of a checkpoint into the network that the configuration of the run names."""
     weights = run.checkpoints.load_weights(name)
     config = run.config()
     provenance = run.provenance()

@@ -1,4 +1,4 @@
-"""Lock a run folder, and check its configuration on resume."""
+"""Lock a run folder, start a run, and check the configuration of a resumed run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ ACCEPTABLE = (
     "on_nan",
     "ema_decay",
 )
-"""Settings that a resumed run may change if ``--accept`` names them. The result then differs from an unchanged run."""
+"""Settings that a resumed run may change if ``--accept`` names them. The result then differs."""
 
 IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget")
-"""Settings without influence on the result, which a resumed run may always change."""
+"""Settings that a resumed run may always change, because they do not influence the result.
+
+``cache_budget`` influences the result only by ``augment_epochs``, which is compared as a setting of its own.
+"""
 
 PROVENANCE = {"data_fingerprint": "images", "teacher_weights": "teacher's weights", "terms": "loss terms of the method"}
-"""Provenance entries that must be equal on resume, and their names in messages."""
+"""Entries of the provenance that must be equal on resume, and their names in error messages."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Resume:
     """Permission to continue an existing run.
 
     Args:
-        accept: settings that may differ from those of the run, among `ACCEPTABLE`.
+        accept: Settings in `ACCEPTABLE` that may differ from the stored configuration of the run.
     """
 
     accept: tuple[str, ...] = ()
@@ -46,10 +49,13 @@ def parse_accept(names: str) -> tuple[str, ...]:
     """Parse the value of ``--accept``.
 
     Args:
-        names: names of settings, separated by commas, like ``epochs,lr``.
+        names: Names of settings, separated by commas, for example ``epochs,lr``.
+
+    Returns:
+        The names.
 
     Raises:
-        InputError: if a resumed run cannot change one of the settings.
+        InputError: If a name is not in `ACCEPTABLE`.
     """
     accepted = tuple(name.strip() for name in names.split(",") if name.strip())
     for name in accepted:
@@ -62,8 +68,11 @@ def parse_accept(names: str) -> tuple[str, ...]:
 def lock_run(run: Run) -> Iterator[None]:
     """Lock a run folder for this process, and remove temporary files of killed processes.
 
+    Args:
+        run: The run. Its folder is created if it does not exist.
+
     Raises:
-        InputError: if the folder is a file, cannot be written, or is locked by another process.
+        InputError: If the folder is a file, cannot be written, or is locked by another process.
     """
     if run.folder.exists() and not run.folder.is_dir():
         raise InputError(f"--out must be a folder, got the file {run.folder}. Choose another --out.")
@@ -83,22 +92,23 @@ def lock_run(run: Run) -> Iterator[None]:
 
 
 def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], resume: Resume | None) -> bool:
-    """Start a run in an empty folder, or check that an existing run can be resumed.
+    """Start a run in a folder without a run, or check that the run in the folder can be resumed.
 
-    Settings are compared by name. A setting that is missing in the stored configuration has its default.
+    Settings are compared by name. A setting that is missing in the stored configuration has its default. Accepted
+    changes of an unfinished run are stored.
 
     Args:
-        run: the run folder, locked.
-        config: the configuration of the run.
-        provenance: content hashes of the images, the teacher and the method.
-        resume: permission to continue an existing run.
+        run: The run; the caller has locked its folder.
+        config: Configuration of the run.
+        provenance: Identity of the images, the teacher's weights and the loss terms; see `PROVENANCE`.
+        resume: Permission to continue an existing run. With None, the folder must not hold a run.
 
     Returns:
-        Whether there is a checkpoint to continue from.
+        True if there is a checkpoint to continue from.
 
     Raises:
-        InputError: if the folder holds a run and ``resume`` is None, or if the run has other settings, images, teacher
-            weights or loss terms.
+        InputError: If the folder holds a run and ``resume`` is None. If the run has other settings that ``resume`` does
+            not accept, or other images, teacher weights or loss terms. If ``config.yaml`` is missing or damaged.
     """
     stored_options = run.config()
     if not stored_options and run.checkpoints:
