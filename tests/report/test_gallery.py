@@ -71,10 +71,10 @@ def test_agreement_on_the_class_with_the_lowest_cosine_comes_first() -> None:
     labels = torch.zeros(4, dtype=torch.long)
     left = torch.tensor([[1.0, 0.0]])
     right = torch.tensor([[0.0, 1.0]])
-    own = split_predictions([0, 0, 0, 1], torch.stack([left, left + 0.5 * right, right, right]))
+    student = split_predictions([0, 0, 0, 1], torch.stack([left, left + 0.5 * right, right, right]))
     teacher = split_predictions([0, 0, 0, 0], torch.stack([left, left, left, left]))
-    assert select_images(labels, own, teacher, count=6)[0] == 2
-    assert select_images(labels, own, teacher) == select_images(labels, own, teacher)
+    assert select_images(labels, student, teacher, count=6)[0] == 2
+    assert select_images(labels, student, teacher) == select_images(labels, student, teacher)
 
 
 def test_images_that_only_the_student_predicts_correctly_are_selected() -> None:

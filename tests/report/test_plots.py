@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.report.plots import confusion_figure, curve
+from camkd.report.plots import confusion_figure, curve_figure
 from camkd.utils.plot_style import TEXT_COLOR, figure_to_svg, save_png
 
 UNUSUAL_NAMES = [
@@ -38,7 +38,7 @@ def test_curve_skips_missing_and_non_finite_values() -> None:
         ],
         "empty": [],
     }
-    axes = curve(histories, "val_accuracy", "accuracy", percent=True).axes[0]
+    axes = curve_figure(histories, "val_accuracy", "accuracy", percent=True).axes[0]
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 50], [2, 75]], [[3, 60]]]
     legend = axes.get_legend()
     assert legend is not None
@@ -49,11 +49,11 @@ def test_curve_skips_missing_and_non_finite_values() -> None:
 
 def test_curve_draws_more_runs_than_colors() -> None:
     histories = {str(i): [{"epoch": epoch, "train_loss": i + epoch} for epoch in (1, 2)] for i in range(9)}
-    assert len(curve(histories, "train_loss", "loss").axes[0].lines) == 9
+    assert len(curve_figure(histories, "train_loss", "loss").axes[0].lines) == 9
 
 
 def test_curve_without_runs_is_a_figure() -> None:
-    assert figure_to_svg(curve({}, "train_loss", "loss")).startswith("<svg")
+    assert figure_to_svg(curve_figure({}, "train_loss", "loss")).startswith("<svg")
 
 
 # --- confusion matrix

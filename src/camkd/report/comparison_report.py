@@ -29,6 +29,8 @@ from camkd.utils.units import format_points
 
 PAGE_METRICS = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")
 PAGE_COSTS = ("params", "macs", "seconds", "images_per_second")
+"""Keys of the metrics and the costs in ``comparison.html``."""
+
 TERMINAL_METRICS = {
     "accuracy": "test",
     "val_accuracy": "val",
@@ -37,6 +39,8 @@ TERMINAL_METRICS = {
     "road": "ROAD",
 }
 TERMINAL_COSTS = {"params": "parameters", "macs": "MACs", "seconds": "seconds", "images_per_second": "images/s"}
+"""Metrics and costs in the tables of the terminal: the key and the title of the column."""
+
 SPECS = {spec.key: spec for spec in METRICS}
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -47,10 +51,10 @@ def write_comparison(comparison: Comparison, folder: Path, settings: Mapping[str
     """Write ``comparison.csv``, ``comparison.json`` and ``comparison.html`` into ``folder``.
 
     Args:
-        comparison: The finished runs.
-        folder: An existing folder.
+        comparison: The methods with their finished runs.
+        folder: The folder of the three files, created if it is missing.
         settings: Settings that all runs share: ``student``, ``teacher``, ``data``, ``epochs``, ``processes``,
-            ``threads`` and any others.
+            ``threads`` and any other settings.
 
     Returns:
         Path of the HTML page.
@@ -63,7 +67,7 @@ def write_comparison(comparison: Comparison, folder: Path, settings: Mapping[str
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Return two tables for a terminal: metrics of the methods, and their costs."""
+    """Return two tables for a terminal: the metrics of all methods, and the costs of all methods."""
     metric_rows = [[arm.method, *(_with_chance_level(arm, key) for key in TERMINAL_METRICS)] for arm in comparison.arms]
     cost_rows = [
         [arm.method, str(len(arm.runs)), *(_format_mean(arm.estimate(key)) for key in TERMINAL_COSTS)]
@@ -116,12 +120,19 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         format_estimate=format_estimate,
         format_points=partial(format_points, digits=2),
         format_p_value=format_p_value,
-        plot=Markup(figure_to_svg(plot_accuracies(arms))) if arms else None,  # safe: matplotlib escapes its text
+        plot=Markup(figure_to_svg(accuracy_figure(arms))) if arms else None,  # safe: matplotlib escapes its text
     )
 
 
-def plot_accuracies(arms: Sequence[Arm]) -> Figure:
-    """Plot the test accuracy of every run as a point, one row per method, with the mean and its 95 % interval."""
+def accuracy_figure(arms: Sequence[Arm]) -> Figure:
+    """Plot the test accuracy of every run as a dot, one row per method, with the mean and its 95 % interval.
+
+    Args:
+        arms: Methods with at least one test accuracy each.
+
+    Returns:
+        The figure.
+    """
     with style_context():
         figure = Figure((8.2, 1.0 + 0.46 * len(arms)), layout="constrained")
         axes = figure.add_subplot()

@@ -39,21 +39,26 @@ METRIC_KEYS = (
     "confidence_increase",
     "randomised_spearman",
 )
+"""Keys of the metrics in the order of the columns of ``comparison.csv``."""
+
 COST_KEYS = ("params", "macs", "epochs", "seconds", "images_per_second")
+"""Keys of the costs, the last columns of ``comparison.csv``."""
 
 TESTED_METRICS = ("accuracy", "teacher_agreement", "cam_cosine", "cam_inside")
 """Metrics whose differences are tested for significance."""
 
 BASELINES = ("plain", "kd")
-"""Methods that every other method is compared with, if they take part."""
+"""Methods that all methods after them in this order, and all other methods, are compared with."""
 
 CONFIDENCE = 0.95
+"""Confidence level of the intervals; ``1 - CONFIDENCE`` is the significance level of the tests."""
+
 TOLERANCE = 1e-9
-"""Differences below this are rounding errors."""
+"""Differences up to this value count as rounding errors."""
 
 
 class Estimate(NamedTuple):
-    """Mean of a metric over runs with its 95 % interval by Student's t.
+    """Mean of a metric over runs, with its 95 % confidence interval by Student's t.
 
     Attributes:
         mean: The mean.
@@ -67,10 +72,17 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Compute ``mean +- t(0.975, n - 1) s / sqrt(n)``.
+    """Compute the mean and the half width ``t(0.975, n - 1) * s / sqrt(n)`` of its 95 % confidence interval.
 
-    >>> estimate([1.0, 2.0, 3.0])
-    Estimate(mean=2.0, half_width=2.484137711992749, runs=3)
+    Args:
+        values: The ``n`` values of the runs, at least one. ``s`` is their sample standard deviation.
+
+    Returns:
+        The mean and half the width of the interval. The width is None for a single value.
+
+    >>> mean, half_width, runs = estimate([1.0, 2.0, 3.0])
+    >>> mean, round(half_width, 3), runs
+    (2.0, 2.484, 3)
     """
     count = len(values)
     if count < 2:
@@ -85,11 +97,11 @@ class PairedDifference:
 
     Attributes:
         method: The method.
-        reference: The method that is subtracted.
-        seeds: Seeds at which both have the metric.
+        reference: The reference method. Its values are subtracted.
+        seeds: Seeds at which both methods have the metric.
         differences: Difference at each of ``seeds``.
-        p: p-value of the paired t-test; None if the differences have no spread.
-        p_holm: ``p`` adjusted for all comparisons of a table (Holm 1979).
+        p: p-value of the paired t-test; None for a single seed or differences without spread.
+        p_holm: ``p`` adjusted for all comparisons of a table (Holm 1979), if it is part of a table.
     """
 
     method: str
@@ -108,8 +120,8 @@ class PairedDifference:
     def outcome(self) -> str:
         """``ahead`` or ``behind`` if the p-value, adjusted if available, is at most 0.05, else ``noise``.
 
-        ``unknown`` without a p-value: there is one seed, or all seeds have the same difference. With few seeds and few
-        images, equal differences happen by chance.
+        The outcome is ``unknown`` without a p-value, that is with a single seed or with equal differences at all seeds.
+        With few seeds and few images, equal differences happen by chance.
         """
         p = self.p if self.p_holm is None else self.p_holm
         if p is None:
@@ -156,7 +168,12 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method of a comparison: its metrics by seed."""
+    """One method of a comparison.
+
+    Attributes:
+        method: Name of the method.
+        runs: Metrics and costs of each run, by seed.
+    """
 
     method: str
     runs: Mapping[int, Mapping[str, Any]]
@@ -171,7 +188,7 @@ class Arm:
         return estimate(values) if values else None
 
     def chance_levels(self, key: str) -> dict[str, Estimate]:
-        """Return the chance levels of a metric by suffix: ``cam_cosine_shuffled`` under ``shuffled``."""
+        """Return the available chance levels of a metric by suffix: ``cam_cosine_shuffled`` under ``shuffled``."""
         estimates = {level.suffix: self.estimate(level.key(key)) for level in CHANCE_LEVELS}
         return {suffix: level for suffix, level in estimates.items() if level is not None}
 
@@ -193,10 +210,10 @@ class Comparison:
 
     @property
     def ranked(self) -> list[Arm]:
-        """Methods by mean validation accuracy, best first; the test images have no influence.
+        """Methods by mean validation accuracy, best first. The test images have no influence.
 
-        Contains the methods with a finished run, with only the runs at the seeds that all of these methods have. Empty
-        if there is no such seed.
+        Methods without a finished run are left out. Each of the other methods keeps only its runs at the seeds that all
+        of them have. The list is empty if there is no common seed.
         """
         finished = [arm for arm in self.arms if arm.values("val_accuracy")]
         seeds = [{seed for seed, run in arm.runs.items() if run.get("val_accuracy") is not None} for arm in finished]
@@ -208,14 +225,14 @@ class Comparison:
 
     @property
     def choice(self) -> str:
-        """Sentence that names the best method on the validation images and the significance of its lead."""
+        """Sentence with the best method on the validation images and the significance of its lead."""
         if not any(arm.values("val_accuracy") for arm in self.arms):
             return "No run is finished yet."
         if not self.ranked:
             return "No seed is finished for every method, so the validation images cannot rank the methods."
         first, *others = self.ranked
         if not others:
-            return f"{first.method} is the only method."
+            return f"{first.method} is the only method with a finished run."
         second = others[0]
         lead = paired_difference(first, second, "val_accuracy")
         if abs(lead.estimate.mean) < TOLERANCE:
@@ -224,7 +241,14 @@ class Comparison:
         return f"Best on the validation images: {first.method}, ahead of {second.method} {significance}."
 
     def differences(self, key: str = "accuracy") -> tuple[PairedDifference, ...]:
-        """Compare every method with each of `BASELINES` that takes part, in one metric."""
+        """Compare all methods except ``plain`` with ``plain``, and all except ``plain`` and ``kd`` with ``kd``.
+
+        Args:
+            key: Metric to compare.
+
+        Returns:
+            The differences with at least one common seed, with p-values adjusted by `holm_adjust`.
+        """
         baselines = [arm for name in BASELINES for arm in self.arms if arm.method == name]
         pairs = [
             (arm, baseline) for baseline in baselines for arm in self.arms if _rank(arm.method) > _rank(baseline.method)
@@ -249,7 +273,7 @@ class Comparison:
 
 
 def paired_difference(arm: Arm, reference: Arm, key: str = "accuracy") -> PairedDifference:
-    """Compare two methods in one metric, at the seeds at which both have it."""
+    """Compare two methods in the metric ``key``, at the seeds at which both have the metric."""
     both = (arm.runs, reference.runs)
     seeds = [seed for seed in arm.runs if all(runs.get(seed, {}).get(key) is not None for runs in both)]
     differences = [float(arm.runs[seed][key]) - float(reference.runs[seed][key]) for seed in seeds]
@@ -274,12 +298,12 @@ def holm_adjust(differences: Sequence[PairedDifference]) -> tuple[PairedDifferen
 
 
 def format_p_value(p: float) -> str:
-    """Format a p-value: ``p = 0.049``, or ``p < 0.001`` below that."""
+    """Format a p-value: ``p = 0.049``, or ``p < 0.001`` if it is smaller than 0.001."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def format_estimate(value: Estimate | None) -> str:
-    """Format an estimate of a share in percent, without the sign: ``83.48 ± 0.16``.
+    """Format an estimate of a share in percent, without a percent sign; None becomes a dash.
 
     >>> format_estimate(Estimate(0.8348, 0.0016, 3))
     '83.48 ± 0.16'
@@ -291,5 +315,5 @@ def format_estimate(value: Estimate | None) -> str:
 
 
 def _rank(method: str) -> int:
-    """Rank plain, then kd, then all others; a method is compared with baselines of lower rank."""
+    """Rank ``plain`` 0, ``kd`` 1 and all other methods 2. A method is compared with baselines of lower rank."""
     return BASELINES.index(method) if method in BASELINES else len(BASELINES)

@@ -1,8 +1,8 @@
-"""The gallery of a run: a few test images with the predictions and maps of every model, small enough for a page.
+"""The gallery of a run: selected test images with the predictions and maps of several models, for the report.
 
-``gallery.json`` holds thumbnails and true classes, and for each model its predicted class, its confidence and its maps.
-A map is stored in 8 bits with one scale: ``map = scale (level - 128) / 127``. `camkd.report.merge_galleries` reads the
-file without torch.
+``gallery.json`` holds the thumbnail and the true class of each image. For each image and model it holds the predicted
+class, the confidence, probabilities and maps. A map is stored in 8 bits with one scale:
+``map = scale * (level - 128) / 127``. `camkd.report.merge_galleries` reads the file without torch.
 """
 
 from __future__ import annotations
@@ -31,66 +31,69 @@ from camkd.types import InputError, Prediction
 from camkd.utils.files import load_json, write_text
 
 MAX_IMAGES = 240
+"""Default number of images in a gallery."""
+
 MAX_BYTES = 2_000_000
 """Size limit of ``gallery.json``."""
 
 MAX_ALL_CLASSES = 20
-"""Number of classes up to which the maps of all classes are stored."""
+"""Largest number of classes of a dataset for which the maps of all classes are stored."""
 
 MAX_STORED_CLASSES = 10
-"""Number of classes whose maps are stored beyond `MAX_ALL_CLASSES`: true, predicted and most probable classes."""
+"""Number of maps stored per image and model for datasets of more than `MAX_ALL_CLASSES` classes."""
 
 THUMBNAIL_SIDE = 96
-"""Longest side of a thumbnail in pixels."""
+"""Largest side of a thumbnail in pixels."""
 
 UNSCALED_SIDE = 64
-"""Longest side in pixels of an image that is stored unchanged."""
+"""Largest side in pixels of an image that is stored losslessly at its own size."""
 
 MAX_GRID = 16
 """Largest number of cells per side of a stored map."""
 
-BATCH_SIZE = 16  # small, because the maps of all classes take more memory than the image
+BATCH_SIZE = 16
+"""Number of images predicted at a time; small because the maps of all classes take more memory than the images."""
 
 
 class GalleryModel(NamedTuple):
-    """A model of a gallery and the checksum of its weights, which identifies the model in a report."""
+    """A model and the checksum of its weights, which identifies the model across galleries."""
 
     model: nn.Module
     sha256: str
 
 
 def select_images(
-    labels: Tensor, own: SplitPredictions, teacher: SplitPredictions | None = None, count: int = MAX_IMAGES
+    labels: Tensor, student: SplitPredictions, teacher: SplitPredictions | None = None, count: int = MAX_IMAGES
 ) -> list[int]:
-    """Select test images for the gallery; equal predictions and maps give equal selections.
+    """Select test images for the gallery. Equal predictions and maps give equal selections.
 
-    Takes turns between these groups:
+    The images are taken in turn from the following groups; without a teacher, only groups 2 and 3 exist.
 
-    1. images on which student and teacher agree on the class, lowest CAM cosine first, at most ``count // 6``;
-    2. correct predictions, one class after the other;
-    3. wrong predictions, one of each confusion from the most frequent to the rarest, then a second one of each, ...;
-    4. images that only the student predicts correctly, at most ``count // 10``.
+    1. Images on which student and teacher predict the same class, lowest CAM cosine first, at most ``count // 6``.
+    2. Correct predictions: one image of each class from the most to the least frequent, then a second image, ...
+    3. Wrong predictions: one image of each confusion from the most to the least frequent, then a second image, ...
+    4. Images that the student predicts correctly and the teacher does not, at most ``count // 10``.
 
     Within a class or confusion, images are taken in the order of the test split.
 
     Args:
         labels: True classes ``(N,)``.
-        own: Predictions of the model.
+        student: Predictions of the evaluated model.
         teacher: Predictions of its teacher, or None.
-        count: Maximum number of images.
+        count: Largest number of images.
 
     Returns:
         At most ``count`` distinct rows of the test split.
 
-    >>> rows = select_images(labels, own, teacher)                                       # doctest: +SKIP
+    >>> rows = select_images(labels, student, teacher)                                   # doctest: +SKIP
     """
-    predicted = own.logits.argmax(1)
+    predicted = student.logits.argmax(1)
     correct = predicted == labels
     queues = [_round_robin_by_cell(labels, predicted, correct), _round_robin_by_cell(labels, predicted, ~correct)]
     if teacher is not None:
         teacher_predicted = teacher.logits.argmax(1)
         agreeing = torch.nonzero(predicted == teacher_predicted).flatten()
-        similarity = cosine(*to_common_grid(own.maps[agreeing], teacher.maps[agreeing]))
+        similarity = cosine(*to_common_grid(student.maps[agreeing], teacher.maps[agreeing]))
         queues.insert(0, agreeing[similarity.argsort(stable=True)][: count // 6].tolist())
         queues.append(torch.nonzero(correct & (teacher_predicted != labels)).flatten()[: count // 10].tolist())
     rows = dict.fromkeys(row for row in chain(*zip_longest(*queues)) if row is not None)
@@ -103,9 +106,9 @@ def write_gallery(path: Path, data: Dataset, models: Mapping[str, GalleryModel],
     Args:
         path: The file to write.
         data: The dataset.
-        models: Models by title, the teacher first. With a model titled ``teacher``, the file holds the CAM cosine
-            of every other model's map and the teacher's, of the class that the teacher predicts.
-        rows: Rows of the test split. Images at the end are left out if the file would exceed `MAX_BYTES`.
+        models: Models by title. A model titled ``teacher`` must be the first. The file then holds the CAM cosine of
+            the teacher's map and the map of every other model, for the class that the teacher predicts.
+        rows: Rows of the test split. The last images are left out if the file would exceed `MAX_BYTES`.
     """
     content: dict[str, Any] = {
         "version": VERSION,
@@ -123,10 +126,16 @@ def write_gallery(path: Path, data: Dataset, models: Mapping[str, GalleryModel],
 
 
 def gallery_rows(path: Path) -> list[int]:
-    """Read the test rows of a gallery file; empty if the file does not exist.
+    """Read the rows of the test split from a gallery file.
+
+    Args:
+        path: The file ``gallery.json``.
+
+    Returns:
+        Rows of the test split, empty if the file does not exist.
 
     Raises:
-        InputError: The file is damaged.
+        InputError: If the file is damaged.
     """
     if not path.exists():
         return []
@@ -140,12 +149,12 @@ def gallery_rows(path: Path) -> list[int]:
 
 
 def _round_robin_by_cell(labels: Tensor, predicted: Tensor, mask: Tensor) -> list[int]:
-    """Order the rows of ``mask``: one per cell of the confusion matrix, fullest cell first, then a second one, ..."""
+    """Order the rows of ``mask``: one per cell of the confusion matrix, largest cell first, then a second row, ..."""
     cells: dict[tuple[int, int], list[int]] = {}
     for row in torch.nonzero(mask).flatten().tolist():
         cells.setdefault((int(labels[row]), int(predicted[row])), []).append(row)
-    fullest_first = [cells[cell] for cell in sorted(cells, key=lambda cell: (-len(cells[cell]), cell))]
-    return [row for turn in zip_longest(*fullest_first) for row in turn if row is not None]
+    largest_first = [cells[cell] for cell in sorted(cells, key=lambda cell: (-len(cells[cell]), cell))]
+    return [row for turn in zip_longest(*largest_first) for row in turn if row is not None]
 
 
 def _image_records(data: Dataset, models: Mapping[str, GalleryModel], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -185,7 +194,7 @@ def _image_record(data: Dataset, row: int, predictions: Sequence[Prediction], ha
 
 
 def _stored_classes(required: Iterable[int], logits: Tensor) -> list[int]:
-    """Return the classes whose maps are stored: all, or the required classes and the most probable ones."""
+    """Return the classes with stored maps: all classes, or the required classes and then the most probable classes."""
     if len(logits) <= MAX_ALL_CLASSES:
         return list(range(len(logits)))
     most_probable = logits.topk(MAX_STORED_CLASSES).indices.tolist()
@@ -226,7 +235,7 @@ def quantize_maps(maps: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], N
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:
-    """Return an image as data URI: small images unchanged as PNG, large ones downscaled as JPEG."""
+    """Return an image as data URI: PNG up to `UNSCALED_SIDE` pixels, else JPEG of at most `THUMBNAIL_SIDE` pixels."""
     image = Image.fromarray(pixels)
     stream = io.BytesIO()
     if max(image.size) <= UNSCALED_SIDE:

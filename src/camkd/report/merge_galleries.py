@@ -1,6 +1,6 @@
-"""Merge the galleries of several runs into one for the report: the same images with the predictions of every run.
+"""Merge the galleries of several runs into one gallery for the report: each image with the predictions of all runs.
 
-Reads ``gallery.json`` files of `camkd.report.gallery` and validates them, like any file of unknown origin.
+The ``gallery.json`` files of `camkd.report.gallery` are validated, because a run folder may be of unknown origin.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from camkd.report.verdict import RunSummary
 from camkd.utils.units import finite_number
 
 VERSION = 2
-"""Format version of ``gallery.json``; a file with another version is not shown."""
+"""Format version of ``gallery.json``. A file with another version is not shown. Increment when the format changes."""
 
 MAX_BYTES = 2_300_000
-"""Size limit of all images, maps and predictions in a page."""
+"""Size limit of all thumbnails, maps and predictions in a page."""
 
 EVIDENCE_COLORMAP = "viridis"
 DIFFERENCE_COLORMAP = "coolwarm"
@@ -35,18 +35,18 @@ ImageRecord = dict[str, Any]
 def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, Any] | None:
     """Merge the galleries of ``runs`` into the data of the page's script.
 
-    Models are matched across galleries by the checksum of their weights, so an image shows every run that has a
-    prediction for it. A teacher in the gallery of ``main`` that is not among ``runs`` gets a column, too. Galleries of
-    other images or other classes than those of ``main`` are left out. Images at the end are left out if they exceed
-    `MAX_BYTES`.
+    Models are matched across galleries by the checksum of their weights, so an image shows the prediction of a run if
+    any gallery holds it. The first gallery is that of ``main``, or else of the first run with a valid gallery. If its
+    teacher is not among ``runs``, the teacher gets a column of its own. Galleries with other classes than ``main``, or
+    of another dataset than the first gallery, are left out. The last images are left out if they exceed `MAX_BYTES`.
 
     Args:
         runs: The runs of the report.
-        main: The run whose confusion matrix is shown.
+        main: The run with the confusion matrix of the report.
 
     Returns:
-        The classes, columns of models, images with predictions and maps, confusion matrix and colormaps; None if no
-        run has a valid gallery.
+        The classes, columns of models, images with predictions and maps, confusion matrix and colormaps. None if no run
+        with the classes of ``main`` has a valid gallery.
     """
     main_first = sorted(runs, key=lambda run: run is not main)
     galleries = [gallery for run in main_first if run.classes == main.classes and (gallery := _validate_gallery(run))]
@@ -73,7 +73,7 @@ def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, A
 
 
 def sample_colormap(name: str) -> list[str]:
-    """Return 33 equally spaced colors of a matplotlib colormap; the script interpolates between them.
+    """Return 33 equally spaced colors of a matplotlib colormap. The page's script interpolates between the colors.
 
     >>> sample_colormap("viridis")[::32]
     ['#440154', '#fde725']
@@ -82,7 +82,7 @@ def sample_colormap(name: str) -> list[str]:
 
 
 def _nonzero_cells(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int, int]]:
-    """Return the nonzero cells of a confusion matrix: true class, predicted class, count."""
+    """Return true class, predicted class and count of the nonzero cells of a confusion matrix."""
     return [
         (label, predicted, int(count))
         for label, counts in enumerate(confusion)
@@ -92,7 +92,7 @@ def _nonzero_cells(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int,
 
 
 def _columns(runs: Sequence[RunSummary], gallery: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one column per run, after the teachers of ``gallery`` that are not among the runs."""
+    """Return the teachers of ``gallery`` that are not among the runs, then one column per run."""
     columns = [{"name": run.name, "role": run.role, "sha256": run.model_info.get("sha256")} for run in runs]
     checksums = {column["sha256"] for column in columns}
     teachers = [model for model in gallery["models"] if model["title"] == "teacher"]

@@ -9,7 +9,15 @@ import jinja2
 
 
 def render_page(template: str, **context: Any) -> str:
-    """Render a template of ``camkd/report/templates``; values of ``context`` are HTML-escaped unless marked safe."""
+    """Render a template as HTML.
+
+    Args:
+        template: Name of a file in ``camkd/report/templates``.
+        **context: Variables of the template. Values are HTML-escaped unless they are ``Markup``.
+
+    Returns:
+        The page.
+    """
     return _environment().get_template(template).render(context)
 
 

@@ -16,23 +16,31 @@ from camkd.utils.plot_style import SERIES_COLORS, TEXT_COLOR, shorten, style_con
 from camkd.utils.units import finite_number
 
 LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 1)))
+"""Line styles of training curves, one for each of `SERIES_COLORS`."""
+
 MAX_COUNT_LABELS = 20
-"""Number of classes up to which the cells of a confusion matrix show their counts."""
+"""Largest number of classes for which the cells of a confusion matrix show their counts."""
 
 MAX_CLASS_TICKS = 50
+"""Largest number of classes that are named on an axis of a confusion matrix. Names in between are left out."""
 
 
-def curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, percent: bool = False) -> Figure:
-    """Plot a training metric by epoch, one line per run. Lines differ in color and in line style.
+def curve_figure(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, percent: bool = False
+) -> Figure:
+    """Plot a training metric by epoch, one line per run. Up to six lines differ in color and in line style.
 
     Args:
-        histories: The rows of ``metrics.jsonl`` of each run, by the run's name. Rows without a finite ``key`` are
-            skipped. Runs without any finite ``key`` get no line.
+        histories: The rows of ``metrics.jsonl`` of each run, by the run's name. Rows without a finite epoch and a
+            finite ``key`` are skipped. Runs without any such row get no line.
         key: Metric to plot.
         title: Title of the plot.
-        percent: If true, plot the values times 100 and add ``(%)`` to the title.
+        percent: Whether to plot the values times 100 and add ``(%)`` to the title.
 
-    >>> figure = curve({"student": [{"epoch": 1, "val_loss": 0.5}]}, "val_loss", "validation loss")
+    Returns:
+        The figure.
+
+    >>> figure = curve_figure({"student": [{"epoch": 1, "val_loss": 0.5}]}, "val_loss", "validation loss")
     """
     with style_context():
         figure = Figure((3.9, 3.1), layout="constrained")
@@ -56,12 +64,15 @@ def confusion_figure(counts: Sequence[Sequence[float]] | NDArray[Any], classes: 
     """Plot a confusion matrix. The opacity of a cell grows with its share of the row.
 
     Args:
-        counts: Counts ``(K, K)``, rows are true classes and columns predicted classes. Cells show their counts up to
-            `MAX_COUNT_LABELS` classes.
+        counts: Counts ``(K, K)``. Rows are true classes, columns are predicted classes. With at most
+            `MAX_COUNT_LABELS` classes, the nonzero counts are drawn as numbers.
         classes: The ``K`` class names.
 
+    Returns:
+        The figure.
+
     Raises:
-        ValueError: ``counts`` is not ``(K, K)``, or there is no class.
+        ValueError: If ``counts`` is not ``(K, K)``, or there is no class.
 
     >>> figure = confusion_figure([[9, 1], [2, 8]], ["cat", "dog"])
     """

@@ -1,7 +1,8 @@
 """Write one self-contained HTML report from run folders: verdict, metrics, training curves and heatmaps.
 
-The report depends only on the run folders. Missing files and values appear as dashes. Without JavaScript the page shows
-everything except the gallery. The script is part of the page, and the page's content security policy allows no other.
+The report depends only on the run folders. Missing files and values appear as dashes or are left out. Without
+JavaScript the page shows everything except the gallery. The script is part of the page, and the page's content security
+policy allows no other script.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from markupsafe import Markup
 
 from camkd.report.merge_galleries import merge_galleries
 from camkd.report.page import read_template, render_page
-from camkd.report.plots import confusion_figure, curve
+from camkd.report.plots import confusion_figure, curve_figure
 from camkd.report.verdict import (
     DASH,
     METRICS,
@@ -35,16 +36,16 @@ from camkd.utils.units import format_percent
 
 ROLES = ("teacher", "control", "student")
 RUN_FILES = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")
-"""A folder with one of these files is a run folder."""
+"""A folder with at least one of these files is a run folder."""
 
 SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")
 """Scripts of the page, concatenated in this order."""
 
 MAX_TABLE_CLASSES = 20
-"""Number of classes up to which the confusion matrix is a table; beyond, it is a plot."""
+"""Largest number of classes with the confusion matrix as a table. With more classes it is a plot."""
 
 MAX_EPOCH_HEATMAP_BYTES = 600_000
-"""Size limit of all heatmap figures by epoch in a page, as data URIs."""
+"""Size limit of the data URIs of a run's heatmap figures by epoch."""
 
 MAP_NOTE = (
     "CAM cosine: similarity of the compared model's map and the teacher's. Both maps are of the class that the teacher "
@@ -59,7 +60,7 @@ SCALE_ENDS = {
     "cam_inside": "all evidence",
     "cam_pointing_game": "all images",
 }
-"""Metrics that are drawn on a scale from 0 to 1, and the label of the scale's end."""
+"""Metrics that are drawn on a scale from 0 to 1, and the label of the scale's upper end."""
 
 OUTCOMES = {
     "both_right": "both",
@@ -67,24 +68,24 @@ OUTCOMES = {
     "only_student": "only the student",
     "both_wrong": "neither",
 }
-"""Groups of images in ``by_outcome`` of ``metrics.json``, and the correct models of each group."""
+"""Groups of images in ``by_outcome`` of ``metrics.json``, and the models that are correct on each group."""
 
 OUTCOME_METRICS = [spec for spec in METRICS if spec.key in ("cam_cosine", "cam_pearson", "cam_iou")]
-"""Metrics that are shown for each of `OUTCOMES`."""
+"""Metrics that are shown for each group of `OUTCOMES`."""
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of one or several runs.
 
     Args:
-        runs: Run folders, or folders of ``camkd train`` that contain ``teacher``, ``control`` and ``student``.
+        runs: Run folders, or folders of ``camkd train`` with the run folders ``teacher``, ``control`` or ``student``.
         out: The HTML file to write.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: ``runs`` is empty, a folder is not a run folder, or a JSON file is invalid.
+        InputError: If ``runs`` is empty, a folder is not a run folder, or a JSON file is invalid.
 
     >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
     """
@@ -106,6 +107,7 @@ def _csp_hash(script: str) -> str:
 
 
 def _run_folders(path: Path) -> list[Path]:
+    """Return the run folders ``teacher``, ``control`` and ``student`` in ``path``, or ``path`` if it has none."""
     inside = [path / role for role in ROLES if _is_run(path / role)]
     if not inside and not _is_run(path):
         contents = ", ".join((*RUN_FILES, *ROLES))
@@ -118,6 +120,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _read_runs(folders: Sequence[Path]) -> list[RunSummary]:
+    """Read all runs. If folder names are not unique, the name of a run includes the parent folder."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [f"{folder.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)]
@@ -151,7 +154,7 @@ def _read_epoch_heatmaps(figures: Path) -> list[tuple[int, str]]:
 
 
 def _limit_bytes(heatmaps: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Keep every second figure, then every fourth, ..., until they fit in a page; the first figure stays."""
+    """Keep every second figure, then every fourth, ..., until their size is allowed. The first figure stays."""
     while len(heatmaps) > 1 and sum(len(uri) for _, uri in heatmaps) > MAX_EPOCH_HEATMAP_BYTES:
         heatmaps = heatmaps[::2]
     return heatmaps
@@ -170,7 +173,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse_history(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines that are JSON objects; an interrupted run may leave half a line."""
+    """Yield the lines that are JSON objects. Other lines are skipped: an interrupted run may leave half a line."""
     for line in text.splitlines():
         try:
             value = load_json(line)
@@ -190,10 +193,10 @@ def _png_uri(path: Path) -> str | None:
 
 
 def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
-    """Return the variables of ``report.html``, except the script."""
-    first = {role: next((run for run in runs if run.role == role), None) for role in ROLES}
-    student = first["student"] or runs[-1]
-    teacher, control = (first[role] if first[role] is not student else None for role in ("teacher", "control"))
+    """Return the variables of ``report.html``, except the script and its hash."""
+    first_by_role = {role: next((run for run in runs if run.role == role), None) for role in ROLES}
+    student = first_by_role["student"] or runs[-1]
+    teacher, control = (run if (run := first_by_role[role]) is not student else None for role in ("teacher", "control"))
     histories = {run.name: run.history for run in runs}
     return {
         "dash": DASH,
@@ -257,7 +260,7 @@ def _metric_cell(run: RunSummary, spec: MetricSpec) -> tuple[str, list[str]]:
 def _metric_scale(
     spec: MetricSpec, student: RunSummary, control: RunSummary | None, teacher: RunSummary | None
 ) -> dict[str, Any] | None:
-    """Return the points of a map metric on a scale from 0 to 1: student, control, teacher and chance levels."""
+    """Return a map metric's points on a scale from 0 to 1; None if the metric has no scale or the student no value."""
     if spec.key not in SCALE_ENDS or student.number(spec.key) is None:
         return None
     values = [
@@ -276,7 +279,7 @@ def _metric_scale(
 
 
 def _outcome_rows(run: RunSummary) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
-    """Return label, number of images and the cells of `OUTCOME_METRICS` for each of `OUTCOMES`."""
+    """Return label, number of images and the cells of `OUTCOME_METRICS` for each group of `OUTCOMES`."""
     groups = run.metrics.get("by_outcome")
     if not isinstance(groups, dict):
         return []
@@ -298,11 +301,11 @@ def _training_curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str
     ]
     for key, title, percent in plots:
         if any(key in row for history in histories.values() for row in history):
-            yield figure_to_svg(curve(histories, key, title, percent))
+            yield figure_to_svg(curve_figure(histories, key, title, percent))
 
 
 def _confusion_context(run: RunSummary) -> dict[str, Any]:
-    """Return the confusion matrix as counts with a color strength, or as a plot if there are many classes."""
+    """Return the confusion matrix as counts with an opacity, as a plot if there are many classes, or nothing."""
     table = run.confusion
     if table is None:
         return {}
@@ -328,7 +331,7 @@ def _frequent_errors(run: RunSummary) -> list[tuple[int, int, int]]:
 
 
 def _class_rows(runs: list[RunSummary], student: RunSummary, control: RunSummary | None) -> list[dict[str, Any]]:
-    """Return the accuracy of every run by class, and the student's gain over the control in points."""
+    """Return a row per class: the accuracy of each run, the gain of the student over the control, and its bar."""
     if student.confusion is None:
         return []
     rows: list[dict[str, Any]] = []

@@ -1,7 +1,4 @@
-"""Interpret the metrics of a run: verdict on distillation, model size, attention, and the rows of the result table.
-
-Missing values are None or a dash.
-"""
+"""Interpretation of a run's metrics: verdict on distillation, model size, attention, and rows of the result table."""
 
 from __future__ import annotations
 
@@ -15,13 +12,15 @@ from camkd.types import CHANCE_LEVELS
 from camkd.utils.units import finite_number, format_count, format_duration, format_percent, format_points
 
 DASH = "–"
-EQUAL_COSINES = 0.01
-"""Mean CAM cosines closer than this are called equal."""
+"""Text of a missing value."""
+
+COSINE_TOLERANCE = 0.01
+"""Largest difference of two mean CAM cosines that counts as equal."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Contents of one run folder; everything except the name may be missing."""
+    """Contents of one run folder. Everything except the name may be missing."""
 
     name: str
     role: str | None = None  # teacher, control or student
@@ -35,12 +34,19 @@ class RunSummary:
     gallery: dict[str, Any] = field(default_factory=dict)  # gallery.json, see `camkd.report.gallery`
 
     def number(self, key: str) -> float | None:
-        """Return a finite number of ``metrics.json``, of ``model.json`` if the former lacks the key, or None."""
+        """Return a number from ``metrics.json``, or from ``model.json`` if ``metrics.json`` lacks the key.
+
+        Args:
+            key: Key of the number.
+
+        Returns:
+            The number, or None if it is missing or not a finite number.
+        """
         return finite_number(self.metrics.get(key, self.model_info.get(key)))
 
     @cached_property
     def confusion(self) -> list[list[float]] | None:
-        """Confusion matrix of counts, rows true; None if it is missing, not square or not numeric."""
+        """Confusion matrix of counts, rows are true classes; None if it is missing, not square or not numeric."""
         table = self.metrics.get("confusion")
         if not isinstance(table, list) or not table:
             return None
@@ -49,7 +55,7 @@ class RunSummary:
 
     @property
     def num_test_images(self) -> int | None:
-        """Number of test images: ``test_images`` of the metrics, else the sum of the confusion matrix."""
+        """Number of test images: ``test_images`` of the metrics, else the sum of the confusion matrix, else None."""
         count = self.number("test_images") or sum(map(sum, self.confusion or []))
         return int(count) if count >= 1 else None
 
@@ -62,14 +68,20 @@ class RunSummary:
         return names if len(names) == size else [str(index) for index in range(size)]
 
     def class_accuracy(self, index: int) -> float | None:
-        """Return the accuracy on the class ``index``, from the confusion matrix."""
+        """Return the accuracy on a class from the confusion matrix, or None if the matrix has no image of the class."""
         if not self.confusion or index >= len(self.confusion) or not sum(self.confusion[index]):
             return None
         return self.confusion[index][index] / sum(self.confusion[index])
 
 
 class Verdict(NamedTuple):
-    """Outcome of distillation: ``helped``, ``hurt``, ``hint``, ``noise`` or ``unknown``, a sentence and its grounds."""
+    """Verdict on the effect of distillation.
+
+    Attributes:
+        outcome: ``helped``, ``hurt``, ``hint``, ``noise`` or ``unknown``.
+        sentence: The verdict as a sentence.
+        grounds: The numbers behind the verdict, or the reason why it is unknown; may be empty.
+    """
 
     outcome: str
     sentence: str
@@ -79,15 +91,16 @@ class Verdict(NamedTuple):
 def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
     """Judge whether distillation changed the test accuracy by more than noise.
 
-    Compares the accuracy difference of student and control with its `standard_error`.
+    The accuracy difference of student and control is compared with its `standard_error`.
 
     Args:
         student: The distilled run.
-        control: The same network trained without a teacher, or None.
+        control: The run of the same network trained without a teacher, or None.
 
     Returns:
-        The verdict. Its outcome is ``noise`` within one standard error, ``hint`` within two, ``helped`` or ``hurt``
-        beyond, and ``unknown`` if an accuracy or the number of test images is missing.
+        The verdict. Its outcome is ``noise`` for a difference of at most one standard error, ``hint`` for at most two,
+        and ``helped`` or ``hurt`` for more. It is ``unknown`` without a control run, or if an accuracy or a number of
+        test images is missing.
 
     >>> verdict(RunSummary("student", metrics={"accuracy": 0.5}), None).outcome
     'unknown'
@@ -125,8 +138,13 @@ def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
 def standard_error(first: RunSummary, second: RunSummary) -> float | None:
     """Compute the binomial standard error of the difference in test accuracy of two runs.
 
-    ``sqrt(p(1-p)/n + q(1-q)/m)`` for accuracies ``p`` on ``n`` and ``q`` on ``m`` images. The formula assumes
-    independent test sets. Both runs share one test set, so the true standard error is likely smaller.
+    The standard error is ``sqrt(p * (1 - p) / n + q * (1 - q) / m)`` for accuracies ``p`` on ``n`` images and ``q`` on
+    ``m`` images. The formula assumes independent test sets. If both runs share one test set, the true standard error is
+    likely smaller.
+
+    Args:
+        first: A run.
+        second: Another run.
 
     Returns:
         The standard error, or None if an accuracy or a number of test images is missing.
@@ -142,7 +160,16 @@ def standard_error(first: RunSummary, second: RunSummary) -> float | None:
 
 
 def accuracy_gap(student: RunSummary, teacher: RunSummary | None) -> str | None:
-    """Describe the student's accuracy relative to its teacher's, as in ``5.0 points below its teacher``."""
+    """Describe the student's accuracy relative to its teacher's.
+
+    Args:
+        student: The distilled run.
+        teacher: The teacher's run. If it is None or lacks an accuracy, ``teacher_accuracy`` of the student's metrics is
+            used.
+
+    Returns:
+        For example ``5.0 points below its teacher``, or None if an accuracy is missing.
+    """
     student_accuracy = student.number("accuracy")
     teacher_accuracy = teacher.number("accuracy") if teacher else None
     if teacher_accuracy is None:
@@ -156,7 +183,7 @@ def accuracy_gap(student: RunSummary, teacher: RunSummary | None) -> str | None:
 
 
 def cost_ratio(student: RunSummary, teacher: RunSummary | None, key: str, noun: str) -> tuple[str, str] | None:
-    """Describe the teacher's cost over the student's, as in ``23× fewer parameters`` and ``1 M versus 23 M``.
+    """Describe the student's cost relative to its teacher's.
 
     Args:
         student: The distilled run.
@@ -165,7 +192,8 @@ def cost_ratio(student: RunSummary, teacher: RunSummary | None, key: str, noun: 
         noun: Plural noun of the metric in the text.
 
     Returns:
-        The ratio and the two numbers, or None if a number is missing or zero.
+        The ratio and the costs of student and teacher, for example ``23× fewer parameters`` and ``1 M versus 23 M``.
+        None if a cost is missing or zero.
     """
     student_cost = student.number(key)
     teacher_cost = teacher.number(key) if teacher else None
@@ -180,11 +208,16 @@ def cost_ratio(student: RunSummary, teacher: RunSummary | None, key: str, noun: 
 def attention_verdict(student: RunSummary, control: RunSummary | None) -> tuple[str, str] | None:
     """Judge whether the student's maps match the teacher's, by CAM cosine.
 
-    The chance level is the highest of `CHANCE_LEVELS`. The claim is ``Yes`` if the student covers more than half of
-    the distance from the chance level to 1, ``Partly`` if it covers some, and ``No more than chance`` otherwise.
+    The chance level is the highest of the student's `CHANCE_LEVELS`. The claim is ``No more than chance`` if the cosine
+    is at most `COSINE_TOLERANCE` above the chance level, ``Yes`` if it covers more than half of the distance from the
+    chance level to 1, and ``Partly`` otherwise. If the control has a CAM cosine, it is compared with the student's.
+
+    Args:
+        student: The distilled run.
+        control: The run of the same network trained without a teacher, or None.
 
     Returns:
-        The claim and the numbers behind it, or None without a CAM cosine.
+        The claim and the numbers behind the claim, or None if the student has no CAM cosine.
     """
     cosine = student.number("cam_cosine")
     if cosine is None:
@@ -193,7 +226,7 @@ def attention_verdict(student: RunSummary, control: RunSummary | None) -> tuple[
     chance = max((level for level in levels if level is not None), default=None)
     if chance is None:
         return "No chance level was measured.", f"CAM cosine {cosine:.2f}."
-    if cosine <= chance + EQUAL_COSINES:
+    if cosine <= chance + COSINE_TOLERANCE:
         claim = "No more than chance"
     else:
         claim = "Yes" if cosine - chance > 0.5 * (1 - chance) else "Partly"
@@ -201,7 +234,7 @@ def attention_verdict(student: RunSummary, control: RunSummary | None) -> tuple[
     control_cosine = control.number("cam_cosine") if control else None
     if control_cosine is None:
         return f"{claim}.", f"{numbers}."
-    if abs(cosine - control_cosine) <= EQUAL_COSINES:
+    if abs(cosine - control_cosine) <= COSINE_TOLERANCE:
         relation = "no closer than"
     else:
         relation = "closer than" if cosine > control_cosine else "less close than"
@@ -212,11 +245,11 @@ class MetricSpec(NamedTuple):
     """Row of the result table.
 
     Attributes:
-        key: Key in ``metrics.json``. The chance levels of the metric are shown in small print.
+        key: Key in ``metrics.json`` or ``model.json``. The chance levels of the metric are shown in small print.
         label: Name of the row.
         format: Function that formats a value.
         note: Definition of the metric, shown as a footnote.
-        optional: If true, the row is left out when no run has a value.
+        optional: Whether the row is left out if no run has a value.
     """
 
     key: str

@@ -16,7 +16,7 @@ function initCells() {
   table?.addEventListener("keydown", (event) => moveFocus(event, buttons, stepsFrom(buttons, document.activeElement)));
 }
 
-/** Return the step of each arrow key. Empty cells have no button: up and down move to the nearest button of the next row with one. */
+/** Return the step of each arrow key. Empty cells have no button, so up and down move to the nearest row with a button. */
 function stepsFrom(buttons, current) {
   const position = (button) => [button.closest("tr").rowIndex, button.closest("td").cellIndex];
   const [row, column] = current.closest("td") ? position(current) : [0, 0];
@@ -29,7 +29,7 @@ function stepsFrom(buttons, current) {
   return { ArrowRight: 1, ArrowLeft: -1, ArrowDown: verticalStep(1), ArrowUp: verticalStep(-1) };
 }
 
-/** Draw the matrix with one pixel per cell. Pointer and arrow keys select a cell, which a line of text describes. */
+/** Draw the matrix with one pixel per cell. Pointer and arrow keys select a cell; a line of text describes the cell. */
 function initCanvas() {
   const canvas = byId("confusion-canvas");
   if (!canvas) return;
@@ -66,8 +66,8 @@ function initCanvas() {
     open();
   });
   canvas.addEventListener("keydown", (event) => {
-    const cells = event.shiftKey ? 10 : 1;
-    const offsets = { ArrowRight: [0, cells], ArrowLeft: [0, -cells], ArrowDown: [cells, 0], ArrowUp: [-cells, 0] };
+    const distance = event.shiftKey ? 10 : 1;
+    const offsets = { ArrowRight: [0, distance], ArrowLeft: [0, -distance], ArrowDown: [distance, 0], ArrowUp: [-distance, 0] };
     const offset = offsets[event.key];
     if (offset) moveTo(cursor.label + offset[0], cursor.predicted + offset[1]);
     else if (event.key === "Enter" || event.key === " ") open();

@@ -1,6 +1,6 @@
 // The dialog of one image: every model's map of any class, and the probabilities of every model.
 
-const detail = { index: 0, classId: null }; // class of all maps; null means the same maps as in the gallery
+const detail = { index: 0, classId: null }; // the class of all maps; null shows the same maps as the gallery
 
 function openDetail(index) {
   Object.assign(detail, { index, classId: null });

@@ -27,7 +27,7 @@ const teacherPrediction = (image) => (gallery.teacher === null ? null : image.pr
 const comparedPrediction = (image) => image.predictions[state.compared];
 const isCorrect = (image, prediction) => prediction !== null && prediction.predicted === image.label;
 
-/** Return both, teacher, student or neither; student or neither for a run without a teacher. */
+/** Return which model is correct: "both", "teacher", "student" or "neither". A missing prediction counts as wrong. */
 function correctModel(image) {
   const teacherCorrect = isCorrect(image, teacherPrediction(image));
   const studentCorrect = isCorrect(image, comparedPrediction(image));
@@ -58,7 +58,7 @@ function applyFilters() {
   if (key) filtered.sort((first, second) => key(first) - key(second)); // stable: ties keep the order of selection
 }
 
-/** Return the class of the map to show; for "own" it is the model's own prediction. */
+/** Return the class of the map to show, by the control "Map of class". With "own", each model shows its own prediction. */
 function mapClass(image, prediction) {
   if (state.map === "label") return image.label;
   if (state.map === "own") return prediction.predicted;
@@ -186,7 +186,7 @@ function moveFocus(event, buttons, steps) {
 
 const option = (value, text) => make("option", { value }, text);
 
-/** Fill the select elements. Return the default order, which needs a teacher. */
+/** Fill the select elements. Return the default sort order; without a teacher there is no CAM cosine to sort by. */
 function fillControls() {
   const classOptions = () => gallery.classes.map((name, classId) => option(classId, isolate(name)));
   const hasTeacher = gallery.teacher !== null && gallery.teacher !== gallery.main;
@@ -210,7 +210,7 @@ function fillControls() {
   return hasTeacher ? { order: "dissimilar" } : {};
 }
 
-/** The opacity is a style, so the slider redraws no map. */
+/** Apply the opacity of the slider. It is a style, so no map is drawn again. */
 function updateOpacity() {
   const opacity = byId("opacity").value / 100;
   byId("gallery-app").style.setProperty("--opacity", opacity);

@@ -1,5 +1,5 @@
 "use strict";
-// Decode the 8-bit maps of the page and draw them: map = scale (level - 128) / 127, as `camkd.report.gallery` writes them.
+// Decode the 8-bit maps of the page and draw them: map = scale * (level - 128) / 127, as written by `camkd.report.gallery`.
 
 const gallery = JSON.parse(document.getElementById("gallery-data").textContent);
 const DRAWN_SIDE = 48; // cells per side of a drawn map
@@ -36,7 +36,7 @@ function resize({ height, width, values }) {
   return resized;
 }
 
-/** Return the two cells around a drawn position, and its distance from the first cell in cells. */
+/** Return the two cells around a drawn position, and the distance of the position from the first cell, in cells. */
 function neighborCells(position, cells) {
   const center = Math.min(Math.max(((position + 0.5) * cells) / DRAWN_SIDE - 0.5, 0), cells - 1);
   const first = Math.min(Math.floor(center), Math.max(0, cells - 2));
