@@ -11,6 +11,9 @@ EXTRAS := $(VENV)-extras/.extras-installed
 FUZZ   := $(VENV)-fuzz/.fuzz-installed
 # Libraries that benchmarks compare with.
 PEERS  := $(VENV)-bench/.bench-installed
+# The lowest versions that pyproject.toml allows.
+LOWEST := $(VENV)-lowest/.lowest-installed
+LOWEST_TORCH ?= 2.6.0
 
 # Options of `make demo`.
 DEMO_FLAGS ?= --data shapes --recipe quick --figure-every 1 --out runs/demo --resume
@@ -18,7 +21,7 @@ DEMO_FLAGS ?= --data shapes --recipe quick --figure-every 1 --out runs/demo --re
 # Seconds of `make fuzz` per file format.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-fast test-faults fuzz test-extras check bench loss-compare docs wheel screenshots clean
+.PHONY: help demo test test-fast test-faults fuzz test-extras test-lowest check bench loss-compare docs wheel screenshots clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +30,7 @@ help:
 	@echo "make test-fast     tests without subprocess and without training by the command line"
 	@echo "make test          all tests; warnings are errors"
 	@echo "make test-extras   tests with timm, torchvision and Ray, in $(VENV)-extras"
+	@echo "make test-lowest   fast tests with the lowest versions that pyproject.toml allows, in $(VENV)-lowest"
 	@echo "make test-faults   kills, full disks and corrupt files, many times each, and a table"
 	@echo "make fuzz          random changes of every file format (FUZZ_SECONDS each), and a table"
 	@echo "make bench         every benchmarks/bench_*.py, in $(VENV)-bench"
@@ -72,6 +76,11 @@ $(PEERS): pyproject.toml requirements.txt requirements-bench.txt
 	$(@D)/bin/python -m pip install --quiet -r requirements-bench.txt
 	@touch $@
 
+$(LOWEST): pyproject.toml requirements-lowest.txt
+	$(environment)
+	$(@D)/bin/python -m pip install --quiet torch==$(LOWEST_TORCH) -r requirements-lowest.txt
+	@touch $@
+
 demo: $(RUN)
 	$(BIN)/camkd train $(DEMO_FLAGS)
 
@@ -86,6 +95,9 @@ test-faults: $(DEV)
 
 fuzz: $(FUZZ)
 	PYTHONPATH=tests $(VENV)-fuzz/bin/python tests/fuzz/atheris_files.py --seconds $(FUZZ_SECONDS)
+
+test-lowest: $(LOWEST)
+	$(VENV)-lowest/bin/python -m pytest -W error -m "not slow and not fault"
 
 test-extras: $(EXTRAS)
 	$(VENV)-extras/bin/python -m pytest -W error tests_extras
@@ -117,5 +129,5 @@ screenshots: $(DEV)
 	CAMKD_SCREENSHOTS="$(RUNS)" $(BIN)/python -m pytest -W error tests/report/test_report_looks.py -k screenshots
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras $(VENV)-fuzz $(VENV)-wheel build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-extras $(VENV)-fuzz $(VENV)-lowest $(VENV)-wheel build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tests_extras benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
