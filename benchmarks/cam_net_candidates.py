@@ -148,7 +148,7 @@ def latency(model: nn.Module, size: int) -> float:
 def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     """One candidate's row."""
     run, size = Run(folder), int(data.train.images.shape[1])
-    if run.metrics.exists():
+    if run.metrics_file.exists():
         return run.read_metrics()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -166,7 +166,7 @@ def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[s
         "images_per_second": statistics.median(row["images_per_second"] for row in history),
         "latency_ms": latency(best, size),
     }
-    write_json(run.metrics, row)
+    write_json(run.metrics_file, row)
     return row
 
 

@@ -103,7 +103,7 @@ class PublicStudent(ImageClassifier):
 def train(data: Dataset, config: TrainConfig, folder: Path) -> dict[str, Any]:
     """One run, or what it came to if it is finished."""
     run = Run(folder)
-    if run.metrics.exists():
+    if run.metrics_file.exists():
         return run.read_metrics()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -122,7 +122,7 @@ def train(data: Dataset, config: TrainConfig, folder: Path) -> dict[str, Any]:
         "epochs": len(history),
         "seconds": sum(row["seconds"] for row in history),
     }
-    write_json(run.metrics, figures)
+    write_json(run.metrics_file, figures)
     return figures
 
 

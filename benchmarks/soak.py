@@ -100,7 +100,7 @@ def outcome(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for role in ROLES:
         run = Run(out / role)
-        with np.load(run.per_image) as pictures:
+        with np.load(run.per_image_file) as pictures:
             answers = {name: pictures[name].tobytes() for name in pictures.files}
         found[role] = {
             "weights": (run.folder / "model.safetensors").read_bytes(),

@@ -122,7 +122,7 @@ def test_ten_thousand_classes_with_one_image_each(tmp_path: Path) -> None:
     assert np.array_equal(np.sort(data.train.labels), np.arange(10_000))
     options = ["--size", "8", "--model", "resnet8", "--epochs", "1", "--precision", "fp32", "--figure-every", "0"]
     assert main(["teacher", "--data", str(tmp_path / "many"), *options, "--out", str(tmp_path / "run")]) == 0
-    assert Run(tmp_path / "run").metrics.stat().st_size < 1_000_000
+    assert Run(tmp_path / "run").metrics_file.stat().st_size < 1_000_000
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
 

@@ -170,9 +170,9 @@ def test_interrupted_comparison_resumes_to_the_same_results(plan: Plan, data: Da
 
 def test_methods_and_seeds_can_be_added(plan: Plan, data: Dataset) -> None:
     run(replace(plan, methods=METHODS[:1], seeds=(3,)), data)
-    modified = plan.run_folder("plain", 3).metrics.stat().st_mtime_ns
+    modified = plan.run_folder("plain", 3).metrics_file.stat().st_mtime_ns
     comparison = run(replace(plan, methods=METHODS[:2]), data)
-    assert plan.run_folder("plain", 3).metrics.stat().st_mtime_ns == modified
+    assert plan.run_folder("plain", 3).metrics_file.stat().st_mtime_ns == modified
     assert [len(arm.runs) for arm in comparison.arms] == [2, 2]
     comparison = run(replace(plan, methods=METHODS[1:2], seeds=(3,)), data)
     assert [(arm.method, sorted(arm.runs)) for arm in comparison.arms] == [("plain", [3, 4]), ("kd", [3, 4])]

@@ -123,7 +123,7 @@ def test_files_of_a_run_folder(finished: Any, role: str) -> None:
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_per_image_records_agree_with_metrics(finished: Any, easy_folder: Path, role: str) -> None:
     records, metrics = (
-        read_per_image(Run(finished.folder / role).per_image),
+        read_per_image(Run(finished.folder / role).per_image_file),
         Run(finished.folder / role).read_metrics(),
     )
     assert metrics["test_images"] == len(records["label"]) == 24
@@ -180,7 +180,7 @@ def test_three_runs_and_a_report(finished: Any) -> None:
 
 def test_gallery_of_the_student_has_all_three_models(finished: Any, easy: Dataset) -> None:
     """A resumed ``camkd train`` uses the same images again."""
-    gallery = json.loads(Run(finished.folder / "student").gallery.read_text(encoding="utf-8"))
+    gallery = json.loads(Run(finished.folder / "student").gallery_file.read_text(encoding="utf-8"))
     roles = ("teacher", "student", "control")
     assert [model["sha256"] for model in gallery["models"]] == [
         read_model_info(finished.folder / role).sha256 for role in roles
@@ -247,12 +247,12 @@ def test_corrupt_record_is_restored_as_its_error_advises(
     easy: Dataset, wide_teacher: Path, tmp_path: Path, read: Callable[[Path], Any]
 ) -> None:
     run, steps = Run(Path(shutil.copytree(wide_teacher, tmp_path / "run"))), InterruptAt()
-    path = run.per_image if read is read_per_image else run.gallery
+    path = run.per_image_file if read is read_per_image else run.gallery_file
     before = path.read_bytes()
     path.write_bytes(before[:-9])
     with pytest.raises(InputError, match=r"metrics\.json.*--resume"):
         read(path)
-    run.metrics.unlink()
+    run.metrics_file.unlink()
     train_run(run.folder, run_config("resnet8", "teacher", ONE), easy, resume=Resume(), callbacks=[steps])
     assert path.read_bytes() == before
     assert steps.count == 0

@@ -196,13 +196,14 @@ def _runs(folder: Path) -> dict[str, Target]:
             (b"data: easy\nlr: 0.1\nx: [1, {a: b}]\n",), _via_file(folder / "config.yaml", lambda path: run.config())
         ),
         "metrics": Target(
-            (b'{"accuracy": 0.5, "params": 3, "ece": null}',), _via_file(run.metrics, lambda path: run.read_metrics())
+            (b'{"accuracy": 0.5, "params": 3, "ece": null}',),
+            _via_file(run.metrics_file, lambda path: run.read_metrics()),
         ),
         "history": Target(
             (b'{"epoch": 1, "train_loss": 0.5, "terms": {"ce": 1}}\n',),
-            _via_file(run.history, lambda path: run.read_history()),
+            _via_file(run.history_file, lambda path: run.read_history()),
         ),
-        "gallery": Target((b'{"version": 1, "images": [{"row": 3}]}',), _via_file(run.gallery, gallery_rows)),
+        "gallery": Target((b'{"version": 1, "images": [{"row": 3}]}',), _via_file(run.gallery_file, gallery_rows)),
         "per-image table": Target((table_path.read_bytes(),), _via_file(table_path, read_per_image)),
     }
 

@@ -305,8 +305,8 @@ def test_history_and_metrics_round_trip(tmp_path: Path) -> None:
     rows = [{"epoch": e, "train_loss": 1 / e, "terms": {"ce": 0.1 + 0.2}, "name": "é\u2028"} for e in (1, 2, 3)]
     run.write_history(rows)
     assert run.read_history() == rows
-    assert len(run.history.read_text(encoding="utf-8").split("\n")) == 4, "one line per epoch"
-    run.metrics.write_text(json.dumps({"accuracy": 0.5}))
+    assert len(run.history_file.read_text(encoding="utf-8").split("\n")) == 4, "one line per epoch"
+    run.metrics_file.write_text(json.dumps({"accuracy": 0.5}))
     assert run.read_metrics() == {"accuracy": 0.5}
 
 
@@ -333,7 +333,7 @@ def test_start_writes_configuration_and_environment(tmp_path: Path) -> None:
 def test_run_is_finished_once_it_has_metrics_and_a_model(folder: Path, tmp_path: Path) -> None:
     assert not Run(tmp_path / "empty").finished
     assert not Run(folder).finished
-    Run(folder).metrics.write_text("{}")
+    Run(folder).metrics_file.write_text("{}")
     assert Run(folder).finished
     (folder / INFO_FILE).unlink()
     assert not Run(folder).finished

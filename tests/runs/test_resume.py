@@ -51,7 +51,7 @@ def test_resume_with_same_settings(run: Run) -> None:
 
 
 def test_existing_run_needs_resume(run: Run) -> None:
-    with pytest.raises(InputError, match="unfinished run.*--resume"):
+    with pytest.raises(InputError, match=r"unfinished run.*--resume"):
         start_or_resume(run, CONFIG, PROVENANCE, None)
 
 
@@ -62,7 +62,7 @@ def test_missing_setting_has_its_default(run: Run) -> None:
     del options["ema_decay"], options["on_nan"]
     path.write_text(yaml.safe_dump(options))
     assert start_or_resume(run, CONFIG, PROVENANCE, Resume()) is False
-    with pytest.raises(InputError, match="ema_decay must be 0.998, .* got 0.5"):
+    with pytest.raises(InputError, match=r"ema_decay must be 0.998, .* got 0.5"):
         start_or_resume(run, with_train(ema_decay=0.5), PROVENANCE, Resume())
 
 
@@ -173,8 +173,8 @@ def test_lock_of_a_killed_process_is_released(run: Run, other: Any) -> None:
 
 @pytest.mark.fault("remains of a killed process")
 def test_temporary_files_of_a_killed_process_are_removed(run: Run) -> None:
-    run.figures.mkdir()
-    leftovers = [run.folder / ".metrics.jsonl.abc.part", run.figures / ".cams.png.xyz.part"]
+    run.figures_folder.mkdir()
+    leftovers = [run.folder / ".metrics.jsonl.abc.part", run.figures_folder / ".cams.png.xyz.part"]
     for path in leftovers:
         path.write_text("half")
     enter(run)

@@ -99,7 +99,7 @@ def test_run_calls_all_events_in_order(easy: Dataset, tmp_path: Path, monkeypatc
         batch_end,
         ("on_optimizer_step", (4,)),
     ]
-    assert recorder.events[8:10] == [batch_end, ("on_figure", (1, run.figures / "cams-epoch-001.png"))]
+    assert recorder.events[8:10] == [batch_end, ("on_figure", (1, run.figures_folder / "cams-epoch-001.png"))]
     assert recorder.names[10:] == ["on_epoch_end", "on_train_end"]
     row, model = recorder.events[10][1]
     assert [row] == run.read_history()
@@ -204,6 +204,6 @@ def test_figures_after_the_first_epoch_and_every_few(
     figures = HeatmapFigures(run, easy, "student", {"teacher": nn.Identity()}, every, listener=recorder)
     for epoch in range(1, 6):
         figures.on_epoch_end({"epoch": epoch}, nn.Identity())
-    paths = {epoch: run.figures / f"cams-epoch-{epoch:03d}.png" for epoch in epochs}
+    paths = {epoch: run.figures_folder / f"cams-epoch-{epoch:03d}.png" for epoch in epochs}
     assert recorder.events == [("on_figure", (epoch, path)) for epoch, path in paths.items()]
     assert drawn == [(path, "val", ["teacher", "student"]) for path in paths.values()]

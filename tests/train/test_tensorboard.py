@@ -81,7 +81,7 @@ def test_events_hold_scalars_and_figures_of_every_epoch(easy: Dataset, tmp_path:
         assert [event.value for event in events_read.Scalars(name)] == pytest.approx(values, rel=1e-6)
     assert [event.step for event in events_read.Images("maps")] == [1, 2]
     logged = Image.open(io.BytesIO(events_read.Images("maps")[1].encoded_image_string))
-    figure = Image.open(run.figures / "cams-epoch-002.png")
+    figure = Image.open(run.figures_folder / "cams-epoch-002.png")
     assert logged.tobytes() == figure.convert("RGB").tobytes()
     epochs = [*["batch"] * 4, "figure 1", "epoch 1", *["batch"] * 4, "figure 2", "epoch 2"]
     assert events.names == ["start", *epochs, "end"]

@@ -257,12 +257,12 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
             **gallery_models,
         }
     models = {title: entry.model for title, entry in gallery_models.items()}
-    draw_examples(run.figures / "cams.png", data, "test", models)
+    draw_examples(run.figures_folder / "cams.png", data, "test", models)
     labels = torch.from_numpy(np.array(data.test.labels))
     rows = select_images(labels, evaluation.predictions, teacher_predictions)
-    write_gallery(run.gallery, data, gallery_models, rows)
-    write_per_image(run.per_image, evaluation.per_image)
-    write_json(run.metrics, metrics)
+    write_gallery(run.gallery_file, data, gallery_models, rows)
+    write_per_image(run.per_image_file, evaluation.per_image)
+    write_json(run.metrics_file, metrics)
     return metrics
 
 
@@ -454,8 +454,8 @@ def _draw_all_models(folder: Path, data: Dataset, teacher: Teacher) -> None:
     student = Run(folder / "student")
     folders = {"teacher": teacher.folder, "student": student.folder, "control": folder / "control"}
     models = {"teacher": teacher.model, "student": load(folders["student"]), "control": load(folders["control"])}
-    draw_examples(student.figures / "cams.png", data, "test", models)
+    draw_examples(student.figures_folder / "cams.png", data, "test", models)
     gallery_models = {
         role: GalleryModel(model, read_model_info(folders[role]).sha256) for role, model in models.items()
     }
-    write_gallery(student.gallery, data, gallery_models, gallery_rows(student.gallery))
+    write_gallery(student.gallery_file, data, gallery_models, gallery_rows(student.gallery_file))

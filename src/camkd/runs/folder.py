@@ -47,22 +47,22 @@ class Run:
     folder: Path
 
     @property
-    def metrics(self) -> Path:
+    def metrics_file(self) -> Path:
         """Path of the final metrics; `read_metrics` reads the file."""
         return self.folder / "metrics.json"
 
     @property
-    def history(self) -> Path:
+    def history_file(self) -> Path:
         """Path of the training history; `read_history` reads the file."""
         return self.folder / "metrics.jsonl"
 
     @property
-    def per_image(self) -> Path:
+    def per_image_file(self) -> Path:
         """Path of the results of each test image."""
         return self.folder / "per_image.npz"
 
     @property
-    def figures(self) -> Path:
+    def figures_folder(self) -> Path:
         """Path of the folder of figures."""
         return self.folder / "figures"
 
@@ -72,14 +72,14 @@ class Run:
         return Checkpoints(self.folder / "checkpoints")
 
     @property
-    def gallery(self) -> Path:
+    def gallery_file(self) -> Path:
         """Path of the images and maps that the report shows."""
         return self.folder / "gallery.json"
 
     @property
     def finished(self) -> bool:
         """Whether training and evaluation are complete: the metrics and the model info exist."""
-        return self.metrics.exists() and (self.folder / INFO_FILE).exists()
+        return self.metrics_file.exists() and (self.folder / INFO_FILE).exists()
 
     def start(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Write the configuration, the provenance and the environment before the first step.
@@ -131,7 +131,7 @@ class Run:
         Raises:
             InputError: If the file is damaged.
         """
-        return _read_mapping(self.metrics, load_json, RECREATE)
+        return _read_mapping(self.metrics_file, load_json, RECREATE)
 
     def read_history(self) -> list[dict[str, Any]]:
         """Read the training history: one row per epoch, and no row if the file does not exist.
@@ -139,19 +139,19 @@ class Run:
         Raises:
             InputError: If the file is damaged.
         """
-        if not self.history.exists():
+        if not self.history_file.exists():
             return []
         try:
-            rows = [load_json(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+            rows = [load_json(line) for line in self.history_file.read_text(encoding="utf-8").splitlines()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("every line must be an object")
         except ValueError as error:
-            raise InputError(f"{self.history} is damaged ({error}). {RECREATE}.") from error
+            raise InputError(f"{self.history_file} is damaged ({error}). {RECREATE}.") from error
         return rows
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Replace the training history."""
-        write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        write_text(self.history_file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def default_run_folder(data: str, *names: str) -> Path:

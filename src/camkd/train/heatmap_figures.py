@@ -46,7 +46,7 @@ class HeatmapFigures(Callback):
         epoch = row["epoch"]
         if not self.every or (epoch > 1 and epoch % self.every):
             return
-        path = self.run.figures / f"cams-epoch-{epoch:03d}.png"
+        path = self.run.figures_folder / f"cams-epoch-{epoch:03d}.png"
         draw_examples(path, self.data, "val", {**self.other_models, self.title: model})
         self.listener.on_figure(epoch, path)
 

@@ -78,7 +78,7 @@ def test_folder_of_three_runs_stands_for_its_student(finished: Any, stored_metri
 @pytest.mark.usefixtures("evaluated")
 def test_disagreements(student: str) -> None:
     disagreements = run("evaluate", student, "--list-disagreements", "2", "--json").json["disagreements"]
-    per_image = read_per_image(Run(Path(student)).per_image)
+    per_image = read_per_image(Run(Path(student)).per_image_file)
     same_prediction = per_image["predicted"] == per_image["teacher_predicted"]
     disagree = same_prediction & (per_image["cam_cosine"] <= disagreements["chance_level"])
     assert disagreements["same_prediction"] == same_prediction.sum()
