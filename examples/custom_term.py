@@ -65,8 +65,7 @@ def main(data: str = "shapes", out: str = "runs/examples/custom-term", epochs: i
     TERMS["center"] = CenterDistance
     distill = DistillConfig(teacher="resnet20", method="ce=0.1,kd=0.9,center=5:sharpness=2")
     config = RunConfig(DataConfig(data), TrainConfig(epochs=epochs, figure_every=0), distill, model="resnet8")
-    folder = Path(out)
-    metrics = train_all(folder, config, open_data(data), resume=Resume() if folder.exists() else None)
+    metrics = train_all(Path(out), config, open_data(data), resume=Resume())
     for role, values in metrics.items():
         print(f"{role}: accuracy {values['accuracy']:.1%}")
     return {role: values["accuracy"] for role, values in metrics.items()}

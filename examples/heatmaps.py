@@ -1,5 +1,5 @@
 # %% [markdown]
-# Heatmaps, cell by cell: open this file in an editor that runs `# %%` cells, or run it whole with
+# Class activation maps of a trained model. Run the `# %%` cells in an editor, or the whole file with
 # `python examples/heatmaps.py`.
 
 # %%
@@ -14,30 +14,33 @@ import camkd
 from camkd.data.sources import open_data
 from camkd.explain.plots import overlay
 
-# %% A trained student, and pictures that are at hand (it knows none of these shapes: take your own)
+# %% Load a trained student, and images. The student was trained on CIFAR-10, not on these shapes: use your own images.
 model = camkd.load("cam-net-cifar10")
-pictures = open_data("shapes", limit=100).test.images[:4]
-x = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 255  # (4, 3, 32, 32), RGB in 0..1
+images = open_data("shapes", limit=100).test.images[:4]
+x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255  # (4, 3, 32, 32), RGB in 0..1
 
-# %% One forward pass answers with logits and with a map of every class
+# %% Compute logits and the maps of all classes in one forward pass
 with torch.no_grad():
-    answer = camkd.predict(model, x)
-assert answer.cams is not None
-print("logits", tuple(answer.logits.shape), "maps", tuple(answer.cams.shape))
+    prediction = camkd.predict(model, x)
+assert prediction.cams is not None
+print("logits", tuple(prediction.logits.shape), "maps", tuple(prediction.cams.shape))
 
-# %% The maps are not a guess about the network: their average *is* the logit, but for the bias
-bias = (answer.logits - answer.cams.mean((2, 3)))[0]
-assert torch.allclose(answer.cams.mean((2, 3)) + bias, answer.logits, atol=1e-4)
+# %% The maps are exact: the mean of a map plus the bias of its class is the logit
+logits_without_bias = prediction.cams.mean((2, 3))
+bias = (prediction.logits - logits_without_bias)[0]
+assert torch.allclose(logits_without_bias + bias, prediction.logits, atol=1e-4)
 
-# %% The same of any network, by the published methods
-found = camkd.predict(model, x, method="gradcam++", classes=answer.logits.argmax(1, keepdim=True))
-print("gradcam++ of the predicted class", found.cams is not None and tuple(found.cams.shape))
+# %% Other map methods work for any network
+predicted = prediction.logits.argmax(1)
+other = camkd.predict(model, x, method="gradcam++", classes=predicted[:, None])
+assert other.cams is not None
+print("Grad-CAM++ of the predicted class", tuple(other.cams.shape))
 
-# %% Draw the predicted class's map over each picture
-out = Path("runs/examples/heatmaps")
-out.mkdir(parents=True, exist_ok=True)
-classes = camkd.runs.folder.describe("cam-net-cifar10").classes
-for number, label in enumerate(answer.logits.argmax(1).tolist()):
-    drawn = overlay(pictures[number], answer.cams[number, label].numpy(), (256, 256))
-    Image.fromarray(drawn).save(out / f"{number}-{classes[label]}.png")
-    print(out / f"{number}-{classes[label]}.png")
+# %% Draw the map of the predicted class over each image
+folder = Path("runs/examples/heatmaps")
+folder.mkdir(parents=True, exist_ok=True)
+assert model.info is not None
+for index, class_id in enumerate(predicted.tolist()):
+    path = folder / f"{index}-{model.info.classes[class_id]}.png"
+    Image.fromarray(overlay(images[index], prediction.cams[index, class_id].numpy(), (256, 256))).save(path)
+    print(path)

@@ -1,10 +1,10 @@
-"""Distil a network of timm, with its trained weights, into CAM-Net on a folder of pictures.
+"""Distill a pretrained network of timm into CAM-Net on a folder of images.
 
     pip install 'camkd[timm]'
     python examples/timm_teacher.py FOLDER             # FOLDER/<class>/*.jpg
 
-The teacher is first fine-tuned on the pictures. ``timm:resnet18`` without a tag starts from random weights; one with a
-tag, such as ``timm:resnet18.a1_in1k``, downloads the weights of that tag once.
+The teacher is first fine-tuned on the images. A name with a tag, like ``timm:resnet18.a1_in1k``, has pretrained
+weights, which are downloaded once. A name without a tag, like ``timm:resnet18``, has random weights.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from camkd.config import DataConfig, DistillConfig, TrainConfig
-from camkd.data.sources import open_data
+from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
+from camkd.data.sources import open_dataset
 from camkd.distill.teacher import load_teacher
-from camkd.experiments.pipeline import prepare_teacher_cache, train_run
+from camkd.experiments.pipeline import prepare_supervision, train_run
 from camkd.report.report import write_report
-from camkd.runs.load_model import load
+from camkd.runs.load_model import read_model_info
+from camkd.runs.resume import Resume
 
 
 def main(
-    pictures: str,
+    data: str,
     teacher_name: str = "timm:resnet18.a1_in1k",
-    folder: str = "runs/examples/timm-teacher",
+    out: str = "runs/examples/timm-teacher",
     epochs: int = 15,
     size: int = 64,
 ) -> float:
-    """Fine-tune the teacher, train the student with its maps, write the report. Returns the student's accuracy."""
-    out, data_config = Path(folder), DataConfig(pictures, size=size)
-    data, config = open_data(pictures, size=size), TrainConfig(epochs=epochs, figure_every=0)
+    """Fine-tune the teacher, distill the student, write the report. Return the student's test accuracy."""
+    folder = Path(out)
+    train = TrainConfig(epochs=epochs, figure_every=0)
+    config = RunConfig(DataConfig(data, size=size), train, DistillConfig(method="cam-kd"), model="cam-net")
+    dataset = open_dataset(config.data)
 
-    tuning = replace(config, optimizer="adamw", lr=5e-4)  # trained weights want small steps
-    place, lesson = out / "teacher", DistillConfig("cam-kd")
-    train_run(
-        place, data, teacher_name, "teacher", (data_config, tuning), DistillConfig("plain"), resume=place.exists()
-    )
-    teacher = load_teacher(place, data, config.device)
+    fine_tuning = replace(train, optimizer="adamw", lr=5e-4)  # pretrained weights need a small learning rate
+    teacher_config = replace(config, model=teacher_name, role="teacher", train=fine_tuning)
+    train_run(folder / "teacher", teacher_config, dataset, resume=Resume())
 
-    knowledge, config = prepare_teacher_cache(teacher, data, config, lesson)
-    configs, resume = (data_config, config), (out / "student").exists()
-    figures = train_run(out / "student", data, "cam-net", "student", configs, lesson, teacher, knowledge, resume=resume)
-    write_report([place, out / "student"], out / "report.html")
+    teacher = load_teacher(folder / "teacher", dataset, train.device)
+    supervision, config = prepare_supervision(teacher, dataset, config)
+    metrics = train_run(folder / "student", config, dataset, supervision, resume=Resume())
+    write_report([folder / "teacher", folder / "student"], folder / "report.html")
 
-    params = sum(parameter.numel() for parameter in load(out / "student").parameters())
-    print(f"{params:,} parameters, {figures['accuracy']:.1%} right; its teacher {figures['teacher_accuracy']:.1%}")
-    return float(figures["accuracy"])
+    params = read_model_info(folder / "student").params
+    print(f"{params:,} parameters, accuracy {metrics['accuracy']:.1%}; teacher {metrics['teacher_accuracy']:.1%}")
+    return float(metrics["accuracy"])
 
 
 if __name__ == "__main__":
