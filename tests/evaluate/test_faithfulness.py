@@ -35,7 +35,7 @@ def test_faithfulness_is_the_mean_over_the_sample(
         *METRICS,
         *(f"{name}_shuffled" for name in METRICS),
         "randomised_spearman",
-        "faithfulness_pictures",
+        "faithfulness_images",
     ]
     x = torch.from_numpy(easy.test.images.copy()).permute(0, 3, 1, 2) / 255
     score, maps, _ = explain_predicted(model, x)
@@ -58,13 +58,13 @@ def test_sample_is_balanced_over_the_classes(model: nn.Sequential, easy: Dataset
     split = Split(easy.test.images[order], easy.test.labels[order])
     expected = faithfulness(model, split.take(np.array([0, 1, 8, 9, 16])))
     assert faithfulness(model, split, count=5) == expected
-    assert expected["faithfulness_pictures"] == 5
+    assert expected["faithfulness_images"] == 5
 
 
 def test_single_image_has_no_shuffled_chance_level(model: nn.Sequential, easy: Dataset) -> None:
     single = replace(easy.test, images=easy.test.images[:1], labels=easy.test.labels[:1])
     values = faithfulness(model, single)
-    assert values["faithfulness_pictures"] == 1
+    assert values["faithfulness_images"] == 1
     assert set(METRICS) < set(values)
     assert not any(name.endswith("_shuffled") for name in values)
 

@@ -118,7 +118,7 @@ def test_measure_combines_predictions_agreement_and_faithfulness(model: nn.Modul
 def test_measure_groups_likeness_by_outcome(model: nn.Module, easy: Dataset) -> None:
     teacher = predict_split(build("resnet8", 3, 16, seed=2).eval(), easy.test)
     metrics, per_image, _ = measure(model, easy, teacher)
-    assert sum(group["pictures"] for group in metrics["by_outcome"].values()) == 24
+    assert sum(group["images"] for group in metrics["by_outcome"].values()) == 24
     correct = per_image["predicted"] == per_image["label"]
     teacher_correct = per_image["teacher_predicted"] == per_image["label"]
     masks = {
@@ -128,7 +128,7 @@ def test_measure_groups_likeness_by_outcome(model: nn.Module, easy: Dataset) -> 
     }
     for name, mask in masks.items():
         group = metrics["by_outcome"][name]
-        assert group["pictures"] == mask.sum()
+        assert group["images"] == mask.sum()
         assert not mask.any() or group["cam_iou"] == pytest.approx(per_image["cam_iou"][mask].mean())
 
 

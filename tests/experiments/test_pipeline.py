@@ -139,7 +139,7 @@ def test_every_metric_is_documented(finished: Any) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     metrics = Run(finished.folder / "student").read_metrics()
     names = {re.sub("_(shuffled|centre)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
-    assert {"road", "cam_spearman", "faithfulness_pictures"} < names
+    assert {"road", "cam_spearman", "faithfulness_images"} < names
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 

@@ -91,8 +91,8 @@ def test_page_shows_verdict_numbers_curves_and_heatmaps(tmp_path: Path) -> None:
 
 def test_map_similarity_by_correct_model(tmp_path: Path) -> None:
     root = write_train_folder(tmp_path / "run")
-    both = {"pictures": 1234, "cam_cosine": 0.91, "cam_cosine_shuffled": 0.4, "cam_iou": 0.625, "cam_iou_centre": 0.5}
-    groups = {"both_right": both, "only_teacher": {"pictures": 0}, "both_wrong": "?"}
+    both = {"images": 1234, "cam_cosine": 0.91, "cam_cosine_shuffled": 0.4, "cam_iou": 0.625, "cam_iou_centre": 0.5}
+    groups = {"both_right": both, "only_teacher": {"images": 0}, "both_wrong": "?"}
     update_metrics(root / "student", by_outcome=groups)
     text = report(root, out=tmp_path).text
     row = "images CAM cosine ? CAM Pearson ? CAM overlap ? both 1,234 0.910 other image 0.40 – 0.625 centre 0.50"

@@ -98,6 +98,21 @@ def test_checkpoint_has_the_keys_of_the_format(tmp_path: Path) -> None:
     assert state["format"] == 1
 
 
+@pytest.mark.parametrize(("stored", "is_valid"), [({}, True), ({"format": 1}, True), ({"format": 2}, False)])
+def test_format_of_a_checkpoint(tmp_path: Path, stored: dict[str, int], is_valid: bool) -> None:
+    """A checkpoint without a format is of format 1; a later format is refused."""
+    run = Run(tmp_path)
+    trained_state().save(run)
+    state, best = run.checkpoints.load()
+    del state["format"]
+    run.checkpoints.save(state["step"] + 1, {**state, **stored}, None if best is None else (1, best))
+    if is_valid:
+        make_state(2).load(run)
+    else:
+        with pytest.raises(InputError, match="must be 1, got 2"):
+            make_state(2).load(run)
+
+
 def test_load_restores_every_field(tmp_path: Path) -> None:
     saved = trained_state()
     saved.save(Run(tmp_path))

@@ -39,7 +39,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
           `camkd.evaluate.metrics.derangement`. Absent for a single image.
         - ``randomised_spearman``: see `camkd.evaluate.sanity.sanity`. Absent if the logits or the maps of the
           randomized copy are not finite.
-        - ``faithfulness_pictures``: number of images in the sample.
+        - ``faithfulness_images``: number of images in the sample.
 
     Raises:
         InputError: If the model has no layer with a spatial output, or stored images fail their checksums.
@@ -69,7 +69,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
     similarity = sanity(model, sample, predictions)
     if similarity is not None:
         metrics["randomised_spearman"] = similarity
-    metrics["faithfulness_pictures"] = len(sample)
+    metrics["faithfulness_images"] = len(sample)
     return metrics
 
 

@@ -287,7 +287,7 @@ def _outcome_rows(run: RunSummary) -> list[tuple[str, int, list[tuple[str, list[
         RunSummary(label, metrics=groups[key]) for key, label in OUTCOMES.items() if isinstance(groups.get(key), dict)
     ]
     return [
-        (group.name, int(group.number("pictures") or 0), [_metric_cell(group, spec) for spec in OUTCOME_METRICS])
+        (group.name, int(group.number("images") or 0), [_metric_cell(group, spec) for spec in OUTCOME_METRICS])
         for group in summaries
     ]
 

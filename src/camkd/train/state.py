@@ -93,6 +93,11 @@ class TrainState:
             InputError: If there is no intact checkpoint, or the checkpoint belongs to another run.
         """
         state, best = run_on_rank0(run.checkpoints.load)
+        if state.get("format", 1) != FORMAT:
+            raise InputError(
+                f"The checkpoint format in {run.folder} must be {FORMAT}, got {state['format']}. Resume with the version "
+                "of camkd that wrote it, or delete the checkpoints to start again."
+            )
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])

@@ -59,7 +59,7 @@ def test_tables_have_metrics_beside_their_chance_levels(student: str, stored_met
         assert numbers == pytest.approx([stored_metrics[name + suffix] for suffix in suffixes], abs=2e-3)
     assert "_shuffled" not in output.out
     (line,) = [line for line in output.out.splitlines() if "both right" in line]
-    assert int(line.split("│")[2]) == stored_metrics["by_outcome"]["both_right"]["pictures"]
+    assert int(line.split("│")[2]) == stored_metrics["by_outcome"]["both_right"]["images"]
 
 
 def test_message_names_other_images(student: str, easy_folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_class_names_of_disagreements_with_a_class_without_test_images(
     assert disagreements["count"] == disagreements["same_prediction"] == len(images) > 0
     assert [image["label"] for image in images] == [Path(image["name"]).parent.name for image in images]
     num_correct = sum(image["predicted"] == image["label"] for image in images)
-    assert num_correct == metrics["by_outcome"]["both_right"]["pictures"]
+    assert num_correct == metrics["by_outcome"]["both_right"]["images"]
 
 
 def test_disagreements_without_a_teacher_are_refused(finished: Any) -> None:

@@ -122,8 +122,8 @@ def test_means_by_outcome_average_over_each_group() -> None:
     teacher = random_maps(2, 6, 4, 4)
     mask = torch.tensor([True, False, True, False, False, False])
     groups = metrics.means_by_outcome(metrics.map_similarities(student, teacher), {"some": mask, "none": mask & ~mask})
-    assert groups["none"] == {"pictures": 0}
-    assert groups["some"]["pictures"] == 2
+    assert groups["none"] == {"images": 0}
+    assert groups["some"]["images"] == 2
     expected = (metrics.spearman(student, teacher)[0] + metrics.spearman(student, teacher)[2]) / 2
     assert groups["some"]["cam_spearman"] == pytest.approx(expected.item())
     other_teacher = teacher[metrics.derangement(6)]  # the other image may be of any outcome

@@ -155,10 +155,10 @@ def means_by_outcome(similarities: Mapping[str, Tensor], masks: Mapping[str, Ten
     Example:
         >>> masks = {"all": torch.tensor([True, True]), "none": torch.tensor([False, False])}
         >>> means_by_outcome({"cam_iou": torch.tensor([0.5, 1.0])}, masks)
-        {'all': {'pictures': 2, 'cam_iou': 0.75}, 'none': {'pictures': 0}}
+        {'all': {'images': 2, 'cam_iou': 0.75}, 'none': {'images': 0}}
     """
     return {
-        name: {"pictures": int(mask.sum()), **(means(similarities, mask) if mask.any() else {})}
+        name: {"images": int(mask.sum()), **(means(similarities, mask) if mask.any() else {})}
         for name, mask in masks.items()
     }
 
