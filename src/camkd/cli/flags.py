@@ -1,4 +1,4 @@
-"""Command-line flags from configuration dataclasses, and readable parser errors."""
+"""Command-line flags of configuration dataclasses, help format, and readable parser errors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ALIASES = {"data": ("--dataset",), "method": ("--terms",)}
 """Further names of flags."""
 
 NUMBERS = {"int": "an integer", "float": "a number"}
-"""Types of options in error messages."""
+"""Descriptions of option types in error messages."""
 
 
 def add_flags(
     parser: ArgumentParser, *configs: type, only: Collection[str] | None = None, exclude: Collection[str] = ()
 ) -> None:
-    """Add one flag per field of configuration dataclasses, with the help of their docstrings.
+    """Add one flag per field of configuration dataclasses, with the help texts of their docstrings.
 
     Args:
-        parser: the parser.
-        configs: dataclasses with an ``Args`` section.
-        only: names of fields to add (None: all).
-        exclude: names of fields to leave out.
+        parser: The parser.
+        configs: Dataclasses with an ``Args`` section.
+        only: Names of fields to add. None: all fields.
+        exclude: Names of fields to leave out.
     """
     for config in configs:
         hints = get_type_hints(config)
@@ -45,7 +45,7 @@ def add_flags(
 
 
 class PlainHelp(DefaultHelpFormatter):
-    """Help with the default of an option, unless its text has one, and without types."""
+    """Help formatter that omits types, and appends the default of an option unless the help text has it."""
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
@@ -55,7 +55,7 @@ class PlainHelp(DefaultHelpFormatter):
 
 
 def from_namespace(config: type[Config], options: Namespace) -> Config:
-    """Build a configuration from parsed options. Fields without an option have their defaults."""
+    """Build a configuration from parsed options. Fields without an option get their defaults."""
     values = {field.name: options[field.name] for field in fields(config) if field.name in options}  # type: ignore[arg-type]
     return config(**values)
 
@@ -64,7 +64,7 @@ def clean_parser_error(message: str) -> str:
     """Rewrite a parser error as one line, with the flag as the user typed it.
 
     Args:
-        message: the error of the parser.
+        message: The error of the parser.
 
     Example:
         >>> clean_parser_error("--epochs: Expected a <class 'int'>. Got value: many")

@@ -18,25 +18,25 @@ Table = tuple[list[str], list[list[str]]]
 """Column headers and rows."""
 
 COSTS = Path(__file__).parents[1] / "models" / "costs.json"
-"""Summary and cost of every built-in model at ``COSTS_AT``, a file that is read without torch."""
+"""File with the summary and the cost of every built-in model at ``COSTS_AT``. It is read without torch."""
 
 COSTS_AT = (32, 10)
-"""Image size and number of classes of ``COSTS``."""
+"""Image size and number of classes for which ``COSTS`` holds."""
 
-EXTERNAL = ("timm", "torchvision")
-"""Optional libraries whose models have names too."""
+EXTERNAL_LIBRARIES = ("timm", "torchvision")
+"""Optional libraries with further models."""
 
 
 def list_items(kind: str, size: int, classes: int) -> tuple[dict[str, Any], Table]:
     """Return a list as data and as a table.
 
     Args:
-        kind: models, methods, recipes or data.
-        size: image size of the models' cost.
-        classes: number of classes of the models' cost.
+        kind: Models, methods, recipes or data.
+        size: Image size for which the cost of models is listed.
+        classes: Number of classes for which the cost of models is listed.
 
     Raises:
-        InputError: for another list, or a number below 1.
+        InputError: If there is no such list, or a number is below 1.
     """
     lists = {
         "models": lambda: list_models(size, classes),
@@ -53,11 +53,11 @@ def list_items(kind: str, size: int, classes: int) -> tuple[dict[str, Any], Tabl
 
 
 def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
-    """Return parameters, multiply-accumulates and map size of every built-in model.
+    """List every built-in model with parameters, multiply-accumulates and map size, and the external libraries.
 
     Args:
-        size: side of the images in pixels.
-        classes: number of classes.
+        size: Side of the images in pixels.
+        classes: Number of classes.
     """
     costs = stored_costs() if (size, classes) == COSTS_AT else count_costs(size, classes)
     rows: list[list[str]] = []
@@ -65,24 +65,24 @@ def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
         grid = "x".join(map(str, cost["map"]))
         macs = f"{cost['macs'] / 1e6:,.1f} M"
         rows.append([name, f"{cost['params']:,}", macs, grid, cost["form"], cost["summary"]])
-    for library in EXTERNAL:
+    for library in EXTERNAL_LIBRARIES:
         summary = f"any classifier of {library}; NAME.TAG: with these weights"
         rows.append([f"{library}:NAME", "", "", "", "", summary])
     return costs, (["model", "parameters", "MACs", "map", "form", ""], rows)
 
 
 def stored_costs() -> dict[str, dict[str, Any]]:
-    """Read ``COSTS``."""
+    """Read the file ``COSTS``."""
     costs: dict[str, dict[str, Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
     return costs
 
 
 def count_costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
-    """Count the cost of every built-in model, in the format of ``COSTS``.
+    """Compute the cost of every built-in model, in the format of ``COSTS``.
 
     Args:
-        size: side of the images in pixels.
-        classes: number of classes.
+        size: Side of the images in pixels.
+        classes: Number of classes.
     """
     import torch
 
@@ -99,14 +99,14 @@ def count_costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
 
 
 def list_methods() -> tuple[dict[str, Any], Table]:
-    """Return the loss terms and the source of every method."""
+    """List every method with its loss terms and source."""
     methods = {name: asdict(method) for name, method in METHODS.items()}
     rows = [[name, method.terms, method.summary, method.source] for name, method in METHODS.items()]
     return methods, (["method", "terms", "", "source"], rows)
 
 
 def list_recipes() -> tuple[dict[str, Any], Table]:
-    """Return command, cost and result of every recipe."""
+    """List every recipe with its command, cost and result."""
     recipes = {
         name: {"command": f"camkd train {' '.join(recipe.flags)}", **asdict(recipe)} for name, recipe in RECIPES.items()
     }
@@ -115,7 +115,7 @@ def list_recipes() -> tuple[dict[str, Any], Table]:
 
 
 def list_datasets() -> tuple[dict[str, Any], Table]:
-    """Return the built-in datasets. Any folder of images is a dataset too."""
+    """List the built-in datasets, and the layout of a folder of images."""
     from camkd.data.sources import SOURCES
 
     datasets = {}

@@ -1,6 +1,6 @@
 """The command line: parse options, run a command, print its result.
 
-Torch is imported inside commands, so that ``--help`` starts at once.
+Torch is imported when a command runs, so that ``--help`` starts fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.metadata import version
 from jsonargparse import ArgumentParser, Namespace
 
 from camkd.cli.commands import COMMANDS, Command, Group
-from camkd.cli.commands.common import ThresholdFailed
+from camkd.cli.commands.common import CommandFailed
 from camkd.cli.flags import PlainHelp, clean_parser_error
 from camkd.cli.recipes import expand_recipe
 from camkd.types import InputError
@@ -28,11 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: the command line without the program (None: ``sys.argv``).
+        arguments: The command line without the program. None: ``sys.argv[1:]``.
 
     Returns:
         The exit status. 0: done. 1: failed, or a metric violates --fail-under or --fail-over. 2: wrong input, with a
-        sentence on stderr. 130: interrupted; the state is saved and the resume command is printed.
+        sentence on stderr. 130: interrupted; a command with --resume saves the state and prints the resume command.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _build_parser()
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             result = command.run(options)
-    except ThresholdFailed as error:
+    except CommandFailed as error:
         result = error.result
         failure = str(error)
     except InputError as error:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _exit(130, "interrupted.")
         resume_arguments = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return _exit(130, f"interrupted; the state is saved. Resume with: {shlex.join([PROGRAM, *resume_arguments])}")
-    if options.json and result is not None:  # ranks above 0 return None
+    if options.json and result is not None:  # ranks other than 0 return None
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0 if failure is None else _exit(1, failure)
 

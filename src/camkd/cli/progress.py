@@ -16,10 +16,10 @@ LINE_INTERVAL = 10.0
 
 
 class ProgressReporter(Callback):
-    """Show messages and the progress of decoding and training. Use it as a context manager.
+    """Context manager that shows messages and the progress of training and other jobs.
 
     Args:
-        quiet: show nothing, as on ranks above 0.
+        quiet: Whether to print nothing, as on ranks other than 0.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -62,9 +62,9 @@ class ProgressReporter(Callback):
         """Show the progress of a job other than training.
 
         Args:
-            done: completed units of work.
-            total: all units of work.
-            description: the job; a new description starts a new bar.
+            done: Number of completed units of work.
+            total: Number of all units of work.
+            description: Description of the job. A new description starts a new bar.
         """
         if description != self.title or done < self.done:
             self._start_bar(description, total, 0)
@@ -117,7 +117,7 @@ class ProgressReporter(Callback):
             self.message(f"{self.title}  {self.done:,} of {self.total:,}  {detail}  {self._time_left()} left")
 
     def _time_left(self) -> str:
-        """Return the estimated time left as minutes and seconds."""
+        """Estimate the time left, as minutes and seconds."""
         completed = self.done - self.done_at_start
         seconds = (time.monotonic() - self.started) / completed * (self.total - self.done) if completed else 0.0
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
@@ -129,5 +129,5 @@ class ProgressReporter(Callback):
 
 
 def _format_terms(means: dict[str, float]) -> str:
-    """Return `` (ce 1.203, cam 0.412)`` for several loss terms, and nothing for one."""
+    """Format several loss terms as `` (ce 1.203, cam 0.412)``, and a single term as an empty string."""
     return f" ({', '.join(f'{name} {mean:.3f}' for name, mean in means.items())})" if len(means) > 1 else ""

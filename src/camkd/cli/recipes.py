@@ -16,9 +16,9 @@ class Recipe:
     """A named set of options of ``camkd train``.
 
     Args:
-        options: options by name, without dashes.
-        cost: measured training time and machine.
-        result: measured accuracy and dataset.
+        options: Values of options by name, without leading dashes.
+        cost: Measured training time and machine.
+        result: Measured accuracy and dataset.
     """
 
     options: dict[str, str | int | float]
@@ -48,17 +48,20 @@ RECIPES: dict[str, Recipe] = {
         "CIFAR-10 (JPEG q75): 87.8 ± 0.3 %, its teacher 89.2 % (3 runs)",
     ),
 }
-"""Recipes by name; docs/evidence.md has the tables."""
+"""Recipes by name. The measurements are in docs/evidence.md."""
 
 
 def expand_recipe(arguments: Sequence[str]) -> list[str]:
-    """Replace ``--recipe NAME`` by the options of the recipe, before all other options, which override them.
+    """Insert the options of ``--recipe NAME`` before all other options, which override them.
 
     Args:
-        arguments: the command line.
+        arguments: The command line without the program.
+
+    Returns:
+        The command line with the inserted options. ``--recipe NAME`` is kept.
 
     Raises:
-        InputError: if there is no such recipe, or two are given.
+        InputError: If there is no such recipe, or more than one recipe is given.
 
     Example:
         >>> expand_recipe(["train", "--data", "shapes"])

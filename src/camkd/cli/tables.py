@@ -10,12 +10,12 @@ from rich.text import Text
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table on stdout. Columns of numbers are right-aligned.
+    """Print a table on stdout. Columns in which every cell starts with a digit or is empty are right-aligned.
 
     Args:
-        title: title above the table.
-        columns: column headers.
-        rows: cells, row by row.
+        title: Title above the table.
+        columns: Column headers.
+        rows: Cells, row by row.
     """
     table = Table(title=Text(title, style="table.title"), title_justify="left")
     for index, column in enumerate(columns):

@@ -13,11 +13,14 @@ def parse_thresholds(text: str, option: str) -> dict[str, float]:
     """Parse the value of ``--fail-under`` or ``--fail-over``.
 
     Args:
-        text: metrics with numbers, separated by commas.
-        option: name of the option, for errors.
+        text: Metrics with numbers, separated by commas, such as ``cam_cosine=0.8,teacher_agreement=0.9``.
+        option: Name of the option, for error messages.
+
+    Returns:
+        The thresholds by metric.
 
     Raises:
-        InputError: if ``text`` has another form.
+        InputError: If ``text`` has another form, or a number is not finite.
 
     Example:
         >>> parse_thresholds("cam_cosine=0.8,teacher_agreement=0.9", "--fail-under")
@@ -36,18 +39,18 @@ def parse_thresholds(text: str, option: str) -> dict[str, float]:
 
 
 def violations(metrics: Mapping[str, Any], under: Mapping[str, float], over: Mapping[str, float]) -> str | None:
-    """List the metrics that violate a threshold in one sentence.
+    """Describe the metrics that violate a threshold in one sentence.
 
     Args:
-        metrics: metrics by name.
-        under: lower thresholds.
-        over: upper thresholds.
+        metrics: Metrics by name.
+        under: Thresholds that metrics must not be below.
+        over: Thresholds that metrics must not be above.
 
     Returns:
-        The sentence, or None without violation.
+        The sentence, or None if no threshold is violated.
 
     Raises:
-        InputError: if a metric with a threshold does not exist; the message lists those that do.
+        InputError: If a metric with a threshold does not exist. The message lists the existing metrics.
 
     Example:
         >>> violations({"accuracy": 0.7, "ece": 0.02}, {"accuracy": 0.8}, {"ece": 0.05})

@@ -33,7 +33,7 @@ def test_output_is_the_metrics_of_three_runs(train_run: TrainRun) -> None:
     folder, _, output = train_run
     roles = ("teacher", "control", "student")
     assert output.json == {**{role: Run(folder / role).read_metrics() for role in roles}, "out": str(folder)}
-    assert "96 training, 24 validation and 24 test images of 16 pixels in 3 classes" in output.err
+    assert "96 training, 24 validation and 24 test images of 16x16 pixels in 3 classes" in output.err
     assert output.err.count("epoch 1") == 3
     assert output.err.count("epoch 2") == 1, "of the teacher"
     assert str(folder / "report.html") in output.last_line

@@ -1,4 +1,4 @@
-"""The commands, one file each. Torch is imported inside a command, not before."""
+"""The commands, one module each. Torch is imported when a command runs, not with these modules."""
 
 from camkd.cli.commands.bench_device import BENCH_DEVICE
 from camkd.cli.commands.cache import CACHE

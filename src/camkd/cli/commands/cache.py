@@ -26,8 +26,8 @@ def _add_precompute_options(parser: ArgumentParser) -> None:
     add_flags(parser, DataConfig)
     add_flags(parser, TrainConfig, only=CACHE_OPTIONS)
     add_flags(parser, DistillConfig, exclude={"method"})
-    parser.add_argument("--processes", type=int, default=1, help="number of processes; they share the cores")
-    parser.add_argument("--dry-run", action="store_true", help="estimate size and time, and compute nothing")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes, which share the CPU cores")
+    parser.add_argument("--dry-run", action="store_true", help="only estimate size and time")
     parser.add_argument(
         "--images", type=str | None, default=None, help="with --dry-run: number of training images, like 1.28M"
     )
@@ -183,9 +183,12 @@ def _verify(options: Namespace) -> dict[str, Any]:
 def _add_prune_options(parser: ArgumentParser) -> None:
     _add_keys_option(parser)
     parser.add_argument(
-        "--keep", type=str | None, default=None, help="keep this size, like 10GB; least recently used caches go first"
+        "--keep",
+        type=str | None,
+        default=None,
+        help="size to keep, like 10GB; the least recently used caches are removed first",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the caches to remove, and remove nothing")
+    parser.add_argument("--dry-run", action="store_true", help="only print the caches that would be removed")
 
 
 def _prune(options: Namespace) -> dict[str, Any]:
@@ -197,25 +200,25 @@ def _prune(options: Namespace) -> dict[str, Any]:
         raise InputError("'camkd cache prune' needs keys or --keep, got none. Name caches, or give a size like 10GB.")
     folders = _select_stores(options["keys"])
     if options.keep is not None:
-        bound = parse_quantity(options.keep, "keep", "B")
-        kept = sum(map(_folder_bytes, folders))
+        max_bytes = parse_quantity(options.keep, "keep", "B")
+        kept_bytes = sum(map(_folder_bytes, folders))
         for index, folder in enumerate(folders):
-            if kept <= bound:
+            if kept_bytes <= max_bytes:
                 folders = folders[:index]
                 break
-            kept -= _folder_bytes(folder)
-    freed = sum(map(_folder_bytes, folders))
+            kept_bytes -= _folder_bytes(folder)
+    freed_bytes = sum(map(_folder_bytes, folders))
     for folder in folders:
         if not options.dry_run:
             shutil.rmtree(folder)
     verb = "would free" if options.dry_run else "freed"
     names = ", ".join(folder.name[:12] for folder in folders) or "no cache"
-    print_message(f"{verb} {format_quantity(freed)}: {names}")
-    return {"removed": [folder.name for folder in folders], "bytes": freed, "dry_run": options.dry_run}
+    print_message(f"{verb} {format_quantity(freed_bytes)}: {names}")
+    return {"removed": [folder.name for folder in folders], "bytes": freed_bytes, "dry_run": options.dry_run}
 
 
 def _select_stores(keys: list[str]) -> list[Path]:
-    """Return the stores whose key starts with one of ``keys``, or all stores; least recently used first."""
+    """List the stores whose key starts with one of ``keys``, or all stores, least recently used first."""
     from camkd.distill.cache import list_stores
     from camkd.types import InputError
 

@@ -1,4 +1,4 @@
-"""Parts that several commands share."""
+"""Options and helpers of several commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from camkd.runs.resume import Resume
 
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
-TEACHER_RUN_HELP = "the teacher's run (default: the run's own)"
+TEACHER_RUN_HELP = "run folder of the teacher (default: the teacher of RUN, if it exists)"
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Command:
     """A command of the command line.
 
     Args:
-        summary: one line of help.
-        add_options: adds the options to a parser.
-        run: runs the command and returns the object that ``--json`` prints, or None.
+        summary: One line of help.
+        add_options: Adds the options to a parser.
+        run: Runs the command. Returns the object that ``--json`` prints, or None on ranks other than 0.
     """
 
     summary: str
@@ -42,20 +42,20 @@ class Group:
     """A group of commands.
 
     Args:
-        summary: one line of help.
-        commands: the commands by name.
+        summary: One line of help.
+        commands: The commands by name.
     """
 
     summary: str
     commands: dict[str, Command]
 
 
-class ThresholdFailed(Exception):
-    """A command finished, but a metric violates a threshold or a run failed: exit status 1.
+class CommandFailed(Exception):
+    """The command ended with a result and exit status 1: a metric violates a threshold, or a run failed.
 
     Args:
-        message: the violation, one sentence.
-        result: the object that ``--json`` prints all the same.
+        message: The violation or the error, in one sentence.
+        result: The object that ``--json`` prints despite the failure.
     """
 
     def __init__(self, message: str, result: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def add_training_options(parser: ArgumentParser) -> None:
         "--accept",
         type=str,
         default="",
-        help="with --resume: settings that may differ from those of the run, like epochs,lr",
+        help="with --resume: comma-separated settings that may differ from the original run, for example epochs,lr",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
 
@@ -94,7 +94,7 @@ def run_config(options: Namespace, role: Role = "student") -> RunConfig:
 
 
 def resume_option(options: Namespace) -> Resume | None:
-    """Return the permission to resume that ``--resume`` and ``--accept`` give."""
+    """Convert ``--resume`` and ``--accept`` to the permission to resume, None without ``--resume``."""
     from camkd.runs.resume import Resume, parse_accept
 
     accepted = parse_accept(options.accept)
@@ -102,7 +102,7 @@ def resume_option(options: Namespace) -> Resume | None:
 
 
 def out_folder(options: Namespace, *names: str) -> Path:
-    """Return the folder of ``--out``, or the default folder of the dataset and ``names``."""
+    """Return the folder of ``--out``, or the default folder for the dataset and ``names``."""
     from camkd.runs.folder import default_run_folder
 
     if options.out:
@@ -111,7 +111,7 @@ def out_folder(options: Namespace, *names: str) -> Path:
 
 
 def open_reporter() -> ProgressReporter:
-    """Open the progress reporter of a command; quiet on ranks above 0."""
+    """Create the progress reporter of a command, silent on ranks other than 0."""
     from camkd.cli.progress import ProgressReporter
     from camkd.utils.distributed import process_group
 
@@ -129,9 +129,10 @@ def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     if process_group().world_size > 1:
         run_on_rank0(decode)  # the other ranks open the decoded files
     data = open_dataset(config, reporter.progress)
+    size = data.train.images.shape[1]
     reporter.message(
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test images "
-        f"of {data.train.images.shape[1]} pixels in {len(data.classes)} classes"
+        f"of {size}x{size} pixels in {len(data.classes)} classes"
     )
     for note in data.notes:
         reporter.message(f"  {note}")

@@ -9,7 +9,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 
 from camkd.cli.commands.common import (
     Command,
-    ThresholdFailed,
+    CommandFailed,
     add_student_option,
     open_data,
     open_reporter,
@@ -29,10 +29,10 @@ def _add_options(parser: ArgumentParser) -> None:
         help="names of 'camkd list methods', or sums of terms like ce=0.1+kd=0.9+cam=1:schedule=early",
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds per method, from --seed upwards")
-    parser.add_argument("--processes", type=int, default=1, help="number of runs at once; they share the cores")
+    parser.add_argument("--processes", type=int, default=1, help="number of concurrent runs, which share the CPU cores")
     add_flags(parser, DataConfig, TrainConfig)
     add_flags(parser, DistillConfig, exclude={"method"})
-    parser.add_argument("--out", type=str | None, default=None, help="the comparison's folder (default: under runs/)")
+    parser.add_argument("--out", type=str | None, default=None, help="folder of the comparison (default: under runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the comparison in --out, or extend it")
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
 
@@ -65,7 +65,7 @@ def _run(options: Namespace) -> dict[str, Any]:
         plan = compare.prepare(plan, data, resume=options.resume, callback=reporter)
         try:
             errors = compare.run_missing(plan, data, options.processes, reporter, reporter.progress)
-        finally:  # finished runs are reported, whatever happened to the others
+        finally:  # finished runs are reported even if another run fails
             comparison = compare.collect(plan)
             settings = {**plan.settings(data.fingerprint), "processes": options.processes}
             page = write_comparison(comparison, folder, settings)
@@ -78,7 +78,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     reporter.message(f"page: {page}")
     result = {"out": str(folder), **comparison.summary()}
     if errors:
-        raise ThresholdFailed("; ".join(f"{name}: {error}" for name, error in errors.items()) + ".", result)
+        raise CommandFailed("; ".join(f"{name}: {error}" for name, error in errors.items()) + ".", result)
     return result
 
 

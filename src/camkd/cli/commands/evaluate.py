@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, ThresholdFailed, open_reporter
+from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, CommandFailed, open_reporter
 from camkd.cli.thresholds import parse_thresholds, violations
 from camkd.types import CHANCE_LEVELS, InputError
 
@@ -27,7 +27,7 @@ def _add_options(parser: ArgumentParser) -> None:
         "--dataset",
         type=str | None,
         default=None,
-        help="other images than the run's own: a test folder, or all images of a folder without splits",
+        help="another dataset than that of RUN: its test split, or all images of a folder without splits",
     )
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_RUN_HELP)
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
@@ -35,11 +35,15 @@ def _add_options(parser: ArgumentParser) -> None:
         "--list-disagreements",
         type=int,
         default=0,
-        help="list this number of images with the teacher's prediction but another map",
+        help="number of images to list that have the teacher's prediction, but a map no more similar to the teacher's "
+        "than chance",
     )
     for flag, comparison in (("--fail-under", "below"), ("--fail-over", "above")):
         parser.add_argument(
-            flag, type=str | None, default=None, help=f"METRIC=NUMBER,...: exit with status 1 if one is {comparison} it"
+            flag,
+            type=str | None,
+            default=None,
+            help=f"METRIC=NUMBER,...: exit with status 1 if a metric is {comparison} its number",
         )
 
 
@@ -69,7 +73,7 @@ def _run(options: Namespace) -> dict[str, Any]:
         if "disagreements" in result:
             print_table(*_disagreement_table(result["disagreements"]))
     if failure:
-        raise ThresholdFailed(failure, result)
+        raise CommandFailed(failure, result)
     return result
 
 
@@ -77,8 +81,8 @@ def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Return metrics with their chance levels, and map similarity by outcome if there is a teacher.
 
     Args:
-        title: title of the first table.
-        metrics: the content of ``metrics.json``.
+        title: Title of the first table.
+        metrics: The content of ``metrics.json``.
     """
     scalars = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
     chance_keys = {level.key(name) for level in CHANCE_LEVELS for name in scalars} & scalars.keys()

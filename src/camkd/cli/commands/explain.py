@@ -19,12 +19,17 @@ def _add_options(parser: ArgumentParser) -> None:
         "--out",
         type=str,
         default="cams.png",
-        help="FILE.png: images and maps side by side; FILE.npz or FILE.json: the maps as numbers; FOLDER: an overlay "
-        "of each image at its own resolution",
+        help="FILE.png: images and maps side by side; FILE.npz or FILE.json: predictions and maps as numbers; FOLDER: "
+        "an overlay of each image at its own resolution",
     )
-    parser.add_argument("--top", type=int, default=1, help="maps of this number of most probable classes")
+    parser.add_argument("--top", type=int, default=1, help="number of classes per image, the most probable ones")
     parser.add_argument("--method", type=str, default="cam", help="cam, gradcam, hirescam, layercam or gradcam++")
-    parser.add_argument("--layer", type=str | None, default=None, help="dotted name of the layer of the maps")
+    parser.add_argument(
+        "--layer",
+        type=str | None,
+        default=None,
+        help="dotted name of the layer that the maps are computed from (default: found automatically)",
+    )
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_RUN_HELP)
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
 
@@ -51,7 +56,7 @@ def _run(options: Namespace) -> dict[str, Any]:
 
 
 def _format_prediction(title: str, record: dict[str, Any]) -> str:
-    """Return ``student cat (93%)``, with several classes ``student cat (93%), dog (4%)``."""
+    """Format ``student cat (93%)``, or with several classes ``student cat (93%), dog (4%)``."""
     other_classes = [entry for entry in record["classes_shown"] if entry["class"] != record["class"]]
     entries = [record, *(other_classes if len(record["classes_shown"]) > 1 else [])]
     return f"{title} " + ", ".join(f"{entry['class']} ({entry['confidence']:.0%})" for entry in entries)

@@ -1,4 +1,4 @@
-"""The command ``export``: ONNX files, or a page that runs the model."""
+"""The command ``export``: ONNX files of a model, or a page that runs the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from camkd.cli.commands.common import Command, open_reporter
 
 RUN_HELP = "a run folder or a shipped model"
-DATA_HELP = "the images of the model's dataset (default: those of its run)"
+DATA_HELP = "images of the model's dataset (default: the images of its run)"
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -19,23 +19,32 @@ def _add_options(parser: ArgumentParser) -> None:
         "--out",
         type=str | None,
         default=None,
-        help="folder of the files (default: RUN/export; with --web only where it is given)",
+        help="folder of the ONNX files (default: RUN/export; with --web: no ONNX files)",
     )
     parser.add_argument("--data", "--dataset", type=str | None, default=None, help=DATA_HELP)
     parser.add_argument("--int8", action="store_true", help="also write an 8-bit model, and measure its accuracy")
-    parser.add_argument("--max-drop", type=float, default=0.5, help="largest loss of accuracy by int8, in points")
-    parser.add_argument("--force", action="store_true", help="write the int8 model at any loss of accuracy")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.5, help="largest allowed loss of accuracy by int8, in percentage points"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="write the int8 model at any loss of accuracy and any similarity of the maps",
+    )
     parser.add_argument(
         "--teacher",
         nargs="?",
         type=str | None,
         default=None,
         const="",
-        help="also write the teacher (give its run if it is not the student's own); with --web the page shows its maps",
+        help="also write the teacher; give its run folder if it is not the teacher of RUN. The page shows its maps "
+        "(without this option: the maps of the teacher of RUN, if it exists)",
     )
     parser.add_argument("--any-size", action="store_true", help="export for images of any size")
     parser.add_argument("--web", type=str | None, default=None, help="folder of a page that runs the model")
-    parser.add_argument("--runtime", type=str | None, default=None, help="folder of onnxruntime-web (default: by npm)")
+    parser.add_argument(
+        "--runtime", type=str | None, default=None, help="folder of onnxruntime-web (default: from npm)"
+    )
 
 
 def _run(options: Namespace) -> dict[str, Any]:
@@ -54,4 +63,6 @@ def _run(options: Namespace) -> dict[str, Any]:
     return {**result, "out": None if out is None else str(out), "web": options.web}
 
 
-EXPORT = Command("Write a model and its map as ONNX, checked; or a page that runs it.", _add_options, _run)
+EXPORT = Command(
+    "Export a model with its maps as checked ONNX files, or as a page that runs the model.", _add_options, _run
+)

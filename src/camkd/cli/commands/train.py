@@ -61,5 +61,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
 
 
 TRAIN = Command(
-    "Train a teacher, a student without it and a student with it, and report the difference.", _add_options, _run
+    "Train a teacher, a control without teacher and a student with teacher, and report the difference.",
+    _add_options,
+    _run,
 )

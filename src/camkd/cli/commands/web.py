@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from camkd.cli.commands.common import Command, print_message
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=str, help="a page of 'camkd export RUN --web FOLDER'")
+    parser.add_argument("folder", type=str, help="folder written by 'camkd export RUN --web FOLDER'")
     parser.add_argument("--port", type=int, default=8765, help="port on 127.0.0.1 (0: any free port)")
 
 
@@ -21,10 +22,8 @@ def _run(options: Namespace) -> dict[str, Any]:
     with page_server(Path(options.folder), options.port) as server:
         address = f"http://{server.server_address[0]!s}:{server.server_address[1]}/"
         print_message(f"{address} (Ctrl-C to stop)")
-        try:
+        with suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            return {"address": address}
     return {"address": address}
 
 
