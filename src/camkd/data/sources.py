@@ -89,8 +89,8 @@ def open_data(
         progress: Progress callback.
 
     Returns:
-        The dataset. Images are memory-mapped, except those of a built-in dataset that ``limit`` or ``train_limit``
-        copies into memory.
+        The dataset. Images are memory-mapped, except that ``limit`` and ``train_limit`` copy the images of a built-in
+        dataset into memory.
 
     Raises:
         InputError: If an argument, the folder or an image is invalid, or if the dataset cannot be downloaded or stored.

@@ -1,6 +1,6 @@
 """CAM-Net, the student network. Its head computes the class activation maps directly.
 
-The maps have half the resolution of the image, those of the lite variant a quarter. The blocks follow
+The maps have half the resolution of the image; in the lite variant, a quarter of the resolution. The blocks follow
 https://github.com/xvel/cifar10-tiniest, but start at half the image's resolution. Each block splits the channels into
 four groups: one is unchanged, and the others have a 3x3, a 5x5 and, on a small image, a nearly global receptive field.
 A gated linear unit mixes the groups. The head is a 1x1 convolution followed by global average pooling, so the output of
