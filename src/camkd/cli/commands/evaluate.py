@@ -99,7 +99,7 @@ def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _outcome_table(groups: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return the map similarity of images by whose prediction is correct."""
+    """Return a table of map similarity for each outcome, such as images that only the teacher predicts correctly."""
     keys = [key for means in groups.values() for key in means if not key.endswith(CHANCE_SUFFIXES)]
     names = list(dict.fromkeys(keys))
     columns = ["correct", *(name.removeprefix("cam_").replace("_", " ") for name in names)]

@@ -1,4 +1,4 @@
-"""A teacher whose outputs are cached per augmented view."""
+"""Compute the outputs of a teacher, or read them from the cache, per augmented view."""
 
 from __future__ import annotations
 

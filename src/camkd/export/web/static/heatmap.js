@@ -1,4 +1,4 @@
-// Heatmaps: a map is clipped at zero, divided by its maximum and resized bilinearly, with cells as areas.
+// Draws heatmaps: the map is clipped at zero, resized bilinearly with cells as areas, and divided by its maximum.
 
 const SIDE = 224;
 
@@ -14,8 +14,8 @@ export function drawMap(canvas, map, [rows, columns], colormap) {
     const [above, below, dy] = yNeighbors[y];
     for (let x = 0; x < SIDE; x++, i += 4) {
       const [left, right, dx] = xNeighbors[x];
-      const evidence = (1 - dy) * ((1 - dx) * value(above, left) + dx * value(above, right)) + dy * ((1 - dx) * value(below, left) + dx * value(below, right));
-      const fraction = max > 0 ? evidence / max : 0;
+      const interpolated = (1 - dy) * ((1 - dx) * value(above, left) + dx * value(above, right)) + dy * ((1 - dx) * value(below, left) + dx * value(below, right));
+      const fraction = max > 0 ? interpolated / max : 0;
       const color = colormap[Math.round(255 * fraction)];
       image.data[i] = color[0];
       image.data[i + 1] = color[1];

@@ -1,6 +1,6 @@
-// From an image file to the input of the model, as in training: upright, on white, cropped to the central square, resized as by Pillow.
+// Converts an image file to the input of the model as in training: rotated upright, on white, cropped to the central square, resized as by Pillow.
 
-export const MAX_PIXELS = 64e6;  // 256 MB once decoded
+export const MAX_PIXELS = 64e6;  // 256 MB after decoding
 const MAX_FILE_BYTES = 100e6;
 
 // The message continues a sentence that starts with the name of the file.

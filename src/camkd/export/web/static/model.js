@@ -1,4 +1,4 @@
-// The model: pixels in, logits, probabilities and maps out.
+// Runs the model: computes logits, probabilities and maps from pixels.
 import * as ort from "./runtime/ort.wasm.min.mjs";
 
 ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
