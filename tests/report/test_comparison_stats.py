@@ -171,7 +171,7 @@ def test_validation_accuracy_ranks_the_methods() -> None:
     weak = Arm("weak", {s: {"accuracy": 0.1, "val_accuracy": v} for s, v in enumerate((0.60, 0.61, 0.61))})
     comparison = Comparison((strong, weak, Arm("unfinished", {})))
     assert [entry.method for entry in comparison.ranked] == ["weak", "strong"]
-    assert comparison.choice == "Best on the validation images: weak, ahead of strong beyond noise."
+    assert comparison.choice == "Best on the validation images: weak, ahead of strong (significant)."
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_ranking_uses_only_common_seeds() -> None:
     lucky = seeded("lucky", s1=0.79, s2=0.88)
     comparison = Comparison((lucky, robust, Arm("unfinished", {})))
     assert [entry.method for entry in comparison.ranked] == ["robust", "lucky"]
-    assert "robust, ahead of lucky within noise" in comparison.choice
+    assert "robust, ahead of lucky (within noise)" in comparison.choice
     third = Comparison((robust, seeded("plain", s0=0.1, s1=0.9), seeded("kd", s1=0.7)))
     assert "plain, ahead of robust" in third.choice, "at seed 1"
 

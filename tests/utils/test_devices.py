@@ -28,7 +28,7 @@ def test_unavailable_device_is_an_input_error(name: str) -> None:
     with pytest.raises(InputError) as caught:
         pick_device(name)
     assert str(caught.value) == (
-        f"device must be auto, cpu, or a device of this machine, got {name!r}. Choose one of these."
+        f"device must be auto, cpu, or a device that PyTorch can use on this machine, got {name!r}. Choose auto or cpu."
     )
 
 

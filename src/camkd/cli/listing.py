@@ -53,7 +53,9 @@ def list_items(kind: str, size: int, classes: int) -> tuple[dict[str, Any], Tabl
 
 
 def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
-    """List every built-in model with parameters, multiply-accumulates and map size, and the external libraries.
+    """List every built-in model with its cost, map size and form of maps, and the external libraries.
+
+    The form is ``exact`` or ``gradient``, see `camkd.cams`.
 
     Args:
         size: Side of the images in pixels.
@@ -66,7 +68,7 @@ def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
         macs = f"{cost['macs'] / 1e6:,.1f} M"
         rows.append([name, f"{cost['params']:,}", macs, grid, cost["form"], cost["summary"]])
     for library in EXTERNAL_LIBRARIES:
-        summary = f"any classifier of {library}; NAME.TAG: with these weights"
+        summary = f"any classifier of {library}, random weights; NAME.TAG: pretrained weights TAG"
         rows.append([f"{library}:NAME", "", "", "", "", summary])
     return costs, (["model", "parameters", "MACs", "map", "form", ""], rows)
 

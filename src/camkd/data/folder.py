@@ -25,7 +25,7 @@ from camkd.data.scan import FolderListing, escape_name, join_first, quote_names,
 from camkd.types import InputError
 
 VERSION = 1
-"""Version of `cache_key`. Increment when the same files are stored as other arrays."""
+"""Version of `cache_key`. Increment it when a change of the code stores different arrays for the same files."""
 
 BadImages = Literal["fail", "skip"]
 """Treatment of unreadable images: ``fail`` raises an error, ``skip`` leaves them out."""
@@ -52,11 +52,11 @@ def open_folder(
     """Open a folder of images, ``<class>/*`` or ``train/<class>/*`` with optional ``val/`` and ``test/``.
 
     If the folder has no ``val/`` or ``test/``, a hash of each image's path determines the images that are held out from
-    train. With a few dozen images per class or more, an image that is added later therefore leaves all other images in
-    their splits. Each split gets at least one image.
+    train. If each class has a few dozen images or more, adding an image later therefore does not move other images to
+    another split. Each split gets at least one image.
 
-    Images are decoded the first time. They are decoded again when the path, the size or the modification time of a file
-    changes, or with other values of the arguments.
+    Images are decoded when the folder is opened for the first time. They are decoded again when the path, the size or
+    the modification time of a file changes, or when ``size``, ``bad_images`` or the selection of images changes.
 
     Args:
         root: The folder.
@@ -66,8 +66,8 @@ def open_folder(
         train_limit: Maximum number of training images, class-balanced.
         workers: Number of processes that decode images. None is one per core.
         bad_images: ``fail`` raises an error for unreadable images, ``skip`` leaves them out and adds a note.
-        test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
-            if it has no split folders. Train and val are then empty.
+        test_only: Whether a folder that has no train folder is opened with a test split only. The test images are those
+            of its test folder, or all images if it has no split folders. Train and val are empty.
         cache: Root of the cache.
         progress: Progress callback.
 

@@ -47,17 +47,18 @@ def predict_split(model: nn.Module, split: Split, class_ids: Tensor | None = Non
         >>> model = camkd.load("cam-net-cifar10")  # doctest: +SKIP
         >>> predictions = predict_split(model, open_data("cifar10").test)  # doctest: +SKIP
         >>> predictions.logits.shape, predictions.maps.shape  # doctest: +SKIP
-        (torch.Size([10000, 10]), torch.Size([10000, 8, 8]))
+        (torch.Size([10000, 10]), torch.Size([10000, 16, 16]))
     """
     keep_freed_memory()
     device = next(model.parameters()).device
-    views = Views(split, 0, "none", 0, device)
+    views = Views(split, classes=0, policy="none", seed=0, device=device)  # no augmentation: classes and seed unused
     logits = []
     maps = []
     map_classes = []
     with eval_mode(model), torch.no_grad():
         for rows in sequential_batches(split):
             x = views[0, rows].x
+            # 1 selects the most probable class of each image
             classes = 1 if class_ids is None else class_ids[rows, None].to(device)
             prediction = predict(model, x, classes=classes)
             assert prediction.cams is not None and prediction.class_ids is not None

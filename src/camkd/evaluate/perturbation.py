@@ -1,4 +1,4 @@
-"""Perturbation metrics: change of the class probability as a map decides which pixels of an image are visible.
+"""Perturbation metrics: change of the class probability when an image is masked according to its map.
 
 All metrics take the same arguments and return tensors ``(N,)``, one value per image:
 
@@ -30,9 +30,9 @@ BLUR_SIGMA = 1 / 16
 def deletion(score: ScoreFunction, x: Tensor, maps: Tensor) -> Tensor:
     """Deletion: area under the class probability as top-ranked pixels are removed.
 
-    At fraction ``t / 10``, for ``t = 0..10``, the ``round(t * H * W / 10)`` pixels with the largest map values take
-    the mean color of their image. The area is computed by the trapezoidal rule. Petsiuk et al. 2018 (RISE), arXiv
-    1806.07421.
+    At fraction ``t / 10``, for ``t = 0..10``, the ``t * H * W / 10`` pixels (rounded half up) with the largest map
+    values are replaced by the mean color of their image. The area is computed by the trapezoidal rule. Petsiuk et al.
+    2018 (RISE), arXiv 1806.07421.
 
     Args:
         score: Function from images ``(N, 3, H, W)`` to probabilities ``(N,)``.
@@ -107,9 +107,9 @@ def average_drop(score: ScoreFunction, x: Tensor, maps: Tensor) -> tuple[Tensor,
     positive = flatten_maps(maps).relu()
     positive = positive - positive.amin(1, keepdim=True)
     mask = positive / positive.amax(1, keepdim=True).clamp_min(torch.finfo(positive.dtype).tiny)
-    visible = score(x)
-    masked = score(x * resize(mask.view_as(maps), _image_size(x))[:, None])
-    return (visible - masked).relu() / visible, (masked > visible).float()
+    p = score(x)
+    q = score(x * resize(mask.view_as(maps), _image_size(x))[:, None])
+    return (p - q).relu() / p, (q > p).float()
 
 
 def pixel_ranks(maps: Tensor, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Statistics of a comparison of methods over seeds: means, intervals, paired differences and their significance.
 
-Runs with the same seed share initial weights, augmented views and batch order, so differences are paired by seed.
-Intervals are Student's t intervals. Seeds change only the initial weights: an interval covers other initial weights,
-not other views, images or teachers. This module reads and returns plain numbers and strings.
+All runs share augmented views and batch order. Runs with the same seed also share initial weights, so differences are
+paired by seed. Intervals are Student's t intervals. They account for the choice of the initial weights only, not for
+that of the views, images or teacher. This module reads and returns plain numbers and strings.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TESTED_METRICS = ("accuracy", "teacher_agreement", "cam_cosine", "cam_inside")
 """Metrics whose differences are tested for significance."""
 
 BASELINES = ("plain", "kd")
-"""Methods that all methods after them in this order, and all other methods, are compared with."""
+"""Reference methods: every method except ``plain`` is compared with ``plain``, and all but these two with ``kd``."""
 
 CONFIDENCE = 0.95
 """Confidence level of the intervals; ``1 - CONFIDENCE`` is the significance level of the tests."""
@@ -78,7 +78,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         values: The ``n`` values of the runs, at least one. ``s`` is their sample standard deviation.
 
     Returns:
-        The mean and half the width of the interval. The width is None for a single value.
+        The mean, half the width of the interval (None for a single value), and ``n``.
 
     >>> mean, half_width, runs = estimate([1.0, 2.0, 3.0])
     >>> mean, round(half_width, 3), runs
@@ -195,7 +195,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several methods under one budget."""
+    """Results of several methods, trained with the same data and settings."""
 
     arms: tuple[Arm, ...]
 
@@ -229,7 +229,7 @@ class Comparison:
         if not any(arm.values("val_accuracy") for arm in self.arms):
             return "No run is finished yet."
         if not self.ranked:
-            return "No seed is finished for every method, so the validation images cannot rank the methods."
+            return "No seed is finished for every method, so the methods cannot be ranked by validation accuracy."
         first, *others = self.ranked
         if not others:
             return f"{first.method} is the only method with a finished run."
@@ -237,8 +237,8 @@ class Comparison:
         lead = paired_difference(first, second, "val_accuracy")
         if abs(lead.estimate.mean) < TOLERANCE:
             return f"On the validation images, {first.method} and {second.method} are equally good."
-        significance = {"ahead": "beyond noise", "noise": "within noise"}.get(lead.outcome, "with unknown significance")
-        return f"Best on the validation images: {first.method}, ahead of {second.method} {significance}."
+        significance = {"ahead": "significant", "noise": "within noise"}.get(lead.outcome, "unknown significance")
+        return f"Best on the validation images: {first.method}, ahead of {second.method} ({significance})."
 
     def differences(self, key: str = "accuracy") -> tuple[PairedDifference, ...]:
         """Compare all methods except ``plain`` with ``plain``, and all except ``plain`` and ``kd`` with ``kd``.
@@ -251,7 +251,7 @@ class Comparison:
         """
         baselines = [arm for name in BASELINES for arm in self.arms if arm.method == name]
         pairs = [
-            (arm, baseline) for baseline in baselines for arm in self.arms if _rank(arm.method) > _rank(baseline.method)
+            (arm, baseline) for baseline in baselines for arm in self.arms if _tier(arm.method) > _tier(baseline.method)
         ]
         differences = [paired_difference(arm, baseline, key) for arm, baseline in pairs]
         return holm_adjust([difference for difference in differences if difference.seeds])
@@ -314,6 +314,6 @@ def format_estimate(value: Estimate | None) -> str:
     return f"{100 * value.mean:.2f}{interval}"
 
 
-def _rank(method: str) -> int:
-    """Rank ``plain`` 0, ``kd`` 1 and all other methods 2. A method is compared with baselines of lower rank."""
+def _tier(method: str) -> int:
+    """Return 0 for ``plain``, 1 for ``kd``, 2 for others. A method is compared with the baselines of lower tiers."""
     return BASELINES.index(method) if method in BASELINES else len(BASELINES)

@@ -149,7 +149,7 @@ def gallery_rows(path: Path) -> list[int]:
 
 
 def _round_robin_by_cell(labels: Tensor, predicted: Tensor, mask: Tensor) -> list[int]:
-    """Order the rows of ``mask``: one per cell of the confusion matrix, largest cell first, then a second row, ..."""
+    """Order the rows where ``mask`` is true: one per confusion matrix cell, largest cell first, then a second, ..."""
     cells: dict[tuple[int, int], list[int]] = {}
     for row in torch.nonzero(mask).flatten().tolist():
         cells.setdefault((int(labels[row]), int(predicted[row])), []).append(row)
@@ -181,8 +181,8 @@ def _image_record(data: Dataset, row: int, predictions: Sequence[Prediction], ha
     records = [_prediction_record(*pair, class_ids) for pair in zip(predictions, predicted, strict=True)]
     if has_teacher:
         maps = [prediction.cams[predicted[0]][None] for prediction in predictions if prediction.cams is not None]
-        for record, student_map in zip(records[1:], maps[1:], strict=True):
-            record["cam_cosine"] = _round_significant(float(cosine(*to_common_grid(student_map, maps[0]))))
+        for record, model_map in zip(records[1:], maps[1:], strict=True):
+            record["cam_cosine"] = _round_significant(float(cosine(*to_common_grid(model_map, maps[0]))))
     return {
         "row": row,
         "name": data.test.names[row] if data.test.names else None,

@@ -27,7 +27,7 @@ ACCEPTABLE = (
 IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget")
 """Settings that a resumed run may always change, because they do not influence the result.
 
-``cache_budget`` influences the result only by ``augment_epochs``, which is compared as a setting of its own.
+``cache_budget`` can change the result only by reducing ``augment_epochs``, which is itself compared on resume.
 """
 
 PROVENANCE = {"data_fingerprint": "images", "teacher_weights": "teacher's weights", "terms": "loss terms of the method"}
@@ -132,14 +132,15 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
         if name not in resume.accept:
             advice = f"Add --accept {name} to continue" if name in ACCEPTABLE else "Resume with the same settings"
             raise InputError(
-                f"{name} must be {stored.get(name)}, as {run.folder} was started, got {options[name]}. {advice}, or "
-                "choose another --out."
+                f"{name} must be {stored.get(name)}, the value that {run.folder} was started with, got "
+                f"{options[name]}. {advice}, or choose another --out."
             )
     stored_provenance = run.provenance()
     for name, description in PROVENANCE.items():
         if name in stored_provenance and stored_provenance[name] != provenance[name]:
             raise InputError(
-                f"The {description} must be the same as when {run.folder} was started. Choose another --out."
+                f"The {description} must be those that {run.folder} was started with, got different ones. Resume "
+                "with the same ones, or choose another --out."
             )
     if changed and not run.finished:
         run.update_config({name: options[name] for name in changed})

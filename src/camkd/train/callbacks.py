@@ -29,7 +29,9 @@ class Callback:
         """
 
     def on_optimizer_step(self, step: int) -> None:
-        """Handle an update of the weights. A skipped batch makes no update.
+        """Handle an update of the weights.
+
+        A batch that is skipped because its loss or gradient is not finite (``on_nan="skip"``) makes no update.
 
         Args:
             step: Number of training steps so far, from 1, skipped batches included.

@@ -49,7 +49,8 @@ def pick_device(name: str) -> str:
         torch.zeros(1, device=name).item()  # .item() also rejects "meta", whose tensors have no values
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"device must be auto, cpu, or a device of this machine, got {name!r}. Choose one of these."
+            f"device must be auto, cpu, or a device that PyTorch can use on this machine, got {name!r}. Choose auto or "
+            "cpu."
         ) from error
     return name
 
@@ -116,8 +117,8 @@ def describe_device(precision: Precision, device: torch.device) -> str:
     text = f"{device} in {pick_precision(precision, device)}"
     if precision == "auto" and device.type == "cpu":
         speedup = bf16_speedup()
-        ratio, slower = (speedup, "fp32") if speedup > MIN_BF16_SPEEDUP else (1 / speedup, "bf16")
-        text += f", {ratio:.1f} times as fast as {slower}"
+        ratio, other = (speedup, "fp32") if speedup > MIN_BF16_SPEEDUP else (1 / speedup, "bf16")
+        text += f", {ratio:.1f} times as fast as {other}"
     return text
 
 

@@ -20,15 +20,20 @@ def _add_options(parser: ArgumentParser) -> None:
         type=str,
         default="cams.png",
         help="FILE.png: images and maps side by side; FILE.npz or FILE.json: predictions and maps as numbers; FOLDER: "
-        "an overlay of each image at its own resolution",
+        "an overlay of each image at its own resolution, without teacher",
     )
-    parser.add_argument("--top", type=int, default=1, help="number of classes per image, the most probable ones")
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=1,
+        help="number of classes per image: the most probable classes of the teacher if it is shown, else of the model",
+    )
     parser.add_argument("--method", type=str, default="cam", help="cam, gradcam, hirescam, layercam or gradcam++")
     parser.add_argument(
         "--layer",
         type=str | None,
         default=None,
-        help="dotted name of the layer that the maps are computed from (default: found automatically)",
+        help="dotted name of the model's layer that the maps are computed from (default: found automatically)",
     )
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_RUN_HELP)
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
@@ -57,6 +62,7 @@ def _run(options: Namespace) -> dict[str, Any]:
 
 def _format_prediction(title: str, record: dict[str, Any]) -> str:
     """Format ``student cat (93%)``, or with several classes ``student cat (93%), dog (4%)``."""
+    # with --top 1, the class shown is the first model's prediction; for other models only their own is printed
     other_classes = [entry for entry in record["classes_shown"] if entry["class"] != record["class"]]
     entries = [record, *(other_classes if len(record["classes_shown"]) > 1 else [])]
     return f"{title} " + ", ".join(f"{entry['class']} ({entry['confidence']:.0%})" for entry in entries)
