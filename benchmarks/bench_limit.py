@@ -1,11 +1,11 @@
-"""How much of the machine does a training step use, and what bounds it?
+"""Share of the machine's peak arithmetic speed that a training step reaches, and the kinds of work that limit it.
 
     python benchmarks/bench_limit.py --models cam-net resnet8 wrn-16-4 --json
 
-A step is forward, backward and update as in camkd's training loop: channels-last, bf16 where the processor is good at
-it, fused SGD. Its floating-point operations, 3 x 2 x multiply-accumulates a picture, over the time it takes, are
-compared with the best that ``torch.matmul`` reaches in the same number format, on the CPU and on a GPU where there is
-one. A profile of some further steps says where the time goes.
+A step is forward pass, backward pass and update as in camkd's training loop: channels-last, bf16 where it is faster,
+fused SGD. Its floating-point operations are 3 x 2 x multiply-accumulates per image. Their number per second is compared
+with the best of ``torch.matmul`` in the same number format, on the CPU and, if there is one, on a GPU. A profile of
+further steps has the time of each kind of work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -32,40 +32,47 @@ from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import collect_environment
 from camkd.utils.devices import pick_precision
 
-CLASSES, SIZE, PROFILED = 10, 32, 5
-SIDES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}
+CLASSES = 10
+SIZE = 32
+PROFILED_STEPS = 5
+WARM_UP_STEPS = 5
+MATRIX_SIDES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}
 ELEMENTWISE = {"relu", "threshold_backward", "clamp_min", "add", "sub", "mul", "div", "copy", "to_copy"}
-PARTS = {"normalisation": ("batch_norm",), "optimiser": ("sgd", "foreach", "vector_norm", "Optimizer.")}
+"""Names of elementwise operators."""
+
+OTHER_KINDS = {"normalisation": ("batch_norm",), "optimiser": ("sgd", "foreach", "vector_norm", "Optimizer.")}
+"""Kinds of work by parts of operator names."""
 
 
-def seconds_of(call: Callable[[], Any], device: str) -> float:
-    """How long ``call`` takes, until the device has done it."""
+def time_call(function: Callable[[], Any], device: str) -> float:
+    """Return the seconds of a call, until the device has finished."""
     started = time.perf_counter()
-    call()
+    function()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def peak(device: str, dtype: torch.dtype) -> dict[int, float]:
-    """The best FLOP/s of a matrix multiplication, by the side of the square matrices."""
-    best = {}
-    for side in SIDES[device]:
+def measure_peak(device: str, dtype: torch.dtype) -> dict[int, float]:
+    """Return the best FLOP/s of a matrix multiplication, by the side of the square matrices."""
+    peaks = {}
+    for side in MATRIX_SIDES[device]:
         a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
         multiply = partial(torch.matmul, a, b, out=torch.empty_like(a))
-        times = [seconds_of(multiply, device)]
+        times = [time_call(multiply, device)]
         while len(times) < 5 or sum(times) < 0.5:
-            times.append(seconds_of(multiply, device))
-        best[side] = 2 * side**3 / min(times)
-    return best
+            times.append(time_call(multiply, device))
+        peaks[side] = 2 * side**3 / min(times)
+    return peaks
 
 
-def step_of(model: nn.Module, batch: int, device: str, bf16: bool) -> Callable[[], None]:
-    """A training step of ``model`` on pictures that are there already."""
-    parameters, clip = list(model.parameters()), TrainConfig().grad_clip
+def make_step(model: nn.Module, batch_size: int, device: str, bf16: bool) -> Callable[[], None]:
+    """Make a training step on random images that are on the device."""
+    parameters = list(model.parameters())
+    grad_clip = TrainConfig().grad_clip
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
-    x = torch.rand(batch, 3, SIZE, SIZE, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device) % CLASSES
+    x = torch.rand(batch_size, 3, SIZE, SIZE, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size, device=device) % CLASSES
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -73,129 +80,146 @@ def step_of(model: nn.Module, batch: int, device: str, bf16: bool) -> Callable[[
         loss = nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, clip)
+        nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()
 
     return step
 
 
-def kernel(weight: list[int] | torch.Size) -> str:
-    """What kind of convolution has this weight ``(outputs, inputs of a group, height, width)``."""
-    if weight[1] == 1 and weight[0] > 1:
+def convolution_kind(weight_shape: Sequence[int]) -> str:
+    """Return the kind of a convolution with weights ``(out_channels, in_channels / groups, height, width)``."""
+    if weight_shape[1] == 1 and weight_shape[0] > 1:
         return "depthwise convolutions"
-    return f"{weight[2]}x{weight[3]} convolutions"
+    return f"{weight_shape[2]}x{weight_shape[3]} convolutions"
 
 
-def macs_of(model: nn.Module) -> Counter[str]:
-    """Multiply-accumulates of one picture by kind of convolution; linear layers go uncounted here."""
-    counts: Counter[str] = Counter()
+def convolution_macs(model: nn.Module) -> Counter[str]:
+    """Count the multiply-accumulates of the convolutions for one image, by kind."""
+    macs: Counter[str] = Counter()
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
-        counts[kernel(module.weight.shape)] += output[0].numel() * module.weight[0].numel()
+        macs[convolution_kind(module.weight.shape)] += output[0].numel() * module.weight[0].numel()
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     with eval_mode(model), torch.no_grad():
         model(torch.zeros(1, 3, SIZE, SIZE, device=next(model.parameters()).device))
     for hook in hooks:
         hook.remove()
-    return counts
+    return macs
 
 
-def output_format(name: str, shapes: list[list[int]]) -> str:
-    """Which kind of work an operator does."""
+def operator_kind(name: str, shapes: list[list[int]]) -> str:
+    """Return the kind of work of an operator with these input shapes."""
     if name.startswith("aten::") and "conv" in name:
         weight = shapes[2 if name.endswith("backward") else 1 :][:1]
-        return kernel(weight[0]) if weight and len(weight[0]) == 4 else "other"
+        return convolution_kind(weight[0]) if weight and len(weight[0]) == 4 else "other"
     if name.removeprefix("aten::").strip("_") in ELEMENTWISE:
         return "elementwise"
-    return next((kind for kind, parts in PARTS.items() if any(part in name for part in parts)), "other")
+    return next((kind for kind, parts in OTHER_KINDS.items() if any(part in name for part in parts)), "other")
 
 
-def where_time_goes(step: Callable[[], None], device: str, seconds: float) -> dict[str, float]:
-    """Shares of a step of ``seconds`` by kind of work; on a GPU, ``idle`` is when none of its kernels runs."""
-    gpu = device == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profiler(activities=activities, record_shapes=True) as recorded:
-        for _ in range(PROFILED):
+def time_shares(step: Callable[[], None], device: str, step_seconds: float) -> dict[str, float]:
+    """Return the share of each kind of work in a step. On a GPU, ``idle`` is the time without a kernel."""
+    is_gpu = device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
+    with profiler(activities=activities, record_shapes=True) as recording:
+        for _ in range(PROFILED_STEPS):
             step()
     times: Counter[str] = Counter()
-    for event in recorded.key_averages(group_by_input_shape=True):
-        if event.device_type == torch.autograd.DeviceType.CPU:  # a kernel's time also stands at its operator
-            taken = event.self_device_time_total if gpu else event.self_cpu_time_total
-            times[output_format(event.key, event.input_shapes)] += taken
-    if gpu:
-        times["idle"] = max(0, PROFILED * seconds * 1e6 - sum(times.values()))
-    return {kind: taken / sum(times.values()) for kind, taken in times.most_common()}
+    for event in recording.key_averages(group_by_input_shape=True):
+        if event.device_type == torch.autograd.DeviceType.CPU:  # the time of a kernel also counts for its operator
+            event_time = event.self_device_time_total if is_gpu else event.self_cpu_time_total
+            times[operator_kind(event.key, event.input_shapes)] += event_time
+    if is_gpu:
+        times["idle"] = max(0, PROFILED_STEPS * step_seconds * 1e6 - sum(times.values()))
+    return {kind: kind_time / sum(times.values()) for kind, kind_time in times.most_common()}
 
 
-def measure(name: str, device: str, bf16: bool, top: float, options: argparse.Namespace) -> dict[str, Any]:
-    """What one network's training step reaches on one device, and why not more."""
+def measure(name: str, device: str, bf16: bool, peak: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the training step of a network on a device.
+
+    Args:
+        name: name of the network.
+        device: cpu or cuda.
+        bf16: compute the forward pass in bf16.
+        peak: FLOP/s of matrix multiplication.
+        options: ``batch`` and ``steps``.
+    """
     print(f"{name} on {device}", file=sys.stderr, flush=True)
     model = camkd.build(name, CLASSES, SIZE).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    macs, by_kind = profile(model, SIZE).macs, macs_of(model)
-    step = step_of(model.train(), options.batch, device, bf16)
-    times = [seconds_of(step, device) for _ in range(options.steps + 5)][5:]
+    macs = profile(model, SIZE).macs
+    macs_by_kind = convolution_macs(model)
+    step = make_step(model.train(), options.batch, device, bf16)
+    times = [time_call(step, device) for _ in range(options.steps + WARM_UP_STEPS)][WARM_UP_STEPS:]
     seconds = median(times)
-    operations = 3 * 2 * options.batch
-    shares = where_time_goes(step, device, seconds)
-    reached = {
-        kind: operations * count / (shares[kind] * seconds) / top for kind, count in by_kind.items() if kind in shares
+    flops_per_mac = 3 * 2 * options.batch
+    shares = time_shares(step, device, seconds)
+    share_of_peak_by_kind = {
+        kind: flops_per_mac * kind_macs / (shares[kind] * seconds) / peak
+        for kind, kind_macs in macs_by_kind.items()
+        if kind in shares
     }
-    found = {
+    results = {
         "macs": macs,
         "step_seconds": {"median": seconds, "low": min(times), "high": max(times)},
         "images_per_second": options.batch / seconds,
-        "flops": operations * macs / seconds,
-        "share_of_peak": operations * macs / seconds / top,
+        "flops": flops_per_mac * macs / seconds,
+        "share_of_peak": flops_per_mac * macs / seconds / peak,
         "share_of_step": shares,
-        "share_of_peak_while_it_runs": reached,
+        "share_of_peak_while_it_runs": share_of_peak_by_kind,
     }
-    return {**found, "bound": bound(name, found)}
+    return {**results, "bound": describe_bound(name, results)}
 
 
-def bound(name: str, found: dict[str, Any]) -> str:
-    """What bounds a step, in two sentences, from the measured shares."""
-    shares, reached = found["share_of_step"], found["share_of_peak_while_it_runs"]
-    rest = {kind: share for kind, share in shares.items() if kind not in reached}
-    convolving = 1 - sum(rest.values())
-    kinds = ", ".join(f"{kind} {shares[kind]:.0%} at {reached[kind]:.0%}" for kind in shares if kind in reached)
-    lost = {**rest, **{kind: shares[kind] * max(0.0, 1 - part) for kind, part in reached.items()}}
-    most = max(lost, key=lambda kind: lost[kind])
-    what = f"{most}, for as far as they stay below the peak" if most in reached else most
+def describe_bound(name: str, results: dict[str, Any]) -> str:
+    """Describe in two sentences what limits a step."""
+    shares = results["share_of_step"]
+    peak_shares = results["share_of_peak_while_it_runs"]
+    other_shares = {kind: share for kind, share in shares.items() if kind not in peak_shares}
+    convolutions = 1 - sum(other_shares.values())
+    kinds = ", ".join(f"{kind} {shares[kind]:.0%} at {peak_shares[kind]:.0%}" for kind in shares if kind in peak_shares)
+    lost = {
+        **other_shares,
+        **{kind: shares[kind] * max(0.0, 1 - peak_share) for kind, peak_share in peak_shares.items()},
+    }
+    limit = max(lost, key=lambda kind: lost[kind])
+    suffix = ", which are slower than the peak" if limit in peak_shares else ""
+    others = ", ".join(f"{kind} {share:.1%}" for kind, share in other_shares.items())
     return (
-        f"{name} reaches {found['share_of_peak']:.0%} of the peak: convolutions take {convolving:.0%} of the step and "
-        f"run at {found['share_of_peak'] / convolving:.0%} of the peak meanwhile ({kinds}). What bounds it most is "
-        f"{what} ({lost[most]:.0%} of the step lost); all that is no convolution takes {1 - convolving:.0%} "
-        f"({', '.join(f'{kind} {share:.1%}' for kind, share in rest.items())})."
+        f"{name} reaches {results['share_of_peak']:.0%} of the peak: convolutions take {convolutions:.0%} of the step, "
+        f"at {results['share_of_peak'] / convolutions:.0%} of the peak ({kinds}). The largest loss is {limit}{suffix}: "
+        f"{lost[limit]:.0%} of the step; all other work takes {1 - convolutions:.0%} ({others})."
     )
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["cam-net", "resnet8", "wrn-16-4"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     results: dict[str, Any] = {}
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        form = pick_precision("auto", torch.device(device))
-        sides = peak(device, torch.bfloat16 if form == "bf16" else torch.float32)
-        top = max(sides.values())
-        rows = {name: measure(name, device, form == "bf16", top, options) for name in options.models}
-        results[device] = {"format": form, "peak_flops": top, "peak_by_side": sides, "models": rows}
+        precision = pick_precision("auto", torch.device(device))
+        is_bf16 = precision == "bf16"
+        peaks = measure_peak(device, torch.bfloat16 if is_bf16 else torch.float32)
+        peak = max(peaks.values())
+        models = {name: measure(name, device, is_bf16, peak, options) for name in options.models}
+        results[device] = {"format": precision, "peak_flops": peak, "peak_by_side": peaks, "models": models}
     if options.json:
         print(json.dumps({**vars(options), "environment": collect_environment(), "devices": results}))
         return
-    for device, found in results.items():
-        print(f"\n{device}: {found['peak_flops'] / 1e9:,.0f} GFLOP/s at most in {found['format']} (torch.matmul)\n")
-        print("| network | pictures/s | GFLOP/s | of the peak |\n|---|---|---|---|")
-        for name, row in found["models"].items():
+    for device, device_results in results.items():
+        peak = device_results["peak_flops"] / 1e9
+        print(f"\n{device}: at most {peak:,.0f} GFLOP/s in {device_results['format']} (torch.matmul)\n")
+        print("| network | images/s | GFLOP/s | of the peak |\n|---|---|---|---|")
+        for name, row in device_results["models"].items():
             numbers = f"{row['images_per_second']:,.0f} | {row['flops'] / 1e9:,.0f} | {row['share_of_peak']:.0%}"
             print(f"| {name} | {numbers} |")
-        for row in found["models"].values():
+        for row in device_results["models"].values():
             print(f"\n{row['bound']}")
 
 

@@ -1,8 +1,8 @@
-"""How soon the command line answers where it needs no torch.
+"""Time of commands that need no torch, from start to end of the process.
 
     python benchmarks/bench_start.py [--json]
 
-Seconds from start to end of a process, the median of 7 after one that is not counted. To reach: 0.5.
+A result is the median of 7 runs, after one to warm up. The target is 0.5 seconds.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import time
 from camkd.runs.folder import collect_environment
 
 COMMANDS = ("--help", "train --help", "list models", "list data", "cache --help")
-ROUNDS, LIMIT = 7, 0.5
+ROUNDS = 7
+LIMIT = 0.5
+"""Target in seconds."""
 
 
-def seconds(command: str) -> float:
-    """The median time of a command."""
-    times = []
+def median_seconds(command: str) -> float:
+    """Return the median time of a command."""
+    seconds = []
     for _ in range(ROUNDS + 1):
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "camkd", *command.split()], check=True, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
 
 
 def main() -> None:
@@ -35,12 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    found = {command: seconds(command) for command in COMMANDS}
+    results = {command: median_seconds(command) for command in COMMANDS}
     if options.json:
-        print(json.dumps({"seconds": found, "limit": LIMIT, "environment": collect_environment()}))
+        print(json.dumps({"seconds": results, "limit": LIMIT, "environment": collect_environment()}))
         return
-    for command, taken in found.items():
-        print(f"camkd {command:20} {taken:5.2f} s{'' if taken <= LIMIT else '  NOT reached'}")
+    for command, seconds in results.items():
+        print(f"camkd {command:20} {seconds:5.2f} s{'' if seconds <= LIMIT else '  NOT reached'}")
 
 
 if __name__ == "__main__":

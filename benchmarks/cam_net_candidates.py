@@ -1,10 +1,10 @@
-"""Which architecture should CAM-Net have? Candidates of at most 96,000 parameters under one budget, on real pictures.
+"""Architectures considered for CAM-Net: candidates of at most 96,000 parameters under one budget, on photographs.
 
     python benchmarks/cam_net_candidates.py --data data/cifar10-jpeg --limit 20000 --epochs 3 --json
 
-Each is trained without a teacher by the product's own loop, and judged on the validation pictures (the test pictures
-are not read). Latency is of one picture on one thread in fp32, as trained, the median of many. Every candidate is a run
-folder under --out: what is finished is read, what was interrupted goes on. Prints a table; with --json one object.
+Each candidate is trained without a teacher by camkd's own loop, and compared on the validation images. The test images
+are not read. Latency is the median time of one image on one thread in fp32. Every candidate is a run folder under
+--out. Finished runs are read, interrupted runs resume. The script prints a table; with --json one object on stdout.
 """
 
 from __future__ import annotations
@@ -38,18 +38,24 @@ from camkd.train.loop import fit
 from camkd.utils.files import write_json
 
 
-def _norms(channels: int, times: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(times))
+def _norms(channels: int, count: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(count))
 
 
 class Recurrent(nn.Module):
-    """A residual block ``x + norm(conv2(relu(norm(conv1(x)))))`` that runs ``times`` times with the same kernels."""
+    """Residual block ``x + norm(conv2(relu(norm(conv1(x)))))``, repeated with the same kernels.
 
-    def __init__(self, channels: int, times: int) -> None:
+    Args:
+        channels: number of channels.
+        repeats: number of repetitions; each has its own batch normalization.
+    """
+
+    def __init__(self, channels: int, repeats: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norms1, self.norms2 = _norms(channels, times), _norms(channels, times)
+        self.norms1 = _norms(channels, repeats)
+        self.norms2 = _norms(channels, repeats)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,17 +65,24 @@ class Recurrent(nn.Module):
 
 
 class RecurrentInverted(nn.Module):
-    """An inverted residual ``x + norm(narrow(relu(norm(depthwise(relu(norm(widen(x))))))))`` that runs ``times`` times.
+    """Inverted residual block ``x + norm(narrow(relu(norm(depthwise(relu(norm(widen(x))))))))``, repeated.
 
-    ``widen`` and ``narrow`` are 1x1 convolutions to ``wide`` channels and back, ``depthwise`` is 3x3.
+    ``widen`` and ``narrow`` are 1x1 convolutions, ``depthwise`` is a 3x3 convolution.
+
+    Args:
+        channels: number of channels.
+        wide_channels: number of channels between ``widen`` and ``narrow``.
+        repeats: number of repetitions; each has its own batch normalization.
     """
 
-    def __init__(self, channels: int, wide: int, times: int) -> None:
+    def __init__(self, channels: int, wide_channels: int, repeats: int) -> None:
         super().__init__()
-        self.widen = nn.Conv2d(channels, wide, 1, bias=False)
-        self.depthwise = nn.Conv2d(wide, wide, 3, 1, 1, groups=wide, bias=False)
-        self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
-        self.norms1, self.norms2, self.norms3 = _norms(wide, times), _norms(wide, times), _norms(channels, times)
+        self.widen = nn.Conv2d(channels, wide_channels, 1, bias=False)
+        self.depthwise = nn.Conv2d(wide_channels, wide_channels, 3, 1, 1, groups=wide_channels, bias=False)
+        self.narrow = nn.Conv2d(wide_channels, channels, 1, bias=False)
+        self.norms1 = _norms(wide_channels, repeats)
+        self.norms2 = _norms(wide_channels, repeats)
+        self.norms3 = _norms(channels, repeats)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,42 +93,43 @@ class RecurrentInverted(nn.Module):
 
 
 class Candidate(ImageClassifier):
-    """A body, a 1x1 convolution and the global average."""
+    """A body, a 1x1 convolution and global average pooling."""
 
     def __init__(self, body: nn.Sequential, channels: int, classes: int) -> None:
         super().__init__()
-        self.body, self.head = body, nn.Conv2d(channels, classes, 1)
+        self.body = body
+        self.head = nn.Conv2d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(self.normalize(x))).mean((2, 3))
         return logits
 
 
-def candidate(channels: int, *layers: nn.Module) -> Callable[[int], ImageClassifier]:
-    """A candidate whose body is ``layers``, ending in ``channels`` channels."""
+def make_candidate(channels: int, *layers: nn.Module) -> Callable[[int], ImageClassifier]:
+    """Make a candidate of ``layers``, the last of which has ``channels`` channels."""
     return lambda classes: Candidate(nn.Sequential(*layers), channels, classes)
 
 
-def gated(channels: int, normalise: Callable[[int], nn.Module] = ChannelNorm) -> GatedBlock:
-    """CAM-Net's block with another normalisation."""
+def gated_block(channels: int, norm: Callable[[int], nn.Module]) -> GatedBlock:
+    """Make the block of CAM-Net with another normalization."""
     block = GatedBlock(channels)
-    block.norm = normalise(channels)
+    block.norm = norm(channels)
     return block
 
 
 def candidates() -> dict[str, Callable[[int], ImageClassifier]]:
-    """Made anew at each call, so that each is drawn from the seed that is set then."""
+    """Make every candidate, with random weights of the current seed."""
     stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
     return {
         "cam-net": CamNet,
         "cam-net-lite": lambda classes: CamNet(classes, lite=True),
-        "cam-net with the public network's blocks": candidate(
+        "cam-net with the public network's blocks": make_candidate(
             64, stem, ChannelNorm(64), *(PublicBlock(64) for _ in range(6))
         ),
-        "cam-net with batch normalisation": candidate(
-            64, stem, nn.BatchNorm2d(64), *(gated(64, nn.BatchNorm2d) for _ in range(6))
+        "cam-net with batch normalisation": make_candidate(
+            64, stem, nn.BatchNorm2d(64), *(gated_block(64, nn.BatchNorm2d) for _ in range(6))
         ),
-        "recurrent, dense and inverted (the cam-net before)": candidate(
+        "recurrent, dense and inverted (the cam-net before)": make_candidate(
             64, conv_bn_relu(3, 16), conv_bn_relu(16, 16), conv_bn_relu(16, 32, stride=2),
             Recurrent(32, 2), conv_bn_relu(32, 64, stride=2),
             RecurrentInverted(64, 160, 3), RecurrentInverted(64, 176, 2),
@@ -126,30 +140,33 @@ def candidates() -> dict[str, Callable[[int], ImageClassifier]]:
 
 
 def optimizer(name: str) -> str:
-    """AdamW where places are normalised, SGD where batches are; it is what does best for each (LOG.md)."""
+    """Return the better optimizer: AdamW for CAM-Nets and the public network, SGD for the others (LOG.md)."""
     return "adamw" if name.startswith(("cam-net", "the public")) else "sgd"
 
 
 def latency(model: nn.Module, size: int) -> float:
-    """Milliseconds for one picture, on one thread."""
-    x, times, threads = torch.rand(1, 3, size, size), [], torch.get_num_threads()
+    """Return the milliseconds for one image, on one thread."""
+    x = torch.rand(1, 3, size, size)
+    seconds = []
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
             for _ in range(200):
                 started = time.perf_counter()
                 model(x)
-                times.append(time.perf_counter() - started)
+                seconds.append(time.perf_counter() - started)
     finally:
-        torch.set_num_threads(threads)
-    return 1e3 * statistics.median(times)
+        torch.set_num_threads(num_threads)
+    return 1e3 * statistics.median(seconds)
 
 
 def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """One candidate's row."""
-    run, size = Run(folder), int(data.train.images.shape[1])
+    """Train a candidate, or read the results of a finished run. Return its row of the table."""
+    run = Run(folder)
     if run.metrics_file.exists():
         return run.read_metrics()
+    size = int(data.train.images.shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = candidates()[name](len(data.classes))
@@ -171,16 +188,17 @@ def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[s
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Train every candidate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/cifar10-jpeg")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=None, help="a part of the pictures, for a quick look")
+    parser.add_argument("--limit", type=int, default=None, help="number of images per split, for a quick trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/evidence/candidates")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    data, rows = open_data(options.data, limit=options.limit), []
+    data = open_data(options.data, limit=options.limit)
+    rows = []
     for name in candidates():
         config = TrainConfig(options.epochs, optimizer=optimizer(name), seed=options.seed)
         folder = Path(options.out) / f"{options.epochs}-epochs-seed-{options.seed}" / slug(name)
@@ -189,7 +207,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({**vars(options), "environment": collect_environment(), "rows": rows}))
         return
-    print("| candidate | parameters | MACs | validation accuracy | pictures/s in training | ms for one picture |")
+    print("| candidate | parameters | MACs | validation accuracy | images/s in training | ms for one image |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         print(

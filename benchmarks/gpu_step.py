@@ -1,11 +1,15 @@
-"""What bounds a training step on a GPU: its arithmetic, or the processor that starts its kernels?
+"""Limit of a training step on a GPU: its arithmetic, or the launch of its kernels.
 
     python benchmarks/gpu_step.py [--json] [NETWORK:BATCH ...]
 
-One step on a batch that lies on the GPU: forward in bf16, cross-entropy, backward, clipping, fused AdamW; no views, no
-teacher, no averaging. Eager is what the loop does. Busy is the time that the kernels themselves take, by the profiler.
-Graph is the same step captured as a CUDA graph and replayed, so that nobody starts its kernels one by one. Each is the
-mean of 30 steps after 5, in one process.
+The step has a batch that is on the GPU already: forward pass in bf16, cross-entropy, backward pass, gradient clipping,
+fused AdamW. It has no augmentation, teacher or averaged weights. The script measures
+
+eager    the step as in the training loop
+busy     the time of the kernels, by the profiler
+graph    the step captured as a CUDA graph and replayed, without separate kernel launches
+
+in one process. A result is the mean of 30 steps, after 5 to warm up.
 """
 
 from __future__ import annotations
@@ -24,17 +28,19 @@ from camkd.models import build
 from camkd.runs.folder import collect_environment
 
 CASES = ("cam-net:128", "cam-net:512", "resnet8:512", "resnet11:512", "resnet50:512", "public:512")
-PROFILED = 5
+STEPS = 30
+WARM_UP_STEPS = 5
+PROFILED_STEPS = 5
 
 
-def step_of(name: str, batch: int) -> Callable[[], None]:
-    """A training step of the network ``name``; ``public`` is that of benchmarks/public_student.py."""
+def make_step(name: str, batch_size: int) -> Callable[[], None]:
+    """Make a training step of a network; ``public`` is the network of public_student.py."""
     model = PublicStudent(10) if name == "public" else build(name, 10, 32)
     model.to("cuda", memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    x = torch.rand(batch, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch,), device="cuda")
-    rate = torch.tensor(1e-3, device="cuda")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True, capturable=True)
+    x = torch.rand(batch_size, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch_size,), device="cuda")
+    lr = torch.tensor(1e-3, device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True, capturable=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -47,54 +53,54 @@ def step_of(name: str, batch: int) -> Callable[[], None]:
     return step
 
 
-def seconds(call: Callable[[], None], times: int = 30) -> float:
-    """The mean time of a call, after five to warm up."""
-    for _ in range(5):
-        call()
+def mean_seconds(step: Callable[[], None]) -> float:
+    """Return the mean time of a step, after some to warm up."""
+    for _ in range(WARM_UP_STEPS):
+        step()
     torch.cuda.synchronize()
     started = time.perf_counter()
-    for _ in range(times):
-        call()
+    for _ in range(STEPS):
+        step()
     torch.cuda.synchronize()
-    return (time.perf_counter() - started) / times
+    return (time.perf_counter() - started) / STEPS
 
 
-def kernels(step: Callable[[], None]) -> tuple[float, float]:
-    """How many kernels a step starts, and how many seconds they take in sum."""
+def profile_kernels(step: Callable[[], None]) -> tuple[float, float]:
+    """Return the number of kernels of a step, and the sum of their times in seconds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(PROFILED):
+        for _ in range(PROFILED_STEPS):
             step()
         torch.cuda.synchronize()
     events = [event for event in profile.key_averages() if event.self_device_time_total > 0]
-    count = sum(event.count for event in events) / PROFILED
-    return count, sum(event.self_device_time_total for event in events) / PROFILED / 1e6
+    num_kernels = sum(event.count for event in events) / PROFILED_STEPS
+    return num_kernels, sum(event.self_device_time_total for event in events) / PROFILED_STEPS / 1e6
 
 
-def replayed(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+def capture_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Capture a step as a CUDA graph, and return the function that replays it."""
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
         for _ in range(3):
             step()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
     return graph.replay
 
 
-def measure(name: str, batch: int) -> dict[str, Any]:
-    """Milliseconds a step, and pictures a second."""
-    step = step_of(name, batch)
-    eager = seconds(step)
-    count, busy = kernels(step)
-    graph = seconds(replayed(step))
-    found = {"eager": eager, "busy": busy, "graph": graph}
+def measure(name: str, batch_size: int) -> dict[str, Any]:
+    """Return the number of kernels, milliseconds per step, and images per second."""
+    step = make_step(name, batch_size)
+    eager = mean_seconds(step)
+    num_kernels, busy = profile_kernels(step)
+    graph = mean_seconds(capture_graph(step))
+    seconds = {"eager": eager, "busy": busy, "graph": graph}
     return {
-        "kernels": round(count),
-        "milliseconds": {name: 1000 * value for name, value in found.items()},
-        "images_per_second": {name: batch / value for name, value in found.items()},
+        "kernels": round(num_kernels),
+        "milliseconds": {case: 1000 * value for case, value in seconds.items()},
+        "images_per_second": {case: batch_size / value for case, value in seconds.items()},
     }
 
 
@@ -105,14 +111,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("this measures a GPU, and there is none here.")
-    found = {case: measure(case.split(":")[0], int(case.split(":")[1])) for case in options.cases}
+        raise SystemExit("gpu_step.py needs a GPU. Run it on a machine with CUDA.")
+    results = {}
+    for case in options.cases:
+        name, _, batch_size = case.partition(":")
+        results[case] = measure(name, int(batch_size))
     if options.json:
-        print(json.dumps({"cases": found, "environment": collect_environment()}))
+        print(json.dumps({"cases": results, "environment": collect_environment()}))
         return
-    print("| network:batch | kernels | eager, ms | busy, ms | graph, ms | eager, pictures/s | graph, pictures/s |")
+    print("| network:batch | kernels | eager, ms | busy, ms | graph, ms | eager, images/s | graph, images/s |")
     print("|---|---|---|---|---|---|---|")
-    for case, row in found.items():
+    for case, row in results.items():
         times = " | ".join(f"{value:.2f}" for value in row["milliseconds"].values())
         speeds = row["images_per_second"]
         print(f"| {case} | {row['kernels']} | {times} | {speeds['eager']:,.0f} | {speeds['graph']:,.0f} |")

@@ -1,4 +1,7 @@
-"""Where a training step's time goes: the loop as it is, its parts timed from outside."""
+"""Time of the parts of a training step, measured in the training loop itself.
+
+A section of ``bench_input.py``.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from camkd.config import DistillConfig, TrainConfig
+from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data import open_data
 from camkd.data.augment import Views
 from camkd.distill.cache import Store
 from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.objective import Objective, parse_objective
 from camkd.distill.teacher import load_teacher
-from camkd.models import build
+from camkd.models import build, profile
 from camkd.models.io import ModelInfo, save
-from camkd.models.profile import profile
 from camkd.runs.folder import Run
-from camkd.train import loop as loop
 from camkd.train.callbacks import Callback
 from camkd.train.ema import EMA
+from camkd.train.loop import fit
 
-STEPS, EPOCHS = 40, 4
+STEPS = 40
+"""Training steps per epoch."""
+
+EPOCHS = 4
+MAX_OUTSIDE_PERCENT = 5.0
+"""Target: percentage of a step outside the model's forward and backward pass."""
+
 CASES = (("cam-net", "plain"), ("cam-net", "cam-kd"), ("resnet8", "plain"), ("resnet8", "cam-kd"))
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("backward", torch.Tensor, "backward"),
@@ -43,34 +51,39 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("clipping", nn.utils, "clip_grad_norm_"),
     ("optimiser", torch.optim.SGD, "step"),
     ("optimiser", torch.optim.AdamW, "step"),
-    ("averaging", EMA, "__call__"),
+    ("averaging", EMA, "on_optimizer_step"),
 )
+"""Name of a part, and the owner and name of the function that is timed."""
 
 
-class Stopwatch(Callback):
-    """Adds up the seconds spent in parts of the loop, epoch by epoch; the model's forward where it is training."""
+class PartTimer(Callback):
+    """Add up the seconds spent in parts of the loop, per epoch. Of the model, only the training mode counts.
+
+    Args:
+        model: the trained model.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.seconds: Counter[str] = Counter()
         self.epochs: list[dict[str, float]] = []
         self.parts = [("forward", type(model), "forward"), *PARTS]
 
-    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        """Keep what the epoch took, and begin again."""
+    def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
         self.epochs.append({**self.seconds, "step": row["seconds"]})
         self.seconds.clear()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Time the parts as long as the block lasts."""
+        """Time the parts while the block runs."""
         with ExitStack() as stack:
             for name, owner, attribute in self.parts:
-                stack.enter_context(patch.object(owner, attribute, self._timed(name, getattr(owner, attribute))))
+                timed = self._timed(name, getattr(owner, attribute))
+                stack.enter_context(patch.object(owner, attribute, timed))
             yield
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
-            if name == "forward" and not arguments[0].training:  # judging is no part of a step
+            if name == "forward" and not arguments[0].training:  # validation is not part of a step
                 return function(*arguments, **options)
             started = time.perf_counter()
             try:
@@ -82,43 +95,58 @@ class Stopwatch(Callback):
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The share of a step spent outside the model's forward and backward, and on what; the store is warm."""
+    """Measure the time of each part, with a filled teacher cache.
+
+    Args:
+        options: the number of ``rounds``.
+        folder: an empty folder.
+
+    Returns:
+        For each case the percentage of a step outside forward and backward, and milliseconds per step by part.
+    """
     os.environ["CAMKD_CACHE"] = str(folder / "cache")
     data = open_data("shapes")
-    few = data.val.take(np.arange(100))
-    data = replace(data, train=data.train.take(np.arange(STEPS * 128) % len(data.train)), val=few)
-    classes, size = data.classes, 32
+    train_split = data.train.take(np.arange(STEPS * 128) % len(data.train))
+    data = replace(data, train=train_split, val=data.val.take(np.arange(100)))
+    classes = data.classes
+    size = 32
     teacher_model = build("resnet8", len(classes), size)
     cost = profile(teacher_model, size)
-    described = ModelInfo("resnet8", classes, size, cost.params, cost.macs, "teacher", "plain", "shapes", "", 0)
-    save(teacher_model, folder / "teacher", described)
+    info = ModelInfo("resnet8", classes, size, cost.params, cost.macs, "teacher", "plain", "shapes", "", 0)
+    save(teacher_model, folder / "teacher", info)
     teacher = load_teacher(folder / "teacher", data, "cpu")
     epochs: dict[str, list[dict[str, float]]] = {}
+    train_config = TrainConfig(epochs=EPOCHS, augment_epochs=1, device="cpu")
     for number in range(options.rounds):
         for student, method in CASES:
-            goal, config = parse_objective(method), TrainConfig(epochs=EPOCHS, augment_epochs=1, device="cpu")
-            known = build_teacher_cache(teacher, data, config, DistillConfig(method)) if goal.needs_teacher else None
+            config = RunConfig(DataConfig("shapes"), train_config, DistillConfig(method=method), student)
+            objective = parse_objective(method)
+            cache = build_teacher_cache(teacher, data, config) if objective.needs_teacher else None
             model = build(student, len(classes), size)
-            watch, run = Stopwatch(model), Run(folder / f"{student}-{method}-{number}")
-            with watch.running():
-                loop.fit(model, data, goal, config, run, knowledge=known, watch=watch)
-            epochs.setdefault(f"{student}, {method}", []).extend(watch.epochs[1:])  # the first one fills the store
-    return {name: _middle(measured) for name, measured in epochs.items()}
+            timer = PartTimer(model)
+            run = Run(folder / f"{student}-{method}-{number}")
+            with timer.running():
+                fit(model, data, objective, train_config, run, cache=cache, callbacks=[timer])
+            epochs.setdefault(f"{student}, {method}", []).extend(timer.epochs[1:])  # the first one fills the cache
+    return {name: _summarize(measured) for name, measured in epochs.items()}
 
 
-def _middle(epochs: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians over epochs, in milliseconds a step."""
+def _summarize(epochs: list[dict[str, float]]) -> dict[str, Any]:
+    """Return medians over epochs, in milliseconds per step."""
     parts = {part: 1000 * statistics.median(epoch[part] for epoch in epochs) / STEPS for part in epochs[0]}
-    shares = [100 * (1 - (epoch["forward"] + epoch["backward"]) / epoch["step"]) for epoch in epochs]
-    return {"outside_percent": statistics.median(shares), "milliseconds": parts}
+    outside = [100 * (1 - (epoch["forward"] + epoch["backward"]) / epoch["step"]) for epoch in epochs]
+    return {"outside_percent": statistics.median(outside), "milliseconds": parts}
 
 
-def show(found: dict[str, Any]) -> None:
+def show(results: dict[str, Any]) -> None:
     """Print the section as Markdown."""
     columns = ["step", "forward", *dict.fromkeys(name for name, _, _ in PARTS)]
-    print("Milliseconds of a step of 128 pictures of 32 px; to reach: at most 5 % outside forward and backward\n")
+    print(
+        "Milliseconds per step of 128 images of 32 pixels. Target: at most "
+        f"{MAX_OUTSIDE_PERCENT:g} % outside forward and backward.\n"
+    )
     print(f"| student, method | outside | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
-    for name, case in found.items():
-        numbers = (case["milliseconds"].get(column, 0.0) for column in columns)
-        verdict = "" if case["outside_percent"] <= 5 else " (NOT reached)"
-        print(f"| {name} | {case['outside_percent']:.1f} %{verdict} | {' | '.join(f'{n:.2f}' for n in numbers)} |")
+    for name, case in results.items():
+        cells = " | ".join(f"{case['milliseconds'].get(column, 0.0):.2f}" for column in columns)
+        verdict = "" if case["outside_percent"] <= MAX_OUTSIDE_PERCENT else " (NOT reached)"
+        print(f"| {name} | {case['outside_percent']:.1f} %{verdict} | {cells} |")

@@ -1,10 +1,13 @@
-"""Does a change leave every loss curve as it was? The work tree against a revision, with one seed and one thread.
+"""Compare every loss curve with that of another revision, bit for bit.
 
     python benchmarks/loss_compare.py [REVISION]          # or: make loss-compare BASE=REVISION; the default is HEAD
 
-Both train the same teacher, control and student on drawn shapes, by CAM-KD, terms between pictures and hidden features,
-in fp32. Every number in the histories that does not tell the time has to be the same bit for bit: exits with status 1
-and the first one of each run that is not.
+The working tree and the revision each train a teacher, a control and a student on drawn shapes, with one seed, on one
+thread, in fp32. The loss has the terms of CAM-KD, a term between the images of a batch and a term on features. Every
+number of ``metrics.jsonl`` except times must be equal. Otherwise the script prints the first difference of each run and
+exits with status 1.
+
+The command uses only options that old revisions have too.
 """
 
 from __future__ import annotations
@@ -16,63 +19,75 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
     "train --data shapes --limit 1000 --teacher resnet8 --teacher-epochs 12 --student cam-net --epochs 2 "
     "--batch-size 60 --precision fp32 --terms ce=0.1,kd=0.9:T=4,cam=1:pool=4,sp=10,hint=0.1 --figure-every 0"
 )
-CLOCKS = ("seconds", "images_per_second")
+ROLES = ("teacher", "control", "student")
+TIMES = ("seconds", "images_per_second")
+
+History = list[dict[str, Any]]
+"""The lines of ``metrics.jsonl`` without `TIMES`."""
 
 
-def histories(source: Path, folder: Path) -> dict[str, list[dict[str, object]]]:
-    """What each role's epochs were like, trained by the code in ``source``."""
+def train(source: Path, folder: Path) -> dict[str, History]:
+    """Train with the code of a source tree.
+
+    Args:
+        source: the source tree.
+        folder: an empty folder for the cache and the runs.
+
+    Returns:
+        The history of each role.
+    """
     settings = {"PYTHONPATH": str(source / "src"), "CAMKD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "camkd", *COMMAND.split(), "--out", str(folder / "run")]
-    subprocess.run(words, cwd=folder, env={**os.environ, **settings}, check=True)
-    found = {}
-    for role in ("teacher", "control", "student"):
+    command = [sys.executable, "-m", "camkd", *COMMAND.split(), "--out", str(folder / "run")]
+    subprocess.run(command, cwd=folder, env={**os.environ, **settings}, check=True)
+    histories = {}
+    for role in ROLES:
         lines = (folder / "run" / role / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found[role] = [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
-    return found
+        rows = [json.loads(line) for line in lines]
+        histories[role] = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return histories
 
 
-def differences(ours: dict[str, list[dict[str, object]]], theirs: dict[str, list[dict[str, object]]]) -> list[str]:
-    """The first number of each role that is not the same, as a sentence."""
-    said = []
-    for role in sorted(ours.keys() | theirs.keys()):
-        rows = zip(ours.get(role, []), theirs.get(role, []), strict=False)
-        wrong = [
-            f"{role}, epoch {number}: {name} is {row.get(name)} and was {base.get(name)}"
-            for number, (row, base) in enumerate(rows, 1)
-            for name in sorted(row.keys() | base.keys())
-            if row.get(name) != base.get(name)
-        ]
-        if len(ours.get(role, [])) != len(theirs.get(role, [])):
-            wrong.append(f"{role}: {len(ours.get(role, []))} epochs and there were {len(theirs.get(role, []))}")
-        said += wrong[:1]
-    return said
+def first_difference(role: str, history: History, base_history: History) -> str | None:
+    """Return the first difference of two histories in one sentence, or None if they are equal."""
+    for epoch, (row, base_row) in enumerate(zip(history, base_history, strict=False), 1):
+        for name in sorted(row.keys() | base_row.keys()):
+            if row.get(name) != base_row.get(name):
+                return f"{role}, epoch {epoch}: {name} is {row.get(name)}, was {base_row.get(name)}."
+    if len(history) != len(base_history):
+        return f"{role}: {len(history)} epochs, were {len(base_history)}."
+    return None
 
 
 def main() -> int:
-    """Train twice and compare."""
+    """Train twice, compare, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("revision", nargs="?", default="HEAD", help="what the work tree is compared with")
+    parser.add_argument("revision", nargs="?", default="HEAD", help="the git revision to compare the working tree with")
     revision = parser.parse_args().revision
-    with tempfile.TemporaryDirectory() as place:
-        base, folders = Path(place, "base"), [Path(place, name) for name in ("ours", "theirs")]
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(base), revision], check=True)
+    git_worktree = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary, "base")
+        folder = Path(temporary, "tree-runs")
+        base_folder = Path(temporary, "base-runs")
+        subprocess.run([*git_worktree, "add", "--quiet", "--detach", str(base), revision], check=True)
         try:
-            for folder in folders:
-                folder.mkdir()
-            found = [histories(source, folder) for source, folder in zip((ROOT, base), folders, strict=True)]
+            folder.mkdir()
+            base_folder.mkdir()
+            histories = train(ROOT, folder)
+            base_histories = train(base, base_folder)
         finally:
-            subprocess.run([*git, "remove", "--force", str(base)], check=True)
-    said = differences(*found)
-    epochs = sum(map(len, found[0].values()))
-    print("\n".join(said) or f"identical to {revision}: {epochs} epochs of {len(found[0])} runs")
-    return 1 if said else 0
+            subprocess.run([*git_worktree, "remove", "--force", str(base)], check=True)
+    candidates = [first_difference(role, histories[role], base_histories[role]) for role in ROLES]
+    differences = [difference for difference in candidates if difference]
+    num_epochs = sum(map(len, histories.values()))
+    print("\n".join(differences) or f"identical to {revision}: {num_epochs} epochs of {len(ROLES)} runs")
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":

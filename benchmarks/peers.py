@@ -1,4 +1,4 @@
-"""The programs camkd is compared with, imported where they can be (requirements-bench.txt)."""
+"""Import of other programs that camkd is compared with (requirements-bench.txt)."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ from typing import Any
 
 import torch
 
-_library: torch.library.Library | None = None  # what it declares is gone when it is
+_library: torch.library.Library | None = None  # keeps its operators declared
 
 
 @cache
 def peer(name: str) -> Any:
-    """Import the module ``name``; where that fails, say so in one line and return None."""
+    """Import a module.
+
+    Args:
+        name: name of the module.
+
+    Returns:
+        The module, or None after a line on stderr if it cannot be imported.
+    """
     try:
         _declare_torchvision_operators()
         return import_module(name)
     except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"{name} is left out, it cannot be imported: {reason[0]}", file=sys.stderr)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"{name} is skipped, as it cannot be imported: {lines[0]}", file=sys.stderr)
         return None
 
 
 def _declare_torchvision_operators() -> None:
-    """Let torchvision be imported beside a torch that its wheel was not built for.
+    """Declare two operators, so that torchvision can be imported beside another build of torch than its own.
 
-    Its package index has wheels for the CUDA build of torch alone. Beside another its compiled library does not load,
-    and the import then fails because two operators that nothing here calls are not declared.
+    PyPI has wheels of torchvision for the CUDA build of torch only. Beside another build the compiled library does not
+    load. The import then fails because two operators are not declared, which no benchmark calls.
     """
     global _library
-    found = find_spec("torchvision")
-    if _library is not None or found is None or found.origin is None:
+    spec = find_spec("torchvision")
+    if _library is not None or spec is None or spec.origin is None:
         return
     try:
-        torch.ops.load_library(str(Path(found.origin).with_name("_C.so")))
+        torch.ops.load_library(str(Path(spec.origin).with_name("_C.so")))
     except OSError:
         _library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
