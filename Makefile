@@ -88,7 +88,7 @@ test: $(DEV)
 	$(BIN)/python -m pytest -W error
 
 test-fast: $(DEV)
-	$(BIN)/python -m pytest -W error -m "not slow and not fault"
+	$(BIN)/python -m pytest -W error -n 2 --dist loadfile -m "not slow and not fault"
 
 test-faults: $(DEV)
 	CAMKD_FAULT_TRIES=24 $(BIN)/python -m pytest -W error -m fault

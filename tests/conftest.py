@@ -45,6 +45,17 @@ hypothesis.settings.register_profile("camkd", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("camkd")
 
 
+SLOW_FIXTURES = {"browser", "distill_arguments", "finished", "reference_run", "teacher_run"}
+"""Fixtures that train runs or start a browser: every test that uses them is slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a slow fixture."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Set the cache folder to a temporary folder of this session."""

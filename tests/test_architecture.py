@@ -42,6 +42,7 @@ def test_the_public_names() -> None:
     assert all(hasattr(camkd, name) for name in PUBLIC)
 
 
+@pytest.mark.slow
 def test_every_package_is_an_attribute_of_the_root() -> None:
     """`import camkd; camkd.cams.form(...)` works without a second import."""
     code = "import camkd; print(camkd.cams.form.__name__, camkd.data.open_data.__name__)"

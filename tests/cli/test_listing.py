@@ -38,6 +38,7 @@ def test_every_model_has_its_cost(models: dict[str, Any]) -> None:
     assert all(entry["summary"] and "\n" not in entry["summary"] for entry in models.values())
 
 
+@pytest.mark.slow
 def test_stored_costs_are_up_to_date(models: dict[str, Any]) -> None:
     assert stored_costs().keys() == MODELS.keys(), f"give each model summary and form in {COSTS.name}, then: {WRITE}"
     assert models == count_costs(*COSTS_AT), WRITE

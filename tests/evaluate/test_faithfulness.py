@@ -26,6 +26,7 @@ def model() -> nn.Sequential:
     return sensitive_network()
 
 
+@pytest.mark.slow
 def test_faithfulness_is_the_mean_over_the_sample(
     model: nn.Sequential, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ def test_single_image_has_no_shuffled_chance_level(model: nn.Sequential, easy: D
     assert not any(name.endswith("_shuffled") for name in values)
 
 
+@pytest.mark.slow
 def test_faithfulness_leaves_the_model_unchanged(easy: Dataset) -> None:
     model = build("resnet8", 3, 16).train()
     model.layer1.eval()

@@ -102,6 +102,7 @@ def test_chance_level_is_the_higher_of_those_present() -> None:
     assert chance_level({"cam_cosine_centre": 0.4}) == 0.4
 
 
+@pytest.mark.slow
 def test_measure_combines_predictions_agreement_and_faithfulness(model: nn.Module, easy: Dataset) -> None:
     teacher = predict_split(build("resnet8", 3, 16, seed=2).eval(), easy.test)
     metrics, per_image, _ = measure(model, easy, teacher)

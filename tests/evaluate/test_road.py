@@ -122,6 +122,7 @@ def test_road_changes_sign_with_the_map() -> None:
 
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-5, 5))
+@pytest.mark.slow
 def test_road_depends_only_on_the_order_of_the_cells(seed: int, scale: float, offset: float) -> None:
     x = smooth_images(seed, 2, 6, 6)
     maps = random_maps(seed, 2, 6, 6)

@@ -32,6 +32,8 @@ from camkd.types import InputError
 from camkd.utils.files import write_text
 from support.interrupt import InterruptAt, Messages
 
+pytestmark = pytest.mark.slow
+
 TRAIN = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 METHODS = ("plain", "kd", "ce=0.1+cam=1:pool=2")
 
@@ -149,7 +151,6 @@ def test_teacher_outputs_are_computed_once_and_first(
     assert len(list_stores()) == 1
 
 
-@pytest.mark.slow
 def test_several_processes_make_the_same_runs(plan: Plan, data: Dataset, finished_plan: Plan) -> None:
     messages = Messages()
     comparison = run(plan, data, 2, messages)
@@ -191,14 +192,12 @@ def _die(*arguments: Any) -> None:
     os._exit(9)
 
 
-@pytest.mark.slow
 def test_dead_worker_is_reported(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_serve", _die)
     with pytest.raises(ChildProcessError, match="died"):
         list(workers._iter_parallel(plan, plan.runs, 2, Callback()))
 
 
-@pytest.mark.slow
 def test_error_of_a_worker_is_raised(plan: Plan) -> None:
     broken = with_config(plan, distill=DistillConfig(str(plan.folder / "nowhere")))
     with pytest.raises(InputError, match="nowhere"):
@@ -292,7 +291,7 @@ def test_diverged_run_does_not_stop_the_others(plan: Plan, data: Dataset) -> Non
     assert [len(arm.runs) for arm in collect(mixed).arms] == [0, 1]
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_skipped_batches_are_reported_with_their_run(plan: Plan, data: Dataset, processes: int) -> None:
     diverging = "ce=1e+39"
     messages = Messages()
@@ -308,7 +307,6 @@ def test_skipped_batches_are_reported_with_their_run(plan: Plan, data: Dataset, 
     ]
 
 
-@pytest.mark.slow
 def test_command_reports_finished_runs_if_one_diverges(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "compare",
@@ -400,7 +398,6 @@ def test_page_without_finished_runs(plan: Plan) -> None:
     assert "No run is finished yet" in page.read_text()
 
 
-@pytest.mark.slow
 def test_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     out = plan.folder
     arguments = ["compare", "--data", plan.config.data.data, "--teacher", str(plan.teacher), "--student", "resnet8"]

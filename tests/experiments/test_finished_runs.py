@@ -14,6 +14,8 @@ import camkd
 from camkd.experiments.finished_runs import explain_files
 from camkd.types import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def explain(source: Path, files: list[str], out: Path, **options: Any) -> dict[str, dict[str, Any]]:
     return explain_files(str(source), files, out, None, lambda *done: None, **options)

@@ -39,6 +39,8 @@ from camkd.types import InputError
 from camkd.utils import devices
 from support.interrupt import InterruptAt, Messages
 
+pytestmark = pytest.mark.slow
+
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
 METRICS |= {"per_class", "confusion", "cam_form"}
 MAP_METRICS = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_shuffled", "_centre")}

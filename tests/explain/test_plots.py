@@ -124,6 +124,7 @@ def test_resize_image_repeats_pixels_to_enlarge_and_averages_to_shrink() -> None
     ("images", "models", "blocks", "panels_across", "panels_down"),
     [(8, 3, 2, 8, 4), (3, 2, 2, 6, 2), (2, 3, 1, 4, 2)],
 )
+@pytest.mark.slow
 def test_size_of_the_figure(
     tmp_path: Path, images: int, models: int, blocks: int, panels_across: int, panels_down: int
 ) -> None:

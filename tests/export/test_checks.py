@@ -13,6 +13,8 @@ from camkd.export.checks import TOLERANCE, compare_with_pytorch, enlarge, max_di
 from camkd.export.sessions import open_session, run_session, to_input
 from camkd.models import build
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 
 

@@ -18,6 +18,8 @@ from camkd.models import build
 from camkd.models.io import ModelInfo
 from camkd.types import InputError
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -128,7 +128,7 @@ def _images(folder: Path) -> dict[str, Target]:
 
 
 def _archives(folder: Path) -> dict[str, Target]:
-    archive = replace(CIFAR10, train=("train.bin",), test=("test.bin",), classes="names.txt")
+    archive = replace(CIFAR10, train_files=("train.bin",), test_files=("test.bin",), classes_file="names.txt")
     record = b"\1" + bytes(PIXEL_BYTES)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:

@@ -122,6 +122,7 @@ FLAGS = (
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FLAGS), texts)
+@pytest.mark.slow
 def test_flags(capsys: pytest.CaptureFixture[str], flag: str, text: str) -> None:
     """Valid values lead to the error about the missing folder of images."""
     assert main(["distill", "--data", "/nowhere", "--teacher", "cam-net-cifar10", f"{flag}={text}"]) == 2
@@ -146,6 +147,7 @@ config_keys = st.sampled_from(["epochs", "lr", "method", "augment", "size", "out
         st.dictionaries(config_keys, yaml_values, max_size=3).map(yaml.safe_dump),
     )
 )
+@pytest.mark.slow
 def test_configuration_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_bytes(text.encode("utf-8", "replace"))
     command = ["distill", "--config", str(tmp_path / "a.yaml"), "--data", "/nowhere", "--teacher", "cam-net-cifar10"]
@@ -199,6 +201,7 @@ def build_arrays(folder: Path) -> SplitArrays:
 
 @settings(max_examples=100)
 @given(manifests)
+@pytest.mark.slow
 def test_manifests_with_arbitrary_content(tmp_path_factory: pytest.TempPathFactory, values: Mapping[str, Any]) -> None:
     folder = tmp_path_factory.mktemp("manifests")
     (folder / "last-00000001.json").write_text(dump_checksummed(values))

@@ -49,6 +49,7 @@ NETWORKS_WITHOUT_BATCHNORM = {"cam-net", "cam-net-lite"}
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_folded_networks_have_equal_logits_and_maps(name: str) -> None:
     model = randomize_norms(build(name, CLASSES, SIZE, seed=2))
     x = images()

@@ -58,6 +58,7 @@ def test_single_run_has_no_interval() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8))
+@pytest.mark.slow
 def test_paired_difference_equals_the_paired_t_test(pairs: list[tuple[float, float]]) -> None:
     first = arm("a", *(a for a, _ in pairs))
     second = arm("b", *(b for _, b in pairs))
@@ -90,6 +91,7 @@ def test_outcome_depends_on_the_adjusted_p_value() -> None:
     assert replace(result, differences=(-0.01, -0.012, -0.011), p_holm=0.04).outcome == "behind"
 
 
+@pytest.mark.slow
 def test_equal_methods_are_rarely_called_ahead_or_behind() -> None:
     """Of 100 tables of 9 equal methods with 3 seeds, about 5 make a claim; without adjustment, half of them do."""
     rng = np.random.default_rng(0)

@@ -193,6 +193,7 @@ def large_dataset(classes: int, side: int, count: int) -> Dataset:
 
 
 @pytest.mark.parametrize(("classes", "side"), [(20, 64), (100, 224), pytest.param(1000, 224, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_page_stays_under_five_megabytes(tmp_path: Path, classes: int, side: int) -> None:
     """Three runs with different galleries of noise, the largest maps and heatmap figures."""
     data = large_dataset(classes, side, 200)

@@ -152,6 +152,7 @@ def test_training_equals_a_literal_loop(easy: Dataset, tmp_path: Path, optimizer
 
 
 @pytest.mark.parametrize(("name", "default", "other"), [("cam-net", "adamw", "sgd"), ("resnet8", "sgd", "adamw")])
+@pytest.mark.slow
 def test_auto_is_the_default_optimizer_of_the_network(
     easy: Dataset, tmp_path: Path, name: str, default: str, other: str
 ) -> None:

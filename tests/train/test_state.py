@@ -176,7 +176,7 @@ def test_run_resumes_with_its_number_of_threads(
     torch.set_num_threads(num_threads + 1)
     weights, _ = fit_network(easy, tmp_path, resume=True, callbacks=[messages])
     assert torch.get_num_threads() == num_threads
-    assert messages.texts == [f"resuming with {num_threads} threads, as the run was started"]
+    assert messages.texts == [f"resuming with {num_threads} threads, the number that the run was started with"]
     assert equal_weights(weights, reference.weights)
 
 

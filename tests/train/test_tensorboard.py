@@ -23,6 +23,8 @@ from camkd.train.callbacks import Callback
 from camkd.train.loop import Interrupted
 from camkd.types import InputError
 
+pytestmark = pytest.mark.slow
+
 TWO = TrainConfig(
     epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=1, tensorboard=True
 )

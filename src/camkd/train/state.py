@@ -95,8 +95,8 @@ class TrainState:
         state, best = run_on_rank0(run.checkpoints.load)
         if state.get("format", 1) != FORMAT:
             raise InputError(
-                f"The checkpoint format in {run.folder} must be {FORMAT}, got {state['format']}. Resume with the version "
-                "of camkd that wrote it, or delete the checkpoints to start again."
+                f"The checkpoint format in {run.folder} must be {FORMAT}, got {state['format']}. Resume with the "
+                "version of camkd that wrote it, or delete the checkpoints to start again."
             )
         try:
             self.model.load_state_dict(state["model"])
@@ -124,7 +124,7 @@ class TrainState:
             torch.cuda.set_rng_state(state["random_cuda"], self._device)
         messages = []
         if state["threads"] != torch.get_num_threads():
-            messages.append(f"resuming with {state['threads']} threads, as the run was started")
+            messages.append(f"resuming with {state['threads']} threads, the number that the run was started with")
             torch.set_num_threads(state["threads"])
         if state["torch"] != str(torch.__version__):
             messages.append(

@@ -17,6 +17,8 @@ from camkd.experiments import finished_runs
 from camkd.runs.folder import Run
 from support.cli import camkd as run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def student(finished: Any) -> str:

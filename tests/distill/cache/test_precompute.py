@@ -104,6 +104,7 @@ def is_complete(store: Store, num_epochs: int) -> bool:
 
 
 @pytest.mark.parametrize("policy", ["light", "strong"])
+@pytest.mark.slow
 def test_training_after_precomputing_equals_training_without(
     teacher_folder: Path,
     easy: Dataset,

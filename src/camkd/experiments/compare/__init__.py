@@ -67,8 +67,8 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> P
     for name, value in settings.items():
         if stored and value != stored.get(name):
             raise InputError(
-                f"{name} must be {stored.get(name)}, as {plan.folder} was started, got {value}. Resume with the same "
-                "settings, or choose another --out."
+                f"{name} must be {stored.get(name)}, the value that {plan.folder} was started with, got {value}. "
+                "Resume with the same settings, or choose another --out."
             )
     content = {**settings, RUNS: _requested_seeds(plan, stored)}
     write_text(plan.folder / PLAN_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
