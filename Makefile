@@ -97,7 +97,7 @@ fuzz: $(FUZZ)
 	PYTHONPATH=tests $(VENV)-fuzz/bin/python tests/fuzz/atheris_files.py --seconds $(FUZZ_SECONDS)
 
 test-lowest: $(LOWEST)
-	$(VENV)-lowest/bin/python -m pytest -W error -m "not slow and not fault"
+	$(VENV)-lowest/bin/python -m pytest -W error -n 2 --dist loadfile -m "not slow and not fault"
 
 test-extras: $(EXTRAS)
 	$(VENV)-extras/bin/python -m pytest -W error tests_extras

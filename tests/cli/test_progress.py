@@ -27,8 +27,8 @@ def train_epoch(reporter: ProgressReporter, **values: Any) -> None:
 
 def test_message_is_one_line_without_markup(capsys: Captured) -> None:
     with ProgressReporter() as reporter:
-        reporter.on_message("[red] " + "long " * 100)
-    assert capsys.readouterr().err == "[red] " + "long " * 100 + "\n"
+        reporter.on_message("[red] " + "long " * 100 + "message")
+    assert capsys.readouterr().err == "[red] " + "long " * 100 + "message" + "\n"
 
 
 def test_epoch_is_one_line(capsys: Captured) -> None:
