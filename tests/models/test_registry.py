@@ -48,6 +48,7 @@ def num_parameters(name: str, classes: int, size: int) -> int:
 # --- sizes and parameter names
 
 
+@pytest.mark.slow
 def test_numbers_of_parameters_equal_those_of_the_papers() -> None:
     assert num_parameters("resnet20", 10, 32) == pytest.approx(0.27e6, rel=0.02)
     assert num_parameters("resnet56", 10, 32) == pytest.approx(0.86e6, rel=0.01)
@@ -134,6 +135,7 @@ def test_cam_net_is_small_and_has_a_fine_exact_map() -> None:
 
 
 @every_model
+@pytest.mark.slow
 def test_logits_are_finite_and_do_not_depend_on_the_batch(
     name: str, built_model: Callable[[str], ImageClassifier]
 ) -> None:
@@ -149,6 +151,7 @@ def test_logits_are_finite_and_do_not_depend_on_the_batch(
 
 
 @every_model
+@pytest.mark.slow
 def test_gradients_under_bf16_autocast_are_finite_for_every_parameter(
     name: str, built_model: Callable[[str], ImageClassifier]
 ) -> None:
@@ -212,6 +215,7 @@ def test_default_optimizer_of_name_and_network_are_equal(
 
 
 @every_model
+@pytest.mark.slow
 def test_networks_take_any_number_of_classes(name: str) -> None:
     for classes in (2, 1000):
         model = meta_model(name, classes, 32)

@@ -82,6 +82,7 @@ def test_model_seed_does_not_change_the_batches(easy: Dataset, tmp_path: Path) -
         assert torch.equal(x, other_x)
 
 
+@pytest.mark.slow
 def test_augment_seed_changes_order_and_augmentation(easy: Dataset, tmp_path: Path) -> None:
     orders = []
     views = []
@@ -270,6 +271,7 @@ def test_interrupted_run_resumes_to_the_same_bits(
     assert [row["epoch"] for row in rows] == [1, 2]
 
 
+@pytest.mark.slow
 def test_run_can_be_interrupted_at_every_step(easy: Dataset, tmp_path: Path, reference: FitResult) -> None:
     for completed_steps in range(8):
         with pytest.raises(Interrupted):
@@ -315,6 +317,7 @@ def test_resume_with_mixed_images_and_a_teacher(easy: Dataset, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.slow
 def test_resume_with_terms_that_have_weights(easy: Dataset, tmp_path: Path, step: int) -> None:
     """The weights of ``review`` have a gradient from the second step on."""
     objective = parse_objective("ce=1,review=1:schedule=ramp,hint=10:schedule=decay")
@@ -399,6 +402,7 @@ def saved_terms(folder: Path) -> Weights:
     return weights
 
 
+@pytest.mark.slow
 def test_weights_of_terms_are_trained_and_depend_on_the_seed(easy: Dataset, tmp_path: Path) -> None:
     objective = parse_objective("ce=1,hint=10")
     teacher = build_network(9, "cam-net")
@@ -449,6 +453,7 @@ FEATURE_METHODS = ("fitnet", "at", "sp", "rkd", "reviewkd")
 
 
 @pytest.mark.parametrize(("method", "precision"), [*((method, "bf16") for method in FEATURE_METHODS), ("at", "fp32")])
+@pytest.mark.slow
 def test_methods_on_features_train_with_mixed_images(
     easy: Dataset, tmp_path: Path, method: str, precision: Literal["bf16", "fp32"]
 ) -> None:

@@ -20,6 +20,8 @@ from camkd.types import Prediction
 from support.cli import camkd
 from support.untrained import save_untrained
 
+pytestmark = pytest.mark.slow
+
 RECORD_BYTES = 8 + 2 * 3 * 4 * 4  # a checksum and three maps of 4x4 cells
 
 

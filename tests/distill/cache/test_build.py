@@ -27,6 +27,8 @@ from camkd.models.resnet import BasicBlock, ResNet
 from camkd.types import Prediction
 from support.untrained import save_untrained
 
+pytestmark = pytest.mark.slow
+
 TRAIN = TrainConfig(epochs=2, batch_size=24, precision="fp32", device="cpu")
 CPU = torch.device("cpu")
 

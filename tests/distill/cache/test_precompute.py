@@ -28,6 +28,8 @@ from camkd.experiments.pipeline import prepare_supervision, train_run
 from camkd.types import InputError, Prediction
 from support.untrained import save_untrained
 
+pytestmark = pytest.mark.slow
+
 TRAIN = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 SMALL_BATCHES = replace(TRAIN, batch_size=4)  # 24 batches per epoch, in three tasks
 RECORD_BYTES = 8 + 2 * 3 * 4 * 4  # checksum and three maps of 4x4 cells; the logits follow from the maps
@@ -104,7 +106,6 @@ def is_complete(store: Store, num_epochs: int) -> bool:
 
 
 @pytest.mark.parametrize("policy", ["light", "strong"])
-@pytest.mark.slow
 def test_training_after_precomputing_equals_training_without(
     teacher_folder: Path,
     easy: Dataset,
@@ -185,7 +186,6 @@ def test_incomplete_and_corrupt_batches_are_computed_again(
     assert hashes(stores) == intact
 
 
-@pytest.mark.slow
 def test_several_processes_compute_the_outputs_of_one(
     teacher_folder: Path, easy_folder: Path, use_cache: Callable[[str], Path]
 ) -> None:
