@@ -194,7 +194,7 @@ def test_file_placed_by_hand_is_used(server: Server, tmp_path: Path) -> None:
     assert server.num_requests == 0
 
 
-@pytest.mark.fault("downloads that fail")
+@pytest.mark.fault("failed download")
 def test_incomplete_download_leaves_no_file(server: Server, tmp_path: Path) -> None:
     archive = serve_archive(server)
     path = tmp_path / "small.tar.gz"
@@ -207,7 +207,7 @@ def test_incomplete_download_leaves_no_file(server: Server, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.fault("downloads that fail")
+@pytest.mark.fault("failed download")
 def test_interrupted_download_leaves_no_file(server: Server, tmp_path: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -217,7 +217,7 @@ def test_interrupted_download_leaves_no_file(server: Server, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.fault("downloads that fail")
+@pytest.mark.fault("failed download")
 def test_wrong_md5_of_a_download_leaves_no_file(server: Server, tmp_path: Path) -> None:
     archive = serve_archive(server)
     wrong = replace(archive, md5="0" * 32)
@@ -226,7 +226,7 @@ def test_wrong_md5_of_a_download_leaves_no_file(server: Server, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.fault("downloads that fail")
+@pytest.mark.fault("failed download")
 def test_wrong_md5_of_an_existing_file(server: Server, tmp_path: Path) -> None:
     archive = serve_archive(server)
     path = tmp_path / "small.tar.gz"
@@ -239,7 +239,7 @@ def test_wrong_md5_of_an_existing_file(server: Server, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.fault("downloads that fail")
+@pytest.mark.fault("failed download")
 def test_missing_file_on_the_server(server: Server, tmp_path: Path) -> None:
     archive = serve_archive(server)
     server.status = 404
@@ -254,7 +254,7 @@ def test_missing_file_on_the_server(server: Server, tmp_path: Path) -> None:
     assert not list((tmp_path / "data").iterdir())
 
 
-@pytest.mark.fault("downloads that fail")
+@pytest.mark.fault("failed download")
 def test_server_is_not_reachable(server: Server, tmp_path: Path) -> None:
     archive = replace(serve_archive(server), url="http://127.0.0.1:9/small.tar.gz")
     with pytest.raises(InputError, match=r"cannot download cifar10 from http://127\.0\.0\.1:9/.*refused"):
@@ -270,14 +270,14 @@ def write_archive(tmp_path: Path, content: bytes) -> Path:
     return tmp_path / "a.tar.gz"
 
 
-@pytest.mark.fault("hostile archives")
+@pytest.mark.fault("hostile archive")
 def test_members_are_not_written_to_disk(tmp_path: Path) -> None:
     path = write_archive(tmp_path, make_tar(make_members(CIFAR10), folder="../../escape"))
     assert len(read_archive(path, CIFAR10).test) == TEST
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
-@pytest.mark.fault("hostile archives")
+@pytest.mark.fault("hostile archive")
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -293,7 +293,7 @@ def test_invalid_archive_is_rejected(tmp_path: Path, change: dict[str, bytes | N
         read_archive(write_archive(tmp_path, make_tar(files)), CIFAR10)
 
 
-@pytest.mark.fault("hostile archives")
+@pytest.mark.fault("hostile archive")
 @pytest.mark.parametrize("content", [b"no archive", make_tar(make_members(CIFAR10))[:2000]], ids=["text", "truncated"])
 def test_unreadable_archive_is_rejected(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError, match=r"a\.tar\.gz' must be a readable tar\.gz archive"):

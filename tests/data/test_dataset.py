@@ -180,7 +180,7 @@ def test_full_disk_is_detected_before_images_are_written(tmp_path: Path, monkeyp
     )
 
 
-@pytest.mark.fault("remains of a killed process")
+@pytest.mark.fault("temporary files of a killed process")
 def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     stale, locked = (tmp_path / "data" / f".{name}.0123abcd{TEMP_SUFFIX}" for name in ("pets-1", "elsewhere-2"))
     for folder in (stale, locked):
@@ -203,7 +203,7 @@ def test_dataset_finished_first_by_another_process_is_used(tmp_path: Path) -> No
     assert len(list((tmp_path / "data").iterdir())) == 1
 
 
-@pytest.mark.fault("a folder that cannot be written")
+@pytest.mark.fault("read-only folder")
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InputError, match=r"'.*cache/data' must be writable.*CAMKD_CACHE"):
@@ -410,7 +410,7 @@ def test_stored_images_match_their_checksums(tmp_path: Path) -> None:
     assert data.train.checksums.tolist() == [zlib.crc32(image.tobytes()) for image in data.train.images]
 
 
-@pytest.mark.fault("a flipped byte in a stored dataset")
+@pytest.mark.fault("flipped byte in the dataset cache")
 @pytest.mark.parametrize("field", ["images", "labels", "masks", "sums"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_flipped_bit_is_detected(tmp_path: Path, split: str, field: str) -> None:
@@ -424,7 +424,7 @@ def test_flipped_bit_is_detected(tmp_path: Path, split: str, field: str) -> None
     read_all(open_pets(tmp_path))
 
 
-@pytest.mark.fault("a flipped byte in a stored dataset")
+@pytest.mark.fault("flipped byte in the dataset cache")
 @pytest.mark.parametrize(("name", "size"), [("dataset.json", None), ("val_images.npy", 118)])
 def test_flipped_bit_of_the_manifest_or_of_a_header_is_detected(tmp_path: Path, name: str, size: int | None) -> None:
     open_pets(tmp_path)
@@ -440,7 +440,7 @@ def test_flipped_bit_of_the_manifest_or_of_a_header_is_detected(tmp_path: Path, 
     read_all(open_pets(tmp_path))
 
 
-@pytest.mark.fault("a truncated or missing file of a stored dataset")
+@pytest.mark.fault("truncated or missing file of the dataset cache")
 @pytest.mark.parametrize("keep", [0, 150, -1])
 @pytest.mark.parametrize("field", ["images", "labels", "sums"])
 def test_truncated_or_missing_file_is_detected(tmp_path: Path, field: str, keep: int) -> None:

@@ -141,7 +141,7 @@ def test_small_class_is_in_every_split(tmp_path: Path, count: int) -> None:
         assert min(counts) >= 1
 
 
-@pytest.mark.fault("a class of one image")
+@pytest.mark.fault("class with one image")
 def test_class_of_one_image_is_in_train(tmp_path: Path) -> None:
     make_classes(tmp_path, "common", count=10)
     save_image(tmp_path / "rare" / "only.png")
@@ -183,7 +183,7 @@ def test_other_files_are_counted_and_hidden_files_are_not(tmp_path: Path) -> Non
     assert "2 files that are not images of a class were ignored" in listing.notes
 
 
-@pytest.mark.fault("loops of links")
+@pytest.mark.fault("symbolic links in a loop")
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
 def test_symbolic_links_are_followed_once(tmp_path: Path) -> None:
     root = make_classes(tmp_path / "pets", "a", "b", count=4)
@@ -273,7 +273,7 @@ def test_test_only_with_a_train_folder_uses_the_splits(tmp_path: Path) -> None:
 # --- the stored dataset
 
 
-@pytest.mark.fault("images that change under a stored dataset")
+@pytest.mark.fault("images changed after caching")
 def test_images_are_decoded_once_and_again_when_a_file_changes(tmp_path: Path) -> None:
     root = make_classes(tmp_path / "pets", "a", "b")
     calls: list[tuple[int, int, str]] = []
@@ -502,7 +502,7 @@ def test_file_is_rejected(tmp_path: Path) -> None:
 # --- unreadable images
 
 
-@pytest.mark.fault("unreadable images")
+@pytest.mark.fault("unreadable image")
 def test_message_of_an_unreadable_image(tmp_path: Path) -> None:
     root = make_classes(tmp_path / "pets", "a", "b")
     (root / "a" / "page.jpg").write_text("<html>404</html>")

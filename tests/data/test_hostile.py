@@ -64,7 +64,7 @@ def hostile_folder(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.fault("hostile names")
+@pytest.mark.fault("hostile file names")
 def test_names_of_any_bytes_are_distinct_classes(hostile_folder: Path, tmp_path: Path) -> None:
     data = open_images(hostile_folder, tmp_path / "cache")
     assert len(set(data.classes)) == len(NAMES)
@@ -78,7 +78,7 @@ def test_names_of_any_bytes_are_distinct_classes(hostile_folder: Path, tmp_path:
     assert open_images(hostile_folder, tmp_path / "cache").classes == data.classes
 
 
-@pytest.mark.fault("hostile names")
+@pytest.mark.fault("hostile file names")
 def test_two_classes_with_the_same_displayed_name_are_rejected(tmp_path: Path) -> None:
     for name in (b"\xff", b"\\xff", b"other"):
         folder = os.path.join(os.fsencode(tmp_path / "pets"), name)
@@ -88,7 +88,7 @@ def test_two_classes_with_the_same_displayed_name_are_rejected(tmp_path: Path) -
         open_images(tmp_path / "pets", tmp_path / "cache")
 
 
-@pytest.mark.fault("hostile names")
+@pytest.mark.fault("hostile file names")
 @pytest.mark.slow
 def test_names_are_text_in_the_report(hostile_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
@@ -130,7 +130,7 @@ def test_ten_thousand_classes_with_one_image_each(tmp_path: Path) -> None:
 # --- image shapes
 
 
-@pytest.mark.fault("unusual images")
+@pytest.mark.fault("unusual image")
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 900), (900, 1)])
 def test_image_of_one_pixel_or_one_row(tmp_path: Path, width: int, height: int) -> None:
     Image.new("RGB", (width, height), (250, 5, 5)).save(tmp_path / "x.png")
@@ -174,7 +174,7 @@ def replace_test_by(member_type: bytes) -> Callable[[tarfile.TarInfo], bytes | N
     return change
 
 
-@pytest.mark.fault("hostile archives")
+@pytest.mark.fault("hostile archive")
 @pytest.mark.parametrize("folder", ["..", "../../..", "/etc", "/", "a/../../b", "\\\\server\\share"])
 def test_folder_in_the_archive_is_ignored(tmp_path: Path, folder: str) -> None:
     path = write_archive(tmp_path / "a.tar.gz", move_to(folder))
@@ -182,7 +182,7 @@ def test_folder_in_the_archive_is_ignored(tmp_path: Path, folder: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
-@pytest.mark.fault("hostile archives")
+@pytest.mark.fault("hostile archive")
 @pytest.mark.parametrize(
     "member_type", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
 )
@@ -191,7 +191,7 @@ def test_links_devices_and_folders_are_not_files(tmp_path: Path, member_type: by
         read_archive(write_archive(tmp_path / "a.tar.gz", replace_test_by(member_type)), ARCHIVE)
 
 
-@pytest.mark.fault("hostile archives")
+@pytest.mark.fault("hostile archive")
 def test_member_that_exceeds_the_memory_is_rejected(tmp_path: Path) -> None:
     bomb = tarfile.TarInfo("train.bin")
     bomb.size = 1 << 40

@@ -19,7 +19,7 @@ BLUE = (0, 0, 255)
 WHITE = (255, 255, 255)
 
 
-@pytest.mark.fault("unusual images")
+@pytest.mark.fault("unusual image")
 def test_exif_rotation_by_180_degrees(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 16), RED)
     image.paste(BLUE, (0, 0, 16, 8))
@@ -42,7 +42,7 @@ def test_exif_rotation_is_applied_before_the_crop(tmp_path: Path) -> None:
     assert decode_full(tmp_path / "x.png").shape == (24, 8, 3)
 
 
-@pytest.mark.fault("unusual images")
+@pytest.mark.fault("unusual image")
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA-png", "RGB-key"])
 def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "x.png"
@@ -62,7 +62,7 @@ def test_half_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     np.testing.assert_allclose(decode(tmp_path / "x.png", 8)[0, 0], (255, 127, 127), atol=1)
 
 
-@pytest.mark.fault("unusual images")
+@pytest.mark.fault("unusual image")
 def test_sixteen_bit_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "x.png")
@@ -71,7 +71,7 @@ def test_sixteen_bit_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert (pixels == pixels[..., :1]).all()
 
 
-@pytest.mark.fault("unusual images")
+@pytest.mark.fault("unusual image")
 @pytest.mark.parametrize(
     ("name", "mode", "color", "expected"),
     [
@@ -93,7 +93,7 @@ def test_every_format_and_mode_becomes_rgb(
     np.testing.assert_allclose(pixels.reshape(-1, 3), np.tile(expected, (64, 1)), atol=2)
 
 
-@pytest.mark.fault("unusual images")
+@pytest.mark.fault("unusual image")
 @pytest.mark.parametrize("image_format", ["webp", "png", "gif", "mpo"])
 def test_first_frame_of_an_animation_is_used(tmp_path: Path, image_format: str) -> None:
     """The format is detected from the content; every file has the suffix ``.jpg``."""
@@ -174,7 +174,7 @@ BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.fault("unreadable images")
+@pytest.mark.fault("unreadable image")
 @pytest.mark.parametrize("kind", BROKEN_FILES)
 def test_broken_file_raises_an_error_with_the_reason(tmp_path: Path, kind: str) -> None:
     write, reason = BROKEN_FILES[kind]

@@ -664,7 +664,7 @@ def test_teacher_accuracy_is_reported(easy: Dataset, loaded_teacher: Teacher) ->
     assert messages.texts[0] == f"teacher: validation accuracy {right:.1%}"
 
 
-@pytest.mark.fault("the wrong teacher")
+@pytest.mark.fault("teacher that does not fit the dataset")
 def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
     """One wrong of four, two of which are of one class: two standard errors of guessing are a half."""
     labels = loaded_teacher.val_targets.class_ids.numpy()
@@ -677,7 +677,7 @@ def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
         replace(loaded_teacher, val=few).check_accuracy()
 
 
-@pytest.mark.fault("the wrong teacher")
+@pytest.mark.fault("teacher that does not fit the dataset")
 def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: Dataset) -> None:
     """Of another size, and of classes in another order."""
     large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
@@ -687,7 +687,7 @@ def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: 
         load_teacher(finished.folder / "teacher", replace(easy, classes=("sky", "berry", "leaf")), "cpu")
 
 
-@pytest.mark.fault("the wrong teacher")
+@pytest.mark.fault("teacher that does not fit the dataset")
 @pytest.mark.parametrize("kind", ["order of classes", "normalization", "weights"])
 def test_teacher_near_chance_is_refused(easy: Dataset, loaded_teacher: Teacher, kind: str) -> None:
     with pytest.raises(InputError, match=r"of the 24 validation images.*33\.3%"):

@@ -32,7 +32,7 @@ from camkd.report.merge_galleries import (
     sample_colormap,
 )
 from camkd.report.report import write_report
-from camkd.report.verdict import RunSummary
+from camkd.report.run_summary import RunSummary
 from camkd.types import InputError
 from camkd.utils.files import load_json
 from run_folders import (

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from camkd.report.metric_table import METRICS
 from camkd.report.report import write_report
-from camkd.report.verdict import METRICS
 from camkd.types import InputError
 from run_folders import (
     confusion_counts,

@@ -135,7 +135,7 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.fault("a checkpoint cut, zeroed, flipped or gone")
+@pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
 @pytest.mark.parametrize("damage", [truncate, empty, zero, flip_bit, Path.unlink])
 @pytest.mark.parametrize("name", ["last-00000030.pt", "last-00000030.json", "best-00003.pt"])
 def test_previous_checkpoint_is_used_if_the_newest_is_damaged(
@@ -151,7 +151,7 @@ def test_previous_checkpoint_is_used_if_the_newest_is_damaged(
     assert load_step_and_best(checkpoints) == (30, 4.0)
 
 
-@pytest.mark.fault("a flipped byte in a checkpoint")
+@pytest.mark.fault("flipped byte in a checkpoint")
 def test_every_flipped_byte_is_detected(checkpoints: Checkpoints) -> None:
     for path in (checkpoints.folder / "last-00000030.pt", checkpoints.folder / "last-00000030.json"):
         content = path.read_bytes()
@@ -163,7 +163,7 @@ def test_every_flipped_byte_is_detected(checkpoints: Checkpoints) -> None:
     assert load_step_and_best(checkpoints) == (30, 3.0)
 
 
-@pytest.mark.fault("a checkpoint cut, zeroed, flipped or gone")
+@pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
 def test_error_names_every_damaged_checkpoint(checkpoints: Checkpoints) -> None:
     flip_bit(checkpoints.folder / "last-00000020.pt")
     truncate(checkpoints.folder / "last-00000030.pt")
@@ -171,7 +171,7 @@ def test_error_names_every_damaged_checkpoint(checkpoints: Checkpoints) -> None:
         checkpoints.load()
 
 
-@pytest.mark.fault("a pickle with code in it")
+@pytest.mark.fault("pickle that executes code")
 def test_checkpoint_with_code_is_refused_without_executing_it(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     marker = tmp_path / "executed"
@@ -185,7 +185,7 @@ def test_checkpoint_with_code_is_refused_without_executing_it(tmp_path: Path) ->
     assert not marker.exists()
 
 
-@pytest.mark.fault("a manifest that points elsewhere")
+@pytest.mark.fault("checkpoint manifest with a path outside the folder")
 def test_manifest_cannot_name_a_file_outside_the_folder(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(1, {"step": 1})
@@ -208,7 +208,7 @@ def test_state_that_cannot_be_pickled_leaves_the_previous_checkpoint(checkpoints
     assert load_step_and_best(checkpoints) == (30, 3.0)
 
 
-@pytest.mark.fault("disk full in a checkpoint")
+@pytest.mark.fault("full disk while writing a checkpoint")
 def test_full_disk_leaves_the_previous_checkpoint_and_names_file_and_bytes(checkpoints: Checkpoints) -> None:
     before = file_names(checkpoints)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -99,7 +99,7 @@ def test_second_save_replaces_both_files(folder: Path) -> None:
     assert torch.equal(load(folder).state_dict()["fc.weight"], network(6).state_dict()["fc.weight"])
 
 
-@pytest.mark.fault("a flipped byte in weights")
+@pytest.mark.fault("flipped byte in the weights")
 @pytest.mark.parametrize("position", [0.01, 0.5, 0.999])
 def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: float) -> None:
     content = bytearray((folder / WEIGHTS_FILE).read_bytes())
@@ -112,7 +112,7 @@ def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: fl
     )
 
 
-@pytest.mark.fault("weights cut or gone")
+@pytest.mark.fault("truncated or missing weights")
 def test_truncated_or_missing_weights_are_an_input_error(folder: Path) -> None:
     content = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(content[:-1])
@@ -123,7 +123,7 @@ def test_truncated_or_missing_weights_are_an_input_error(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.fault("a hostile model.json")
+@pytest.mark.fault("hostile model.json")
 @pytest.mark.parametrize(
     "text",
     [
@@ -211,7 +211,7 @@ def test_hostile_weights_are_an_input_error(folder: Path, name: str) -> None:
         load(folder)
 
 
-@pytest.mark.fault("a pickle with code in it")
+@pytest.mark.fault("pickle that executes code")
 @pytest.mark.parametrize("writer", ["pickle", "torch"])
 def test_pickled_weights_are_refused_without_executing_code(folder: Path, writer: str) -> None:
     marker = folder / "executed"
@@ -226,7 +226,7 @@ def test_pickled_weights_are_refused_without_executing_code(folder: Path, writer
     assert not marker.exists()
 
 
-@pytest.mark.fault("a hostile model.json")
+@pytest.mark.fault("hostile model.json")
 @pytest.mark.parametrize(
     "change",
     [{"size": 0}, {"size": 10**9}, {"size": "8"}, {"size": True}, {"classes": ["a"]}, {"classes": [1, 2, 3]},
@@ -339,7 +339,7 @@ def test_run_is_finished_once_it_has_metrics_and_a_model(folder: Path, tmp_path:
     assert not Run(folder).finished
 
 
-@pytest.mark.fault("a damaged file of a run")
+@pytest.mark.fault("corrupt file of a run")
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", "{" * 100_000, "a: !!python/name:os.system", "a: [", "\0"])
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "metrics.jsonl", "environment.json"])
 def test_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text: str) -> None:

@@ -111,7 +111,7 @@ def test_missing_checkpoint_is_an_input_error_that_lists_checkpoints(unfinished:
         camkd.load(unfinished / "checkpoints" / "last-9.pt")
 
 
-@pytest.mark.fault("a checkpoint cut, zeroed, flipped or gone")
+@pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
 def test_damaged_checkpoint_is_an_input_error(unfinished: Path) -> None:
     path = unfinished / "checkpoints" / "last-00000010.pt"
     path.write_bytes(path.read_bytes()[:-1])

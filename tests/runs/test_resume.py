@@ -66,7 +66,7 @@ def test_missing_setting_has_its_default(run: Run) -> None:
         start_or_resume(run, with_train(ema_decay=0.5), PROVENANCE, Resume())
 
 
-@pytest.mark.fault("resumed with another setting")
+@pytest.mark.fault("resume with other settings")
 @pytest.mark.parametrize("name", ["seed", "batch_size", "epochs", "lr"])
 def test_changed_setting_is_refused(run: Run, name: str) -> None:
     with pytest.raises(InputError, match=rf"^{name} must be {getattr(CONFIG.train, name)}, .* got 7"):
@@ -74,7 +74,7 @@ def test_changed_setting_is_refused(run: Run, name: str) -> None:
     assert run.config() == CONFIG.options()
 
 
-@pytest.mark.fault("resumed with another setting")
+@pytest.mark.fault("resume with other settings")
 @pytest.mark.parametrize(
     ("config", "named"),
     [
@@ -105,7 +105,7 @@ def test_accepted_changes_are_recorded(run: Run) -> None:
     assert [change.get("lr") for change in run.provenance()["changes"]] == [[0.1, 0.5], [0.5, 0.2]]
 
 
-@pytest.mark.fault("resumed with other images or another teacher")
+@pytest.mark.fault("resume with other images or another teacher")
 @pytest.mark.parametrize(
     ("name", "named"), [("data_fingerprint", "images"), ("teacher_weights", "teacher's weights"), ("terms", "terms")]
 )
@@ -154,7 +154,7 @@ def enter(run: Run) -> None:
         pass
 
 
-@pytest.mark.fault("two runs on one folder")
+@pytest.mark.fault("two processes with one run folder")
 def test_locked_run_is_refused(run: Run, other: Any) -> None:
     with pytest.raises(InputError, match=rf"process {other.pid} on "):
         enter(run)
@@ -162,7 +162,7 @@ def test_locked_run_is_refused(run: Run, other: Any) -> None:
     enter(run)
 
 
-@pytest.mark.fault("a stale lock")
+@pytest.mark.fault("lock of a killed process")
 def test_lock_of_a_killed_process_is_released(run: Run, other: Any) -> None:
     other.send_signal(signal.SIGKILL)
     other.wait()
@@ -171,7 +171,7 @@ def test_lock_of_a_killed_process_is_released(run: Run, other: Any) -> None:
     assert not (run.folder / ".lock").exists()
 
 
-@pytest.mark.fault("remains of a killed process")
+@pytest.mark.fault("temporary files of a killed process")
 def test_temporary_files_of_a_killed_process_are_removed(run: Run) -> None:
     run.figures_folder.mkdir()
     leftovers = [run.folder / ".metrics.jsonl.abc.part", run.figures_folder / ".cams.png.xyz.part"]
@@ -188,7 +188,7 @@ def test_lock_is_released_after_an_error(run: Run) -> None:
     enter(run)
 
 
-@pytest.mark.fault("a folder that cannot be written")
+@pytest.mark.fault("read-only folder")
 def test_read_only_folder_is_refused() -> None:
     with pytest.raises(InputError, match="/proc/camkd must be writable"):
         enter(Run(Path("/proc/camkd")))

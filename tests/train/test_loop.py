@@ -517,7 +517,7 @@ def test_result_is_in_evaluation_mode(easy: Dataset, tmp_path: Path) -> None:
 # --- values that are not finite
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.fault("non-finite loss or gradient")
 def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     with pytest.raises(FloatingPointError) as caught:
@@ -534,13 +534,13 @@ def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) ->
     json.dumps(Run(tmp_path).read_history(), allow_nan=False)
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.fault("non-finite loss or gradient")
 def test_gradient_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"gradient norm must be finite, got (nan|inf) in epoch 1, batch 4"):
         fit_network(easy, tmp_path, objective=single_term(NonFiniteTerm(batches=(4,), value=None)))
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.fault("non-finite loss or gradient")
 @pytest.mark.parametrize(("value", "name"), [(math.nan, "loss"), (None, "gradient norm")])
 def test_batch_that_is_not_finite_is_skipped(easy: Dataset, tmp_path: Path, value: float | None, name: str) -> None:
     messages = Messages()
@@ -556,7 +556,7 @@ def test_batch_that_is_not_finite_is_skipped(easy: Dataset, tmp_path: Path, valu
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.fault("non-finite loss or gradient")
 @pytest.mark.parametrize("value", [math.nan, None])
 def test_skipped_batch_changes_no_weight_and_no_buffer(easy: Dataset, tmp_path: Path, value: float | None) -> None:
     model = build_network()
@@ -581,7 +581,7 @@ class CorruptWeight(Callback):
             next(self.model.parameters()).data[0] = math.nan
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.fault("non-finite loss or gradient")
 @pytest.mark.parametrize(("step", "interrupt"), [(8, 0), (8, 8), (6, 6)])
 def test_state_that_is_not_finite_is_not_saved(
     easy: Dataset, tmp_path: Path, reference: FitResult, step: int, interrupt: int
@@ -597,7 +597,7 @@ def test_state_that_is_not_finite_is_not_saved(
     assert equal_weights(fit_network(easy, tmp_path, resume=True).weights, reference.weights)
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.fault("non-finite loss or gradient")
 @pytest.mark.parametrize("interrupt", [0, 3])
 def test_sum_of_an_epoch_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path, interrupt: int) -> None:
     """Each value is finite, and the sum of a few batches is not."""
@@ -608,7 +608,7 @@ def test_sum_of_an_epoch_that_is_not_finite_stops_the_run(easy: Dataset, tmp_pat
     assert Run(tmp_path).read_history() == []
 
 
-@pytest.mark.fault("a loss or gradient that is not finite")
+@pytest.mark.fault("non-finite loss or gradient")
 def test_epoch_of_skipped_batches_stops_the_run(easy: Dataset, tmp_path: Path) -> None:
     objective = single_term(NonFiniteTerm(batches=(5, 6, 7, 8)))
     with pytest.raises(FloatingPointError, match="The loss must be finite, got nan in epoch 2"):

@@ -184,7 +184,7 @@ def start_long_run(distill_arguments: list[str], folder: Path) -> Iterator[list[
 
 
 @pytest.mark.slow
-@pytest.mark.fault("one of two processes asked to stop")
+@pytest.mark.fault("signal to one of two processes")
 def test_sigint_to_one_process_stops_both_with_the_state_saved(distill_arguments: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with start_long_run(distill_arguments, folder) as (first, second):
@@ -197,7 +197,7 @@ def test_sigint_to_one_process_stops_both_with_the_state_saved(distill_arguments
 
 
 @pytest.mark.slow
-@pytest.mark.fault("one of two processes killed")
+@pytest.mark.fault("SIGKILL of one of two processes")
 def test_killed_process_ends_the_other_and_the_run_resumes(distill_arguments: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with start_long_run(distill_arguments, folder) as (first, second):
@@ -236,7 +236,7 @@ with init_distributed("cpu") as group:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("one of two processes killed")
+@pytest.mark.fault("SIGKILL of one of two processes")
 def test_torchrun_restarts_the_processes_after_one_was_killed(easy_folder: Path, teacher: Path, tmp_path: Path) -> None:
     """Elastic restart: one process kills itself once, after the first epoch."""
     script = tmp_path / "kill_once.py"

@@ -200,7 +200,7 @@ with commit_dir(root / "folder") as folder, atomic_write(root / "no[te]s") as te
 
 
 @pytest.mark.slow
-@pytest.mark.fault("remains of a killed process")
+@pytest.mark.fault("temporary files of a killed process")
 def test_stale_temporary_files_are_removed_and_those_of_live_writers_kept(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     killed, alive = (

@@ -243,7 +243,7 @@ def holds_with_warning(store: Store, sample: int, is_corrupt: bool) -> bool:
     return result
 
 
-@pytest.mark.fault("killed while writing a cached teacher output")
+@pytest.mark.fault("SIGKILL while writing records of the teacher cache")
 @pytest.mark.parametrize("record_format", [FORMAT, RecordFormat(2, 1, 1)], ids=["padded", "unpadded"])
 def test_partially_written_record_is_not_read(tmp_path: Path, record_format: RecordFormat) -> None:
     size = record_format.dtype.itemsize
@@ -260,7 +260,7 @@ def test_partially_written_record_is_not_read(tmp_path: Path, record_format: Rec
                 assert holds_with_warning(reader, 6, is_corrupt) == is_complete
 
 
-@pytest.mark.fault("killed while writing a cached teacher output")
+@pytest.mark.fault("SIGKILL while writing records of the teacher cache")
 def test_partially_overwritten_record_is_not_read(tmp_path: Path) -> None:
     store, path = full_store(tmp_path)
     samples = np.array([6])
@@ -358,7 +358,7 @@ def write_alternate_samples(folder: str, first: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("two processes that write to one teacher cache")
+@pytest.mark.fault("two processes that write one teacher cache")
 def test_two_processes_write_to_one_folder(tmp_path: Path) -> None:
     processes = [start_process("write_alternate_samples", tmp_path / "store", first) for first in (0, 1)]
     for process in processes:
@@ -388,7 +388,7 @@ def write_epochs(folder: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("killed while writing a cached teacher output")
+@pytest.mark.fault("SIGKILL while writing records of the teacher cache")
 def test_records_of_a_killed_process_are_read(tmp_path: Path) -> None:
     process = start_process("write_epochs", tmp_path)
     assert process.stdout is not None
