@@ -11,7 +11,8 @@ EXTRAS := $(VENV)-extras/.extras-installed
 FUZZ   := $(VENV)-fuzz/.fuzz-installed
 # Libraries that benchmarks compare with.
 PEERS  := $(VENV)-bench/.bench-installed
-# The lowest versions that pyproject.toml allows.
+# The lowest versions that pyproject.toml allows. On Linux, PyPI has the CUDA build of torch; for the CPU build:
+#     export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 LOWEST := $(VENV)-lowest/.lowest-installed
 LOWEST_TORCH ?= 2.6.0
 
@@ -27,7 +28,7 @@ FUZZ_SECONDS ?= 60
 help:
 	@echo "make demo          train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
 	@echo "make check         format, lint, types, layers"
-	@echo "make test-fast     tests without subprocess and without training by the command line"
+	@echo "make test-fast     tests that are not marked slow: no training by the command line"
 	@echo "make test          all tests; warnings are errors"
 	@echo "make test-extras   tests with timm, torchvision and Ray, in $(VENV)-extras"
 	@echo "make test-lowest   fast tests with the lowest versions that pyproject.toml allows, in $(VENV)-lowest"
