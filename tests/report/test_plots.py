@@ -11,19 +11,7 @@ from PIL import Image
 
 from camkd.report.plots import confusion_figure, curve_figure
 from camkd.utils.plot_style import TEXT_COLOR, figure_to_svg, save_png
-
-UNUSUAL_NAMES = [
-    "$x_1$",
-    "_hidden",
-    "a\\b^{c",
-    "très long " * 9,
-    "日本の猫",
-    "<script>&\"'",
-    "tab\tand\nline",
-    "100%",
-    "🦉",
-]
-
+from support.unusual_names import UNUSUAL_NAMES
 
 # --- training curves
 

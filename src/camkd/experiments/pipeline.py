@@ -30,9 +30,10 @@ from camkd.evaluate import measure, write_per_image
 from camkd.models import build, default_optimizer, is_model_name, model_factory
 from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile_model
-from camkd.report import verdict
 from camkd.report.gallery import GalleryModel, gallery_rows, select_images, write_gallery
 from camkd.report.report import write_report
+from camkd.report.run_summary import RunSummary
+from camkd.report.verdict import verdict
 from camkd.runs.folder import Run
 from camkd.runs.load_model import load, read_model_info
 from camkd.runs.resume import Resume, lock_run, start_or_resume
@@ -409,10 +410,8 @@ def summary(folder: Path) -> str:
     Args:
         folder: Folder of `train_all`.
     """
-    student, control = (
-        verdict.RunSummary(role, metrics=Run(folder / role).read_metrics()) for role in ("student", "control")
-    )
-    result = verdict.verdict(student, control)
+    student, control = (RunSummary(role, metrics=Run(folder / role).read_metrics()) for role in ("student", "control"))
+    result = verdict(student, control)
     return f"{result.sentence} {result.grounds}"
 
 

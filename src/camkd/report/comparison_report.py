@@ -20,8 +20,8 @@ from camkd.report.comparison_stats import (
     format_estimate,
     format_p_value,
 )
+from camkd.report.metric_table import DASH, METRICS
 from camkd.report.page import render_page
-from camkd.report.verdict import DASH, METRICS
 from camkd.types import CHANCE_LEVELS
 from camkd.utils.files import write_json, write_text
 from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg, shorten, style_context

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from camkd.report.metric_table import DASH
 from camkd.types import CHANCE_LEVELS
 from camkd.utils.units import format_points
 
@@ -309,7 +310,7 @@ def format_estimate(value: Estimate | None) -> str:
     '83.48 ± 0.16'
     """
     if value is None:
-        return "–"
+        return DASH
     interval = "" if value.half_width is None else f" ± {100 * value.half_width:.2f}"
     return f"{100 * value.mean:.2f}{interval}"
 

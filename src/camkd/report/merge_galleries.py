@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.colors import to_hex
 
-from camkd.report.verdict import RunSummary
+from camkd.report.run_summary import RunSummary
 from camkd.utils.units import finite_number
 
 VERSION = 2
@@ -64,7 +64,7 @@ def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, A
         "teacher": teachers[0] if teachers else None,
         "main": (main_columns or others or teachers)[0],
         "images": list(_limit_bytes(images, MAX_BYTES)),
-        "confusion": _nonzero_cells(main.confusion or []),
+        "confusion": main.confusion_cells(),
         "colormaps": {
             "evidence": sample_colormap(EVIDENCE_COLORMAP),
             "difference": sample_colormap(DIFFERENCE_COLORMAP),
@@ -79,16 +79,6 @@ def sample_colormap(name: str) -> list[str]:
     ['#440154', '#fde725']
     """
     return [to_hex(matplotlib.colormaps[name](index / 32)) for index in range(33)]
-
-
-def _nonzero_cells(confusion: Sequence[Sequence[float]]) -> list[tuple[int, int, int]]:
-    """Return true class, predicted class and count of the nonzero cells of a confusion matrix."""
-    return [
-        (label, predicted, int(count))
-        for label, counts in enumerate(confusion)
-        for predicted, count in enumerate(counts)
-        if count
-    ]
 
 
 def _columns(runs: Sequence[RunSummary], gallery: Mapping[str, Any]) -> list[dict[str, Any]]:

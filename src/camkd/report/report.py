@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,35 +16,21 @@ from typing import Any
 from markupsafe import Markup
 
 from camkd.report.merge_galleries import merge_galleries
+from camkd.report.metric_table import DASH, METRICS, MetricSpec
 from camkd.report.page import read_template, render_page
 from camkd.report.plots import confusion_figure, curve_figure
-from camkd.report.verdict import (
-    DASH,
-    METRICS,
-    MetricSpec,
-    RunSummary,
-    accuracy_gap,
-    attention_verdict,
-    cost_ratio,
-    verdict,
-)
+from camkd.report.run_summary import ROLES, RunSummary, read_runs
+from camkd.report.verdict import accuracy_gap, attention_verdict, cost_ratio, verdict
 from camkd.types import CHANCE_LEVELS, InputError
-from camkd.utils.files import load_json, write_text
+from camkd.utils.files import write_text
 from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg
 from camkd.utils.units import format_percent
-
-ROLES = ("teacher", "control", "student")
-RUN_FILES = ("metrics.json", "metrics.jsonl", "model.json", "config.yaml")
-"""A folder with at least one of these files is a run folder."""
 
 SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")
 """Scripts of the page, concatenated in this order."""
 
 MAX_TABLE_CLASSES = 20
 """Largest number of classes with the confusion matrix as a table. With more classes it is a plot."""
-
-MAX_EPOCH_HEATMAP_BYTES = 600_000
-"""Size limit of the data URIs of a run's heatmap figures by epoch."""
 
 MAP_NOTE = (
     "CAM cosine: similarity of the compared model's map and the teacher's. Both maps are of the class that the teacher "
@@ -89,11 +74,10 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
     >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
     """
-    folders = [folder for path in runs for folder in _run_folders(path)]
-    if not folders:
+    if not runs:
         raise InputError("A report must have at least one run folder, got none. Name one, for example runs/demo.")
     script = "\n".join(read_template(name) for name in SCRIPTS)
-    context = _page_context(_read_runs(folders))
+    context = _page_context(read_runs(runs))
     write_text(out, render_page("report.html", **context, script=Markup(script), script_hash=_csp_hash(script)))
     return out
 
@@ -101,95 +85,6 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 def _csp_hash(script: str) -> str:
     """Return the hash source that allows ``script`` in a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
-
-
-# --- read run folders
-
-
-def _run_folders(path: Path) -> list[Path]:
-    """Return the run folders ``teacher``, ``control`` and ``student`` in ``path``, or ``path`` if it has none."""
-    inside = [path / role for role in ROLES if _is_run(path / role)]
-    if not inside and not _is_run(path):
-        contents = ", ".join((*RUN_FILES, *ROLES))
-        raise InputError(f"A run folder must contain one of {contents}, got {path} without any. Name a run folder.")
-    return inside or [path]
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in RUN_FILES)
-
-
-def _read_runs(folders: Sequence[Path]) -> list[RunSummary]:
-    """Read all runs. If folder names are not unique, the name of a run includes the parent folder."""
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [f"{folder.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)]
-    return [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-
-
-def _read_run(folder: Path, name: str) -> RunSummary:
-    model_info = _read_json(folder / "model.json")
-    role = model_info.get("role", folder.resolve().name)
-    figures = folder / "figures"
-    environment = _read_json(folder / "environment.json")
-    return RunSummary(
-        name=name,
-        role=role if role in ROLES else None,
-        metrics=_read_json(folder / "metrics.json"),
-        history=list(_parse_history(_read_text(folder / "metrics.jsonl"))),
-        model_info=model_info,
-        config=_read_text(folder / "config.yaml"),
-        environment={key: value for key, value in environment.items() if key != "classes"},
-        heatmap=_png_uri(figures / "cams.png"),
-        epoch_heatmaps=_limit_bytes(_read_epoch_heatmaps(figures)),
-        gallery=_read_json(folder / "gallery.json"),
-    )
-
-
-def _read_epoch_heatmaps(figures: Path) -> list[tuple[int, str]]:
-    """Return the epochs and data URIs of ``cams-epoch-*.png``, by epoch."""
-    matches = [(re.fullmatch(r"cams-epoch-(\d+)\.png", path.name), path) for path in figures.glob("*.png")]
-    epochs = sorted((int(match[1]), path) for match, path in matches if match)
-    return [(epoch, uri) for epoch, path in epochs if (uri := _png_uri(path))]
-
-
-def _limit_bytes(heatmaps: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Keep every second figure, then every fourth, ..., until their size is allowed. The first figure stays."""
-    while len(heatmaps) > 1 and sum(len(uri) for _, uri in heatmaps) > MAX_EPOCH_HEATMAP_BYTES:
-        heatmaps = heatmaps[::2]
-    return heatmaps
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = load_json(_read_text(path) or "{}")
-    except ValueError as error:
-        raise InputError(f"{path} must be valid JSON, got an error: {error}. Write it again or remove it.") from error
-    return value if isinstance(value, dict) else {}
-
-
-def _parse_history(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines that are JSON objects. Other lines are skipped: an interrupted run may leave half a line."""
-    for line in text.splitlines():
-        try:
-            value = load_json(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
-
-
-def _png_uri(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-# --- prepare the content of the page
 
 
 def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
@@ -321,12 +216,7 @@ def _confusion_context(run: RunSummary) -> dict[str, Any]:
 
 def _frequent_errors(run: RunSummary) -> list[tuple[int, int, int]]:
     """Return the ten most frequent errors: true class, predicted class, count."""
-    errors = [
-        (-int(count), label, predicted)
-        for label, counts in enumerate(run.confusion or [])
-        for predicted, count in enumerate(counts)
-        if label != predicted and count
-    ]
+    errors = [(-count, label, predicted) for label, predicted, count in run.confusion_cells() if label != predicted]
     return [(label, predicted, -count) for count, label, predicted in sorted(errors)[:10]]
 
 

@@ -1,0 +1,174 @@
+"""Rows of the result table: label, format and definition of each metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from camkd.utils.units import format_count, format_duration, format_percent
+
+DASH = "–"
+"""Text of a missing value."""
+
+
+class MetricSpec(NamedTuple):
+    """Row of the result table.
+
+    Attributes:
+        key: Key in ``metrics.json`` or ``model.json``. The chance levels of the metric are shown in small print.
+        label: Name of the row.
+        format: Function that formats a value.
+        note: Definition of the metric, shown as a footnote.
+        optional: Whether the row is left out if no run has a value.
+    """
+
+    key: str
+    label: str
+    format: Callable[[float], str]
+    note: str
+    optional: bool = False
+
+
+def _format_decimal(number: float) -> str:
+    return f"{number:.3f}".replace("-", "−")
+
+
+def _format_integer(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+METRICS = (
+    MetricSpec(
+        "accuracy",
+        "Accuracy",
+        format_percent,
+        "Top-1 accuracy on the test images. Higher is better.",
+    ),
+    MetricSpec(
+        "val_accuracy",
+        "Validation accuracy",
+        format_percent,
+        "Top-1 accuracy on the validation images, which are held out of training.",
+    ),
+    MetricSpec(
+        "ece",
+        "Calibration error",
+        _format_decimal,
+        "Expected calibration error (15 bins, Guo et al. 2017). Lower is better.",
+    ),
+    MetricSpec(
+        "nll",
+        "Log-loss",
+        _format_decimal,
+        "Mean negative log-likelihood of the true class, in nats. Lower is better.",
+    ),
+    MetricSpec(
+        "teacher_agreement",
+        "Agreement with teacher",
+        format_percent,
+        "Share of test images with the teacher's predicted class, right or wrong.",
+    ),
+    MetricSpec(
+        "cam_cosine",
+        "CAM cosine",
+        _format_decimal,
+        "Cosine similarity of the model's and the teacher's class activation map. Both maps are of the class that the "
+        "teacher predicts, positive evidence only. 1 means the same map up to scale. Small print: chance levels, "
+        "the teacher's map of another image and a Gaussian in the centre of the image.",
+    ),
+    MetricSpec(
+        "cam_pearson",
+        "CAM Pearson",
+        _format_decimal,
+        "Pearson correlation of the two maps, evidence against the class included. 1 means the same map up to scale "
+        "and offset.",
+    ),
+    MetricSpec(
+        "cam_iou",
+        "CAM overlap",
+        _format_decimal,
+        "Intersection over union of the strongest 20 % of cells of the two maps. 1 means the same locations.",
+    ),
+    MetricSpec(
+        "cam_disagreement",
+        "CAM disagreement",
+        format_percent,
+        "Share of images with a CAM cosine no higher than chance, among the images with the teacher's predicted class. "
+        "Lower is better. 'camkd evaluate RUN --list-disagreements 20' lists the images.",
+        optional=True,
+    ),
+    MetricSpec(
+        "cam_inside",
+        "CAM energy on the object",
+        format_percent,
+        "Share of the map's positive evidence inside the object mask (energy-based pointing game, Wang et al. 2020). "
+        "Needs a dataset with object masks. Small print: a Gaussian in the centre of the image, and a uniform map, "
+        "which scores the object's share of the image.",
+        optional=True,
+    ),
+    MetricSpec(
+        "cam_pointing_game",
+        "Pointing game",
+        format_percent,
+        "Share of images with the centre of the map's strongest cell inside the object mask (Zhang et al. 2016, "
+        "without tolerance).",
+        optional=True,
+    ),
+    MetricSpec(
+        "insertion",
+        "Insertion",
+        _format_decimal,
+        "Mean probability of the predicted class while the pixels of a blurred image are restored, the map's strongest "
+        "first (RISE, Petsiuk et al. 2018). Higher means a more faithful map. Small print: the pixel order of "
+        "another image's map.",
+        optional=True,
+    ),
+    MetricSpec(
+        "deletion",
+        "Deletion",
+        _format_decimal,
+        "Mean probability of the predicted class while pixels are replaced by the mean color, the map's strongest "
+        "first (RISE). Lower means a more faithful map.",
+        optional=True,
+    ),
+    MetricSpec(
+        "road",
+        "ROAD",
+        _format_decimal,
+        "Probability of the predicted class after removing the map's weakest pixels minus the probability after "
+        "removing its strongest, divided by 2. Removed pixels are imputed from their neighbors (Rong et al. 2022). "
+        "Higher means a more faithful map.",
+        optional=True,
+    ),
+    MetricSpec(
+        "randomised_spearman",
+        "Weight randomization",
+        _format_decimal,
+        "Rank correlation of the model's map with the map of a copy with shuffled weights (Adebayo et al. 2018). Near "
+        "0 means that the map depends on the learned weights.",
+        optional=True,
+    ),
+    MetricSpec("params", "Parameters", format_count, "Number of learned parameters."),
+    MetricSpec("macs", "MACs", format_count, "Multiply-accumulate operations per image."),
+    MetricSpec("epochs", "Epochs", _format_integer, "Passes over the training images."),
+    MetricSpec(
+        "augment_epochs",
+        "Augmented epochs",
+        _format_integer,
+        "Number of epochs with different augmented views. It is below the number of epochs if views are repeated, "
+        "because the cache budget is full or --augment-epochs is set.",
+    ),
+    MetricSpec(
+        "seconds",
+        "Training time",
+        format_duration,
+        "Wall-clock time of training on the machine listed under Configuration.",
+    ),
+    MetricSpec(
+        "images_per_second",
+        "Images per second",
+        _format_integer,
+        "Training throughput on the machine listed under Configuration.",
+    ),
+)
+"""Rows of the result table, in order."""
