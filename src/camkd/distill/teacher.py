@@ -109,7 +109,8 @@ def find_teacher(name: str, data: str) -> Path:
     if is_model_name(name):
         raise InputError(
             f"--teacher must be a trained model, got {name!r}, which has no run for {data!r} in {default}. "
-            f"Train it with 'camkd teacher --data {data} --model {name}', or give --teacher the folder of one."
+            f"Train the teacher with 'camkd teacher --data {data} --model {name}', "
+            "or set --teacher to the folder of a trained model."
         )
     return find_model_folder(name)
 
