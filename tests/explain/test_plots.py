@@ -17,18 +17,7 @@ from camkd.explain.plots import (
     resize_image,
     save_heatmaps,
 )
-
-UNUSUAL_NAMES = [
-    "$x_1$",
-    "_hidden",
-    "a\\b^{c",
-    "très long " * 9,
-    "日本の猫",
-    "<script>&\"'",
-    "tab\tand\nline",
-    "100%",
-    "🦉",
-]
+from support.unusual_names import UNUSUAL_NAMES
 
 
 def gray_images(n: int, height: int = 32, width: int = 32) -> Pixels:

@@ -15,22 +15,10 @@ import yaml
 
 import camkd
 from camkd.models import build
-from camkd.models.io import CARD_FILE, INFO_FILE, MAX_IMAGE_SIZE, WEIGHTS_FILE, ModelInfo, save
+from camkd.models.io import CARD_FILE, INFO_FILE, MAX_IMAGE_SIZE, WEIGHTS_FILE, save
 from camkd.types import InputError
+from support.model_info import INFO
 
-INFO = ModelInfo(
-    architecture="resnet8",
-    classes=("Katze", "犬: or fox", "bird"),
-    size=8,
-    params=77_000,
-    macs=2,
-    role="student",
-    method="cam-kd",
-    data="/home/someone/pets",
-    data_fingerprint="abc",
-    seed=3,
-    teacher="/home/someone/teacher",
-)
 METRICS = {
     "epochs": 30,
     "augment_epochs": 15,

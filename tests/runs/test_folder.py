@@ -20,26 +20,13 @@ from torch import nn
 
 import camkd
 from camkd.models import build
-from camkd.models.io import INFO_FILE, WEIGHTS_FILE, ModelInfo, save
+from camkd.models.io import INFO_FILE, WEIGHTS_FILE, save
 from camkd.runs import load_model
 from camkd.runs.folder import Run
 from camkd.runs.load_model import find_model_folder, load, read_model_info, shipped_models
 from camkd.types import InputError
 from support.fault_injection import TouchOnUnpickle, umask
-
-INFO = ModelInfo(
-    architecture="resnet8",
-    classes=("Katze", "犬", "bird"),
-    size=8,
-    params=1,
-    macs=2,
-    role="student",
-    method="cam-kd",
-    data="shapes",
-    data_fingerprint="abc",
-    seed=3,
-    teacher="/somewhere/teacher",
-)
+from support.model_info import INFO
 
 
 def network(seed: int = 5) -> nn.Module:
