@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from camkd.data import decode
-from camkd.data.dataset import create_image_file, no_progress
+from camkd.data.dataset import no_progress
 from camkd.data.decode import DecoderPool
 from camkd.data.sources import open_data
+from camkd.data.store import create_image_file
 from camkd.types import InputError
 
 COUNT = 3 * decode.FILES_PER_TASK + 5

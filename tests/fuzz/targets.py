@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from camkd.data.cifar import CIFAR10, PIXEL_BYTES, read_archive
-from camkd.data.dataset import Split, SplitArrays, build_or_open
+from camkd.data.dataset import Split
 from camkd.data.images import common_size, decode
+from camkd.data.store import SplitArrays, build_or_open
 from camkd.distill.cache import Manifest, RecordFormat, Store
 from camkd.evaluate.per_image import read_per_image, write_per_image
 from camkd.models import build
@@ -203,7 +204,7 @@ def _runs(folder: Path) -> dict[str, Target]:
             (b'{"epoch": 1, "train_loss": 0.5, "terms": {"ce": 1}}\n',),
             _via_file(run.history_file, lambda path: run.read_history()),
         ),
-        "gallery": Target((b'{"version": 1, "images": [{"row": 3}]}',), _via_file(run.gallery_file, gallery_rows)),
+        "gallery": Target((b'{"version": 2, "images": [{"row": 3}]}',), _via_file(run.gallery_file, gallery_rows)),
         "per-image table": Target((table_path.read_bytes(),), _via_file(table_path, read_per_image)),
     }
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from camkd.cams import predict
 from camkd.cli.main import main
 from camkd.cli.thresholds import parse_thresholds, violations
-from camkd.data.dataset import Split, SplitArrays, build_or_open
+from camkd.data.dataset import Split
+from camkd.data.store import SplitArrays, build_or_open
 from camkd.distill.cache import Manifest, Store
 from camkd.distill.losses.registry import TERMS
 from camkd.distill.objective import SCHEDULES, format_objective, parse_objective

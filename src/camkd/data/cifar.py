@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open, encode_key, hold_out
+from camkd.data.dataset import Dataset, Progress, Split, hold_out
+from camkd.data.store import SplitArrays, build_or_open, encode_key
 from camkd.types import InputError
 from camkd.utils.files import atomic_write
 

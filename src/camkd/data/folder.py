@@ -8,20 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from camkd.data.dataset import (
-    SPLITS,
-    Dataset,
-    Progress,
-    Split,
-    SplitArrays,
-    build_or_open,
-    create_image_file,
-    encode_key,
-    select_rows,
-)
+from camkd.data.dataset import SPLITS, Dataset, Progress, Split
 from camkd.data.decode import DecoderPool
 from camkd.data.images import common_size
 from camkd.data.scan import FolderListing, escape_name, join_first, quote_names, scan
+from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.types import InputError
 
 VERSION = 1

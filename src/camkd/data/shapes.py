@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camkd.data.dataset import Dataset, Progress, Split, SplitArrays, build_or_open, encode_key
+from camkd.data.dataset import Dataset, Progress, Split
+from camkd.data.store import SplitArrays, build_or_open, encode_key
 from camkd.types import InputError
 
 Array = NDArray[np.floating[Any]]
