@@ -184,12 +184,44 @@ def test_out_that_cannot_be_written_is_refused(easy_folder: Path, tmp_path: Path
 
 @pytest.mark.usefixtures("without_data")
 @pytest.mark.parametrize(
-    ("text", "message"), [("epoch: 3\n", "'epoch'"), ("epochs: [\n", "config"), ("- 1\n", "config"), ("epochs: x", "x")]
+    ("text", "message"),
+    [
+        (b"epoch: 3\n", "'epoch'"),
+        (b"epochs: [\n", "config"),
+        (b"- 1\n", "config"),
+        (b"epochs: x", "x"),
+        (b"epochs: 1\n\0\n", "config"),
+        (b"model: \xff\n", "--config must be a YAML file in UTF-8, got an error: 'utf-8' codec"),
+        (b'out: "a\\0b"\n', "--out must not contain a null byte, got 'a\\x00b'"),
+        (b"accept: [epochs]\n", "--accept must be a text, got \"['epochs']\""),
+    ],
 )
-def test_wrong_configuration_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+def test_wrong_configuration_file_is_refused(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(text)
     arguments = ["teacher", "--config", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "run")]
     assert message in camkd(*arguments).error
+
+
+@pytest.mark.usefixtures("without_data")
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *((name, "a text") for name in ("student", "teacher", "method", "data", "device", "accept", "cache-budget")),
+        *((name, "an integer") for name in ("epochs", "seed")),
+        ("grad-clip", "a number"),
+        ("bad-images", "one of fail, skip"),
+    ],
+)
+def test_null_in_a_configuration_file_is_refused(name: str, rule: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"{name.replace('-', '_')}: null\n", encoding="utf-8")
+    arguments = ["train", "--config", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "run")]
+    assert camkd(*arguments).error == f"camkd: --{name} must be {rule}, got 'None'.\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("without_data")
+def test_null_byte_in_the_path_of_a_configuration_file_is_refused() -> None:
+    assert "--config must be a YAML file" in camkd("train", "--config", "a\0b").error
 
 
 @pytest.mark.usefixtures("without_data")

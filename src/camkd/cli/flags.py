@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 ALIASES = {"data": ("--dataset",), "method": ("--terms",)}
 """Further names of flags."""
 
-NUMBERS = {"int": "an integer", "float": "a number"}
+TYPE_NAMES = {"int": "an integer", "float": "a number", "str": "a text"}
 """Descriptions of option types in error messages."""
 
 
@@ -75,7 +75,7 @@ def clean_parser_error(message: str) -> str:
     if missing:
         return f"{missing[1]} must be followed by one of {missing[2].replace(',', ', ')}, got none."
     message = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', lambda match: f"--{match[1].replace('_', '-')}", message)
-    wrong = re.fullmatch(r"(--[\w-]+): (.*?)(?:\. Got| Given) value: ?(.*)", message)
+    wrong = re.fullmatch(r"(--[\w-]+): (.*?)(?:\. Got value| Given value(?: type: .*? Given value)?): ?(.*)", message)
     if not wrong:
         return message
     flag, expected, value = wrong.groups()
@@ -83,5 +83,5 @@ def clean_parser_error(message: str) -> str:
     if choices:
         rule = "one of " + choices[1].replace("'", "")
     else:
-        rule = " or ".join(name for type_name, name in NUMBERS.items() if f"'{type_name}'" in expected) or expected
+        rule = " or ".join(name for type_name, name in TYPE_NAMES.items() if f"'{type_name}'" in expected) or expected
     return f"{flag} must be {rule}, got {value!r}."

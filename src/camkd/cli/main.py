@@ -40,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        options = parser.parse_args(expand_recipe(arguments))
-    except ArgumentError as error:
-        return _exit(2, clean_parser_error(str(error)))
+        options = _parse(parser, arguments)
     except InputError as error:
         return _exit(2, str(error))
     command, options = _select_command(options, COMMANDS)
@@ -75,6 +73,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json and result is not None:  # ranks other than 0 return None
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0 if failure is None else _exit(1, failure)
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse the command line and its ``--config`` file. Raise ``InputError`` if an option is invalid."""
+    try:
+        options = parser.parse_args(expand_recipe(arguments))
+        parser.validate(options, skip_unset=False)  # parse_args accepts null in a --config file for every option
+    except InputError:
+        raise
+    except (ArgumentError, TypeError) as error:
+        raise InputError(clean_parser_error(str(error))) from error
+    except ValueError as error:  # the file is not UTF-8, or its path has a null byte
+        raise InputError(f"--config must be a YAML file in UTF-8, got an error: {error}.") from error
+    for name, value in options.items():
+        if isinstance(value, str) and "\0" in value:
+            flag = name.rpartition(".")[2].replace("_", "-")
+            raise InputError(f"--{flag} must not contain a null byte, got {value!r}.")
+    return options
 
 
 def _print_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
