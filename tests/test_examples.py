@@ -18,7 +18,7 @@ from camkd.distill.losses.registry import TERMS
 from camkd.distill.teacher import Teacher
 from camkd.experiments.pipeline import train_run
 from camkd.runs.folder import Run
-from camkd.train.loop import Interrupted
+from camkd.types import Interrupted
 from support.interrupt import InterruptAt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

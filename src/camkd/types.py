@@ -1,4 +1,4 @@
-"""Shared types: the error of invalid input, predictions, and baselines of map metrics."""
+"""Shared types: the error of invalid input, the interruption of training, predictions, and baselines of map metrics."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class InputError(ValueError):
         Traceback (most recent call last):
         camkd.types.InputError: epochs must be 1 or more, got 0.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Interruption of training by a signal. The exception names the run folder, which holds the saved state."""
 
 
 class Prediction(NamedTuple):

@@ -18,7 +18,7 @@ from camkd.cli.commands import COMMANDS
 from camkd.config import DataConfig, TrainConfig
 from camkd.data import sources
 from camkd.experiments import finished_runs
-from camkd.types import InputError
+from camkd.types import InputError, Interrupted
 from support.cli import QUICK, camkd
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def test_out_that_cannot_be_written_is_refused(easy_folder: Path, tmp_path: Path
         (b"epochs: x", "x"),
         (b"epochs: 1\n\0\n", "config"),
         (b"model: \xff\n", "--config must be a YAML file in UTF-8, got an error: 'utf-8' codec"),
-        (b'out: "a\\0b"\n', "--out must not contain a null byte, got 'a\\x00b'"),
+        (b'data: "a\\0b"\n', "--data must not contain a null byte, got 'a\\x00b'"),
         (b"accept: [epochs]\n", "--accept must be a text, got \"['epochs']\""),
     ],
 )
@@ -266,16 +266,21 @@ def test_unexpected_error_has_a_traceback(error: Exception, monkeypatch: pytest.
         camkd("teacher", "--out", str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(KeyboardInterrupt(), "interrupted."), (Interrupted("a run"), "interrupted; the state is saved.")],
+    ids=["before training", "in training"],
+)
 @pytest.mark.parametrize("options", [[], ["--resume"]])
 def test_interrupted_training_prints_the_resume_command(
-    options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    options: list[str], error: BaseException, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sources, "open_dataset", raise_error(KeyboardInterrupt()))
+    monkeypatch.setattr(sources, "open_dataset", raise_error(error))
     arguments = ["teacher", *options, "--out", str(tmp_path / "a run")]  # a shell would split this name
     output = camkd(*arguments)
     assert (output.status, output.out) == (130, "")
     sentence, _, command = output.err.partition(" Resume with: ")
-    assert sentence == "camkd: interrupted; the state is saved."
+    assert sentence == f"camkd: {message}"
     assert shlex.split(command) == ["camkd", *arguments, *([] if options else ["--resume"])]
 
 

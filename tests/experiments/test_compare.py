@@ -27,8 +27,7 @@ from camkd.report.comparison_stats import Comparison
 from camkd.runs.folder import Run
 from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback
-from camkd.train.loop import Interrupted
-from camkd.types import InputError
+from camkd.types import InputError, Interrupted
 from camkd.utils.files import write_text
 from support.interrupt import InterruptAt, Messages
 

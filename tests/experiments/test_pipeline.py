@@ -33,10 +33,10 @@ from camkd.runs.load_model import load, read_model_info
 from camkd.runs.resume import Resume
 from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback
-from camkd.train.loop import Interrupted
 from camkd.train.validation import Validator
-from camkd.types import InputError
+from camkd.types import InputError, Interrupted
 from camkd.utils import devices
+from camkd.utils.distributed import ProcessGroupInfo
 from support.interrupt import InterruptAt, Messages
 
 pytestmark = pytest.mark.slow
@@ -292,6 +292,17 @@ def test_file_instead_of_a_run_folder_is_refused(easy: Dataset, tmp_path: Path) 
     with pytest.raises(InputError, match="taken"):
         train_run(tmp_path / "taken", run_config("resnet8", "teacher", ONE), easy)
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(1, 2), (24, 25)])
+def test_batch_smaller_than_the_number_of_processes_is_refused(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, world_size: int
+) -> None:
+    monkeypatch.setattr(pipeline, "process_group", lambda: ProcessGroupInfo(1, world_size))
+    config = run_config("resnet8", "teacher", replace(ONE, batch_size=batch_size))
+    with pytest.raises(InputError, match=rf"must have {world_size} images .*, got {batch_size}\. .*--batch-size"):
+        train_run(tmp_path / "run", config, easy)
+    assert not (tmp_path / "run").exists()
 
 
 def folder_config(folder: Path, teacher: str) -> RunConfig:

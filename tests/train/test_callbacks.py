@@ -16,7 +16,7 @@ from camkd.runs.folder import Run
 from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback, CallbackList
 from camkd.train.heatmap_figures import HeatmapFigures
-from camkd.train.loop import Interrupted
+from camkd.types import Interrupted
 from support.interrupt import InterruptAt
 from support.training import (
     NonFiniteTerm,
@@ -187,6 +187,16 @@ def test_train_end_after_an_interruption(
     assert recorder.names[-1] == "on_train_end"
     assert recorder.names.count("on_train_end") == 1
     assert Run(tmp_path).checkpoints
+
+
+def test_train_end_after_an_error_of_an_earlier_callback() -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError(f"{name} failed")
+
+    recorders = [EventRecorder(), EventRecorder(fail), EventRecorder()]
+    with pytest.raises(RuntimeError, match="on_train_end failed"):
+        CallbackList(recorders).on_train_end()
+    assert [recorder.names for recorder in recorders] == [["on_train_end"]] * 3
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [1, 2, 4]), (5, [1, 5])])

@@ -27,7 +27,7 @@ from camkd.models import MODELS, build
 from camkd.models.io import ModelInfo, save
 from camkd.runs.folder import Run
 from camkd.train.callbacks import Callback
-from camkd.train.loop import Interrupted
+from camkd.types import Interrupted
 from support.interrupt import InterruptAt
 from support.training import FitResult, Weights, build_network, equal_weights, fit_network, train_config
 

@@ -23,10 +23,10 @@ from camkd.distill.objective import Objective, WeightedTerm, parse_objective
 from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
 from camkd.train.callbacks import Callback
-from camkd.train.loop import Interrupted, fit
+from camkd.train.loop import fit
 from camkd.train.schedule import Schedule
 from camkd.train.validation import Validator
-from camkd.types import Prediction
+from camkd.types import Interrupted, Prediction
 from support.interrupt import InterruptAt, Messages
 from support.training import (
     PLAIN,

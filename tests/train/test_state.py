@@ -13,9 +13,8 @@ from torch import nn
 
 from camkd.data.dataset import Dataset
 from camkd.runs.folder import Run
-from camkd.train.loop import Interrupted
 from camkd.train.state import TrainState
-from camkd.types import InputError
+from camkd.types import InputError, Interrupted
 from support.interrupt import InterruptAt, Messages
 from support.training import (
     FitResult,

@@ -20,8 +20,7 @@ from camkd.runs.folder import Run
 from camkd.runs.resume import Resume
 from camkd.train import tensorboard
 from camkd.train.callbacks import Callback
-from camkd.train.loop import Interrupted
-from camkd.types import InputError
+from camkd.types import InputError, Interrupted
 
 pytestmark = pytest.mark.slow
 

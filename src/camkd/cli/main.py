@@ -19,7 +19,7 @@ from camkd.cli.commands import COMMANDS, Command, Group
 from camkd.cli.commands.common import CommandFailed
 from camkd.cli.flags import PlainHelp, clean_parser_error
 from camkd.cli.recipes import expand_recipe
-from camkd.types import InputError
+from camkd.types import InputError, Interrupted
 
 PROGRAM = "camkd"
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status. 0: done. 1: failed, or a metric violates --fail-under or --fail-over. 2: wrong input, with a
-        sentence on stderr. 130: interrupted; a command with --resume saves the state and prints the resume command.
+        sentence on stderr. 130: interrupted; a training command saves the state and prints the resume command.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _build_parser()
@@ -65,11 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         return _exit(1, f"{error.filename}: {error.strerror}.")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if "resume" not in options:
             return _exit(130, "interrupted.")
+        state = "; the state is saved" if isinstance(error, Interrupted) else ""
         resume_arguments = arguments if "--resume" in arguments else [*arguments, "--resume"]
-        return _exit(130, f"interrupted; the state is saved. Resume with: {shlex.join([PROGRAM, *resume_arguments])}")
+        return _exit(130, f"interrupted{state}. Resume with: {shlex.join([PROGRAM, *resume_arguments])}")
     if options.json and result is not None:  # ranks other than 0 return None
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     return 0 if failure is None else _exit(1, failure)

@@ -20,7 +20,7 @@ from camkd.config import (
     num_augmented_epochs,
     resolve_optimizer,
 )
-from camkd.data.augment import get_policy
+from camkd.data.augment import batch_count, get_policy
 from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows
 from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache
@@ -137,7 +137,7 @@ def train_run(
 
     Raises:
         InputError: If the folder holds another run, holds any run and ``resume`` is None, or is in use by another
-            process.
+            process. If a batch has fewer images than there are processes.
         Interrupted: If the process receives SIGINT or SIGTERM. The state is saved.
         FloatingPointError: If the training diverges.
 
@@ -150,6 +150,7 @@ def train_run(
     teacher = supervision.teacher if supervision else None
     config = _resolve(config, teacher)
     objective = build_objective(config)
+    _check_shards(config.train, len(data.train))
     with ExitStack() as stack:
 
         def start() -> tuple[bool, dict[str, Any]]:
@@ -203,6 +204,17 @@ def _resolve(config: RunConfig, teacher: Teacher | None) -> RunConfig:
     train = replace(config.train, **settings._asdict())
     distill = replace(config.distill, teacher=str(teacher.folder.resolve())) if teacher else config.distill
     return replace(config, train=train, distill=distill)
+
+
+def _check_shards(config: TrainConfig, num_images: int) -> None:
+    """Check that every process gets an image of every training batch."""
+    world_size = process_group().world_size
+    smallest_batch = num_images // batch_count(num_images, config.batch_size)
+    if smallest_batch < world_size:
+        raise InputError(
+            f"Every batch must have {world_size} images or more, one per process, got {smallest_batch}. "
+            "Choose a larger --batch-size, or start fewer processes."
+        )
 
 
 def _with_built_in(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,5 +99,6 @@ class CallbackList(Callback):
             callback.on_message(text)
 
     def on_train_end(self) -> None:
-        for callback in self.callbacks:
-            callback.on_train_end()
+        with ExitStack() as stack:  # every callback gets the event, even if an earlier callback raises an error
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.on_train_end)

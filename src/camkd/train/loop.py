@@ -30,13 +30,9 @@ from camkd.train.ema import EMA
 from camkd.train.schedule import Schedule
 from camkd.train.state import TrainState
 from camkd.train.validation import Validator
-from camkd.types import Prediction
+from camkd.types import Interrupted, Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device, pick_precision
 from camkd.utils.distributed import StopFlag, all_gather, all_reduce_gradients, process_group
-
-
-class Interrupted(KeyboardInterrupt):
-    """Interruption of training by a signal. The exception names the run folder, which holds the saved state."""
 
 
 def fit(
