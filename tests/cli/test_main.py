@@ -119,7 +119,10 @@ def test_wrong_value_is_refused(flag: str, value: str, message: str, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train --student nope", "cam-net, cam-net-lite"),
+        (
+            "train --student nope",
+            "timm:NAME or torchvision:NAME, got 'nope'",
+        ),
         ("train --teacher nope", "'nope'"),
         ("train --method magic", "got 'magic'"),
         ("train --terms ce=1,cam=1:schedule=never", "got 'never' in 'cam=1:schedule=never'"),

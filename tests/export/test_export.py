@@ -149,13 +149,16 @@ def test_file_that_differs_from_pytorch_is_not_kept(
     [
         (["nowhere"], "'nowhere'"),
         (["RUN", "--max-drop", "-1"], "max_drop must be between 0 and 100 percentage points, got -1"),
-        (["RUN", "--data", "nowhere"], "'nowhere'"),
-        (["RUN", "--data", "shapes"], "shapes"),
+        (["RUN", "--data", "nowhere"], "or a folder with one subfolder of images per class, got 'nowhere'"),
+        (["RUN", "--data", "shapes"], "The classes of shapes must be berry, leaf, sky (3), those of"),
         (["RUN", "--web", "OTHER_FILES"], "--web must be a new folder or a page of camkd, got"),
         (["RUN", "--web", "page", "--runtime", "nowhere"], "got 'nowhere'"),
         (["TEACHER", "--teacher"], "Give --teacher its run"),
-        (["RUN", "--teacher", "nowhere"], "'nowhere'"),
-        (["RUN", "--teacher", "cam-net-cifar10"], "cam-net-cifar10"),
+        (["RUN", "--teacher", "nowhere"], "'nowhere' must be a run folder with a trained model"),
+        (
+            ["RUN", "--teacher", "cam-net-cifar10"],
+            "must have the classes and the image size of the model, got ",
+        ),
     ],
 )
 def test_invalid_option_is_an_input_error_and_nothing_is_written(

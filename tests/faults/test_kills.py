@@ -94,7 +94,7 @@ sys.addaudithook(kill)
 PATTERNS = {
     "SIGKILL while writing a checkpoint's state": "last-",
     "SIGKILL while writing a checkpoint's best weights": "best-",
-    "SIGKILL while writing the teacher cache": "/teacher/",
+    "SIGKILL while writing the teacher cache": "/cache/teacher/",
     "SIGKILL while writing the dataset cache": "/data/",
     "SIGKILL while writing the weights": "model.safetensors",
     "SIGKILL while writing the metrics": "metrics.json",

@@ -167,7 +167,7 @@ def test_every_flipped_byte_is_detected(checkpoints: Checkpoints) -> None:
 def test_error_names_every_damaged_checkpoint(checkpoints: Checkpoints) -> None:
     flip_bit(checkpoints.folder / "last-00000020.pt")
     truncate(checkpoints.folder / "last-00000030.pt")
-    with pytest.raises(InputError, match=r"last-00000030 .*; last-00000020 "):
+    with pytest.raises(InputError, match=r"last-00000030 .*; last-00000020 .*Delete that folder"):
         checkpoints.load()
 
 

@@ -127,7 +127,7 @@ def test_checkpoint_of_another_architecture_is_an_input_error(unfinished: Path) 
 
 def test_run_without_classes_is_an_input_error(unfinished: Path) -> None:
     (unfinished / "environment.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="unfinished does not record its classes"):
+    with pytest.raises(InputError, match=r"unfinished does not record its classes\. Finish the run"):
         camkd.load(unfinished)
 
 

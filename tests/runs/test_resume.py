@@ -107,10 +107,15 @@ def test_accepted_changes_are_recorded(run: Run) -> None:
 
 @pytest.mark.fault("resume with other images or another teacher")
 @pytest.mark.parametrize(
-    ("name", "named"), [("data_fingerprint", "images"), ("teacher_weights", "teacher's weights"), ("terms", "terms")]
+    ("name", "named"),
+    [
+        ("data_fingerprint", "The images"),
+        ("teacher_weights", "The teacher's weights"),
+        ("terms", "The loss terms of the method"),
+    ],
 )
 def test_other_images_teacher_or_terms_are_refused(run: Run, name: str, named: str) -> None:
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError, match=f"{named} must be .*{run.folder}.*got different ones.*the same ones"):
         start_or_resume(run, CONFIG, {**PROVENANCE, name: "other"}, Resume())
 
 
@@ -190,12 +195,12 @@ def test_lock_is_released_after_an_error(run: Run) -> None:
 
 @pytest.mark.fault("read-only folder")
 def test_read_only_folder_is_refused() -> None:
-    with pytest.raises(InputError, match="/proc/camkd must be writable"):
+    with pytest.raises(InputError, match=r"/proc/camkd must be writable, got: .*Choose another --out"):
         enter(Run(Path("/proc/camkd")))
 
 
 def test_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("locked")
-    with pytest.raises(InputError, match="taken"):
+    with pytest.raises(InputError, match=r"must be a folder, got the file .*taken"):
         enter(Run(tmp_path / "taken"))
     assert (tmp_path / "taken").read_text() == "locked"

@@ -109,7 +109,7 @@ def test_missing_package_is_named(
         tensorboard.check_tensorboard()
     out = tmp_path / "run"
     assert main(["teacher", "--data", "shapes", "--tensorboard", "--out", str(out)]) == 2
-    assert "--tensorboard" in capsys.readouterr().err
+    assert "pip install 'camkd[tensorboard]'" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -118,7 +118,7 @@ def test_wait_returns_a_request_at_once(rank: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "launcher"), [(2, "torchrun"), (3, "slurm")])
+@pytest.mark.parametrize(("world_size", "launcher"), [(2, "torchrun"), (3, "slurm"), (4, "torchrun")])
 def test_loss_curve_equals_that_of_one_process(
     distill_arguments: list[str], reference_run: Path, tmp_path: Path, world_size: int, launcher: str
 ) -> None:
@@ -142,7 +142,7 @@ def test_input_error_ends_all_processes(distill_arguments: list[str], reference_
     with start_processes(2, [*distill_arguments, "--out", str(reference_run)]) as commands:
         results = [command.wait() for command in commands]
     assert [result.status for result in results] == [2, 2]
-    assert str(reference_run) in results[0].stderr
+    assert f"got {reference_run}, which holds a finished run. Add --resume" in results[0].stderr
 
 
 PRINT_GLOO_THREADS = """
@@ -185,12 +185,16 @@ def start_long_run(distill_arguments: list[str], folder: Path) -> Iterator[list[
 
 @pytest.mark.slow
 @pytest.mark.fault("signal to one of two processes")
-def test_sigint_to_one_process_stops_both_with_the_state_saved(distill_arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_one_process_stops_both_with_the_state_saved(
+    distill_arguments: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
     folder = tmp_path / "run"
     with start_long_run(distill_arguments, folder) as (first, second):
-        second.send_signal(signal.SIGINT)
+        second.send_signal(number)
         result = first.wait()
         assert (result.status, second.wait().status) == (130, 130)
+    assert "state is saved" in result.stderr.splitlines()[-1]
     assert f"--out {folder}" in result.stderr.splitlines()[-1]
     state, _ = Run(folder).checkpoints.load()
     assert state["epoch"] >= 1

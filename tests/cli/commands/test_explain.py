@@ -38,6 +38,7 @@ def test_several_classes(finished: Any, easy_folder: Path, tmp_path: Path) -> No
 
 def test_unknown_format_is_refused(finished: Any, tmp_path: Path) -> None:
     output = camkd("explain", str(finished.folder), "x.png", "--out", str(tmp_path / "maps.txt"))
+    assert "must be a .png, .npz or .json file or a folder, got" in output.error
     assert "maps.txt" in output.error
 
 

@@ -57,6 +57,13 @@ def make_manifest(num_samples: int = NUM_SAMPLES, record_format: RecordFormat = 
     )
 
 
+def corrupt_manifest(folder: Path) -> str:
+    """Pattern of the error for a manifest that is missing or corrupt."""
+    return (
+        rf"^{re.escape(str(folder))} is not a complete teacher cache \(.+\)\. The next run that uses it repairs it\.$"
+    )
+
+
 def make_store(folder: Path, num_samples: int = NUM_SAMPLES, record_format: RecordFormat = FORMAT) -> Store:
     return Store(folder, make_manifest(num_samples, record_format))
 
@@ -504,7 +511,7 @@ def test_manifest_truncated_at_any_byte_raises(tmp_path: Path) -> None:
     intact = (tmp_path / "store.json").read_bytes()
     for length in range(len(intact.rstrip())):
         (tmp_path / "store.json").write_bytes(intact[:length])
-        with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))} is not a complete teacher cache"):
+        with pytest.raises(InputError, match=corrupt_manifest(tmp_path)):
             Manifest.read(tmp_path)
 
 
@@ -546,7 +553,7 @@ def test_corrupt_manifest_with_valid_checksum_raises(tmp_path: Path, corruption:
     corrupt = CORRUPTIONS[corruption](values)
     text = dump_checksummed(corrupt) if isinstance(corrupt, dict) else json.dumps(corrupt)
     (tmp_path / "store.json").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+    with pytest.raises(InputError, match=corrupt_manifest(tmp_path)):
         Manifest.read(tmp_path)
 
 
@@ -562,10 +569,10 @@ def test_message_for_a_corrupt_manifest(tmp_path: Path) -> None:
 
 
 def test_missing_or_binary_manifest_raises(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+    with pytest.raises(InputError, match=corrupt_manifest(tmp_path)):
         Manifest.read(tmp_path)
     (tmp_path / "store.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+    with pytest.raises(InputError, match=corrupt_manifest(tmp_path)):
         Manifest.read(tmp_path)
 
 
@@ -580,7 +587,7 @@ def test_changed_manifest_raises_and_is_repaired_on_use(tmp_path: Path, old: str
     content = store.path(0).read_bytes()
     assert old in text
     (tmp_path / "store.json").write_text(text.replace(old, new))
-    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+    with pytest.raises(InputError, match=corrupt_manifest(tmp_path)):
         Manifest.read(tmp_path)
     make_store(tmp_path).mark_used()
     assert Manifest.read(tmp_path) == store.manifest
