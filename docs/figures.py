@@ -19,7 +19,7 @@ from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
 from camkd.explain.explain import example_rows, predict_images
 from camkd.explain.plots import overlay
-from camkd.runs.load_model import read_model_info
+from camkd.runs.loading import read_model_info
 from camkd.utils.plot_style import save_png, style_context
 
 IMAGES = Path(__file__).parent / "images"

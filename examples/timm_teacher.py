@@ -18,7 +18,7 @@ from camkd.data.sources import open_dataset
 from camkd.distill.teacher import load_teacher
 from camkd.experiments.pipeline import prepare_supervision, train_run
 from camkd.report.report import write_report
-from camkd.runs.load_model import read_model_info
+from camkd.runs.loading import read_model_info
 from camkd.runs.resume import Resume
 
 

@@ -119,7 +119,7 @@ def test_pretrained_weights_of_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for name, value in pretrained_model.state_dict().items():
         assert name.startswith("fc.") or torch.equal(model.net.state_dict()[name], value), name  # type: ignore[union-attr]
     assert model.net.fc.weight.shape == (CLASSES, 512)  # type: ignore[union-attr]
-    assert model.has_pretrained_stats
+    assert model.has_pretrained_normalization
     torch.testing.assert_close(model.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     torch.testing.assert_close(model.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
     calls.clear()

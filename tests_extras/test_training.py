@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from camkd.cli.main import main
-from camkd.runs.load_model import read_model_info
+from camkd.runs.loading import read_model_info
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from camkd.cams import predict
     from camkd.models import build
-    from camkd.runs.load_model import load
+    from camkd.runs.loading import load
     from camkd.types import InputError, Prediction
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ _MODULE_OF = {
     "InputError": "camkd.types",
     "Prediction": "camkd.types",
     "build": "camkd.models",
-    "load": "camkd.runs.load_model",
+    "load": "camkd.runs.loading",
     "predict": "camkd.cams",
 }
 

@@ -29,7 +29,7 @@ from camkd.models import MODELS, ImageClassifier
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.report.gallery import gallery_rows
 from camkd.runs.folder import Run
-from camkd.runs.load_model import load, read_model_info
+from camkd.runs.loading import load, read_model_info
 from camkd.runs.resume import Resume
 from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback

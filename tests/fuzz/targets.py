@@ -31,7 +31,7 @@ from camkd.models.io import ModelInfo, save
 from camkd.report.gallery import gallery_rows
 from camkd.runs.checkpoints import Checkpoints
 from camkd.runs.folder import Run
-from camkd.runs.load_model import load, read_model_info
+from camkd.runs.loading import load, read_model_info
 from camkd.types import InputError, Prediction
 from camkd.utils.files import dump_checksummed, sha256_of
 

@@ -21,9 +21,9 @@ from torch import nn
 import camkd
 from camkd.models import build
 from camkd.models.io import INFO_FILE, WEIGHTS_FILE, save
-from camkd.runs import load_model
+from camkd.runs import loading
 from camkd.runs.folder import Run
-from camkd.runs.load_model import find_model_folder, load, read_model_info, shipped_models
+from camkd.runs.loading import find_model_folder, load, read_model_info, shipped_models
 from camkd.types import InputError
 from support.fault_injection import TouchOnUnpickle, umask
 from support.model_info import INFO
@@ -233,7 +233,7 @@ def test_find_model_folder_of_train_folder_and_shipped_name(tmp_path: Path, monk
     save(network(), tmp_path / "demo" / "student", INFO)
     save(network(), tmp_path / "shipped", INFO)
     monkeypatch.setattr(
-        load_model, "shipped_models", lambda: {"tiny": tmp_path / "shipped", "tinier": tmp_path / "shipped"}
+        loading, "shipped_models", lambda: {"tiny": tmp_path / "shipped", "tinier": tmp_path / "shipped"}
     )
     assert find_model_folder(tmp_path / "demo") == tmp_path / "demo" / "student"
     assert find_model_folder(str(tmp_path / "demo" / "student")) == tmp_path / "demo" / "student"
@@ -244,13 +244,13 @@ def test_find_model_folder_of_train_folder_and_shipped_name(tmp_path: Path, monk
 def test_unknown_source_is_an_input_error_that_lists_shipped_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_model, "shipped_models", lambda: {"tiny": tmp_path, "tinier": tmp_path})
+    monkeypatch.setattr(loading, "shipped_models", lambda: {"tiny": tmp_path, "tinier": tmp_path})
     for source in ("nothing", tmp_path / "nowhere", tmp_path):
         for read in (find_model_folder, read_model_info, load):
             with pytest.raises(InputError, match="shipped: tiny, tinier") as caught:
                 read(source)
             assert repr(str(source)) in str(caught.value)
-    monkeypatch.setattr(load_model, "shipped_models", dict)
+    monkeypatch.setattr(loading, "shipped_models", dict)
     with pytest.raises(InputError, match="shipped: none"):
         load("nothing")
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from camkd.runs.folder import Run
-from camkd.runs.load_model import load
+from camkd.runs.loading import load
 from camkd.types import InputError
 from camkd.utils import distributed
 from camkd.utils.distributed import ProcessGroupInfo, StopFlag, _launch_settings

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from camkd.data.dataset import Split, max_rows
 from camkd.types import InputError, to_device
-from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
+from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, mix64
 
 VERSION = 2
 """Version of the augmented views, a part of `Policy.key`. Increment when the same policy computes other images."""
@@ -128,7 +128,7 @@ def random_uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
     """
     indices = samples.cpu().numpy()[:, None] * _NUM_STREAMS + np.arange(1, _NUM_STREAMS + 1)
     counters: NDArray[np.uint64] = indices.astype(np.uint64)
-    bits = splitmix64(counters * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(seed, epoch)))
+    bits = mix64(counters * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(seed, epoch)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 

@@ -17,7 +17,7 @@ from camkd.evaluate import SplitPredictions, predict_split
 from camkd.models import is_model_name
 from camkd.models.io import INFO_FILE
 from camkd.runs.folder import default_run_folder
-from camkd.runs.load_model import find_model_folder, load, read_model_info
+from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.devices import pick_device
 

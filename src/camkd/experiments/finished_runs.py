@@ -27,7 +27,7 @@ from camkd.explain.files import (
 )
 from camkd.models.io import INFO_FILE, ModelInfo
 from camkd.runs.folder import Run
-from camkd.runs.load_model import find_model_folder, load, read_model_info
+from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.devices import pick_device
 

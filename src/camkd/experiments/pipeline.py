@@ -35,7 +35,7 @@ from camkd.report.report import write_report
 from camkd.report.run_summary import RunSummary
 from camkd.report.verdict import verdict
 from camkd.runs.folder import Run
-from camkd.runs.load_model import load, read_model_info
+from camkd.runs.loading import load, read_model_info
 from camkd.runs.resume import Resume, lock_run, start_or_resume
 from camkd.train.callbacks import Callback, CallbackList
 from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
@@ -163,7 +163,7 @@ def train_run(
             return metrics
         size = int(data.train.images.shape[1])
         model = build(config.model, len(data.classes), size, config.train.seed, pretrained=not has_checkpoint)
-        if not model.has_pretrained_stats:
+        if not model.has_pretrained_normalization:
             model.set_normalization(*channel_statistics(data.train.images))
         cost = profile_model(config.model, model, size)
         best = fit(

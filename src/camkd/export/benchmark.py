@@ -30,7 +30,7 @@ from camkd.export.onnx_graph import write_onnx
 from camkd.export.sessions import check_installed, open_session, run_session, to_input
 from camkd.models.io import WEIGHTS_FILE
 from camkd.runs.folder import collect_environment
-from camkd.runs.load_model import find_model_folder, load, read_model_info
+from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
 
 TIMED_CALLS = 10

@@ -23,7 +23,7 @@ from camkd.export.web.runtime import runtime_files
 from camkd.models.card import render_card
 from camkd.models.io import CARD_FILE, ModelInfo
 from camkd.runs.folder import Run
-from camkd.runs.load_model import find_model_folder, load, read_model_info
+from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.files import commit_dir, write_text
 

@@ -29,7 +29,7 @@ def predict_with_torch(folder: Path, cam: bool) -> None:
     import torch
 
     from camkd.cams import predict
-    from camkd.runs.load_model import load, read_model_info
+    from camkd.runs.loading import load, read_model_info
 
     torch.set_num_threads(1)
     model = load(folder)

@@ -25,8 +25,8 @@ class ImageClassifier(nn.Module):
         info: Name of the network, classes, image size and training; set by `camkd.load`, else None.
         metrics: Content of the run's ``metrics.json``, set by `camkd.load`. Empty if there is none.
         default_optimizer: Optimizer that ``--optimizer auto`` stands for.
-        has_pretrained_stats: Whether ``mean`` and ``std`` belong to pretrained weights. Training then keeps them;
-            otherwise it replaces them by the statistics of its own images.
+        has_pretrained_normalization: Whether ``mean`` and ``std`` belong to pretrained weights. If so, training keeps
+            them; otherwise it replaces them by the statistics of its own images.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class ImageClassifier(nn.Module):
     info: ModelInfo | None = None
     metrics: Mapping[str, Any] = {}
     default_optimizer: Literal["sgd", "adamw"] = "sgd"
-    has_pretrained_stats: bool = False
+    has_pretrained_normalization: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -172,7 +172,7 @@ def _build_timm(network: str, tag: str, classes: int, size: int, pretrained: boo
         except Exception as error:
             raise _download_error(f"timm:{full_name}", error) from error
         model.set_normalization(config.mean, config.std)
-        model.has_pretrained_stats = True
+        model.has_pretrained_normalization = True
     return model
 
 
@@ -189,7 +189,7 @@ def _build_torchvision(network: str, tag: str, classes: int, size: int, pretrain
         _load_matching(net, _resize_position_embeddings(network, state, size))
         transforms = weights.transforms()
         model.set_normalization(transforms.mean, transforms.std)
-        model.has_pretrained_stats = True
+        model.has_pretrained_normalization = True
     return model
 
 

@@ -1,4 +1,4 @@
-"""Integer hashing with SplitMix64, for counter-based random numbers and checksums.
+"""Integer hashing with the mixing function of SplitMix64, for counter-based random numbers and checksums.
 
 Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
 """
@@ -17,8 +17,10 @@ The multiples of this integer, modulo 2^64, are spread evenly, so consecutive co
 _MASK = (1 << 64) - 1
 
 
-def splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply the finalizer of SplitMix64, a bijection of 64-bit integers that mixes all bits.
+def mix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Apply ``mix64``, the output function of SplitMix64: a bijection of 64-bit integers that mixes all bits.
+
+    ``mix64(seed + n * GOLDEN_GAMMA)`` is the ``n``-th output of SplitMix64, counted from 1.
 
     Args:
         z: Unsigned integers of any shape.
@@ -27,7 +29,7 @@ def splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
         The hashes, with the shape of ``z``.
 
     Example:
-        >>> [hex(value) for value in splitmix64(np.array([GOLDEN_GAMMA], np.uint64)).tolist()]
+        >>> [hex(value) for value in mix64(np.array([GOLDEN_GAMMA], np.uint64)).tolist()]
         ['0xe220a8397b1dcdaf']
     """
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -43,11 +45,11 @@ def derive_seed(seed: int, stream: int) -> int:
         stream: Number of the stream, such as the number of an epoch or of a file.
 
     Returns:
-        ``splitmix64(splitmix64(seed) ^ stream * GOLDEN_GAMMA)``.
+        ``mix64(mix64(seed) ^ stream * GOLDEN_GAMMA)``.
 
     Example:
         >>> derive_seed(0, 1) != derive_seed(0, 2)
         True
     """
-    state = splitmix64(np.array([seed & _MASK], np.uint64)) ^ np.uint64(stream * GOLDEN_GAMMA & _MASK)
-    return int(splitmix64(state)[0])
+    state = mix64(np.array([seed & _MASK], np.uint64)) ^ np.uint64(stream * GOLDEN_GAMMA & _MASK)
+    return int(mix64(state)[0])

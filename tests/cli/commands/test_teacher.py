@@ -13,7 +13,7 @@ import yaml
 
 from camkd.cli.progress import ProgressReporter
 from camkd.runs.folder import Run
-from camkd.runs.load_model import load
+from camkd.runs.loading import load
 from support.cli import camkd
 from support.interrupt import InterruptAt
 

@@ -39,7 +39,7 @@ def _precompute(options: Namespace) -> dict[str, Any]:
     from camkd.distill.teacher import find_teacher
     from camkd.experiments import pipeline
     from camkd.models import is_model_name
-    from camkd.runs.load_model import read_model_info
+    from camkd.runs.loading import read_model_info
     from camkd.types import InputError
 
     config = RunConfig(

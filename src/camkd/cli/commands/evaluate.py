@@ -113,7 +113,7 @@ def _outcome_table(groups: Mapping[str, Mapping[str, float]]) -> Table:
 def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]:
     """Return the images with the teacher's prediction and a map no more similar to the teacher's than chance."""
     from camkd.evaluate import chance_level, disagreeing_maps
-    from camkd.runs.load_model import read_model_info
+    from camkd.runs.loading import read_model_info
 
     records = evaluation.per_image
     if "cam_cosine" not in records:

@@ -21,7 +21,7 @@ from camkd.distill.cache.teacher_cache import TeacherCache
 from camkd.distill.teacher import Teacher
 from camkd.models.architecture import architecture_key, library_versions
 from camkd.models.fold_batchnorm import fold_batchnorm
-from camkd.runs.load_model import read_model_info
+from camkd.runs.loading import read_model_info
 from camkd.types import Prediction
 from camkd.utils.devices import pick_device, pick_precision
 

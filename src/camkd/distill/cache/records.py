@@ -14,7 +14,7 @@ from torch import Tensor
 from camkd.cams import resize
 from camkd.cams.gather import gather_classes
 from camkd.types import Prediction
-from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, splitmix64
+from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, mix64
 
 VERSION = 2
 """Version of the binary format. Increment it when the same outputs would be stored as other bytes."""
@@ -125,13 +125,13 @@ def _to_float16(values: Tensor) -> NDArray[np.float16]:
 def checksums(records: NDArray[np.void], epoch: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Compute the checksum of each record, bound to its epoch and sample.
 
-        content = sum_i splitmix64(word[i] + i * g)
-        identity = splitmix64(sample * g + derive_seed(VERSION, epoch))
-        checksum = splitmix64(content + identity) | 1
+        content = sum_i mix64(word[i] + i * g)
+        identity = mix64(sample * g + derive_seed(VERSION, epoch))
+        checksum = mix64(content + identity) | 1
 
     ``word[i]``, ``i = 1, 2, ...``, are the 64-bit words after the stored checksum. ``g`` is
     `camkd.utils.hashing.GOLDEN_GAMMA`, the increment of SplitMix64; ``i * g`` makes the sum depend on the order of the
-    words. All arithmetic is modulo ``2^64``. ``splitmix64`` is a bijection, so any changed bit of a word changes the
+    words. All arithmetic is modulo ``2^64``. ``mix64`` is a bijection, so any changed bit of a word changes the
     summand of this word. The last bit of a checksum is always set, because 0 marks a record that has not been written.
 
     Args:
@@ -145,5 +145,5 @@ def checksums(records: NDArray[np.void], epoch: int, samples: NDArray[np.int64])
     words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)[:, 1:]
     offsets = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
     identity = samples.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(VERSION, epoch))
-    content = splitmix64(words + offsets).sum(1, dtype=np.uint64)
-    return splitmix64(content + splitmix64(identity)) | np.uint64(1)
+    content = mix64(words + offsets).sum(1, dtype=np.uint64)
+    return mix64(content + mix64(identity)) | np.uint64(1)

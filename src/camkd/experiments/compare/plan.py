@@ -13,7 +13,7 @@ from camkd.distill.methods import METHODS
 from camkd.distill.objective import format_objective, parse_objective
 from camkd.models import default_optimizer
 from camkd.runs.folder import Run
-from camkd.runs.load_model import read_model_info
+from camkd.runs.loading import read_model_info
 from camkd.runs.resume import IGNORED_ON_RESUME
 from camkd.types import InputError
 

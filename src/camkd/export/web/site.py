@@ -23,7 +23,7 @@ from camkd.export.sessions import to_input
 from camkd.models.card import title
 from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
-from camkd.runs.load_model import find_model_folder, load, read_model_info
+from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.files import write_json, write_text
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import camkd
 from camkd.models import build
 from camkd.models.io import ModelInfo
-from camkd.runs import load_model
+from camkd.runs import loading
 from camkd.runs.folder import Run
 from camkd.types import InputError
 
@@ -141,8 +141,8 @@ def test_run_without_architecture_is_an_input_error(unfinished: Path) -> None:
 
 
 def test_pretrained_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_model, "pretrained_info", lambda name: (("cat", "dog"), 16))
-    monkeypatch.setattr(load_model, "build", lambda name, classes, size: build("resnet8", classes, size, seed=2))
+    monkeypatch.setattr(loading, "pretrained_info", lambda name: (("cat", "dog"), 16))
+    monkeypatch.setattr(loading, "build", lambda name, classes, size: build("resnet8", classes, size, seed=2))
     model = camkd.load("timm:resnet8.cats")
     assert not model.training
     expected = build("resnet8", 2, 16, seed=2)
