@@ -1,10 +1,11 @@
-"""Architectures considered for CAM-Net: candidates of at most 96,000 parameters under one budget, on photographs.
+"""Compare the architectures that were considered for CAM-Net, all with the same number of epochs and images.
 
     python benchmarks/cam_net_candidates.py --data data/cifar10-jpeg --limit 20000 --epochs 3 --json
 
-Each candidate is trained without a teacher by camkd's own loop, and compared on the validation images. The test images
-are not read. Latency is the median time of one image on one thread in fp32. Every candidate is a run folder under
---out. Finished runs are read, interrupted runs resume. The script prints a table; with --json one object on stdout.
+CAM-Net was designed for at most 96,000 parameters; ``cifar10-tiniest`` has more and is trained for comparison. Each
+candidate is trained without a teacher by camkd's own loop, and compared on the validation images. The test images are
+not read. Latency is the median time of one image on one thread in fp32. Every candidate is a run folder under --out.
+Finished runs are read, interrupted runs resume. The script prints a table; with --json one object on stdout.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from public_student import GatedBlock as PublicBlock
-from public_student import PublicStudent
+from cifar10_tiniest import Cifar10Tiniest
+from cifar10_tiniest import GatedBlock as TiniestBlock
 from torch import Tensor, nn
 
 from camkd.config import TrainConfig
@@ -43,7 +44,7 @@ def _norms(channels: int, count: int) -> nn.ModuleList:
 
 
 class Recurrent(nn.Module):
-    """Residual block ``x + norm(conv2(relu(norm(conv1(x)))))``, repeated with the same kernels.
+    """Residual block ``relu(x + norm2(conv2(relu(norm1(conv1(x))))))``, repeated with the same kernels.
 
     Args:
         channels: number of channels.
@@ -65,9 +66,10 @@ class Recurrent(nn.Module):
 
 
 class RecurrentInverted(nn.Module):
-    """Inverted residual block ``x + norm(narrow(relu(norm(depthwise(relu(norm(widen(x))))))))``, repeated.
+    """Inverted residual block ``x + norm3(narrow(relu(norm2(depthwise(relu(norm1(widen(x))))))))``, repeated.
 
-    ``widen`` and ``narrow`` are 1x1 convolutions, ``depthwise`` is a 3x3 convolution.
+    All repetitions share the kernels. ``widen`` and ``narrow`` are 1x1 convolutions, and ``depthwise`` is a 3x3
+    convolution.
 
     Args:
         channels: number of channels.
@@ -93,7 +95,13 @@ class RecurrentInverted(nn.Module):
 
 
 class Candidate(ImageClassifier):
-    """A body, a 1x1 convolution and global average pooling."""
+    """Classifier of a body, a 1x1 convolution to the classes, and global average pooling.
+
+    Args:
+        body: Module from normalized images ``(N, 3, H, W)`` to features ``(N, channels, h, w)``.
+        channels: Number of channels of the features.
+        classes: Number of classes.
+    """
 
     def __init__(self, body: nn.Sequential, channels: int, classes: int) -> None:
         super().__init__()
@@ -106,46 +114,54 @@ class Candidate(ImageClassifier):
 
 
 def make_candidate(channels: int, *layers: nn.Module) -> Callable[[int], ImageClassifier]:
-    """Make a candidate of ``layers``, the last of which has ``channels`` channels."""
+    """Return a function from the number of classes to a `Candidate` with ``layers`` as its body.
+
+    Args:
+        channels: Number of output channels of the last layer.
+        layers: Layers of the body. All returned candidates share them.
+    """
     return lambda classes: Candidate(nn.Sequential(*layers), channels, classes)
 
 
 def gated_block(channels: int, norm: Callable[[int], nn.Module]) -> GatedBlock:
-    """Make the block of CAM-Net with another normalization."""
+    """Build CAM-Net's block with ``norm(channels)`` instead of layer normalization."""
     block = GatedBlock(channels)
     block.norm = norm(channels)
     return block
 
 
 def candidates() -> dict[str, Callable[[int], ImageClassifier]]:
-    """Make every candidate, with random weights of the current seed."""
+    """Return a factory of each candidate by name, from the number of classes.
+
+    Random weights depend on the global seed at the time of the call of this function and of the factory.
+    """
     stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
     return {
         "cam-net": CamNet,
         "cam-net-lite": lambda classes: CamNet(classes, lite=True),
-        "cam-net with the public network's blocks": make_candidate(
-            64, stem, ChannelNorm(64), *(PublicBlock(64) for _ in range(6))
+        "cam-net with the blocks of cifar10-tiniest": make_candidate(
+            64, stem, ChannelNorm(64), *(TiniestBlock(64) for _ in range(6))
         ),
-        "cam-net with batch normalisation": make_candidate(
+        "cam-net with batch normalization": make_candidate(
             64, stem, nn.BatchNorm2d(64), *(gated_block(64, nn.BatchNorm2d) for _ in range(6))
         ),
-        "recurrent, dense and inverted (the cam-net before)": make_candidate(
+        "recurrent, dense and inverted (the previous cam-net)": make_candidate(
             64, conv_bn_relu(3, 16), conv_bn_relu(16, 16), conv_bn_relu(16, 32, stride=2),
             Recurrent(32, 2), conv_bn_relu(32, 64, stride=2),
             RecurrentInverted(64, 160, 3), RecurrentInverted(64, 176, 2),
         ),
-        "the public network (over the limit)": PublicStudent,
+        "cifar10-tiniest (over the limit)": Cifar10Tiniest,
         "resnet8 (He et al.)": lambda classes: build("resnet8", classes, 32),
     }  # fmt: skip
 
 
 def optimizer(name: str) -> str:
-    """Return the better optimizer: AdamW for CAM-Nets and the public network, SGD for the others (LOG.md)."""
-    return "adamw" if name.startswith(("cam-net", "the public")) else "sgd"
+    """Return the optimizer of a candidate: AdamW for CAM-Nets and cifar10-tiniest, SGD for the others (LOG.md)."""
+    return "adamw" if name.startswith(("cam-net", "cifar10-tiniest")) else "sgd"
 
 
 def latency(model: nn.Module, size: int) -> float:
-    """Return the milliseconds for one image, on one thread."""
+    """Return the median milliseconds for one image of ``size`` x ``size`` pixels on one thread, of 200 calls."""
     x = torch.rand(1, 3, size, size)
     seconds = []
     num_threads = torch.get_num_threads()
@@ -162,7 +178,7 @@ def latency(model: nn.Module, size: int) -> float:
 
 
 def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Train a candidate, or read the results of a finished run. Return its row of the table."""
+    """Train a candidate, or read the metrics of its finished run. Return the candidate's row of the table."""
     run = Run(folder)
     if run.metrics_file.exists():
         return run.read_metrics()
@@ -188,7 +204,7 @@ def train(data: Dataset, name: str, config: TrainConfig, folder: Path) -> dict[s
 
 
 def main() -> None:
-    """Train every candidate and print."""
+    """Train every candidate and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/cifar10-jpeg")
     parser.add_argument("--epochs", type=int, default=3)

@@ -1,15 +1,15 @@
-"""Limit of a training step on a GPU: its arithmetic, or the launch of its kernels.
+"""Find what limits a training step on a GPU: arithmetic, or the launch of kernels.
 
     python benchmarks/gpu_step.py [--json] [NETWORK:BATCH ...]
 
-The step has a batch that is on the GPU already: forward pass in bf16, cross-entropy, backward pass, gradient clipping,
-fused AdamW. It has no augmentation, teacher or averaged weights. The script measures
+A step consists of a forward pass in bf16, cross-entropy, backward pass, gradient clipping and fused AdamW, on a batch
+that is on the GPU already. Augmentation, teacher and EMA are left out. The script measures
 
 eager    the step as in the training loop
 busy     the time of the kernels, by the profiler
 graph    the step captured as a CUDA graph and replayed, without separate kernel launches
 
-in one process. A result is the mean of 30 steps, after 5 to warm up.
+in one process. A time is the mean of 30 steps after 5 warm-up steps; ``busy`` is the mean of 5 profiled steps.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from public_student import PublicStudent
+from cifar10_tiniest import Cifar10Tiniest
 from torch.nn import functional as F
 
 from camkd.models import build
 from camkd.runs.folder import collect_environment
 
-CASES = ("cam-net:128", "cam-net:512", "resnet8:512", "resnet11:512", "resnet50:512", "public:512")
+CASES = ("cam-net:128", "cam-net:512", "resnet8:512", "resnet11:512", "resnet50:512", "cifar10-tiniest:512")
 STEPS = 30
 WARM_UP_STEPS = 5
 PROFILED_STEPS = 5
 
 
 def make_step(name: str, batch_size: int) -> Callable[[], None]:
-    """Make a training step of a network; ``public`` is the network of public_student.py."""
-    model = PublicStudent(10) if name == "public" else build(name, 10, 32)
+    """Make a training step of ``cifar10-tiniest``, or of a network of `camkd.models`."""
+    model = Cifar10Tiniest(10) if name == "cifar10-tiniest" else build(name, 10, 32)
     model.to("cuda", memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     x = torch.rand(batch_size, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch_size,), device="cuda")
@@ -54,7 +54,7 @@ def make_step(name: str, batch_size: int) -> Callable[[], None]:
 
 
 def mean_seconds(step: Callable[[], None]) -> float:
-    """Return the mean time of a step, after some to warm up."""
+    """Return the mean time of `STEPS` steps, after `WARM_UP_STEPS` steps."""
     for _ in range(WARM_UP_STEPS):
         step()
     torch.cuda.synchronize()
