@@ -70,7 +70,7 @@ def compute_targets(teacher: nn.Module, data: Dataset) -> TeacherTargets:
 
 
 class RecordingCache(TeacherCache):
-    """A cache without a store, which records epoch, samples and images of every call of the teacher."""
+    """A cache without a store, which records epoch, sample indices and images of every call of the teacher."""
 
     def __init__(self, teacher: nn.Module) -> None:
         self.calls: list[tuple[int, Tensor, Tensor]] = []
@@ -81,9 +81,9 @@ class RecordingCache(TeacherCache):
 
         super().__init__(teacher_fn)
 
-    def compute(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
-        self.calls.append((epoch, samples.clone(), x.clone()))
-        return super().compute(epoch, samples, x)
+    def compute(self, epoch: int, indices: Tensor, x: Tensor) -> Prediction:
+        self.calls.append((epoch, indices.clone(), x.clone()))
+        return super().compute(epoch, indices, x)
 
 
 @dataclass

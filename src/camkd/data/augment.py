@@ -109,7 +109,7 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
-def random_uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
+def random_uniform(seed: int, epoch: int, indices: Tensor) -> Tensor:
     """Compute uniform random numbers as a pure function of (seed, epoch, sample, stream).
 
     The numbers are the upper 24 bits of SplitMix64 in counter mode (Steele, Lea and Flood 2014), divided by 2^24.
@@ -117,17 +117,17 @@ def random_uniform(seed: int, epoch: int, samples: Tensor) -> Tensor:
     Args:
         seed: Augmentation seed, 64 bits.
         epoch: Epoch number.
-        samples: Sample indices, ``(B,) int64``.
+        indices: Sample indices, ``(B,) int64``.
 
     Returns:
         Numbers in [0, 1), ``(B, 16) float32``, one column per stream.
 
     Example:
-        >>> random_uniform(seed=0, epoch=3, samples=torch.arange(8)).shape
+        >>> random_uniform(seed=0, epoch=3, indices=torch.arange(8)).shape
         torch.Size([8, 16])
     """
-    indices = samples.cpu().numpy()[:, None] * _NUM_STREAMS + np.arange(1, _NUM_STREAMS + 1)
-    counters: NDArray[np.uint64] = indices.astype(np.uint64)
+    first_counters = indices.cpu().numpy()[:, None] * _NUM_STREAMS
+    counters: NDArray[np.uint64] = (first_counters + np.arange(1, _NUM_STREAMS + 1)).astype(np.uint64)
     bits = mix64(counters * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(seed, epoch)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
@@ -180,7 +180,7 @@ _MIX, _PARTNER, _WEIGHT, _BOX_Y, _BOX_X, _PARTNER_LOW = range(9, 15)
 
 
 class Views:
-    """Augmented views of a split: ``views[epoch, samples]`` is a `Batch`.
+    """Augmented views of a split: ``views[epoch, indices]`` is a `Batch`.
 
     Images are compared with the checksums of the split, if the split has checksums: on access, or when they are copied
     to a GPU.
@@ -221,21 +221,21 @@ class Views:
         return len(self.pixels)
 
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
-        """Return the augmented views of ``(epoch, samples)``, with ``samples (B,) int64`` on the CPU."""
-        epoch, samples = key
-        u = random_uniform(self.seed, epoch, samples)
-        x = self._augment(samples, to_device(u, self.device))
-        labels = self.labels[to_device(samples, self.device)]
+        """Return the augmented views of ``(epoch, indices)``, with ``indices (B,) int64`` on the CPU."""
+        epoch, indices = key
+        u = random_uniform(self.seed, epoch, indices)
+        x = self._augment(indices, to_device(u, self.device))
+        labels = self.labels[to_device(indices, self.device)]
         if self.policy.mix:
             x, labels = self._mix(epoch, u, x, labels)
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation changes the memory format
 
-    def _augment(self, samples: Tensor, u: Tensor) -> Tensor:
-        """Compute the augmented views of ``samples`` without mixing, ``(B, 3, H, W)`` in 0..1."""
+    def _augment(self, indices: Tensor, u: Tensor) -> Tensor:
+        """Compute the augmented views of ``indices`` without mixing, ``(B, 3, H, W)`` in 0..1."""
         policy = self.policy
-        pixels = self.pixels.index_select(0, samples.to(self.pixels.device, non_blocking=True))
+        pixels = self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
-            self.split.verify(samples.numpy(), pixels.numpy())
+            self.split.verify(indices.numpy(), pixels.numpy())
         pixels = to_device(pixels, self.device)
         if policy.crop or policy.flip:
             pixels = _crop_and_flip(pixels, u, policy)

@@ -185,15 +185,15 @@ def _iter_batches(
     views: Views, cache: TeacherCache | None, augmented_epoch: int, order: Sequence[Tensor]
 ) -> Iterator[tuple[int, Batch, Prediction | None]]:
     """Yield the size of each batch, this process's shard of the batch, and the teacher's outputs on the shard."""
-    for samples in order:
-        shard = process_group().shard(samples)
+    for indices in order:
+        shard = process_group().shard(indices)
         batch = views[augmented_epoch, shard]
         if cache is None:
-            yield len(samples), batch, None
+            yield len(indices), batch, None
             continue
         cached = cache.get(augmented_epoch, shard)
         outputs = cache.compute(augmented_epoch, shard, batch.x) if cached is None else cached.to(batch.x.device)
-        yield len(samples), batch, outputs
+        yield len(indices), batch, outputs
 
 
 def _all_gather_prediction(prediction: Prediction, sizes: Sequence[int]) -> Prediction:

@@ -48,8 +48,8 @@ class Validator:
             ``val_accuracy`` and ``val_loss``; with a teacher also ``val_teacher_agreement`` and ``val_cam_cosine``.
         """
         sums: dict[str, float] = {}
-        for samples, batch in self._shards():
-            targets = self._targets(samples, batch.x.device)
+        for indices, batch in self._shards():
+            targets = self._targets(indices, batch.x.device)
             prediction = self._predict(model, batch, targets)
             values = {
                 "val_accuracy": (prediction.logits.argmax(1) == batch.labels).float(),
@@ -64,14 +64,14 @@ class Validator:
 
     def _shards(self) -> Iterator[tuple[Tensor, Batch]]:
         """Yield this process's shard of each batch: the sample indices, and the images with labels."""
-        for samples in self.batches:
-            shard = process_group().shard(samples)
+        for indices in self.batches:
+            shard = process_group().shard(indices)
             yield shard, self.views[0, shard]
 
-    def _targets(self, samples: Tensor, device: torch.device) -> TeacherTargets | None:
+    def _targets(self, indices: Tensor, device: torch.device) -> TeacherTargets | None:
         if self.teacher is None:
             return None
-        return TeacherTargets(self.teacher.class_ids[samples].to(device), self.teacher.maps[samples].to(device))
+        return TeacherTargets(self.teacher.class_ids[indices].to(device), self.teacher.maps[indices].to(device))
 
     def _predict(self, model: nn.Module, batch: Batch, targets: TeacherTargets | None) -> Prediction:
         autocast = torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16)

@@ -43,9 +43,9 @@ class ProcessGroupInfo(NamedTuple):
     rank: int = 0
     world_size: int = 1
 
-    def shard(self, samples: Tensor) -> Tensor:
+    def shard(self, batch: Tensor) -> Tensor:
         """Return this process's shard of a batch. All shards, concatenated in order of rank, are the batch."""
-        return samples.tensor_split(self.world_size)[self.rank]
+        return batch.tensor_split(self.world_size)[self.rank]
 
     def shard_sizes(self, count: int) -> list[int]:
         """Return the sizes of all shards of a batch of ``count`` samples, in order of rank."""

@@ -122,7 +122,7 @@ def _to_float16(values: Tensor) -> NDArray[np.float16]:
     return half
 
 
-def checksums(records: NDArray[np.void], epoch: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
+def checksums(records: NDArray[np.void], epoch: int, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Compute the checksum of each record, bound to its epoch and sample.
 
         content = sum_i mix64(word[i] + i * g)
@@ -137,13 +137,13 @@ def checksums(records: NDArray[np.void], epoch: int, samples: NDArray[np.int64])
     Args:
         records: ``N`` records of a `RecordFormat`. The checksums in the records are ignored.
         epoch: Epoch of the augmented views.
-        samples: Sample index of each record, ``(N,)``.
+        indices: Sample index of each record, ``(N,)``.
 
     Returns:
         The checksums, ``(N,)``.
     """
     words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)[:, 1:]
     offsets = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
-    identity = samples.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(VERSION, epoch))
+    identity = indices.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(VERSION, epoch))
     content = mix64(words + offsets).sum(1, dtype=np.uint64)
     return mix64(content + mix64(identity)) | np.uint64(1)

@@ -145,9 +145,9 @@ class Store:
 
     Example:
         >>> store = Store(store_folder(key), manifest)                           # doctest: +SKIP
-        >>> samples = np.array([3, 7])                                           # doctest: +SKIP
-        >>> store.write(0, samples, store.record_format.encode(prediction))      # doctest: +SKIP
-        >>> store.read(0, samples).logits.shape                                  # doctest: +SKIP
+        >>> indices = np.array([3, 7])                                           # doctest: +SKIP
+        >>> store.write(0, indices, store.record_format.encode(prediction))      # doctest: +SKIP
+        >>> store.read(0, indices).logits.shape                                  # doctest: +SKIP
         torch.Size([2, 10])
     """
 
@@ -173,12 +173,12 @@ class Store:
         matches = (re.fullmatch(r"epoch-(\d+)\.bin", path.name) for path in self.folder.glob("epoch-*"))
         return sorted(int(match[1]) for match in matches if match)
 
-    def read(self, epoch: int, samples: NDArray[np.int64]) -> Prediction | None:
+    def read(self, epoch: int, indices: NDArray[np.int64]) -> Prediction | None:
         """Read the teacher outputs of a batch.
 
         Args:
             epoch: Epoch of the augmented views.
-            samples: Sample indices, ``(N,)``.
+            indices: Sample indices, ``(N,)``.
 
         Returns:
             The prediction of `RecordFormat.decode`, or None if a record is missing or corrupt.
@@ -189,11 +189,11 @@ class Store:
         Warns:
             CorruptCacheWarning: If a record is corrupt.
         """
-        records, valid = self._read_records(epoch, samples)
+        records, valid = self._read_records(epoch, indices)
         return self.record_format.decode(records) if self._all_valid(epoch, records, valid) else None
 
-    def contains(self, epoch: int, samples: NDArray[np.int64]) -> bool:
-        """Return whether every one of ``samples`` has a valid record.
+    def contains(self, epoch: int, indices: NDArray[np.int64]) -> bool:
+        """Return whether every one of ``indices`` has a valid record.
 
         Raises:
             CacheFullError: If the file is truncated, and the disk has no space to extend it.
@@ -201,7 +201,7 @@ class Store:
         Warns:
             CorruptCacheWarning: If a record is corrupt.
         """
-        return self._all_valid(epoch, *self._read_records(epoch, samples))
+        return self._all_valid(epoch, *self._read_records(epoch, indices))
 
     def _all_valid(self, epoch: int, records: NDArray[np.void], valid: NDArray[np.bool_]) -> bool:
         """Return whether all records are valid, and warn about corrupt records."""
@@ -215,21 +215,21 @@ class Store:
             )
         return bool(valid.all())
 
-    def write(self, epoch: int, samples: NDArray[np.int64], records: NDArray[np.void]) -> None:
+    def write(self, epoch: int, indices: NDArray[np.int64], records: NDArray[np.void]) -> None:
         """Write encoded teacher outputs of a batch.
 
         Args:
             epoch: Epoch of the augmented views.
-            samples: Sample indices, ``(N,)``.
+            indices: Sample indices, ``(N,)``.
             records: ``N`` records from `RecordFormat.encode`. Their checksums are filled in.
 
         Raises:
             CacheFullError: If the disk has no space for the epoch.
         """
-        records["checksum"] = checksums(records, epoch, samples)
+        records["checksum"] = checksums(records, epoch, indices)
         mapped = self._map_epoch(epoch, create=True)
         assert mapped is not None
-        mapped[samples] = records
+        mapped[indices] = records
 
     def verify_epoch(self, epoch: int, *, repair: bool = False) -> tuple[int, int]:
         """Verify the checksum of every record of an epoch.
@@ -247,27 +247,27 @@ class Store:
         num_valid = 0
         num_corrupt = 0
         for start in range(0, self.num_samples, VERIFY_CHUNK):
-            samples = np.arange(start, min(start + VERIFY_CHUNK, self.num_samples))
-            records, valid = self._read_records(epoch, samples)
+            indices = np.arange(start, min(start + VERIFY_CHUNK, self.num_samples))
+            records, valid = self._read_records(epoch, indices)
             corrupt = _corrupt(records, valid)
             num_valid += int(valid.sum())
             num_corrupt += int(corrupt.sum())
             mapped = self._map_epoch(epoch)
             if repair and corrupt.any() and mapped is not None:
-                mapped[samples[corrupt]] = np.zeros(1, self.record_format.dtype)
+                mapped[indices[corrupt]] = np.zeros(1, self.record_format.dtype)
         return num_valid, num_corrupt
 
     def path(self, epoch: int) -> Path:
         """Return the path of an epoch's file."""
         return self.folder / f"epoch-{epoch:04d}.bin"
 
-    def _read_records(self, epoch: int, samples: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-        """Return a copy of the records of ``samples``, and a mask of the valid records."""
+    def _read_records(self, epoch: int, indices: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Return a copy of the records of ``indices``, and a mask of the valid records."""
         mapped = self._map_epoch(epoch)
         if mapped is None:
-            return np.zeros(len(samples), self.record_format.dtype), np.zeros(len(samples), np.bool_)
-        records = mapped[samples]
-        return records, records["checksum"] == checksums(records, epoch, samples)
+            return np.zeros(len(indices), self.record_format.dtype), np.zeros(len(indices), np.bool_)
+        records = mapped[indices]
+        return records, records["checksum"] == checksums(records, epoch, indices)
 
     def _map_epoch(self, epoch: int, *, create: bool = False) -> NDArray[np.void] | None:
         """Memory-map the file of an epoch until another epoch is mapped. Return None if there is no file to map."""

@@ -40,12 +40,12 @@ class TeacherCache:
         if store is not None:
             store.mark_used()
 
-    def get(self, epoch: int, samples: Tensor) -> Prediction | None:
+    def get(self, epoch: int, indices: Tensor) -> Prediction | None:
         """Return the cached outputs for samples of an epoch.
 
         Args:
             epoch: The augmented epoch.
-            samples: Indices of training images, ``(N,)`` int64.
+            indices: Indices of training images, ``(N,)`` int64.
 
         Returns:
             The outputs on the CPU, or None if an output is missing or corrupt.
@@ -53,16 +53,16 @@ class TeacherCache:
         if self.store is None:
             return None
         try:
-            return self.store.read(epoch, samples.numpy())
+            return self.store.read(epoch, indices.numpy())
         except CacheFullError:  # no space to extend a truncated file; `compute` warns
             return None
 
-    def compute(self, epoch: int, samples: Tensor, x: Tensor) -> Prediction:
+    def compute(self, epoch: int, indices: Tensor, x: Tensor) -> Prediction:
         """Compute the teacher's outputs for a batch and cache them.
 
         Args:
             epoch: The augmented epoch.
-            samples: Indices of training images, ``(N,)`` int64.
+            indices: Indices of training images, ``(N,)`` int64.
             x: The augmented images ``(N, 3, H, W)``.
 
         Returns:
@@ -78,7 +78,7 @@ class TeacherCache:
         records = self.record_format.encode(outputs)
         if self.store is not None:
             try:
-                self.store.write(epoch, samples.numpy(), records)
+                self.store.write(epoch, indices.numpy(), records)
             except CacheFullError as error:
                 warnings.warn(f"{error} Until then the teacher runs at every step.", stacklevel=2)
         return self.record_format.decode(records).to(x.device)
