@@ -1,9 +1,10 @@
-"""Train with your own loss term: here, the centers of mass of the student's and the teacher's maps must be equal.
+"""Train with your own loss term: here, the distance between the centers of mass of the student's and teacher's maps.
 
     python examples/custom_term.py
 
-A term is a frozen dataclass whose fields are its settings. ``needs`` lists the fields of a prediction that it reads.
-Calling it returns one number per image. Once registered under a name, it can be combined with all other terms.
+A term is a frozen dataclass whose fields are its settings. ``needs`` names the fields of a prediction that the term
+reads. ``term(student, teacher, labels)`` returns one number per image. After ``TERMS["center"] = CenterDistance``, a
+method can combine the term with others, as in ``ce=0.1,kd=0.9,center=5:sharpness=2``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def centers_of_mass(maps: Tensor, sharpness: float) -> Tensor:
 
 @dataclass(frozen=True)
 class CenterDistance:
-    """``mean_k || center(student[k]) - center(teacher[k]) ||^2``, independent of the sizes and scales of the maps."""
+    """``mean_k || center(student[k]) - center(teacher[k]) ||^2``, independent of the maps' resolution and scale."""
 
     sharpness: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"cams"})
@@ -65,7 +66,7 @@ def main(data: str = "shapes", out: str = "runs/examples/custom-term", epochs: i
     TERMS["center"] = CenterDistance
     distill = DistillConfig(teacher="resnet20", method="ce=0.1,kd=0.9,center=5:sharpness=2")
     config = RunConfig(DataConfig(data), TrainConfig(epochs=epochs, figure_every=0), distill, model="resnet8")
-    metrics = train_all(Path(out), config, open_data(data), resume=Resume())
+    metrics = train_all(Path(out), config, open_data(data), resume=Resume())  # continues an interrupted run
     for role, values in metrics.items():
         print(f"{role}: accuracy {values['accuracy']:.1%}")
     return {role: values["accuracy"] for role, values in metrics.items()}

@@ -1,4 +1,4 @@
-"""Run the documentation: its commands, its Python code and its worked changes."""
+"""Run the documentation: its commands, its Python code and its example patches."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from camkd.types import InputError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DIFFS = sorted((ROOT / "docs" / "diffs").glob("*.diff"))
+PATCHES = sorted((ROOT / "docs" / "diffs").glob("*.diff"))
 
 
-def block_commands(text: str) -> list[list[str]]:
+def indented_commands(text: str) -> list[list[str]]:
     """Return the arguments of every ``camkd`` command in the indented blocks of a page."""
     text = re.sub(r"\\\n\s*", "", text)
     lines = re.findall(r"^    ((?:camkd|torchrun .* -m camkd) .*)$", text, re.MULTILINE)
@@ -44,10 +44,11 @@ def block_commands(text: str) -> list[list[str]]:
     return [shlex.split(re.sub(r"^torchrun .* -m ", "", part))[1:] for part in parts]
 
 
-def inline_commands(text: str) -> list[list[str]]:
+def fenced_and_inline_commands(text: str) -> list[list[str]]:
     r"""Return the arguments of every ``camkd`` command in fenced blocks and in backticks.
 
-    Commands shortened by ``...`` are left out. ``[--data D]`` counts as given, and ``list\|verify`` as two commands.
+    Commands shortened by ``...`` are left out. An option in brackets, ``[--data D]``, is included. ``list\|verify``
+    stands for two commands.
     """
     text = re.sub(r"\\\n\s*", "", text)
     fence = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -61,11 +62,11 @@ def inline_commands(text: str) -> list[list[str]]:
 
 def page_commands(page: Path) -> list[list[str]]:
     text = page.read_text(encoding="utf-8")
-    return [*block_commands(text), *inline_commands(text)]
+    return [*indented_commands(text), *fenced_and_inline_commands(text)]
 
 
 ALL_COMMANDS = {tuple(arguments): page.name for page in PAGES for arguments in page_commands(page)}
-"""Every command of the documentation, once, with the last page that has it."""
+"""Every command of the documentation, once, with the last page that contains the command."""
 
 
 def test_commands_are_extracted_from_every_kind_of_markup() -> None:
@@ -80,8 +81,8 @@ def test_commands_are_extracted_from_every_kind_of_markup() -> None:
 torchrun --nproc-per-node 2 -m camkd distill --resume
 ```
 """
-    assert block_commands(text) == [["train", "--data", "D", "--out", "RUN"], ["export", "RUN"], ["web", "DIR"]]
-    assert inline_commands(text) == [
+    assert indented_commands(text) == [["train", "--data", "D", "--out", "RUN"], ["export", "RUN"], ["web", "DIR"]]
+    assert fenced_and_inline_commands(text) == [
         ["distill", "--resume"],
         ["cache", "list"],
         ["cache", "verify"],
@@ -96,7 +97,7 @@ def parser() -> ArgumentParser:
 
 
 def check_command(arguments: list[str]) -> None:
-    """Raise an error if a command is invalid. The name of a command without options is valid, as is ``--help``.
+    """Raise an error if a command is invalid. The name of a command by itself is valid, with and without ``--help``.
 
     The names of networks, methods and metrics are looked up, except for placeholders in capitals.
     """
@@ -158,7 +159,7 @@ TINY_SETTINGS = {
     "export": ["--force"],
     "bench-device": ["--rounds", "1"],
 }
-"""Options added to the commands of the pages, so that they end soon."""
+"""Options that are added to commands of the pages, so that the commands end soon."""
 REPLACEMENTS = {
     "shapes": "FOLDER",
     "RUN": "runs/mine/teacher",
@@ -179,10 +180,10 @@ def command_kind(arguments: list[str]) -> tuple[str, ...]:
 
 
 class Workspace:
-    """A folder with images and a finished run, in which the commands of the pages are run.
+    """A folder in which the commands of the pages are run.
 
     Args:
-        folder: has images in class folders (``FOLDER``), a folder ``holiday`` and ``image.jpg``.
+        folder: Contains images in class folders (``FOLDER``), a folder ``holiday`` with an image, and ``image.jpg``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -221,9 +222,9 @@ def images_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared_workspace(images_folder: Path) -> Workspace:
-    """A workspace in which ``camkd train`` of data.md has made the run ``runs/mine``."""
+    """A workspace in which ``camkd train`` of data.md has made ``runs/mine``, the folder of three runs."""
     workspace = Workspace(images_folder)
-    commands = block_commands((ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
+    commands = indented_commands((ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
     train = next(arguments for arguments in commands if arguments[0] == "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(images_folder)
@@ -240,7 +241,7 @@ def workspace(shared_workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> W
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["start", "data", "methods", "maps", "device", "scale"])
 def test_commands_of_a_page_run(page: str, workspace: Workspace) -> None:
-    for arguments in block_commands((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")):
+    for arguments in indented_commands((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")):
         if arguments[0] != "web":  # serves until it is interrupted
             workspace.run(arguments)
 
@@ -255,11 +256,11 @@ CODE_REPLACEMENTS = {
     'teacher="resnet8"': 'teacher="runs/mine/teacher"',
     'model="cam-net"': 'model="resnet8"',
 }
-"""Settings in the pages, and those with which a test ends soon."""
+"""Settings in the Python code of the pages, and their replacements, with which a test ends soon."""
 
 
 def python_blocks(page: Path) -> list[str]:
-    """Return the page's Python code with tiny settings, without uploads to a hub."""
+    """Return the Python code blocks of a page with `CODE_REPLACEMENTS`, without uploads to a hub."""
     text = page.read_text(encoding="utf-8")
     for setting, tiny in CODE_REPLACEMENTS.items():
         text = text.replace(setting, tiny)
@@ -288,25 +289,25 @@ def test_python_with_extras_is_tested_elsewhere() -> None:
         assert name in (ROOT / test).read_text(encoding="utf-8")
 
 
-def apply_diff(path: Path, folder: Path, *options: str) -> None:
+def apply_patch(path: Path, folder: Path, *options: str) -> None:
     subprocess.run(
         ["patch", "-p1", "--fuzz=0", "--quiet", "--force", *options, "-i", str(path)], cwd=folder, check=True
     )
 
 
-@pytest.mark.parametrize("path", DIFFS, ids=lambda path: path.stem)
-def test_worked_change_applies_to_the_source(path: Path) -> None:
-    apply_diff(path, ROOT, "--dry-run")
+@pytest.mark.parametrize("path", PATCHES, ids=lambda path: path.stem)
+def test_example_patch_applies_to_the_source(path: Path) -> None:
+    apply_patch(path, ROOT, "--dry-run")
 
 
 @pytest.mark.slow
-def test_worked_changes_pass_their_tests(tmp_path: Path) -> None:
-    """Apply all diffs to a copy of the source and run the tests that they add."""
+def test_example_patches_pass_their_tests(tmp_path: Path) -> None:
+    """Apply all example patches to a copy of the source and run the tests that they add."""
     for name in ("src", "tests", "pyproject.toml", "docs"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     added_tests = []
-    for path in DIFFS:
-        apply_diff(path, tmp_path)
+    for path in PATCHES:
+        apply_patch(path, tmp_path)
         tests = re.findall(r"^\+\+\+ b/(tests/.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert tests, path
         added_tests += tests

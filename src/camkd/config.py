@@ -192,12 +192,12 @@ def resolve_optimizer(config: TrainConfig, default: str = "sgd") -> OptimizerSet
 
 
 def num_augmented_epochs(config: TrainConfig) -> int:
-    """Return the number of differently augmented epochs of a run."""
+    """Return the number of augmented epochs of a run: epochs with augmented views of their own, before views repeat."""
     return min(config.augment_epochs or config.epochs, config.epochs)
 
 
 def epochs_in_budget(config: RunConfig, epoch_bytes: int) -> int:
-    """Return the number of augmented epochs of a run whose teacher outputs fit into the cache budget.
+    """Return the number of augmented epochs of a run, at most as many as fit into the cache budget with their outputs.
 
     Args:
         config: Configuration of the run.

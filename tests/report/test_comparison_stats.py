@@ -75,7 +75,7 @@ def test_paired_difference_equals_the_paired_t_test(pairs: list[tuple[float, flo
 
 @pytest.mark.parametrize("shift", [0.0, 0.25, -0.25])
 def test_equal_differences_have_no_p_value(shift: float) -> None:
-    """Two seeds may differ by the same number of images by chance."""
+    """The difference of two methods may be the same number of images at both seeds by chance."""
     result = paired_difference(arm("a", 0.5 + shift, 0.25 + shift), arm("b", 0.5, 0.25))
     assert (result.p, result.outcome) == (None, "unknown")
     assert "2 seeds" in result.sentence
@@ -93,7 +93,10 @@ def test_outcome_depends_on_the_adjusted_p_value() -> None:
 
 @pytest.mark.slow
 def test_equal_methods_are_rarely_called_ahead_or_behind() -> None:
-    """Of 100 tables of 9 equal methods with 3 seeds, about 5 make a claim; without adjustment, half of them do."""
+    """Of 100 comparisons of 9 equal methods with 3 seeds each, about 5 call a method ahead or behind.
+
+    Without adjustment of the p-values, about 50 do.
+    """
     rng = np.random.default_rng(0)
     names = ("plain", "kd", *"abcdefg")
     claims = 0
@@ -116,7 +119,7 @@ def test_only_common_seeds_are_paired() -> None:
 def test_holm_adjustment_by_hand() -> None:
     adjusted = holm_adjust([difference(p) for p in (0.04, 0.01, None, 0.03, 0.9)])
     assert [result.p_holm for result in adjusted] == [
-        pytest.approx(0.09),  # third of four: 2 x 0.04 = 0.08, raised to the second
+        pytest.approx(0.09),  # third smallest of four: 2 x 0.04 = 0.08, less than the second's 3 x 0.03, so 0.09
         pytest.approx(0.04),
         None,
         pytest.approx(0.09),
@@ -192,7 +195,7 @@ def test_choice_names_the_best_method_and_its_significance(arms: tuple[Arm, ...]
 
 
 def test_ranking_uses_only_common_seeds() -> None:
-    """A method whose run at a difficult seed failed gains nothing."""
+    """A method without a run at the most difficult seed is not ranked higher for that."""
 
     def seeded(name: str, **values: float) -> Arm:
         return Arm(name, {int(seed[1:]): {"accuracy": value, "val_accuracy": value} for seed, value in values.items()})
@@ -202,8 +205,8 @@ def test_ranking_uses_only_common_seeds() -> None:
     comparison = Comparison((lucky, robust, Arm("unfinished", {})))
     assert [entry.method for entry in comparison.ranked] == ["robust", "lucky"]
     assert "robust, ahead of lucky (within noise)" in comparison.choice
-    third = Comparison((robust, seeded("plain", s0=0.1, s1=0.9), seeded("kd", s1=0.7)))
-    assert "plain, ahead of robust" in third.choice, "at seed 1"
+    with_one_common_seed = Comparison((robust, seeded("plain", s0=0.1, s1=0.9), seeded("kd", s1=0.7)))
+    assert "plain, ahead of robust" in with_one_common_seed.choice, "only seed 1 counts"
 
 
 def test_ranking_is_empty_without_a_common_seed() -> None:

@@ -1,4 +1,4 @@
-"""Loading models: runs, checkpoints, saved folders, shipped and pretrained names."""
+"""Loading models from runs, checkpoints and saved folders, and by the names of pretrained networks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def unfinished(tmp_path: Path) -> Path:
     """An unfinished run with one checkpoint: no ``model.json``, no weights and no metrics."""
     run = Run(tmp_path / "unfinished")
     run.start(CONFIG, PROVENANCE)
-    average = build("resnet8", 2, 16, seed=1).state_dict()
-    best = build("resnet8", 2, 16, seed=2).state_dict()
-    run.checkpoints.save(10, {"average": average, "step": 10}, (1, best))
+    ema_weights = build("resnet8", 2, 16, seed=1).state_dict()
+    best_weights = build("resnet8", 2, 16, seed=2).state_dict()
+    run.checkpoints.save(10, {"average": ema_weights, "step": 10}, (1, best_weights))
     return run.folder
 
 
@@ -46,7 +46,7 @@ def assert_equal_weights(model: nn.Module, expected: dict[str, Tensor]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["student", "control", "teacher"])
 def test_unfinished_run_loads_the_same_model_as_the_finished_run(finished: Any, tmp_path: Path, role: str) -> None:
-    expected = camkd.load(finished.folder / role)  # training ends with the best weights
+    expected = camkd.load(finished.folder / role)  # a finished run saves the weights of its best epoch
     assert expected.info is not None
     assert expected.info.role == role
     folder = tmp_path / "unfinished"
@@ -60,7 +60,7 @@ def test_unfinished_run_loads_the_same_model_as_the_finished_run(finished: Any, 
 
 
 @pytest.mark.slow
-def test_train_folder_and_saved_folder_load_the_student(finished: Any, tmp_path: Path) -> None:
+def test_folder_of_camkd_train_and_saved_folder_load_the_student(finished: Any, tmp_path: Path) -> None:
     student = camkd.load(finished.folder / "student")
     model = camkd.load(str(finished.folder))
     assert not model.training
@@ -111,8 +111,8 @@ def test_missing_checkpoint_is_an_input_error_that_lists_checkpoints(unfinished:
         camkd.load(unfinished / "checkpoints" / "last-9.pt")
 
 
-@pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
-def test_damaged_checkpoint_is_an_input_error(unfinished: Path) -> None:
+@pytest.mark.fault("truncated checkpoint")
+def test_truncated_checkpoint_is_an_input_error(unfinished: Path) -> None:
     path = unfinished / "checkpoints" / "last-00000010.pt"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match=rf"{path.name} must have .* bytes, got"):
@@ -126,7 +126,7 @@ def test_checkpoint_of_another_architecture_is_an_input_error(unfinished: Path) 
 
 
 def test_run_without_classes_is_an_input_error(unfinished: Path) -> None:
-    (unfinished / "environment.json").write_text("{}", encoding="utf-8")
+    (unfinished / "environment.json").write_text("{}", encoding="utf-8")  # holds the classes of a run
     with pytest.raises(InputError, match=r"unfinished does not record its classes\. Finish the run"):
         camkd.load(unfinished)
 

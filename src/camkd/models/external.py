@@ -1,11 +1,11 @@
-"""Networks of timm and torchvision by name, wrapped with normalization.
+"""Networks of timm and torchvision ("external networks") by name, wrapped with normalization.
 
 ``timm:resnet18`` and ``torchvision:resnet18`` have random weights. A tag after a dot selects pretrained weights, for
 example ``timm:resnet50.a1_in1k`` or ``torchvision:resnet50.IMAGENET1K_V2``. The tag ``DEFAULT`` of torchvision selects
 the best weights. The library downloads the weights once, and the model gets the normalization that the weights were
-trained with. Networks without a tag download nothing.
+trained with. Without a tag, nothing is downloaded.
 
-This is the only module that imports timm or torchvision. It imports a library when one of its networks is used.
+This is the only module that imports timm or torchvision. It imports either library only when a network of it is used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def is_external(name: str) -> bool:
 
 
 def check_external(name: str) -> None:
-    """Check the name of an external network.
+    """Check that timm or torchvision has a network and its weights.
 
     Args:
         name: ``LIBRARY:NETWORK`` or ``LIBRARY:NETWORK.TAG``.
@@ -79,10 +79,11 @@ def make_external(name: str, classes: int, size: int, pretrained: bool) -> Exter
 
     Args:
         name: ``LIBRARY:NETWORK`` or ``LIBRARY:NETWORK.TAG``.
-        classes: Number of classes. Pretrained weights of a classifier for another number of classes are not loaded
-            into the last layer, which stays random.
+        classes: Number of classes. If the pretrained weights have another number of classes, the last layer stays
+            random.
         size: Side of the images in pixels.
-        pretrained: Whether to download the weights that the tag selects. Otherwise all weights are random.
+        pretrained: Whether to download the weights that a tag selects. If not, or without a tag, all weights are
+            random.
 
     Returns:
         The model in training mode.
@@ -199,7 +200,9 @@ def _torchvision_kwargs(network: str, tag: str, size: int) -> dict[str, Any]:
         return {"image_size": size}
     if network.startswith("maxvit"):
         return {"input_size": (size, size)}
-    if network in ("googlenet", "inception_v3"):  # their pretrained weights expect another normalization inside
+    if network in ("googlenet", "inception_v3"):
+        # The pretrained weights expect mean 0.5 and std 0.5. transform_input converts images that were normalized with
+        # ImageNet's mean and std.
         return {"aux_logits": False, "init_weights": True, "transform_input": bool(tag)}
     return {}
 
@@ -216,7 +219,7 @@ def _resize_position_embeddings(network: str, state: dict[str, Tensor], size: in
 
 
 def _load_matching(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load the tensors of equal shape. A classifier for another number of classes keeps its own weights."""
+    """Load the tensors whose shape fits. The last layer stays random if ``state`` has another number of classes."""
     own_state = net.state_dict()
     missing = [name for name in own_state if name not in state]
     if missing:

@@ -1,5 +1,8 @@
 """Registry of networks: the built-in networks, and the networks of timm and torchvision.
 
+A name is a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``. A tag after a dot selects pretrained weights of timm
+or torchvision, as in ``timm:resnet50.a1_in1k`` (`camkd.models.external`).
+
 To add a network, write a file with a subclass of `ImageClassifier`, add a line to `MODELS`, and add the network's cost
 to ``costs.json``. ``camkd list models`` reads ``costs.json``, so it does not import torch.
 """
@@ -13,7 +16,6 @@ import torch
 from camkd.models.base import ImageClassifier
 from camkd.models.cam_net import CamNet
 from camkd.models.external import check_external, is_external, make_external
-from camkd.models.profile import Profile, profile
 from camkd.models.resnet import BasicBlock, Bottleneck, ResNet
 from camkd.models.resnet11 import ResNet11
 from camkd.models.wide_resnet import WideResNet
@@ -21,14 +23,11 @@ from camkd.types import InputError
 
 __all__ = [
     "MODELS",
-    "ImageClassifier",
     "ModelFactory",
-    "Profile",
     "build",
     "default_optimizer",
     "is_model_name",
     "model_factory",
-    "profile",
 ]
 
 
@@ -80,7 +79,7 @@ def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
 
     Args:
         name: A key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``.
-        pretrained: Whether the factory downloads the weights that the tag of an external name selects.
+        pretrained: Whether the factory downloads pretrained weights, if ``name`` has a tag such as ``.a1_in1k``.
 
     Raises:
         InputError: If there is no such network, or if timm or torchvision cannot be imported. The message names
@@ -98,12 +97,13 @@ def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool
     """Build a network.
 
     Args:
-        name: A key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``. A name with a tag like
-            ``timm:resnet50.a1_in1k`` selects pretrained weights.
+        name: A key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``. A tag after a dot, as in
+            ``timm:resnet50.a1_in1k``, selects pretrained weights.
         classes: Number of classes.
         size: Side of the images in pixels.
         seed: Seed of the initial weights. The global random state is left unchanged.
-        pretrained: Whether to download the weights that the tag selects. Otherwise all weights are random.
+        pretrained: Whether to download the weights that a tag selects. If not, or without a tag, all weights are
+            random.
 
     Returns:
         The model in training mode. It maps images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, classes)``.
@@ -115,8 +115,8 @@ def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool
         >>> model = build("cam-net", classes=10, size=32)
         >>> model(torch.rand(4, 3, 32, 32)).shape
         torch.Size([4, 10])
-        >>> sum(p.numel() for p in model.parameters()) <= 96_000
-        True
+        >>> sum(p.numel() for p in model.parameters())
+        86858
     """
     factory = model_factory(name, pretrained=pretrained)
     with torch.random.fork_rng(devices=[]):

@@ -64,9 +64,9 @@ class CommandFailed(Exception):
 
 
 def add_training_options(parser: ArgumentParser) -> None:
-    """Add the options of commands that train runs."""
+    """Add the options of commands that train models."""
     add_flags(parser, DataConfig, TrainConfig)
-    parser.add_argument("--out", type=str | None, default=None, help="the run folder (default: under runs/)")
+    parser.add_argument("--out", type=str | None, default=None, help="the run folder (default: a folder in runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(
         "--accept",
@@ -94,7 +94,7 @@ def run_config(options: Namespace, role: Role = "student") -> RunConfig:
 
 
 def resume_option(options: Namespace) -> Resume | None:
-    """Convert ``--resume`` and ``--accept`` to the permission to resume, None without ``--resume``."""
+    """Convert ``--resume`` and ``--accept`` to a `Resume`. Return None without ``--resume``: the run must be new."""
     from camkd.runs.resume import Resume, parse_accept
 
     accepted = parse_accept(options.accept)
@@ -102,7 +102,10 @@ def resume_option(options: Namespace) -> Resume | None:
 
 
 def out_folder(options: Namespace, *names: str) -> Path:
-    """Return the folder of ``--out``, or the default folder for the dataset and ``names``."""
+    """Return the folder of ``--out``, or the default ``runs/<dataset>/<names joined by hyphens>``.
+
+    Of a name that is a path, only the last component is used.
+    """
     from camkd.runs.folder import default_run_folder
 
     if options.out:

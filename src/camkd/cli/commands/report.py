@@ -11,9 +11,9 @@ from camkd.cli.commands.common import Command, print_message
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", type=str, nargs="+", help="run folders, or one folder of 'camkd train'")
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or output folders of 'camkd train'")
     parser.add_argument(
-        "--out", type=str | None, default=None, help="HTML file (default: report.html in the first run)"
+        "--out", type=str | None, default=None, help="HTML file (default: report.html in the first folder)"
     )
 
 

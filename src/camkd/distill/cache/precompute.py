@@ -27,7 +27,7 @@ from camkd.types import InputError, Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device
 
 BATCHES_PER_TASK = 8
-"""Batches per unit of work, after which progress is reported and a worker process may stop."""
+"""Number of batches of a task. After each task, progress is reported and a worker process may stop."""
 
 TRIALS = 3
 """Number of trials of the throughput measurement. The fastest trial counts."""
@@ -39,9 +39,9 @@ class CacheCost(NamedTuple):
     Attributes:
         bytes_per_image: Size of a record in bytes.
         images: Number of training images, which is the number of records per epoch.
-        epochs: Number of augmented epochs within the cache budget.
+        epochs: Number of epochs whose teacher outputs are cached: those of the run that fit into the cache budget.
         images_per_second: Measured throughput of the teacher.
-        computed_before: Number of records that exist and are valid.
+        computed_before: Number of records in the store that are valid already.
     """
 
     bytes_per_image: int
@@ -63,7 +63,10 @@ class CacheCost(NamedTuple):
 
 
 class _Precomputer:
-    """Teacher, cache and augmented views of one process. A call computes the missing outputs of a task."""
+    """Teacher, cache and augmented views of one process. A call computes the missing outputs of a task.
+
+    A task is the epoch and the index of the first of up to `BATCHES_PER_TASK` consecutive batches.
+    """
 
     def __init__(self, config: RunConfig, data: Dataset) -> None:
         self.config = config
@@ -81,18 +84,18 @@ class _Precomputer:
 
     @property
     def epochs(self) -> int:
-        """Number of augmented epochs within the budget."""
+        """Number of epochs to cache: those of the run that fit into the cache budget."""
         return epochs_in_budget(self.config, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
-        """Yield each task: the epoch and the index of its first batch."""
+        """Yield the tasks of all epochs to cache."""
         num_batches = batch_count(len(self.views), self.config.train.batch_size)
         return ((epoch, start) for epoch in range(self.epochs) for start in range(0, num_batches, BATCHES_PER_TASK))
 
     def __call__(self, task: tuple[int, int]) -> int:
-        """Compute the outputs of each batch of a task in which an output is missing.
+        """Compute the missing outputs of a task. A batch with a missing output is computed as a whole.
 
-        The batches are those of a training run, because outputs depend on the batch in the last bits.
+        The batches are those of training, because the last bits of an output depend on the other images of its batch.
 
         Returns:
             The number of images of the task, including images with cached outputs.
@@ -101,11 +104,11 @@ class _Precomputer:
         train = self.config.train
         order = epoch_order(len(self.views), train.augment_seed, epoch, train.batch_size)
         num_images = 0
-        for samples in order[start : start + BATCHES_PER_TASK]:
-            if not self.store.contains(epoch, samples.numpy()):
-                outputs = self.cache.teacher_fn(self.views[epoch, samples].x)
-                self.store.write(epoch, samples.numpy(), self.store.record_format.encode(outputs))
-            num_images += len(samples)
+        for indices in order[start : start + BATCHES_PER_TASK]:
+            if not self.store.contains(epoch, indices.numpy()):
+                outputs = self.cache.teacher_fn(self.views[epoch, indices].x)
+                self.store.write(epoch, indices.numpy(), self.store.record_format.encode(outputs))
+            num_images += len(indices)
         return num_images
 
 
