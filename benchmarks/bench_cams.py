@@ -64,12 +64,12 @@ MapFunction = Callable[[Tensor, bool], Sequence[Any]]
 
 
 class Program(NamedTuple):
-    """A way to compute maps.
+    """Program that computes maps.
 
     Args:
-        compute: computes the maps.
-        expected: its maps, as a function of the exact maps.
-        format: a name in `FORMATS`.
+        compute: Function that computes the maps.
+        expected: Function from the exact maps to the maps that the program should compute.
+        format: A name in `FORMATS`.
     """
 
     compute: MapFunction
@@ -129,7 +129,7 @@ def grad_cam_scale(maps: Tensor) -> Tensor:
 
 
 def make_programs(model: nn.Module, layer: str, head: str) -> dict[str, Program]:
-    """Make every installed program, each with a copy of the model, as some leave hooks in it."""
+    """Make every installed program. Each gets a copy of the model, because some programs leave hooks in the model."""
 
     def copy_model(format_name: str = "like_for_like") -> nn.Module:
         return copy.deepcopy(model).to(memory_format=FORMATS[format_name])  # type: ignore[call-overload,no-any-return]
@@ -172,7 +172,7 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 
 def maps_per_second(compute: MapFunction, batches: Sequence[Tensor], all_classes: bool, max_seconds: float) -> float:
-    """Return maps per second over all batches, or over those within ``max_seconds``."""
+    """Return maps per second over all batches, or over the first batches until ``max_seconds`` have passed."""
     num_maps = 0
     started = time.perf_counter()
     for x in batches:
@@ -206,8 +206,8 @@ def compute_ratios(rates: dict[str, list[float]], logits_per_second: float) -> d
     """Return speed ratios of camkd over other programs, round by round.
 
     Args:
-        rates: maps per second by program, in each round.
-        logits_per_second: speed of logits only, times the number of maps per image.
+        rates: Maps per second by program, in each round.
+        logits_per_second: Speed of logits only, times the number of maps per image.
 
     Returns:
         The ratio over the fastest other program, in both formats; over torchcam in camkd's format; and the limit of the
@@ -221,8 +221,8 @@ def compute_ratios(rates: dict[str, list[float]], logits_per_second: float) -> d
     if TORCHCAM_SHIPPED in rates:
         pairs["both_in_our_format"] = (CAMKD_SHIPPED, TORCHCAM_SHIPPED)
     ratios = {
-        format_name: summarize([a / b for a, b in zip(rates[program], rates[other], strict=True)])
-        for format_name, (program, other) in pairs.items()
+        format_name: summarize([a / b for a, b in zip(rates[program], rates[reference], strict=True)])
+        for format_name, (program, reference) in pairs.items()
     }
     return {"over": fastest, **ratios, "at_most_like_for_like": round(logits_per_second / median(rates[fastest]), 2)}
 

@@ -80,11 +80,11 @@ class Bench:
     """Measurements of one pair of student and teacher.
 
     Args:
-        student: name of the student.
-        teacher: name of the teacher.
-        folder: folder for runs and caches.
-        rounds: number of rounds.
-        steps: steps per epoch.
+        student: Name of the student.
+        teacher: Name of the teacher.
+        folder: Folder for runs and caches.
+        rounds: Number of rounds.
+        steps: Steps per epoch.
     """
 
     def __init__(self, student: str, teacher: str, folder: Path, rounds: int, steps: int) -> None:

@@ -6,11 +6,11 @@
 loop     percentage of a training step outside the model's forward and backward pass
 store    images per second of decoding a folder of JPEGs into arrays and of an epoch from these arrays, and of two
          passes over the folder with torchvision's ImageFolder: a DataLoader with the same number of worker processes,
-         PIL images, RGB, shorter side resized, centre crop, float tensor in 0..1. The images have 32 pixels, or 500x375
+         PIL images, RGB, shorter side resized, center crop, float tensor in 0..1. The images have 32 pixels, or 500x375
          resized to 224 pixels. There are 1,000 different images, copied. The runs alternate; results are medians over
          the rounds. All files are in the page cache.
 memory   decoding and one epoch of training with a limit on memory of half the size of the decoded images. The limit is
-         RLIMIT_DATA for each process. The decoded images are dropped from the page cache before training, so that it
+         RLIMIT_DATA for each process. The decoded images are dropped from the page cache before training, so that training
          reads from disk. The peak is the sum over all processes, from /proc.
 
 With --json one object on stdout.

@@ -3,9 +3,9 @@
     python benchmarks/bench_limit.py --models cam-net resnet8 wrn-16-4 --json
 
 A step is forward pass, backward pass and update as in camkd's training loop: channels-last, bf16 where it is faster,
-fused SGD. Its floating-point operations are 3 x 2 x multiply-accumulates per image. Their number per second is compared
-with the best of ``torch.matmul`` in the same number format, on the CPU and, if there is one, on a GPU. A profile of
-further steps has the time of each kind of work.
+fused SGD. Its floating-point operations are 3 x 2 x multiply-accumulates per image. The operations per second are
+compared with the best of ``torch.matmul`` in the same number format, on the CPU and, if there is one, on a GPU. A
+profile of further steps has the time of each kind of work.
 """
 
 from __future__ import annotations
@@ -140,9 +140,9 @@ def measure(name: str, device: str, bf16: bool, peak: float, options: argparse.N
     """Measure the training step of a network on a device.
 
     Args:
-        name: name of the network.
-        device: cpu or cuda.
-        bf16: compute the forward pass in bf16.
+        name: Name of the network.
+        device: ``cpu`` or ``cuda``.
+        bf16: Compute the forward pass in bf16.
         peak: FLOP/s of matrix multiplication.
         options: ``batch`` and ``steps``.
     """

@@ -47,8 +47,8 @@ class Recurrent(nn.Module):
     """Residual block ``relu(x + norm2(conv2(relu(norm1(conv1(x))))))``, repeated with the same kernels.
 
     Args:
-        channels: number of channels.
-        repeats: number of repetitions; each has its own batch normalization.
+        channels: Number of channels.
+        repeats: Number of repetitions; each has its own batch normalization.
     """
 
     def __init__(self, channels: int, repeats: int) -> None:
@@ -72,9 +72,9 @@ class RecurrentInverted(nn.Module):
     convolution.
 
     Args:
-        channels: number of channels.
-        wide_channels: number of channels between ``widen`` and ``narrow``.
-        repeats: number of repetitions; each has its own batch normalization.
+        channels: Number of channels.
+        wide_channels: Number of channels between ``widen`` and ``narrow``.
+        repeats: Number of repetitions; each has its own batch normalization.
     """
 
     def __init__(self, channels: int, wide_channels: int, repeats: int) -> None:

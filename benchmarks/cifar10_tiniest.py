@@ -43,7 +43,7 @@ class DilatedConv(nn.Conv2d):
     The output equals that of ``nn.Conv2d(..., dilation=3)``, whose weight gradient is wrong on a CPU in bf16 (LOG.md).
 
     Args:
-        channels: number of channels.
+        channels: Number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -67,7 +67,7 @@ class GatedBlock(nn.Module):
     ``gate * tanh(exp(gate))``.
 
     Args:
-        channels: number of channels, a multiple of 4.
+        channels: Number of channels, a multiple of 4.
     """
 
     def __init__(self, channels: int) -> None:
@@ -93,7 +93,7 @@ class Cifar10Tiniest(ImageClassifier):
     """Three blocks of 48 channels at full and three of 80 at half resolution, global average pooling, linear layer.
 
     Args:
-        classes: number of classes.
+        classes: Number of classes.
     """
 
     def __init__(self, classes: int) -> None:

@@ -60,7 +60,7 @@ class PartTimer(Callback):
     """Add up the seconds spent in parts of the loop, per epoch. Of the model, only the training mode counts.
 
     Args:
-        model: the trained model.
+        model: The trained model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -98,8 +98,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure the time of each part, with a filled teacher cache.
 
     Args:
-        options: the number of ``rounds``.
-        folder: an empty folder.
+        options: The number of ``rounds``.
+        folder: An empty folder.
 
     Returns:
         For each case the percentage of a step outside forward and backward, and milliseconds per step by part.

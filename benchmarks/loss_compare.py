@@ -37,8 +37,8 @@ def train(source: Path, folder: Path) -> dict[str, History]:
     """Train with the code of a source tree.
 
     Args:
-        source: the source tree.
-        folder: an empty folder for the cache and the runs.
+        source: The source tree.
+        folder: An empty folder for the cache and the runs.
 
     Returns:
         The history of each role.

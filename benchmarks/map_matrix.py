@@ -108,10 +108,10 @@ def grad_cam_maps(model: nn.Module, x: Tensor, method: str, class_id: int) -> Te
     """Compute the maps of a class by pytorch-grad-cam at the layer that camkd detects, before clipping and rescaling.
 
     Args:
-        model: the classifier.
-        x: images ``(N, 3, H, W)``.
-        method: name of the map method in camkd.
-        class_id: the class.
+        model: The classifier.
+        x: Images ``(N, 3, H, W)``.
+        method: Name of the map method in camkd.
+        class_id: The class.
 
     Returns:
         Maps ``(N, h, w)``.
@@ -140,7 +140,7 @@ def compare(name: str) -> dict[str, Any]:
     """Compare the maps of a network.
 
     Args:
-        name: name of the network in `camkd.build`.
+        name: Name of the network in `camkd.build`.
 
     Returns:
         A row of the table: image size, form, map size, layer, deviation from the identity, deviation by method.
@@ -172,7 +172,7 @@ def table_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the Markdown table.
 
     Args:
-        rows: results of `compare` by network.
+        rows: Results of `compare` by network.
     """
     methods = " | ".join(f"`{method}`" for method in MAP_METHODS)
     yield f"| family | network | form of `cam` | layer | cells | identity | {methods} |"
@@ -194,7 +194,7 @@ def write_results(rows: dict[str, dict[str, Any]]) -> None:
     It is called after each network, so that an interrupted run keeps its results.
 
     Args:
-        rows: results of `compare` by network.
+        rows: Results of `compare` by network.
     """
     root = Path(__file__).parents[1]
     result = root / "benchmarks" / "results" / "2026-11-23-map-matrix.json"

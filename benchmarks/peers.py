@@ -19,7 +19,7 @@ def peer(name: str) -> Any:
     """Import a module.
 
     Args:
-        name: name of the module.
+        name: Name of the module.
 
     Returns:
         The module, or None after a line on stderr if it cannot be imported.

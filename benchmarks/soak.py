@@ -137,8 +137,8 @@ class Soak:
     """All rounds and their results.
 
     Args:
-        folder: an empty folder.
-        seed: seed of the random signals.
+        folder: An empty folder.
+        seed: Seed of the random signals.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:

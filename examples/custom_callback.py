@@ -26,10 +26,10 @@ COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "val_accuracy")
 class CSVLogger(Callback):
     """Append a row per epoch to a CSV file, and print each new best validation accuracy.
 
-    In a run of several processes, add it on rank 0 only.
+    In a run of several processes, pass the logger on rank 0 only.
 
     Args:
-        path: the CSV file. A resumed run appends to it.
+        path: The CSV file. A resumed run appends to the file.
     """
 
     def __init__(self, path: Path) -> None:

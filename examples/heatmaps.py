@@ -32,9 +32,9 @@ assert torch.allclose(logits_without_bias + bias, prediction.logits, atol=1e-4)
 
 # %% Other map methods work for any network
 predicted = prediction.logits.argmax(1)
-other = camkd.predict(model, x, method="gradcam++", classes=predicted[:, None])
-assert other.cams is not None
-print("Grad-CAM++ of the predicted class", tuple(other.cams.shape))
+gradcam = camkd.predict(model, x, method="gradcam++", classes=predicted[:, None])
+assert gradcam.cams is not None
+print("Grad-CAM++ of the predicted class", tuple(gradcam.cams.shape))
 
 # %% Draw the map of the predicted class over each image
 folder = Path("runs/examples/heatmaps")

@@ -27,7 +27,7 @@ from camkd.train.loop import fit
 
 
 def block(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Build a convolution with stride 2, batch normalization and a rectifier."""
+    """Build a sequence of convolution with stride 2, batch normalization and ReLU."""
     convolution = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
@@ -38,7 +38,7 @@ def network(classes: int) -> nn.Module:
 
 
 def main(data: str = "shapes", out: str = "runs/examples/own-network", epochs: int = 8) -> dict[str, float]:
-    """Train a built-in teacher, then the student without and with it. Return both test accuracies."""
+    """Train a built-in teacher, then the student without and with the teacher. Return both test accuracies."""
     folder = Path(out)
     dataset = open_data(data)
     config = RunConfig(DataConfig(data), TrainConfig(epochs=epochs, figure_every=0), DistillConfig(method="cam-kd"))
@@ -46,7 +46,7 @@ def main(data: str = "shapes", out: str = "runs/examples/own-network", epochs: i
     teacher_config = replace(config, model="resnet20", role="teacher")
     train_run(folder / "teacher", teacher_config, dataset, resume=Resume())
     teacher = load_teacher(folder / "teacher", dataset, config.train.device)
-    supervision, config = prepare_supervision(teacher, dataset, config)  # its outputs are cached on disk
+    supervision, config = prepare_supervision(teacher, dataset, config)  # teacher outputs are cached on disk
 
     accuracies = {}
     for method in ("plain", "cam-kd"):
