@@ -172,7 +172,7 @@ REPLACEMENTS = {
 
 
 def command_kind(arguments: list[str]) -> tuple[str, ...]:
-    """Return what makes two commands equal for a test: the command, its options and the type of its output file."""
+    """Return the command, the names of its options and the type of its output file. One command of each kind is run."""
     name = arguments[:2] if arguments[0] == "cache" else arguments[:1]
     options = {word for word in arguments if word.startswith("--")} - {"--out"}
     output_types = [Path(value).suffix for option, value in pairwise(arguments) if option == "--out"]

@@ -1,4 +1,4 @@
-"""torchvision beside any torch, a cache of this session, no network, few threads."""
+"""Settings of all extra tests: one thread, a temporary cache, no network, and torchvision beside any build of torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
-os.environ["HF_HUB_OFFLINE"] = "1"  # whoever asks for weights is told at once that there are none
+os.environ["HF_HUB_OFFLINE"] = "1"  # a download of weights fails at once
 torch.set_num_threads(1)
 
-# torchvision's index has wheels for the CUDA build of torch alone. Beside another its compiled part does not load, and
-# the import fails because two operators that nothing here calls are not declared.
+# The compiled part of torchvision does not load beside another build of torch than its own, for example the CPU build.
+# Without its operators `nms` and `qnms`, `import torchvision` fails. These tests do not call the operators.
 _library = torch.library.Library("torchvision", "FRAGMENT")
 for _operator in ("nms", "qnms"):
     _library.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -22,7 +22,7 @@ for _operator in ("nms", "qnms"):
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Send decoded data sets and the like to a folder of this session, never to the user's cache."""
+    """Set the cache folder to a temporary folder of this session."""
     folder = tmp_path_factory.mktemp("camkd-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAMKD_CACHE", str(folder))

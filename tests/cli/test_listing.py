@@ -74,9 +74,8 @@ def test_cam_net_lite_fits_the_mlperf_tiny_budget(models: dict[str, Any]) -> Non
     assert min(models["cam-net-lite"]["map"]) >= 8
 
 
-def test_resnet50_mlp_is_the_teacher_of_the_write_up(models: dict[str, Any]) -> None:
+def test_only_resnet50_mlp_has_gradient_based_maps(models: dict[str, Any]) -> None:
     assert round(models["resnet50-mlp"]["params"] / 1e6, 1) == 27.7
-    assert models["resnet50-mlp"]["form"] == "gradient"
     assert {name for name, entry in models.items() if entry["form"] == "gradient"} == {"resnet50-mlp"}
 
 

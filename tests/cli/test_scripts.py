@@ -22,7 +22,7 @@ def without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it has the proxies of its first use
+    monkeypatch.setattr(urllib.request, "_opener", None)  # a cached opener keeps the proxies of its first use
     monkeypatch.chdir(tmp_path)
 
 

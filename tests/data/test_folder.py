@@ -300,8 +300,8 @@ def test_fingerprint_depends_on_content_and_not_on_path(tmp_path: Path) -> None:
 def test_fingerprint_is_independent_of_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "IN_PROCESS_SECONDS", 0.0)
     root = make_classes(tmp_path / "pets", "a", "b", count=150)
-    one, four = (open_images(root, tmp_path / f"cache{workers}", workers=workers) for workers in (1, 4))
-    assert one.fingerprint == four.fingerprint
+    datasets = [open_images(root, tmp_path / f"cache{workers}", workers=workers) for workers in (1, 4)]
+    assert datasets[0].fingerprint == datasets[1].fingerprint
 
 
 def test_ctrl_c_leaves_no_files(tmp_path: Path) -> None:

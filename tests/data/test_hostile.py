@@ -145,7 +145,7 @@ MEMBERS = {"train.bin": RECORD * 3, "test.bin": RECORD, "names.txt": b"cat\ndog"
 
 
 def write_archive(path: Path, change: Callable[[tarfile.TarInfo], bytes | None]) -> Path:
-    """Write `MEMBERS` after ``change`` has modified the header of each; it may return other content."""
+    """Write `MEMBERS`. ``change`` may modify the header of a member, and may return other content for the member."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in MEMBERS.items():
             info = tarfile.TarInfo(name)

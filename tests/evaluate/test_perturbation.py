@@ -64,7 +64,7 @@ def test_insertion_and_deletion_match_reference(size: tuple[int, int]) -> None:
 
 
 def test_insertion_and_deletion_match_torchcam(model: nn.Sequential) -> None:
-    """torchcam replaces an integer number of pixels per step, as is exact for 20 x 20 pixels."""
+    """torchcam rounds the number of pixels per step. For 20 x 20 pixels and 10 steps the number is an integer."""
     x = smooth_images(2, 6, 20, 20)
     score, maps, _ = explain_predicted(model, x)
     baselines = {"deletion_auc": lambda x: x.mean((2, 3), keepdim=True), "insertion_auc": blur}

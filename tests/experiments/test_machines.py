@@ -77,8 +77,8 @@ def network_namespaces() -> Iterator[list[list[str]]]:
     """Create two network namespaces joined by a virtual cable, and yield the prefix of a command in each.
 
     Raises:
-        FileNotFoundError: if the program ip is missing (Debian: iproute2).
-        subprocess.CalledProcessError: if this user or kernel cannot create namespaces.
+        FileNotFoundError: If the program ip is missing (Debian: iproute2).
+        subprocess.CalledProcessError: If this user or kernel cannot create namespaces.
     """
     names = [f"camkd-{os.getpid()}-{number}" for number in (1, 2)]
 

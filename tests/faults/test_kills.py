@@ -22,7 +22,10 @@ Interrupt = Callable[[list[str], Path], bool]
 def assert_survives(
     command: DistillCommand, reference: Path, root: Path, fault_table: FaultTable, fault: str, interrupt: Interrupt
 ) -> None:
-    """Interrupt and resume a run until it was interrupted ``ATTEMPTS`` times. Start another whenever it completes."""
+    """Interrupt and resume runs until there were ``ATTEMPTS`` interruptions. A completed run is followed by a new run.
+
+    All runs must then complete and equal the reference.
+    """
     interrupted = 0
     folders = [root / "0"]
     for _ in range(10 * ATTEMPTS):

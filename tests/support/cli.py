@@ -62,7 +62,7 @@ def camkd(*arguments: str) -> Output:
     """Run a command.
 
     Args:
-        arguments: the command line without the program.
+        arguments: The command line without the program.
     """
     out = io.StringIO()
     err = io.StringIO()

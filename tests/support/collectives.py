@@ -66,7 +66,7 @@ def error_of_rank0_call() -> str:
 
 
 def steps_until_stop(rank: int, step: int) -> int:
-    """Make up to 20 steps, of which one process is asked to stop in one; return the number of steps."""
+    """Make up to 20 steps, and request a stop in process ``rank`` at step ``step``. Return the number of steps made."""
     completed_steps = 0
     stop = StopFlag(lambda: process_group().rank == rank and completed_steps >= step)
     while completed_steps < 20:
@@ -77,7 +77,10 @@ def steps_until_stop(rank: int, step: int) -> int:
 
 
 def results_of_wait(rank: int) -> list[bool]:
-    """Return the results of `StopFlag.wait` before a request, after it, and with a pending poll before it."""
+    """Return the results of two flags, with a request in process ``rank``.
+
+    The first flag waits before and after the request. The second flag polls before the request and waits after it.
+    """
     requested = False
     stop = StopFlag(lambda: requested)
     results = [stop.wait()]

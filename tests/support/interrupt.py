@@ -15,9 +15,9 @@ class InterruptAt(Callback):
     """Send this process a signal, and count the steps.
 
     Args:
-        step: the signal is sent at the end of this step, from 1; 0 sends none.
-        number: the signal.
-        epoch: the signal is also sent at the end of this epoch, from 1, after its checkpoint; 0 sends none.
+        step: Number of the step, from 1, at whose end the signal is sent; 0 sends no signal.
+        number: The signal.
+        epoch: Number of the epoch, from 1, at whose end the signal is sent, after the checkpoint; 0 sends no signal.
     """
 
     def __init__(self, step: int = 0, number: int = signal.SIGINT, *, epoch: int = 0) -> None:

@@ -43,8 +43,8 @@ def launch_environments(world_size: int, launcher: str) -> list[dict[str, str]]:
     """Return the environment variables that a launcher sets for each process on this machine.
 
     Args:
-        world_size: number of processes.
-        launcher: torchrun or slurm.
+        world_size: Number of processes.
+        launcher: ``torchrun`` or ``slurm``.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if launcher == "torchrun":
@@ -63,10 +63,10 @@ def start_processes(
     """Run a ``camkd`` command in several processes that connect over loopback, and kill them after the block.
 
     Args:
-        world_size: number of processes.
-        arguments: arguments of the command.
-        launcher: torchrun or slurm.
-        stdout: folder for the standard outputs, one file per rank (None: they are not kept).
+        world_size: Number of processes.
+        arguments: Arguments of the command.
+        launcher: ``torchrun`` or ``slurm``.
+        stdout: Folder for the standard outputs, one file per rank (None: they are not kept).
     """
     cache = Path(os.environ["CAMKD_CACHE"])
     with ExitStack() as stack:
@@ -88,9 +88,9 @@ def run_in_processes(world_size: int, function: Callable[..., Any], *arguments: 
     """Call a function in several processes of one process group, and return the results in order of rank.
 
     Args:
-        world_size: number of processes.
-        function: a function of an importable module, such as `support.collectives`.
-        arguments: its arguments, equal in all processes.
+        world_size: Number of processes.
+        function: A function of an importable module, such as `support.collectives`.
+        arguments: Arguments of the function, equal in all processes.
     """
     readers = []
     processes = []

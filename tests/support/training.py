@@ -91,7 +91,7 @@ class Recorder(Callback):
     """Record what a run reports.
 
     Args:
-        model: the trained model, whose weights are copied after each batch.
+        model: The trained model, whose weights are copied after each batch.
     """
 
     model: nn.Module | None = None
@@ -176,8 +176,8 @@ class NonFiniteTerm(CrossEntropy):
     """Cross-entropy that is not finite at some batches.
 
     Args:
-        batches: these batches, counted from 1 over the whole run.
-        value: factor of the loss at these batches, nan or inf. None: the loss is finite, its gradient is not.
+        batches: Numbers of the batches, counted from 1 over the whole run.
+        value: Factor of the loss at these batches, nan or inf. None: the loss is finite, but its gradient is not.
     """
 
     batches: tuple[int, ...] = ()

@@ -17,12 +17,12 @@ def save_untrained(
     """Save a network with random weights as a run folder.
 
     Args:
-        folder: the run folder.
-        name: name of the network.
-        data: the dataset.
-        size: side of the images in pixels.
-        role: role of the run.
-        random_batchnorm: also draw the parameters and statistics of batch normalization at random.
+        folder: The run folder.
+        name: Name of the network.
+        data: The dataset.
+        size: Side of the images in pixels.
+        role: Role of the run.
+        random_batchnorm: Whether to draw the parameters and statistics of batch normalization at random too.
 
     Returns:
         The run folder.

@@ -80,8 +80,8 @@ class ForbidWaiting(Callback):
     """Make it an error to wait for the GPU, from the second step of an epoch to the last but one.
 
     Args:
-        steps_per_epoch: steps of an epoch.
-        epoch: the epoch, from 0.
+        steps_per_epoch: Steps of an epoch.
+        epoch: The epoch, from 0.
     """
 
     def __init__(self, steps_per_epoch: int, epoch: int) -> None:

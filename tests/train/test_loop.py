@@ -498,7 +498,7 @@ def test_test_images_are_not_read(easy: Dataset, tmp_path: Path) -> None:
 def test_result_is_of_the_best_epoch(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], best: int
 ) -> None:
-    """The later epoch, if two are equal."""
+    """Of two epochs with equal accuracy, the later one is the best."""
     values = iter(accuracies)
     monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(values), "val_loss": 1.0})
     recorder = Recorder()
@@ -566,7 +566,7 @@ def test_skipped_batch_changes_no_weight_and_no_buffer(easy: Dataset, tmp_path: 
 
 
 class CorruptWeight(Callback):
-    """Set a weight to NaN at a step, as a gradient does that was not checked."""
+    """Set a weight to NaN at a step, as an unchecked gradient would."""
 
     def __init__(self, model: nn.Module, step: int) -> None:
         self.model = model
@@ -584,7 +584,7 @@ class CorruptWeight(Callback):
 def test_state_that_is_not_finite_is_not_saved(
     easy: Dataset, tmp_path: Path, reference: FitResult, step: int, interrupt: int
 ) -> None:
-    """Neither at the end of an epoch nor at an interruption. The run resumes from the checkpoint before."""
+    """Cases: the end of an epoch, and an interruption. The run resumes from the previous checkpoint."""
     model = build_network()
     callbacks = [CorruptWeight(model, step), InterruptAt(interrupt)]
     with pytest.raises(FloatingPointError, match=r"weights must be finite.* in epoch 2\. Lower --lr"):
@@ -598,7 +598,7 @@ def test_state_that_is_not_finite_is_not_saved(
 @pytest.mark.fault("non-finite loss or gradient")
 @pytest.mark.parametrize("interrupt", [0, 3])
 def test_sum_of_an_epoch_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path, interrupt: int) -> None:
-    """Each value is finite, and the sum of a few batches is not."""
+    """The value of a term is finite in each batch, but the sum over a few batches is not."""
     objective = Objective({"ce": WeightedTerm(CrossEntropy()), "huge": WeightedTerm(ConstantTerm(1e37), 1e-37)})
     with pytest.raises(FloatingPointError, match="The huge must be finite, got inf in epoch 1"):
         fit_network(easy, tmp_path, objective=objective, callbacks=[InterruptAt(interrupt)])

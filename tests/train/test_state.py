@@ -132,7 +132,7 @@ def test_load_restores_the_random_state(tmp_path: Path) -> None:
 
 
 def test_state_without_best_weights(tmp_path: Path) -> None:
-    """Before the end of the first epoch."""
+    """A run has no best weights before the end of its first epoch."""
     make_state(1, batch=2, step=2).save(Run(tmp_path))
     loaded = make_state(2)
     loaded.load(Run(tmp_path))

@@ -75,7 +75,7 @@ def test_agreement_with_itself_is_complete(easy: Dataset, student: nn.Module) ->
 
 
 def test_validation_leaves_the_model_unchanged(easy: Dataset, student: nn.Module) -> None:
-    """It computes in evaluation mode and without gradients."""
+    """Validation runs the model in evaluation mode and without gradients."""
     student.train()
     before = copy_weights(student)
     training = []

@@ -326,7 +326,7 @@ def _grayscale(x: Tensor) -> Tensor:
 
 
 def _cutout(x: Tensor, u_y: Tensor, u_x: Tensor, fraction: float) -> Tensor:
-    """Replace a square with gray, centered anywhere in the image (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    """Fill a square, centered anywhere in the image, with gray (DeVries and Taylor 2017, arXiv 1708.04552)."""
     half = max(1, round(x.shape[-1] * fraction)) / 2
     in_rows = (torch.arange(x.shape[-2], device=x.device) + 0.5 - u_y[:, None] * x.shape[-2]).abs() < half
     in_columns = (torch.arange(x.shape[-1], device=x.device) + 0.5 - u_x[:, None] * x.shape[-1]).abs() < half

@@ -51,8 +51,8 @@ class Difficulty:
     Args:
         radius: Range of the radius of the object.
         stretch: Maximum logarithm of the ratio of the two axes of the object.
-        contrast: Minimum Euclidean distance between the colors of object and background, RGB in 0..1. It is not reached
-            if none of eight random colors reaches it.
+        contrast: Minimum Euclidean distance between the colors of object and background, RGB in 0..1. If none of eight
+            random colors is as far away, the farthest is used.
         background_saturation: Saturation of the background colors relative to all other colors.
         texture: Maximum amplitude of the pattern on the object and on the background.
         lines: Number of lines behind the object.

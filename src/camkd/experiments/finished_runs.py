@@ -230,7 +230,7 @@ def matching_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
 
 
 def find_recorded_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
-    """Return the folder of the given teacher, or of the recorded teacher, or None if the latter does not exist."""
+    """Return the folder of ``teacher``, by default of the recorded teacher. None if the recorded teacher is missing."""
     if teacher is not None:
         return find_teacher(teacher, info.data)
     return Path(info.teacher) if info.teacher and (Path(info.teacher) / INFO_FILE).exists() else None

@@ -401,8 +401,8 @@ def resolve_auto(config: RunConfig, *folders: Path, callbacks: Sequence[Callback
         callbacks: Callbacks that receive a message about the device.
 
     Returns:
-        The configuration. A precision that no run has is chosen for the device; a number of augmented epochs that no
-        run has stays None.
+        The configuration. If no run has a precision, the precision is chosen for the device. If no run has a number of
+        augmented epochs, ``augment_epochs`` stays None.
     """
     train = config.train
     for stored in (Run(folder).config() for folder in folders):
@@ -417,7 +417,7 @@ def resolve_auto(config: RunConfig, *folders: Path, callbacks: Sequence[Callback
 
 
 def summary(folder: Path) -> str:
-    """Return the verdict on a distillation and its grounds, in one line.
+    """Return the verdict on the distillation and the numbers behind the verdict, in one line.
 
     Args:
         folder: Folder of `train_all`.

@@ -147,7 +147,7 @@ def save_heatmaps(
         true_classes: True class of each image ``(N,)``, drawn under the image. If given, a caption is marked with a
             tick if its class is the true class, and with a cross otherwise.
         names: Name of each image ``(N,)``, drawn under the image if ``true_classes`` is None.
-        blocks: Largest number of blocks of rows side by side.
+        blocks: Maximum number of blocks. The rows are divided into blocks of equal height, side by side.
 
     Raises:
         ValueError: If there are no images, or an argument does not have one entry per image.
@@ -194,7 +194,7 @@ def _check_lengths(images: Pixels, columns: Sequence[HeatmapColumn], texts: Mapp
 
 
 class _HeatmapGrid:
-    """Layout of `save_heatmaps` in pixels: blocks side by side; a row of a block is an image and its overlays."""
+    """Layout of `save_heatmaps` in pixels. A row is an image and its overlays; blocks of rows stand side by side."""
 
     PANEL_GAP = 10
     CAPTION_HEIGHT = 46
@@ -208,7 +208,7 @@ class _HeatmapGrid:
     def __init__(self, rows: int, panels_per_row: int, blocks: int, aspect: float) -> None:
         blocks = min(blocks, rows)
         self.rows_per_block = -(-rows // blocks)
-        self.blocks = -(-rows // self.rows_per_block)  # five rows in four blocks fill three
+        self.blocks = -(-rows // self.rows_per_block)  # for example, five rows at two per block: three blocks, not four
         self.panel_size = (round(PANEL_SIZE / max(aspect, 1)), round(PANEL_SIZE * min(aspect, 1)))
         block_width = panels_per_row * (self.panel_size[1] + self.PANEL_GAP) - self.PANEL_GAP
         self.block_step = block_width + self.BLOCK_GAP

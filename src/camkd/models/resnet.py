@@ -80,8 +80,8 @@ class ResNet(ImageClassifier):
         depths: Number of blocks of each stage.
         classes: Number of classes.
         size: Side of the images in pixels; it selects the stem.
-        hidden: Number of hidden units of the head ``Linear - ReLU - Linear``, as in the teacher of the CAM-KD write-up.
-            The maps of such a model are gradient-based. With 0 the head is linear.
+        hidden: Number of hidden units of the head ``Linear - ReLU - Linear``, whose maps are gradient-based. With 0 the
+            head is linear, and the maps are exact.
     """
 
     def __init__(

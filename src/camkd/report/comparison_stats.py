@@ -213,8 +213,8 @@ class Comparison:
     def ranked(self) -> list[Arm]:
         """Methods by mean validation accuracy, best first. The test images have no influence.
 
-        Methods without a finished run are left out. Each of the other methods keeps only its runs at the seeds that all
-        of them have. The list is empty if there is no common seed.
+        Methods without a finished run are left out. Only the seeds count that all other methods have in common. The
+        list is empty if there is no common seed.
         """
         finished = [arm for arm in self.arms if arm.values("val_accuracy")]
         seeds = [{seed for seed, run in arm.runs.items() if run.get("val_accuracy") is not None} for arm in finished]

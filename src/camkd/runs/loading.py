@@ -77,8 +77,8 @@ def read_model_info(source: str | Path) -> ModelInfo:
     path = find_model_folder(source) / INFO_FILE
     try:
         values = load_json(path.read_text(encoding="utf-8"))
-        known = {field.name: values[field.name] for field in fields(ModelInfo) if field.name in values}
-        info = ModelInfo(**{**known, "classes": tuple(values["classes"])})
+        entries = {field.name: values[field.name] for field in fields(ModelInfo) if field.name in values}
+        info = ModelInfo(**{**entries, "classes": tuple(values["classes"])})
         info.check()
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -57,7 +57,7 @@ class TensorBoardCallback(Callback):
 
 
 def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield name and value of each number in a row of ``metrics.jsonl`` except the epoch; nested: ``terms/cam``."""
+    """Yield name and value of each number in a row of ``metrics.jsonl`` except the epoch."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")

@@ -117,8 +117,8 @@ def describe_device(precision: Precision, device: torch.device) -> str:
     text = f"{device} in {pick_precision(precision, device)}"
     if precision == "auto" and device.type == "cpu":
         speedup = bf16_speedup()
-        ratio, other = (speedup, "fp32") if speedup > MIN_BF16_SPEEDUP else (1 / speedup, "bf16")
-        text += f", {ratio:.1f} times as fast as {other}"
+        ratio, alternative = (speedup, "fp32") if speedup > MIN_BF16_SPEEDUP else (1 / speedup, "bf16")
+        text += f", {ratio:.1f} times as fast as {alternative}"
     return text
 
 

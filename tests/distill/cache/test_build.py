@@ -182,7 +182,7 @@ def make_manifest(**changes: Any) -> Manifest:
 
 
 def test_inputs_of_the_key_have_explicit_names(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another name or value here makes every existing cache useless."""
+    """A change of a name or value in this test makes every existing cache useless."""
     monkeypatch.setattr("camkd.models.architecture.version", lambda library: "2.6.0")
     assert key_inputs(teacher.model, make_manifest(), "abc", CPU) == {
         "architecture": "resnet8",

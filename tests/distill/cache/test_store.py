@@ -401,9 +401,9 @@ def test_records_of_a_killed_process_are_read(tmp_path: Path) -> None:
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(4)]
     process.kill()
-    rest, errors = process.communicate()
+    remaining_lines, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
-    finished = [int(line) for line in "".join([*lines, rest]).split()]
+    finished = [int(line) for line in "".join([*lines, remaining_lines]).split()]
     store = make_store(tmp_path, KILLED_SAMPLES, LARGE_FORMAT)
     assert finished == list(range(len(finished)))
     for epoch in finished:

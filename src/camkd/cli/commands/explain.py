@@ -62,7 +62,8 @@ def _run(options: Namespace) -> dict[str, Any]:
 
 def _format_prediction(title: str, record: dict[str, Any]) -> str:
     """Format ``student cat (93%)``, or with several classes ``student cat (93%), dog (4%)``."""
-    # with --top 1, the class shown is the first model's prediction; for other models only their own is printed
+    # With --top 1, all maps are of the class that the first model predicts. The line of another model names only the
+    # class that this model predicts.
     other_classes = [entry for entry in record["classes_shown"] if entry["class"] != record["class"]]
     entries = [record, *(other_classes if len(record["classes_shown"]) > 1 else [])]
     return f"{title} " + ", ".join(f"{entry['class']} ({entry['confidence']:.0%})" for entry in entries)

@@ -158,8 +158,8 @@ def record_format_for(
 ) -> RecordFormat:
     """Choose the format of the records of a teacher's outputs.
 
-    The logits of a linear head are computed from the maps and not stored, if the maps of all classes are stored and
-    pooling keeps the mean of a map. Pooling by an integer factor does.
+    The logits of a linear head are computed from the maps and not stored, if the maps of all classes are stored and are
+    pooled by an integer factor, which keeps the mean of a map.
 
     Args:
         model: The teacher.

@@ -45,8 +45,8 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> P
         The resolved plan.
 
     Raises:
-        InputError: If the folder holds other files, or a comparison while ``resume`` is False. Also if a setting, the
-            images or the teacher differ from those of the stored comparison or of one of its finished runs.
+        InputError: If the folder holds other files, or a comparison while ``resume`` is False. If a setting, the images
+            or the teacher differ from those of the stored comparison or of one of its finished runs.
     """
     stored = _read_plan(plan.folder, resume)
     if stored:
