@@ -10,8 +10,8 @@ store    images per second of decoding a folder of JPEGs into arrays and of an e
          resized to 224 pixels. There are 1,000 different images, copied. The runs alternate; results are medians over
          the rounds. All files are in the page cache.
 memory   decoding and one epoch of training with a limit on memory of half the size of the decoded images. The limit is
-         RLIMIT_DATA for each process. The decoded images are dropped from the page cache before training, so that training
-         reads from disk. The peak is the sum over all processes, from /proc.
+         RLIMIT_DATA for each process. The decoded images are dropped from the page cache before training, so that
+         training reads from disk. The peak is the sum over all processes, from /proc.
 
 With --json one object on stdout.
 """
