@@ -25,9 +25,14 @@ import camkd
 from camkd.cli.main import main
 from camkd.data.dataset import Dataset
 from camkd.data.images import decode
+from camkd.export.onnx_graph import write_onnx
 from camkd.export.sessions import open_session, run_session, to_input
+from camkd.export.web.runtime import runtime_files
 from camkd.export.web.server import CONTENT_SECURITY_POLICY, page_server
+from camkd.export.web.site import build
+from camkd.runs.loading import read_model_info
 from camkd.types import InputError
+from camkd.utils.files import commit_dir
 
 pytest.importorskip("onnxruntime")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -40,14 +45,16 @@ SCREENSHOT_MODEL = os.environ.get("CAMKD_SHOWN", "cam-net-cifar10")
 SCREENSHOT = os.environ.get("CAMKD_SCREENSHOT")
 """Model and path of the screenshot in docs/device.md: CAMKD_SCREENSHOT=docs/images/page.png pytest ..."""
 
+OTHER_CLASSES = ["bolt", "nut", "screw"]
+
 TIMEOUT = 60_000
 """Milliseconds, enough for a busy machine."""
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[str]:
+def serve(folder: Path, port: int = 0) -> Iterator[str]:
     """Serve a page; yield its address."""
-    with page_server(folder) as server:
+    with page_server(folder, port) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -86,6 +93,21 @@ def fp32(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(exported.page, folder)
     shutil.copy(exported.folder / "model.onnx", folder / "model.onnx")
     return folder
+
+
+@pytest.fixture(scope="module")
+def other_page(finished: Any, easy: Dataset, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a model with other weights and class names; every file is older than those of the other pages."""
+    root = tmp_path_factory.mktemp("other")
+    run = shutil.copytree(finished.folder / "control", root / "run")
+    info = json.loads((run / "model.json").read_text(encoding="utf-8"))
+    (run / "model.json").write_text(json.dumps(info | {"classes": OTHER_CLASSES}), encoding="utf-8")
+    write_onnx(camkd.load(run), read_model_info(run), root / "model.onnx")
+    (root / "page").mkdir()
+    build(root / "page", root / "model.onnx", str(run), None, easy, runtime_files(runtime))
+    for path in (root / "page").rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    return root / "page"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +171,30 @@ def test_int8_logits_match_python(browser: Browser, exported: Any, easy: Dataset
     logits, _ = run_session(open_session(exported.folder / "model.int8.onnx"), to_input(easy.test.images[:1]))
     scale = np.abs(logits).max()
     np.testing.assert_allclose(outputs["logits"], logits[0], atol=0.05 * scale)  # the rounding of integers may differ
+
+
+# --- the classes of the model
+
+
+def test_page_names_the_classes_beside_the_answer(page: Page, easy: Dataset) -> None:
+    sentence = "The model knows these 3 classes only: berry, leaf, sky. Every image gets one of them"
+    expect(page.locator("#classes")).to_contain_text(sentence)
+    choose(page, as_file("known.png", Image.fromarray(easy.test.images[0])))
+    expect(page.locator("#classes")).to_be_visible()
+    expect(page.locator("#all-classes")).to_be_hidden()
+
+
+def test_page_names_twenty_of_many_classes_and_unfolds_the_others(browser: Browser, fp32: Path) -> None:
+    names = [f"class {index}" for index in range(1000)]
+    context = browser.new_context()
+    content = json.loads((fp32 / "page.json").read_text(encoding="utf-8")) | {"classes": names}
+    context.route("**/page.json", lambda route: route.fulfill(json=content))
+    with serve(fp32) as address, open_page(context, address) as page:
+        text = f"The model knows these 1,000 classes only: {', '.join(names[:20])}, and 980 more."
+        expect(page.locator("#classes")).to_contain_text(text)
+        page.get_by_text("All classes").click()
+        expect(page.get_by_text(", ".join(names), exact=True)).to_be_visible()
+    context.close()
 
 
 # --- decoding and resizing
@@ -271,26 +317,80 @@ def test_probabilities_and_maps_of_the_teacher_match_python(exported: Any, finis
             assert example["teacher"]["probabilities"][k] == pytest.approx(probability, abs=1e-3)
 
 
-# --- unreadable files
+# --- inputs without an answer
 
 
-def test_unreadable_files_show_an_error_and_keep_the_result(page: Page, easy: Dataset) -> None:
-    choose(page, as_file("known.png", Image.fromarray(easy.test.images[0])))
-    before = page.evaluate("camkd.logits")
+def unreadable_files() -> list[tuple[dict[str, Any], str]]:
     whole = as_file("x.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)))
     huge = as_file("huge.png", Image.new("1", (10_000, 10_000)))
-    files = [
+    return [
         ({"name": "text.png", "mimeType": "image/png", "buffer": b"no image"}, "must be an image in a format"),
         ({"name": "empty.jpg", "mimeType": "image/jpeg", "buffer": b""}, "must be an image in a format"),
         ({**whole, "name": "half.png", "buffer": whole["buffer"][:5000]}, "is damaged"),
         (huge, "must have at most 64 megapixels, got 100. Resize the image."),
     ]
-    for file, reason in files:
+
+
+def expect_no_answer(page: Page, message: str) -> None:
+    """Expect an error, and neither an image nor a prediction of an earlier input."""
+    expect(page.get_by_role("alert")).to_contain_text(message)
+    expect(page.locator("#result")).to_be_hidden()
+    expect(page.locator("#status")).to_be_empty()
+    assert page.evaluate("camkd") is None
+
+
+def test_unreadable_file_replaces_the_earlier_answer_by_an_error(page: Page, easy: Dataset) -> None:
+    for file, reason in unreadable_files():
+        choose(page, as_file("known.png", Image.fromarray(easy.test.images[0])))
+        expect(page.get_by_role("alert")).to_be_empty()
+        expect(page.locator("#result")).to_be_visible()
         page.set_input_files("#file", file)
-        expect(page.get_by_role("alert")).to_contain_text(f"{file['name']} {reason}")
-        assert page.evaluate("camkd.logits") == before
-    choose(page, as_file("again.png", Image.fromarray(easy.test.images[1])))
+        expect_no_answer(page, f"{file['name']} {reason}")
+
+
+def test_error_of_an_earlier_file_does_not_replace_a_later_answer(page: Page, easy: Dataset) -> None:
+    """The first file is refused after the second is answered: its decoding waits for the answer."""
+    page.evaluate("""() => {
+        const decode = globalThis.createImageBitmap;
+        const answered = new Promise(resolve => new MutationObserver(resolve).observe(
+            document.querySelector('#status'), { childList: true }));
+        let calls = 0;
+        globalThis.createImageBitmap = async (...options) => {
+            if (calls++) return decode(...options);
+            await answered;
+            setTimeout(() => { globalThis.refused = true; });
+            throw new Error('late');
+        };
+    }""")
+    page.set_input_files("#file", as_file("first.png", Image.fromarray(easy.test.images[0])))
+    choose(page, as_file("second.png", Image.fromarray(easy.test.images[1])))
+    page.wait_for_function("globalThis.refused")
     expect(page.get_by_role("alert")).to_be_empty()
+    expect(page.locator("#result")).to_be_visible()
+
+
+def test_camera_that_ends_leaves_no_answer(browser: Browser, address: str) -> None:
+    context = browser.new_context(permissions=["camera"])
+    with open_page(context, address) as page:
+        page.evaluate("""() => {
+            const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+            devices.getUserMedia = async options => (globalThis.stream = await open(options));
+        }""")
+        page.get_by_role("button", name="Use the camera").click()
+        expect(page.locator("#result")).to_be_visible()
+        page.evaluate("stream.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
+        expect_no_answer(page, "The camera has stopped.")
+        expect(page.get_by_role("button", name="Use the camera")).to_have_attribute("aria-pressed", "false")
+    context.close()
+
+
+def test_camera_without_permission_leaves_no_answer(page: Page, easy: Dataset) -> None:
+    choose(page, as_file("known.png", Image.fromarray(easy.test.images[0])))
+    page.evaluate("""() => {
+        navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError'); };
+    }""")
+    page.get_by_role("button", name="Use the camera").click()
+    expect_no_answer(page, "The camera is not available (permission denied).")
 
 
 # --- clipboard, drop and camera
@@ -305,10 +405,10 @@ def test_paste_and_drop(page: Page, easy: Dataset, event: str, property_name: st
         const Kind = event === 'paste' ? ClipboardEvent : DragEvent;
         document.body.dispatchEvent(new Kind(event, { [propertyName]: transfer, bubbles: true, cancelable: true }));
     }"""
-    page.evaluate(dispatch, [event, property_name, content, ""])
-    expect(page.get_by_role("alert")).to_contain_text("contains no image file")
     page.evaluate(dispatch, [event, property_name, content, "given.png"])
     expect(page.locator("#status")).to_contain_text("given.png: ")
+    page.evaluate(dispatch, [event, property_name, content, ""])
+    expect_no_answer(page, "contains no image file")
 
 
 def test_camera_shows_predictions_and_frames_per_second(browser: Browser, address: str) -> None:
@@ -351,6 +451,111 @@ def test_page_fits_a_phone(browser: Browser, address: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 340
         heights = page.evaluate("[...document.querySelectorAll('button, select')].map(e => e.offsetHeight)")
         assert min(height for height in heights if height) >= 44
+    context.close()
+
+
+def open_in_context(context: BrowserContext, address: str) -> Page:
+    """Open a page, wait until it is ready and its service worker controls it."""
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    page.goto(address)
+    expect(page.locator("#status")).to_have_text("Ready.")
+    wait_for_worker(page)
+    return page
+
+
+def wait_for_worker(page: Page) -> None:
+    """Wait until the newest service worker of a page is active and controls it."""
+    page.evaluate("""async () => {
+        const registration = await navigator.serviceWorker.ready;
+        await registration.update();
+        const worker = registration.installing ?? registration.waiting ?? registration.active;
+        const changed = () => new Promise(done => worker.addEventListener('statechange', done, { once: true }));
+        while (worker.state !== 'activated') await changed();
+    }""")
+    page.wait_for_function("navigator.serviceWorker.controller")
+
+
+def shown_model(page: Page, image: np.ndarray[Any, Any]) -> tuple[list[str], list[float]]:
+    """The classes of the model on a page, and its logits for an image."""
+    expect(page.locator("#status")).to_have_text("Ready.")
+    names = page.locator("#map-class option:not([value=''])").all_inner_texts()
+    return names, choose(page, as_file("known.png", Image.fromarray(image)))["logits"]
+
+
+def expected_model(folder: Path, image: np.ndarray[Any, Any]) -> tuple[list[str], Any]:
+    config = json.loads((folder / "page.json").read_text(encoding="utf-8"))
+    logits, _ = run_session(open_session(folder / "model.onnx"), to_input(image[None]))
+    return config["classes"], pytest.approx(logits[0].tolist(), abs=0.05 * float(np.abs(logits).max()))
+
+
+@pytest.mark.parametrize("worker", [True, False], ids=["service worker", "no service worker"])
+def test_another_page_at_the_same_address_is_shown_at_once(
+    browser: Browser, exported: Any, other_page: Path, easy: Dataset, worker: bool
+) -> None:
+    image = easy.test.images[0]
+    assert expected_model(exported.page, image)[1] != expected_model(other_page, image)[1].expected
+    context = browser.new_context(service_workers="allow" if worker else "block")
+    with serve(exported.page) as address:
+        page = open_in_context(context, address) if worker else context.new_page()
+        page.goto(address)
+        assert shown_model(page, image) == expected_model(exported.page, image)
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with serve(other_page, port):
+        for visit in (lambda: page.goto(address), lambda: page.reload(), lambda: context.new_page().goto(address)):
+            visit()
+            assert shown_model(context.pages[-1], image) == expected_model(other_page, image)
+            assert context.pages[-1].locator("#examples img").count() == 8
+    with serve(exported.page, port):  # back again
+        page.reload()
+        assert shown_model(page, image) == expected_model(exported.page, image)
+    context.close()
+
+
+def test_page_that_was_exported_again_is_shown_at_once(
+    browser: Browser, exported: Any, other_page: Path, easy: Dataset, tmp_path: Path
+) -> None:
+    image = easy.test.images[0]
+    folder = shutil.copytree(exported.page, tmp_path / "page")
+    context = browser.new_context()
+    with serve(folder) as address:
+        page = open_in_context(context, address)
+        with commit_dir(folder) as temporary:
+            shutil.copytree(other_page, temporary, dirs_exist_ok=True)
+        page.get_by_role("button", name=easy.classes[1], exact=True).first.click()
+        expect(page.locator("#status")).to_contain_text(f"Example ({easy.classes[1]})")  # the open page stays whole
+        page.reload()
+        assert shown_model(page, image) == expected_model(folder, image)
+        wait_for_worker(page)
+    page.reload()  # without a server
+    assert shown_model(page, image) == expected_model(folder, image)
+    context.close()
+
+
+def test_page_never_combines_two_versions(browser: Browser, exported: Any, other_page: Path) -> None:
+    """The connection ends after page.json of another version: the cached model of the first version is not used."""
+    context = browser.new_context()
+    with serve(exported.page) as address:
+        page = open_in_context(context, address)
+        context.route("**/page.json", lambda route: route.fulfill(path=other_page / "page.json"))
+        context.route("**/model.onnx*", lambda route: route.abort())
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text("The page cannot start")
+    context.close()
+
+
+def test_pages_of_one_server_have_caches_of_their_own(
+    browser: Browser, exported: Any, other_page: Path, easy: Dataset, tmp_path: Path
+) -> None:
+    image = easy.test.images[0]
+    (tmp_path / "page.json").touch()
+    folders = {name: shutil.copytree(page, tmp_path / name) for name, page in (("a", exported.page), ("b", other_page))}
+    context = browser.new_context()
+    with serve(tmp_path) as address:
+        pages = {name: open_in_context(context, f"{address}{name}/") for name in folders}
+    for name, page in pages.items():  # without a server
+        page.reload()
+        assert shown_model(page, image) == expected_model(folders[name], image)
     context.close()
 
 

@@ -40,9 +40,9 @@ def port(folder: Path) -> Iterator[int]:
         thread.join()
 
 
-def get(port: int, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+def get(port: int, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request("GET", path)
+    connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     content = response.read()
     connection.close()
@@ -65,6 +65,18 @@ def test_content_types_and_security_headers(port: int, path: str, content_type: 
     assert content.decode() == path.lstrip("/") or path == "/"
     assert headers["Content-Security-Policy"] == f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"
     assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [("If-Modified-Since", "Fri, 01 Jan 2100 00:00:00 GMT"), ("If-None-Match", "*"), ("If-None-Match", '"1"')],
+)
+@pytest.mark.parametrize("path", ["/", "/page.json", "/page.js", "/a.wasm"])
+def test_content_is_sent_whatever_the_browser_holds(port: int, path: str, header: str, value: str) -> None:
+    """The browser's copy may be of another folder that was served at this address, with newer files."""
+    status, headers, content = get(port, path, **{header: value})
+    assert (status, content.decode()) == (200, path.lstrip("/") or "index.html")
+    assert headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("path", ["/../secret.txt", "/%2e%2e/secret.txt", "//secret.txt", "/nothing.js"])

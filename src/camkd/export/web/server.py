@@ -1,4 +1,8 @@
-"""HTTP server of an exported page, for this machine only."""
+"""HTTP server of an exported page, for this machine only.
+
+Different folders may be served at the same address, one after the other. So every response has the content of the file,
+never "304 Not Modified", and browsers do not store it. The service worker of the page keeps a copy for offline use.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +34,16 @@ class _Handler(SimpleHTTPRequestHandler):
         ".json": "application/json",
     }
 
+    def send_head(self) -> Any:
+        for name in ("If-Modified-Since", "If-None-Match"):  # about a file of the folder that was served before
+            del self.headers[name]
+        return super().send_head()
+
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Cache-Control", "no-store")
         super().end_headers()
 
     def copyfile(self, source: Any, outputfile: Any) -> None:

@@ -20,6 +20,7 @@ from camkd.cams import predict
 from camkd.data.dataset import Dataset
 from camkd.explain.explain import example_rows
 from camkd.export.sessions import to_input
+from camkd.export.web.runtime import PACKAGE
 from camkd.models.card import title
 from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
@@ -55,15 +56,21 @@ def build(
         dataset: Dataset of the model. The examples are test images.
         runtime: Files of onnxruntime-web.
     """
+    runtime_folder = f"runtime/{PACKAGE.partition('@')[2]}"
     (folder / MODEL_FILE).write_bytes(model.read_bytes())
-    (folder / "runtime").mkdir()
+    (folder / runtime_folder).mkdir(parents=True)
     for path in runtime:
-        (folder / "runtime" / path.name).write_bytes(path.read_bytes())
-    config = {**_page_config(source, model), "examples": _write_examples(folder, teacher, dataset)}
-    write_json(folder / CONFIG_FILE, config)
+        (folder / runtime_folder / path.name).write_bytes(path.read_bytes())
     for static_file in (resources.files("camkd.export.web") / "static").iterdir():
         (folder / static_file.name).write_bytes(static_file.read_bytes())
-    _complete_service_worker(folder)
+    config = {
+        **_page_config(source, model),
+        "runtime": runtime_folder,
+        "examples": _write_examples(folder, teacher, dataset),
+    }
+    version = _content_digest(folder, config)
+    write_json(folder / CONFIG_FILE, {**config, "version": version})
+    _complete_service_worker(folder, version)
 
 
 def _page_config(source: str, model: Path) -> dict[str, Any]:
@@ -115,11 +122,19 @@ def _teacher_predictions(teacher: nn.Module, images: NDArray[np.uint8]) -> list[
     return entries
 
 
-def _complete_service_worker(folder: Path) -> None:
-    """Insert the list of files to cache, and a version computed from their content, into the service worker."""
+def _content_digest(folder: Path, config: dict[str, Any]) -> str:
+    """Return a digest of a page's files and configuration. Equal pages have equal digests."""
+    contents = [path.read_bytes() for path in _files(folder)] + [json.dumps(config, sort_keys=True).encode()]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()[:16]
+
+
+def _complete_service_worker(folder: Path, version: str) -> None:
+    """Insert the version of the page, and the list of files to cache, into the service worker."""
     worker = folder / SERVICE_WORKER
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != worker)
-    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
-    files = json.dumps([".", *(path.relative_to(folder).as_posix() for path in paths)])
-    text = worker.read_text(encoding="utf-8").replace("[/* files */]", files).replace("/* version */", digest[:16])
-    write_text(worker, text)
+    paths = [path.relative_to(folder).as_posix() for path in _files(folder) if path != worker]
+    text = worker.read_text(encoding="utf-8").replace("[/* files */]", json.dumps([".", *paths]))
+    write_text(worker, text.replace("/* version */", version))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,11 +1,10 @@
 // Runs the model: computes logits, probabilities and maps from pixels.
-import * as ort from "./runtime/ort.wasm.min.mjs";
 
-ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
-ort.env.wasm.numThreads = 1;  // for one image and a small model, more threads cost more than they gain
-ort.env.logLevel = "error";
-
-export async function loadModel(url) {
+export async function loadModel(url, runtimeFolder) {
+  const ort = await import(`./${runtimeFolder}/ort.wasm.min.mjs`);
+  ort.env.wasm.wasmPaths = new URL(`./${runtimeFolder}/`, import.meta.url).href;
+  ort.env.wasm.numThreads = 1;  // for one image and a small model, more threads cost more than they gain
+  ort.env.logLevel = "error";
   const session = await ort.InferenceSession.create(url, { executionProviders: ["wasm"] });
   // `pixels` is a Uint8ClampedArray in RGBA of side x side. The model takes RGB in 0..1, channels first.
   return async function predict(pixels, side) {

@@ -7,10 +7,11 @@ const SMALL_SIDE = 128;  // images with fewer pixels per side are shown pixelate
 const ANNOUNCE_INTERVAL = 3000;  // ms between two announcements for screen readers while the camera runs
 const MIN_PROBABILITY = 0.0005;  // smaller probabilities are shown as "< 0.1 %"
 const NUM_TOP_CLASSES = 5;
+const NUM_NAMED_CLASSES = 20;  // the names of further classes are folded
 
 let config;  // content of page.json
 let predict;  // the model
-let current = null;  // the current image: { canvas, prediction, teacher, name, milliseconds }
+let current = null;  // the image on the page: { canvas, prediction, teacher, name, milliseconds }
 let selectedClass = null;  // class of the heatmap; null: the top class
 let video = null;  // the running camera
 let generation = 0;  // increases with each new input, so that results of earlier inputs are dropped
@@ -22,26 +23,38 @@ async function classify(source, { name, teacher = null }) {
   const { pixels, canvas } = cropSquare(source, config.size);
   const start = performance.now();
   const prediction = await predict(pixels, config.size);
-  current = { canvas, prediction, teacher, name, milliseconds: performance.now() - start };
-  globalThis.camkd = { logits: Array.from(prediction.logits), maps: prediction.maps, grid: prediction.grid, pixels };  // for the console
+  return { canvas, pixels, prediction, teacher, name, milliseconds: performance.now() - start };
 }
 
 async function openImage(blob, options) {
-  stopCamera();
-  const ownGeneration = ++generation;
+  const ownGeneration = startInput();
   try {
     const bitmap = await decode(blob);
-    if (ownGeneration !== generation) return;
-    selectedClass = null;
-    await classify(bitmap, options);
+    const result = await classify(bitmap, options);
     bitmap.close();
     if (ownGeneration !== generation) return;
-    showResult();
+    selectedClass = null;
+    showResult(result);
     showStatus(describePrediction());
-    showError("");
   } catch (error) {
-    showError(error instanceof UnreadableImageError ? `${options.name} ${error.message}.` : `${options.name} cannot be read: ${error}.`);
+    if (ownGeneration === generation) refuse(error instanceof UnreadableImageError ? `${options.name} ${error.message}.` : `${options.name} cannot be read: ${error}.`);
   }
+}
+
+// A new input ends the camera, and the results of earlier inputs are dropped.
+function startInput() {
+  stopCamera();
+  return ++generation;
+}
+
+// Without an answer to the latest input, no earlier image and answer stay on the page.
+function refuse(message) {
+  startInput();
+  current = null;
+  globalThis.camkd = null;
+  $("result").hidden = true;
+  showStatus("");
+  $("error").textContent = message;
 }
 
 // --- the result
@@ -51,8 +64,11 @@ const percent = fraction => `${fraction < MIN_PROBABILITY ? "< 0.1" : fraction >
 const label = k => config.classes[k];
 const mapClass = () => selectedClass ?? ranking(current.prediction.probabilities)[0];
 
-function showResult() {
-  const { prediction, teacher } = current;
+function showResult(result) {
+  current = result;
+  const { pixels, prediction, teacher } = result;
+  globalThis.camkd = { logits: Array.from(prediction.logits), maps: prediction.maps, grid: prediction.grid, pixels };  // for the console
+  $("error").textContent = "";
   const ranked = ranking(prediction.probabilities);
   const k = mapClass();
   $("result").hidden = false;
@@ -108,7 +124,7 @@ function createClassButton() {
 function selectClass(k) {
   selectedClass = k;
   if (!current) return;
-  showResult();
+  showResult(current);
   const { maps, grid } = current.prediction;
   showStatus(`Evidence for ${label(mapClass())}: ${describeMaximum(maps[mapClass()], grid)}.`);
 }
@@ -127,30 +143,38 @@ function describePrediction() {
 }
 
 const showStatus = text => { $("status").textContent = text; };
-const showError = text => { $("error").textContent = text; };
 
 // --- the camera
 
 async function startCamera() {
-  const ownGeneration = ++generation;
-  showError("");
+  const ownGeneration = startInput();
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
     if (ownGeneration !== generation) return stream.getTracks().forEach(track => track.stop());
     video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
+    stream.getVideoTracks()[0].onended = () => { if (ownGeneration === generation) refuse("The camera has stopped."); };
     await video.play();
   } catch (error) {
-    video = null;
-    return showError(`The camera is not available (${error.name === "NotAllowedError" ? "permission denied" : error.message}).`);
+    if (ownGeneration === generation) refuse(`The camera is not available (${error.name === "NotAllowedError" ? "permission denied" : error.message}).`);
+    return;
   }
+  if (ownGeneration !== generation) return;
   $("camera").setAttribute("aria-pressed", "true");
   $("camera").textContent = "Stop the camera";
   selectedClass = null;
+  try {
+    await showFrames(ownGeneration);
+  } catch (error) {
+    if (ownGeneration === generation) refuse(`The image of the camera cannot be read: ${error}.`);
+  }
+}
+
+async function showFrames(ownGeneration) {
   const times = [];
-  while (video && ownGeneration === generation) {
-    await classify(video, { name: "Camera" });
+  while (ownGeneration === generation) {
+    const result = await classify(video, { name: "Camera" });
     if (ownGeneration !== generation) return;
-    showResult();
+    showResult(result);
     times.push(performance.now());
     if (times.length > 30) times.shift();
     if (times.length > 1) $("speed").textContent = `${(1000 * (times.length - 1) / (times.at(-1) - times[0])).toFixed(0)} frames/s, ${current.milliseconds.toFixed(1)} ms in the model`;
@@ -202,7 +226,7 @@ function addListeners() {
 function openTransfer(transfer, origin) {
   const [file] = transfer.files;
   if (file) openImage(file, { name: file.name || origin });
-  else showError(`${origin} contains no image file.`);
+  else refuse(`${origin} contains no image file.`);
 }
 
 async function pasteImage() {
@@ -211,43 +235,63 @@ async function pasteImage() {
       const type = item.types.find(name => name.startsWith("image/"));
       if (type) return openImage(await item.getType(type), { name: "The clipboard" });
     }
-    showError("The clipboard contains no image.");
+    refuse("The clipboard contains no image.");
   } catch {
-    showError("This browser does not allow a page to read the clipboard. Press Ctrl+V or Command+V instead.");
+    refuse("This browser does not allow a page to read the clipboard. Press Ctrl+V or Command+V instead.");
   }
 }
 
-function showExamples() {
-  for (const example of config.examples) {
+async function showExamples() {
+  const blobs = await Promise.all(config.examples.map(async example => (await fetchFile(`${example.file}?version=${config.version}`)).blob()));
+  config.examples.forEach((example, index) => {
     const item = document.createElement("li");
     const button = document.createElement("button");
     const image = new Image();
-    image.src = example.file;
+    image.src = URL.createObjectURL(blobs[index]);
     image.alt = "";
     button.type = "button";
     button.append(image, example.true_class);
-    button.onclick = async () => openImage(await (await fetch(example.file)).blob(), { name: `Example (${example.true_class})`, teacher: example.teacher });
+    button.onclick = () => openImage(blobs[index], { name: `Example (${example.true_class})`, teacher: example.teacher });
     item.append(button);
     $("examples").querySelector("ul").append(item);
-  }
+  });
   $("examples").hidden = !config.examples.length;
 }
 
 // --- start
 
 async function start() {
-  config = await (await fetch("page.json")).json();
+  config = await (await fetchFile("page.json")).json();
   document.title = config.title;
   const accuracy = config.accuracy === null ? "" : `, accuracy ${percent(config.accuracy)} on its test images`;
   $("model-summary").textContent = `· ${config.title}: ${config.params.toLocaleString("en")} parameters, ${Math.round(config.bytes / 1000)} KB${accuracy}`;
+  showClasses();
   config.classes.forEach((name, k) => $("map-class").append(new Option(name, k)));
   drawColorScale($("color-scale"), config.colormap);
-  predict = await loadModel("model.onnx");
+  predict = await loadModel(`model.onnx?version=${config.version}`, config.runtime);
   await predict(new Uint8ClampedArray(4 * config.size ** 2), config.size);  // warm-up: the first call is slower
+  await showExamples();
   addListeners();
-  showExamples();
   showStatus("Ready.");
   navigator.serviceWorker?.register("offline.js").catch(() => {});  // the page works without it, but not offline
 }
 
-start().catch(error => showError(`The page cannot start: ${error.message ?? error}.`));
+// The server may have another page at this address since the last visit.
+async function fetchFile(path) {
+  const response = await fetch(path, { cache: "no-store" });
+  if (!response.ok) throw new Error(`${path} must be on the server, got status ${response.status}`);
+  return response;
+}
+
+// An image of anything else gets one of the classes too, so their names stand above the answer.
+function showClasses() {
+  const { classes } = config;
+  const numHidden = Math.max(0, classes.length - NUM_NAMED_CLASSES);
+  const more = numHidden ? `, and ${numHidden.toLocaleString("en")} more` : "";
+  const names = classes.slice(0, NUM_NAMED_CLASSES).join(", ");
+  $("classes").textContent = `The model knows these ${classes.length.toLocaleString("en")} classes only: ${names}${more}. Every image gets one of them, whatever it shows.`;
+  $("all-classes").hidden = !numHidden;
+  $("all-classes").querySelector("p").textContent = classes.join(", ");
+}
+
+start().catch(error => refuse(`The page cannot start: ${error.message ?? error}.`));
