@@ -59,7 +59,7 @@ FORK_SERVER = multiprocessing.get_context("forkserver")
 ROLES = ("teacher", "control", "student")
 MAX_SIGNALS = 4
 MAX_RISE = {"memory": 0.02, "files": 0.5, "threads": 0.5}
-"""Largest rise of a flat quantity in the last three quarters of the time: of the mean for memory, else absolute."""
+"""Largest rise of a flat quantity in the last three quarters of the time. The rise of memory is relative to its mean."""
 
 MIN_RUNS = 12
 """Number of runs in the last three quarters of the time below which nothing counts as flat."""
@@ -101,7 +101,7 @@ def without_times(value: Any) -> Any:
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """Read everything that must not depend on interruptions."""
+    """Read what must not depend on interruptions: weights, loss curve, metrics and predictions of each role."""
     results: dict[str, Any] = {}
     for role in ROLES:
         run = Run(out / role)
@@ -134,7 +134,7 @@ def has_no_descendants(process: BaseProcess) -> bool:
 
 
 class Soak:
-    """All rounds and their results.
+    """Run the rounds of the soak test, and collect the results.
 
     Args:
         folder: An empty folder.
@@ -263,8 +263,8 @@ class Soak:
 
         The rise is that of the least-squares line.
         """
-        since = self.samples[-1]["seconds"] / 4
-        samples = [sample for sample in self.samples if sample["seconds"] >= since]
+        start_seconds = self.samples[-1]["seconds"] / 4
+        samples = [sample for sample in self.samples if sample["seconds"] >= start_seconds]
         seconds = np.array([sample["seconds"] for sample in samples])
         growth: dict[str, dict[str, float | bool]] = {}
         for name, max_rise in MAX_RISE.items():

@@ -196,7 +196,7 @@ def test_out_that_cannot_be_written_is_refused(easy_folder: Path, tmp_path: Path
         (b"epochs: 1\n\0\n", "config"),
         (b"model: \xff\n", "--config must be a YAML file in UTF-8, got an error: 'utf-8' codec"),
         (b'data: "a\\0b"\n', "--data must not contain a null byte, got 'a\\x00b'"),
-        (b"accept: [epochs]\n", "--accept must be a text, got \"['epochs']\""),
+        (b"accept: [epochs]\n", "--accept must be a string, got \"['epochs']\""),
     ],
 )
 def test_wrong_configuration_file_is_refused(text: bytes, message: str, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_wrong_configuration_file_is_refused(text: bytes, message: str, tmp_path
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        *((name, "a text") for name in ("student", "teacher", "method", "data", "device", "accept", "cache-budget")),
+        *((name, "a string") for name in ("student", "teacher", "method", "data", "device", "accept", "cache-budget")),
         *((name, "an integer") for name in ("epochs", "seed")),
         ("grad-clip", "a number"),
         ("bad-images", "one of fail, skip"),

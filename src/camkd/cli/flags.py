@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 ALIASES = {"data": ("--dataset",), "method": ("--terms",)}
 """Further names of flags."""
 
-TYPE_NAMES = {"int": "an integer", "float": "a number", "str": "a text"}
+TYPE_NAMES = {"int": "an integer", "float": "a number", "str": "a string"}
 """Descriptions of option types in error messages."""
 
 

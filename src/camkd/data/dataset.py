@@ -191,7 +191,7 @@ def hold_out(labels: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArr
     """Choose a random, stratified subset of the images, for example for validation.
 
     Each class contributes ``round(fraction * count)`` images. A class of two or more images contributes at least
-    one and keeps at least one. The result depends on the labels and the seed only.
+    one image and keeps at least one image. The result depends on the labels and the seed only.
 
     Args:
         labels: Class indices, ``(N,)``.

@@ -40,7 +40,7 @@ def reevaluate(
     progress: Progress,
     message: Callable[[str], None],
 ) -> Evaluation:
-    """Evaluate a trained model on the test images of its own dataset or of another one.
+    """Evaluate a trained model on the test images of its own dataset or of another dataset.
 
     Args:
         source: A run folder or a shipped model.
@@ -60,8 +60,8 @@ def reevaluate(
     info = read_model_info(source)
     dataset = _open_test_data(source, data, progress)
     if data is not None:
-        number = f"the {len(dataset.test):,} test" if len(dataset.train) else f"all {len(dataset.test):,}"
-        message(f"evaluated on {number} images of {data!r}")
+        count = f"the {len(dataset.test):,} test" if len(dataset.train) else f"all {len(dataset.test):,}"
+        message(f"evaluated on {count} images of {data!r}")
         for note in dataset.notes:
             message(f"  {note}")
     elif dataset.fingerprint != info.data_fingerprint:
@@ -79,8 +79,8 @@ def reevaluate(
 def _open_test_data(source: str, data: str | None, progress: Progress) -> Dataset:
     """Open the dataset of `reevaluate`.
 
-    All images of a folder without splits are test images, unless the model was trained on this folder. The split of its
-    training is then used.
+    All images of a folder without splits are test images, unless the model was trained on this folder. Then the test
+    split of the training is used.
     """
     if data is None:
         return open_model_data(source, None, progress)

@@ -25,7 +25,10 @@ MAX_BYTES = 2_300_000
 
 EVIDENCE_COLORMAP = "viridis"
 DIFFERENCE_COLORMAP = "coolwarm"
-"""Both colormaps are perceptually uniform and suit color-blind readers: van der Walt and Smith 2015; Moreland 2009."""
+"""Colormap of the difference of two maps.
+
+Both colormaps are perceptually uniform and suit color-blind readers: van der Walt and Smith 2015; Moreland 2009.
+"""
 
 _IMAGE_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
@@ -36,9 +39,10 @@ def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, A
     """Merge the galleries of ``runs`` into the data of the page's script.
 
     Models are matched across galleries by the checksum of their weights, so an image shows the prediction of a run if
-    any gallery holds it. The first gallery is that of ``main``, or else of the first run with a valid gallery. If its
-    teacher is not among ``runs``, the teacher gets a column of its own. Galleries with other classes than ``main``, or
-    of another dataset than the first gallery, are left out. The last images are left out if they exceed `MAX_BYTES`.
+    any gallery holds the prediction. The first gallery is that of ``main``, or else of the first run with a valid
+    gallery. If the teacher of the first gallery is not among ``runs``, the teacher gets a column of its own. Galleries
+    with other classes than ``main``, or of another dataset than the first gallery, are left out. The last images are
+    left out if all images exceed `MAX_BYTES`.
 
     Args:
         runs: The runs of the report.

@@ -431,8 +431,8 @@ class Reviewer(nn.Module):
     channels of the student's last stage, at most 512.
 
     Source: Chen et al. 2021, arXiv 2104.09044. As in the authors' code, grids are matched by the nearest cell. The
-    weight in this code is 1 by default, and 0.6 to 8 for pairs of networks on CIFAR-100. The weight rises over the
-    first 20 of 240 epochs, as with ``schedule=warm``.
+    authors' weight is 1 by default, and 0.6 to 8 for pairs of networks on CIFAR-100. It rises over the first 20 of 240
+    epochs, as with ``schedule=warm``.
 
     In training mode, batch normalization makes the loss of an image depend on the other images of its batch. A batch
     must have at least 2 images.
