@@ -59,7 +59,7 @@ FORK_SERVER = multiprocessing.get_context("forkserver")
 ROLES = ("teacher", "control", "student")
 MAX_SIGNALS = 4
 MAX_RISE = {"memory": 0.02, "files": 0.5, "threads": 0.5}
-"""Largest rise of a flat quantity in the last three quarters of the time. The rise of memory is relative to its mean."""
+"""Largest rise of a flat quantity in the last three quarters of the time, for memory relative to the mean."""
 
 MIN_RUNS = 12
 """Number of runs in the last three quarters of the time below which nothing counts as flat."""
