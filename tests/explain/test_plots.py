@@ -17,6 +17,7 @@ from camkd.explain.plots import (
     resize_image,
     save_heatmaps,
 )
+from camkd.utils.plot_style import EVIDENCE_COLORMAP, colorize
 from support.unusual_names import UNUSUAL_NAMES
 
 
@@ -97,6 +98,15 @@ def test_overlay_full_image_draws_the_center_square_and_pale_margins() -> None:
     for margin in (pixels[:, :5], pixels[:, 25:]):
         assert colorfulness(margin).max() == 0
         assert margin.min() >= 255 * 0.55 - 1
+
+
+def test_overlay_has_the_colors_of_the_report_and_of_the_exported_page() -> None:
+    """The image is black: a pixel is the color of its value times the opacity, plus the darkest gray."""
+    values = np.linspace(0, 1, 50)
+    pixels = overlay(np.zeros((50, 50, 3), np.uint8), np.tile(values, (50, 1)), (50, 50))[0]
+    opacity = (0.35 + 0.4 * values)[:, None]
+    expected = opacity * colorize(values, EVIDENCE_COLORMAP) + (1 - opacity) * 25.5
+    assert np.abs(pixels - expected).max() <= 1
 
 
 def test_resize_image_repeats_pixels_to_enlarge_and_averages_to_shrink() -> None:

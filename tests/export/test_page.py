@@ -33,6 +33,7 @@ from camkd.export.web.site import build
 from camkd.runs.loading import read_model_info
 from camkd.types import InputError
 from camkd.utils.files import commit_dir
+from camkd.utils.plot_style import EVIDENCE_COLORMAP, colorize
 
 pytest.importorskip("onnxruntime")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -260,6 +261,23 @@ def test_heatmap_has_the_colors_and_the_interpolation_of_python(page: Page, easy
     assert np.ptp(drawn[..., 3].astype(int)) > 50
     screenshot = Image.open(io.BytesIO(page.locator("#student .frame").screenshot())).convert("RGB")
     assert len(screenshot.getcolors(1 << 20) or []) > 100
+
+
+def test_script_has_the_colors_of_python(page: Page) -> None:
+    """One row of as many cells as the canvas has pixels, so that nothing is interpolated."""
+    values = np.linspace(0, 1, 224)
+    drawn = page.evaluate(
+        """async values => {
+            const { drawMap } = await import("./heatmap.js");
+            const { colormap } = await (await fetch("page.json")).json();
+            const canvas = document.createElement("canvas");
+            drawMap(canvas, values, [1, 224], colormap);
+            return [...canvas.getContext("2d").getImageData(0, 0, 224, 1).data];
+        }""",
+        values.tolist(),
+    )
+    colors = np.array(drawn).reshape(-1, 4)[:, :3]
+    assert np.abs(colors - colorize(values, EVIDENCE_COLORMAP)).max() <= 1  # the canvas stores colors times opacity
 
 
 def test_heatmap_of_any_class_by_keyboard_and_by_list(page: Page, easy: Dataset) -> None:

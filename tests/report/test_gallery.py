@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -25,12 +24,7 @@ from camkd.evaluate import SplitPredictions, predict_split
 from camkd.evaluate.metrics import cosine, map_similarities
 from camkd.models import build
 from camkd.report.gallery import MAX_BYTES, GalleryModel, gallery_rows, quantize_maps, select_images, write_gallery
-from camkd.report.merge_galleries import (
-    DIFFERENCE_COLORMAP,
-    EVIDENCE_COLORMAP,
-    merge_galleries,
-    sample_colormap,
-)
+from camkd.report.merge_galleries import merge_galleries
 from camkd.report.report import write_report
 from camkd.report.run_summary import RunSummary
 from camkd.types import InputError
@@ -313,39 +307,3 @@ def test_page_without_valid_gallery_has_no_script(tmp_path: Path) -> None:
     assert "no valid gallery for this run" in page
     assert "<script" not in page
     assert "example.org" not in page
-
-
-# --- colormaps
-
-
-def to_lab(colors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Convert sRGB colors ``(n, 3)`` in 0..1 to CIELAB (D65)."""
-    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    share = linear @ to_xyz.T / (to_xyz @ np.ones(3))
-    f = np.where(share > 0.008856, np.cbrt(share), 7.787 * share + 16 / 116)
-    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
-
-
-VISION = {
-    "normal": np.eye(3),
-    "deuteranopia": np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
-    "protanopia": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
-}
-"""Machado, Oliveira and Fernandes 2009, severity 1. The matrices are for linear RGB; sRGB is close enough here."""
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_colormaps_are_perceptually_ordered(vision: str) -> None:
-    """Lightness grows with the evidence; a difference is lightest at zero, and its two ends are far apart."""
-    colors = {
-        name: to_lab(
-            np.clip(np.array([matplotlib.colors.to_rgb(c) for c in sample_colormap(name)]) @ VISION[vision].T, 0, 1)
-        )
-        for name in (EVIDENCE_COLORMAP, DIFFERENCE_COLORMAP, "jet")
-    }
-    difference = colors[DIFFERENCE_COLORMAP]
-    assert (np.diff(colors[EVIDENCE_COLORMAP][:, 0]) > 0).all()
-    assert abs(int(difference[:, 0].argmax()) - 16) <= 1
-    assert np.linalg.norm(difference[0] - difference[-1]) > 60
-    assert not (np.diff(colors["jet"][:, 0]) > 0).all(), "the check can fail"

@@ -13,6 +13,7 @@ import torch
 
 from browser import DESKTOP, PHONE, OfflinePage
 from camkd.report.report import write_report
+from camkd.utils.plot_style import DIFFERENCE_COLORMAP, EVIDENCE_COLORMAP, colorize
 from run_folders import (
     CLASSES,
     NUM_IMAGES,
@@ -165,8 +166,8 @@ def test_maps_of_every_class_equal_torch_and_matplotlib(page: Any) -> None:
         assert plain(pressed.inner_text()) == name
         teacher_map, student_map = (upsampled(maps_of(role, number)[class_id]) for role in ("teacher", "student"))
         for tile, values, colormap in (
-            (2, teacher_map, "viridis"),
-            (3, student_map, "viridis"),
+            (2, teacher_map, "inferno"),
+            (3, student_map, "inferno"),
             (4, (student_map - teacher_map + 1) / 2, "coolwarm"),
         ):
             drawn = canvas_pixels(page, f"#detail-tiles .tile:nth-child({tile}) canvas")
@@ -191,8 +192,23 @@ def test_gallery_shows_the_map_of_the_selected_class(page: Any) -> None:
     choices = {"prediction": labels["teacher"], "label": labels["label"], "own": labels["student"], "2": 2}
     for choice, class_id in choices.items():
         page.select_option("#map", choice)
-        expected = 255 * matplotlib.colormaps["viridis"](upsampled(maps_of("student", number)[class_id]))[..., :3]
+        expected = 255 * matplotlib.colormaps["inferno"](upsampled(maps_of("student", number)[class_id]))[..., :3]
         assert np.abs(canvas_pixels(page, canvas) - expected).max() < 8, choice
+
+
+@pytest.mark.parametrize(("name", "colormap"), [("evidence", EVIDENCE_COLORMAP), ("difference", DIFFERENCE_COLORMAP)])
+def test_script_has_the_colors_of_python(page: Any, name: str, colormap: str) -> None:
+    values = np.linspace(0, 1, 48 * 48)
+    drawn = page.evaluate(
+        """([values, name]) => {
+            const canvas = document.createElement("canvas");
+            drawMap(canvas, values, name);
+            return [...canvas.getContext("2d").getImageData(0, 0, 48, 48).data];
+        }""",
+        [values.tolist(), name],
+    )
+    colors = np.array(drawn).reshape(-1, 4)[:, :3]
+    assert np.abs(colors - colorize(values, colormap)).max() <= 1  # the canvas stores colors times opacity
 
 
 # --- keyboard

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.utils.plot_style import TEXT_COLOR, save_png, shorten, style_context
+from camkd.utils.plot_style import EVIDENCE_COLORMAP, TEXT_COLOR, colorize, save_png, shorten, style_context
 
 Pixels = NDArray[np.uint8]
 """An image ``(H, W, 3)`` or several images ``(N, H, W, 3)``, uint8, RGB."""
@@ -262,7 +261,7 @@ def _max_characters(pixels: int) -> int:
 def _blend(gray: NDArray[Any], intensity: NDArray[Any]) -> Pixels:
     """Blend a gray image with the colors of a map, both in 0..1; the opacity of a color grows with the map value."""
     opacity = (0.35 + 0.4 * intensity)[..., None]
-    color = matplotlib.colormaps["inferno"](intensity)[..., :3]
+    color = colorize(intensity, EVIDENCE_COLORMAP) / 255
     blended = (1 - opacity) * (0.1 + 0.85 * gray[..., None]) + opacity * color
     return np.asarray(blended * 255 + 0.5, np.uint8)
 

@@ -11,10 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.colors import to_hex
-
 from camkd.report.run_summary import RunSummary
+from camkd.utils.plot_style import DIFFERENCE_COLORMAP, EVIDENCE_COLORMAP, color_table
 from camkd.utils.units import finite_number
 
 VERSION = 2
@@ -22,13 +20,6 @@ VERSION = 2
 
 MAX_BYTES = 2_300_000
 """Size limit of all thumbnails, maps and predictions in a page."""
-
-EVIDENCE_COLORMAP = "viridis"
-DIFFERENCE_COLORMAP = "coolwarm"
-"""Colormap of the difference of two maps.
-
-Both colormaps are perceptually uniform and suit color-blind readers: van der Walt and Smith 2015; Moreland 2009.
-"""
 
 _IMAGE_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
@@ -70,19 +61,10 @@ def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, A
         "images": list(_limit_bytes(images, MAX_BYTES)),
         "confusion": main.confusion_cells(),
         "colormaps": {
-            "evidence": sample_colormap(EVIDENCE_COLORMAP),
-            "difference": sample_colormap(DIFFERENCE_COLORMAP),
+            "evidence": color_table(EVIDENCE_COLORMAP).tolist(),
+            "difference": color_table(DIFFERENCE_COLORMAP).tolist(),
         },
     }
-
-
-def sample_colormap(name: str) -> list[str]:
-    """Return 33 equally spaced colors of a matplotlib colormap. The page's script interpolates between the colors.
-
-    >>> sample_colormap("viridis")[::32]
-    ['#440154', '#fde725']
-    """
-    return [to_hex(matplotlib.colormaps[name](index / 32)) for index in range(33)]
 
 
 def _columns(runs: Sequence[RunSummary], gallery: Mapping[str, Any]) -> list[dict[str, Any]]:

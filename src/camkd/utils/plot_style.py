@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from camkd.utils.files import atomic_write
 
@@ -22,6 +24,15 @@ TEXT_COLOR = "#1b1f24"
 
 SERIES_COLORS = ("#2a78d6", "#e07b00", "#159a75", "#b2559b", "#8a8f98", "#c0392b")
 """Colors of data series, legible on white and on near-black backgrounds."""
+
+EVIDENCE_COLORMAP = "inferno"
+"""Colormap of the evidence for a class, in figures, in the gallery of the report and on the exported page."""
+
+DIFFERENCE_COLORMAP = "coolwarm"
+"""Colormap of the difference of two maps.
+
+Both colormaps are perceptually uniform and suit color-blind readers: van der Walt and Smith 2015; Moreland 2009.
+"""
 
 _FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari")
 
@@ -67,6 +78,26 @@ def figure_to_svg(figure: Figure) -> str:
     text = stream.getvalue()
     element = text[text.index("<svg") :].replace(TEXT_COLOR, "currentColor").strip()
     return re.sub(r'<g id="[^"]*">', "<g>", element)  # all figures have the same ids, but ids must be unique in a page
+
+
+def color_table(name: str) -> NDArray[np.uint8]:
+    """Return the colors of a colormap for the values 0, 1/255, ..., 1, RGB ``(256, 3)``.
+
+    The scripts of the report and of the exported page have the same table and rounding as `colorize`.
+
+    >>> color_table("inferno")[[0, 255]].tolist()
+    [[0, 0, 4], [252, 255, 164]]
+    """
+    return np.asarray(255 * matplotlib.colormaps[name](np.arange(256))[:, :3] + 0.5, np.uint8)
+
+
+def colorize(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Return the color of each value from 0 to 1, RGB ``(*values.shape, 3)``.
+
+    >>> colorize(np.array([0.0, 1.0]), "inferno").tolist()
+    [[0, 0, 4], [252, 255, 164]]
+    """
+    return color_table(name)[np.floor(255 * values + 0.5).astype(np.intp)]
 
 
 def shorten(name: str, width: int) -> str:

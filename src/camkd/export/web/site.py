@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from camkd.runs.folder import Run
 from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
 from camkd.utils.files import write_json, write_text
+from camkd.utils.plot_style import EVIDENCE_COLORMAP, color_table
 
 CONFIG_FILE, MODEL_FILE, SERVICE_WORKER = "page.json", "model.onnx", "offline.js"
 
@@ -77,7 +77,6 @@ def _page_config(source: str, model: Path) -> dict[str, Any]:
     """Return the content of ``page.json`` without the examples."""
     info = read_model_info(source).portable()
     metrics = Run(find_model_folder(source)).read_metrics()
-    colormap = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int)
     return {
         "title": title({"architecture": info.architecture, "data": info.data}),
         "classes": info.classes,
@@ -85,7 +84,7 @@ def _page_config(source: str, model: Path) -> dict[str, Any]:
         "params": info.params,
         "bytes": model.stat().st_size,
         "accuracy": metrics.get("accuracy"),
-        "colormap": colormap.tolist(),
+        "colormap": color_table(EVIDENCE_COLORMAP).tolist(),
     }
 
 

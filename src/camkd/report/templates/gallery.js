@@ -95,7 +95,7 @@ function mapTile(image, column, classId) {
   const predicted = className(prediction.predicted);
   const confidence = percent(prediction.confidence);
   const description = `Map of ${name} for ${className(shownClass)}. Predicts ${predicted} with ${confidence} confidence, ${correct ? "correct" : "wrong"}.`;
-  const content = values ? mapPane(image, values, colormaps.evidence, description) : emptyPane("map not stored");
+  const content = values ? mapPane(image, values, "evidence", description) : emptyPane("map not stored");
   return tile(isolate(name), content, `${correct ? "✓" : "✗"} ${isolate(predicted)}`, confidence);
 }
 
@@ -110,7 +110,7 @@ function differenceTile(image, classId) {
   const { name } = gallery.columns[state.compared];
   const description = `Map of ${name} minus the teacher's map.${similarity && ` CAM ${similarity}.`}`;
   const values = studentMap.map((value, index) => (value - teacherMap[index] + 1) / 2);
-  return tile("difference", mapPane(image, values, colormaps.difference, description), similarity);
+  return tile("difference", mapPane(image, values, "difference", description), similarity);
 }
 
 /** Return the tiles of an image: the image, teacher, compared run, their difference, and the other runs. */

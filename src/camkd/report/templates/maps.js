@@ -43,25 +43,15 @@ function neighborCells(position, cells) {
   return [first, Math.min(first + 1, cells - 1), center - first];
 }
 
-const colormaps = Object.fromEntries(
-  Object.entries(gallery.colormaps).map(([name, colors]) => [
-    name,
-    colors.map((color) => [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16))),
-  ]),
-);
-
-/** Draw values from 0 to 1 in the colors of a colormap. */
-function drawMap(canvas, values, colormap) {
+/** Draw values from 0 to 1 in the colors of a colormap. The opacity grows with the evidence, as on the exported page. */
+function drawMap(canvas, values, name) {
+  const colors = gallery.colormaps[name];
   canvas.width = canvas.height = DRAWN_SIDE;
   const pixels = new ImageData(DRAWN_SIDE, DRAWN_SIDE);
   values.forEach((value, index) => {
-    const position = Math.min(Math.max(value, 0), 1) * (colormap.length - 1);
-    const first = Math.min(Math.floor(position), colormap.length - 2);
-    for (let channel = 0; channel < 3; channel++) {
-      const [from, to] = [colormap[first][channel], colormap[first + 1][channel]];
-      pixels.data[4 * index + channel] = Math.round(from + (to - from) * (position - first));
-    }
-    pixels.data[4 * index + 3] = 255;
+    const share = Math.min(Math.max(value, 0), 1);
+    pixels.data.set(colors[Math.round(255 * share)], 4 * index);
+    pixels.data[4 * index + 3] = name === "evidence" ? 255 * (0.45 + 0.55 * share) : 255;
   });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
