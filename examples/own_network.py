@@ -2,9 +2,9 @@
 
     python examples/own_network.py
 
-Any ``nn.Module`` from images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, K)`` can be a student. If it ends in global
-average pooling and a linear layer, as here, its class activation maps are exact. Otherwise camkd finds the last layer
-with a spatial output, and the maps are gradient-based.
+Any ``nn.Module`` from images ``(N, 3, H, W)``, RGB in 0..1, to logits ``(N, K)`` can be a student. If the
+module ends in global average pooling and a linear layer, like the network of this example, its class activation maps
+are exact. Otherwise camkd finds the last layer with a spatial output, and the maps are gradient-based.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _exit(2, str(error))
     command, options = _select_command(options, COMMANDS)
     if options.get("recipe") and not any(argument.startswith("--recipe") for argument in arguments):
-        return _exit(2, "--recipe must be on the command line, got it in a --config file. Give --recipe there.")
+        return _exit(
+            2, "--recipe must be on the command line, got --recipe in a --config file. Move it to the command line."
+        )
     result = None
     failure = None
     try:

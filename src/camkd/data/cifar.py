@@ -211,7 +211,7 @@ def download(archive: CifarArchive, path: Path, progress: Progress) -> Path:
 
     Args:
         archive: The archive.
-        path: Path of the archive. An existing file is used, for example one that the user has copied there.
+        path: Path of the archive. An existing file is used, for example a copy that the user has made.
         progress: Progress callback; ``done`` and ``total`` are bytes.
 
     Returns:

@@ -130,7 +130,7 @@ def _create_locked(temporary: Path, create: Callable[[Path], None]) -> int | Non
         descriptor = os.open(temporary, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with suppress(OSError):  # some file systems have no locks; there, no temporary file is ever removed as stale
+    with suppress(OSError):  # on a file system without locks, no temporary file is ever removed as stale
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     if temporary.exists():
         return descriptor

@@ -39,7 +39,7 @@ class CacheCost(NamedTuple):
     Attributes:
         bytes_per_image: Size of a record in bytes.
         images: Number of training images, which is the number of records per epoch.
-        epochs: Number of epochs whose teacher outputs are cached: those of the run that fit into the cache budget.
+        epochs: Number of augmented epochs of the run whose outputs fit into the cache budget.
         images_per_second: Measured throughput of the teacher.
         computed_before: Number of records in the store that are valid already.
     """
@@ -84,11 +84,11 @@ class _Precomputer:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs to cache: those of the run that fit into the cache budget."""
+        """Number of augmented epochs of the run whose outputs fit into the cache budget."""
         return epochs_in_budget(self.config, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
-        """Yield the tasks of all epochs to cache."""
+        """Yield the tasks of all `epochs`."""
         num_batches = batch_count(len(self.views), self.config.train.batch_size)
         return ((epoch, start) for epoch in range(self.epochs) for start in range(0, num_batches, BATCHES_PER_TASK))
 

@@ -142,7 +142,8 @@ def sdd(student: Prediction, teacher: Prediction, beta: float = 2.0, temperature
     region as for the whole image, and ``beta`` otherwise. The size of a region has no influence on its weight.
 
     Source: Wei et al. 2024, arXiv 2403.13512. The mean over regions and ``beta = 2`` are those of the authors' code.
-    The paper weights by the predicted class, as here. The authors' code weights by correct and incorrect predictions.
+    The weights follow the paper, which compares predicted classes. The authors' code weights by correct and incorrect
+    predictions.
 
     Args:
         student: Logits ``(N, K)`` and maps ``(N, K, h, w)``.
