@@ -18,7 +18,10 @@ pytestmark = pytest.mark.slow
 
 
 def explain(source: Path, files: list[str], out: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    return explain_files(str(source), files, out, None, lambda *done: None, **options)
+    result = explain_files(str(source), files, out, None, lambda *done: None, **options)
+    assert result["classes"] == ["berry", "leaf", "sky"]
+    records: dict[str, dict[str, Any]] = result["images"]
+    return records
 
 
 def test_student_and_teacher_are_explained(finished: Any, easy_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkd.explain.explain import Explanation, ModelMaps
+from camkd.explain.explain import Explanation, ModelMaps, draw_explanation
 from camkd.explain.files import (
     MAX_PANELS,
     check_figure_size,
@@ -185,6 +185,28 @@ def test_figure_shows_the_original_pixels(folder: Path, tmp_path: Path, top: int
     np.testing.assert_array_equal(figure[44 : 44 + 192, 24 : 24 + 192], small.repeat(24, 0).repeat(24, 1))
 
 
+def test_figure_names_the_classes_below_the_panels(folder: Path, tmp_path: Path) -> None:
+    paths = find_image_files([str(folder)])
+    heights = []
+    for classes in (CLASSES, [f"class number {index}" for index in range(20)], ["MMMM WWWW"] * 20):
+        write_figure(tmp_path / "cams.png", paths, random_explanation(3), classes)
+        figure = np.asarray(Image.open(tmp_path / "cams.png").convert("L"))
+        panels_end = 44 + 2 * (192 + 46)
+        footnote = figure[panels_end + 54 :] < 128
+        assert footnote.any()
+        assert not footnote[-4:].any(), "the text ends inside the figure"
+        assert not footnote[:, -20:].any(), "the text ends inside the figure"
+        heights.append(len(figure))
+    assert min(heights[1:]) > heights[0]
+
+
+def test_figure_of_test_images_has_no_footnote(tmp_path: Path) -> None:
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    draw_explanation(images, random_explanation(3), CLASSES, tmp_path / "cams.png", true_classes=["cat"] * 3)
+    with Image.open(tmp_path / "cams.png") as figure:
+        assert figure.height == 44 + 2 * (192 + 46) + 62
+
+
 def test_npz_holds_images_classes_probabilities_and_maps(folder: Path, tmp_path: Path) -> None:
     paths = find_image_files([str(folder)])
     explanation = random_explanation(3, top=2)
@@ -216,7 +238,9 @@ def test_json_holds_the_prediction_records_and_the_maps(folder: Path, tmp_path: 
     paths = find_image_files([str(folder)])
     explanation = random_explanation(3, top=2)
     write_records(tmp_path / "maps.json", paths, explanation, CLASSES)
-    stored = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))["images"]
+    content = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))
+    assert content["classes"] == list(CLASSES)
+    stored = content["images"]
     records = prediction_records(paths, explanation, CLASSES)
     assert list(stored) == list(records) == [str(path) for path in paths]
     for row, (path, record) in enumerate(records.items()):

@@ -19,6 +19,7 @@ from camkd.utils.plot_style import (
     figure_to_svg,
     shorten,
     style_context,
+    wrap,
 )
 
 
@@ -42,6 +43,15 @@ def test_svg_escapes_text_and_loads_nothing() -> None:
     assert "&lt;script&gt;" in text
     assert "a &amp; b" in text
     assert not re.search(r'(?:src|href)="(?!#|data:)', text)
+
+
+@pytest.mark.parametrize("text", ["one two three four", "日本 の 猫", "word" * 9, "a " * 50, "x" * 7 + " y"])
+def test_wrapped_lines_hold_every_word_and_fit(text: str) -> None:
+    lines = wrap(text, 60, 10)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    with style_context():
+        widths = [Figure(dpi=100).text(0, 0, line, fontsize=10).get_window_extent().width for line in lines]
+    assert 0 < min(widths) <= max(widths) <= 60
 
 
 def test_svg_uses_the_text_color_of_the_page() -> None:

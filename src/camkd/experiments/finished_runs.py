@@ -152,7 +152,7 @@ def explain_files(
     layer: str | None = None,
     top: int = 1,
     device: str = "auto",
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """Write the heatmaps of a model, and of its teacher if there is one, for image files.
 
     Args:
@@ -168,7 +168,8 @@ def explain_files(
         device: Device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
-        `camkd.explain.files.prediction_records` of the images.
+        The names of all classes of the model under ``classes``, and `camkd.explain.files.prediction_records` of the
+        images under ``images``.
 
     Raises:
         InputError: If ``top`` is below 1 or exceeds the number of classes, an image cannot be read, ``out`` has another
@@ -200,7 +201,7 @@ def explain_files(
     else:
         write = {"png": write_figure, "npz": write_maps, "json": write_records}[file_format]
         write(out, paths, explanation, info.classes)
-    return prediction_records(paths, explanation, info.classes)
+    return {"classes": list(info.classes), "images": prediction_records(paths, explanation, info.classes)}
 
 
 def matching_teacher(info: ModelInfo, teacher: str | None) -> Path | None:

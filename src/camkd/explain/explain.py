@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.data.dataset import Split, round_robin
+from camkd.explain.class_names import describe_classes
 from camkd.explain.plots import HeatmapColumn, save_heatmaps
 from camkd.models.eval_mode import eval_mode
 from camkd.types import Prediction
@@ -130,7 +131,8 @@ def draw_explanation(
     """Save images and maps side by side as PNG, with `camkd.explain.plots.save_heatmaps`.
 
     With one explained class per image, the caption of a map is the class that its model predicts, and the confidence.
-    With several explained classes, the caption is the class of the map and its probability.
+    With several explained classes, the caption is the class of the map and its probability. Without true classes, a
+    footnote names the classes of the model.
 
     Args:
         images: ``(N, H, W, 3)`` uint8, RGB.
@@ -149,20 +151,29 @@ def draw_explanation(
         >>> draw_explanation(images, explanation, classes, Path("cams.png"))  # doctest: +SKIP
     """
     class_ids = explanation.class_ids
+    footnote = describe_classes(classes) if true_classes is None else None
     if class_ids.shape[1] == 1:
         columns = [
             _column(title, model_maps, model_maps.probabilities.argmax(1), 0, classes)
             for title, model_maps in explanation.maps_by_model.items()
         ]
         map_classes = [classes[k] for k in class_ids[:, 0]]
-        save_heatmaps(images, columns, path, map_classes=map_classes, true_classes=true_classes, names=names)
+        save_heatmaps(
+            images,
+            columns,
+            path,
+            map_classes=map_classes,
+            true_classes=true_classes,
+            names=names,
+            footnote=footnote,
+        )
         return
     columns = [
         _column(title, model_maps, class_ids[:, rank], rank, classes)
         for rank in range(class_ids.shape[1])
         for title, model_maps in explanation.maps_by_model.items()
     ]
-    save_heatmaps(images, columns, path, names=names, blocks=1)
+    save_heatmaps(images, columns, path, names=names, blocks=1, footnote=footnote)
 
 
 def _column(

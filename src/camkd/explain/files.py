@@ -205,7 +205,9 @@ def write_maps(out: Path, paths: Sequence[Path], explanation: Explanation, class
 
 
 def write_records(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
-    """Write an explanation as JSON: the `prediction_records` under ``images``, with a ``map`` in ``classes_shown``.
+    """Write an explanation as JSON: ``classes``, and the `prediction_records` with a ``map`` in ``classes_shown``.
+
+    The records stand under ``images``.
 
     Args:
         out: The file to write.
@@ -218,7 +220,7 @@ def write_records(out: Path, paths: Sequence[Path], explanation: Explanation, cl
         for title, model_maps in explanation.maps_by_model.items():
             for entry, cam in zip(record[title]["classes_shown"], model_maps.maps[row], strict=True):
                 entry["map"] = cam.tolist()
-    write_json(out, {"images": records})
+    write_json(out, {"classes": list(classes), "images": records})
 
 
 def prediction_records(

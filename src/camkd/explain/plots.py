@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.utils.plot_style import EVIDENCE_COLORMAP, TEXT_COLOR, colorize, save_png, shorten, style_context
+from camkd.utils.plot_style import EVIDENCE_COLORMAP, TEXT_COLOR, colorize, save_png, shorten, style_context, wrap
 
 Pixels = NDArray[np.uint8]
 """An image ``(H, W, 3)`` or several images ``(N, H, W, 3)``, uint8, RGB."""
@@ -131,6 +131,7 @@ def save_heatmaps(
     true_classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     blocks: int = 2,
+    footnote: str | None = None,
 ) -> None:
     """Save a PNG with one row per image: the image, then one overlay per column.
 
@@ -147,6 +148,7 @@ def save_heatmaps(
             tick if its class is the true class, and with a cross otherwise.
         names: Name of each image ``(N,)``, drawn under the image if ``true_classes`` is None.
         blocks: Maximum number of blocks. The rows are divided into blocks of equal height, side by side.
+        footnote: Text below the color bar. It is broken into lines of the figure's width.
 
     Raises:
         ValueError: If there are no images, or an argument does not have one entry per image.
@@ -158,7 +160,7 @@ def save_heatmaps(
     """
     _check_lengths(images, columns, {"map_classes": map_classes, "true_classes": true_classes, "names": names})
     with style_context():
-        grid = _HeatmapGrid(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1])
+        grid = _HeatmapGrid(len(images), 1 + len(columns), blocks, images.shape[2] / images.shape[1], footnote or "")
         for row, image in enumerate(images):
             true_class = true_classes[row] if true_classes else None
             name = names[row] if names else None
@@ -174,7 +176,7 @@ def save_heatmaps(
                 )
         for position, title in enumerate(["image", *(column.title for column in columns)]):
             grid.draw_title(position, title)
-        grid.draw_color_bar()
+        grid.draw_footer()
     save_png(grid.figure, path)
 
 
@@ -201,10 +203,12 @@ class _HeatmapGrid:
     BLOCK_GAP = 56
     HEADER_HEIGHT = 44
     FOOTER_HEIGHT = 62
+    FOOTNOTE_LINE_HEIGHT = 16
+    FOOTNOTE_SIZE = 9
     MIN_WIDTH = 560
     ROUNDING = 1e-9  # pixels: before 3.11.1, Matplotlib truncates the figure's size and rounds up that of an image
 
-    def __init__(self, rows: int, panels_per_row: int, blocks: int, aspect: float) -> None:
+    def __init__(self, rows: int, panels_per_row: int, blocks: int, aspect: float, footnote: str) -> None:
         blocks = min(blocks, rows)
         self.rows_per_block = -(-rows // blocks)
         self.blocks = -(-rows // self.rows_per_block)  # for example, five rows at two per block: three blocks, not four
@@ -213,7 +217,10 @@ class _HeatmapGrid:
         self.block_step = block_width + self.BLOCK_GAP
         self.width = max(2 * self.MARGIN + self.blocks * self.block_step - self.BLOCK_GAP, self.MIN_WIDTH)
         rows_height = self.rows_per_block * (self.panel_size[0] + self.CAPTION_HEIGHT)
-        self.height = self.HEADER_HEIGHT + rows_height + self.FOOTER_HEIGHT
+        self.footer_top = self.HEADER_HEIGHT + rows_height
+        lines = wrap(footnote, self.width - 2 * self.MARGIN, self.FOOTNOTE_SIZE, DPI) if footnote else []
+        self.footnote = "\n".join(lines)
+        self.height = self.footer_top + self.FOOTER_HEIGHT + self.FOOTNOTE_LINE_HEIGHT * len(lines)
         size = ((self.width + self.ROUNDING) / DPI, (self.height + self.ROUNDING) / DPI)
         self.figure = Figure(size, dpi=DPI)
 
@@ -240,8 +247,9 @@ class _HeatmapGrid:
             y = 1 - (top - 10) / self.height
             self.figure.text(x, y, text, ha="center", fontsize=11.5, weight="bold")
 
-    def draw_color_bar(self) -> None:
-        top = self.height - self.FOOTER_HEIGHT + 14
+    def draw_footer(self) -> None:
+        """Draw the color bar, and the footnote below it."""
+        top = self.footer_top + 14
         axes = self.add_axes(self.MARGIN, top, 260, 14)
         ramp = np.tile(np.linspace(0, 1, 260), (14, 1))
         axes.imshow(_blend(np.full_like(ramp, 0.5), ramp), aspect="auto", extent=(0, 1, 0, 1))
@@ -251,6 +259,8 @@ class _HeatmapGrid:
         label = "evidence for the class,\nas a share of each map's maximum"
         middle = 1 - (top + 7) / self.height
         self.figure.text((self.MARGIN + 274) / self.width, middle, label, va="center", fontsize=9)
+        bottom = 1 - (self.footer_top + self.FOOTER_HEIGHT - 8) / self.height
+        self.figure.text(self.MARGIN / self.width, bottom, self.footnote, va="top", fontsize=self.FOOTNOTE_SIZE)
 
 
 def _max_characters(pixels: int) -> int:

@@ -116,6 +116,42 @@ def shorten(name: str, width: int) -> str:
     return name + "…"
 
 
+def wrap(text: str, width: float, fontsize: float, dpi: float = 100) -> list[str]:
+    """Break a text at spaces into lines for a figure. A word that is longer than a line is broken inside.
+
+    Args:
+        text: The text.
+        width: Width of the lines in pixels, at least that of a character.
+        fontsize: Font size in points.
+        dpi: Resolution of the figure in pixels per inch.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> wrap("one two three", 60, 10)
+        ['one two', 'three']
+    """
+    with style_context():
+        drawn = Figure(dpi=dpi).text(0, 0, "", fontsize=fontsize)
+
+        def fits(line: str) -> bool:
+            drawn.set_text(line)
+            return drawn.get_window_extent().width <= width
+
+        lines = [""]
+        for word in text.split():
+            line = f"{lines[-1]} {word}".strip()
+            if fits(line):
+                lines[-1] = line
+                continue
+            lines += [""] if lines[-1] else []
+            for character in word:
+                lines += [""] if lines[-1] and not fits(lines[-1] + character) else []
+                lines[-1] += character
+    return lines
+
+
 def _columns(character: str) -> int:
     if unicodedata.combining(character):
         return 0

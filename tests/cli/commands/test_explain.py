@@ -21,18 +21,21 @@ def test_figure_and_json(finished: Any, easy_folder: Path, tmp_path: Path) -> No
             assert set(record["classes_shown"][0]) >= {"class", "confidence"}
     assert out.exists()
     assert all(path in output.err for path in paths)
+    assert output.json["classes"] == ["berry", "leaf", "sky"]
+    assert "The model knows these 3 classes only: berry, leaf, sky. " in output.err
 
 
 def test_several_classes(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "overlays")
     folder = str(easy_folder / "test" / "sky")
     output = camkd("explain", str(finished.folder), folder, "--top", "2", "--out", out, "--json")
-    *lines, last_line = output.err.splitlines()
+    *lines, classes_line, last_line = output.err.splitlines()
     assert len(lines) == len(output.json["images"]) == 8
     for line in lines:
         assert re.fullmatch(r".*/sky/\d+\.png: student \w+ \(\d+%\), \w+ \(\d+%\)", line)
     for models in output.json["images"].values():
         assert len(models["student"]["classes_shown"]) == 2
+    assert "berry, leaf, sky" in classes_line
     assert out in last_line
 
 

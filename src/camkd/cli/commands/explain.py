@@ -41,9 +41,10 @@ def _add_options(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> dict[str, Any]:
     from camkd.experiments.finished_runs import explain_files
+    from camkd.explain.class_names import describe_classes
 
     with open_reporter() as reporter:
-        records = explain_files(
+        result = explain_files(
             options.run,
             options.images,
             Path(options.out),
@@ -54,10 +55,11 @@ def _run(options: Namespace) -> dict[str, Any]:
             top=options.top,
             device=options.device,
         )
-    for image, models in records.items():
+    for image, models in result["images"].items():
         print_message(f"{image}: {', '.join(_format_prediction(title, record) for title, record in models.items())}")
+    print_message(describe_classes(result["classes"]))
     print_message(f"output: {options.out}")
-    return {"out": options.out, "images": records}
+    return {"out": options.out, **result}
 
 
 def _format_prediction(title: str, record: dict[str, Any]) -> str:

@@ -1,0 +1,25 @@
+"""The classes of a model as a sentence."""
+
+from __future__ import annotations
+
+from camkd.explain.class_names import describe_classes
+from support.unusual_names import UNUSUAL_NAMES
+
+
+def test_every_class_is_named_in_order() -> None:
+    names = [f"class {index}" for index in range(20)]
+    assert describe_classes(names).startswith(f"The model knows these 20 classes only: {', '.join(names)}. ")
+
+
+def test_classes_beyond_twenty_are_counted() -> None:
+    names = [f"class {index}" for index in range(1000)]
+    sentence = describe_classes(names)
+    assert sentence.startswith(f"The model knows these 1,000 classes only: {', '.join(names[:20])}, and 980 more. ")
+    assert "class 20" not in sentence
+
+
+def test_unusual_names_stay_on_one_line_of_limited_width() -> None:
+    sentence = describe_classes(UNUSUAL_NAMES)
+    assert sentence.isprintable()
+    assert all(name in sentence for name in ("$x_1$", "日本の猫", "<script>&\"'", "🦉"))
+    assert len(sentence) < 60 + 40 * len(UNUSUAL_NAMES) + 60
