@@ -115,7 +115,7 @@ def test_accepted_changes_are_recorded(run: Run) -> None:
     ],
 )
 def test_other_images_teacher_or_terms_are_refused(run: Run, name: str, named: str) -> None:
-    with pytest.raises(InputError, match=f"{named} must be .*{run.folder}.*got different ones.*the same ones"):
+    with pytest.raises(InputError, match=f"{named} must be .*{run.folder}.*got other .*Resume with the same"):
         start_or_resume(run, CONFIG, {**PROVENANCE, name: "other"}, Resume())
 
 

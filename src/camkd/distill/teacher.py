@@ -83,7 +83,7 @@ class Teacher:
             raise InputError(
                 f"The teacher in {self.folder} must predict at least {bound:.1%} of the {len(labels):,} validation "
                 f"images correctly, got {accuracy:.1%}. The most frequent class alone gives {chance:.1%}. Check that "
-                f"it was trained on such images for long enough, or give another --teacher.{more_images}"
+                f"the teacher was trained for long enough, on similar images, or give another --teacher.{more_images}"
             )
         return accuracy
 

@@ -182,7 +182,7 @@ def _load_checkpoint(run: Run, name: str | None = None) -> ImageClassifier:
     config = run.config()
     provenance = run.provenance()
     if "classes" not in provenance:
-        raise InputError(f"{run.folder} does not record its classes. Finish the run, or choose another.")
+        raise InputError(f"{run.folder} does not record its classes. Finish the run, or choose another run.")
     architecture = config.get("student") or config.get("model")
     if not architecture:
         raise InputError(f"{run.folder} does not record its architecture. Restore config.yaml, or choose another run.")

@@ -139,8 +139,8 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
     for name, description in PROVENANCE.items():
         if name in stored_provenance and stored_provenance[name] != provenance[name]:
             raise InputError(
-                f"The {description} must be those that {run.folder} was started with, got different ones. Resume "
-                "with the same ones, or choose another --out."
+                f"The {description} must be those that {run.folder} was started with, got other {description}. Resume "
+                f"with the same {description}, or choose another --out."
             )
     if changed and not run.finished:
         run.update_config({name: options[name] for name in changed})

@@ -95,7 +95,7 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise InputError(
-                f"{folder} is not a complete teacher cache ({reason}). The next run that uses it repairs it."
+                f"{folder} is not a complete teacher cache ({reason}). The next use repairs the cache."
             ) from error
 
     def write(self, folder: Path) -> None:
