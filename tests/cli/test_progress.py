@@ -43,7 +43,7 @@ def test_epoch_with_several_terms_and_a_teacher(capsys: Captured) -> None:
     with ProgressReporter() as reporter:
         train_epoch(reporter, terms={"ce": 1.0, "cam": 0.25}, val_teacher_agreement=0.75, val_cam_cosine=0.5)
     assert (
-        "training loss 1.250 (ce 1.000, cam 0.250)  teacher agreement 75.0%  map cosine 0.50" in capsys.readouterr().err
+        "training loss 1.250 (ce 1.000, cam 0.250)  teacher agreement 75.0%  CAM cosine 0.50" in capsys.readouterr().err
     )
 
 

@@ -31,7 +31,7 @@ def list_items(kind: str, size: int, classes: int) -> tuple[dict[str, Any], Tabl
     """Return a list as data and as a table.
 
     Args:
-        kind: Models, methods, recipes or data.
+        kind: ``models``, ``methods``, ``recipes`` or ``data``.
         size: Image size for which the cost of models is listed.
         classes: Number of classes for which the cost of models is listed.
 

@@ -90,7 +90,7 @@ class ProgressReporter(Callback):
         if "val_teacher_agreement" in row:
             parts += [
                 f"teacher agreement {row['val_teacher_agreement']:.1%}",
-                f"map cosine {row['val_cam_cosine']:.2f}",
+                f"CAM cosine {row['val_cam_cosine']:.2f}",
             ]
         parts += [f"lr {row['lr']:.3g}", f"{row['images_per_second']:,.0f} images/s", f"{self._time_left()} left"]
         self.message("  ".join(parts))

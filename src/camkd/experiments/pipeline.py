@@ -142,7 +142,8 @@ def train_run(
         FloatingPointError: If the training diverges.
 
     Example:
-        >>> config = RunConfig(TrainConfig(epochs=5), model="resnet8", role="teacher")  # doctest: +SKIP
+        >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), model="resnet8", role="teacher")
+        ... # doctest: +SKIP
         >>> train_run(Path("runs/teacher"), config, open_dataset(config.data))["accuracy"]  # doctest: +SKIP
         0.93
     """
@@ -303,8 +304,8 @@ def train_all(
         The metrics of ``teacher``, ``control`` and ``student``.
 
     Raises:
-        InputError: If the teacher does not fit the dataset or is no better than the most frequent class, or as
-            `train_run`.
+        InputError: If the teacher does not fit the dataset or is no better than the most frequent class, or if
+            `train_run` raises it.
 
     Example:
         >>> from camkd.config import DataConfig, DistillConfig
@@ -384,7 +385,7 @@ def prepare_supervision(
         f"{started} of them exist"
     )
     if epochs < num_augmented_epochs(config.train):
-        message(f"{budget} is then full: the augmented epochs repeat after {epochs} epochs")
+        message(f"{budget} holds no more: the augmented epochs repeat after {epochs} epochs")
         config = replace(config, train=replace(config.train, augment_epochs=epochs))
     return Supervision(teacher, cache), config
 

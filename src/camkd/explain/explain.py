@@ -68,7 +68,7 @@ def explain_batches(
         >>> models = {"student": camkd.load("cam-net-cifar10")}  # doctest: +SKIP
         >>> explanation = explain_batches(models, [np.zeros((4, 32, 32, 3), np.uint8)], top=3)  # doctest: +SKIP
         >>> explanation.class_ids.shape, explanation.maps_by_model["student"].maps.shape  # doctest: +SKIP
-        ((4, 3), (4, 3, 8, 8))
+        ((4, 3), (4, 3, 16, 16))
     """
     layers = layers or {}
     class_ids: list[Tensor] = []
