@@ -359,7 +359,7 @@ LISTING = FolderListing(
 KEY = (
     '{"bad_images":"fail","root":"/nonexistent/pets","size":32,"source":"folder","splits":{"test":{"cat":[],"dog":[]},'
     '"train":{"cat":[["train/cat/0.png",70,1700000000000000001]],'
-    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"version":1}'
+    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"version":2}'
 )
 
 
@@ -459,7 +459,7 @@ def two_val_folders(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda root: None, r"'.*pets' must contain images \(bmp, jpeg.*, got none"),
+        (lambda root: None, r"'.*pets' must contain images \(bmp, gif, jfif, jpeg.*, got none"),
         (lambda root: (root / "train").mkdir(), r"must contain images.*, got none"),
         (lambda root: make_classes(root, "a"), "got one, 'a'. Add a folder"),
         (nested, r"got one, 'dataset'\. Did you mean the folder '.*pets/dataset'\?"),
@@ -509,8 +509,8 @@ def test_message_of_an_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         open_images(root, tmp_path / "cache")
     assert str(caught.value) == (
-        f"all images in '{root}' must be readable, got 1 unreadable (a/page.jpg: not an image in a known format). "
-        "Replace or delete them, or leave them out with --bad-images skip."
+        f"all images in '{root}' must be readable, got 1 unreadable (a/page.jpg: an image must be JPEG, PNG, WebP, GIF "
+        "or BMP, got a damaged or unknown header). Replace or delete them, or leave them out with --bad-images skip."
     )
     assert not list((tmp_path / "cache" / "data").iterdir())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,6 +13,16 @@ import pytest
 from PIL import Image
 
 from camkd.data.images import common_size, decode, decode_full, decode_rows
+from support.image_files import (
+    UPRIGHT,
+    damaged_files,
+    encode,
+    files_of_other_formats,
+    gif_with_border,
+    oriented,
+    photo,
+    readable_files,
+)
 
 RED = (255, 0, 0)
 GREEN = (0, 255, 0)
@@ -19,27 +30,53 @@ BLUE = (0, 0, 255)
 WHITE = (255, 255, 255)
 
 
+def decode_bytes(path: Path, content: bytes, size: int | None = None) -> np.ndarray:
+    path.write_bytes(content)
+    return decode_full(path) if size is None else decode(path, size)
+
+
+# --- orientation: as browsers show it
+
+
 @pytest.mark.fault("unusual image")
-def test_exif_rotation_by_180_degrees(tmp_path: Path) -> None:
-    image = Image.new("RGB", (16, 16), RED)
-    image.paste(BLUE, (0, 0, 16, 8))
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    image.save(tmp_path / "x.png", exif=exif)
-    pixels = decode(tmp_path / "x.png", 16)
-    assert tuple(pixels[2, 2]) == RED
-    assert tuple(pixels[13, 2]) == BLUE
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_exif_orientation_of_jpeg_and_png_is_applied(tmp_path: Path, image_format: str, orientation: int) -> None:
+    pixels = photo(48, 32)
+    shown = decode_bytes(tmp_path / "x", oriented(pixels, image_format, orientation))
+    stored = decode_bytes(tmp_path / "y", oriented(pixels, image_format, 1))
+    np.testing.assert_array_equal(shown, UPRIGHT[orientation](stored))
+
+
+@pytest.mark.fault("unusual image")
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(
+    ("image_format", "carrier"), [("WEBP", "exif"), ("WEBP", "xmp"), ("PNG", "xmp"), ("JPEG", "xmp")]
+)
+def test_orientation_of_webp_and_of_xmp_is_ignored(
+    tmp_path: Path, image_format: str, carrier: str, orientation: int
+) -> None:
+    content = oriented(photo(48, 32), image_format, orientation, carrier)
+    with Image.open(io.BytesIO(content)) as image:
+        stored = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode_bytes(tmp_path / "x", content), stored)
+
+
+@pytest.mark.parametrize("value", [0, 9, 6 << 8])
+def test_unknown_exif_orientation_is_ignored(tmp_path: Path, value: int) -> None:
+    stored = decode_bytes(tmp_path / "x", oriented(photo(), "JPEG", 1))
+    np.testing.assert_array_equal(decode_bytes(tmp_path / "y", oriented(photo(), "JPEG", value)), stored)
 
 
 def test_exif_rotation_is_applied_before_the_crop(tmp_path: Path) -> None:
     """A file of 24 x 8 pixels, rotated by 90 degrees: its middle third is the center of the upright image."""
     image = Image.new("RGB", (24, 8), RED)
     image.paste(BLUE, (8, 0, 16, 8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "x.png", exif=exif)
-    assert (decode(tmp_path / "x.png", 8) == BLUE).all()
+    assert (decode_bytes(tmp_path / "x.png", oriented(np.asarray(image), "PNG", 6), 8) == BLUE).all()
     assert decode_full(tmp_path / "x.png").shape == (24, 8, 3)
+
+
+# --- colors, transparency and frames
 
 
 @pytest.mark.fault("unusual image")
@@ -102,6 +139,76 @@ def test_first_frame_of_an_animation_is_used(tmp_path: Path, image_format: str) 
     np.testing.assert_allclose(decode(tmp_path / "x.jpg", 8)[4, 4], RED, atol=2)
 
 
+def test_first_frame_of_an_animated_png_with_another_still_image(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, GREEN, BLUE)]
+    content = encode(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True)
+    assert (decode_bytes(tmp_path / "x", content, 8) == GREEN).all()
+
+
+def test_border_of_a_gif_around_its_first_frame_is_white(tmp_path: Path) -> None:
+    expected = np.full((30, 40, 3), 255, np.uint8)
+    expected[11:19, 16:24] = RED
+    np.testing.assert_array_equal(decode_bytes(tmp_path / "x", gif_with_border()), expected)
+
+
+@pytest.mark.parametrize("profile", ["JPEG with Display P3", "PNG with Display P3", "WebP with Display P3"])
+def test_color_profiles_are_ignored(tmp_path: Path, profile: str) -> None:
+    content = readable_files()[profile]
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.info["icc_profile"]
+        stored = np.asarray(image)
+    np.testing.assert_array_equal(decode_bytes(tmp_path / "x", content), stored)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 16])
+def test_transparent_value_of_a_gray_png_becomes_white(tmp_path: Path, bits: int) -> None:
+    name = f"gray PNG of {bits} bits with a transparent value"
+    pixels = decode_bytes(tmp_path / "x", readable_files()[name])
+    values = np.arange(1 << min(bits, 2)) * (255 // ((1 << min(bits, 2)) - 1))
+    assert (pixels == 255).any()
+    if bits == 16:
+        assert 64 not in pixels  # the transparent value 1 << 14, rounded to 8 bits
+    elif bits < 4:
+        assert len(np.unique(pixels)) == len(values) - 1 or 0 not in pixels
+
+
+# --- resizing
+
+
+def bicubic_weights(length: int, side: int, size: int) -> np.ndarray:
+    """Weights ``(size, length)`` of an antialiased bicubic filter for the central ``side`` of ``length`` pixels."""
+    scale = side / size
+    centers = (length - side) / 2 + (np.arange(size) + 0.5) * scale
+    x = np.abs(np.arange(length) + 0.5 - centers[:, None]) / max(scale, 1)
+    weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("width_height", [(500, 375), (375, 500), (501, 377), (1333, 1000), (999, 2221), (224, 398)])
+@pytest.mark.parametrize("size", [32, 64])
+def test_jpeg_is_resized_from_its_full_resolution(tmp_path: Path, width_height: tuple[int, int], size: int) -> None:
+    """The reference is computed without rounding from the pixels of the whole file."""
+    content = encode(Image.fromarray(photo(*width_height)), "JPEG", quality=90)
+    with Image.open(io.BytesIO(content)) as image:
+        full = np.asarray(image, np.float64)
+    height, width, _ = full.shape
+    rows, columns = (bicubic_weights(length, min(height, width), size) for length in (height, width))
+    expected = np.einsum("yr,rcn,xc->yxn", rows, full, columns, optimize=True).clip(0, 255)
+    np.testing.assert_allclose(decode_bytes(tmp_path / "x.jpg", content, size), expected, atol=2)  # rounded twice
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 123), (123, 40), (33, 120), (90, 90)])
+def test_columns_are_resized_before_rows(tmp_path: Path, width: int, height: int) -> None:
+    """The page resizes columns first. The order of Pillow depends on its version."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    side = min(width, height)
+    left = (width - side) / 2
+    top = (height - side) / 2
+    narrow = image.resize((16, height), Image.Resampling.BICUBIC, (left, 0, left + side, height))
+    expected = narrow.resize((16, 16), Image.Resampling.BICUBIC, (0, top, 16, top + side))
+    np.testing.assert_array_equal(decode_bytes(tmp_path / "x.png", encode(image, "PNG"), 16), np.asarray(expected))
+
+
 @pytest.mark.parametrize(("width", "height"), [(90, 30), (30, 90)])
 def test_shorter_side_is_resized_and_the_center_is_cropped(tmp_path: Path, width: int, height: int) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
@@ -110,7 +217,8 @@ def test_shorter_side_is_resized_and_the_center_is_cropped(tmp_path: Path, width
     top = (height // 3 - 10) // 2
     resized = image.resize((width // 3, height // 3), Image.Resampling.BICUBIC)
     expected = np.asarray(resized.crop((left, top, left + 10, top + 10)))
-    np.testing.assert_array_equal(decode(tmp_path / "x.png", 10), expected)
+    difference = decode(tmp_path / "x.png", 10).astype(int) - expected
+    assert np.abs(difference).max() <= 1
 
 
 def test_resize_is_antialiased(tmp_path: Path) -> None:
@@ -118,16 +226,6 @@ def test_resize_is_antialiased(tmp_path: Path) -> None:
     board = ((np.indices((256, 256)).sum(0) % 2) * 255).astype(np.uint8)
     Image.fromarray(board).save(tmp_path / "x.png")
     assert np.ptp(decode(tmp_path / "x.png", 32)[4:-4, 4:-4].astype(int)) <= 4
-
-
-def test_large_jpeg_is_close_to_the_same_image_as_png(tmp_path: Path) -> None:
-    y, x = np.mgrid[0:1200, 0:1600] / 4
-    smooth = np.stack([np.sin(x) * 100 + 128, np.cos(y) * 100 + 128, np.sin(x + y) * 100 + 128], 2)
-    image = Image.fromarray(smooth.astype(np.uint8))
-    image.save(tmp_path / "x.png", compress_level=1)
-    image.save(tmp_path / "x.jpg", quality=95)
-    difference = decode(tmp_path / "x.png", 200).astype(int) - decode(tmp_path / "x.jpg", 200)
-    assert np.abs(difference).mean() < 3
 
 
 @pytest.mark.parametrize(
@@ -167,8 +265,8 @@ def truncated(path: Path) -> None:
 
 BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncated, "truncated"),
-    "html": (lambda path: path.write_text("<html>404</html>"), "not an image in a known format"),
-    "empty": (lambda path: path.write_bytes(b""), "not an image in a known format"),
+    "html": (lambda path: path.write_text("<html>404</html>"), "must be JPEG, .*, got a damaged or unknown header"),
+    "empty": (lambda path: path.write_bytes(b""), "must be JPEG, .*, got a damaged or unknown header"),
     "decompression bomb": (decompression_bomb, "could be decompression bomb DOS attack"),
     "broken link": (lambda path: path.symlink_to("nowhere"), "No such file"),
 }
@@ -181,6 +279,29 @@ def test_broken_file_raises_an_error_with_the_reason(tmp_path: Path, kind: str) 
     write(tmp_path / "x.jpg")
     with pytest.raises(ValueError, match=reason):
         decode(tmp_path / "x.jpg", 8)
+
+
+@pytest.mark.fault("unreadable image")
+@pytest.mark.parametrize("name", damaged_files())
+def test_damaged_file_is_rejected(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"truncated|checksum|could not create decoder|damaged or unknown header"):
+        decode_bytes(tmp_path / "x", damaged_files()[name], 8)
+
+
+@pytest.mark.parametrize("name", files_of_other_formats())
+def test_file_of_another_format_is_rejected_with_its_name(tmp_path: Path, name: str) -> None:
+    got = "a damaged or unknown header" if name == "unknown" else name
+    with pytest.raises(ValueError, match=f"an image must be JPEG, PNG, WebP, GIF or BMP, got {got}$"):
+        decode_bytes(tmp_path / "x.jpg", files_of_other_formats()[name], 8)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("image_format", ["AVIF", "TIFF"])
+def test_avif_and_tiff_are_rejected_in_every_orientation(tmp_path: Path, image_format: str, orientation: int) -> None:
+    if image_format == "AVIF" and ".avif" not in Image.registered_extensions():
+        pytest.skip("this Pillow writes no AVIF")
+    with pytest.raises(ValueError, match=f"got {image_format}$"):
+        decode_bytes(tmp_path / "x.jpg", oriented(photo(), image_format, orientation), 8)
 
 
 def test_decode_rows_reports_errors_and_fills_the_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from camkd.data.scan import FolderListing, escape_name, join_first, quote_names,
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.types import InputError
 
-VERSION = 1
+VERSION = 2
 """Version of `cache_key`. Increment it when a change of the code stores different arrays for the same files."""
 
 BadImages = Literal["fail", "skip"]
