@@ -9,8 +9,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,10 +69,23 @@ TIMEOUT = 60_000
 """Milliseconds, enough for a busy machine."""
 
 
+class StaticHandler(SimpleHTTPRequestHandler):
+    """An ordinary server of static files: it answers If-Modified-Since by the time of a file, with 304."""
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def static_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(StaticHandler, directory=str(folder)))
+
+
 @contextmanager
-def serve(folder: Path, port: int = 0) -> Iterator[str]:
+def serve(
+    folder: Path, port: int = 0, create: Callable[[Path, int], ThreadingHTTPServer] = page_server
+) -> Iterator[str]:
     """Serve a page; yield its address."""
-    with page_server(folder, port) as server:
+    with create(folder, port) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -603,6 +618,24 @@ def test_another_page_at_the_same_address_is_shown_at_once(
     with serve(exported.page, port):  # back again
         page.reload()
         assert shown_model(page, image) == expected_model(exported.page, image)
+    context.close()
+
+
+def test_static_server_shows_another_page_at_once_and_offline(
+    browser: Browser, exported: Any, other_page: Path, easy: Dataset
+) -> None:
+    image = easy.test.images[0]
+    context = browser.new_context()
+    with serve(exported.page, create=static_server) as address:
+        page = open_in_context(context, address)
+        page.reload()
+        assert shown_model(page, image) == expected_model(exported.page, image)
+    with serve(other_page, int(address.rstrip("/").rpartition(":")[2]), static_server):
+        page.reload()
+        assert shown_model(page, image) == expected_model(other_page, image)
+        wait_for_worker(page)
+    page.reload()  # without a server
+    assert shown_model(page, image) == expected_model(other_page, image)
     context.close()
 
 

@@ -273,7 +273,7 @@ async function start() {
   await showExamples();
   addListeners();
   showStatus("Ready.");
-  navigator.serviceWorker?.register("offline.js").catch(() => {});  // the page works without it, but not offline
+  navigator.serviceWorker?.register(`offline.js?version=${config.version}`).catch(() => {});  // the page works without it, but not offline
 }
 
 // The server may have another page at this address since the last visit.
