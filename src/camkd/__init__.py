@@ -1,4 +1,4 @@
-"""camkd: compress an image classifier into a tiny one that looks where its teacher looks.
+"""camkd: compress an image classifier into a tiny one, trained to look where its teacher looks.
 
 Public names and packages are imported on first access, so that ``camkd --help`` does not import torch.
 """

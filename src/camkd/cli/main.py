@@ -106,7 +106,7 @@ def _build_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         version=version(PROGRAM),
-        description="Compress an image classifier into a tiny one that looks where its teacher looks.",
+        description="Compress an image classifier into a tiny one, trained to look where its teacher looks.",
         formatter_class=PlainHelp,
     )
     _add_commands(parser, COMMANDS)
