@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camkd.report.gallery import quantize_maps
+from camkd.runs.per_image import write_per_image
 
 CLASSES = ["cat", "dog", "owl"]
 NUM_IMAGES = 40
@@ -34,6 +35,23 @@ def metrics_content(accuracy: float, per_class: int = 1000, **extra: Any) -> dic
     } | extra
 
 
+def per_image_content(accuracy: float, per_class: int = 1000, **columns: float) -> dict[str, NDArray[Any]]:
+    """Return the columns of ``per_image.npz`` that belong to `metrics_content`.
+
+    The first images of a class are predicted correctly. Every value of ``columns`` is the mean of a column whose values
+    alternate around it by 0.1.
+    """
+    label = np.repeat(np.arange(3, dtype=np.int32), per_class)
+    correct = np.tile(np.arange(per_class) < round(accuracy * per_class), 3)
+    alternating = np.where(np.arange(3 * per_class) % 2, 0.1, -0.1)
+    return {
+        "label": label,
+        "predicted": np.where(correct, label, (label + 1) % 3),
+        "teacher_predicted": label,
+        **{name: np.float32(mean + alternating) for name, mean in columns.items()},
+    }
+
+
 def write_run(folder: Path, metrics: dict[str, Any], classes: list[str] = CLASSES, **model_info: Any) -> Path:
     """Write the files of a run folder without figures and gallery; the last line of the history is incomplete."""
     (folder / "figures").mkdir(parents=True)
@@ -52,7 +70,7 @@ def write_train_folder(root: Path, student: float = 0.89, control: float = 0.85,
     """Write a folder of ``camkd train`` with a teacher, a control and a student of these accuracies."""
     maps = {
         "cam_cosine": 0.83,
-        "cam_cosine_shuffled": 0.41,
+        "cam_cosine_mean_map": 0.41,
         "cam_cosine_centre": 0.52,
         "teacher_agreement": 0.9,
     }
@@ -61,6 +79,9 @@ def write_train_folder(root: Path, student: float = 0.89, control: float = 0.85,
     write_run(root / "teacher", teacher_metrics, classes, architecture="resnet50")
     write_run(root / "control", metrics_content(control, **cost, cam_cosine=0.62), classes)
     folder = write_run(root / "student", metrics_content(student, **cost, **maps), classes, data="pets")
+    write_per_image(root / "control" / "per_image.npz", per_image_content(control, cam_cosine=0.62))
+    cosines = {name: mean for name, mean in maps.items() if name.startswith("cam_cosine")}
+    write_per_image(folder / "per_image.npz", per_image_content(student, **cosines))
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "figures" / "cams.png")
     for epoch in (10, 2):
         Image.fromarray(np.full((4, 4, 3), epoch, np.uint8)).save(folder / "figures" / f"cams-epoch-{epoch}.png")

@@ -72,7 +72,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class ChanceLevel(NamedTuple):
-    """Baseline of a map metric: the score of maps that do not depend on the image.
+    """Baseline of a map metric: the score of a map that does not depend on the image, in place of the model's map.
 
     The baseline of ``cam_cosine`` is stored in ``metrics.json`` under the key ``cam_cosine_<suffix>``.
 
@@ -91,9 +91,10 @@ class ChanceLevel(NamedTuple):
         return f"{metric}_{self.suffix}"
 
 
-CHANCE_LEVELS = (
-    ChanceLevel("shuffled", "other image", "the map of another image"),
-    ChanceLevel("centre", "centre", "a Gaussian in the centre of the image"),
-    ChanceLevel("chance", "anywhere", "a uniform map"),
-)
-"""Every baseline of a map metric."""
+CENTRE = ChanceLevel("centre", "centre", "a Gaussian in the centre of the image")
+MEAN_MAP = ChanceLevel("mean_map", "mean map", "the teacher's mean map of the other images of the class")
+SHUFFLED = ChanceLevel("shuffled", "other image", "the model's map of another image")
+UNIFORM = ChanceLevel("chance", "anywhere", "a uniform map")
+
+CHANCE_LEVELS = (CENTRE, MEAN_MAP, SHUFFLED, UNIFORM)
+"""Every baseline of a map metric. docs/metrics.md lists which metric has which."""

@@ -73,7 +73,7 @@ def test_metrics_of_agreement_with_a_teacher() -> None:
     assert metrics["accuracy"] == pytest.approx(1 / 3)
     assert metrics["teacher_accuracy"] == pytest.approx(2 / 3)
     assert metrics["teacher_agreement"] == pytest.approx(2 / 3)
-    expected = means(map_similarities(student.maps, teacher.maps))
+    expected = means(map_similarities(student.maps, teacher.maps, class_ids))
     assert {name: metrics[name] for name in expected} == expected
     assert len(expected) == 15
 
@@ -98,8 +98,24 @@ def test_maps_of_different_classes_are_rejected(model: nn.Module, easy: Dataset)
 
 
 def test_chance_level_is_the_higher_of_those_present() -> None:
-    assert chance_level({"cam_cosine_centre": 0.4, "cam_cosine_shuffled": 0.6}) == 0.6
+    assert chance_level({"cam_cosine_centre": 0.4, "cam_cosine_mean_map": 0.6}) == 0.6
     assert chance_level({"cam_cosine_centre": 0.4}) == 0.4
+
+
+def test_maps_that_do_not_depend_on_the_image_are_no_more_than_chance() -> None:
+    """A student whose map is the same for all images reaches at most the chance level, whichever map it is."""
+    rows, columns = np.mgrid[:8, :8]
+    rng = np.random.default_rng(0)
+    centres = 3.5 + rng.normal(0, 1.2, (200, 2))  # objects near the center of the image
+    blobs = [np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 4) for y, x in centres]
+    class_ids = torch.zeros(200, dtype=torch.int64)
+    teacher = SplitPredictions(torch.eye(2)[class_ids], torch.from_numpy(np.float32(blobs)), class_ids, "exact")
+    for constant_map in (teacher.maps.mean(0), centre_prior(8, 8), torch.ones(8, 8)):
+        student = teacher._replace(maps=constant_map.expand(200, 8, 8))
+        metrics = compute_metrics(student, class_ids, ("a", "b"), teacher)
+        assert metrics["cam_cosine"] <= chance_level(metrics) + 0.005
+    metrics = compute_metrics(teacher, class_ids, ("a", "b"), teacher)
+    assert metrics["cam_cosine"] > chance_level(metrics) + 0.1
 
 
 @pytest.mark.slow
@@ -112,8 +128,14 @@ def test_measure_combines_predictions_agreement_and_faithfulness(model: nn.Modul
     expected = faithfulness(model, easy.test)
     assert {name: metrics[name] for name in expected} == expected
     agree = per_image["predicted"] == per_image["teacher_predicted"]
-    level = max(metrics["cam_cosine_centre"], metrics["cam_cosine_shuffled"])
+    level = max(metrics["cam_cosine_centre"], metrics["cam_cosine_mean_map"])
     assert metrics["cam_disagreement"] == np.mean(per_image["cam_cosine"][agree] <= level)
+    for suffix in ("_centre", "_mean_map", "_shuffled"):
+        share = np.mean(per_image[f"cam_cosine{suffix}"][agree] <= level)
+        assert metrics[f"cam_disagreement{suffix}"] == share
+    for suffix in ("", "_centre", "_mean_map"):
+        assert metrics[f"cam_cosine{suffix}"] == pytest.approx(per_image[f"cam_cosine{suffix}"].mean())
+    assert "cam_cosine_shuffled" not in metrics
 
 
 def test_measure_groups_likeness_by_outcome(model: nn.Module, easy: Dataset) -> None:
@@ -143,4 +165,5 @@ def test_disagreement_is_absent_if_no_prediction_agrees(model: nn.Module, easy: 
     predictions = predict_split(model, easy.test)
     logits = -predictions.logits
     teacher = predictions._replace(logits=logits, class_ids=logits.argmax(1))
-    assert "cam_disagreement" not in measure(model, easy, teacher).metrics
+    metrics = measure(model, easy, teacher).metrics
+    assert not [name for name in metrics if name.startswith("cam_disagreement")]

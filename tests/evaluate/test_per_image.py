@@ -1,23 +1,14 @@
-"""Per-image record, its file, and the images with disagreeing maps."""
+"""Per-image record, and the images with disagreeing maps."""
 
 from __future__ import annotations
-
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from camkd.evaluate import (
-    SplitPredictions,
-    disagreeing_maps,
-    per_image_record,
-    read_per_image,
-    write_per_image,
-)
-from camkd.evaluate.metrics import cosine, iou_top
-from camkd.types import InputError
+from camkd.cams import centre_prior
+from camkd.evaluate import SplitPredictions, disagreeing_maps, disagreement, per_image_record
+from camkd.evaluate.metrics import cosine, derangement, iou_top
 from support.evaluation_inputs import random_maps
 
 CLASS_0 = torch.zeros(6, dtype=torch.int64)
@@ -50,10 +41,35 @@ def test_record_with_a_teacher_compares_maps() -> None:
     assert list(record) == [
         *("label", "predicted", "confidence"),
         *("teacher_predicted", "teacher_confidence", "cam_cosine", "cam_iou"),
+        *("cam_cosine_centre", "cam_cosine_mean_map", "cam_cosine_shuffled"),
     ]
     assert record["teacher_predicted"].tolist() == teacher.logits.argmax(1).tolist()
     np.testing.assert_array_equal(record["cam_cosine"], cosine(student.maps, teacher.maps))
     np.testing.assert_array_equal(record["cam_iou"], iou_top(student.maps, teacher.maps))
+
+
+def test_record_has_the_cosine_of_maps_that_do_not_depend_on_the_image() -> None:
+    teacher = random_predictions(1)
+    student = random_predictions(0)
+    record = per_image_record(student, CLASS_0, teacher, None)
+    other = derangement(6)
+    for i in range(6):
+        teacher_map = teacher.maps[i][None]
+        mean_map = torch.stack([teacher.maps[j] for j in range(6) if j != i]).mean(0)[None]
+        expected = {
+            "centre": cosine(centre_prior(4, 4)[None], teacher_map),
+            "mean_map": cosine(mean_map, teacher_map),
+            "shuffled": cosine(student.maps[other[i]][None], teacher_map),
+        }
+        for suffix, value in expected.items():
+            assert record[f"cam_cosine_{suffix}"][i] == pytest.approx(value.item(), abs=1e-6), suffix
+
+
+def test_record_of_a_single_image_has_no_map_of_another_image() -> None:
+    predictions = SplitPredictions(torch.eye(2)[:1], torch.rand(1, 4, 4), torch.tensor([0]), "exact")
+    record = per_image_record(predictions, torch.tensor([0]), predictions, None)
+    assert "cam_cosine_centre" in record
+    assert not {"cam_cosine_mean_map", "cam_cosine_shuffled"} & set(record)
 
 
 def test_maps_on_different_grids_are_compared_on_the_larger() -> None:
@@ -62,40 +78,6 @@ def test_maps_on_different_grids_are_compared_on_the_larger() -> None:
     student_maps = torch.nn.functional.interpolate(teacher.maps[None], (6, 6), mode="bilinear")[0]
     record = per_image_record(teacher._replace(maps=student_maps), CLASS_0, teacher, None)
     assert record["cam_cosine"] == pytest.approx([1] * 6)
-
-
-# --- file
-
-
-def test_record_survives_a_round_trip_without_pickles(tmp_path: Path) -> None:
-    names = tuple(f"c/{i}.png" for i in range(6))
-    record = per_image_record(random_predictions(0), CLASS_0, random_predictions(1), names)
-    path = tmp_path / "per_image.npz"
-    write_per_image(path, record)
-    stored = read_per_image(path)
-    assert list(stored) == list(record)
-    for name, column in record.items():
-        assert stored[name].dtype == column.dtype
-        np.testing.assert_array_equal(stored[name], column)
-    assert all(name.endswith(".npy") for name in zipfile.ZipFile(path).namelist())
-    assert [entry.name for entry in tmp_path.iterdir()] == ["per_image.npz"]
-
-
-def test_record_with_python_objects_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "per_image.npz"
-    write_per_image(path, {"label": np.arange(3)})
-    with pytest.raises(ValueError, match="pickle"):
-        write_per_image(path, {"label": np.array([object()])})
-    assert read_per_image(path)["label"].tolist() == [0, 1, 2]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["per_image.npz"]
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", b"no archive"])
-def test_damaged_file_is_rejected(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "per_image.npz"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"per_image\.npz must be .*damaged.*--resume"):
-        read_per_image(path)
 
 
 # --- disagreeing maps
@@ -114,3 +96,21 @@ def test_disagreeing_maps_are_sorted_by_similarity() -> None:
 def test_disagreeing_maps_include_the_level_itself() -> None:
     record = {"predicted": np.zeros(2), "teacher_predicted": np.zeros(2), "cam_cosine": np.array([0.5, 0.25])}
     assert disagreeing_maps(record, 0.25).tolist() == [1]
+
+
+def test_share_of_disagreeing_maps_and_its_chance_levels() -> None:
+    record = {
+        "predicted": np.array([0, 0, 1, 1, 0]),
+        "teacher_predicted": np.array([0, 1, 1, 1, 0]),
+        "cam_cosine": np.array([0.5, 0.1, 0.9, 0.2, 0.8], np.float32),
+        "cam_cosine_centre": np.array([0.6, 0.1, 0.8, 0.9, 0.75], np.float32),
+        "cam_cosine_mean_map": np.array([0.5, 0.7, 0.8, 0.1, 0.9], np.float32),
+        "cam_cosine_shuffled": np.array([0.1, 0.9, 0.2, 0.3, 0.9], np.float32),
+    }
+    assert disagreement(record, 0.7) == {  # the second image has another prediction
+        "cam_disagreement": 2 / 4,
+        "cam_disagreement_centre": 1 / 4,
+        "cam_disagreement_mean_map": 2 / 4,
+        "cam_disagreement_shuffled": 3 / 4,
+    }
+    assert disagreement({**record, "predicted": record["teacher_predicted"] + 1}, 0.7) == {}

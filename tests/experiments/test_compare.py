@@ -371,8 +371,15 @@ def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
     for row in rows:
         metrics = plan.run_folder(row["method"], int(row["seed"])).read_metrics()
         assert float(row["accuracy"]) == metrics["accuracy"]
-        for key in ("cam_cosine", "cam_cosine_shuffled", "cam_cosine_centre", "insertion_shuffled"):
+        for key in (
+            "cam_cosine",
+            "cam_cosine_mean_map",
+            "cam_cosine_centre",
+            "insertion_shuffled",
+            "cam_disagreement_shuffled",
+        ):
             assert float(row[key]) == metrics[key]
+        assert float(row["cam_disagreement_shuffled"]) == metrics["cam_disagreement_shuffled"]
     said = json.loads((folder / "comparison.json").read_text())
     assert said["methods"]["kd"]["accuracy"]["runs"] == 2
     assert said["methods"]["kd"]["cam_cosine_centre"]["runs"] == 2

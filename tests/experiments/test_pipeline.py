@@ -21,7 +21,7 @@ from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
-from camkd.evaluate import predict_split, read_per_image
+from camkd.evaluate import predict_split
 from camkd.experiments import pipeline
 from camkd.experiments.finished_runs import reevaluate
 from camkd.experiments.pipeline import Supervision, channel_statistics, prepare_supervision, train_all, train_run
@@ -30,6 +30,7 @@ from camkd.models.resnet import BasicBlock, ResNet
 from camkd.report.gallery import gallery_rows
 from camkd.runs.folder import Run
 from camkd.runs.loading import load, read_model_info
+from camkd.runs.per_image import read_per_image
 from camkd.runs.resume import Resume
 from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback
@@ -43,7 +44,8 @@ pytestmark = pytest.mark.slow
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
 METRICS |= {"per_class", "confusion", "cam_form"}
-MAP_METRICS = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_shuffled", "_centre")}
+MAP_METRICS = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_centre", "_mean_map")}
+MAP_METRICS |= {f"cam_disagreement{level}" for level in ("", "_centre", "_mean_map", "_shuffled")}
 TEACHER_METRICS = {"teacher_accuracy", "teacher_agreement", *MAP_METRICS}
 HISTORY = {"epoch", "train_loss", "terms", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
 HISTORY_WITH_TEACHER = {"val_teacher_agreement", "val_cam_cosine"}
@@ -140,7 +142,7 @@ def test_per_image_records_agree_with_metrics(finished: Any, easy_folder: Path, 
 def test_every_metric_is_documented(finished: Any) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     metrics = Run(finished.folder / "student").read_metrics()
-    names = {re.sub("_(shuffled|centre)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
+    names = {re.sub("_(shuffled|centre|mean_map)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
     assert {"road", "cam_spearman", "faithfulness_images"} < names
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
@@ -177,7 +179,11 @@ def test_three_runs_and_a_report(finished: Any) -> None:
     assert (control["method"], student["method"]) == ("plain", "cam-kd")
     different = {name for name in student if student[name] != control[name]}
     assert different == {"method"}
-    assert pipeline.summary(finished.folder)
+    student, control = (read_per_image(Run(finished.folder / role).per_image_file) for role in ("student", "control"))
+    correct, control_correct = (rows["predicted"] == rows["label"] for rows in (student, control))
+    summary = pipeline.summary(finished.folder)
+    assert "in one run" in summary
+    assert f"only the student predicts {(correct & ~control_correct).sum()} correctly" in summary
 
 
 def test_gallery_of_the_student_has_all_three_models(finished: Any, easy: Dataset) -> None:

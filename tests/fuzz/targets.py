@@ -25,13 +25,13 @@ from camkd.data.dataset import Split
 from camkd.data.images import common_size, decode
 from camkd.data.store import SplitArrays, build_or_open
 from camkd.distill.cache import Manifest, RecordFormat, Store
-from camkd.evaluate.per_image import read_per_image, write_per_image
 from camkd.models import build
 from camkd.models.io import ModelInfo, save
 from camkd.report.gallery import gallery_rows
 from camkd.runs.checkpoints import Checkpoints
 from camkd.runs.folder import Run
 from camkd.runs.loading import load, read_model_info
+from camkd.runs.per_image import read_per_image, write_per_image
 from camkd.types import InputError, Prediction
 from camkd.utils.files import dump_checksummed, sha256_of
 

@@ -151,7 +151,7 @@ def test_stored_cosine_equals_the_metric_for_different_grids(easy: Dataset, tmp_
     teacher = predict_split(models["teacher"].model, easy.test)
     student = predict_split(models["student"].model, easy.test, teacher.class_ids)
     assert student.maps.shape != teacher.maps.shape
-    expected = map_similarities(student.maps, teacher.maps)["cam_cosine"][[3, 8]].tolist()
+    expected = map_similarities(student.maps, teacher.maps, teacher.class_ids)["cam_cosine"][[3, 8]].tolist()
     assert [record["predictions"][1]["cam_cosine"] for record in records] == pytest.approx(expected, abs=1e-3)
 
 

@@ -68,12 +68,16 @@ def update_metrics(folder: Path, **metrics: Any) -> None:
 def test_page_shows_verdict_numbers_curves_and_heatmaps(tmp_path: Path) -> None:
     page = report(write_train_folder(tmp_path / "run"), out=tmp_path)
     for text in (
-        "Distillation helped: 89.0 % test accuracy versus 85.0 %",
+        "▲ helped in one run",
+        "Distillation helped in one run: 89.0 % test accuracy versus 85.0 %",
+        "Of 3,000 test images, only the student predicts 120 correctly and only the control 0",
         "The student is 6.0 points below its teacher",
         "87× fewer parameters",
         "32× fewer MACs",
-        "Yes, closer than the control.",
-        "other image 0.41",
+        "Yes, closer than the control, in one run.",
+        "CAM cosine 0.830, chance 0.520, control 0.620.",
+        "centre 0.52",
+        "mean map 0.41",
         "pets",
         "3,000 test images",
         "cat predicted as dog : 110",
@@ -91,13 +95,20 @@ def test_page_shows_verdict_numbers_curves_and_heatmaps(tmp_path: Path) -> None:
 
 def test_map_similarity_by_correct_model(tmp_path: Path) -> None:
     root = write_train_folder(tmp_path / "run")
-    both = {"images": 1234, "cam_cosine": 0.91, "cam_cosine_shuffled": 0.4, "cam_iou": 0.625, "cam_iou_centre": 0.5}
+    both = {"images": 1234, "cam_cosine": 0.91, "cam_cosine_mean_map": 0.4, "cam_iou": 0.625, "cam_iou_centre": 0.5}
     groups = {"both_right": both, "only_teacher": {"images": 0}, "both_wrong": "?"}
     update_metrics(root / "student", by_outcome=groups)
     text = report(root, out=tmp_path).text
-    row = "images CAM cosine ? CAM Pearson ? CAM overlap ? both 1,234 0.910 other image 0.40 – 0.625 centre 0.50"
+    row = "images CAM cosine ? CAM Pearson ? CAM overlap ? both 1,234 0.910 mean map 0.40 – 0.625 centre 0.50"
     assert f"{row} only the teacher 0 – – –" in text
     assert "neither" not in text
+
+
+def test_share_of_disagreeing_maps_is_shown_with_its_chance_levels(tmp_path: Path) -> None:
+    root = write_train_folder(tmp_path / "run")
+    levels = {"cam_disagreement_centre": 0.5, "cam_disagreement_mean_map": 0.375, "cam_disagreement_shuffled": 0.75}
+    update_metrics(root / "student", cam_disagreement=0.25, **levels)
+    assert "25.0 % centre 50 % mean map 38 % other image 75 %" in report(root, out=tmp_path).text
 
 
 def test_invalid_outcome_groups_are_left_out(tmp_path: Path) -> None:
@@ -208,13 +219,15 @@ def test_page_of_a_nearly_empty_folder(tmp_path: Path, name: str) -> None:
     assert "no heatmaps in this run" in page.text
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "metrics.jsonl", "model.json", "config.yaml", "environment.json"])
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "metrics.jsonl", "model.json", "config.yaml", "environment.json", "per_image.npz"]
+)
 def test_page_without_one_of_the_files(tmp_path: Path, name: str) -> None:
     root = write_train_folder(tmp_path / "run")
     for role in ("teacher", "control", "student"):
-        (root / role / name).unlink()
+        (root / role / name).unlink(missing_ok=name == "per_image.npz")
     page = report(root, out=tmp_path)
-    assert ("Distillation helped" in page.text) == (name != "metrics.json")
+    assert ("Distillation helped" in page.text) == (name not in ("metrics.json", "per_image.npz"))
 
 
 @pytest.mark.parametrize(
@@ -247,6 +260,13 @@ def test_invalid_json_is_an_input_error_with_the_file_name(tmp_path: Path) -> No
     (folder / "metrics.json").write_text('{"accuracy": 0.', encoding="utf-8")
     with pytest.raises(InputError, match=r"student/metrics\.json must be valid JSON"):
         write_report([folder], tmp_path / "report.html")
+
+
+def test_damaged_per_image_file_is_an_input_error_with_the_file_name(tmp_path: Path) -> None:
+    root = write_train_folder(tmp_path / "run")
+    (root / "student" / "per_image.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"student/per_image\.npz must be a readable"):
+        write_report([root], tmp_path / "report.html")
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from camkd.evaluate.faithfulness import faithfulness
 from camkd.evaluate.inference import SplitPredictions, predict_split
 from camkd.evaluate.measure import Evaluation, chance_level, compute_metrics, measure, object_masks
-from camkd.evaluate.per_image import disagreeing_maps, per_image_record, read_per_image, write_per_image
+from camkd.evaluate.per_image import disagreeing_maps, disagreement, per_image_record
 
 __all__ = [
     "Evaluation",
@@ -11,11 +11,10 @@ __all__ = [
     "chance_level",
     "compute_metrics",
     "disagreeing_maps",
+    "disagreement",
     "faithfulness",
     "measure",
     "object_masks",
     "per_image_record",
     "predict_split",
-    "read_per_image",
-    "write_per_image",
 ]

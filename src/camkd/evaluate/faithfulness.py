@@ -9,11 +9,11 @@ from camkd.data.augment import Views, sequential_batches
 from camkd.data.dataset import Split, balanced_subset
 from camkd.evaluate.inference import predict_split
 from camkd.evaluate.metrics import derangement
-from camkd.evaluate.metrics.agreement import SHUFFLED
 from camkd.evaluate.perturbation import ScoreFunction, average_drop, deletion, insertion
 from camkd.evaluate.road import road
 from camkd.evaluate.sanity import sanity
 from camkd.models.eval_mode import eval_mode
+from camkd.types import SHUFFLED
 
 SAMPLE_SIZE = 256
 """Default number of images in the sample."""

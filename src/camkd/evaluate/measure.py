@@ -26,9 +26,8 @@ from camkd.evaluate.metrics import (
     outcome_masks,
     pointing_game,
 )
-from camkd.evaluate.metrics.agreement import CENTRE, UNIFORM
-from camkd.evaluate.per_image import disagreeing_maps, per_image_record
-from camkd.types import CHANCE_LEVELS
+from camkd.evaluate.per_image import disagreement, per_image_record
+from camkd.types import CENTRE, CHANCE_LEVELS, UNIFORM
 
 MAX_CONFUSION_CLASSES = 1000
 """Largest number of classes with a confusion matrix. A matrix of 10,000 classes would hold 100 million numbers."""
@@ -72,8 +71,8 @@ def measure(model: nn.Module, data: Dataset, teacher: SplitPredictions | None) -
     labels = torch.from_numpy(np.array(data.test.labels))
     per_image = per_image_record(predictions, labels, teacher, data.test.names)
     metrics = compute_metrics(predictions, labels, data.classes, teacher, object_masks(data.test))
-    if teacher is not None and (agree := per_image["predicted"] == per_image["teacher_predicted"]).any():
-        metrics["cam_disagreement"] = len(disagreeing_maps(per_image, chance_level(metrics))) / int(agree.sum())
+    if teacher is not None:
+        metrics |= disagreement(per_image, chance_level(metrics))
     metrics |= faithfulness(model, data.test)
     metrics["test_images"] = len(data.test)
     return Evaluation(metrics, per_image, predictions)
@@ -83,7 +82,7 @@ def chance_level(metrics: Mapping[str, Any]) -> float:
     """Return the highest chance level of ``cam_cosine`` in ``metrics``.
 
     Args:
-        metrics: Values of ``metrics.json``, with ``cam_cosine_centre``, ``cam_cosine_shuffled`` or both.
+        metrics: Values of ``metrics.json``, with ``cam_cosine_centre``, ``cam_cosine_mean_map`` or both.
 
     Returns:
         The largest of the stored chance levels.
@@ -92,7 +91,7 @@ def chance_level(metrics: Mapping[str, Any]) -> float:
         ValueError: If ``metrics`` has no chance level of ``cam_cosine``.
 
     Example:
-        >>> chance_level({"cam_cosine": 0.9, "cam_cosine_centre": 0.4, "cam_cosine_shuffled": 0.6})
+        >>> chance_level({"cam_cosine": 0.9, "cam_cosine_centre": 0.4, "cam_cosine_mean_map": 0.6})
         0.6
     """
     keys = [level.key("cam_cosine") for level in CHANCE_LEVELS]
@@ -150,7 +149,7 @@ def compute_metrics(
     if teacher is not None:
         assert torch.equal(predictions.class_ids, teacher.class_ids), "maps of different classes cannot be compared"
         teacher_predicted = teacher.logits.argmax(1)
-        similarities = map_similarities(predictions.maps, teacher.maps)
+        similarities = map_similarities(predictions.maps, teacher.maps, teacher.class_ids)
         metrics["teacher_accuracy"] = accuracy(teacher.logits, labels)
         metrics["teacher_agreement"] = accuracy(predictions.logits, teacher_predicted)
         metrics |= means(similarities)

@@ -1,9 +1,8 @@
-"""Per-image record of an evaluation: computation, storage, and search for maps that disagree with the teacher's."""
+"""Per-image record of an evaluation, and the maps in it that disagree with the teacher's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camkd.evaluate.inference import SplitPredictions
-from camkd.evaluate.metrics import cosine, iou_top, to_common_grid
-from camkd.types import InputError
-from camkd.utils.files import atomic_write
+from camkd.evaluate.metrics import cosine, derangement, image_independent_maps, iou_top, to_common_grid
+from camkd.types import CHANCE_LEVELS, SHUFFLED
 
 
 def per_image_record(
@@ -35,6 +33,10 @@ def per_image_record(
         - ``confidence``: probability of the predicted class, float32.
         - ``teacher_predicted``, ``teacher_confidence``: prediction and confidence of the teacher, if given.
         - ``cam_cosine``, ``cam_iou``: similarity of the model's and the teacher's map, float32, if a teacher is given.
+        - ``cam_cosine_centre``, ``cam_cosine_mean_map``, ``cam_cosine_shuffled``: cosine similarity of the teacher's
+          map and a map that does not depend on the image, float32, if a teacher is given. The maps are those of
+          `image_independent_maps`, and the model's map of another image, chosen by `derangement`. For a single image,
+          only ``cam_cosine_centre`` exists.
         - ``name``: file name, if given.
     """
     confidence, predicted = predictions.logits.float().softmax(1).max(1)
@@ -48,46 +50,15 @@ def per_image_record(
             "cam_cosine": cosine(student_maps, teacher_maps).float(),
             "cam_iou": iou_top(student_maps, teacher_maps).float(),
         }
+        baselines = image_independent_maps(teacher_maps, teacher.class_ids)
+        if len(labels) > 1:
+            baselines[SHUFFLED] = student_maps[derangement(len(labels))]
+        for level, baseline in baselines.items():
+            columns[level.key("cam_cosine")] = cosine(baseline, teacher_maps).float()
     record: dict[str, NDArray[Any]] = {name: column.numpy() for name, column in columns.items()}
     if names is not None:
         record["name"] = np.array(names)
     return record
-
-
-def write_per_image(path: Path, per_image: Mapping[str, NDArray[Any]]) -> None:
-    """Write a `per_image_record` to a compressed ``.npz`` file, atomically. Equal records give equal bytes.
-
-    Args:
-        path: The file to write.
-        per_image: Arrays by column.
-
-    Raises:
-        ValueError: If an array holds Python objects, which would need pickle.
-    """
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **per_image)
-
-
-def read_per_image(path: Path) -> dict[str, NDArray[Any]]:
-    """Read a file written by `write_per_image`, without unpickling.
-
-    Args:
-        path: The file to read.
-
-    Returns:
-        Arrays by column.
-
-    Raises:
-        InputError: If the file is missing or damaged.
-    """
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return dict(stored)
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own exceptions for a damaged file
-        raise InputError(
-            f"{path} must be a readable .npz file, got a damaged file ({error}). Delete metrics.json beside it and "
-            "start the run again with --resume; both files are then rewritten without training."
-        ) from error
 
 
 def disagreeing_maps(per_image: Mapping[str, NDArray[Any]], level: float) -> NDArray[np.int64]:
@@ -109,3 +80,33 @@ def disagreeing_maps(per_image: Mapping[str, NDArray[Any]], level: float) -> NDA
     similarity = per_image["cam_cosine"]
     rows = np.flatnonzero((per_image["predicted"] == per_image["teacher_predicted"]) & (similarity <= level))
     return rows[np.argsort(similarity[rows], kind="stable")]
+
+
+def disagreement(per_image: Mapping[str, NDArray[Any]], level: float) -> dict[str, float]:
+    """Compute the share of `disagreeing_maps` among the images with the teacher's prediction, and its chance levels.
+
+    Args:
+        per_image: A `per_image_record` with a teacher.
+        level: Chance level of ``cam_cosine``, for example from `camkd.evaluate.chance_level`.
+
+    Returns:
+        ``cam_disagreement``; and ``cam_disagreement_centre``, ``cam_disagreement_mean_map`` and
+        ``cam_disagreement_shuffled``, the share if the maps of the chance level take the place of the model's maps.
+        Empty if no image has the teacher's prediction.
+
+    Example:
+        >>> per_image = {"predicted": np.array([0, 1]), "teacher_predicted": np.array([0, 1])}
+        >>> per_image |= {"cam_cosine": np.array([0.9, 0.2]), "cam_cosine_shuffled": np.array([0.4, 0.3])}
+        >>> disagreement(per_image, level=0.5)
+        {'cam_disagreement': 0.5, 'cam_disagreement_shuffled': 1.0}
+    """
+    agree = per_image["predicted"] == per_image["teacher_predicted"]
+    if not agree.any():
+        return {}
+    columns = {"cam_disagreement": "cam_cosine"}
+    columns |= {chance.key("cam_disagreement"): chance.key("cam_cosine") for chance in CHANCE_LEVELS}
+    return {
+        name: float((per_image[column][agree] <= level).mean())
+        for name, column in columns.items()
+        if column in per_image
+    }

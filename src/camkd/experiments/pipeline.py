@@ -26,16 +26,17 @@ from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.objective import Objective, format_objective, parse_objective
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
-from camkd.evaluate import measure, write_per_image
+from camkd.evaluate import measure
 from camkd.models import build, default_optimizer, is_model_name, model_factory
 from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile_model
 from camkd.report.gallery import GalleryModel, gallery_rows, select_images, write_gallery
 from camkd.report.report import write_report
-from camkd.report.run_summary import RunSummary
+from camkd.report.run_summary import read_runs
 from camkd.report.verdict import verdict
 from camkd.runs.folder import Run
 from camkd.runs.loading import load, read_model_info
+from camkd.runs.per_image import write_per_image
 from camkd.runs.resume import Resume, lock_run, start_or_resume
 from camkd.train.callbacks import Callback, CallbackList
 from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
@@ -423,7 +424,7 @@ def summary(folder: Path) -> str:
     Args:
         folder: Folder of `train_all`.
     """
-    student, control = (RunSummary(role, metrics=Run(folder / role).read_metrics()) for role in ("student", "control"))
+    student, control = read_runs([folder / "student", folder / "control"])
     result = verdict(student, control)
     return f"{result.sentence} {result.grounds}"
 

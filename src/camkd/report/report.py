@@ -70,7 +70,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         ``out``.
 
     Raises:
-        InputError: If ``runs`` is empty, a folder is not a run folder, or a JSON file is invalid.
+        InputError: If ``runs`` is empty, a folder is not a run folder, or a JSON file or
+            ``per_image.npz`` is invalid.
 
     >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
     """
@@ -105,6 +106,7 @@ def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
         "params_ratio": cost_ratio(student, teacher, "params", "parameters"),
         "macs_ratio": cost_ratio(student, teacher, "macs", "MACs"),
         "attention": attention_verdict(student, control),
+        "cosine_chance": student.cosine_chance,
         "facts": _header_facts(student),
         "specs": [spec for spec in METRICS if not spec.optional or _any_has(runs, spec.key)],
         "cells": {spec.key: [_metric_cell(run, spec) for run in runs] for spec in METRICS},

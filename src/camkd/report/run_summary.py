@@ -10,7 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from camkd.types import InputError
+import numpy as np
+from numpy.typing import NDArray
+
+from camkd.runs.per_image import read_per_image
+from camkd.types import CENTRE, MEAN_MAP, ChanceLevel, InputError
 from camkd.utils.files import load_json
 from camkd.utils.units import finite_number
 
@@ -37,6 +41,7 @@ class RunSummary:
         heatmap: Heatmap figure of the finished model, a PNG as data URI.
         epoch_heatmaps: Epochs and heatmap figures during training.
         gallery: Content of ``gallery.json``, see `camkd.report.gallery`.
+        per_image: Columns of ``per_image.npz``, one row per test image.
     """
 
     name: str
@@ -49,6 +54,7 @@ class RunSummary:
     heatmap: str | None = None
     epoch_heatmaps: list[tuple[int, str]] = field(default_factory=list)
     gallery: dict[str, Any] = field(default_factory=dict)
+    per_image: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def number(self, key: str) -> float | None:
         """Return a number from ``metrics.json``, or from ``model.json`` if ``metrics.json`` lacks the key.
@@ -60,6 +66,28 @@ class RunSummary:
             The number, or None if it is missing or not a finite number.
         """
         return finite_number(self.metrics.get(key, self.model_info.get(key)))
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Return a column of numbers from ``per_image.npz``.
+
+        Args:
+            name: Name of the column.
+
+        Returns:
+            The column, or None if it is missing, empty, or not one finite number per label.
+        """
+        column = self.per_image.get(name)
+        labels = self.per_image.get("label")
+        if column is None or labels is None or column.ndim != 1 or column.shape != labels.shape or not len(column):
+            return None
+        return column if column.dtype.kind in "iuf" and np.isfinite(column).all() else None
+
+    @property
+    def cosine_chance(self) -> tuple[float, ChanceLevel] | None:
+        """The higher of the two chance levels of ``cam_cosine``, and which one it is; None unless both are stored."""
+        levels = [(self.number(level.key("cam_cosine")), level) for level in (CENTRE, MEAN_MAP)]
+        stored = [(value, level) for value, level in levels if value is not None]
+        return max(stored) if len(stored) == len(levels) else None
 
     @cached_property
     def confusion(self) -> list[list[float]] | None:
@@ -110,7 +138,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
         One summary per run folder.
 
     Raises:
-        InputError: If a folder is not a run folder, or a JSON file is invalid.
+        InputError: If a folder is not a run folder, or a JSON file or ``per_image.npz`` is invalid.
     """
     folders = [folder for path in paths for folder in _run_folders(path)]
     names = [folder.resolve().name for folder in folders]
@@ -136,6 +164,7 @@ def _read_run(folder: Path, name: str) -> RunSummary:
     model_info = _read_json(folder / "model.json")
     role = model_info.get("role", folder.resolve().name)
     figures = folder / "figures"
+    per_image_file = folder / "per_image.npz"
     environment = _read_json(folder / "environment.json")
     return RunSummary(
         name=name,
@@ -148,6 +177,7 @@ def _read_run(folder: Path, name: str) -> RunSummary:
         heatmap=_png_uri(figures / "cams.png"),
         epoch_heatmaps=_thin_out(_read_epoch_heatmaps(figures)),
         gallery=_read_json(folder / "gallery.json"),
+        per_image=read_per_image(per_image_file) if per_image_file.is_file() else {},
     )
 
 

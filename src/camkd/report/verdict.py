@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
+
+from camkd.report.comparison_stats import format_p_value
+from camkd.report.paired_images import discordant_images, have_same_maps, mean_difference
 from camkd.report.run_summary import RunSummary
-from camkd.types import CHANCE_LEVELS
 from camkd.utils.units import format_count, format_percent, format_points
 
 COSINE_TOLERANCE = 0.01
-"""Largest difference of two mean CAM cosines that counts as equal."""
+"""Difference of two mean CAM cosines that is too small to matter, however many images it was measured on."""
+
+SIGNIFICANCE = 0.05
+"""Largest p-value that counts as a difference."""
+
+WEAK_SIGNIFICANCE = 0.32
+"""Largest p-value that counts as weak evidence of a difference, that of one standard error."""
 
 
 class Verdict(NamedTuple):
@@ -28,18 +36,20 @@ class Verdict(NamedTuple):
 
 
 def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
-    """Judge whether distillation changed the test accuracy by more than noise.
+    """Judge whether distillation changed the test accuracy of one run by more than the choice of test images would.
 
-    The accuracy difference of student and control is compared with its `standard_error`.
+    Student and control predict the same test images, so McNemar's test of the images on which exactly one of them is
+    correct is used (`discordant_images`). Student and control are single runs: the variation between seeds is unknown,
+    and the sentence states this.
 
     Args:
         student: The distilled run.
         control: The run of the same network trained without a teacher, or None.
 
     Returns:
-        The verdict. Its outcome is ``noise`` for a difference of at most one standard error, ``hint`` for at most two,
-        and ``helped`` or ``hurt`` for more. It is ``unknown`` without a control run, or if an accuracy or a number of
-        test images is missing.
+        The verdict. Its outcome is ``helped`` or ``hurt`` for a p-value of at most `SIGNIFICANCE`, ``hint`` for one of
+        at most `WEAK_SIGNIFICANCE`, and ``noise`` for a larger one. It is ``unknown`` without a control run, or if an
+        accuracy or the results of the same test images are missing.
 
     >>> verdict(RunSummary("student", metrics={"accuracy": 0.5}), None).outcome
     'unknown'
@@ -55,47 +65,28 @@ def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
         f"{format_percent(accuracy)} test accuracy versus {format_percent(control_accuracy)} "
         "for the same network without a teacher"
     )
-    error = standard_error(student, control)
-    if error is None:
-        grounds = "The standard error is unknown because the number of test images is unknown."
-        return Verdict("unknown", f"{student.name} has {numbers}.", grounds)
+    discordant = discordant_images(student, control)
+    if discordant is None:
+        grounds = (
+            "The error of the difference is unknown, because per_image.npz of both runs does not hold the predictions "
+            "for the same test images."
+        )
+        return Verdict("unknown", f"{student.name} has {numbers}, one run of each.", grounds)
     grounds = (
-        f"The difference is {format_points(accuracy - control_accuracy)} points. Its binomial standard error on "
-        f"{student.num_test_images or 0:,} test images is {100 * error:.2f} points. Student and "
-        "control are single runs, so the standard error excludes the variation between seeds."
+        f"The difference is {format_points(discordant.difference)} points. Of {discordant.images:,} test images, only "
+        f"the student predicts {discordant.first:,} correctly and only the control {discordant.second:,} (McNemar's "
+        f"test, {format_p_value(discordant.p)}). The standard error of the difference over these paired images is "
+        f"{100 * discordant.standard_error:.2f} points. It excludes the variation between seeds, because there is one "
+        "run of student and control each. 'camkd compare' trains several seeds."
     )
-    difference = abs(accuracy - control_accuracy)
-    direction = "helped" if accuracy > control_accuracy else "hurt"
-    if difference <= error:
-        return Verdict("noise", f"Distillation made no measurable difference: {numbers}, within noise.", grounds)
-    if difference <= 2 * error:
-        sentence = f"Distillation may have {direction} slightly: {numbers}, weak evidence only."
+    direction = "helped" if discordant.difference > 0 else "hurt"
+    if discordant.p > WEAK_SIGNIFICANCE:
+        sentence = f"Distillation made no measurable difference in one run: {numbers}, within noise."
+        return Verdict("noise", sentence, grounds)
+    if discordant.p > SIGNIFICANCE:
+        sentence = f"Distillation may have {direction} slightly in one run: {numbers}, weak evidence only."
         return Verdict("hint", sentence, grounds)
-    return Verdict(direction, f"Distillation {direction}: {numbers}.", grounds)
-
-
-def standard_error(first: RunSummary, second: RunSummary) -> float | None:
-    """Compute the binomial standard error of the difference in test accuracy of two runs.
-
-    The standard error is ``sqrt(p * (1 - p) / n + q * (1 - q) / m)`` for accuracies ``p`` on ``n`` images and ``q`` on
-    ``m`` images. The formula assumes independent test sets. If both runs share one test set, the true standard error is
-    likely smaller.
-
-    Args:
-        first: A run.
-        second: Another run.
-
-    Returns:
-        The standard error, or None if an accuracy or a number of test images is missing.
-    """
-    variance = 0.0
-    for run in (first, second):
-        accuracy = run.number("accuracy")
-        num_images = run.num_test_images
-        if accuracy is None or not num_images:
-            return None
-        variance += accuracy * (1 - accuracy) / num_images
-    return math.sqrt(variance)
+    return Verdict(direction, f"Distillation {direction} in one run: {numbers}.", grounds)
 
 
 def accuracy_gap(student: RunSummary, teacher: RunSummary | None) -> str | None:
@@ -145,11 +136,13 @@ def cost_ratio(student: RunSummary, teacher: RunSummary | None, key: str, noun: 
 
 
 def attention_verdict(student: RunSummary, control: RunSummary | None) -> tuple[str, str] | None:
-    """Judge whether the student's maps match the teacher's, by CAM cosine.
+    """Judge whether the maps of one run match the teacher's, by CAM cosine.
 
-    The chance level is the highest of the student's `CHANCE_LEVELS`. The claim is ``No more than chance`` if the cosine
-    is at most `COSINE_TOLERANCE` above the chance level, ``Yes`` if it covers more than half of the distance from the
-    chance level to 1, and ``Partly`` otherwise. If the control has a CAM cosine, it is compared with the student's.
+    The chance level is the higher of the student's two. The claim is ``No more than chance`` if the cosine is not above
+    the chance level, ``Yes`` if it covers more than half of the distance from the chance level to 1, and ``Partly``
+    otherwise. If the control has maps of the same images and classes, its cosine is compared with the student's. Two
+    cosines are equal if they differ by at most `COSINE_TOLERANCE`, or by at most two standard errors of the mean
+    difference over the paired images.
 
     Args:
         student: The distilled run.
@@ -161,20 +154,34 @@ def attention_verdict(student: RunSummary, control: RunSummary | None) -> tuple[
     cosine = student.number("cam_cosine")
     if cosine is None:
         return None
-    levels = [student.number(level.key("cam_cosine")) for level in CHANCE_LEVELS]
-    chance = max((level for level in levels if level is not None), default=None)
-    if chance is None:
-        return "No chance level was measured.", f"CAM cosine {cosine:.2f}."
-    if cosine <= chance + COSINE_TOLERANCE:
+    if student.cosine_chance is None:
+        return "No chance level was measured.", f"CAM cosine {cosine:.3f}."
+    chance, level = student.cosine_chance
+    cosines = student.column("cam_cosine")
+    if cosine - chance <= _tolerance(cosines, student.column(level.key("cam_cosine"))):
         claim = "No more than chance"
     else:
         claim = "Yes" if cosine - chance > 0.5 * (1 - chance) else "Partly"
-    numbers = f"CAM cosine {cosine:.2f}, chance {chance:.2f}"
+    numbers = f"CAM cosine {cosine:.3f}, chance {chance:.3f}"
     control_cosine = control.number("cam_cosine") if control else None
-    if control_cosine is None:
-        return f"{claim}.", f"{numbers}."
-    if abs(cosine - control_cosine) <= COSINE_TOLERANCE:
+    if control is None or control_cosine is None:
+        return f"{claim}, in one run.", f"{numbers}."
+    numbers += f", control {control_cosine:.3f}."
+    if not have_same_maps(student, control):
+        return f"{claim}, in one run.", numbers
+    if abs(cosine - control_cosine) <= _tolerance(cosines, control.column("cam_cosine")):
         relation = "no closer than"
     else:
         relation = "closer than" if cosine > control_cosine else "less close than"
-    return f"{claim}, {relation} the control.", f"{numbers}, control {control_cosine:.2f}."
+    return f"{claim}, {relation} the control, in one run.", numbers
+
+
+def _tolerance(first: NDArray[Any] | None, second: NDArray[Any] | None) -> float:
+    """Return the largest difference of two mean CAM cosines that counts as equal.
+
+    It is `COSINE_TOLERANCE`, or two standard errors of the mean difference over the paired images if they are known and
+    larger.
+    """
+    if first is None or second is None:
+        return COSINE_TOLERANCE
+    return max(COSINE_TOLERANCE, 2 * mean_difference(first, second).standard_error)

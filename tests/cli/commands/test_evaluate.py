@@ -12,9 +12,10 @@ import pytest
 import camkd.evaluate
 from camkd.data.dataset import Dataset, no_progress
 from camkd.data.sources import open_data
-from camkd.evaluate import Evaluation, read_per_image
+from camkd.evaluate import Evaluation
 from camkd.experiments import finished_runs
 from camkd.runs.folder import Run
+from camkd.runs.per_image import read_per_image
 from support.cli import camkd as run
 
 pytestmark = pytest.mark.slow
@@ -55,13 +56,21 @@ def test_tables_have_metrics_beside_their_chance_levels(student: str, stored_met
     assert output.status == 0
     assert "teacher_agreement" in output.out
     assert "{" not in output.out
-    for name, suffixes in {"cam_spearman": ("", "_shuffled", "_centre"), "insertion": ("", "_shuffled")}.items():
+    for name, suffixes in {
+        "cam_spearman": ("", "_centre", "_mean_map"),
+        "cam_disagreement": ("", "_centre", "_mean_map", "_shuffled"),
+        "insertion": ("", "_shuffled"),
+    }.items():
         (line,) = [line for line in output.out.splitlines() if name in line]
         numbers = [float(cell) for cell in line.split("│")[2:] if cell.strip()]
         assert numbers == pytest.approx([stored_metrics[name + suffix] for suffix in suffixes], abs=2e-3)
     assert "_shuffled" not in output.out
     (line,) = [line for line in output.out.splitlines() if "both right" in line]
-    assert int(line.split("│")[2]) == stored_metrics["by_outcome"]["both_right"]["images"]
+    both_right = stored_metrics["by_outcome"]["both_right"]
+    assert int(line.split("│")[2]) == both_right["images"]
+    chance = max(both_right["cam_cosine_centre"], both_right["cam_cosine_mean_map"])
+    cosine, in_parentheses = line.split("│")[3].replace("(", "").replace(")", "").split()
+    assert (float(cosine), float(in_parentheses)) == pytest.approx((both_right["cam_cosine"], chance), abs=2e-3)
 
 
 def test_message_names_other_images(student: str, easy_folder: Path) -> None:
@@ -99,7 +108,11 @@ def test_disagreements_as_a_table(student: str, monkeypatch: pytest.MonkeyPatch)
     output = run("evaluate", student, "--list-disagreements", "2", "--json")
     disagreements = output.json["disagreements"]
     table = run("evaluate", student, "--list-disagreements", "2").out
-    assert f"{disagreements['count']:,} of {disagreements['same_prediction']:,} images" in " ".join(table.split())
+    text = " ".join(table.split())
+    assert f"{disagreements['count']:,} of {disagreements['same_prediction']:,} images" in text
+    for suffix, label in (("centre", "centre"), ("mean_map", "mean map"), ("shuffled", "other image")):
+        assert disagreements["chance_shares"][suffix] == output.json[f"cam_disagreement_{suffix}"]
+        assert f"{label} {disagreements['chance_shares'][suffix]:.1%}" in text
     for image in disagreements["images"]:
         (line,) = [line for line in table.splitlines() if image["name"] in line]
         assert [image["label"], image["predicted"]] == line.replace("│", " ").split()[1:3]

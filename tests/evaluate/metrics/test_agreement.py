@@ -16,8 +16,21 @@ from support.evaluation_inputs import random_maps
 seeds = st.integers(0, 10_000)
 
 
-def mean_likeness(student: Tensor, teacher: Tensor) -> dict[str, float]:
-    return metrics.means(metrics.map_similarities(student, teacher))
+def mean_likeness(student: Tensor, teacher: Tensor, class_ids: Tensor | None = None) -> dict[str, float]:
+    """Return the mean similarities, for maps of one class unless ``class_ids`` are given."""
+    if class_ids is None:
+        class_ids = torch.zeros(len(student), dtype=torch.int64)
+    return metrics.means(metrics.map_similarities(student, teacher, class_ids))
+
+
+def reference_mean_map(maps: Tensor, class_ids: list[int], image: int) -> Tensor:
+    """Average the maps of the other images of the class; of all other images if there is none of the class."""
+    others = [j for j in range(len(maps)) if j != image]
+    of_class = [j for j in others if class_ids[j] == class_ids[image]]
+    total = torch.zeros(maps.shape[1:], dtype=torch.float64)
+    for j in of_class or others:
+        total += maps[j]
+    return total / len(of_class or others)
 
 
 # --- chance levels
@@ -52,25 +65,69 @@ def test_likeness_of_a_scaled_copy_is_one_and_above_chance() -> None:
     teacher = random_maps(0, 64, 8, 8)
     values = mean_likeness(teacher * 3, teacher)
     names = ("cam_cosine", "cam_pearson", "cam_spearman", "cam_iou", "cam_pointing_match")
-    assert list(values) == [f"{name}{suffix}" for name in names for suffix in ("", "_centre", "_shuffled")]
+    assert list(values) == [f"{name}{suffix}" for name in names for suffix in ("", "_centre", "_mean_map")]
     for name in names:
         assert values[name] == pytest.approx(1, abs=1e-6)
-    assert abs(values["cam_pearson_shuffled"]) < 0.06
-    assert abs(values["cam_spearman_shuffled"]) < 0.06
-    assert values["cam_iou_shuffled"] == pytest.approx(0.11, abs=0.04)  # two random fifths of the cells
+    assert abs(values["cam_pearson_mean_map"]) < 0.06
+    assert abs(values["cam_spearman_mean_map"]) < 0.06
+    assert values["cam_iou_mean_map"] == pytest.approx(0.11, abs=0.04)  # two random fifths of the cells
 
 
-def test_chance_levels_compare_with_another_image_and_the_centre() -> None:
+def test_chance_levels_compare_maps_that_ignore_the_image_with_the_teacher() -> None:
     student = random_maps(1, 6, 4, 4)
     teacher = random_maps(2, 6, 8, 8)
-    values = mean_likeness(student, teacher)
-    student = resize(student, (8, 8))
-    other_teacher = teacher[metrics.derangement(6)]
-    centre = centre_prior(8, 8).expand(6, 8, 8)
-    assert values["cam_cosine"] == pytest.approx(metrics.cosine(student, teacher).mean().item())
-    assert values["cam_cosine_shuffled"] == pytest.approx(metrics.cosine(student, other_teacher).mean().item())
-    assert values["cam_pearson_centre"] == pytest.approx(metrics.pearson(student, centre).mean().item())
-    assert values["cam_pointing_match_centre"] == metrics.pointing_match(student, centre).mean().item()
+    class_ids = [3, 1, 3, 3, 1, 7]
+    values = metrics.map_similarities(student, teacher, torch.tensor(class_ids))
+    centre = centre_prior(8, 8)[None]
+    for i in range(6):
+        mean_map = reference_mean_map(teacher, class_ids, i).float()[None]
+        teacher_map = teacher[i][None]
+        student_map = resize(student[i][None], (8, 8))
+        assert values["cam_cosine"][i] == pytest.approx(metrics.cosine(student_map, teacher_map).item())
+        for name, similarity in (
+            ("cam_cosine", metrics.cosine),
+            ("cam_pearson", metrics.pearson),
+            ("cam_spearman", metrics.spearman),
+            ("cam_iou", metrics.iou_top),
+            ("cam_pointing_match", metrics.pointing_match),
+        ):
+            for suffix, baseline in (("centre", centre), ("mean_map", mean_map)):
+                expected = similarity(baseline, teacher_map).item()
+                assert values[f"{name}_{suffix}"][i] == pytest.approx(expected, abs=1e-6), (name, suffix)
+
+
+@given(seeds)
+def test_chance_levels_do_not_depend_on_the_student(seed: int) -> None:
+    teacher = random_maps(seed, 5, 4, 4)
+    class_ids = torch.tensor([0, 1, 0, 1, 1])
+    values, other_values = (
+        metrics.map_similarities(random_maps(seed + k, 5, 4, 4), teacher, class_ids) for k in (1, 2)
+    )
+    assert not torch.equal(values["cam_pearson"], other_values["cam_pearson"])
+    for name in values:
+        if name.endswith(("_centre", "_mean_map")):
+            assert torch.equal(values[name], other_values[name]), name
+
+
+@given(seeds, st.integers(2, 12), st.integers(1, 4))
+def test_mean_maps_of_others_against_a_loop(seed: int, n: int, classes: int) -> None:
+    maps = random_maps(seed, n, 3, 5) * 10
+    class_ids = torch.randint(classes, (n,), generator=torch.Generator().manual_seed(seed))
+    means = metrics.mean_maps_of_others(maps, class_ids)
+    for i in range(n):
+        expected = reference_mean_map(maps, class_ids.tolist(), i)
+        torch.testing.assert_close(means[i].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_own_map_has_no_part_in_the_mean_map() -> None:
+    maps = random_maps(0, 4, 3, 3)
+    class_ids = torch.tensor([0, 0, 1, 1])
+    changed = maps.clone()
+    changed[0] += 100
+    means, changed_means = (metrics.mean_maps_of_others(m, class_ids) for m in (maps, changed))
+    torch.testing.assert_close(changed_means[0], means[0], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(changed_means[1], means[1])
+    torch.testing.assert_close(changed_means[2:], means[2:])
 
 
 def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
@@ -85,22 +142,22 @@ def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
     large_teacher = resize(teacher, (6, 10))
     centre = centre_prior(6, 10).expand(2, 6, 10)
     assert values["cam_pearson"] == pytest.approx(metrics.pearson(large_student, large_teacher).mean().item())
-    assert values["cam_cosine_centre"] == pytest.approx(metrics.cosine(large_student, centre).mean().item())
+    assert values["cam_cosine_centre"] == pytest.approx(metrics.cosine(centre, large_teacher).mean().item())
     assert {type(value) for value in values.values()} == {float}, "must be JSON-serializable"
-    shuffled = metrics.map_similarities(student, teacher)["cam_cosine_shuffled"]  # of two images, the other one
-    torch.testing.assert_close(shuffled, metrics.cosine(large_student, large_teacher.flip(0)))
+    mean_map = values["cam_cosine_mean_map"]  # of two images, the other one
+    assert mean_map == pytest.approx(metrics.cosine(large_teacher.flip(0), large_teacher).mean().item())
 
 
-def test_single_image_has_no_shuffled_chance_level() -> None:
+def test_single_image_has_no_mean_map() -> None:
     values = mean_likeness(random_maps(0, 1, 4, 4), random_maps(1, 1, 4, 4))
     assert "cam_cosine_centre" in values
-    assert "cam_cosine_shuffled" not in values
+    assert "cam_cosine_mean_map" not in values
 
 
 @pytest.mark.parametrize(("students", "teachers"), [(2, 3), (0, 0)])
 def test_unequal_or_empty_maps_are_rejected(students: int, teachers: int) -> None:
     with pytest.raises(ValueError, match=f"got {students} student maps and {teachers} teacher maps"):
-        metrics.map_similarities(torch.zeros(students, 4, 4), torch.zeros(teachers, 4, 4))
+        metrics.map_similarities(torch.zeros(students, 4, 4), torch.zeros(teachers, 4, 4), torch.zeros(teachers))
 
 
 # --- outcomes
@@ -121,11 +178,12 @@ def test_means_by_outcome_average_over_each_group() -> None:
     student = random_maps(1, 6, 4, 4)
     teacher = random_maps(2, 6, 4, 4)
     mask = torch.tensor([True, False, True, False, False, False])
-    groups = metrics.means_by_outcome(metrics.map_similarities(student, teacher), {"some": mask, "none": mask & ~mask})
+    similarities = metrics.map_similarities(student, teacher, torch.zeros(6, dtype=torch.int64))
+    groups = metrics.means_by_outcome(similarities, {"some": mask, "none": mask & ~mask})
     assert groups["none"] == {"images": 0}
     assert groups["some"]["images"] == 2
     expected = (metrics.spearman(student, teacher)[0] + metrics.spearman(student, teacher)[2]) / 2
     assert groups["some"]["cam_spearman"] == pytest.approx(expected.item())
-    other_teacher = teacher[metrics.derangement(6)]  # the other image may be of any outcome
-    expected = (metrics.cosine(student, other_teacher)[0] + metrics.cosine(student, other_teacher)[2]) / 2
-    assert groups["some"]["cam_cosine_shuffled"] == pytest.approx(expected.item())
+    mean_maps = torch.stack([reference_mean_map(teacher, [0] * 6, i).float() for i in range(6)])  # of any outcome
+    expected = metrics.cosine(mean_maps, teacher)[[0, 2]].mean()
+    assert groups["some"]["cam_cosine_mean_map"] == pytest.approx(expected.item())

@@ -99,15 +99,21 @@ def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _outcome_table(groups: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return a table of map similarity for each outcome, such as images that only the teacher predicts correctly."""
+    """Return map similarity and its highest chance level for each outcome, such as images that both get right."""
     keys = [key for means in groups.values() for key in means if not key.endswith(CHANCE_SUFFIXES)]
     names = list(dict.fromkeys(keys))
     columns = ["correct", *(name.removeprefix("cam_").replace("_", " ") for name in names)]
     rows = [
-        [outcome.replace("_", " "), *(_format_value(means.get(name, "")) for name in names)]
+        [outcome.replace("_", " "), *(_with_chance_level(means, name) for name in names)]
         for outcome, means in groups.items()
     ]
-    return "map similarity by outcome", columns, rows
+    return "map similarity by outcome, with the highest chance level in parentheses", columns, rows
+
+
+def _with_chance_level(means: Mapping[str, float], name: str) -> str:
+    """Format a metric with the highest of its chance levels: ``0.8412 (0.8131)``."""
+    levels = [means[level.key(name)] for level in CHANCE_LEVELS if level.key(name) in means]
+    return _format_value(means.get(name, "")) + (f" ({max(levels):.4f})" if levels else "")
 
 
 def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]:
@@ -128,8 +134,15 @@ def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]
         "chance_level": level,
         "same_prediction": int((records["predicted"] == records["teacher_predicted"]).sum()),
         "count": len(rows),
+        "chance_shares": _disagreement_by_chance(evaluation.metrics),
         "images": [_image_record(records, row, classes) for row in rows[: options.list_disagreements].tolist()],
     }
+
+
+def _disagreement_by_chance(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the chance levels of ``cam_disagreement`` by suffix."""
+    keys = {level.suffix: level.key("cam_disagreement") for level in CHANCE_LEVELS}
+    return {suffix: metrics[key] for suffix, key in keys.items() if key in metrics}
 
 
 def _image_record(records: Mapping[str, Any], row: int, classes: Sequence[str]) -> dict[str, Any]:
@@ -143,11 +156,15 @@ def _image_record(records: Mapping[str, Any], row: int, classes: Sequence[str]) 
 
 
 def _disagreement_table(disagreements: Mapping[str, Any]) -> Table:
+    labels = {level.suffix: level.label for level in CHANCE_LEVELS}
+    shares = [f"{labels[suffix]} {share:.1%}" for suffix, share in disagreements["chance_shares"].items()]
     title = (
         f"CAM disagreement: {disagreements['count']:,} of {disagreements['same_prediction']:,} images with the "
         f"teacher's prediction have a map no more similar to the teacher's than chance "
         f"({disagreements['chance_level']:.4f}); least similar first"
     )
+    if shares:
+        title += f". Share of such images by chance: {', '.join(shares)}"
     columns = ["image", "label", "prediction", "cosine", "IoU", "confidence", "teacher"]
     numbers = ("cam_cosine", "cam_iou", "confidence", "teacher_confidence")
     rows = [

@@ -6,7 +6,9 @@ class that the teacher predicts. docs/metrics.md lists the metrics that a run st
 
 from camkd.evaluate.metrics.agreement import (
     derangement,
+    image_independent_maps,
     map_similarities,
+    mean_maps_of_others,
     means,
     means_by_outcome,
     outcome_masks,
@@ -23,8 +25,10 @@ __all__ = [
     "derangement",
     "ece",
     "energy_inside",
+    "image_independent_maps",
     "iou_top",
     "map_similarities",
+    "mean_maps_of_others",
     "means",
     "means_by_outcome",
     "nll",

@@ -1,7 +1,8 @@
 """Agreement of student and teacher maps over a split: means, chance levels, and means by outcome.
 
-Maps of natural images resemble each other even for untrained networks. Therefore every similarity has two chance
-levels: the teacher's map of another image, and a Gaussian at the image center.
+Objects are often near the image center, so a map that does not depend on the image resembles the teacher's maps too.
+Therefore every similarity has two chance levels, both against the teacher's maps: a Gaussian at the image center, and
+the teacher's mean map of the other images.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ from torch import Tensor
 
 from camkd.cams import centre_prior, resize
 from camkd.evaluate.metrics.map_similarity import cosine, iou_top, pearson, pointing_match, spearman
-from camkd.types import CHANCE_LEVELS
-
-SHUFFLED, CENTRE, UNIFORM = CHANCE_LEVELS
+from camkd.types import CENTRE, MEAN_MAP, ChanceLevel
 
 SIMILARITIES = {
     "cam_cosine": cosine,
@@ -56,7 +55,7 @@ def derangement(n: int, seed: int = 0) -> Tensor:
     return permutation
 
 
-def map_similarities(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Tensor]:
+def map_similarities(student_maps: Tensor, teacher_maps: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
     """Compute all similarities of student and teacher maps and their chance levels, per image.
 
     Both maps of an image must be of the same class. All maps are first resized to a common grid, see `to_common_grid`.
@@ -64,20 +63,21 @@ def map_similarities(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Te
     Args:
         student_maps: ``(N, h, w)``, with ``N >= 1``.
         teacher_maps: ``(N, H, W)``.
+        class_ids: The class of each image's maps, ``(N,)``.
 
     Returns:
         Tensors ``(N,)`` by the name of the metric.
 
         - ``cam_cosine``, ``cam_pearson``, ``cam_spearman``, ``cam_iou``, ``cam_pointing_match``: the similarities.
-        - ``*_centre``: chance level, the student's map against `camkd.cams.centre_prior`.
-        - ``*_shuffled``: chance level, the student's map against the teacher's map of another image, chosen by
-          `derangement`. Absent for a single image.
+        - ``*_centre``, ``*_mean_map``: chance levels, the similarity of each map of `image_independent_maps` and the
+          teacher's map. ``*_mean_map`` is absent for a single image.
 
     Raises:
         ValueError: If there are no images, or the numbers of maps differ.
 
     Example:
-        >>> sorted(map_similarities(torch.rand(1, 4, 4), torch.rand(1, 8, 8)))[:2]
+        >>> maps = torch.rand(1, 4, 4)
+        >>> sorted(map_similarities(maps, torch.rand(1, 8, 8), torch.tensor([0])))[:2]
         ['cam_cosine', 'cam_cosine_centre']
     """
     if len(student_maps) != len(teacher_maps) or not len(student_maps):
@@ -86,15 +86,56 @@ def map_similarities(student_maps: Tensor, teacher_maps: Tensor) -> dict[str, Te
             f"got {len(student_maps)} student maps and {len(teacher_maps)} teacher maps."
         )
     student, teacher = to_common_grid(student_maps, teacher_maps)
-    baselines = {CENTRE: centre_prior(*teacher.shape[1:]).to(teacher).expand_as(teacher)}
-    if len(teacher) > 1:
-        baselines[SHUFFLED] = teacher[derangement(len(teacher)).to(teacher.device)]
+    baselines = image_independent_maps(teacher, class_ids)
     similarities = {}
     for name, similarity in SIMILARITIES.items():
         similarities[name] = similarity(student, teacher)
         for level, baseline in baselines.items():
-            similarities[level.key(name)] = similarity(student, baseline)
+            similarities[level.key(name)] = similarity(baseline, teacher)
     return similarities
+
+
+def image_independent_maps(teacher_maps: Tensor, class_ids: Tensor) -> dict[ChanceLevel, Tensor]:
+    """Build the maps of the chance levels: for each image, maps that are known without seeing the image.
+
+    Args:
+        teacher_maps: ``(N, h, w)``.
+        class_ids: The class of each map, ``(N,)``.
+
+    Returns:
+        Maps ``(N, h, w)`` by chance level: `camkd.cams.centre_prior`, and `mean_maps_of_others` unless there is only
+        one image.
+    """
+    baselines = {CENTRE: centre_prior(*teacher_maps.shape[1:]).to(teacher_maps).expand_as(teacher_maps)}
+    if len(teacher_maps) > 1:
+        baselines[MEAN_MAP] = mean_maps_of_others(teacher_maps, class_ids)
+    return baselines
+
+
+def mean_maps_of_others(maps: Tensor, class_ids: Tensor) -> Tensor:
+    """Average, for each image, the maps of the other images of the same class (leave-one-out mean).
+
+    If an image is the only one of its class, the mean is over all other images.
+
+    Args:
+        maps: ``(N, h, w)``, with ``N >= 2``.
+        class_ids: The class of each map, ``(N,)``.
+
+    Returns:
+        One mean map per image, ``(N, h, w)``.
+
+    Example:
+        >>> maps = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]], [[5.0, 2.0]]])
+        >>> mean_maps_of_others(maps, torch.tensor([0, 0, 0])).tolist()
+        [[[4.0, 3.0]], [[3.0, 1.0]], [[2.0, 2.0]]]
+    """
+    values = maps.double()
+    _, class_index, counts = class_ids.unique(return_inverse=True, return_counts=True)
+    sums = values.new_zeros(len(counts), *maps.shape[1:]).index_add_(0, class_index, values)
+    others = (counts - 1)[class_index, None, None]
+    of_class = (sums[class_index] - values) / others.clamp_min(1)
+    of_all = (values.sum(0) - values) / (len(values) - 1)
+    return torch.where(others > 0, of_class, of_all).to(maps.dtype)
 
 
 def to_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +216,7 @@ def means(similarities: Mapping[str, Tensor], mask: Tensor | None = None) -> dic
 
     Example:
         >>> maps = torch.rand(2, 4, 4)
-        >>> round(means(map_similarities(maps, maps))["cam_cosine"], 4)
+        >>> round(means(map_similarities(maps, maps, torch.tensor([0, 0])))["cam_cosine"], 4)
         1.0
     """
     return {
