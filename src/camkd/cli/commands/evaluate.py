@@ -99,21 +99,17 @@ def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _outcome_table(groups: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return map similarity and its highest chance level for each outcome, such as images that both get right."""
+    """Return map similarity for each outcome, such as images that both get right, above its highest chance level."""
     keys = [key for means in groups.values() for key in means if not key.endswith(CHANCE_SUFFIXES)]
     names = list(dict.fromkeys(keys))
     columns = ["correct", *(name.removeprefix("cam_").replace("_", " ") for name in names)]
-    rows = [
-        [outcome.replace("_", " "), *(_with_chance_level(means, name) for name in names)]
-        for outcome, means in groups.items()
-    ]
-    return "map similarity by outcome, with the highest chance level in parentheses", columns, rows
-
-
-def _with_chance_level(means: Mapping[str, float], name: str) -> str:
-    """Format a metric with the highest of its chance levels: ``0.8412 (0.8131)``."""
-    levels = [means[level.key(name)] for level in CHANCE_LEVELS if level.key(name) in means]
-    return _format_value(means.get(name, "")) + (f" ({max(levels):.4f})" if levels else "")
+    rows = []
+    for outcome, means in groups.items():
+        rows.append([outcome.replace("_", " "), *(_format_value(means.get(name, "")) for name in names)])
+        levels = [[means[level.key(name)] for level in CHANCE_LEVELS if level.key(name) in means] for name in names]
+        if any(levels):
+            rows.append(["  by chance", *(_format_value(max(values)) if values else "" for values in levels)])
+    return "map similarity by outcome", columns, rows
 
 
 def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]:
