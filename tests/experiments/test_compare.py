@@ -90,12 +90,12 @@ def data(plan: Plan) -> Dataset:
 
 def results(plan: Plan) -> dict[tuple[str, int], Any]:
     """Return the metrics of every run without times, and the checksum of its weights."""
-    found = {}
+    results_by_run = {}
     for method, seed in plan.runs:
         run = plan.run_folder(method, seed)
         metrics = {k: v for k, v in run.read_metrics().items() if k not in ("seconds", "images_per_second")}
-        found[method, seed] = metrics, json.loads((run.folder / "model.json").read_text())["sha256"]
-    return found
+        results_by_run[method, seed] = metrics, json.loads((run.folder / "model.json").read_text())["sha256"]
+    return results_by_run
 
 
 def run(plan: Plan, data: Dataset, processes: int = 1, callback: Callback | None = None) -> Comparison:
@@ -247,7 +247,7 @@ def test_finished_run_with_other_terms_is_refused(plan: Plan, data: Dataset) -> 
     path = single.run_folder("plain", 3).folder / "environment.json"
     provenance = json.loads(path.read_text())
     write_text(path, json.dumps({**provenance, "terms": "ce=2"}))
-    with pytest.raises(InputError, match=r"loss terms of the method must be .*seed-3.* got different"):
+    with pytest.raises(InputError, match=r"loss terms of the method must be .*seed-3.* got other"):
         run(single, data)
 
 
@@ -320,11 +320,11 @@ def test_command_reports_finished_runs_if_one_diverges(plan: Plan, capsys: pytes
     ]
     arguments += ["--methods", "plain,ce=1e+39", "--seeds", "1", "--epochs", "1", "--batch-size", "24"]
     assert main([*arguments, "--out", str(plan.folder)]) == 1
-    said = capsys.readouterr()
-    assert "ce=1e+39, seed 0: The loss must be finite, got inf" in said.err
-    found = json.loads(said.out)
-    assert found["methods"]["plain"]["accuracy"]["runs"] == 1
-    assert found["ranked_on_validation"] == ["plain"]
+    captured = capsys.readouterr()
+    assert "ce=1e+39, seed 0: The loss must be finite, got inf" in captured.err
+    summary = json.loads(captured.out)
+    assert summary["methods"]["plain"]["accuracy"]["runs"] == 1
+    assert summary["ranked_on_validation"] == ["plain"]
 
 
 def test_parse_methods() -> None:
@@ -344,8 +344,8 @@ def test_parse_methods() -> None:
         "kd,ce=0.1+kd=0.9:T=4": "which equals 'kd'",
         "ce=0.1,kd=0.9:T=4": "ce=0.1\\+kd=0.9:T=4",
     }
-    for text, said in wrong.items():
-        with pytest.raises(InputError, match=said):
+    for text, message in wrong.items():
+        with pytest.raises(InputError, match=message):
             parse_methods(text)
 
 
@@ -423,21 +423,21 @@ def test_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         str(out),
     ]
     assert main([*arguments, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["methods"]["kd"]["accuracy"]["runs"] == 2
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["methods"]["kd"]["accuracy"]["runs"] == 2
     assert (out / "comparison.html").exists()
     assert Run(out / "kd" / "seed-1").finished
     assert main([*arguments, "--resume"]) == 0
-    said = capsys.readouterr()
-    assert said.out.count("kd") == 2, "two tables"
-    assert "kd versus plain: " in said.err
-    assert "validation" in said.err
+    captured = capsys.readouterr()
+    assert captured.out.count("kd") == 2, "two tables"
+    assert "kd versus plain: " in captured.err
+    assert "validation" in captured.err
     assert main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--methods", "plain,magic"], "got 'magic'"),
         (["--seeds", "0"], "seeds must be 1 or more, got 0"),
@@ -452,8 +452,8 @@ def test_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_wrong_input_is_refused_before_any_work(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", "--out", str(tmp_path / "out"), *options]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

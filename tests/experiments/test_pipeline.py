@@ -104,13 +104,14 @@ def test_files_of_a_run_folder(finished: Any, role: str) -> None:
     folder = finished.folder / role
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pages = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "model.safetensors", "model.json"}
-    kept = {name for name in files if name.startswith("checkpoints/")}
+    checkpoints = {name for name in files if name.startswith("checkpoints/")}
+    manifests_and_states = (Path(name) for name in checkpoints if "best" not in name)
     pages |= {"gallery.json", "per_image.npz"}
-    assert files - kept == pages | {"figures/cams.png", "figures/cams-epoch-001.png"}
-    assert sorted(Path(name).name.partition("-")[0] + Path(name).suffix for name in kept if "best" not in name) == [
+    assert files - checkpoints == pages | {"figures/cams.png", "figures/cams-epoch-001.png"}
+    assert sorted(path.name.partition("-")[0] + path.suffix for path in manifests_and_states) == [
         "last.json", "last.json", "last.pt", "last.pt",
     ]  # fmt: skip
-    assert f"checkpoints/best-{Run(folder).read_metrics()['best_epoch']:05d}.pt" in kept
+    assert f"checkpoints/best-{Run(folder).read_metrics()['best_epoch']:05d}.pt" in checkpoints
     metrics = Run(folder).read_metrics()
     assert set(metrics) >= METRICS | (TEACHER_METRICS if role != "teacher" else set())
     if role == "teacher":
@@ -171,8 +172,8 @@ def test_model_info_and_metrics_agree_with_the_model(finished: Any, easy: Datase
 
 
 def test_three_runs_and_a_report(finished: Any) -> None:
-    found = {path.name for path in finished.folder.iterdir()}
-    assert found == {"teacher", "control", "student", "report.html"}
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {"teacher", "control", "student", "report.html"}
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 1
     control, student = (Run(finished.folder / role).config() for role in ("control", "student"))
@@ -221,16 +222,16 @@ def test_saved_weights_are_those_of_the_best_epoch(
 ) -> None:
     scores = iter([0.9, 0.9, 0.1])
     monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(scores), "val_loss": 1.0})
-    seen: list[Tensor] = []
+    averaged_weights: list[Tensor] = []
 
     class Averages(Callback):
         def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
-            seen.append(model.state_dict()["fc.weight"].clone())
+            averaged_weights.append(model.state_dict()["fc.weight"].clone())
 
     config = replace(ONE, epochs=3, batch_size=96)
     metrics = train_run(tmp_path, run_config("resnet8", "teacher", config), easy, callbacks=[Averages()])
     assert metrics["val_accuracy"] == 0.9
-    assert torch.equal(load(tmp_path).state_dict()["fc.weight"], seen[metrics["best_epoch"] - 1])
+    assert torch.equal(load(tmp_path).state_dict()["fc.weight"], averaged_weights[metrics["best_epoch"] - 1])
 
 
 # --- folders that hold a run
@@ -332,7 +333,7 @@ def test_finished_runs_are_not_trained_again(finished: Any, easy_folder: Path) -
 @pytest.mark.usefixtures("no_figures", "store")
 def test_interrupted_student_resumes_to_the_same_bits(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
     data = open_data(easy_folder)
-    config = folder_config(easy_folder, str(finished.folder))  # the folder of `camkd train` stands for its teacher
+    config = folder_config(easy_folder, str(finished.folder))  # a folder of `camkd train` selects its teacher
     folder = tmp_path / "run"
     with pytest.raises(Interrupted, match="student"):
         train_all(folder, config, data, callbacks=[InterruptAt(8 + 6)])
@@ -397,10 +398,10 @@ def test_full_budget_repeats_augmented_epochs(easy: Dataset, tmp_path: Path, loa
     store = supervision.cache.store
     assert store is not None
     budget = f"{store.epoch_bytes + 1}B"
-    asked, config = distill(
+    num_computed, config = distill(
         tmp_path / "run", easy, "cam-net", loaded_teacher, DistillConfig(method="kd", cache_budget=budget), TWO
     )
-    assert (asked, config.augment_epochs) == (96, 1)
+    assert (num_computed, config.augment_epochs) == (96, 1)
     assert Run(tmp_path / "run").config()["augment_epochs"] == 1
     assert Run(tmp_path / "run").read_metrics()["augment_epochs"] == 1
     assert store.epochs() == [0]
@@ -408,8 +409,8 @@ def test_full_budget_repeats_augmented_epochs(easy: Dataset, tmp_path: Path, loa
 
 @pytest.mark.usefixtures("no_figures")
 def test_features_are_not_cached(easy: Dataset, tmp_path: Path, loaded_teacher: Teacher, store: Path) -> None:
-    asked, _ = distill(tmp_path / "at", easy, "cam-net", loaded_teacher, DistillConfig(method="at"), ONE)
-    assert asked == 96
+    num_computed, _ = distill(tmp_path / "at", easy, "cam-net", loaded_teacher, DistillConfig(method="at"), ONE)
+    assert num_computed == 96
     assert not store.exists()
     assert Run(tmp_path / "at").read_history()[0]["terms"]["at"] > 0
     assert set(Run(tmp_path / "at").read_metrics()) >= TEACHER_METRICS
@@ -433,14 +434,14 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
         return ResNet(BasicBlock, (8, 16), (1, 1), classes, size, hidden=6)
 
     monkeypatch.setitem(MODELS, "tiny-mlp", make)
-    place = tmp_path / "teacher"
-    own = train_run(place, run_config("tiny-mlp", "teacher", replace(ONE, epochs=6)), easy)
-    teacher = load_teacher(place, easy, "cpu")
+    folder = tmp_path / "teacher"
+    teacher_metrics = train_run(folder, run_config("tiny-mlp", "teacher", replace(ONE, epochs=6)), easy)
+    teacher = load_teacher(folder, easy, "cpu")
     distill(tmp_path / "run", easy, "cam-net", teacher, DistillConfig(method="cam-kd"), ONE)
     metrics = Run(tmp_path / "run").read_metrics()
-    assert (own["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
+    assert (teacher_metrics["cam_form"], metrics["cam_form"]) == ("gradient", "exact")
     assert -1 <= metrics["cam_cosine"] <= 1
-    assert metrics["teacher_accuracy"] == own["accuracy"]
+    assert metrics["teacher_accuracy"] == teacher_metrics["accuracy"]
 
 
 def test_teacher_with_other_classes_or_size_is_refused(easy: Dataset, wide_teacher: Path) -> None:
@@ -476,10 +477,10 @@ def test_reevaluate_gives_the_metrics_of_the_run(finished: Any, role: str) -> No
     assert set(repeated) >= {"accuracy", "ece", "nll", "confusion"} | (TEACHER_METRICS if role == "student" else set())
     groups = [(repeated, metrics)]
     groups += [(group, metrics["by_outcome"][name]) for name, group in repeated.pop("by_outcome", {}).items()]
-    for name, value, metrics in ((name, value, of) for found, of in groups for name, value in found.items()):
-        assert value == (
-            pytest.approx(metrics[name], rel=1e-3, abs=1e-5) if isinstance(value, float) else metrics[name]
-        )
+    for group, stored in groups:
+        for name, value in group.items():
+            expected = stored[name]
+            assert value == (pytest.approx(expected, rel=1e-3, abs=1e-5) if isinstance(value, float) else expected)
 
 
 def test_reevaluate_uses_the_limit_of_the_run(easy_folder: Path, tmp_path: Path) -> None:
@@ -500,17 +501,17 @@ def test_folder_without_splits_is_evaluated_whole(finished: Any, easy_folder: Pa
     shutil.copytree(easy_folder / "train", tmp_path / "new")
     shutil.copytree(easy_folder / "test", tmp_path / "held" / "test")
     messages: list[str] = []
-    found = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, messages.append).metrics
+    on_new_folder = reevaluate(student, str(tmp_path / "new"), None, "cpu", lambda *done: None, messages.append).metrics
     data = open_data(easy_folder)
-    answers = predict_split(load(student), data.train).logits.argmax(1)
-    assert found["accuracy"] == pytest.approx((answers.numpy() == data.train.labels).mean())
-    assert found["test_images"] == 96
+    predicted = predict_split(load(student), data.train).logits.argmax(1)
+    assert on_new_folder["accuracy"] == pytest.approx((predicted.numpy() == data.train.labels).mean())
+    assert on_new_folder["test_images"] == 96
     assert messages == [f"evaluated on all 96 images of {str(tmp_path / 'new')!r}"]
-    alone, whole = (
-        reevaluate(student, str(place), None, "cpu", lambda *done: None, messages.append).metrics
-        for place in (tmp_path / "held", easy_folder)
+    test_folder_only, all_splits = (
+        reevaluate(student, str(folder), None, "cpu", lambda *done: None, messages.append).metrics
+        for folder in (tmp_path / "held", easy_folder)
     )
-    assert (alone["test_images"], alone["confusion"]) == (24, whole["confusion"])
+    assert (test_folder_only["test_images"], test_folder_only["confusion"]) == (24, all_splits["confusion"])
     assert messages[-1] == f"evaluated on the 24 test images of {str(easy_folder)!r}"
 
 
@@ -523,9 +524,9 @@ def test_moved_training_folder_is_not_evaluated_whole(easy_folder: Path, tmp_pat
     assert given.metrics["confusion"] == metrics["confusion"]
     (tmp_path / "mine").rename(tmp_path / "moved")
     messages: list[str] = []
-    found = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, messages.append)
-    assert found.metrics["confusion"] == metrics["confusion"]
-    assert 0 < found.metrics["test_images"] == metrics["test_images"] < 30
+    moved = reevaluate(str(tmp_path / "run"), str(tmp_path / "moved"), None, "cpu", lambda *done: None, messages.append)
+    assert moved.metrics["confusion"] == metrics["confusion"]
+    assert 0 < moved.metrics["test_images"] == metrics["test_images"] < 30
     assert messages[0] == f"evaluated on the {metrics['test_images']} test images of {str(tmp_path / 'moved')!r}"
     assert any("held out" in line for line in messages)
 
@@ -685,9 +686,9 @@ def test_teacher_accuracy_is_reported(easy: Dataset, loaded_teacher: Teacher) ->
 
 @pytest.mark.fault("teacher that does not fit the dataset")
 def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
-    """One wrong of four, two of which are of one class: two standard errors of guessing are a half."""
+    """Four images, two of them of one class: two standard errors of the share of this class are 50 points."""
     labels = loaded_teacher.val_targets.class_ids.numpy()
-    rows = np.array([np.flatnonzero(labels == label)[place] for label, place in ((0, 0), (0, 1), (1, 0), (1, 1))])
+    rows = np.array([np.flatnonzero(labels == label)[position] for label, position in ((0, 0), (0, 1), (1, 0), (1, 1))])
     few = replace(loaded_teacher.val.take(rows), labels=np.array([0, 0, 1, 2]))
     with pytest.raises(
         InputError,
@@ -698,7 +699,6 @@ def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
 
 @pytest.mark.fault("teacher that does not fit the dataset")
 def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: Dataset) -> None:
-    """Of another size, and of classes in another order."""
     large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
     with pytest.raises(InputError, match=r"must be 16.*got 32"):
         load_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")

@@ -190,7 +190,7 @@ def means_by_outcome(similarities: Mapping[str, Tensor], masks: Mapping[str, Ten
         masks: Masks ``(N,)`` bool by group, for example from `outcome_masks`.
 
     Returns:
-        A dict for each group, with its number of images under the key ``pictures`` and the mean of each metric. A group
+        A dict for each group, with its number of images under the key ``images`` and the mean of each metric. A group
         without images has no means.
 
     Example:
