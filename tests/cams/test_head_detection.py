@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.cams import MAP_METHODS, bias, form, predict
-from camkd.cams.head_detection import FeatureLayout, candidate_layouts, detect_head
+from camkd.cams.head_detection import detect_head
+from camkd.cams.layouts import FeatureLayout, candidate_layouts
+from camkd.types import InputError
 
 WIDTH, CLASSES = 6, 3
 
@@ -225,3 +228,278 @@ def test_relu_after_the_last_convolution_is_gradient_based(inplace: bool) -> Non
     prediction = predict(model, x)
     assert prediction.cams is not None
     torch.testing.assert_close(prediction.logits, prediction.cams.mean((2, 3)))
+
+
+# --- layouts are confirmed by a probe
+
+
+def conv_body(channels: int = 16) -> nn.Sequential:
+    """Body with as many channels as cells at 16 x 16 pixels, so that channels could be read as tokens."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, channels, 3, 2, 1), nn.BatchNorm2d(channels))
+
+
+class TokenMixing(nn.Module):
+    """Learned mixing of all cells as the last layer before the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.flatten(2)).transpose(1, 2)
+
+
+class Mean(nn.Module):
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dims)
+
+
+class Transposed(nn.Module):
+    """Convolution over a plane of channels and rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, (2, 1), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2))
+
+
+CHANNELS_AS_PLACES: dict[str, list[nn.Module]] = {
+    "average of flat cells, then linear": [nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 3)],
+    "average of flat cells, then MLP": [
+        nn.Flatten(2),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(16, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ],
+    "learned pooling": [nn.Flatten(2), nn.Linear(16, 1), nn.Flatten(), nn.Linear(16, 3)],
+    "learned pooling to several values": [nn.Flatten(2), nn.Linear(16, 5), Mean(1), nn.Linear(5, 3)],
+    "conv1d over flat cells": [nn.Flatten(2), nn.Conv1d(16, 16, 16), nn.Flatten(), nn.Linear(16, 3)],
+    "token mixing last": [TokenMixing(), Mean(1), nn.Linear(16, 3)],
+    "convolution over channels and rows": [Transposed(), Mean(2, 3), nn.Linear(4, 3)],
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS_AS_PLACES)
+def test_channels_are_not_read_as_places(name: str) -> None:
+    """The map is that of the last layer whose cells follow the image: rolling the image rolls the features."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv_body(), *CHANNELS_AS_PLACES[name]).double().eval()
+    call = detect_head(model, images()).feature_call
+    assert call.layer is model[0] or call.layer in list(model[0])
+    assert call.layout == FeatureLayout("channels_first", (4, 4))
+    assert form(model, images()) == ("exact" if name == "average of flat cells, then linear" else "gradient")
+
+
+@pytest.mark.parametrize("name", ["token mixing last", "learned pooling"])
+def test_layer_without_places_is_refused(name: str) -> None:
+    model = nn.Sequential(conv_body(), *CHANNELS_AS_PLACES[name]).double().eval()
+    with pytest.raises(InputError, match=r"follows the positions of the image .*, got '1'"):
+        predict(model, images(), layer="1")
+
+
+def test_network_without_places_is_refused() -> None:
+    mixer = nn.Sequential(nn.Flatten(), nn.Linear(768, 96), nn.ReLU(), nn.Unflatten(1, (6, 4, 4)), nn.ReLU())
+    model = nn.Sequential(mixer, Mean(2, 3), nn.Linear(6, 3)).double()
+    with pytest.raises(InputError, match="cells that follow the positions of the image"):
+        predict(model, images())
+
+
+# --- the last layer that the logits need
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling with one score per cell."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        self.body = conv_body()
+        self.score = nn.Linear(16, 1) if tokens else nn.Conv2d(16, 1, 1)
+        self.tokens = tokens
+        self.fc = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        scores = self.score(tokens) if self.tokens else self.score(x).flatten(2).transpose(1, 2)
+        return self.fc((tokens * scores.softmax(1)).sum(1))
+
+
+class VLAD(nn.Module):
+    """NetVLAD: residuals to centers, weighted by a soft assignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv_body()
+        self.assign = nn.Conv2d(16, 4, 1)
+        self.centers = nn.Parameter(torch.randn(4, 16))
+        self.fc = nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        assignment = self.assign(x).softmax(1).flatten(2)
+        residuals = torch.einsum("nkp,ncp->nkc", assignment, x.flatten(2)) - assignment.sum(2)[..., None] * self.centers
+        return self.fc(F.normalize(residuals, dim=2).flatten(1))
+
+
+class AuxiliaryHead(nn.Module):
+    """A class from a pooled vector and the largest score of all cells, as in VOLO."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv_body()
+        self.head = nn.Linear(16, CLASSES)
+        self.aux = nn.Conv2d(16, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head(x.amax((2, 3))) + 0.5 * self.aux(x).amax((2, 3))
+
+
+class ClassAttention(nn.Module):
+    """Two class-attention layers over unchanged patch tokens, as in CaiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv_body()
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.keys = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.values = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.fc = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.body(x).flatten(2).transpose(1, 2)
+        token = self.token.expand(len(x), -1, -1)
+        for key, value in zip(self.keys, self.values, strict=True):
+            token = token + (token @ key(patches).transpose(1, 2)).softmax(-1) @ value(patches)
+        return self.fc(token[:, 0])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: AttentionPool(tokens=False), lambda: AttentionPool(tokens=True), VLAD, AuxiliaryHead, ClassAttention],
+)
+def test_features_are_the_last_layer_that_cuts_the_logits_from_the_image(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = build().double().eval()
+    x = images()
+    call = detect_head(model, x).feature_call
+    assert call.layer is model.body
+    assert form(model, x) == "gradient"
+    hook = call.layer.register_forward_hook(lambda module, inputs, output: output.detach())
+    assert not model(x.clone().requires_grad_()).requires_grad or torch.autograd.grad(
+        model(inputs := x.clone().requires_grad_()).sum(), inputs, allow_unused=True
+    ) == (None,)
+    hook.remove()
+
+
+def test_map_of_attention_pooling_does_not_depend_on_a_constant_of_the_scores() -> None:
+    torch.manual_seed(0)
+    model = AttentionPool(tokens=False).double().eval()
+    before = predict(model, images())
+    with torch.no_grad():
+        model.score.bias -= 5
+    after = predict(model, images())
+    torch.testing.assert_close(after.logits, before.logits)
+    torch.testing.assert_close(after.cams, before.cams)
+
+
+def test_map_of_an_ensemble_is_partial() -> None:
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = nn.ModuleList(
+                nn.Sequential(conv_body(), Mean(2, 3), nn.Linear(16, CLASSES)) for _ in range(2)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([member(x) for member in self.members]).mean(0)
+
+    assert form(Ensemble().double(), images()) == "partial"
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_queries_keys_and_values_are_no_features(separate: bool) -> None:
+    """With separate linear layers, as in Hugging Face models, the values have the width of the tokens."""
+
+    class SeparateBlock(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            normed = self.norm1(x)
+            q, k, v = (layer(normed)[:, None] for layer in (self.query, self.key, self.value))
+            x = x + self.proj(F.scaled_dot_product_attention(q, k, v)[:, 0])
+            return x + self.mlp(self.norm2(x))
+
+    model = transformer("token", 1)
+    if separate:
+        model.blocks = nn.Sequential(SeparateBlock(), SeparateBlock()).double().eval()
+    assert detect_head(model, images()).feature_call.layer is model.blocks[1].norm1
+    assert form(model, images()) == "partial"
+
+
+# --- the probe leaves the model unchanged
+
+
+class OwnInputs(nn.Module):
+    """A network with one context vector per image of its batch, set from outside."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.body = conv_body()
+        self.context = torch.zeros(0, 16)
+        self.fc = nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 3)) if hidden else nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((self.body(x) * self.context[:, :, None, None]).mean((2, 3)))
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_network_with_inputs_of_its_own_is_probed_with_the_batch_size_of_the_images(hidden: bool) -> None:
+    model = OwnInputs(hidden).eval()
+    x = torch.rand(7, 3, 16, 16)
+    model.context = torch.rand(7, 16)
+    logits, cams, *_ = predict(model, x)
+    torch.testing.assert_close(logits, model(x))
+    assert cams is not None
+    assert cams.shape == (7, 3, 4, 4)
+
+
+class OwnStatistics(nn.Module):
+    """Running statistics that are replaced by new tensors, changed in place, and counted by an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(16))
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_mean = x.detach().mean((0, 2, 3))
+        self.mean = 0.9 * self.mean + 0.1 * batch_mean
+        self.count += 1
+        self.scale.lerp_(batch_mean, 0.1)
+        return (x - self.mean[:, None, None]) * self.scale[:, None, None]
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_probe_leaves_buffers_of_any_kind_unchanged(hidden: bool) -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 3)) if hidden else nn.Linear(16, 3)
+    model = nn.Sequential(conv_body(), OwnStatistics(), nn.Dropout(0.3), Mean(2, 3), head).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    detect_head(model, torch.rand(4, 3, 16, 16, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -134,7 +134,7 @@ def test_maps_of_selected_classes_equal_those_of_all(
         with torch.set_grad_enabled(grad):
             all_classes = predict(model, x, method=method)
             given = predict(model, x, method=method, classes=class_ids)
-            top2 = predict(model, x, method=method, classes=2)
+            top2 = predict(model, x, method=method, top=2)
         assert all_classes.cams is not None
         assert all_classes.class_ids is None
         for selected in (given, top2):
@@ -153,9 +153,9 @@ def test_one_selected_class_takes_one_backward_pass(monkeypatch: pytest.MonkeyPa
     x = images()
     predict(model, x)
     calls.clear()
-    predict(model, x, classes=1)
+    predict(model, x, top=1)
     assert len(calls) == 1
-    predict(net(hidden=False), x, classes=1)
+    predict(net(hidden=False), x, top=1)
     assert len(calls) == 1, "a linear head needs no backward pass"
 
 
@@ -219,7 +219,8 @@ def test_message_for_a_layer_without_maps() -> None:
     with pytest.raises(InputError) as error:
         predict(net(), images(), layer="head")
     assert str(error.value) == (
-        "layer must have a spatial output that the logits of Net depend on, got 'head'. "
+        "layer must have a spatial output that follows the positions of the image and that the logits of Net "
+        "depend on, got 'head'. "
         "Choose another layer: early, late, act."
     )
 
@@ -237,5 +238,5 @@ class TupleNet(Net):
 def test_networks_without_maps_raise() -> None:
     with pytest.raises(InputError, match=r"logits of DetachedNet .*gradient .*\(early, late, act\)"):
         predict(DetachedNet(hidden=True), images().float())
-    with pytest.raises(InputError, match=r"TupleNet must return logits \(N, K\), got a tuple"):
+    with pytest.raises(InputError, match=r"TupleNet must return logits \(N, K\) in training mode, got a tuple"):
         predict(TupleNet(hidden=True), images().float())

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchcam.methods import CAM, GradCAM
 
 from camkd.cams import bias, form, predict
@@ -228,12 +234,26 @@ def test_maps_of_a_1x1_convolution_on_the_image_equal_values_by_hand() -> None:
     torch.testing.assert_close(logits, tensor([0.5, 0.5]))
 
 
-def test_dropout_in_training_mode_changes_logits_and_not_maps() -> None:
+def test_dropout_in_training_mode_removes_channels_from_logits_and_maps_alike() -> None:
     model = LINEAR_HEADS["dropout"][0]().train()
-    predictions = [predict(model, IMAGE) for _ in range(20)]
-    assert len({tuple(logits[0].tolist()) for logits, *_ in predictions}) > 1
-    for _, cams, *_ in predictions:
-        torch.testing.assert_close(cams, LINEAR_CAMS[None])
+    weight = tensor([3, 1], [-1, 2])
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        logits, cams, *_ = predict(model, IMAGE)
+        torch.manual_seed(seed)
+        assert torch.equal(logits, model(IMAGE))
+        assert form(model, IMAGE) == "exact"
+        assert cams is not None
+        torch.testing.assert_close(logits[0], cams[0].mean((1, 2)) + tensor(1, -2))
+        factors = [
+            f
+            for f in itertools.product((0, 2), repeat=2)
+            if torch.equal(cams[0], torch.einsum("kc,chw->khw", weight * torch.tensor(f), A))
+        ]
+        assert len(factors) == 1
+        seen.add(factors[0])
+    assert len(seen) == 4
 
 
 #: (build, logits, maps): d logit / d pooled is (-4, 5) and (-6, 0) for the MLP, whose second unit is inactive
@@ -642,43 +662,42 @@ def module_modes(model: nn.Module) -> list[bool]:
 
 
 class FailingIdentity(nn.Module):
-    """Identity that raises in its n-th call from now, for n = ``calls_left``; never for -1."""
+    """Identity that raises for images whose first value is ``value``; for every image if ``value`` is NaN."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls_left = -1
+        self.value: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls_left -= 1
-        if self.calls_left == 0:
+        if self.value is not None and (math.isnan(self.value) or float(x.detach().flatten()[0]) == self.value):
             raise ZeroDivisionError("failing call")
         return x
 
 
 @pytest.mark.parametrize("kind", ["grad", "no_grad", "inference"])
-@pytest.mark.parametrize("call", [0, 1, 2])
+@pytest.mark.parametrize("call", ["none", "detection", "prediction"])
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_hooks_modes_and_gradient_mode_are_restored(hidden: int, call: int, kind: str) -> None:
-    """Also if the network raises during head detection (call 1) or during the prediction (call 2); 0: it never does."""
+def test_hooks_modes_and_gradient_mode_are_restored(hidden: int, call: str, kind: str) -> None:
+    """Also if the network raises during head detection or during the prediction."""
     model = tiny(hidden=hidden)
     failing = FailingIdentity()
-    model.fc = nn.Sequential(failing, model.fc)
+    model.body = nn.Sequential(failing, *model.body)
     model.train()
-    model.body[1].eval()  # a mixed state, as for frozen normalization
-    own_hook = model.body[0].register_forward_hook(lambda module, inputs, output: None)
+    model.body[2].eval()  # a mixed state, as for frozen normalization
+    own_hook = model.body[1].register_forward_hook(lambda module, inputs, output: None)
     before = (num_hooks(model), module_modes(model))
     x = images(2, 4).double()
     with gradient_mode(kind):
         state = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        failing.calls_left = call or -1
-        if call:
+        failing.value = {"none": None, "detection": math.nan, "prediction": float(x[0, 0, 0, 0])}[call]
+        if call != "none":
             with pytest.raises(ZeroDivisionError, match="failing call"):
                 predict(model, x)
         else:
             predict(model, x)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == state
         assert (num_hooks(model), module_modes(model)) == before
-        failing.calls_left = -1
+        failing.value = None
         predict(model, x)
     assert (num_hooks(model), module_modes(model)) == before
     own_hook.remove()
@@ -852,3 +871,220 @@ def test_another_image_size_has_its_own_head() -> None:
     assert cams.shape == (1, 2, 4, 4)
     torch.testing.assert_close(logits, cams.mean((2, 3)) + model.fc.bias)
     assert predict(model, images(1, 4)).cams.shape == (1, 2, 2, 2)  # type: ignore[union-attr]
+
+
+# --- classes
+
+
+def test_top_selects_the_most_probable_classes_and_classes_selects_by_index(
+    built_model: Callable[[str], ImageClassifier],
+) -> None:
+    for name in ("resnet8", "small-mlp"):
+        model = built_model(name)
+        x = images()
+        with torch.no_grad():
+            everything = predict(model, x)
+            top = predict(model, x, top=2)
+            ones = predict(model, x, classes=torch.ones(2, 1, dtype=torch.long))
+        assert everything.cams is not None
+        assert top.class_ids is not None
+        assert torch.equal(top.class_ids, everything.logits.topk(2).indices)
+        expected = torch.stack([everything.cams[n, top.class_ids[n]] for n in range(2)])
+        torch.testing.assert_close(top.cams, expected)
+        torch.testing.assert_close(ones.cams, everything.cams[:, 1:2])
+
+
+@pytest.mark.parametrize("name", ["resnet8", "small-mlp"])
+@pytest.mark.parametrize("method", ["cam", "hirescam"])
+def test_contrast_is_the_difference_of_maps(
+    name: str, method: str, built_model: Callable[[str], ImageClassifier]
+) -> None:
+    model = built_model(name)
+    x = images()
+    against = torch.tensor([[0, 2], [1, 2]])
+    with torch.no_grad():
+        everything = predict(model, x, method=method).cams
+        assert everything is not None
+        reference = torch.stack([everything[n, against[n]].mean(0) for n in range(2)])[:, None]
+        for gamma in (1.0, 0.6):
+            contrast = predict(model, x, method=method, against=against, gamma=gamma)
+            torch.testing.assert_close(contrast.cams, everything - gamma * reference, rtol=1e-4, atol=1e-4)
+            top = predict(model, x, method=method, top=1, against=against, gamma=gamma)
+            assert top.class_ids is not None
+            expected = torch.stack([everything[n, top.class_ids[n]] for n in range(2)]) - gamma * reference
+            torch.testing.assert_close(top.cams, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mean_of_a_contrast_map_is_the_difference_of_the_logits(
+    built_model: Callable[[str], ImageClassifier],
+) -> None:
+    for model in (built_model("cam-net"), built_model("resnet8"), LINEAR_HEADS["1x1 convolution"][0]().eval()):
+        x = images(2) if isinstance(model, ImageClassifier) else IMAGE
+        zeros = torch.zeros(len(x), 1, dtype=torch.long)
+        with torch.no_grad():
+            logits, cams, *_ = predict(model, x, against=zeros)
+        offset = bias(model, x)
+        assert cams is not None
+        assert offset is not None
+        evidence = logits - offset
+        torch.testing.assert_close(cams.mean((2, 3)), evidence - evidence[:, :1], rtol=1e-4, atol=1e-4)
+
+
+def test_maps_of_many_classes_from_gradients_warn() -> None:
+    model = Functional(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 101)))
+    with pytest.warns(UserWarning, match="of all 101 classes take 101 backward passes"):
+        predict(model, images())
+    predict(model, images(), top=1)
+    predict(Functional(nn.Conv2d(3, 4, 3), nn.Linear(4, 101)), images())
+
+
+# --- one sentence for wrong input
+
+
+def with_nan(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = math.nan
+    return model
+
+
+def traced(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(model, images())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = model.body
+            self.fc = model.fc
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(checkpoint(self.body, x, use_reentrant=True).mean((2, 3)))
+
+    return Checkpointed()
+
+
+def inference_weights() -> nn.Module:
+    with torch.inference_mode():
+        return tiny(hidden=5).float()
+
+
+INVALID_MODELS: dict[str, tuple[Callable[[], object], str]] = {
+    "no module": (lambda: "resnet8", "model must be a torch.nn.Module, got a str"),
+    "NaN weights": (
+        lambda: with_nan(tiny(hidden=5).float()),
+        r"must be finite, got NaN or infinity in body\.0\.weight",
+    ),
+    "traced": (lambda: traced(tiny(hidden=5).float()), "got the scripted or traced .*Pass the uncompiled module"),
+    "compiled": (lambda: torch.compile(tiny().float()), "got the compiled OptimizedModule.*Pass the uncompiled module"),
+    "exported": (
+        lambda: torch.export.export(tiny().float(), (images(),)).module(),
+        "got the exported GraphModule.*Pass the uncompiled module",
+    ),
+    "exported program": (lambda: torch.export.export(tiny().float(), (images(),)), "got a ExportedProgram"),
+    "weights made under inference mode": (inference_weights, r"outside of torch\.inference_mode\(\)"),
+    "gradient checkpointing": (lambda: checkpointed(tiny(hidden=5).float()), "gradient checkpointing must be off"),
+    "softmax": (lambda: nn.Sequential(tiny().float(), nn.Softmax(1)), "must return logits, got probabilities"),
+    "tuple": (lambda: TupleInTraining(), r"must return logits \(N, K\) in training mode, got a tuple"),
+}
+
+
+class TupleInTraining(nn.Module):
+    """Logits in evaluation mode, logits and auxiliary logits in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny().float()
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.net(x)
+        return (logits, logits) if self.training else logits
+
+
+@pytest.mark.parametrize("name", INVALID_MODELS)
+def test_invalid_model_raises(name: str) -> None:
+    make, message = INVALID_MODELS[name]
+    with pytest.raises(InputError, match=message):
+        predict(make(), images())  # type: ignore[arg-type]
+
+
+def test_model_that_returns_a_tuple_in_training_mode_has_maps_in_evaluation_mode() -> None:
+    model = TupleInTraining().eval()
+    assert predict(model, images()).logits.shape == (2, CLASSES)
+    with pytest.raises(InputError, match="in training mode, got a tuple"):
+        predict(model.train(), images())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": [1, 2]}, r"classes must be a tensor of class indices \(N, k\), got \[1, 2\]"),
+        ({"classes": 1}, "classes must be a tensor .*, got 1"),
+        ({"against": 1}, "against must be a tensor .*, got 1"),
+        ({"against": torch.tensor([[3], [0]])}, "against must be between 0 and 2, got 3"),
+        ({"top": 0}, "top must be a positive integer, got 0"),
+        ({"top": 4}, "top must be between 1 and the model's 3 classes, got 4"),
+        ({"top": 1, "classes": torch.zeros(2, 1, dtype=torch.long)}, "only one of classes and top"),
+        ({"layer": ["a"]}, r"layer must be the dotted name of one layer, got \['a'\]"),
+    ],
+)
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_invalid_option_raises(options: dict[str, Any], message: str, hidden: int) -> None:
+    with pytest.raises(InputError, match=message):
+        predict(tiny(hidden=hidden).float(), images(), **options)
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_images_of_another_dtype_or_range_raise(hidden: int) -> None:
+    model = tiny(hidden=hidden).float()
+    predict(model, images())
+    with pytest.raises(InputError, match="x must have the dtype float32 of the weights, got float64"):
+        predict(model, images().double())
+    with pytest.raises(InputError, match=r"x must be RGB in 0\.\.1, got values up to 25\d"):
+        predict(model, images() * 255)
+
+
+# --- threads
+
+
+@pytest.mark.parametrize("kind", ["grad", "no_grad", "inference"])
+@pytest.mark.parametrize("name", ["resnet8", "small-mlp"])
+def test_threads_get_the_maps_of_their_own_images(
+    name: str, kind: str, built_model: Callable[[str], ImageClassifier]
+) -> None:
+    model = copy.deepcopy(built_model(name))
+    batches = [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(n)) for n in range(40)]
+    expected = [predict(built_model(name), x, features=True) for x in batches]
+    before = num_hooks(model)
+
+    def check(n: int) -> None:
+        with gradient_mode(kind):
+            prediction = predict(model, batches[n], features=True)
+        for value, other in zip(
+            (*prediction[:2], *prediction.features), (*expected[n][:2], *expected[n].features), strict=True
+        ):
+            torch.testing.assert_close(value.detach().clone(), other.detach(), rtol=1e-4, atol=1e-4)
+
+    with ThreadPoolExecutor(4) as executor:
+        for future in [executor.submit(check, n) for n in (*range(40), *range(40))]:
+            future.result()
+    assert num_hooks(model) == before
+
+
+def test_attention_setting_is_restored_after_threads() -> None:
+    before = [torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()]
+    model = tiny(hidden=5).float()
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda n: predict(model, images()), range(40)))
+    assert [torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()] == before
+
+
+def test_data_parallel_has_the_maps_of_its_module(built_model: Callable[[str], ImageClassifier]) -> None:
+    for name in ("resnet8", "small-mlp"):
+        model = built_model(name)
+        expected = predict(model, images())
+        for value, other in zip(predict(nn.DataParallel(model), images())[:2], expected[:2], strict=True):
+            torch.testing.assert_close(value, other)

@@ -11,7 +11,7 @@ features ``A (C, h, w)``, weights ``W (K, C)`` and the mean over all locations `
 ``h * w``. They equal the exact maps if the head is linear. They take one backward pass per class.
 
 The memory layout of ``A`` may be ``(C, h, w)``, ``(h, w, C)`` or a sequence of tokens, with prefix tokens before the
-patches. See `FeatureLayout` in ``head_detection.py``.
+patches. See `FeatureLayout` in ``layouts.py``.
 """
 
 from camkd.cams.head_detection import Form

@@ -2,50 +2,113 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from camkd.types import InputError
 
-ClassSelection = Tensor | int | None
-"""Class indices ``(N, k)``, a number ``k`` for the ``k`` most probable classes of each image, or None for all."""
+
+class ClassSelection(NamedTuple):
+    """The classes to compute maps of.
+
+    Attributes:
+        class_ids: Class indices ``(N, k)``, or None.
+        top: Number ``k`` of most probable classes of each image, or None. Both None: all classes.
+        against: Class indices ``(N, d)`` of a contrast, or None.
+        gamma: Weight of the classes in ``against``.
+    """
+
+    class_ids: Tensor | None = None
+    top: int | None = None
+    against: Tensor | None = None
+    gamma: float = 1.0
 
 
-def select_classes(classes: ClassSelection, logits: Tensor) -> Tensor | None:
+def check_selection(
+    classes: Tensor | None, top: int | None, against: Tensor | None = None, gamma: float = 1.0
+) -> ClassSelection:
+    """Check the types of a class selection.
+
+    Args:
+        classes: Class indices, or None.
+        top: Number of most probable classes, or None.
+        against: Class indices of a contrast, or None.
+        gamma: Weight of the classes in ``against``.
+
+    Returns:
+        The selection.
+
+    Raises:
+        InputError: If ``classes`` or ``against`` is not a tensor, or ``top`` not a positive integer, or if both
+            ``classes`` and ``top`` are given.
+    """
+    for name, value in (("classes", classes), ("against", against)):
+        if value is not None and not isinstance(value, Tensor):
+            raise InputError(
+                f"{name} must be a tensor of class indices (N, k), got {value!r}. Pass torch.tensor(...); top= selects "
+                "a number of most probable classes."
+            )
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
+        raise InputError(f"top must be a positive integer, got {top!r}. Pass classes= to select classes by index.")
+    if classes is not None and top is not None:
+        raise InputError(f"only one of classes and top must be given, got both, top={top}. Remove one.")
+    return ClassSelection(classes, top, against, gamma)
+
+
+def select_classes(selection: ClassSelection, logits: Tensor) -> Tensor | None:
     """Resolve a class selection to class indices.
 
     Args:
-        classes: Integer indices ``(N, k)``, a number ``k`` from 1 to ``K``, or None.
+        selection: The selection.
         logits: Logits ``(N, K)``.
 
     Returns:
         Class indices ``(N, k)`` on the device of ``logits``, or None for all classes.
 
     Raises:
-        InputError: If the shape or the dtype of ``classes`` is wrong, or if a value is out of range.
+        InputError: If the shape or the dtype of the class indices is wrong, or if a value is out of range.
 
     Example:
-        >>> select_classes(2, torch.tensor([[0.1, 0.7, 0.2]]))
+        >>> select_classes(ClassSelection(top=2), torch.tensor([[0.1, 0.7, 0.2]]))
         tensor([[1, 2]])
     """
     num_classes = logits.shape[1]
-    if classes is None:
-        return None
-    if isinstance(classes, Tensor):
-        if classes.ndim != 2 or len(classes) != len(logits):
+    if selection.top is not None:
+        if selection.top > num_classes:
+            raise InputError(f"top must be between 1 and the model's {num_classes} classes, got {selection.top}.")
+        return logits.topk(selection.top).indices
+    return None if selection.class_ids is None else _check_class_ids("classes", selection.class_ids, logits)
+
+
+def select_contrast(selection: ClassSelection, logits: Tensor) -> Tensor | None:
+    """Return the class indices ``(N, d)`` that maps are contrasted with, or None.
+
+    Args:
+        selection: The selection.
+        logits: Logits ``(N, K)``.
+
+    Raises:
+        InputError: If the shape or the dtype of the class indices is wrong, or if a value is out of range.
+    """
+    return None if selection.against is None else _check_class_ids("against", selection.against, logits)
+
+
+def _check_class_ids(name: str, class_ids: Tensor, logits: Tensor) -> Tensor:
+    """Return class indices as int64 on the device of the logits."""
+    num_classes = logits.shape[1]
+    if class_ids.ndim != 2 or len(class_ids) != len(logits):
+        raise InputError(
+            f"{name} must have the shape (N, k) with N = {len(logits)} images, got {tuple(class_ids.shape)}."
+        )
+    if class_ids.is_floating_point() or class_ids.is_complex() or class_ids.dtype == torch.bool:
+        raise InputError(f"{name} must have an integer dtype, got {class_ids.dtype}.")
+    if class_ids.numel():
+        lowest = int(class_ids.min())
+        highest = int(class_ids.max())
+        if lowest < 0 or highest >= num_classes:
             raise InputError(
-                f"classes must have the shape (N, k) with N = {len(logits)} images, got {tuple(classes.shape)}."
+                f"{name} must be between 0 and {num_classes - 1}, got {lowest if lowest < 0 else highest}."
             )
-        if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-            raise InputError(f"classes must have an integer dtype, got {classes.dtype}.")
-        if classes.numel():
-            lowest = int(classes.min())
-            highest = int(classes.max())
-            if lowest < 0 or highest >= num_classes:
-                raise InputError(
-                    f"classes must be between 0 and {num_classes - 1}, got {lowest if lowest < 0 else highest}."
-                )
-        return classes.to(logits.device, torch.int64)
-    if not 1 <= classes <= num_classes:
-        raise InputError(f"classes must be between 1 and the model's {num_classes} classes, got {classes}.")
-    return logits.topk(classes).indices
+    return class_ids.to(logits.device, torch.int64)

@@ -1,8 +1,9 @@
-"""Forward hooks that record the calls of layers."""
+"""Forward hooks that record the calls of layers in the current thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,6 +24,29 @@ class RecordedCall(NamedTuple):
     first_input: Tensor
 
 
+class ThreadHook:
+    """A hook that runs only in the thread that created it.
+
+    Hooks belong to a module, which several threads may call at the same time.
+
+    Args:
+        function: The hook.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.thread = threading.get_ident()
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args) if threading.get_ident() == self.thread else None
+
+
+def num_other_hooks(module: nn.Module) -> int:
+    """Return the number of forward hooks of a module that are not of the class `ThreadHook`."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return sum(not isinstance(hook, ThreadHook) for hook in hooks)
+
+
 def is_tensor_call(inputs: tuple[Any, ...], output: Any) -> bool:
     """Return True if the first positional argument of a call and its output are tensors."""
     return isinstance(output, Tensor) and bool(inputs) and isinstance(inputs[0], Tensor)
@@ -32,8 +56,8 @@ def is_tensor_call(inputs: tuple[Any, ...], output: Any) -> bool:
 def record_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]:
     """Record the calls of ``modules`` inside the context, in the order in which the calls return.
 
-    Only calls whose first positional argument and whose output are tensors are recorded. The hooks are removed on exit,
-    also after an exception.
+    Only calls in the current thread whose first positional argument and whose output are tensors are recorded. The
+    hooks are removed on exit, also after an exception.
 
     Args:
         modules: The layers to record.
@@ -55,9 +79,10 @@ def record_calls(modules: Iterable[nn.Module]) -> Iterator[list[RecordedCall]]:
         if is_tensor_call(inputs, output):
             calls.append(RecordedCall(module, output, inputs[0]))
 
-    hooks = [module.register_forward_hook(record) for module in modules]
+    hook = ThreadHook(record)
+    handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield calls
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()

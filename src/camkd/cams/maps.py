@@ -13,8 +13,10 @@ To add a method, write a formula and add a line to `MAP_METHODS`.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,11 +24,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkd.cams.class_selection import ClassSelection, select_classes
+from camkd.cams.class_selection import ClassSelection, select_classes, select_contrast
 from camkd.cams.gather import gather_classes
 from camkd.cams.head_detection import Head, LayerCall
-from camkd.cams.hooks import is_tensor_call, record_calls
+from camkd.cams.hooks import ThreadHook, is_tensor_call
+from camkd.cams.tracing import Gate, OperationTrace
 from camkd.types import Prediction
+
+MAX_CLASSES_WITHOUT_WARNING = 100
+"""Maximum number of gradient-based maps per image that are computed without a warning if no classes are selected."""
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 """``formula(features (N, C, h, w), gradients (N, C, h, w)) -> maps (N, h, w)``."""
@@ -187,44 +193,59 @@ MAP_METHODS: dict[str, Formula] = {
 """Formula by method name. If the head is linear, ``cam`` is computed from the weights instead of its formula."""
 
 
-def exact_maps(model: nn.Module, head: Head, x: Tensor, classes: ClassSelection) -> Prediction:
+def exact_maps(model: nn.Module, head: Head, x: Tensor, classes: ClassSelection) -> Prediction | None:
     """Compute ``cam[k] = sum_c(W[k, c] * A[c])`` from the weights of a linear head.
+
+    Dropout between the mean and the linear layer multiplies each channel by a factor. Logits and maps have the same
+    factors, so ``logits = mean_xy(cams) + bias`` holds in training mode too.
 
     Args:
         model: The classifier.
-        head: Head of the classifier; ``head.classifier`` is not None.
+        head: Head of the classifier, with the form ``exact``.
         x: Images ``(N, 3, H, W)``.
         classes: The classes to compute maps of.
 
     Returns:
-        Logits and maps. The only entry of ``features`` is the tensor ``A`` that the maps are computed from.
+        Logits and maps. The only entry of ``features`` is the tensor ``A`` that the maps are computed from. None if the
+        operations between features and logits differ from those of the detected head.
     """
     feature_call = head.feature_call
-    classifier = head.classifier
-    assert classifier is not None
-    with record_calls([feature_call.layer]) as calls:
+    trace = OperationTrace()
+    with _capture_features(feature_call, trace) as captured:
         logits = model(x)
-    _, output, first_input = calls[feature_call.call_index]
+    path = trace.linear_path(logits, lambda tensor, path: tensor is captured[-1] if captured else False)
+    if path is None or path.signature() != head.path_signature:
+        return None
     class_ids = select_classes(classes, logits)
+    features = feature_call.layout.spatial(captured[-1])
+    against = select_contrast(classes, logits)
+    weight, bias = path.linear.operands
+    assert weight is not None
     if feature_call.use_input:  # the output of the 1x1 convolution is the map, plus the bias in every cell
-        features = feature_call.layout.spatial(first_input)
-        cams = feature_call.layout.spatial(output)
-        if classifier.bias is not None:
-            cams = cams - classifier.bias.view(-1, 1, 1)
-        if class_ids is not None:
-            cams = gather_classes(cams, class_ids)
-        return Prediction(logits, cams, (features,), class_ids)
-    features = feature_call.layout.spatial(output)
-    weight = classifier.weight.to(output.dtype).flatten(1)
+        cams = feature_call.layout.spatial(path.linear.output)
+        if bias is not None:
+            cams = cams - bias.view(-1, 1, 1)
+        selected = cams if class_ids is None else gather_classes(cams, class_ids)
+        if against is not None:
+            selected = selected - classes.gamma * gather_classes(cams, against).mean(1, keepdim=True)
+        return Prediction(logits, selected, (features,), class_ids)
+    scale = path.scale()
+    scaled = features if scale is None else features * scale[:, :, None, None]
+    weight = weight.to(features.dtype).flatten(1)
     if class_ids is None:
-        cams = F.conv2d(features, weight[:, :, None, None])
+        cams = F.conv2d(scaled, weight[:, :, None, None])
     else:
-        cams = torch.einsum("nkc,nchw->nkhw", weight[class_ids], features)
+        cams = torch.einsum("nkc,nchw->nkhw", weight[class_ids], scaled)
+    if against is not None:
+        cams = cams - classes.gamma * torch.einsum("nc,nchw->nhw", weight[against].mean(1), scaled)[:, None]
     return Prediction(logits, cams, (features,), class_ids)
 
 
 def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, classes: ClassSelection) -> Prediction:
     """Compute maps by a formula of features and gradients, with one backward pass per class.
+
+    The gradient of an image is that of its own logit. In training mode, batch statistics between the features and the
+    logits are constants for this gradient, so other images of the batch have no part in a map.
 
     Args:
         model: The classifier.
@@ -239,35 +260,54 @@ def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, cla
     """
     differentiable = torch.is_grad_enabled()
     spatial = head.feature_call.layout.spatial
+    gate = Gate()
     # a loss of the maps needs second derivatives, which fused attention does not implement
-    attention = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()
+    attention = math_attention() if differentiable else nullcontext()
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), attention:
-        with _capture_from(head.feature_call, differentiable) as captured:
+        with _capture_features(head.feature_call, OperationTrace(gate), differentiable=differentiable) as captured:
             logits = model(x.clone() if x.is_inference() else x)
         torch.set_grad_enabled(True)
         source = captured[-1]
         class_ids = select_classes(classes, logits)
+        _warn_of_many_classes(logits, class_ids)
         features = spatial(source)
         selected = logits if class_ids is None else logits.gather(1, class_ids)
+        against = select_contrast(classes, logits)
+        if against is not None:
+            selected = selected - classes.gamma * logits.gather(1, against).mean(1, keepdim=True)
         maps = []
+        gate.closed = True
         for logit in selected.unbind(1):
             (gradient,) = torch.autograd.grad(logit.sum(), source, retain_graph=True, create_graph=differentiable)
             maps.append(formula(features, spatial(gradient)))
+        gate.closed = False
         cams = torch.stack(maps, 1)
     if differentiable:
         return Prediction(logits, cams, (features,), class_ids)
     return Prediction(logits.detach(), cams.detach(), (features.detach(),), class_ids)
 
 
-@contextmanager
-def _capture_from(feature_call: LayerCall, differentiable: bool) -> Iterator[list[Tensor]]:
-    """Capture the features of a layer call, and enable gradients from this call on.
+def _warn_of_many_classes(logits: Tensor, class_ids: Tensor | None) -> None:
+    if class_ids is None and logits.shape[1] > MAX_CLASSES_WITHOUT_WARNING:
+        warnings.warn(
+            f"gradient-based maps of all {logits.shape[1]} classes take {logits.shape[1]} backward passes. Pass top= "
+            "or classes= to select classes.",
+            stacklevel=4,
+        )
 
-    The caller restores the gradient mode.
+
+@contextmanager
+def _capture_features(
+    feature_call: LayerCall, trace: OperationTrace, *, differentiable: bool | None = None
+) -> Iterator[list[Tensor]]:
+    """Capture the features of a layer call in this thread, and trace the operations from this call on.
 
     Args:
         feature_call: The layer call.
-        differentiable: Whether to keep the graph from the images to the features. Otherwise the features are detached.
+        trace: The trace, which is active from the features to the exit of the context.
+        differentiable: None to leave the features unchanged. Otherwise gradients are enabled from this call on, and
+            the caller restores the gradient mode. True keeps the graph from the images to the features, False
+            detaches the features.
 
     Yields:
         A list that receives the features.
@@ -280,11 +320,13 @@ def _capture_from(feature_call: LayerCall, differentiable: bool) -> Iterator[lis
         num_calls += 1
         if num_calls != feature_call.call_index + 1:
             return None
-        torch.set_grad_enabled(True)
-        if not (differentiable and x.requires_grad):
-            x = x.detach().requires_grad_().clone()  # not a leaf, because the next layer may work in place
+        if differentiable is not None:
+            torch.set_grad_enabled(True)
+            if not (differentiable and x.requires_grad):
+                x = x.detach().requires_grad_().clone()  # not a leaf, because the next layer may work in place
         captured.append(x)
-        return x
+        active.enter_context(trace)
+        return None if differentiable is None else x
 
     def capture_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x = capture(inputs[0]) if is_tensor_call(inputs, inputs[0]) else None
@@ -295,10 +337,37 @@ def _capture_from(feature_call: LayerCall, differentiable: bool) -> Iterator[lis
 
     layer = feature_call.layer
     if feature_call.use_input:
-        hook = layer.register_forward_pre_hook(capture_input)
+        hook = layer.register_forward_pre_hook(ThreadHook(capture_input))
     else:
-        hook = layer.register_forward_hook(capture_output)
+        hook = layer.register_forward_hook(ThreadHook(capture_output))
+    with ExitStack() as active:
+        try:
+            yield captured
+        finally:
+            hook.remove()
+
+
+class _MathAttention:
+    """Reference count of the threads that need attention by its plain formula. The setting is global in PyTorch."""
+
+    lock = threading.Lock()
+    num_users = 0
+    setting: AbstractContextManager[None]
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Compute fused attention by its plain formula, which has second derivatives."""
+    state = _MathAttention
+    with state.lock:
+        if state.num_users == 0:
+            state.setting = sdpa_kernel(SDPBackend.MATH)
+            state.setting.__enter__()
+        state.num_users += 1
     try:
-        yield captured
+        yield
     finally:
-        hook.remove()
+        with state.lock:
+            state.num_users -= 1
+            if state.num_users == 0:
+                state.setting.__exit__(None, None, None)

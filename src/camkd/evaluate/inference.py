@@ -58,9 +58,10 @@ def predict_split(model: nn.Module, split: Split, class_ids: Tensor | None = Non
     with eval_mode(model), torch.no_grad():
         for rows in sequential_batches(split):
             x = views[0, rows].x
-            # 1 selects the most probable class of each image
-            classes = 1 if class_ids is None else class_ids[rows, None].to(device)
-            prediction = predict(model, x, classes=classes)
+            if class_ids is None:
+                prediction = predict(model, x, top=1)
+            else:
+                prediction = predict(model, x, classes=class_ids[rows, None].to(device))
             assert prediction.cams is not None and prediction.class_ids is not None
             logits.append(prediction.logits.cpu())
             maps.append(prediction.cams[:, 0].cpu())

@@ -74,14 +74,12 @@ def explain_batches(
     class_ids: list[Tensor] = []
     predictions: dict[str, list[Prediction]] = {title: [] for title in models}
     for images in batches:
-        classes: Tensor | int = top
+        selection: dict[str, Any] = {"top": top}
         for title, model in models.items():
-            prediction = predict_images(model, images, method=method, layer=layers.get(title), classes=classes)
-            assert prediction.class_ids is not None
-            classes = prediction.class_ids
+            prediction = predict_images(model, images, method=method, layer=layers.get(title), **selection)
+            selection = {"classes": prediction.class_ids}
             predictions[title].append(prediction)
-        assert isinstance(classes, Tensor)
-        class_ids.append(classes)
+        class_ids.append(selection["classes"])
     maps_by_model = {title: _concatenate(batch_predictions) for title, batch_predictions in predictions.items()}
     return Explanation(torch.cat(class_ids).numpy(), maps_by_model)
 

@@ -145,7 +145,7 @@ def _fold_if_equivalent(model: nn.Module, images: Tensor) -> nn.Module:
     if form(folded, images) != form(model, images):
         return model
     with torch.no_grad():
-        logits, maps, *_ = predict(model, images, classes=1)
+        logits, maps, *_ = predict(model, images, top=1)
         folded_maps = predict(folded, images, classes=logits.topk(1).indices).cams
     assert maps is not None
     assert folded_maps is not None
