@@ -9,11 +9,16 @@ to a denominator, so for this method the logits of both libraries are multiplied
 The deviation of two maps is the largest absolute difference divided by the largest absolute value. For exact maps the
 table also has the deviation from the identity, |logits - mean(cams) - bias| divided by the largest logit. The script
 needs requirements-extras.txt.
+
+The column "train mode" belongs to the same network in training mode after 20 steps of SGD. For exact maps it is the
+deviation from the identity. For other maps it is the Pearson correlation with each image's own gradient, which is
+computed image by image in a copy whose batch normalization has the statistics of the batch as constants.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 import warnings
@@ -24,6 +29,7 @@ from typing import Any
 import torch
 from peers import peer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import camkd
 from camkd.cams import MAP_METHODS, bias, form
@@ -65,10 +71,21 @@ NETWORKS = {
     "PoolFormer": ["timm:poolformer_s12"],
     "PVT": ["timm:pvt_v2_b0"],
     "Swin": ["timm:swin_tiny_patch4_window7_224", "torchvision:swin_t"],
-    "ViT": ["timm:vit_tiny_patch16_224", "timm:vit_base_patch16_gap_224", "torchvision:vit_b_32"],
+    "RepViT": ["timm:repvit_m0_9"],
+    "EfficientViT": ["timm:efficientvit_m0"],
+    "SHViT": ["timm:shvit_s1"],
+    "ViT": [
+        "timm:vit_tiny_patch16_224",
+        "timm:vit_base_patch16_gap_224",
+        "torchvision:vit_b_32",
+        "transformers:ViT",
+    ],
+    "SigLIP (attention pooling)": ["timm:vit_base_patch16_siglip_224"],
+    "CaiT (class attention)": ["timm:cait_xxs24_224"],
+    "XCiT (class attention)": ["timm:xcit_nano_12_p16_224"],
     "DeiT": ["timm:deit_tiny_patch16_224", "timm:deit_tiny_distilled_patch16_224"],
     "DINOv2": ["timm:vit_small_patch14_reg4_dinov2"],
-    "BEiT": ["timm:beit_base_patch16_224"],
+    "BEiT": ["timm:beit_base_patch16_224", "transformers:Beit"],
     "Mixer": ["timm:mixer_s32_224"],
 }
 """Networks by family."""
@@ -80,6 +97,46 @@ GRAD_CAM_CLASSES = {
     "gradcam++": "GradCAMPlusPlus",
 }
 """The class of pytorch-grad-cam for each map method."""
+
+
+SIZES |= dict.fromkeys(["timm:repvit_m0_9", "timm:efficientvit_m0", "timm:shvit_s1"], 128)
+SIZES["timm:vit_base_patch16_siglip_224"] = 224
+SGD_STEPS = 20
+NUM_TRAINING_IMAGES = 4
+
+
+class HuggingFaceNet(nn.Module):
+    """A small image classifier of transformers with random weights, which returns only the logits.
+
+    Args:
+        family: Prefix of the class names, for example ``ViT``.
+        size: Side of the images in pixels.
+    """
+
+    def __init__(self, family: str, size: int) -> None:
+        super().__init__()
+        library = peer("transformers")
+        config = getattr(library, f"{family}Config")(
+            image_size=size,
+            patch_size=16,
+            hidden_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            intermediate_size=96,
+            num_labels=CLASSES,
+        )
+        torch.manual_seed(0)
+        self.net = getattr(library, f"{family}ForImageClassification")(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(pixel_values=x).logits
+
+
+def build(name: str, size: int) -> nn.Module:
+    """Build a network with random weights in float64."""
+    library, _, family = name.partition(":")
+    model = HuggingFaceNet(family, size) if library == "transformers" else camkd.build(name, CLASSES, size, seed=0)
+    return randomize_parameters(model).double()
 
 
 class ScaledLogits(nn.Module):
@@ -146,7 +203,7 @@ def compare(name: str) -> dict[str, Any]:
         A row of the table: image size, form, map size, layer, deviation from the identity, deviation by method.
     """
     size = SIZES.get(name, SIZE)
-    model = randomize_parameters(camkd.build(name, CLASSES, size, seed=0)).double().eval().requires_grad_(False)
+    model = build(name, size).eval().requires_grad_(False)
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)).double()
     feature_call = detect_head(model, x).feature_call
     h, w = feature_call.layout.grid
@@ -165,7 +222,67 @@ def compare(name: str) -> dict[str, Any]:
         expected = expected * (h * w) if method == "cam" else expected
         expected = expected.clamp_min(0) if method in ("gradcam", "layercam", "gradcam++") else expected
         row[method] = deviation(maps, expected)
+    return {**row, **compare_in_training(build(name, size), size)}
+
+
+def compare_in_training(model: nn.Module, size: int) -> dict[str, Any]:
+    """Train a network for some steps, and compare its maps in training mode.
+
+    Args:
+        model: The network.
+        size: Side of the images in pixels.
+
+    Returns:
+        The form of the maps, and ``train_identity`` for exact maps or ``train_pearson`` for others.
+    """
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(NUM_TRAINING_IMAGES, 3, size, size, generator=generator).double()
+    labels = torch.arange(NUM_TRAINING_IMAGES) % CLASSES
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for step in range(SGD_STEPS):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        F.cross_entropy(model.train()(x), labels).backward()
+        optimizer.step()
+    reference = copy.deepcopy(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        logits, cams, *_ = camkd.predict(model, x)
+    row: dict[str, Any] = {"train_form": form(model, x)}
+    if row["train_form"] == "exact":
+        row["train_identity"] = float((logits - cams.mean((2, 3)) - bias(model, x)).abs().max() / logits.abs().max())
+        return row
+    call = detect_head(model, x).feature_call
+    layer = reference.get_submodule(next(n for n, m in model.named_modules() if m is call.layer))
+    freeze_batch_statistics(reference, x)
+    outputs: list[Tensor] = []
+    layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    torch.manual_seed(0)
+    logits = reference(x)
+    maps = torch.zeros_like(cams)
+    for n in range(len(x)):
+        for k in range(CLASSES):
+            (gradient,) = torch.autograd.grad(logits[n, k], outputs[call.call_index], retain_graph=True)
+            maps[n, k] = (call.layout.spatial(gradient) * call.layout.spatial(outputs[call.call_index]))[n].sum(0)
+    row["train_pearson"] = float(torch.corrcoef(torch.stack([cams.flatten(), maps.flatten()]))[0, 1])
     return row
+
+
+def freeze_batch_statistics(model: nn.Module, x: Tensor) -> None:
+    """Give batch normalization the statistics of its input in a forward pass, as constants."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+
+    def freeze(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        dims = [0, *range(2, inputs[0].ndim)]
+        module.running_mean, module.running_var = inputs[0].mean(dims), inputs[0].var(dims, correction=0)
+        module.eval()
+
+    hooks = [norm.register_forward_pre_hook(freeze) for norm in norms]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
 
 
 def table_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -175,8 +292,8 @@ def table_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         rows: Results of `compare` by network.
     """
     methods = " | ".join(f"`{method}`" for method in MAP_METHODS)
-    yield f"| family | network | form of `cam` | layer | cells | identity | {methods} |"
-    yield "|---" * (6 + len(MAP_METHODS)) + "|"
+    yield f"| family | network | form of `cam` | layer | cells | identity | train mode | {methods} |"
+    yield "|---" * (7 + len(MAP_METHODS)) + "|"
     for family, names in NETWORKS.items():
         for name in names:
             row = rows.get(name)
@@ -185,7 +302,10 @@ def table_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
             identity = f"{row['identity']:.0e}" if "identity" in row else ""
             cells = "x".join(map(str, row["map"]))
             deviations = " | ".join(f"{row[method]:.0e}" for method in MAP_METHODS)
-            yield f"| {family} | `{name}` | {row['form']} | `{row['layer']}` | {cells} | {identity} | {deviations} |"
+            train = f"{row['train_identity']:.0e}" if "train_identity" in row else f"r = {row['train_pearson']:.6f}"
+            train = train if row["train_form"] == row["form"] else f"{row['train_form']}, {train}"
+            start = f"| {family} | `{name}` | {row['form']} | `{row['layer']}` | {cells} | {identity} | {train} |"
+            yield f"{start} {deviations} |"
 
 
 def write_results(rows: dict[str, dict[str, Any]]) -> None:
@@ -197,7 +317,7 @@ def write_results(rows: dict[str, dict[str, Any]]) -> None:
         rows: Results of `compare` by network.
     """
     root = Path(__file__).parents[1]
-    result = root / "benchmarks" / "results" / "2026-11-23-map-matrix.json"
+    result = root / "benchmarks" / "results" / "2026-11-28-map-matrix.json"
     write_json(result, {"networks": rows, "environment": collect_environment()})
     page = root / "docs" / "maps.md"
     text, marker, _ = page.read_text(encoding="utf-8").partition("<!-- the table of benchmarks/map_matrix.py -->\n")
@@ -212,8 +332,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    if any(peer(library) is None for library in ("torchvision", "timm", "pytorch_grad_cam")):
-        raise SystemExit("map_matrix.py needs torchvision, timm and pytorch-grad-cam. Install requirements-extras.txt.")
+    if any(peer(library) is None for library in ("torchvision", "timm", "pytorch_grad_cam", "transformers")):
+        raise SystemExit(
+            "map_matrix.py needs torchvision, timm, transformers and pytorch-grad-cam. Install requirements-extras.txt."
+        )
     rows = {}
     for name in [name for names in NETWORKS.values() for name in names]:
         if options.only and not any(part in name for part in options.only):
