@@ -138,7 +138,7 @@ def test_measure_combines_predictions_agreement_and_faithfulness(model: nn.Modul
     assert "cam_cosine_shuffled" not in metrics
 
 
-def test_measure_groups_likeness_by_outcome(model: nn.Module, easy: Dataset) -> None:
+def test_measure_groups_similarities_by_outcome(model: nn.Module, easy: Dataset) -> None:
     teacher = predict_split(build("resnet8", 3, 16, seed=2).eval(), easy.test)
     metrics, per_image, _ = measure(model, easy, teacher)
     assert sum(group["images"] for group in metrics["by_outcome"].values()) == 24

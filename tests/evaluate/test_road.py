@@ -60,9 +60,9 @@ def test_imputed_colors_stay_in_the_range_of_known_colors() -> None:
     removed = pixel_ranks(random_maps(1, 2, 3, 3), x) < 1500
     for image, original, mask in zip(impute(x, removed), x, removed, strict=True):
         for channel in range(3):
-            known = original[channel][~mask]
-            assert known.min() - 1e-3 <= image[channel].min()
-            assert image[channel].max() <= known.max() + 1e-3
+            known_colors = original[channel][~mask]
+            assert known_colors.min() - 1e-3 <= image[channel].min()
+            assert image[channel].max() <= known_colors.max() + 1e-3
 
 
 def test_impute_restores_a_linear_gradient() -> None:

@@ -362,10 +362,10 @@ def test_slugs_are_short_and_distinct() -> None:
 def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
     plan = finished_plan
     folder = tmp_path / "page"
-    found = collect(plan)
+    comparison = collect(plan)
     data = open_dataset(plan.config.data)
     settings = {**plan.settings(data.fingerprint), "data": "<b>images</b>", "processes": 2}
-    page = write_comparison(found, folder, settings)
+    page = write_comparison(comparison, folder, settings)
     rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
     assert [(row["method"], int(row["seed"])) for row in rows] == [(m, s) for m in METHODS for s in (3, 4)]
     for row in rows:
@@ -380,21 +380,21 @@ def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
         ):
             assert float(row[key]) == metrics[key]
         assert float(row["cam_disagreement_shuffled"]) == metrics["cam_disagreement_shuffled"]
-    said = json.loads((folder / "comparison.json").read_text())
-    assert said["methods"]["kd"]["accuracy"]["runs"] == 2
-    assert said["methods"]["kd"]["cam_cosine_centre"]["runs"] == 2
-    assert said["settings"]["student"] == "resnet8"
+    summary = json.loads((folder / "comparison.json").read_text())
+    assert summary["methods"]["kd"]["accuracy"]["runs"] == 2
+    assert summary["methods"]["kd"]["cam_cosine_centre"]["runs"] == 2
+    assert summary["settings"]["student"] == "resnet8"
     html = page.read_text()
-    best = said["ranked_on_validation"][0]
+    best = summary["ranked_on_validation"][0]
     assert re.findall(r'row" class="wrap">([^<]*)</th><td class="num">2</td><td class="num highlight"', html) == [best]
     assert "&lt;b&gt;images" in html
     assert "<b>images" not in html
     assert "ce=0.1+cam=1:pool=2 − kd" in html
-    centre = 100 * said["methods"]["kd"]["cam_cosine_centre"]["mean"]
+    centre = 100 * summary["methods"]["kd"]["cam_cosine_centre"]["mean"]
     assert f"<small>centre {centre:.1f}</small>" in html
     (reached, _), chance = (
-        tables(found),
-        max(level.mean for level in found.arms[1].chance_levels("cam_cosine").values()),
+        tables(comparison),
+        max(level.mean for level in comparison.arms[1].chance_levels("cam_cosine").values()),
     )
     assert f"({100 * chance:.2f})" in reached[2][1][reached[1].index("CAM cosine")]
     assert not re.search(r'(src|href)="http', html)

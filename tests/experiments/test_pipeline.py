@@ -70,7 +70,7 @@ def weights(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher_folder(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained teacher run on `easy`: a ResNet-8."""
     folder = tmp_path_factory.mktemp("teacher") / "resnet8"
     train_run(folder, run_config("resnet8", "teacher", ONE), easy)
@@ -78,8 +78,8 @@ def wide_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def loaded_teacher(easy: Dataset, wide_teacher: Path) -> Teacher:
-    return load_teacher(wide_teacher, easy, "cpu")
+def loaded_teacher(easy: Dataset, teacher_folder: Path) -> Teacher:
+    return load_teacher(teacher_folder, easy, "cpu")
 
 
 @pytest.fixture
@@ -237,25 +237,25 @@ def test_saved_weights_are_those_of_the_best_epoch(
 # --- folders that hold a run
 
 
-def test_folder_with_a_run_is_refused(easy: Dataset, wide_teacher: Path) -> None:
-    before = weights(wide_teacher)
+def test_folder_with_a_run_is_refused(easy: Dataset, teacher_folder: Path) -> None:
+    before = weights(teacher_folder)
     with pytest.raises(InputError, match=r"finished run.*--resume"):
-        train_run(wide_teacher, run_config("resnet8", "teacher", ONE), easy)
-    assert weights(wide_teacher) == before
+        train_run(teacher_folder, run_config("resnet8", "teacher", ONE), easy)
+    assert weights(teacher_folder) == before
 
 
-def test_finished_run_is_not_trained_again(easy: Dataset, wide_teacher: Path) -> None:
-    steps, before = InterruptAt(), Run(wide_teacher).read_metrics()
-    metrics = train_run(wide_teacher, run_config("resnet8", "teacher", ONE), easy, resume=Resume(), callbacks=[steps])
+def test_finished_run_is_not_trained_again(easy: Dataset, teacher_folder: Path) -> None:
+    steps, before = InterruptAt(), Run(teacher_folder).read_metrics()
+    metrics = train_run(teacher_folder, run_config("resnet8", "teacher", ONE), easy, resume=Resume(), callbacks=[steps])
     assert metrics == before
     assert steps.count == 0
 
 
 @pytest.mark.parametrize("read", [read_per_image, gallery_rows])
 def test_corrupt_record_is_restored_as_its_error_advises(
-    easy: Dataset, wide_teacher: Path, tmp_path: Path, read: Callable[[Path], Any]
+    easy: Dataset, teacher_folder: Path, tmp_path: Path, read: Callable[[Path], Any]
 ) -> None:
-    run, steps = Run(Path(shutil.copytree(wide_teacher, tmp_path / "run"))), InterruptAt()
+    run, steps = Run(Path(shutil.copytree(teacher_folder, tmp_path / "run"))), InterruptAt()
     path = run.per_image_file if read is read_per_image else run.gallery_file
     before = path.read_bytes()
     path.write_bytes(before[:-9])
@@ -275,14 +275,14 @@ def test_corrupt_record_is_restored_as_its_error_advises(
         ({"seed": 5}, "seed must be 0"),
     ],
 )
-def test_other_settings_are_refused(easy: Dataset, wide_teacher: Path, changes: dict[str, Any], named: str) -> None:
+def test_other_settings_are_refused(easy: Dataset, teacher_folder: Path, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        train_run(wide_teacher, run_config("resnet8", "teacher", replace(ONE, **changes)), easy, resume=Resume())
+        train_run(teacher_folder, run_config("resnet8", "teacher", replace(ONE, **changes)), easy, resume=Resume())
 
 
-def test_other_model_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+def test_other_model_is_refused(easy: Dataset, teacher_folder: Path) -> None:
     with pytest.raises(InputError, match=r"model must be resnet8.*got cam-net"):
-        train_run(wide_teacher, run_config("cam-net", "teacher", ONE), easy, resume=Resume())
+        train_run(teacher_folder, run_config("cam-net", "teacher", ONE), easy, resume=Resume())
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -444,16 +444,16 @@ def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: 
     assert metrics["teacher_accuracy"] == teacher_metrics["accuracy"]
 
 
-def test_teacher_with_other_classes_or_size_is_refused(easy: Dataset, wide_teacher: Path) -> None:
+def test_teacher_with_other_classes_or_size_is_refused(easy: Dataset, teacher_folder: Path) -> None:
     with pytest.raises(InputError, match=r"must be a, b, c \(3\).* got berry, leaf, sky \(3\)"):
-        load_teacher(wide_teacher, replace(easy, classes=("a", "b", "c")), "cpu")
+        load_teacher(teacher_folder, replace(easy, classes=("a", "b", "c")), "cpu")
     larger = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
     with pytest.raises(InputError, match=r"must be 16.*got 32\. Add --size 16"):
-        load_teacher(wide_teacher, replace(easy, train=larger), "cpu")
+        load_teacher(teacher_folder, replace(easy, train=larger), "cpu")
 
 
-def test_find_teacher(finished: Any, wide_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_teacher(str(wide_teacher), "easy") == wide_teacher
+def test_find_teacher(finished: Any, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_teacher(str(teacher_folder), "easy") == teacher_folder
     assert find_teacher(str(finished.folder), "easy") == finished.folder / "teacher"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as refused:

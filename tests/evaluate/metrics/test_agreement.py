@@ -16,7 +16,7 @@ from support.evaluation_inputs import random_maps
 seeds = st.integers(0, 10_000)
 
 
-def mean_likeness(student: Tensor, teacher: Tensor, class_ids: Tensor | None = None) -> dict[str, float]:
+def mean_similarities(student: Tensor, teacher: Tensor, class_ids: Tensor | None = None) -> dict[str, float]:
     """Return the mean similarities, for maps of one class unless ``class_ids`` are given."""
     if class_ids is None:
         class_ids = torch.zeros(len(student), dtype=torch.int64)
@@ -61,9 +61,9 @@ def test_derangement_rejects_fewer_than_two(n: int) -> None:
 # --- similarity of maps
 
 
-def test_likeness_of_a_scaled_copy_is_one_and_above_chance() -> None:
+def test_similarity_of_a_scaled_copy_is_one_and_above_chance() -> None:
     teacher = random_maps(0, 64, 8, 8)
-    values = mean_likeness(teacher * 3, teacher)
+    values = mean_similarities(teacher * 3, teacher)
     names = ("cam_cosine", "cam_pearson", "cam_spearman", "cam_iou", "cam_pointing_match")
     assert list(values) == [f"{name}{suffix}" for name in names for suffix in ("", "_centre", "_mean_map")]
     for name in names:
@@ -137,7 +137,7 @@ def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
         resized_a, resized_b = metrics.to_common_grid(a, b)
         torch.testing.assert_close(resized_a, resize(a, (6, 10)))
         torch.testing.assert_close(resized_b, resize(b, (6, 10)))
-    values = mean_likeness(student, teacher)
+    values = mean_similarities(student, teacher)
     large_student = resize(student, (6, 10))
     large_teacher = resize(teacher, (6, 10))
     centre = centre_prior(6, 10).expand(2, 6, 10)
@@ -149,7 +149,7 @@ def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
 
 
 def test_single_image_has_no_mean_map() -> None:
-    values = mean_likeness(random_maps(0, 1, 4, 4), random_maps(1, 1, 4, 4))
+    values = mean_similarities(random_maps(0, 1, 4, 4), random_maps(1, 1, 4, 4))
     assert "cam_cosine_centre" in values
     assert "cam_cosine_mean_map" not in values
 
