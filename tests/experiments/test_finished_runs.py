@@ -71,3 +71,41 @@ def test_top_beyond_the_classes_is_refused(finished: Any, tmp_path: Path, top: i
     with pytest.raises(InputError, match=f"--top must be 1 to 3, .* got {top}"):
         explain(finished.folder, ["x.png"], tmp_path / "cams.png", top=top)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npz", ".json", ""])
+def test_contrast_with_every_kind_of_output(finished: Any, easy_folder: Path, tmp_path: Path, suffix: str) -> None:
+    files = [str(easy_folder / "test")]
+    out = tmp_path / f"maps{suffix}"
+    result = explain_files(str(finished.folder), files, out, None, lambda *done: None, against=["leaf", "leaf"])
+    assert result["against"] == ["leaf"]
+    predicted = {record["student"]["class"] for record in result["images"].values()}
+    assert "leaf" in predicted, "the images of leaves must be among the images"
+    for record in result["images"].values():
+        assert all(entry["classes_shown"][0]["class"] in ("berry", "sky") for entry in record.values())
+    if suffix == ".npz":
+        plain = tmp_path / "plain.npz"
+        explain(finished.folder, files, plain, top=3)
+        with np.load(out) as arrays, np.load(plain) as plain_arrays:
+            leaf = list(arrays["classes"]).index("leaf")
+            assert arrays["against"].tolist() == [leaf]
+            for role in ("teacher", "student"):
+                for row, k in enumerate(arrays["class_ids"][:, 0]):
+                    ids = plain_arrays["class_ids"][row].tolist()
+                    maps = plain_arrays[f"{role}_maps"][row]
+                    expected = maps[ids.index(k)] - maps[ids.index(leaf)]
+                    np.testing.assert_allclose(arrays[f"{role}_maps"][row, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"against": ["sky", "Leaf"]}, r"--against must be classes of .*, got 'Leaf'\. Choose from berry, leaf, sky\."),
+        ({"against": ["sky", "leaf", "berry"]}, r"--against must leave out at least one class of .*, got all 3\."),
+        ({"against": ["sky"], "top": 3}, r"--top must be 1 to 2, the number of .* outside of --against, got 3\."),
+    ],
+)
+def test_wrong_contrast_is_refused(finished: Any, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        explain(finished.folder, ["x.png"], tmp_path / "cams.png", **options)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ["files", "plots"]
+MODULES = ["class_names", "files", "plots"]
 
 
 @pytest.mark.parametrize("name", MODULES)

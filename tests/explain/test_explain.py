@@ -64,6 +64,38 @@ def test_method_applies_to_all_models_and_layer_to_one(easy: Dataset, models: di
     assert layercam["student"].maps.min() >= 0 > default["student"].maps.min()  # LayerCAM ends in a ReLU
 
 
+@pytest.mark.parametrize("method", ["cam", "gradcam"])
+@pytest.mark.parametrize("against", [[0], [2, 0]])
+def test_contrast_maps_are_of_the_most_probable_other_classes(
+    easy: Dataset, models: dict[str, nn.Module], against: list[int], method: str
+) -> None:
+    images = easy.test.images
+    explanation = explain_batches(models, [images[:10], images[10:]], method=method, against=against)
+    probabilities, _ = reference_predictions(models["teacher"], images)
+    assert any(int(k) in against for k in probabilities.argmax(1)), "one of the images must show the fallback"
+    others = [k for k in range(3) if k not in against]
+    expected_ids = torch.tensor(others)[probabilities[:, others].argmax(1)][:, None]
+    assert explanation.class_ids.tolist() == expected_ids.tolist()
+    assert explanation.against == tuple(against)
+    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
+    for title, model_maps in explanation.maps_by_model.items():
+        reference = copy.deepcopy(models[title]).eval()
+        contrast = torch.tensor([against] * len(images))
+        prediction = predict(reference, x, method=method, classes=expected_ids, against=contrast)
+        np.testing.assert_allclose(model_maps.maps, prediction.cams.detach(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(model_maps.probabilities, prediction.logits.detach().softmax(1), atol=1e-4)
+
+
+def test_exact_contrast_is_a_difference_of_maps(easy: Dataset, models: dict[str, nn.Module]) -> None:
+    images = easy.test.images[:6]
+    explanation = explain_batches(models, [images], top=2, against=[1])
+    assert sorted({int(k) for k in explanation.class_ids.flatten()}) == [0, 2]
+    for title, model_maps in explanation.maps_by_model.items():
+        _, cams = reference_predictions(models[title], images)
+        expected = gather_classes(cams, torch.from_numpy(explanation.class_ids)) - cams[:, 1:2]
+        np.testing.assert_allclose(model_maps.maps, expected, rtol=1e-3, atol=1e-4)
+
+
 # --- figures
 
 
@@ -109,6 +141,24 @@ def test_caption_of_one_of_several_maps_is_its_class(
         probabilities, _ = reference_predictions(models[column.title], images)
         expected = probabilities[torch.arange(4), torch.from_numpy(class_ids)]
         np.testing.assert_allclose(column.confidences, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_figure_names_both_sides_of_a_contrast(
+    easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, save_heatmaps_arguments: dict[str, Any], top: int
+) -> None:
+    images = easy.test.images[:4]
+    explanation = explain_batches(models, [images], top=top, against=[1])
+    draw_explanation(images, explanation, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
+    columns = save_heatmaps_arguments["columns"]
+    names = [[f"{easy.classes[k]} and not leaf" for k in row] for row in explanation.class_ids.T]
+    if top == 1:
+        assert save_heatmaps_arguments["map_classes"] == names[0]
+        assert all(" and not " not in name for column in columns for name in column.caption_classes)
+    else:
+        assert [list(column.caption_classes) for column in columns] == [names[0], names[0], names[1], names[1]]
+    assert save_heatmaps_arguments["footnote"].startswith("Every map is a contrast: ")
+    assert "minus the evidence for leaf. The model knows these 3 classes" in save_heatmaps_arguments["footnote"]
 
 
 # --- choice of examples

@@ -215,6 +215,7 @@ def test_npz_holds_images_classes_probabilities_and_maps(folder: Path, tmp_path:
         assert arrays["images"].tolist() == [str(path) for path in paths]
         assert tuple(arrays["classes"]) == CLASSES
         np.testing.assert_array_equal(arrays["class_ids"], explanation.class_ids)
+        assert arrays["against"].tolist() == []
         for title, model_maps in explanation.maps_by_model.items():
             np.testing.assert_array_equal(arrays[f"{title}_maps"], model_maps.maps)
             np.testing.assert_array_equal(arrays[f"{title}_probabilities"], model_maps.probabilities)
@@ -240,6 +241,7 @@ def test_json_holds_the_prediction_records_and_the_maps(folder: Path, tmp_path: 
     write_records(tmp_path / "maps.json", paths, explanation, CLASSES)
     content = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))
     assert content["classes"] == list(CLASSES)
+    assert content["against"] == []
     stored = content["images"]
     records = prediction_records(paths, explanation, CLASSES)
     assert list(stored) == list(records) == [str(path) for path in paths]
@@ -248,3 +250,13 @@ def test_json_holds_the_prediction_records_and_the_maps(folder: Path, tmp_path: 
             maps = [entry.pop("map") for entry in stored[path][title]["classes_shown"]]
             np.testing.assert_array_equal(np.float32(maps), model_maps.maps[row])
             assert stored[path][title] == record[title]
+
+
+def test_numbers_name_the_classes_of_a_contrast(folder: Path, tmp_path: Path) -> None:
+    paths = find_image_files([str(folder)])
+    explanation = random_explanation(3)._replace(against=(2, 0))
+    write_maps(tmp_path / "maps.npz", paths, explanation, CLASSES)
+    write_records(tmp_path / "maps.json", paths, explanation, CLASSES)
+    with np.load(tmp_path / "maps.npz") as arrays:
+        assert arrays["classes"][arrays["against"]].tolist() == ["owl", "cat"]
+    assert json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))["against"] == ["owl", "cat"]

@@ -13,6 +13,7 @@ from camkd.data.dataset import Dataset, Progress
 from camkd.data.sources import SOURCES, open_data
 from camkd.distill.teacher import find_teacher, format_names, load_teacher
 from camkd.evaluate import Evaluation, measure
+from camkd.explain.class_names import list_classes
 from camkd.explain.explain import explain_batches
 from camkd.explain.files import (
     check_figure_size,
@@ -151,6 +152,7 @@ def explain_files(
     method: str = "cam",
     layer: str | None = None,
     top: int = 1,
+    against: Sequence[str] = (),
     device: str = "auto",
 ) -> dict[str, Any]:
     """Write the heatmaps of a model, and of its teacher if there is one, for image files.
@@ -165,23 +167,30 @@ def explain_files(
         method: Name of a map method in `camkd.cams.MAP_METHODS`.
         layer: Dotted name of the model's layer that the maps are computed from. None: found automatically.
         top: Number of classes per image: the most probable classes of the teacher if it is shown, else of the model.
+            Classes in ``against`` are not counted.
+        against: Names of the classes that every map is contrasted with: "why this class and not those".
         device: Device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
-        The names of all classes of the model under ``classes``, and `camkd.explain.files.prediction_records` of the
-        images under ``images``.
+        The names of all classes of the model under ``classes``, of the contrast under ``against``, and
+        `camkd.explain.files.prediction_records` of the images under ``images``.
 
     Raises:
-        InputError: If ``top`` is below 1 or exceeds the number of classes, an image cannot be read, ``out`` has another
-            suffix, or ``teacher`` does not fit the model.
+        InputError: If ``top`` is below 1 or exceeds the number of classes, ``against`` names another or every class, an
+            image cannot be read, ``out`` has another suffix, or ``teacher`` does not fit the model.
     """
     file_format = output_format(out)
     paths = find_image_files(images)
     model = load(source).to(pick_device(device))
     info = model.info
     assert info is not None
-    if not 1 <= top <= len(info.classes):
-        raise InputError(f"--top must be 1 to {len(info.classes)}, the number of classes of {source!r}, got {top}.")
+    against_ids = _class_indices(against, info.classes, source)
+    num_candidates = len(info.classes) - len(against_ids)
+    if not 1 <= top <= num_candidates:
+        outside = " outside of --against" if against else ""
+        raise InputError(
+            f"--top must be 1 to {num_candidates}, the number of classes of {source!r}{outside}, got {top}."
+        )
     teacher_folder = matching_teacher(info, teacher)
     title = "model" if teacher_folder and info.role == "teacher" else info.role
     models: dict[str, nn.Module] = {title: model}
@@ -195,13 +204,33 @@ def explain_files(
         top=top,
         method=method,
         layers={title: layer} if layer else None,
+        against=against_ids,
     )
     if file_format == "folder":
         write_overlays(out, paths, explanation.maps_by_model[title].maps, progress)
     else:
         write = {"png": write_figure, "npz": write_maps, "json": write_records}[file_format]
         write(out, paths, explanation, info.classes)
-    return {"classes": list(info.classes), "images": prediction_records(paths, explanation, info.classes)}
+    return {
+        "classes": list(info.classes),
+        "against": [info.classes[k] for k in against_ids],
+        "images": prediction_records(paths, explanation, info.classes),
+    }
+
+
+def _class_indices(names: Sequence[str], classes: tuple[str, ...], source: str) -> list[int]:
+    """Return the indices of the classes of ``--against``, without duplicates."""
+    for name in names:
+        if name not in classes:
+            raise InputError(
+                f"--against must be classes of {source!r}, got {name!r}. Choose from {list_classes(classes)}."
+            )
+    indices = [classes.index(name) for name in dict.fromkeys(names)]
+    if indices and len(indices) == len(classes):
+        raise InputError(
+            f"--against must leave out at least one class of {source!r}, got all {len(classes)}. Remove a class."
+        )
+    return indices
 
 
 def matching_teacher(info: ModelInfo, teacher: str | None) -> Path | None:

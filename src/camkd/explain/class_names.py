@@ -1,4 +1,4 @@
-"""The classes of a model as a sentence, which stands beside the predictions for images of unknown content."""
+"""Sentences about classes: the classes of a model, and those that a contrast map compares."""
 
 from __future__ import annotations
 
@@ -29,7 +29,56 @@ def describe_classes(classes: Sequence[str]) -> str:
         >>> describe_classes(["cat", "dog"])
         'The model knows these 2 classes only: cat, dog. Every image gets one of them, whatever it shows.'
     """
-    names = ", ".join(shorten(name, MAX_COLUMNS) for name in classes[:MAX_NAMES])
-    more = f", and {len(classes) - MAX_NAMES:,} more" if len(classes) > MAX_NAMES else ""
-    sentence = f"The model knows these {len(classes):,} classes only: {names}{more}."
+    sentence = f"The model knows these {len(classes):,} classes only: {list_classes(classes)}."
     return f"{sentence} Every image gets one of them, whatever it shows."
+
+
+def list_classes(classes: Sequence[str]) -> str:
+    """List the names of at most `MAX_NAMES` classes, and count the others.
+
+    Args:
+        classes: Names of classes.
+
+    Returns:
+        The names, separated by commas. Long names are shortened.
+
+    Example:
+        >>> list_classes(["cat"] * 1000)[-19:]
+        ', cat, and 980 more'
+    """
+    names = ", ".join(shorten(name, MAX_COLUMNS) for name in classes[:MAX_NAMES])
+    return f"{names}, and {len(classes) - MAX_NAMES:,} more" if len(classes) > MAX_NAMES else names
+
+
+def describe_map(class_name: str, against: Sequence[str]) -> str:
+    """Name the class of a map, and the classes that the map is contrasted with.
+
+    Args:
+        class_name: Name of the explained class.
+        against: Names of the classes of the contrast. Empty for a map of one class.
+
+    Returns:
+        The description.
+
+    Example:
+        >>> describe_map("bird", ["cat", "dog"])
+        'bird and not cat or dog'
+    """
+    return f"{class_name} and not {' or '.join(against)}" if against else class_name
+
+
+def describe_contrast(against: Sequence[str]) -> str:
+    """Describe contrast maps in a sentence.
+
+    Args:
+        against: Names of the classes of the contrast.
+
+    Returns:
+        The sentence, with at most `MAX_NAMES` names.
+
+    Example:
+        >>> describe_contrast(["cat", "dog"])
+        'Every map is a contrast: the evidence for its class minus the mean evidence for these 2 classes: cat, dog.'
+    """
+    others = f"the mean evidence for these {len(against):,} classes:" if len(against) > 1 else "the evidence for"
+    return f"Every map is a contrast: the evidence for its class minus {others} {list_classes(against)}."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.data.dataset import Split, round_robin
-from camkd.explain.class_names import describe_classes
+from camkd.explain.class_names import describe_classes, describe_contrast, describe_map
 from camkd.explain.plots import HeatmapColumn, save_heatmaps
 from camkd.models.eval_mode import eval_mode
 from camkd.types import Prediction
@@ -35,6 +35,8 @@ class Explanation(NamedTuple):
     """The classes of the maps, ``(N, k)``."""
     maps_by_model: dict[str, ModelMaps]
     """Probabilities and maps by the title of the model."""
+    against: tuple[int, ...] = ()
+    """Indices of the classes that every map is contrasted with. None of them is an explained class."""
 
 
 def explain_batches(
@@ -44,10 +46,12 @@ def explain_batches(
     top: int = 1,
     method: str = "cam",
     layers: Mapping[str, str] | None = None,
+    against: Sequence[int] = (),
 ) -> Explanation:
     """Compute each model's maps of the ``top`` classes that the first model ranks highest.
 
-    The models run on their own devices in eval mode.
+    The models run on their own devices in eval mode. With ``against``, every map is a contrast map, see
+    `camkd.predict`. The classes in ``against`` are not explained, even if a model predicts one of them.
 
     Args:
         models: Models by title. The first model selects the classes.
@@ -56,6 +60,7 @@ def explain_batches(
         method: Map method, a name in ``camkd.cams.MAP_METHODS``.
         layers: Dotted names of the layers to compute maps from, by model title. Default: the layer that
             `camkd.predict` selects.
+        against: Indices of the classes that every map is contrasted with.
 
     Returns:
         Classes, probabilities and maps of all batches, concatenated.
@@ -71,17 +76,29 @@ def explain_batches(
         ((4, 3), (4, 3, 16, 16))
     """
     layers = layers or {}
+    options: dict[str, Any] = {"method": method}
     class_ids: list[Tensor] = []
     predictions: dict[str, list[Prediction]] = {title: [] for title in models}
     for images in batches:
         selection: dict[str, Any] = {"top": top}
+        if against:
+            selection = {"classes": _top_classes(next(iter(models.values())), images, top, against)}
+            options["against"] = torch.tensor(against).expand(len(images), -1)
         for title, model in models.items():
-            prediction = predict_images(model, images, method=method, layer=layers.get(title), **selection)
+            prediction = predict_images(model, images, layer=layers.get(title), **selection, **options)
             selection = {"classes": prediction.class_ids}
             predictions[title].append(prediction)
         class_ids.append(selection["classes"])
     maps_by_model = {title: _concatenate(batch_predictions) for title, batch_predictions in predictions.items()}
-    return Explanation(torch.cat(class_ids).numpy(), maps_by_model)
+    return Explanation(torch.cat(class_ids).numpy(), maps_by_model, tuple(against))
+
+
+def _top_classes(model: nn.Module, images: NDArray[np.uint8], top: int, excluded: Sequence[int]) -> Tensor:
+    """Return the ``top`` most probable classes of each image, ``(N, top)``, without the excluded classes."""
+    with eval_mode(model), torch.no_grad():
+        logits: Tensor = model(_to_input(model, images)).cpu()
+    logits[:, list(excluded)] = -torch.inf
+    return logits.topk(top).indices
 
 
 def _concatenate(predictions: Sequence[Prediction]) -> ModelMaps:
@@ -130,7 +147,8 @@ def draw_explanation(
 
     With one explained class per image, the caption of a map is the class that its model predicts, and the confidence.
     With several explained classes, the caption is the class of the map and its probability. Without true classes, a
-    footnote names the classes of the model.
+    footnote names the classes of the model. The names of contrast maps have the form "bird and not cat", and a footnote
+    describes the contrast.
 
     Args:
         images: ``(N, H, W, 3)`` uint8, RGB.
@@ -149,13 +167,17 @@ def draw_explanation(
         >>> draw_explanation(images, explanation, classes, Path("cams.png"))  # doctest: +SKIP
     """
     class_ids = explanation.class_ids
-    footnote = describe_classes(classes) if true_classes is None else None
+    against = [classes[k] for k in explanation.against]
+    sentences = [describe_contrast(against)] if against else []
+    if true_classes is None:
+        sentences.append(describe_classes(classes))
+    footnote = " ".join(sentences)
     if class_ids.shape[1] == 1:
         columns = [
-            _column(title, model_maps, model_maps.probabilities.argmax(1), 0, classes)
+            _column(title, model_maps, model_maps.probabilities.argmax(1), 0, classes, ())
             for title, model_maps in explanation.maps_by_model.items()
         ]
-        map_classes = [classes[k] for k in class_ids[:, 0]]
+        map_classes = [describe_map(classes[k], against) for k in class_ids[:, 0]]
         save_heatmaps(
             images,
             columns,
@@ -167,7 +189,7 @@ def draw_explanation(
         )
         return
     columns = [
-        _column(title, model_maps, class_ids[:, rank], rank, classes)
+        _column(title, model_maps, class_ids[:, rank], rank, classes, against)
         for rank in range(class_ids.shape[1])
         for title, model_maps in explanation.maps_by_model.items()
     ]
@@ -175,10 +197,16 @@ def draw_explanation(
 
 
 def _column(
-    title: str, model_maps: ModelMaps, caption_ids: NDArray[np.int64], rank: int, classes: Sequence[str]
+    title: str,
+    model_maps: ModelMaps,
+    caption_ids: NDArray[np.int64],
+    rank: int,
+    classes: Sequence[str],
+    against: Sequence[str],
 ) -> HeatmapColumn:
     confidences = np.take_along_axis(model_maps.probabilities, caption_ids[:, None], 1)[:, 0]
-    return HeatmapColumn(title, model_maps.maps[:, rank], [classes[k] for k in caption_ids], confidences.tolist())
+    captions = [describe_map(classes[k], against) for k in caption_ids]
+    return HeatmapColumn(title, model_maps.maps[:, rank], captions, confidences.tolist())
 
 
 def example_rows(split: Split, count: int = 8) -> NDArray[np.int64]:
@@ -205,7 +233,11 @@ def predict_images(model: nn.Module, images: NDArray[np.uint8], **options: Any) 
     Returns:
         The prediction, detached and on the CPU.
     """
-    device = next(model.parameters()).device
-    x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 255
     with eval_mode(model), torch.no_grad():
-        return predict(model, x, **options).to(torch.device("cpu"))
+        return predict(model, _to_input(model, images), **options).to(torch.device("cpu"))
+
+
+def _to_input(model: nn.Module, images: NDArray[np.uint8]) -> Tensor:
+    """Convert images ``(N, H, W, 3)`` uint8 to ``(N, 3, H, W)`` in 0..1, on the device of the model."""
+    device = next(model.parameters()).device
+    return torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 255

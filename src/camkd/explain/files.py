@@ -183,8 +183,9 @@ def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], 
 def write_maps(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
     """Write an explanation as arrays in a compressed ``.npz`` file, without pickles.
 
-    The arrays are ``images`` (paths), ``classes`` (names of all classes), ``class_ids (N, k)`` and, for each model,
-    ``<title>_probabilities (N, K)`` and ``<title>_maps (N, k, h, w)``.
+    The arrays are ``images`` (paths), ``classes`` (names of all classes), ``class_ids (N, k)``, ``against (d,)`` (class
+    indices, empty without a contrast) and, for each model, ``<title>_probabilities (N, K)`` and
+    ``<title>_maps (N, k, h, w)``.
 
     Args:
         out: The file to write.
@@ -196,6 +197,7 @@ def write_maps(out: Path, paths: Sequence[Path], explanation: Explanation, class
         "images": np.array([str(path) for path in paths]),
         "classes": np.array(classes),
         "class_ids": explanation.class_ids,
+        "against": np.array(explanation.against, np.int64),
     }
     for title, model_maps in explanation.maps_by_model.items():
         arrays[f"{title}_probabilities"] = model_maps.probabilities
@@ -205,9 +207,9 @@ def write_maps(out: Path, paths: Sequence[Path], explanation: Explanation, class
 
 
 def write_records(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
-    """Write an explanation as JSON: ``classes``, and the `prediction_records` with a ``map`` in ``classes_shown``.
+    """Write an explanation as JSON: ``classes``, ``against``, and the `prediction_records` with maps under ``images``.
 
-    The records stand under ``images``.
+    Each entry of ``classes_shown`` has a ``map``. ``against`` lists the names of the classes of a contrast.
 
     Args:
         out: The file to write.
@@ -220,7 +222,8 @@ def write_records(out: Path, paths: Sequence[Path], explanation: Explanation, cl
         for title, model_maps in explanation.maps_by_model.items():
             for entry, cam in zip(record[title]["classes_shown"], model_maps.maps[row], strict=True):
                 entry["map"] = cam.tolist()
-    write_json(out, {"classes": list(classes), "images": records})
+    against = [classes[k] for k in explanation.against]
+    write_json(out, {"classes": list(classes), "against": against, "images": records})
 
 
 def prediction_records(

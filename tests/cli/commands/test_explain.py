@@ -51,3 +51,21 @@ def test_broken_image_is_refused(finished: Any, tmp_path: Path) -> None:
     output = camkd("explain", str(finished.folder), str(tmp_path / "broken.jpg"), "--out", str(out))
     assert "broken.jpg" in output.error
     assert not out.exists()
+
+
+def test_contrast_is_named_in_terminal_and_json(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+    folder = str(easy_folder / "test" / "sky")
+    out = str(tmp_path / "overlays")
+    output = camkd("explain", str(finished.folder), folder, "--out", out, "--against", "leaf", "berry", "--json")
+    *lines, contrast, _, _ = output.err.splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        assert re.fullmatch(r".*/sky/\d+\.png: student \w+ \(\d+%\); map of sky and not leaf or berry", line)
+    assert contrast.endswith("minus the mean evidence for these 2 classes: leaf, berry.")
+    assert output.json["against"] == ["leaf", "berry"]
+
+
+def test_unknown_class_of_a_contrast_is_refused(finished: Any, tmp_path: Path) -> None:
+    out = str(tmp_path / "cams.png")
+    output = camkd("explain", str(finished.folder), "x.png", "--against", "cloud", "--out", out)
+    assert "got 'cloud'. Choose from berry, leaf, sky." in output.error

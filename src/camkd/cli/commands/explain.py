@@ -28,6 +28,15 @@ def _add_options(parser: ArgumentParser) -> None:
         default=1,
         help="number of classes per image: the most probable classes of the teacher if it is shown, else of the model",
     )
+    parser.add_argument(
+        "--against",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes that every map is contrasted with: the evidence for a class and not for CLASS. The maps are of "
+        "the most probable other classes (default: none)",
+    )
     parser.add_argument("--method", type=str, default="cam", help="cam, gradcam, hirescam, layercam or gradcam++")
     parser.add_argument(
         "--layer",
@@ -41,7 +50,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> dict[str, Any]:
     from camkd.experiments.finished_runs import explain_files
-    from camkd.explain.class_names import describe_classes
+    from camkd.explain.class_names import describe_classes, describe_contrast
 
     with open_reporter() as reporter:
         result = explain_files(
@@ -53,10 +62,14 @@ def _run(options: Namespace) -> dict[str, Any]:
             method=options.method,
             layer=options.layer,
             top=options.top,
+            against=options.against,
             device=options.device,
         )
     for image, models in result["images"].items():
-        print_message(f"{image}: {', '.join(_format_prediction(title, record) for title, record in models.items())}")
+        predictions = ", ".join(_format_prediction(title, record) for title, record in models.items())
+        print_message(f"{image}: {predictions}{_format_contrast(models, result['against'])}")
+    if result["against"]:
+        print_message(describe_contrast(result["against"]))
     print_message(describe_classes(result["classes"]))
     print_message(f"output: {options.out}")
     return {"out": options.out, **result}
@@ -69,6 +82,16 @@ def _format_prediction(title: str, record: dict[str, Any]) -> str:
     other_classes = [entry for entry in record["classes_shown"] if entry["class"] != record["class"]]
     entries = [record, *(other_classes if len(record["classes_shown"]) > 1 else [])]
     return f"{title} " + ", ".join(f"{entry['class']} ({entry['confidence']:.0%})" for entry in entries)
+
+
+def _format_contrast(models: dict[str, Any], against: list[str]) -> str:
+    """Format ``; map of bird and not cat``, or nothing without a contrast. All models have maps of the same classes."""
+    from camkd.explain.class_names import describe_map
+
+    if not against:
+        return ""
+    explained = next(iter(models.values()))["classes_shown"]
+    return f"; map of {describe_map(', '.join(entry['class'] for entry in explained), against)}"
 
 
 EXPLAIN = Command("Draw the heatmaps of a model for images.", _add_options, _run)
