@@ -127,7 +127,7 @@ def _check_images(model: nn.Module, x: Tensor) -> None:
     An `ImageClassifier` requires three channels, because its normalization would broadcast a single channel to three.
     The range is checked on a CPU only, where it does not make the host wait.
     """
-    is_image_batch = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point() and len(x) > 0
+    is_image_batch = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point() and x.shape[0] > 0
     if not is_image_batch or (isinstance(model, ImageClassifier) and x.shape[1] != 3):
         raise InputError(
             f"x must be a floating-point tensor of images (N, 3, H, W), RGB in 0..1, got {_describe(x)}. "
