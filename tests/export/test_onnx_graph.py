@@ -49,6 +49,23 @@ def test_logits_are_the_mean_of_the_maps_plus_the_bias(onnx_files: Any) -> None:
     np.testing.assert_allclose(cam.mean((2, 3)) + bias, logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 0.6])
+def test_contrast_maps_are_computed_from_the_maps_by_the_formula_of_the_metadata(onnx_files: Any, gamma: float) -> None:
+    values = {entry.key: entry.value for entry in onnx.load(onnx_files.fp32).metadata_props}
+    assert values["contrast"].startswith("cam[:, c] - gamma * mean of cam[:, d] over other classes d: ")
+    x = random_images(3)
+    logits, cam = run_session(open_session(onnx_files.fp32), x.numpy())
+    c, d = 1, [0, 2]
+    contrast = cam[:, c] - gamma * cam[:, d].mean(1)
+    ids = torch.tensor([[c]] * 3)
+    with torch.no_grad():
+        expected = camkd.predict(onnx_files.model, x, classes=ids, against=torch.tensor([d] * 3), gamma=gamma)
+    np.testing.assert_allclose(contrast, expected.cams[:, 0], atol=1e-4)
+    if gamma == 1:
+        centered = logits - onnx_files.model.head.bias.detach().numpy()
+        np.testing.assert_allclose(contrast.mean((1, 2)), centered[:, c] - centered[:, d].mean(1), atol=1e-4)
+
+
 def test_output_names_and_shapes(onnx_files: Any) -> None:
     session = onnxruntime.InferenceSession(str(onnx_files.fp32), providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
@@ -71,6 +88,7 @@ def test_metadata_describes_the_model(onnx_files: Any) -> None:
         assert (values["weights_sha256"], values["data_fingerprint"]) == ("", "f" * 64)
         assert values["input"] == "image (N, 3, 16, 16) float32, RGB in 0..1; normalization is inside"
         assert values["camkd"] == camkd.__version__
+        assert "contrast" in values
         assert "teacher" not in values
 
 

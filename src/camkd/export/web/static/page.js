@@ -12,7 +12,8 @@ const NUM_NAMED_CLASSES = 20;  // the names of further classes are folded
 let config;  // content of page.json
 let predict;  // the model
 let current = null;  // the image on the page: { canvas, prediction, teacher, name, milliseconds }
-let selectedClass = null;  // class of the heatmap; null: the top class
+let selectedClass = null;  // class of the heatmap; null: the top class, without the contrast class
+let contrastClass = null;  // class whose evidence is subtracted, never the class of the heatmap; null: none
 let video = null;  // the running camera
 let generation = 0;  // increases with each new input, so that results of earlier inputs are dropped
 let announced = { label: "", at: 0 };
@@ -33,7 +34,7 @@ async function openImage(blob, options) {
     const result = await classify(bitmap, options);
     bitmap.close();
     if (ownGeneration !== generation) return;
-    selectedClass = null;
+    selectedClass = contrastClass = null;
     showResult(result);
     showStatus(describePrediction());
   } catch (error) {
@@ -62,7 +63,16 @@ function refuse(message) {
 const ranking = probabilities => probabilities.map((_, k) => k).sort((a, b) => probabilities[b] - probabilities[a]);
 const percent = fraction => `${fraction < MIN_PROBABILITY ? "< 0.1" : fraction >= 0.995 && fraction < 1 ? "> 99" : (100 * fraction).toFixed(fraction < 0.0995 ? 1 : 0)}\u00a0%`;
 const label = k => config.classes[k];
-const mapClass = () => selectedClass ?? ranking(current.prediction.probabilities)[0];
+const mapClass = () => selectedClass ?? ranking(current.prediction.probabilities).find(k => k !== contrastClass);
+const mapLabel = () => (contrastClass === null ? label(mapClass()) : `${label(mapClass())} and not ${label(contrastClass)}`);
+
+// The map of the selected class, or with a contrast class the difference of the two maps. Undefined without the maps.
+function selectedMap(maps) {
+  const map = maps[mapClass()];
+  if (contrastClass === null) return map;
+  const other = maps[contrastClass];
+  return map && other && map.map((value, cell) => value - other[cell]);
+}
 
 function showResult(result) {
   current = result;
@@ -72,26 +82,27 @@ function showResult(result) {
   const ranked = ranking(prediction.probabilities);
   const k = mapClass();
   $("result").hidden = false;
-  showFigure($("student"), prediction.maps[k], prediction.grid, k, `${label(ranked[0])}, ${percent(prediction.probabilities[ranked[0]])}`);
-  const teacherMap = teacher && teacher.maps[k];
+  showFigure($("student"), selectedMap(prediction.maps), prediction.grid, `${label(ranked[0])}, ${percent(prediction.probabilities[ranked[0]])}`);
+  const teacherMap = teacher && selectedMap(teacher.maps);
   $("teacher").hidden = !teacherMap;
   if (teacherMap) {
     const [[topClass, probability]] = Object.entries(teacher.probabilities).sort((a, b) => b[1] - a[1]);
-    showFigure($("teacher"), teacherMap, teacher.grid, k, `teacher: ${label(topClass)}, ${percent(probability)}`);
+    showFigure($("teacher"), teacherMap, teacher.grid, `teacher: ${label(topClass)}, ${percent(probability)}`);
   }
   showTopClasses(ranked.slice(0, NUM_TOP_CLASSES), prediction.probabilities, k);
   $("map-class").value = selectedClass === null ? "" : String(selectedClass);
+  $("contrast-class").value = contrastClass === null ? "" : String(contrastClass);
   applyOpacity();
 }
 
-function showFigure(figure, map, grid, k, caption) {
+function showFigure(figure, map, grid, caption) {
   const [image, overlay] = figure.querySelectorAll("canvas");
   image.width = current.canvas.width;
   image.height = current.canvas.height;
   image.getContext("2d").drawImage(current.canvas, 0, 0);
   image.classList.toggle("pixelated", current.canvas.width < SMALL_SIDE);
   drawMap(overlay, map, grid, config.colormap);
-  const description = `evidence for ${label(k)}: ${describeMaximum(map, grid)}`;
+  const description = `evidence for ${mapLabel()}: ${describeMaximum(map, grid)}`;
   image.setAttribute("aria-label", `${current.name}; ${description}`);
   figure.querySelector("figcaption").replaceChildren(caption, document.createElement("br"), description);
 }
@@ -123,11 +134,24 @@ function createClassButton() {
 
 function selectClass(k) {
   selectedClass = k;
+  if (k === contrastClass) contrastClass = null;
+  showSelection();
+}
+
+function selectContrast(k) {
+  contrastClass = k;
+  if (k === selectedClass) selectedClass = null;
+  showSelection();
+}
+
+function showSelection() {
   if (!current) return;
   showResult(current);
   const { maps, grid } = current.prediction;
-  showStatus(`Evidence for ${label(mapClass())}: ${describeMaximum(maps[mapClass()], grid)}.`);
+  showStatus(`Evidence for ${mapLabel()}: ${describeMaximum(selectedMap(maps), grid)}.`);
 }
+
+const selectedOption = id => ($(id).value === "" ? null : Number($(id).value));
 
 function applyOpacity() {
   const opacity = Number($("opacity").value) / 100;
@@ -161,7 +185,7 @@ async function startCamera() {
   if (ownGeneration !== generation) return;
   $("camera").setAttribute("aria-pressed", "true");
   $("camera").textContent = "Stop the camera";
-  selectedClass = null;
+  selectedClass = contrastClass = null;
   try {
     await showFrames(ownGeneration);
   } catch (error) {
@@ -211,7 +235,8 @@ function addListeners() {
   };
   $("paste").onclick = pasteImage;
   $("camera").onclick = () => (video ? stopCamera() : startCamera());
-  $("map-class").onchange = () => selectClass($("map-class").value === "" ? null : Number($("map-class").value));
+  $("map-class").onchange = () => selectClass(selectedOption("map-class"));
+  $("contrast-class").onchange = () => selectContrast(selectedOption("contrast-class"));
   $("opacity").oninput = applyOpacity;
   document.addEventListener("paste", event => openTransfer(event.clipboardData, "The clipboard"));
   document.addEventListener("dragover", event => { event.preventDefault(); document.body.classList.add("drag-over"); });
@@ -266,7 +291,8 @@ async function start() {
   const accuracy = config.accuracy === null ? "" : `, accuracy ${percent(config.accuracy)} on its test images`;
   $("model-summary").textContent = `· ${config.title}: ${config.params.toLocaleString("en")} parameters, ${Math.round(config.bytes / 1000)} KB${accuracy}`;
   showClasses();
-  config.classes.forEach((name, k) => $("map-class").append(new Option(name, k)));
+  for (const id of ["map-class", "contrast-class"]) config.classes.forEach((name, k) => $(id).append(new Option(name, k)));
+  $("contrast").hidden = config.classes.length < 2;
   drawColorScale($("color-scale"), config.colormap);
   predict = await loadModel(`model.onnx?version=${config.version}`, config.runtime);
   await predict(new Uint8ClampedArray(4 * config.size ** 2), config.size);  // warm-up: the first call is slower
