@@ -196,6 +196,35 @@ def test_gallery_shows_the_map_of_the_selected_class(page: Any) -> None:
         assert np.abs(canvas_pixels(page, canvas) - expected).max() < 8, choice
 
 
+def test_contrast_is_the_difference_of_the_stored_maps(page: Any) -> None:
+    number = min(NUMBERS, key=cam_cosine_of)
+    shown = labels_of(number)["teacher"]
+    other = (shown + 1) % 3
+    page.get_by_label("Why this class and not").select_option(str(other))
+    maps = {role: maps_of(role, number) for role in ("teacher", "student")}
+    teacher_map, student_map = (upsampled(maps[role][shown] - maps[role][other]) for role in ("teacher", "student"))
+    for tile, values, colormap in (
+        (2, teacher_map, "inferno"),
+        (3, student_map, "inferno"),
+        (4, (student_map - teacher_map + 1) / 2, "coolwarm"),
+    ):
+        drawn = canvas_pixels(page, f"#image-cards li:first-child .tile:nth-child({tile}) canvas")
+        expected = 255 * matplotlib.colormaps[colormap](values)[..., :3]
+        assert np.abs(drawn - expected).max() < 16, tile  # errors of the 8-bit levels of two maps
+    description = page.locator("#image-cards li").first.locator("canvas").first.get_attribute("aria-label")
+    assert description.startswith(f"Map of teacher for {CLASSES[shown]} and not {CLASSES[other]}. ")
+    page.locator("#image-cards li").first.click()
+    contrast = page.locator("#detail-contrast")
+    assert plain(contrast.inner_text()) == f"Maps: evidence for a class and not for {CLASSES[other]}"
+    page.locator("#detail-classes").get_by_role("button", name=CLASSES[other]).click()
+    empty = page.locator("#detail-tiles .tile:nth-child(2) .empty")
+    assert plain(empty.inner_text()) == f"no contrast of {CLASSES[other]} with itself"
+    page.keyboard.press("Escape")
+    page.locator("#reset").click()
+    assert page.locator("#contrast").input_value() == ""
+    assert page.locator("#image-cards .empty").count() == 0
+
+
 @pytest.mark.parametrize(("name", "colormap"), [("evidence", EVIDENCE_COLORMAP), ("difference", DIFFERENCE_COLORMAP)])
 def test_script_has_the_colors_of_python(page: Any, name: str, colormap: str) -> None:
     values = np.linspace(0, 1, 48 * 48)

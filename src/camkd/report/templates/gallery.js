@@ -2,8 +2,8 @@
 
 const byId = (id) => document.getElementById(id);
 const PAGE_SIZE = 24; // cards per page
-const CONTROLS = ["order", "label", "predicted", "correct", "map", "compared"]; // keys of `state` and ids of the controls
-const state = { order: "selection", label: "", predicted: "", correct: "", map: "prediction", compared: gallery.main, cards: PAGE_SIZE };
+const CONTROLS = ["order", "label", "predicted", "correct", "map", "contrast", "compared"]; // keys of `state` and ids of the controls
+const state = { order: "selection", label: "", predicted: "", correct: "", map: "prediction", contrast: "", compared: gallery.main, cards: PAGE_SIZE };
 let filtered = []; // the images that pass the filters, sorted
 
 const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
@@ -66,6 +66,14 @@ function mapClass(image, prediction) {
   return Number(state.map);
 }
 
+/** Return the map of a class; with the control "Why this class and not", the difference to the map of that class. */
+function shownMap(prediction, classId) {
+  return state.contrast === "" ? mapOf(prediction, classId) : contrastMap(prediction, classId, Number(state.contrast));
+}
+
+const isContrast = (classId) => state.contrast !== "" && classId === Number(state.contrast);
+const mapName = (classId) => (state.contrast === "" ? className(classId) : `${className(classId)} and not ${className(Number(state.contrast))}`);
+
 // --- an image, its maps and their difference
 
 function imagePane(image, description) {
@@ -90,20 +98,22 @@ function mapTile(image, column, classId) {
   const prediction = image.predictions[column];
   if (prediction === null) return tile(isolate(name), emptyPane("no prediction"));
   const shownClass = classId ?? mapClass(image, prediction);
-  const values = evidence(mapOf(prediction, shownClass));
+  const values = isContrast(shownClass) ? null : evidence(shownMap(prediction, shownClass));
   const correct = isCorrect(image, prediction);
   const predicted = className(prediction.predicted);
   const confidence = percent(prediction.confidence);
-  const description = `Map of ${name} for ${className(shownClass)}. Predicts ${predicted} with ${confidence} confidence, ${correct ? "correct" : "wrong"}.`;
-  const content = values ? mapPane(image, values, "evidence", description) : emptyPane("map not stored");
+  const description = `Map of ${name} for ${mapName(shownClass)}. Predicts ${predicted} with ${confidence} confidence, ${correct ? "correct" : "wrong"}.`;
+  const reason = isContrast(shownClass) ? `no contrast of ${isolate(className(shownClass))} with itself` : "map not stored";
+  const content = values ? mapPane(image, values, "evidence", description) : emptyPane(reason);
   return tile(isolate(name), content, `${correct ? "✓" : "✗"} ${isolate(predicted)}`, confidence);
 }
 
 function differenceTile(image, classId) {
   const predictions = [teacherPrediction(image), comparedPrediction(image)];
-  const [teacherMap, studentMap] = predictions.map(
-    (prediction) => prediction && evidence(mapOf(prediction, classId ?? mapClass(image, prediction))),
-  );
+  const [teacherMap, studentMap] = predictions.map((prediction) => {
+    const shownClass = prediction && (classId ?? mapClass(image, prediction));
+    return prediction && !isContrast(shownClass) ? evidence(shownMap(prediction, shownClass)) : null;
+  });
   const cosine = predictions[1]?.cam_cosine ?? null;
   const similarity = cosine === null ? "" : `cosine ${cosine.toFixed(2)}`;
   if (!teacherMap || !studentMap) return tile("difference", emptyPane("–"), similarity);
@@ -198,6 +208,8 @@ function fillControls() {
     option("own", "each model's prediction"),
     ...classOptions(),
   );
+  byId("contrast").append(option("", "off"), ...classOptions());
+  byId("contrast").parentElement.hidden = gallery.classes.length < 2;
   const students = gallery.columns.map((_, column) => column).filter((column) => column !== gallery.teacher);
   const columns = students.length ? students : [gallery.main];
   byId("compared").append(...columns.map((column) => option(column, isolate(gallery.columns[column].name))));
@@ -218,7 +230,7 @@ function updateOpacity() {
 }
 
 function initGallery() {
-  const defaults = { label: "", predicted: "", correct: "", map: "prediction", ...fillControls() };
+  const defaults = { label: "", predicted: "", correct: "", map: "prediction", contrast: "", ...fillControls() };
   for (const name of CONTROLS) {
     byId(name).addEventListener("change", (event) => {
       const { value } = event.target;

@@ -14,6 +14,13 @@ function mapOf(prediction, classId) {
   return { height, width, values: Float32Array.from(levels, (level) => (prediction.scales[index] * (level - 128)) / 127) };
 }
 
+/** Return the map of a class minus the map of another class; null if a map is not stored. */
+function contrastMap(prediction, classId, otherId) {
+  const map = mapOf(prediction, classId);
+  const other = mapOf(prediction, otherId);
+  return map && other && { ...map, values: map.values.map((value, index) => value - other.values[index]) };
+}
+
 /** Return the positive part of a map, divided by its maximum and resized to DRAWN_SIDE x DRAWN_SIDE; null stays null. */
 function evidence(map) {
   if (!map) return null;
