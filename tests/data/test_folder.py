@@ -180,7 +180,7 @@ def test_other_files_are_counted_and_hidden_files_are_not(tmp_path: Path) -> Non
     save_image(tmp_path / ".thumbs" / "x.png")
     listing = scan(tmp_path)
     assert listing.classes == ("a", "b")
-    assert "2 files that are not images of a class were ignored" in listing.notes
+    assert "2 files that are not images of a class were ignored: 1 .csv, 1 .txt" in listing.notes
 
 
 @pytest.mark.fault("symbolic links in a loop")

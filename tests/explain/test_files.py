@@ -65,8 +65,9 @@ def student_maps(count: int, top: int = 1) -> np.ndarray:
 
 
 def test_folders_are_searched_recursively_without_duplicates(folder: Path) -> None:
-    paths = find_image_files([str(folder / "wide.png"), str(folder)])
+    paths, skipped = find_image_files([str(folder / "wide.png"), str(folder)])
     assert [str(path.relative_to(folder)) for path in paths] == ["wide.png", "a/deep/small.png", "a/tall.png"]
+    assert [str(path.relative_to(folder)) for path in skipped] == ["a/notes.txt"]
 
 
 def test_folder_without_images_is_rejected(folder: Path) -> None:
@@ -75,8 +76,19 @@ def test_folder_without_images_is_rejected(folder: Path) -> None:
         find_image_files([str(folder), str(folder / "empty")])
 
 
+def test_message_of_a_folder_with_other_files_only_counts_them(tmp_path: Path) -> None:
+    for name in ("a.avif", "b.AVIF", "c.tif", "LICENSE", "d." + "x" * 90):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        find_image_files([str(tmp_path)])
+    assert str(caught.value) == (
+        f"'{tmp_path}' must contain images (bmp, gif, jfif, jpeg, jpg, png, webp), got 2 .avif, 1 .tif, "
+        "1 .xxxxxxx…xxxxxxx, 1 without suffix. Choose images or a folder that contains images."
+    )
+
+
 def test_images_are_decoded_in_batches(folder: Path) -> None:
-    paths = find_image_files([str(folder)]) * 30
+    paths = find_image_files([str(folder)])[0] * 30
     progress: list[tuple[int, int]] = []
     batches = list(decode_batches(paths, 16, lambda done, total, description: progress.append((done, total))))
     assert [len(batch) for batch in batches] == [32, 32, 26]
@@ -130,7 +142,7 @@ def test_figure_has_a_largest_number_of_panels() -> None:
 
 
 def test_overlays_have_the_resolution_of_the_image(folder: Path, tmp_path: Path) -> None:
-    paths = find_image_files([str(folder)])
+    paths, _ = find_image_files([str(folder)])
     maps = student_maps(3)
     write_overlays(tmp_path / "out", paths, maps, no_progress)
     files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -178,7 +190,7 @@ def test_no_overlay_is_written_if_an_image_is_unreadable(folder: Path, tmp_path:
 
 @pytest.mark.parametrize("top", [1, 2])
 def test_figure_shows_the_original_pixels(folder: Path, tmp_path: Path, top: int) -> None:
-    paths = find_image_files([str(folder)])
+    paths, _ = find_image_files([str(folder)])
     write_figure(tmp_path / "cams.png", paths, random_explanation(3, top), CLASSES)
     figure = np.asarray(Image.open(tmp_path / "cams.png").convert("RGB"))
     small = np.asarray(Image.open(paths[0]))
@@ -186,7 +198,7 @@ def test_figure_shows_the_original_pixels(folder: Path, tmp_path: Path, top: int
 
 
 def test_figure_names_the_classes_below_the_panels(folder: Path, tmp_path: Path) -> None:
-    paths = find_image_files([str(folder)])
+    paths, _ = find_image_files([str(folder)])
     heights = []
     for classes in (CLASSES, [f"class number {index}" for index in range(20)], ["MMMM WWWW"] * 20):
         write_figure(tmp_path / "cams.png", paths, random_explanation(3), classes)
@@ -208,7 +220,7 @@ def test_figure_of_test_images_has_no_footnote(tmp_path: Path) -> None:
 
 
 def test_npz_holds_images_classes_probabilities_and_maps(folder: Path, tmp_path: Path) -> None:
-    paths = find_image_files([str(folder)])
+    paths, _ = find_image_files([str(folder)])
     explanation = random_explanation(3, top=2)
     write_maps(tmp_path / "maps.npz", paths, explanation, CLASSES)
     with np.load(tmp_path / "maps.npz") as arrays:  # without pickles
@@ -222,7 +234,7 @@ def test_npz_holds_images_classes_probabilities_and_maps(folder: Path, tmp_path:
 
 
 def test_prediction_records_hold_the_prediction_and_the_classes_shown(folder: Path) -> None:
-    paths = find_image_files([str(folder)])
+    paths, _ = find_image_files([str(folder)])
     explanation = random_explanation(3, top=2)
     for row, record in enumerate(prediction_records(paths, explanation, CLASSES).values()):
         for title, model_maps in explanation.maps_by_model.items():
@@ -236,7 +248,7 @@ def test_prediction_records_hold_the_prediction_and_the_classes_shown(folder: Pa
 
 
 def test_json_holds_the_prediction_records_and_the_maps(folder: Path, tmp_path: Path) -> None:
-    paths = find_image_files([str(folder)])
+    paths, _ = find_image_files([str(folder)])
     explanation = random_explanation(3, top=2)
     write_records(tmp_path / "maps.json", paths, explanation, CLASSES)
     content = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))

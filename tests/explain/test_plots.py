@@ -165,6 +165,17 @@ def test_wrong_predictions_differ_from_correct_ones_in_color_and_mark(tmp_path: 
     assert (correct != wrong).sum() > 10, "the mark must differ, not only its color"
 
 
+def test_long_names_of_images_are_cut_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("camkd.explain.plots._draw_caption", lambda axes, offset, text, **style: drawn.append(text))
+    name = "IMG_20260102_123456_in_the_mountains.jpeg"
+    save_heatmaps(gray_images(1), [random_column(1)], tmp_path / "cams.png", names=[name])
+    caption = drawn[0]
+    assert caption.startswith("IMG_2026")
+    assert caption.endswith("ains.jpeg")
+    assert len(caption) == 21
+
+
 def test_unusual_names_are_drawn_without_warnings(tmp_path: Path) -> None:
     n = len(UNUSUAL_NAMES)
     columns = [random_column(n, title, UNUSUAL_NAMES) for title in (UNUSUAL_NAMES[0], UNUSUAL_NAMES[3])]

@@ -558,6 +558,15 @@ def test_avif_and_tiff_are_rejected_in_every_orientation(page: Page) -> None:
         expect(page.get_by_role("alert")).to_contain_text(f"got {image_format}.")
 
 
+def test_long_names_are_cut_in_the_middle(page: Page, easy: Dataset) -> None:
+    cut = "IMG_" + "x" * 16 + "…" + "x" * 14 + ".jpeg"
+    name = "IMG_" + "x" * 200 + ".jpeg"
+    page.set_input_files("#file", as_file(name, Image.fromarray(easy.test.images[0])))
+    expect(page.locator("#status")).to_contain_text(f"{cut}: ")
+    page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": b""})
+    expect(page.get_by_role("alert")).to_contain_text(f"{cut} must be")
+
+
 # --- clipboard, drop and camera
 
 

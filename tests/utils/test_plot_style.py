@@ -17,7 +17,6 @@ from camkd.utils.plot_style import (
     color_table,
     colorize,
     figure_to_svg,
-    shorten,
     style_context,
     wrap,
 )
@@ -58,14 +57,6 @@ def test_svg_uses_the_text_color_of_the_page() -> None:
     text = draw_svg()
     assert "currentColor" in text
     assert TEXT_COLOR not in text
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "expected"),
-    [("日本の猫", 8, "日本の猫"), ("日本の猫", 7, "日本の…"), ("tab\there", 20, "tab here"), ("owl", 3, "owl")],
-)
-def test_shorten_counts_wide_characters_twice(name: str, width: int, expected: str) -> None:
-    assert shorten(name, width) == expected
 
 
 # --- colormaps

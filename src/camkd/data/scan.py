@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from camkd.data.dataset import SPLITS, balanced_subset, limit_note
 from camkd.data.images import SUFFIXES
 from camkd.types import InputError
+from camkd.utils.text import shorten_middle
 
 SPLIT_FOLDER_NAMES = {
     "train": ("train", "training"),
@@ -32,6 +34,9 @@ IMAGE_TYPES = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
 
 ESCAPED_CATEGORIES = ("Cc", "Zl", "Zp")
 """Unicode categories of control characters, which a terminal may execute, and of line and paragraph separators."""
+
+MAX_SUFFIX_WIDTH = 16
+"""Largest number of columns of a file suffix in a message."""
 
 MAX_LISTED = 10
 """Maximum number of items that a message lists. Further items are counted."""
@@ -169,12 +174,13 @@ def _hold_out_splits(root: Path, train: ClassFiles, missing: Sequence[str]) -> d
 
 def _find_splits(root: Path, test_only: bool) -> tuple[dict[str, ClassFiles], list[str]]:
     splits: dict[str, ClassFiles] = {}
-    total_ignored = 0
+    ignored: list[Path] = []
     for split, folder in _split_folders(root, test_only).items():
-        splits[split], ignored = _find_classes(root, folder)
-        total_ignored += ignored
-    notes = [f"{total_ignored:,} files that are not images of a class were ignored"] if total_ignored else []
-    return splits, notes
+        splits[split], others = _find_classes(root, folder)
+        ignored += others
+    if not ignored:
+        return splits, []
+    return splits, [f"{len(ignored):,} files that are not images of a class were ignored: {count_suffixes(ignored)}"]
 
 
 def _split_folders(root: Path, test_only: bool) -> dict[str, Path]:
@@ -229,16 +235,16 @@ def _check_not_splits(root: Path, folders: Sequence[Path]) -> None:
         )
 
 
-def _find_classes(root: Path, folder: Path) -> tuple[ClassFiles, int]:
-    """Return the image files of each class folder in ``folder``, sorted, and the number of ignored files."""
+def _find_classes(root: Path, folder: Path) -> tuple[ClassFiles, list[Path]]:
+    """Return the image files of each class folder in ``folder``, sorted, and the ignored files."""
     ancestors = {root.resolve(), folder.resolve()}
     classes: dict[str, list[ImageFile]] = {}
-    ignored = 0
+    ignored: list[Path] = []
     images_outside_classes = 0
     for entry in _visible_entries(folder):
         if not _is_folder(entry):
             images_outside_classes += _is_image(entry)
-            ignored += 1
+            ignored.append(Path(entry.path))
         elif (resolved := Path(entry.path).resolve()) not in ancestors:
             entries = list(_walk(Path(entry.path), ancestors | {resolved}))
             files = [_image_file(root, file) for file in entries if _is_image(file)]
@@ -249,7 +255,7 @@ def _find_classes(root: Path, folder: Path) -> tuple[ClassFiles, int]:
                     "one of them."
                 )
             classes[name] = sorted(files)
-            ignored += len(entries) - len(files)
+            ignored += [Path(file.path) for file in entries if not _is_image(file)]
     if images_outside_classes and not any(classes.values()):
         raise InputError(
             f"images must be in one folder per class, got {images_outside_classes:,} images directly in '{folder}'. "
@@ -274,24 +280,46 @@ def _walk(folder: Path, visited: set[Path]) -> Iterator[os.DirEntry[str]]:
             yield from _walk(Path(entry.path), visited)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return all image files below a folder, sorted. Hidden files and folders are ignored.
+def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the files below a folder, sorted. Hidden files and folders are ignored.
 
     Args:
         folder: The folder.
 
     Returns:
-        Paths of the image files, at least one.
+        Paths of the image files, at least one, and of the other files.
 
     Raises:
         InputError: If there is no image file.
     """
-    paths = sorted(Path(entry.path) for entry in _walk(folder, {folder.resolve()}) if _is_image(entry))
-    if not paths:
+    images: list[Path] = []
+    others: list[Path] = []
+    for entry in _walk(folder, {folder.resolve()}):
+        (images if _is_image(entry) else others).append(Path(entry.path))
+    if not images:
         raise InputError(
-            f"'{folder}' must contain images ({IMAGE_TYPES}), got none. Choose images or a folder that contains images."
+            f"'{folder}' must contain images ({IMAGE_TYPES}), got {count_suffixes(others) or 'none'}. Choose images or "
+            "a folder that contains images."
         )
-    return paths
+    return sorted(images), sorted(others)
+
+
+def count_suffixes(paths: Iterable[Path]) -> str:
+    """Count files by suffix, the most frequent first.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        The counts on one line.
+
+    Example:
+        >>> count_suffixes([Path("a.tif"), Path("b.TIF"), Path("LICENSE")])
+        '2 .tif, 1 without suffix'
+    """
+    counts = Counter(shorten_middle(path.suffix.lower(), MAX_SUFFIX_WIDTH) or "without suffix" for path in paths)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return join_first([f"{count:,} {escape_name(suffix)}" for suffix, count in ordered])
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -172,15 +172,16 @@ def explain_files(
         device: Device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
-        The names of all classes of the model under ``classes``, of the contrast under ``against``, and
-        `camkd.explain.files.prediction_records` of the images under ``images``.
+        The names of all classes of the model under ``classes``, of the contrast under ``against``,
+        `camkd.explain.files.prediction_records` of the images under ``images``, and the paths of the other files in the
+        folders under ``skipped``.
 
     Raises:
         InputError: If ``top`` is below 1 or exceeds the number of classes, ``against`` names another or every class, an
             image cannot be read, ``out`` has another suffix, or ``teacher`` does not fit the model.
     """
     file_format = output_format(out)
-    paths = find_image_files(images)
+    paths, skipped = find_image_files(images)
     model = load(source).to(pick_device(device))
     info = model.info
     assert info is not None
@@ -215,6 +216,7 @@ def explain_files(
         "classes": list(info.classes),
         "against": [info.classes[k] for k in against_ids],
         "images": prediction_records(paths, explanation, info.classes),
+        "skipped": [str(path) for path in skipped],
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from camkd.utils.plot_style import shorten
+from camkd.utils.text import shorten
 
 MAX_NAMES = 20
 """Largest number of classes that a sentence names. Further classes are counted."""

@@ -26,20 +26,26 @@ MAX_PANELS = 600
 """Largest number of images and maps in one figure."""
 
 
-def find_image_files(paths: Sequence[str]) -> list[Path]:
+def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """List image files: each given file, and all images below each given folder.
 
     Args:
         paths: Files and folders. Files are not checked.
 
     Returns:
-        Paths without duplicates, in the order of ``paths``; the images of a folder are sorted.
+        Paths of the images without duplicates, in the order of ``paths``; the images of a folder are sorted. Paths of
+        the other files in the folders, which are skipped.
 
     Raises:
         InputError: If a folder holds no images.
     """
-    files = [file for path in map(Path, paths) for file in (find_images(path) if path.is_dir() else [path])]
-    return list(dict.fromkeys(files))
+    images: list[Path] = []
+    skipped: list[Path] = []
+    for path in map(Path, paths):
+        folder_images, others = find_images(path) if path.is_dir() else ([path], [])
+        images += folder_images
+        skipped += others
+    return list(dict.fromkeys(images)), list(dict.fromkeys(skipped))
 
 
 def decode_images(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:

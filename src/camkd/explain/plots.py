@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.utils.plot_style import EVIDENCE_COLORMAP, TEXT_COLOR, colorize, save_png, shorten, style_context, wrap
+from camkd.utils.plot_style import EVIDENCE_COLORMAP, TEXT_COLOR, colorize, save_png, style_context, wrap
+from camkd.utils.text import shorten, shorten_middle
 
 Pixels = NDArray[np.uint8]
 """An image ``(H, W, 3)`` or several images ``(N, H, W, 3)``, uint8, RGB."""
@@ -165,7 +166,11 @@ def save_heatmaps(
             true_class = true_classes[row] if true_classes else None
             name = names[row] if names else None
             map_class = map_classes[row] if map_classes else None
-            _draw_image(grid.panel(row, 0), resize_image(image, grid.panel_size), true_class or name, map_class)
+            max_characters = _max_characters(grid.panel_size[1])
+            caption = shorten(true_class, max_characters) if true_class else None
+            if caption is None and name is not None:
+                caption = shorten_middle(name, max_characters)
+            _draw_image(grid.panel(row, 0), resize_image(image, grid.panel_size), caption, map_class)
             for position, column in enumerate(columns, 1):
                 _draw_map(
                     grid.panel(row, position),
@@ -277,12 +282,13 @@ def _blend(gray: NDArray[Any], intensity: NDArray[Any]) -> Pixels:
 
 
 def _draw_image(axes: Axes, image: Pixels, name: str | None, map_class: str | None) -> None:
-    max_characters = _max_characters(image.shape[1])
     if name is not None:
-        _draw_caption(axes, 5, shorten(name, max_characters), fontsize=11, weight="bold")
+        _draw_caption(axes, 5, name, fontsize=11, weight="bold")
     if map_class is not None:
         offset = 5 if name is None else 24
-        _draw_caption(axes, offset, shorten(f"maps: {map_class}", max_characters + 6), fontsize=8.5, alpha=0.75)
+        _draw_caption(
+            axes, offset, shorten(f"maps: {map_class}", _max_characters(image.shape[1]) + 6), fontsize=8.5, alpha=0.75
+        )
     _draw_pixels(axes, image)
 
 

@@ -24,7 +24,8 @@ from camkd.report.metric_table import DASH, METRICS
 from camkd.report.page import render_page
 from camkd.types import CHANCE_LEVELS
 from camkd.utils.files import write_json, write_text
-from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg, shorten, style_context
+from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg, style_context
+from camkd.utils.text import shorten
 from camkd.utils.units import format_points
 
 PAGE_METRICS = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")

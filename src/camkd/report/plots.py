@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from camkd.utils.plot_style import SERIES_COLORS, TEXT_COLOR, shorten, style_context
+from camkd.utils.plot_style import SERIES_COLORS, TEXT_COLOR, style_context
+from camkd.utils.text import shorten
 from camkd.utils.units import finite_number
 
 LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 1)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,22 +99,6 @@ def colorize(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
     return color_table(name)[np.floor(255 * values + 0.5).astype(np.intp)]
 
 
-def shorten(name: str, width: int) -> str:
-    """Shorten a name to at most ``width`` columns. A truncated name ends with an ellipsis.
-
-    Wide characters take two columns, and unprintable characters such as line breaks become spaces.
-
-    >>> shorten("Burmilla shorthair", 10)
-    'Burmilla …'
-    """
-    name = "".join(character if character.isprintable() else " " for character in name)
-    if sum(map(_columns, name)) <= width:
-        return name
-    while name and sum(map(_columns, name)) > width - 1:
-        name = name[:-1]
-    return name + "…"
-
-
 def wrap(text: str, width: float, fontsize: float, dpi: float = 100) -> list[str]:
     """Break a text at spaces into lines for a figure. A word that is longer than a line is broken inside.
 
@@ -150,9 +133,3 @@ def wrap(text: str, width: float, fontsize: float, dpi: float = 100) -> list[str
                 lines += [""] if lines[-1] and not fits(lines[-1] + character) else []
                 lines[-1] += character
     return lines
-
-
-def _columns(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

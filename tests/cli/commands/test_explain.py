@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ def test_several_classes(finished: Any, easy_folder: Path, tmp_path: Path) -> No
         assert len(models["student"]["classes_shown"]) == 2
     assert "berry, leaf, sky" in classes_line
     assert out in last_line
+
+
+def test_other_files_of_a_folder_are_counted_and_long_paths_are_cut(
+    finished: Any, easy_folder: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "photos" / ("x" * 120 + ".png")
+    image.parent.mkdir()
+    shutil.copy(next((easy_folder / "test" / "sky").iterdir()), image)
+    for name in ("a.avif", "b.tif", "c.avif"):
+        (image.parent / name).write_bytes(b"")
+    out = str(tmp_path / "cams.png")
+    output = camkd("explain", str(finished.folder), str(image.parent), "--out", out, "--json")
+    skipped = "skipped files that are not images (bmp, gif, jfif, jpeg, jpg, png, webp): 3 (2 .avif, 1 .tif)"
+    line, _, skipped_line, _ = output.err.splitlines()
+    assert skipped_line == skipped
+    assert re.fullmatch(r"/.*…x+\.png: .*", line)
+    assert len(line.partition(": ")[0]) == 72
+    assert list(output.json["images"]) == [str(image)]
+    assert output.json["skipped"] == [str(image.parent / name) for name in ("a.avif", "b.tif", "c.avif")]
 
 
 def test_unknown_format_is_refused(finished: Any, tmp_path: Path) -> None:

@@ -10,12 +10,16 @@ from jsonargparse import ArgumentParser, Namespace
 from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, CommandFailed, open_reporter
 from camkd.cli.thresholds import parse_thresholds, violations
 from camkd.types import CHANCE_LEVELS, InputError
+from camkd.utils.text import shorten_middle
 
 if TYPE_CHECKING:
     from camkd.evaluate import Evaluation
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, column headers and rows."""
+
+MAX_NAME_WIDTH = 48
+"""Largest number of columns of the path of an image in a table. Longer paths are cut in the middle."""
 
 CHANCE_SUFFIXES = tuple(f"_{level.suffix}" for level in CHANCE_LEVELS)
 
@@ -165,7 +169,7 @@ def _disagreement_table(disagreements: Mapping[str, Any]) -> Table:
     numbers = ("cam_cosine", "cam_iou", "confidence", "teacher_confidence")
     rows = [
         [
-            str(image.get("name", image["index"])),
+            shorten_middle(str(image.get("name", image["index"])), MAX_NAME_WIDTH),
             image["label"],
             image["predicted"],
             *(f"{image[name]:.2f}" for name in numbers),

@@ -8,6 +8,10 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, open_reporter, print_message
+from camkd.utils.text import shorten_middle
+
+MAX_NAME_WIDTH = 72
+"""Largest number of columns of a path in the list of predictions. Longer paths are cut in the middle."""
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -49,6 +53,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _run(options: Namespace) -> dict[str, Any]:
+    from camkd.data.scan import IMAGE_TYPES, count_suffixes
     from camkd.experiments.finished_runs import explain_files
     from camkd.explain.class_names import describe_classes, describe_contrast
 
@@ -66,11 +71,15 @@ def _run(options: Namespace) -> dict[str, Any]:
             device=options.device,
         )
     for image, models in result["images"].items():
+        name = shorten_middle(image, MAX_NAME_WIDTH)
         predictions = ", ".join(_format_prediction(title, record) for title, record in models.items())
-        print_message(f"{image}: {predictions}{_format_contrast(models, result['against'])}")
+        print_message(f"{name}: {predictions}{_format_contrast(models, result['against'])}")
     if result["against"]:
         print_message(describe_contrast(result["against"]))
     print_message(describe_classes(result["classes"]))
+    if skipped := result["skipped"]:
+        counts = count_suffixes(map(Path, skipped))
+        print_message(f"skipped files that are not images ({IMAGE_TYPES}): {len(skipped):,} ({counts})")
     print_message(f"output: {options.out}")
     return {"out": options.out, **result}
 

@@ -7,6 +7,7 @@ const SMALL_SIDE = 128;  // images with fewer pixels per side are shown pixelate
 const ANNOUNCE_INTERVAL = 3000;  // ms between two announcements for screen readers while the camera runs
 const MIN_PROBABILITY = 0.0005;  // smaller probabilities are shown as "< 0.1 %"
 const NUM_TOP_CLASSES = 5;
+const MAX_NAME_CHARACTERS = 40;  // of a file
 const NUM_NAMED_CLASSES = 20;  // the names of further classes are folded
 
 let config;  // content of page.json
@@ -27,19 +28,28 @@ async function classify(source, { name, teacher = null }) {
   return { canvas, pixels, prediction, teacher, name, milliseconds: performance.now() - start };
 }
 
-async function openImage(blob, options) {
+async function openImage(blob, { name: fullName, teacher }) {
+  const name = shortenMiddle(fullName);
   const ownGeneration = startInput();
   try {
     const bitmap = await decode(blob);
-    const result = await classify(bitmap, options);
+    const result = await classify(bitmap, { name, teacher });
     bitmap.close();
     if (ownGeneration !== generation) return;
     selectedClass = contrastClass = null;
     showResult(result);
     showStatus(describePrediction());
   } catch (error) {
-    if (ownGeneration === generation) refuse(error instanceof UnreadableImageError ? `${options.name} ${error.message}.` : `${options.name} cannot be read: ${error}.`);
+    if (ownGeneration === generation) refuse(error instanceof UnreadableImageError ? `${name} ${error.message}.` : `${name} cannot be read: ${error}.`);
   }
+}
+
+// A long name of a file is cut in the middle, so that its suffix stays.
+function shortenMiddle(name) {
+  const characters = [...name];
+  if (characters.length <= MAX_NAME_CHARACTERS) return name;
+  const endLength = Math.floor((MAX_NAME_CHARACTERS - 1) / 2);
+  return [...characters.slice(0, MAX_NAME_CHARACTERS - 1 - endLength), "…", ...characters.slice(-endLength)].join("");
 }
 
 // A new input ends the camera, and the results of earlier inputs are dropped.
