@@ -169,7 +169,7 @@ def save_heatmaps(
             max_characters = _max_characters(grid.panel_size[1])
             caption = shorten(true_class, max_characters) if true_class else None
             if caption is None and name is not None:
-                caption = shorten_middle(name, max_characters)
+                caption = shorten_middle(name, max_characters - 2)  # bold
             _draw_image(grid.panel(row, 0), resize_image(image, grid.panel_size), caption, map_class)
             for position, column in enumerate(columns, 1):
                 _draw_map(
