@@ -55,7 +55,7 @@ def list_items(kind: str, size: int, classes: int) -> tuple[dict[str, Any], Tabl
 def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
     """List every built-in model with its cost, map size and form of maps, and the external libraries.
 
-    The form is ``exact`` or ``gradient``, see `camkd.cams`.
+    The form is ``exact``, ``gradient`` or ``partial``, see `camkd.cams`.
 
     Args:
         size: Side of the images in pixels.

@@ -24,7 +24,7 @@ class SplitPredictions(NamedTuple):
     class_ids: Tensor
     """The class of each map, int64 ``(N,)``."""
     form: str
-    """Form of the maps, ``exact`` or ``gradient``, see `camkd.cams`."""
+    """Form of the maps, ``exact``, ``gradient`` or ``partial``, see `camkd.cams`."""
 
 
 def predict_split(model: nn.Module, split: Split, class_ids: Tensor | None = None) -> SplitPredictions:
