@@ -12,7 +12,7 @@ import torch
 
 import camkd
 from camkd.export.checks import compare_with_pytorch, enlarge
-from camkd.export.onnx_graph import write_onnx
+from camkd.export.onnx_graph import WithCam, write_onnx
 from camkd.export.sessions import open_session, run_session, to_input
 from camkd.models import build
 from camkd.models.io import ModelInfo
@@ -133,3 +133,13 @@ def test_network_that_cannot_be_traced_is_an_input_error(tmp_path: Path) -> None
     with pytest.raises(InputError, match="must be traceable to ONNX"):
         write_onnx(Untraceable(), make_info("mine", 3, 16), tmp_path / "x.onnx", cam=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_and_maps_can_be_exported_by_torch_export() -> None:
+    """docs/device.md names this way to ExecuTorch."""
+    model = build("resnet8", 3, 16).eval()
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    wrapped = WithCam(model, x)
+    exported = torch.export.export(wrapped, (x,)).module()
+    for value, expected in zip(exported(x), wrapped(x), strict=True):
+        torch.testing.assert_close(value, expected)

@@ -125,7 +125,7 @@ def _check_images(model: nn.Module, x: Tensor) -> None:
     """Check shape, dtype and range of the images.
 
     An `ImageClassifier` requires three channels, because its normalization would broadcast a single channel to three.
-    The range is checked on a CPU only, where it does not make the host wait.
+    The range is checked on a CPU only, where it does not make the host wait, and not during an export.
     """
     is_image_batch = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point() and x.shape[0] > 0
     if not is_image_batch or (isinstance(model, ImageClassifier) and x.shape[1] != 3):
@@ -133,7 +133,7 @@ def _check_images(model: nn.Module, x: Tensor) -> None:
             f"x must be a floating-point tensor of images (N, 3, H, W), RGB in 0..1, got {_describe(x)}. "
             "Convert the images first."
         )
-    if x.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
+    if x.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()):
         highest = float(x.detach().amax())
         if highest > MAX_IMAGE_VALUE:
             raise InputError(f"x must be RGB in 0..1, got values up to {highest:g}. Divide the images by 255.")
