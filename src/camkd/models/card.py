@@ -34,8 +34,8 @@ MAP_DESCRIPTIONS = {
     "each location, in units of its logit.",
     "gradient": "Each class has a gradient-based class activation map: the evidence for the class at each location. It "
     "takes one backward pass per class.",
-    "partial": "Each class has a gradient-based class activation map of a part of its evidence: a class token or another "
-    "branch bypasses the locations. It takes one backward pass per class.",
+    "partial": "Each class has a gradient-based class activation map of a part of its evidence: a class token or "
+    "another branch bypasses the locations. It takes one backward pass per class.",
     None: "Each class has a class activation map: the evidence for the class at each location.",
 }
 """Description of the maps by ``cam_form`` in ``metrics.json``. Exported files have exact maps only."""
