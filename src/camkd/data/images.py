@@ -209,6 +209,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _resize_center_square(image: Image.Image, size: int) -> Image.Image:
     """Resize the center square, columns first. Pillow's own order of the two passes depends on its version."""
+    if image.size == (size, size):
+        return image
     side = min(image.size)
     left = (image.width - side) / 2
     top = (image.height - side) / 2
