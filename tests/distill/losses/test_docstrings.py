@@ -12,6 +12,7 @@ MODULES = [
     "camkd.distill.losses.features",
     "camkd.distill.losses.logits",
     "camkd.distill.losses.maps",
+    "camkd.distill.losses.normalization",
     "camkd.distill.losses.registry",
     "camkd.distill.methods",
     "camkd.distill.objective",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -55,12 +56,16 @@ def huber(x: float) -> float:
 
 
 def reference_attention(student: Tensor, teacher: Tensor) -> list[float]:
+    """The program of arXiv 1910.10699: features are pooled to the smaller grid, then squared, averaged, normalized."""
+    grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     values = []
-    for student_features, teacher_features in zip(student.numpy(), teacher.numpy(), strict=True):
-        q_t = sum(channel**2 for channel in teacher_features)
-        q_s = reference_resize(sum(channel**2 for channel in student_features), q_t.shape)
-        q_s, q_t = (q / max(math.sqrt(sum(v * v for v in q.flat)), 1e-6) for q in (q_s, q_t))
-        values.append(float(((q_s - q_t) ** 2).mean()))
+    for images in zip(student.numpy(), teacher.numpy(), strict=True):
+        attention = []
+        for channels in images:
+            squares = [reference_pool(channel, grid) ** 2 for channel in channels]
+            mean = sum(squares) / len(squares)
+            attention.append(mean / math.sqrt(sum(v * v for v in mean.flat)))
+        values.append(float(((attention[0] - attention[1]) ** 2).mean()))
     return values
 
 
@@ -81,6 +86,17 @@ def test_attention_distance_by_hand() -> None:
     teacher = torch.tensor([[[[0.0, -3.0]]]])  # Q = (0, 9)
     assert attention_distance(student, teacher).item() == pytest.approx((1 + 1) / 2)
     assert attention_distance(student, -5 * student).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_attention_of_unequal_grids_pools_the_features_before_they_are_squared() -> None:
+    fine = torch.tensor([[[[2.0, -2.0, 3.0, 1.0]]]])  # pooled (0, 2), Q = (0, 4); the mean of the squares is (4, 5)
+    coarse = torch.tensor([[[[1.0, 0.0]]]])  # Q = (1, 0)
+    assert attention_distance(fine, coarse).item() == pytest.approx((1 + 1) / 2)
+    assert attention_distance(coarse, fine).item() == pytest.approx((1 + 1) / 2), "the finer grid may be the teacher's"
+    tall = torch.ones(1, 1, 4, 1)  # each side is pooled on its own: the common grid is 2 x 1
+    wide = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
+    expected = ((math.sqrt(0.5) - 1) ** 2 + 0.5) / 2
+    assert attention_distance(tall, wide).item() == pytest.approx(expected)
 
 
 def test_attention_sums_stages_paired_from_the_deepest() -> None:
@@ -217,6 +233,24 @@ def test_relational_terms_read_the_last_stage() -> None:
     embeddings = student_stage.mean((2, 3)), teacher_stage.mean((2, 3))
     torch.testing.assert_close(RelationalDistance()(student, teacher, LABELS), relational_distance(*embeddings))
     torch.testing.assert_close(RelationalAngle()(student, teacher, LABELS), relational_angle(*embeddings))
+
+
+@pytest.mark.parametrize("term", [attention_distance, similarity_distance, relational_distance, relational_angle])
+@pytest.mark.parametrize("kind", ["all features near zero", "one image near zero", "equal features"])
+def test_gradient_is_bounded_however_short_the_features_are(
+    term: Callable[[Tensor, Tensor], Tensor], kind: str
+) -> None:
+    shape = (6, 3, 4, 4) if term in (attention_distance, similarity_distance) else (6, 8)
+    features = randn(1, *shape)
+    teacher = randn(2, *shape)
+    for exponent in range(-12, 1):
+        size = 0.0 if exponent == -12 else 10.0**exponent
+        scale = torch.full((6, *[1] * (len(shape) - 1)), size).double()
+        if kind == "one image near zero":
+            scale[1:] = 1
+        student = (scale * features + (1 if kind == "equal features" else 0)).requires_grad_()
+        (gradient,) = torch.autograd.grad(term(student, teacher).sum(), student)
+        assert gradient.flatten(1).norm(dim=1).max() < 200
 
 
 # --- hints

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkd.cams import centre_prior, resize
+from camkd.cams import centre_prior, predict, resize
 from camkd.cams.gather import gather_classes
 from camkd.distill.losses.logits import kd
 from camkd.distill.losses.maps import (
@@ -25,9 +25,12 @@ from camkd.distill.losses.maps import (
     Norm,
     cam_distance,
     control_maps,
+    map_sizes,
     normalize_maps,
     sdd,
 )
+from camkd.distill.objective import parse_objective
+from camkd.models import build
 from camkd.types import Prediction
 from support.reference_formulas import randn, reference_resize
 
@@ -41,12 +44,14 @@ grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
 # --- reference implementations
 
 
-def reference_normalize(plane: np.ndarray, norm: Norm) -> np.ndarray:
-    if norm == "l2":
-        return plane / max(math.sqrt(sum(v * v for v in plane.flat)), 1e-6)
-    if norm == "minmax":
-        return (plane - plane.min()) / (plane.max() - plane.min() + 1e-6)
-    return plane
+def reference_size(plane: np.ndarray, norm: Norm) -> float:
+    return math.sqrt(sum(v * v for v in plane.flat)) if norm == "l2" else float(plane.max() - plane.min())
+
+
+def reference_normalize(plane: np.ndarray, norm: Norm, smallest: float) -> np.ndarray:
+    if norm == "raw":
+        return plane
+    return (plane - (plane.min() if norm == "minmax" else 0)) / max(reference_size(plane, norm), smallest)
 
 
 def reference_cam_distance(
@@ -55,13 +60,17 @@ def reference_cam_distance(
     values = []
     for student_planes, teacher_planes, label in zip(student.numpy(), teacher.numpy(), labels, strict=True):
         distances = []
-        squares = []
-        for planes in zip(student_planes, teacher_planes, strict=True):
-            a, b = (reference_normalize(reference_resize(plane, (pool, pool)), norm) for plane in planes)
+        student_pooled, teacher_pooled = (
+            [reference_resize(plane, (pool, pool)) for plane in planes] for planes in (student_planes, teacher_planes)
+        )
+        mean_square = sum(reference_size(plane, norm) ** 2 for plane in teacher_pooled) / len(teacher_pooled)
+        smallest = max(0.005 * math.sqrt(mean_square), 0.01)
+        for planes in zip(student_pooled, teacher_pooled, strict=True):
+            a, b = (reference_normalize(plane, norm, smallest) for plane in planes)
             distances.append(sum((x - y) ** 2 for x, y in zip(a.flat, b.flat, strict=True)))
-            squares.append(sum(y**2 for y in b.flat))
         if norm == "raw":
-            distances = [distance / (sum(squares) / len(squares) + 1e-6) for distance in distances]
+            mean_square = sum(v**2 for plane in teacher_pooled for v in plane.flat) / len(teacher_pooled)
+            distances = [distance / max(mean_square, 0.01**2) for distance in distances]
         if classes == "all":
             values.append(sum(distances) / len(distances))
         else:
@@ -267,6 +276,7 @@ def test_l2_distance_is_two_minus_two_cosines(
 ) -> None:
     student = randn(seed, 2, 3, *student_grid)
     teacher = randn(seed + 1, 2, 3, *teacher_grid)
+    assume(min(map_sizes(resize(maps, (pool, pool)), "l2").min() for maps in (student, teacher)) > 0.1)
     labels = torch.tensor([2, 0])
     values = cam_distance(student, teacher, labels, classes, "l2", pool)
     assert (values >= 0).all()
@@ -332,6 +342,76 @@ def test_constant_maps_give_finite_distances_and_gradients(value: float, norm: N
 def test_normalize_constant_maps() -> None:
     assert not normalize_maps(torch.full((1, 2, 3, 3), 4.0), "minmax").any()
     assert not normalize_maps(torch.zeros(1, 2, 3, 3), "l2").any()
+    nearly_constant = torch.full((1, 1, 2, 2), 5.0)
+    nearly_constant[..., 0] += 5e-7  # rounding of 5
+    assert normalize_maps(nearly_constant, "minmax").max() < 1e-3
+
+
+# --- gradients at maps near zero
+
+
+@pytest.mark.parametrize("pool", [2, 4, 8])
+def test_maps_of_ordinary_size_are_divided_by_their_norm_bit_for_bit(pool: int) -> None:
+    student = 2 * randn(1, 8, 10, 16, 16).float()
+    teacher = 20 * randn(2, 8, 10, 8, 8).float()
+    unit = [F.normalize(resize(maps, (pool, pool)).flatten(2), dim=2) for maps in (student, teacher)]
+    expected = (unit[0] - unit[1]).square().sum(2).mean(1)
+    assert torch.equal(cam_distance(student, teacher, torch.zeros(8).long(), pool=pool), expected)
+
+
+@pytest.mark.parametrize("teacher_size", [0.0, 1e-9, 1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradient_is_bounded_however_small_the_maps_are(norm: Norm, teacher_size: float) -> None:
+    teacher = teacher_size * F.normalize(randn(1, 4, 3, 4, 4).flatten(2), dim=2).view(4, 3, 4, 4)
+    direction = F.normalize(randn(2, 4, 3, 4, 4).flatten(2), dim=2).view(4, 3, 4, 4)
+    smallest = max(0.005 * teacher_size, 0.01)
+    for exponent in range(-12, 1):
+        size = 0.0 if exponent == -12 else 10.0**exponent
+        student = (size * direction).requires_grad_()
+        loss = cam_distance(student, teacher, torch.zeros(4).long(), norm=norm)
+        (gradient,) = torch.autograd.grad(loss.sum(), student)
+        length = 3 * gradient.flatten(2).norm(dim=2).max().item()  # of the distance of one class
+        if norm == "l2":
+            assert length <= 4 / smallest * (1 + 1e-9)
+        elif norm == "minmax":  # 16 cells in 0..1, and a range of less than 2 norms
+            assert length <= 2 * 4 * 10 / (0.3 * smallest)
+        else:
+            assert length <= 2 * (size + teacher_size) / max(teacher_size**2, 0.01**2) * (1 + 1e-9)
+
+
+class ZeroHead(nn.Module):
+    """A network whose logits and maps are zero, as after the initialization of some heads and new classes."""
+
+    def __init__(self, name: str, scale: float) -> None:
+        super().__init__()
+        self.network = build(name, 4, 32, seed=1)
+        head = [layer for layer in self.network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+        with torch.no_grad():
+            head.weight.mul_(scale)
+            if head.bias is not None:
+                head.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+@pytest.mark.parametrize("name", ["resnet8", "cam-net"])  # a linear head after pooling, a 1x1 convolution before it
+@pytest.mark.parametrize("text", ["cam=1", "cam=1:classes=target", "cam=1:norm=minmax", "cam=1:norm=raw", "lskd=1"])
+def test_zero_initialized_head_gets_a_gradient_of_the_size_of_other_terms(name: str, text: str) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(8, 3, 32, 32)
+    labels = torch.arange(8) % 4
+    teacher = Prediction(8 * randn(1, 8, 4).float(), 20 * randn(2, 8, 4, 8, 8).float())
+    norms = {}
+    for scale in (0.0, 1e-6, 1e-3, 1.0):
+        student = ZeroHead(name, scale).train()
+        objective = parse_objective(text)
+        loss, _ = objective(predict(student, x), teacher, labels, 0.0)
+        gradients = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
+        norms[scale] = math.sqrt(sum(g.square().sum().item() for g in gradients if g is not None))
+    assert min(norms.values()) > 0, "the head starts to learn"
+    assert max(norms.values()) < 30 * norms[1.0]
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -3,6 +3,13 @@
 The features of a network are its stages, from the input to the last spatial layer. ``at`` and ``review`` pair the
 stages of student and teacher from the deepest backwards. If one network has more stages, its earliest stages are not
 used. ``hint`` compares the middle stages; ``sp``, ``rkd-d`` and ``rkd-a`` compare the last stages.
+
+A stage is the output of a layer as the network computes it, in most networks after the activation function. The last
+stage is the input of the global pooling. The program of arXiv 1910.10699, a comparison of these methods, is the source
+of the weights where the paper has none.
+
+Lengths of features below `MIN_LENGTH` count as `MIN_LENGTH`, so that gradients are bounded for features near zero and
+for equal features. The programs of the authors have 1e-12 or no bound.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.cams import resize
-from camkd.distill.losses.maps import EPSILON, normalize_maps
+from camkd.distill.losses.normalization import MIN_LENGTH, unit_vectors
 from camkd.types import Prediction
 
 Stages = tuple[Tensor, ...]
@@ -32,9 +39,11 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
         loss = mean_xy (Q_s / |Q_s| - Q_t / |Q_t|)^2,    Q = sum_c A[c]^2
 
-    The student's attention map ``Q_s`` is resized to the teacher's grid.
+    If the grids differ, the features ``A`` are first pooled to the smaller height and the smaller width.
+
     Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. The loss is a mean over the cells, as in the authors' code,
-    whose weight is 1,000.
+    whose weight is 1,000. The authors' code compares equal grids only. Pooling before the square is that of the program
+    of arXiv 1910.10699, so its weight of 1,000 holds here too.
 
     Args:
         student: Features ``A`` of the student, ``(N, C, h, w)``.
@@ -47,16 +56,12 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
         >>> attention_distance(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]]))
         tensor([1.])
     """
-    grid = (int(teacher.shape[-2]), int(teacher.shape[-1]))
-    student_attention = normalize_maps(resize(student.square().sum(1, keepdim=True), grid), "l2")
-    teacher_attention = normalize_maps(teacher.square().sum(1, keepdim=True), "l2")
-    return (student_attention - teacher_attention).square().mean((1, 2))
+    grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
 
+    def attention(features: Tensor) -> Tensor:
+        return unit_vectors(resize(features, grid).square().sum(1).flatten(1), MIN_LENGTH**2)
 
-def _unit_vectors(vectors: Tensor) -> Tensor:
-    """Scale the last dimension to length 1. Vectors shorter than ``EPSILON`` become zeros without gradient."""
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.where(length > EPSILON, vectors / length.clamp(min=EPSILON), torch.zeros_like(vectors))
+    return (attention(student) - attention(teacher)).square().mean(1)
 
 
 def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -65,8 +70,9 @@ def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
         loss[n] = 1 / b * sum_m (G_s[n, m] - G_t[n, m])^2
 
     ``G`` is ``A @ A.T`` with rows of unit length. ``A (b, C * h * w)`` are the flattened features of the ``b`` images
-    of the batch. The mean of the loss over the batch is ``|G_s - G_t|_F^2 / b^2``. Source: Tung and Mori 2019, arXiv
-    1907.09682. The comparison of arXiv 1910.10699 uses a weight of 3,000.
+    of the batch. The mean of the loss over the batch is ``|G_s - G_t|_F^2 / b^2``. Rows shorter than ``0.01 * |A|_F``
+    are divided by this value. Source: Tung and Mori 2019, arXiv 1907.09682. The comparison of arXiv 1910.10699 uses a
+    weight of 3,000.
 
     Args:
         student: Features of the student, ``(b, ...)``.
@@ -82,7 +88,7 @@ def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     def similarities(features: Tensor) -> Tensor:
         flat = features.flatten(1)
-        return _unit_vectors(flat @ flat.T)
+        return unit_vectors(flat @ flat.T, MIN_LENGTH * flat.norm().clamp(min=MIN_LENGTH))
 
     return (similarities(student) - similarities(teacher)).square().mean(1)
 
@@ -96,7 +102,8 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and ``|x| - 1 / 2`` beyond.
 
     Source: Park et al. 2019, arXiv 1904.05068. The loss is a mean over ``m``, as in the authors' code, whose weight is
-    25. The paper has a sum.
+    25. The paper has a sum. The authors' code for classifiers scales embeddings to unit length first; the program of
+    arXiv 1910.10699 and this function do not. Both programs count the distance of equal embeddings as 1e-6 in ``mean``.
 
     Args:
         student: Embeddings ``e`` of the student, ``(b, C)``.
@@ -113,7 +120,7 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     def distances(embedding: Tensor) -> Tensor:
         pairwise = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
         mean = pairwise.sum() / (pairwise > 0).sum().clamp(min=1)
-        return pairwise / mean.clamp(min=EPSILON)
+        return pairwise / mean.clamp(min=MIN_LENGTH)
 
     return F.smooth_l1_loss(distances(student), distances(teacher), reduction="none").mean(1)
 
@@ -124,11 +131,13 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
         loss[n] = 1 / b^2 * sum_ik huber(cos_s[i, n, k] - cos_t[i, n, k])
 
     ``cos[i, n, k]`` is the cosine of the angle between ``e[i] - e[n]`` and ``e[k] - e[n]``, and 0 if one of these
-    two vectors is zero. ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and ``|x| - 1 / 2`` beyond. The computation needs
-    memory for ``b^2 * C + b^3`` numbers per network, with ``b`` images in the batch.
+    two vectors is zero. Vectors shorter than 0.01 are divided by 0.01. ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1``
+    and ``|x| - 1 / 2`` beyond. The computation needs memory for ``b^2 * C + b^3`` numbers per network, with ``b``
+    images in the batch.
 
     Source: Park et al. 2019, arXiv 1904.05068. The loss is a mean over ``i`` and ``k``, as in the authors' code, whose
-    weight is 50. The paper has a sum.
+    weight is 50. The paper has a sum. The authors' code for classifiers scales embeddings to unit length first; the
+    program of arXiv 1910.10699 and this function do not.
 
     Args:
         student: Embeddings ``e`` of the student, ``(b, C)``.
@@ -144,7 +153,7 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """
 
     def cosines(embedding: Tensor) -> Tensor:
-        directions = _unit_vectors(embedding[None] - embedding[:, None])
+        directions = unit_vectors(embedding[None] - embedding[:, None])
         return directions @ directions.transpose(1, 2)
 
     return F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="none").mean((1, 2))
@@ -187,7 +196,8 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class Attention:
     """Attention transfer: the sum of `attention_distance` over the paired stages.
 
-    Zagoruyko and Komodakis 2016, arXiv 1612.03928. If a network has a single stage, only the last stages are compared.
+    Zagoruyko and Komodakis 2016, arXiv 1612.03928. The authors compare the outputs of the three groups of wide ResNets,
+    before batch normalization and ReLU. If a network has a single stage, only the last stages are compared.
 
     Example:
         >>> logits = torch.zeros(2, 10)
@@ -344,6 +354,11 @@ class Regressor(nn.Module):
     loss only, then the whole network without this loss. Here this loss is added to the other terms of the objective, as
     in the comparison of arXiv 1910.10699, whose weight is 100. ``schedule=early`` is closest to the paper.
 
+    The regressor is simpler than the originals. The authors' is a convolution without padding, whose kernel is as large
+    as the difference of the grids plus 1, with the activation function of the teacher's layer. Their loss is half the
+    squared error, summed over the channels. The regressor of the comparison is a strided or transposed convolution with
+    batch normalization and ReLU.
+
     Args:
         in_channels: Channels of the student's middle stage.
         out_channels: Channels of the teacher's middle stage.
@@ -433,6 +448,10 @@ class Reviewer(nn.Module):
     Source: Chen et al. 2021, arXiv 2104.09044. As in the authors' code, grids are matched by the nearest cell. The
     authors' weight is 1 by default, and 0.6 to 8 for pairs of networks on CIFAR-100. It rises over the first 20 of 240
     epochs, as with ``schedule=warm``.
+
+    The authors' targets are the teacher's stages *before* the activation function, with negative values; on ImageNet,
+    the student's stages are too. Here all stages are outputs of layers, so the targets of a network with ReLU are 0 or
+    more, and the authors' weights need not be the best ones.
 
     In training mode, batch normalization makes the loss of an image depend on the other images of its batch. A batch
     must have at least 2 images.

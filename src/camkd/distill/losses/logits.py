@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkd.distill.losses.normalization import MIN_LENGTH, min_size
 from camkd.types import Prediction
 
 
@@ -41,7 +42,8 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
         loss = T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
     The factor ``T^2`` keeps the scale of the gradient roughly constant when ``T`` changes.
-    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
+    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531. The paper has no single setting. ``T = 4``, with a weight
+    of 0.9 and a weight of 0.1 for the cross-entropy, is that of the program of arXiv 1910.10699.
 
     Args:
         student: Logits of the student, ``(N, K)``.
@@ -60,25 +62,26 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1) * temperature**2
 
 
-def standardize(logits: Tensor) -> Tensor:
+def standardize(logits: Tensor, min_std: Tensor | float = MIN_LENGTH) -> Tensor:
     """Standardize the logits of each image to mean 0 and standard deviation 1.
 
-        z' = (z - mean(z)) / (std(z) + 1e-7),    std(z) = sqrt(sum_k (z[k] - mean(z))^2 / (K - 1))
+        z' = (z - mean(z)) / max(std(z) + 1e-7, min_std),    std(z) = sqrt(sum_k (z[k] - mean(z))^2 / (K - 1))
 
-    The sample standard deviation is that of the authors' code. Constant logits become zeros.
-    Source: Sun et al. 2024, arXiv 2403.01427.
+    The sample standard deviation and the summand are those of the authors' code, which has no ``min_std``. Constant
+    logits become zeros, with a gradient of at most ``1 / min_std``. Source: Sun et al. 2024, arXiv 2403.01427.
 
     Args:
         logits: Logits ``(N, K)``.
+        min_std: Smallest standard deviation that logits are divided by, a number or ``(N, 1)``.
 
     Returns:
-        Standardized logits ``(N, K)``.
+        Standardized logits ``(N, K)``. Logits with less than ``min_std`` have a standard deviation below 1.
 
     Example:
         >>> standardize(torch.tensor([[1.0, 2.0, 3.0]])).round(decimals=4)
         tensor([[-1.,  0.,  1.]])
     """
-    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+    return (logits - logits.mean(1, keepdim=True)) / torch.clamp(logits.std(1, keepdim=True) + 1e-7, min=min_std)
 
 
 def dkd(
@@ -99,7 +102,9 @@ def dkd(
     - TCKD: ``q = (p[label], 1 - p[label])``.
     - NCKD: ``q`` is ``p`` without ``p[label]``, normalized to sum 1.
 
-    The loss `kd` is ``TCKD + (1 - p_teacher[label]) * NCKD``. Source: Zhao et al. 2022, arXiv 2203.08679.
+    The loss `kd` is ``TCKD + (1 - p_teacher[label]) * NCKD``. Source: Zhao et al. 2022, arXiv 2203.08679. The authors
+    use a ``beta`` of 2, 6 or 8, by the pair of networks, and raise the weight over the first 20 of 240 epochs, as with
+    ``schedule=warm``.
 
     Args:
         student: Logits of the student, ``(N, K)``.
@@ -183,8 +188,10 @@ class KD:
 class StandardizedKD:
     """Knowledge distillation of standardized logits: `kd` after `standardize` of the student's and teacher's logits.
 
-    The loss depends on the order and the relative spacing of the logits, not on their mean and scale.
-    Sun et al. 2024, arXiv 2403.01427. The paper's weights are 9 for this term and 0.1 for the cross-entropy.
+    The loss depends on the order and the relative spacing of the logits, not on their mean and scale. Standard
+    deviations below 0.5 % of the teacher's, or below 0.01, count as this value, so that the gradient is bounded for a
+    zero-initialized head. Sun et al. 2024, arXiv 2403.01427. The paper's weights are 9 for this term and 0.1 for the
+    cross-entropy.
 
     Args:
         temperature: Temperature ``T``, more than 0.
@@ -202,7 +209,9 @@ class StandardizedKD:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         assert teacher is not None
-        return kd(standardize(student.logits), standardize(teacher.logits.detach()), self.temperature)
+        teacher_logits = teacher.logits.detach()
+        min_std = min_size(teacher_logits.std(1, keepdim=True))
+        return kd(standardize(student.logits, min_std), standardize(teacher_logits, min_std), self.temperature)
 
 
 @dataclass(frozen=True)

@@ -12,38 +12,58 @@ from torch.nn import functional as F
 from camkd.cams import centre_prior, resize
 from camkd.cams.gather import gather_classes
 from camkd.distill.losses.logits import kd
+from camkd.distill.losses.normalization import MIN_LENGTH, min_size
 from camkd.types import Prediction
 
 Classes = Literal["all", "target", "top-1"]
 Norm = Literal["l2", "minmax", "raw"]
 Control = Literal["none", "shuffled", "centre"]
-EPSILON = 1e-6
-"""Lower bound or summand of denominators, so that constant maps and zero vectors give finite values."""
 
 
-def normalize_maps(maps: Tensor, norm: Norm) -> Tensor:
+def map_sizes(maps: Tensor, norm: Literal["l2", "minmax"]) -> Tensor:
+    """Compute the size that a normalized map is divided by.
+
+    Args:
+        maps: Maps ``(N, K, h, w)``.
+        norm: ``l2``: Euclidean norm. ``minmax``: range, the difference of the largest and the smallest cell.
+
+    Returns:
+        Sizes ``(N, K, 1)``, in units of the maps.
+
+    Example:
+        >>> maps = torch.tensor([[[[3.0, 4.0]]]])
+        >>> map_sizes(maps, "l2").item(), map_sizes(maps, "minmax").item()
+        (5.0, 1.0)
+    """
+    flat = maps.flatten(2)
+    if norm == "minmax":
+        return flat.amax(2, keepdim=True) - flat.amin(2, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
+    return length
+
+
+def normalize_maps(maps: Tensor, norm: Norm, smallest: Tensor | float = MIN_LENGTH) -> Tensor:
     """Flatten each map and normalize its scale.
 
     Args:
         maps: Maps ``(N, K, h, w)``.
         norm: ``l2``: divide by the Euclidean norm. ``minmax``: shift and scale to the range 0..1, so that constant maps
             become zeros. ``raw``: keep logit units.
+        smallest: Smallest norm or range that a map is divided by.
 
     Returns:
-        Normalized maps ``(N, K, h * w)``, finite for constant maps too.
+        Normalized maps ``(N, K, h * w)``. The gradient is bounded for zero maps too.
 
     Example:
         >>> normalize_maps(torch.tensor([[[[3.0, 4.0]]]]), "l2")
         tensor([[[0.6000, 0.8000]]])
     """
     flat = maps.flatten(2)
-    if norm == "l2":
-        return F.normalize(flat, dim=2, eps=EPSILON)
+    if norm == "raw":
+        return flat
     if norm == "minmax":
-        low = flat.amin(2, keepdim=True)
-        high = flat.amax(2, keepdim=True)
-        return (flat - low) / (high - low + EPSILON)
-    return flat
+        flat = flat - flat.amin(2, keepdim=True)
+    return flat / torch.clamp(map_sizes(maps, norm), min=smallest)
 
 
 def cam_distance(
@@ -67,7 +87,13 @@ def cam_distance(
     mean over classes of ``|| pool(teacher[k]) ||^2``. It is then a relative squared error, and scaling the logits of
     both networks leaves the loss unchanged.
 
-    Source: CAT-KD with all classes, pooled and normalized, Guo et al. 2023, arXiv 2304.12777.
+    Maps near zero, as those of a zero-initialized head, are divided by more than their size. The smallest divisor is
+    0.5 % of the root mean square over classes of the teacher's sizes, and at least 0.01 logits. So the gradient of
+    ``d[k]`` with respect to a pooled map of ``l2`` is at most 4 divided by the smallest divisor. Larger maps are not
+    affected. The divisor of ``raw`` is at least ``0.01^2``.
+
+    Source: CAT-KD with all classes, pooled and normalized, Guo et al. 2023, arXiv 2304.12777. The authors' heads have
+    no bias, and a pooled map with more cells than the map repeats cells.
 
     Args:
         student: Maps of the student, ``(N, K, h, w)``.
@@ -95,9 +121,11 @@ def cam_distance(
         student = gather_classes(student, class_ids)
     student_maps = resize(student, (pool, pool))
     teacher_maps = resize(teacher, (pool, pool))
-    per_class = (normalize_maps(student_maps, norm) - normalize_maps(teacher_maps, norm)).square().sum(2)
+    smallest = MIN_LENGTH if norm == "raw" else min_size(map_sizes(teacher_maps, norm))
+    difference = normalize_maps(student_maps, norm, smallest) - normalize_maps(teacher_maps, norm, smallest)
+    per_class = difference.square().sum(2)
     if norm == "raw":
-        per_class = per_class / (teacher_maps.square().sum((2, 3)).mean(1, keepdim=True) + EPSILON)
+        per_class = per_class / teacher_maps.square().sum((2, 3)).mean(1, keepdim=True).clamp(min=MIN_LENGTH**2)
     return per_class.mean(1) if classes == "all" else (per_class * weights).sum(1)
 
 
@@ -143,7 +171,7 @@ def sdd(student: Prediction, teacher: Prediction, beta: float = 2.0, temperature
 
     Source: Wei et al. 2024, arXiv 2403.13512. The mean over regions and ``beta = 2`` are those of the authors' code.
     The weights follow the paper, which compares predicted classes. The authors' code weights by correct and incorrect
-    predictions.
+    predictions, and repeats the cells of a map with fewer cells than a grid.
 
     Args:
         student: Logits ``(N, K)`` and maps ``(N, K, h, w)``.
@@ -194,8 +222,10 @@ class CAM:
     """Distance between the class activation maps of student and teacher. See `cam_distance`.
 
     ``CAM("top-1", "l2", 8)`` with a weight of 0.5 is the ``1 - cos`` of e2KD, Parchami-Araghi et al. 2024, arXiv
-    2402.03119. The paper compares the positive part of Grad-CAM; this term compares the signed map. The authors' code
-    uses no labels: its loss is ``1 - cos`` plus `kd` with ``T = 1``, each with a weight of 1.
+    2402.03119. The paper compares the positive part of Grad-CAM; this term compares the signed map. The authors enlarge
+    both maps to the size of the image and compare all pixels; this term compares 8x8 cells. The authors' code uses no
+    labels: its loss is ``1 - cos`` plus `kd` with ``T = 1``, each with a weight of 1. It also lists ``T = 5``, and
+    weights of 0.2 to 10 for ``1 - cos``.
 
     Args:
         classes: Compared classes: ``all``, ``target`` for the label's class, or ``top-1`` for the class that the
