@@ -10,7 +10,7 @@ from camkd.cams import predict
 from camkd.data.dataset import Dataset
 from camkd.evaluate import predict_split
 from camkd.evaluate.metrics import spearman
-from camkd.evaluate.sanity import randomize_parameters, sanity
+from camkd.evaluate.sanity import DRAWS, randomize_parameters, sanity
 from camkd.models import build
 from support.evaluation_inputs import sensitive_network
 
@@ -44,8 +44,39 @@ def test_sanity_is_the_rank_correlation_with_maps_of_the_randomized_copy(easy: D
         cams = predict(randomize_parameters(model, 3), x).cams
     assert cams is not None
     expected = spearman(predictions.maps, cams[torch.arange(24), predictions.class_ids]).mean().item()
-    assert sanity(model, easy.test, predictions, seed=3) == pytest.approx(expected, abs=1e-5)
+    assert sanity(model, easy.test, predictions, draws=1, seed=3) == pytest.approx(expected, abs=1e-5)
     assert abs(expected) < 0.9
+
+
+def test_sanity_is_the_mean_of_its_draws(easy: Dataset) -> None:
+    model = sensitive_network()
+    predictions = predict_split(model, easy.test)
+    draws = []
+    for seed in range(DRAWS + 1):
+        value = sanity(model, easy.test, predictions, draws=1, seed=seed)
+        assert value is not None
+        draws.append(value)
+    assert sanity(model, easy.test, predictions) == pytest.approx(sum(draws[:DRAWS]) / DRAWS)
+    assert sanity(model, easy.test, predictions, draws=3, seed=1) == pytest.approx(sum(draws[1:4]) / 3)
+    assert max(draws) - min(draws) > 0.05, "a single draw says little"
+
+
+def test_draws_that_overflow_are_left_out(easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sensitive_network()
+    predictions = predict_split(model, easy.test)
+
+    def overflow_at_first(model: nn.Module, seed: int) -> nn.Module:
+        randomized = randomize_parameters(model, seed)
+        if seed == 0:
+            with torch.no_grad():
+                for parameter in randomized.parameters():
+                    parameter.fill_(1e38)
+        return randomized
+
+    monkeypatch.setattr("camkd.evaluate.sanity.randomize_parameters", overflow_at_first)
+    second = sanity(model, easy.test, predictions, draws=1, seed=1)
+    assert second is not None
+    assert sanity(model, easy.test, predictions, draws=2) == second
 
 
 def test_maps_independent_of_the_weights_score_one(easy: Dataset) -> None:

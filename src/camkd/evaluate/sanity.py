@@ -13,6 +13,9 @@ from camkd.evaluate.inference import SplitPredictions, predict_split
 from camkd.evaluate.metrics import spearman
 from camkd.models.eval_mode import eval_mode
 
+DRAWS = 10
+"""Default number of randomized copies."""
+
 
 def randomize_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
     """Copy a model and permute the values within each parameter at random.
@@ -41,29 +44,41 @@ def randomize_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
     return randomized
 
 
-def sanity(model: nn.Module, split: Split, predictions: SplitPredictions, seed: int = 0) -> float | None:
-    """Model parameter randomization test: similarity of a model's maps to those of a randomized copy.
+def sanity(
+    model: nn.Module, split: Split, predictions: SplitPredictions, draws: int = DRAWS, seed: int = 0
+) -> float | None:
+    """Model parameter randomization test: similarity of a model's maps to those of randomized copies.
 
     The similarity is the mean `camkd.evaluate.metrics.spearman` correlation of the model's maps and the maps of its
-    `randomize_parameters` copy, of the same classes. All layers are randomized at once. Adebayo et al. 2018, arXiv
+    `randomize_parameters` copies, of the same classes. All layers are randomized at once. Adebayo et al. 2018, arXiv
     1810.03292.
 
     Args:
         model: A classifier.
         split: The images.
         predictions: Predictions of ``model`` for ``split``.
-        seed: Seed of the randomization.
+        draws: Number of randomized copies. The result of a single copy varies, see docs/metrics.md.
+        seed: Seed of the first copy. The following copies have the following seeds.
 
     Returns:
         The mean correlation, -1 to 1; near 0 is good. At 1, randomizing the parameters does not change the order of the
-        map cells. None if the copy's logits or maps are not finite.
+        map cells. A copy whose logits or maps are not finite is left out. None if no copy is left.
 
     Example:
         >>> model = camkd.load("cam-net-cifar10")  # doctest: +SKIP
         >>> abs(sanity(model, split, predict_split(model, split))) < 0.5  # doctest: +SKIP
         True
     """
-    randomized = randomize_parameters(model, seed)
+    correlations = [
+        correlation
+        for draw in range(draws)
+        if (correlation := _correlation(randomize_parameters(model, seed + draw), split, predictions)) is not None
+    ]
+    return sum(correlations) / len(correlations) if correlations else None
+
+
+def _correlation(randomized: nn.Module, split: Split, predictions: SplitPredictions) -> float | None:
+    """Return the mean rank correlation with the maps of a randomized copy, or None if its outputs are not finite."""
     if not _has_finite_logits(randomized, split):  # the search for the head needs finite logits
         return None
     maps = predict_split(randomized, split, predictions.class_ids).maps
