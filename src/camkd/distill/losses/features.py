@@ -42,8 +42,8 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     If the grids differ, the features ``A`` are first pooled to the smaller height and the smaller width.
 
     Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. The loss is a mean over the cells, as in the authors' code,
-    whose weight is 1,000. The authors' code compares equal grids only. Pooling before the square is that of the program
-    of arXiv 1910.10699, so its weight of 1,000 holds here too.
+    whose weight is 1,000. The authors' code compares equal grids only. The program of arXiv 1910.10699 pools before the
+    square too, with the same weight.
 
     Args:
         student: Features ``A`` of the student, ``(N, C, h, w)``.
@@ -449,9 +449,9 @@ class Reviewer(nn.Module):
     authors' weight is 1 by default, and 0.6 to 8 for pairs of networks on CIFAR-100. It rises over the first 20 of 240
     epochs, as with ``schedule=warm``.
 
-    The authors' targets are the teacher's stages *before* the activation function, with negative values; on ImageNet,
-    the student's stages are too. Here all stages are outputs of layers, so the targets of a network with ReLU are 0 or
-    more, and the authors' weights need not be the best ones.
+    The authors' targets are the teacher's stages *before* the activation function, with negative values. Their program
+    for ImageNet takes the student's stages before the activation function too. In camkd, all stages are outputs of
+    layers. The targets of a network with ReLU are then 0 or more, so other weights may be better.
 
     In training mode, batch normalization makes the loss of an image depend on the other images of its batch. A batch
     must have at least 2 images.

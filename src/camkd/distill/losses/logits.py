@@ -42,8 +42,8 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
         loss = T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
     The factor ``T^2`` keeps the scale of the gradient roughly constant when ``T`` changes.
-    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531. The paper has no single setting. ``T = 4``, with a weight
-    of 0.9 and a weight of 0.1 for the cross-entropy, is that of the program of arXiv 1910.10699.
+    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531. The paper has no single setting. The program of
+    arXiv 1910.10699 has ``T = 4``, a weight of 0.9, and a weight of 0.1 for the cross-entropy.
 
     Args:
         student: Logits of the student, ``(N, K)``.
@@ -67,7 +67,7 @@ def standardize(logits: Tensor, min_std: Tensor | float = MIN_LENGTH) -> Tensor:
 
         z' = (z - mean(z)) / max(std(z) + 1e-7, min_std),    std(z) = sqrt(sum_k (z[k] - mean(z))^2 / (K - 1))
 
-    The sample standard deviation and the summand are those of the authors' code, which has no ``min_std``. Constant
+    The sample standard deviation and the summand 1e-7 follow the authors' code, which has no ``min_std``. Constant
     logits become zeros, with a gradient of at most ``1 / min_std``. Source: Sun et al. 2024, arXiv 2403.01427.
 
     Args:
