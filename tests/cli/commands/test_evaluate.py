@@ -65,6 +65,7 @@ def test_tables_have_metrics_beside_their_chance_levels(student: str, stored_met
         numbers = [float(cell) for cell in line.split("│")[2:] if cell.strip()]
         assert numbers == pytest.approx([stored_metrics[name + suffix] for suffix in suffixes], abs=2e-3)
     assert "_shuffled" not in output.out
+    assert "confidence_increase" in output.out, "names are not folded at 80 columns"
     lines = output.out.splitlines()
     (index,) = [index for index, line in enumerate(lines) if "both right" in line]
     values, levels = (line.split("│")[2:4] for line in lines[index : index + 2])

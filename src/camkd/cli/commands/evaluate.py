@@ -11,6 +11,7 @@ from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, Co
 from camkd.cli.thresholds import parse_thresholds, violations
 from camkd.types import CHANCE_LEVELS, InputError
 from camkd.utils.text import shorten_middle
+from camkd.utils.units import format_count
 
 if TYPE_CHECKING:
     from camkd.evaluate import Evaluation
@@ -20,6 +21,9 @@ Table = tuple[str, list[str], list[list[str]]]
 
 MAX_NAME_WIDTH = 48
 """Largest number of columns of the path of an image in a table. Longer paths are cut in the middle."""
+
+COSTS = ("params", "macs")
+"""Numbers that are shown with three digits, so that the table fits a terminal of 80 columns."""
 
 CHANCE_SUFFIXES = tuple(f"_{level.suffix}" for level in CHANCE_LEVELS)
 
@@ -92,7 +96,11 @@ def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
     chance_keys = {level.key(name) for level in CHANCE_LEVELS for name in scalars} & scalars.keys()
     levels = [level for level in CHANCE_LEVELS if any(level.key(name) in chance_keys for name in scalars)]
     rows = [
-        [name, _format_value(value), *(_format_value(scalars.get(level.key(name), "")) for level in levels)]
+        [
+            name,
+            format_count(float(value)) if name in COSTS else _format_value(value),
+            *(_format_value(scalars.get(level.key(name), "")) for level in levels),
+        ]
         for name, value in scalars.items()
         if name not in chance_keys
     ]
