@@ -40,8 +40,8 @@ MATRIX_SIDES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (2048, 4096, 8192, 
 ELEMENTWISE = {"relu", "threshold_backward", "clamp_min", "add", "sub", "mul", "div", "copy", "to_copy"}
 """Names of elementwise operators."""
 
-OTHER_KINDS = {"normalisation": ("batch_norm",), "optimiser": ("sgd", "foreach", "vector_norm", "Optimizer.")}
-"""Kinds of work by parts of operator names."""
+NAME_PARTS = {"normalisation": ("batch_norm",), "optimiser": ("sgd", "foreach", "vector_norm", "Optimizer.")}
+"""Parts of operator names, by kind of work."""
 
 
 def time_call(function: Callable[[], Any], device: str) -> float:
@@ -116,7 +116,7 @@ def operator_kind(name: str, shapes: list[list[int]]) -> str:
         return convolution_kind(weight[0]) if weight and len(weight[0]) == 4 else "other"
     if name.removeprefix("aten::").strip("_") in ELEMENTWISE:
         return "elementwise"
-    return next((kind for kind, parts in OTHER_KINDS.items() if any(part in name for part in parts)), "other")
+    return next((kind for kind, parts in NAME_PARTS.items() if any(part in name for part in parts)), "other")
 
 
 def time_shares(step: Callable[[], None], device: str, step_seconds: float) -> dict[str, float]:
@@ -153,10 +153,10 @@ def measure(name: str, device: str, bf16: bool, peak: float, options: argparse.N
     step = make_step(model.train(), options.batch, device, bf16)
     times = [time_call(step, device) for _ in range(options.steps + WARM_UP_STEPS)][WARM_UP_STEPS:]
     seconds = median(times)
-    flops_per_mac = 3 * 2 * options.batch
+    step_flops_per_mac = 3 * 2 * options.batch  # forward and twice that for backward; 2 FLOPs per MAC
     shares = time_shares(step, device, seconds)
     share_of_peak_by_kind = {
-        kind: flops_per_mac * kind_macs / (shares[kind] * seconds) / peak
+        kind: step_flops_per_mac * kind_macs / (shares[kind] * seconds) / peak
         for kind, kind_macs in macs_by_kind.items()
         if kind in shares
     }
@@ -164,8 +164,8 @@ def measure(name: str, device: str, bf16: bool, peak: float, options: argparse.N
         "macs": macs,
         "step_seconds": {"median": seconds, "low": min(times), "high": max(times)},
         "images_per_second": options.batch / seconds,
-        "flops": flops_per_mac * macs / seconds,
-        "share_of_peak": flops_per_mac * macs / seconds / peak,
+        "flops": step_flops_per_mac * macs / seconds,
+        "share_of_peak": step_flops_per_mac * macs / seconds / peak,
         "share_of_step": shares,
         "share_of_peak_while_it_runs": share_of_peak_by_kind,
     }
@@ -184,12 +184,12 @@ def describe_bound(name: str, results: dict[str, Any]) -> str:
         **{kind: shares[kind] * max(0.0, 1 - peak_share) for kind, peak_share in peak_shares.items()},
     }
     limit = max(lost, key=lambda kind: lost[kind])
-    suffix = ", which are slower than the peak" if limit in peak_shares else ""
     others = ", ".join(f"{kind} {share:.1%}" for kind, share in other_shares.items())
     return (
         f"{name} reaches {results['share_of_peak']:.0%} of the peak: convolutions take {convolutions:.0%} of the step, "
-        f"at {results['share_of_peak'] / convolutions:.0%} of the peak ({kinds}). The largest loss is {limit}{suffix}: "
-        f"{lost[limit]:.0%} of the step; all other work takes {1 - convolutions:.0%} ({others})."
+        f"at {results['share_of_peak'] / convolutions:.0%} of the peak ({kinds}). Most time below the peak is "
+        f"lost in {limit}: {lost[limit]:.0%} of the step; all work other than convolutions takes "
+        f"{1 - convolutions:.0%} ({others})."
     )
 
 

@@ -1,4 +1,4 @@
-"""The scripts ``train.py``, ``train_teacher.py`` and ``distill.py`` without a network."""
+"""The scripts ``train.py``, ``train_teacher.py`` and ``distill.py`` without internet access."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_wrong_input_is_one_line(
+def test_failure_is_reported_in_one_line(
     script: str,
     arguments: str,
     messages: list[str],

@@ -129,14 +129,14 @@ def test_limited_dataset_has_another_fingerprint(tmp_path: Path) -> None:
     assert (len(small.train), len(small.val), len(small.test)) == (6, 6, 5)
     assert small.train.masks is not None
     assert small.fingerprint == data.limited(6).fingerprint != data.fingerprint
-    assert small.notes[-1] == "limited to the first 6 images of each split"
+    assert small.notes[-1] == "limited to 6 class-balanced images of each split"
 
 
 def test_limit_of_one_split(tmp_path: Path) -> None:
     data = open_pets(tmp_path)
     small = data.limited(3, ("train",))
     assert (len(small.train), len(small.val), len(small.test)) == (3, len(data.val), len(data.test))
-    assert small.notes[-1] == "limited to the first 3 images of train"
+    assert small.notes[-1] == "limited to 3 class-balanced images of train"
     assert small.fingerprint not in (data.fingerprint, data.limited(3).fingerprint)
 
 

@@ -114,6 +114,7 @@ def test_unavailable_port_is_an_input_error(folder: Path, capsys: Captured) -> N
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_server_with_status_0(folder: Path) -> None:
+    """An alarm after 0.5 s raises KeyboardInterrupt, as Ctrl-C does."""
     code = (
         "import signal, sys; from camkd.cli.main import main; "
         "signal.signal(signal.SIGALRM, signal.default_int_handler); "

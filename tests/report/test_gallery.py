@@ -51,7 +51,7 @@ def split_predictions(predicted: list[int], maps: torch.Tensor | None = None, cl
 # --- selection of images
 
 
-def test_every_cell_gets_one_image_before_a_second() -> None:
+def test_every_confusion_cell_gets_one_image_before_a_second() -> None:
     labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 50)
     predicted = labels.clone()
     predicted[[7, 8, 9, 60, 120]] = torch.tensor([1, 1, 2, 0, 0])
@@ -60,8 +60,8 @@ def test_every_cell_gets_one_image_before_a_second() -> None:
     assert len({(int(labels[row]), int(predicted[row])) for row in rows}) == 7
 
 
-def test_agreement_on_the_class_with_the_lowest_cosine_comes_first() -> None:
-    """Image 2 has agreeing predictions and opposite maps. Image 3 has opposite maps, too, but other predictions."""
+def test_agreeing_image_with_the_lowest_map_cosine_comes_first() -> None:
+    """The maps of images 2 and 3 do not overlap, and image 3 has other predictions."""
     labels = torch.zeros(4, dtype=torch.long)
     left = torch.tensor([[1.0, 0.0]])
     right = torch.tensor([[0.0, 1.0]])
@@ -189,7 +189,10 @@ def large_dataset(classes: int, side: int, count: int) -> Dataset:
 @pytest.mark.parametrize(("classes", "side"), [(20, 64), (100, 224), pytest.param(1000, 224, marks=pytest.mark.slow)])
 @pytest.mark.slow
 def test_page_stays_under_five_megabytes(tmp_path: Path, classes: int, side: int) -> None:
-    """Three runs with different galleries of noise, the largest maps and heatmap figures."""
+    """Three runs, each with another gallery of noise images with maps of the largest size.
+
+    The heatmap figures are noise, too.
+    """
     data = large_dataset(classes, side, 200)
     torch.manual_seed(0)
     roles = ("teacher", "control", "student")
@@ -231,7 +234,10 @@ def run_with_gallery(folder: Path, *roles: str, **changes: Any) -> RunSummary:
 
 
 def test_models_are_matched_by_checksum(tmp_path: Path) -> None:
-    """The teacher has no gallery: its predictions come from the student's, the control's from its own."""
+    """The teacher has no gallery: its predictions come from the gallery of the student.
+
+    Those of the control come from the control's gallery.
+    """
     teacher = replace(run_with_gallery(tmp_path / "teacher", "teacher"), gallery={})
     control = run_with_gallery(tmp_path / "control", "teacher", "control")
     student = run_with_gallery(tmp_path / "student", "teacher", "student")

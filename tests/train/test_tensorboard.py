@@ -24,14 +24,14 @@ from camkd.types import InputError, Interrupted
 
 pytestmark = pytest.mark.slow
 
-TWO = TrainConfig(
+TWO_EPOCHS = TrainConfig(
     epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=1, tensorboard=True
 )
 NAMES = {"train_loss", "terms/ce", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
 
 
-class Events(Callback):
-    """Record events by name, and raise `Interrupted` at a step (0: never)."""
+class CallRecorder(Callback):
+    """Record calls by name, and raise `Interrupted` at a step (0: never)."""
 
     def __init__(self, stop_at: int = 0) -> None:
         self.names: list[str] = []
@@ -56,7 +56,7 @@ class Events(Callback):
         self.names.append("end")
 
 
-def train(folder: Path, data: Dataset, config: TrainConfig = TWO, **options: Any) -> Run:
+def train(folder: Path, data: Dataset, config: TrainConfig = TWO_EPOCHS, **options: Any) -> Run:
     train_run(folder, RunConfig(DataConfig("easy"), config, model="resnet8", role="teacher"), data, **options)
     return Run(folder)
 
@@ -72,8 +72,8 @@ def read_back(folder: Path) -> Any:
 
 def test_events_hold_scalars_and_figures_of_every_epoch(easy: Dataset, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: requirements-dev.txt")
-    events = Events()
-    run = train(tmp_path / "run", easy, callbacks=[events])
+    recorder = CallRecorder()
+    run = train(tmp_path / "run", easy, callbacks=[recorder])
     events_read = read_back(run.folder)
     assert set(events_read.Tags()["scalars"]) == NAMES
     for name in NAMES:
@@ -85,19 +85,19 @@ def test_events_hold_scalars_and_figures_of_every_epoch(easy: Dataset, tmp_path:
     figure = Image.open(run.figures_folder / "cams-epoch-002.png")
     assert logged.tobytes() == figure.convert("RGB").tobytes()
     epochs = [*["batch"] * 4, "figure 1", "epoch 1", *["batch"] * 4, "figure 2", "epoch 2"]
-    assert events.names == ["start", *epochs, "end"]
+    assert recorder.names == ["start", *epochs, "end"]
 
 
 def test_resumed_run_has_every_epoch_once(easy: Dataset, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: requirements-dev.txt")
     with pytest.raises(Interrupted):
-        train(tmp_path / "run", easy, callbacks=[Events(stop_at=6)])
+        train(tmp_path / "run", easy, callbacks=[CallRecorder(stop_at=6)])
     run = train(tmp_path / "run", easy, resume=Resume())
     assert [event.step for event in read_back(run.folder).Scalars("val_accuracy")] == [1, 2]
 
 
 def test_no_event_files_without_the_option(easy: Dataset, tmp_path: Path) -> None:
-    run = train(tmp_path / "run", easy, replace(TWO, tensorboard=False, epochs=1, figure_every=0))
+    run = train(tmp_path / "run", easy, replace(TWO_EPOCHS, tensorboard=False, epochs=1, figure_every=0))
     assert not (run.folder / "tensorboard").exists()
 
 

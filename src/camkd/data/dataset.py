@@ -35,14 +35,15 @@ def no_progress(done: int, total: int, description: str) -> None:
 class Split:
     """Images and labels of one split.
 
-    ``images`` and ``masks`` of a stored dataset are memory-mapped and read-only.
+    ``images`` and ``masks`` are memory-mapped and read-only if the dataset was opened from the dataset cache
+    (`camkd.data.store`).
 
     Args:
         images: RGB images, ``(N, H, W, 3) uint8``.
         labels: Class indices, ``(N,) int64``.
         masks: Object masks, ``(N, H, W) bool``, True on the object; None if the source has no masks.
         names: Path of each image file, relative to the dataset folder; None if the images are not files.
-        checksums: CRC-32 of each stored image, ``(N,) uint32``; None if the dataset is not stored.
+        checksums: CRC-32 of each image, ``(N,) uint32``; None if the dataset was not opened from the dataset cache.
     """
 
     images: NDArray[np.uint8]
@@ -121,7 +122,7 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> Dataset:
-        """Keep the first ``n`` images of each of ``splits``, class-balanced, copied into memory.
+        """Keep ``n`` images of each of ``splits``: the first images of each class, class-balanced, copied into memory.
 
         The numbers of images of two classes differ by at most one, unless a class has too few images. The smaller
         dataset has another fingerprint.
@@ -146,8 +147,8 @@ class Dataset:
 
 
 def limit_note(n: int, splits: tuple[str, ...]) -> str:
-    """Return the note of a dataset that is limited to the first ``n`` images of ``splits``."""
-    return f"limited to the first {n:,} images of {'each split' if splits == SPLITS else ' and '.join(splits)}"
+    """Return the note of a dataset that is limited to ``n`` class-balanced images of each of ``splits``."""
+    return f"limited to {n:,} class-balanced images of {'each split' if splits == SPLITS else ' and '.join(splits)}"
 
 
 def round_robin(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -99,7 +99,7 @@ class FolderListing:
         return [os.path.join(self.root, file.name) for file in chosen]
 
     def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> FolderListing:
-        """Keep the first ``n`` images of each of ``splits``, class-balanced, as `Dataset.limited` does."""
+        """Keep ``n`` images of each of ``splits``: the first images of each class, as `Dataset.limited` does."""
         if n >= max(len(self.samples(split)) for split in splits):
             return self
         classes = self.classes
