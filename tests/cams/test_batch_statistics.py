@@ -35,6 +35,13 @@ class ManualNorm(nn.BatchNorm1d):
         return (x - x.mean(0)) / (x.var(0, correction=0) + self.eps).sqrt() * self.weight + self.bias
 
 
+class UnitNorm(nn.BatchNorm1d):
+    """Division by the norm over the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=0) * self.weight + self.bias
+
+
 class NormHeadNet(nn.Module):
     """Body, spatial mean, batch normalization, linear layer, as in RepViT and LeViT."""
 
@@ -113,3 +120,16 @@ def test_loss_of_the_maps_is_differentiable_in_training_mode(norm: type[nn.Batch
                 parameter.view(-1)[0] = before
         gradient = (values[0] - values[1]) / (2 * step)
         assert parameter.grad.flatten()[0].item() == pytest.approx(gradient, rel=1e-5, abs=1e-7), name
+
+
+def test_norm_over_the_batch_is_held_constant() -> None:
+    model = make_net(UnitNorm)
+    x = images()
+    cams = predict(model, x).cams
+    assert cams is not None
+    features = model.body(x).detach().requires_grad_()
+    pooled = features.mean((2, 3))
+    logits = model.fc(pooled / pooled.detach().norm(dim=0) * model.norm.weight + model.norm.bias)
+    for k in range(CLASSES):
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), features, retain_graph=True)
+        torch.testing.assert_close(cams[:, k].detach(), (features * gradient).sum(1).detach() * 64)

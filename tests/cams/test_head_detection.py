@@ -503,3 +503,57 @@ def test_probe_leaves_buffers_of_any_kind_unchanged(hidden: bool) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class OwnAttributes(nn.Module):
+    """A lazy cache of a parameter, a counter, and a tensor that is no buffer and changes in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 16, 1, 1))
+        self.cache: Tensor | None = None
+        self.num_calls = 0
+        self.memory = torch.zeros(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cache is None:
+            self.cache = 2 * self.position.detach()
+        self.num_calls += 1
+        self.memory.mul_(0.9).add_(x.detach().mean((0, 2, 3)))
+        return x + self.cache + self.memory[:, None, None]
+
+
+def test_probe_leaves_ordinary_attributes_unchanged() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv_body(), OwnAttributes(), Mean(2, 3), nn.Linear(16, 3)).eval()
+    detect_head(model, torch.rand(4, 3, 16, 16))
+    assert model[1].cache is None
+    assert model[1].num_calls == 0
+    assert not model[1].memory.any()
+    predict(model, torch.rand(4, 3, 16, 16))
+    assert torch.equal(model[1].cache, 2 * model[1].position.detach())
+    assert model[1].num_calls == 1
+
+
+@pytest.mark.parametrize("order", ["columns first", "windows"])
+def test_tokens_in_another_order_are_not_read_as_places(order: str) -> None:
+    class Reordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+            self.norm = nn.LayerNorm(8)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x)
+            if order == "columns first":
+                tokens = x.transpose(2, 3).flatten(2).transpose(1, 2)
+            else:
+                tokens = x.view(len(x), 8, 4, 4, 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(len(x), 256, 8)
+            return self.fc(self.norm(tokens).mean(1))
+
+    torch.manual_seed(0)
+    model = Reordered().eval()
+    call = detect_head(model, torch.rand(2, 3, 64, 64)).feature_call
+    assert call.layer is model.body
+    assert call.layout == FeatureLayout("channels_first", (16, 16))

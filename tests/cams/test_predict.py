@@ -994,6 +994,7 @@ INVALID_MODELS: dict[str, tuple[Callable[[], object], str]] = {
     "weights made under inference mode": (inference_weights, r"outside of torch\.inference_mode\(\)"),
     "gradient checkpointing": (lambda: checkpointed(tiny(hidden=5).float()), "gradient checkpointing must be off"),
     "softmax": (lambda: nn.Sequential(tiny().float(), nn.Softmax(1)), "must return logits, got probabilities"),
+    "vector": (lambda: nn.Sequential(tiny().float(), nn.Flatten(0)), r"must return logits \(N, K\)"),
     "tuple": (lambda: TupleInTraining(), r"must return logits \(N, K\) in training mode, got a tuple"),
 }
 
@@ -1034,6 +1035,11 @@ def test_model_that_returns_a_tuple_in_training_mode_has_maps_in_evaluation_mode
         ({"top": 0}, "top must be a positive integer, got 0"),
         ({"top": 4}, "top must be between 1 and the model's 3 classes, got 4"),
         ({"top": 1, "classes": torch.zeros(2, 1, dtype=torch.long)}, "only one of classes and top"),
+        ({"classes": torch.zeros(2, 0, dtype=torch.long)}, r"classes must have the shape .* got \(2, 0\)"),
+        ({"against": torch.zeros(2, 0, dtype=torch.long)}, r"against must have the shape .* got \(2, 0\)"),
+        ({"gamma": math.nan}, "gamma must be a finite number, got nan"),
+        ({"gamma": "a"}, "gamma must be a finite number, got 'a'"),
+        ({"method": ["cam"]}, r"method must be one of .*, got \['cam'\]"),
         ({"layer": ["a"]}, r"layer must be the dotted name of one layer, got \['a'\]"),
     ],
 )

@@ -165,3 +165,53 @@ def test_head_that_depends_on_the_images_is_exact_only_where_it_is_linear() -> N
         for k in range(CLASSES):
             (gradient,) = torch.autograd.grad(expected[:, k].sum(), pooled, retain_graph=True)
             torch.testing.assert_close(cams[:, k], torch.einsum("nc,nchw->nhw", gradient, features[-1]))
+
+
+class HeadNet(PooledNet):
+    """Body, spatial mean, and a function of this module and the pooled features."""
+
+    def __init__(self, head: Callable[[HeadNet, Tensor], Tensor]) -> None:
+        super().__init__(nn.Identity())
+        self.head = head
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, CLASSES) for _ in range(2))
+        self.task = 0
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self, self.body(x).mean((2, 3)))
+
+
+CHANGED_LOGITS: dict[str, Callable[[HeadNet, Tensor], Tensor]] = {
+    "fewer classes": lambda net, p: net.fc(p)[:, :2],
+    "other order of the classes": lambda net, p: net.fc(p)[:, net.order],
+    "shuffled by reshapes": lambda net, p: F.pad(net.fc(p), (0, 1)).view(-1, 2, 2).transpose(1, 2).reshape(-1, 4),
+    "other order of the features": lambda net, p: net.fc(p[:, torch.arange(7, -1, -1)]),
+    "other order of the images": lambda net, p: net.fc(p[torch.arange(len(p)).roll(1), :]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_LOGITS)
+def test_logits_that_are_changed_after_the_linear_layer_are_not_exact(name: str) -> None:
+    torch.manual_seed(0)
+    model = HeadNet(CHANGED_LOGITS[name]).eval()
+    assert form(model, images()) != "exact"
+
+
+def test_linear_layer_that_is_selected_in_the_forward_pass_has_its_own_maps() -> None:
+    torch.manual_seed(0)
+    model = HeadNet(lambda net, p: net.heads[net.task](p)).eval()
+    for model.task in (0, 1, 0):
+        _, cams, features, _ = predict(model, images(), features=True)
+        assert cams is not None
+        assert features is not None
+        expected = torch.einsum("kc,nchw->nkhw", model.heads[model.task].weight, features[-1])
+        torch.testing.assert_close(cams, expected)
+
+
+def test_mean_that_is_off_by_little_is_not_exact_in_double_precision() -> None:
+    class AlmostMean(PooledNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.body(x).sum((2, 3)) / (64 + 1e-4))
+
+    torch.manual_seed(0)
+    assert form(AlmostMean(nn.Identity()).double().eval(), images().double()) == "gradient"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,8 @@ def check_selection(
         raise InputError(f"top must be a positive integer, got {top!r}. Pass classes= to select classes by index.")
     if classes is not None and top is not None:
         raise InputError(f"only one of classes and top must be given, got both, top={top}. Remove one.")
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not math.isfinite(gamma):
+        raise InputError(f"gamma must be a finite number, got {gamma!r}. Pass, for example, gamma=1.0.")
     return ClassSelection(classes, top, against, gamma)
 
 
@@ -98,9 +101,10 @@ def select_contrast(selection: ClassSelection, logits: Tensor) -> Tensor | None:
 def _check_class_ids(name: str, class_ids: Tensor, logits: Tensor) -> Tensor:
     """Return class indices as int64 on the device of the logits."""
     num_classes = logits.shape[1]
-    if class_ids.ndim != 2 or len(class_ids) != len(logits):
+    if class_ids.ndim != 2 or len(class_ids) != len(logits) or not class_ids.shape[1]:
         raise InputError(
-            f"{name} must have the shape (N, k) with N = {len(logits)} images, got {tuple(class_ids.shape)}."
+            f"{name} must have the shape (N, k) with N = {len(logits)} images and k of 1 or more, got "
+            f"{tuple(class_ids.shape)}."
         )
     if class_ids.is_floating_point() or class_ids.is_complex() or class_ids.dtype == torch.bool:
         raise InputError(f"{name} must have an integer dtype, got {class_ids.dtype}.")

@@ -110,7 +110,9 @@ def detect_head(model: nn.Module, x: Tensor, layer: str | None = None, *, exact:
         raise InputError(f"layer must be the dotted name of one layer, got {layer!r}. Pass a string.")
     modules = _descendants(model)
     state = [(module.training, num_other_hooks(module)) for module in (model, *modules) if module is not None]
-    key = (layer, exact, x.shape[1:], x.dtype, torch.is_autocast_enabled(x.device.type), tuple(state))
+    compiled = getattr(model, "_compiled_call_impl", None) is not None
+    dtypes = (x.dtype, _weight_dtype(model), torch.is_autocast_enabled(x.device.type))
+    key = (layer, exact, x.shape[1:], dtypes, compiled, tuple(state))
     cache = _detected_heads.setdefault(model, {})
     cached = cache.get(key)
     if cached is None or cached.modules != modules:
@@ -119,6 +121,20 @@ def detect_head(model: nn.Module, x: Tensor, layer: str | None = None, *, exact:
             cached = _CachedHead(_HeadDetector(model, x, layer).detect(exact), modules)
         cache[key] = cached
     return cached.head
+
+
+def check_logits(model: nn.Module, logits: Any) -> None:
+    """Check that a model has returned logits ``(N, K)``.
+
+    Raises:
+        InputError: If it has returned anything else. The message names the mode of the model.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        mode = "training" if model.training else "evaluation"
+        raise InputError(
+            f"{type(model).__name__} must return logits (N, K) in {mode} mode, got {_describe(logits)}. Wrap the model "
+            "in a module whose forward() returns only the logits."
+        )
 
 
 def _check_images(model: nn.Module, x: Tensor) -> None:
@@ -226,7 +242,13 @@ class _HeadDetector:
                 self._check_dtype()
                 raise
         self.calls = calls
-        self._check_logits(logits)
+        check_logits(self.model, logits)
+        sums = logits.detach().float().sum(1)
+        if logits.shape[1] > 1 and bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+            raise InputError(
+                f"{type(self.model).__name__} must return logits, got probabilities, which add up to 1. Remove the "
+                "softmax at its end."
+            )
         self.logits: Tensor = logits
         self.layouts: dict[int, list[FeatureLayout]] = {}
         other_aspect: dict[int, list[FeatureLayout]] = {}  # used if no output has the aspect ratio of the images
@@ -262,20 +284,6 @@ class _HeadDetector:
             name, expected = (str(d).removeprefix("torch.") for d in (self.x.dtype, dtype))
             raise InputError(f"x must have the dtype {expected} of the weights, got {name}. Convert the images.")
 
-    def _check_logits(self, logits: Any) -> None:
-        name = type(self.model).__name__
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            mode = "training" if self.model.training else "evaluation"
-            raise InputError(
-                f"{name} must return logits (N, K) in {mode} mode, got {_describe(logits)}. Wrap the model in a module "
-                "whose forward() returns only the logits."
-            )
-        sums = logits.detach().float().sum(1)
-        if logits.shape[1] > 1 and bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-            raise InputError(
-                f"{name} must return logits, got probabilities, which add up to 1. Remove the softmax at its end."
-            )
-
     def _is_confirmed(self, i: int, layout: FeatureLayout, use_input: bool = False) -> bool:
         """Return True if the cells of call ``i`` follow the positions of the image."""
         key = (i, layout)
@@ -295,7 +303,8 @@ class _HeadDetector:
         def is_start(tensor: Tensor, path: LinearPath) -> bool:
             pool_first = not any(step.kind == "average" for step in path.after)
             if pool_first:
-                candidates = self._calls_with_output(tensor)
+                is_logits = _is_close(path.linear.output.flatten(1), self.logits)
+                candidates = self._calls_with_output(tensor) if is_logits else []
                 target = path.linear.source
             else:
                 candidates = self._linear_calls(tensor, path)
@@ -547,9 +556,10 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     eps = torch.finfo(b.dtype).eps
-    a = a.detach().float()
-    b = b.detach().float()
-    return torch.allclose(a, b, rtol=max(1e-4, 4 * eps), atol=max(1e-5, 2 * eps) * float(b.abs().max()) + 1e-12)
+    tolerance = 4 * eps if b.dtype in (torch.half, torch.bfloat16) else 50 * eps
+    a = a.detach().double()
+    b = b.detach().double()
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
 def _describe(value: object) -> str:

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkd.cams.class_selection import ClassSelection, select_classes, select_contrast
 from camkd.cams.gather import gather_classes
-from camkd.cams.head_detection import Head, LayerCall
+from camkd.cams.head_detection import Head, LayerCall, check_logits
 from camkd.cams.hooks import ThreadHook, is_tensor_call
 from camkd.cams.tracing import Gate, OperationTrace
 from camkd.types import Prediction
@@ -213,8 +213,9 @@ def exact_maps(model: nn.Module, head: Head, x: Tensor, classes: ClassSelection)
     trace = OperationTrace()
     with _capture_features(feature_call, trace) as captured:
         logits = model(x)
+    check_logits(model, logits)
     path = trace.linear_path(logits, lambda tensor, path: tensor is captured[-1] if captured else False)
-    if path is None or path.signature() != head.path_signature:
+    if path is None or path.signature() != head.path_signature or not _is_operand_of(head.linear, path.linear.operands):
         return None
     class_ids = select_classes(classes, logits)
     features = feature_call.layout.spatial(captured[-1])
@@ -239,6 +240,12 @@ def exact_maps(model: nn.Module, head: Head, x: Tensor, classes: ClassSelection)
     if against is not None:
         cams = cams - classes.gamma * torch.einsum("nc,nchw->nhw", weight[against].mean(1), scaled)[:, None]
     return Prediction(logits, cams, (features,), class_ids)
+
+
+def _is_operand_of(linear: nn.Module | None, operands: tuple[Tensor | None, ...]) -> bool:
+    """Return True if the operation used the weight and the bias of the layer."""
+    weight, bias = operands
+    return getattr(linear, "weight", None) is weight and getattr(linear, "bias", None) is bias
 
 
 def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, classes: ClassSelection) -> Prediction:
@@ -266,6 +273,7 @@ def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, cla
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), attention:
         with _capture_features(head.feature_call, OperationTrace(gate), differentiable=differentiable) as captured:
             logits = model(x.clone() if x.is_inference() else x)
+        check_logits(model, logits)
         torch.set_grad_enabled(True)
         source = captured[-1]
         class_ids = select_classes(classes, logits)

@@ -74,7 +74,7 @@ def predict(
         >>> camkd.predict(model, torch.rand(4, 3, 32, 32), method="gradcam", top=2).cams.shape
         torch.Size([4, 2, 16, 16])
     """
-    if method not in MAP_METHODS:
+    if not isinstance(method, str) or method not in MAP_METHODS:
         raise InputError(f"method must be one of {', '.join(MAP_METHODS)}, got {method!r}.")
     selection = check_selection(classes, top, against, gamma)
     if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:

@@ -31,6 +31,9 @@ MAX_PROBES = 3
 MAX_P_VALUE = 0.02
 """A layout is confirmed if as many cells would agree by chance with at most this probability."""
 
+MIN_SHARE = 0.6
+"""Minimum share of the cells of each corner that agree."""
+
 SURE_P_VALUE = 1e-4
 """No further random weights are used at this probability."""
 
@@ -75,8 +78,9 @@ class Probe(OperationTrace):
         self.seed = seed
         parameters = model.parameters() if random_weights else ()
         self._parameter_ids = {id(parameter): i for i, parameter in enumerate(parameters)}
-        self._buffers = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
-        self._originals = {id(self._buffers[id(buffer)]): buffer for buffer in model.buffers()}
+        states = [*model.buffers(), *_plain_tensors(model)]
+        self._buffers = {id(state): state.detach().clone() for state in states}
+        self._originals = {id(self._buffers[id(state)]): state for state in states}
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._num_batch_norms = 0
 
@@ -202,19 +206,31 @@ def _centered_window(length: int) -> Tensor:
     return torch.exp(-2 * positions**2) if length <= MAX_KERNEL else torch.ones(length)
 
 
+def _plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that are ordinary attributes of modules."""
+    return [
+        value
+        for module in model.modules()
+        for value in list(module.__dict__.values())
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    ]
+
+
 @contextmanager
 def _restored_state(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore the buffers of all modules and the random state on exit."""
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
+    """Restore the buffers and the ordinary attributes of all modules and the random state on exit."""
+    spaces = [space for module in model.modules() for space in (module._buffers, module.__dict__)]
+    before = [dict(space) for space in spaces]
     devices = [device] if device.type == "cuda" else []
     fork = torch.random.fork_rng(devices) if device.type in ("cpu", "cuda") else nullcontext()
     with fork:
         try:
             yield
         finally:
-            for current, before in buffers:
-                if any(current.get(name) is not value for name, value in before.items()):
-                    current.update(before)
+            for space, values in zip(spaces, before, strict=True):
+                for name in [name for name in space if name not in values]:
+                    del space[name]
+                space.update((name, value) for name, value in values.items() if space.get(name) is not value)
 
 
 def corner_regions(size: tuple[int, int], split_rows: bool, split_columns: bool) -> list[tuple[slice, slice]]:
@@ -249,24 +265,27 @@ def follows_image_positions(
         use_input: Whether the features are the first input of the layer instead of its output.
 
     Returns:
-        True if at least half of the cells change most with the corner that they lie in, and if that cannot be chance.
+        True if most cells of every corner change most with the same corner of the image, and if that cannot be chance.
     """
-    num_matches = num_cells = 0
-    p_value = 1.0
+    matches: list[list[bool]] = []
+    is_place = False
     for seed in range(1, MAX_PROBES + 1):
-        matches, chance = _matching_cells(probe(seed), layer, call_index, layout, use_input)
-        num_matches += sum(matches)
-        num_cells += len(matches)
-        p_value = _binomial_tail(num_matches, num_cells, chance)
-        if p_value <= SURE_P_VALUE:
+        corners = _matching_cells(probe(seed), layer, call_index, layout, use_input)
+        if not corners:
+            return False
+        matches = [[*old, *new] for old, new in zip(matches or [[] for _ in corners], corners, strict=True)]
+        num_matches = sum(map(sum, matches))
+        p_value = _binomial_tail(num_matches, sum(map(len, matches)), 1 / len(corners))
+        is_place = all(sum(corner) >= MIN_SHARE * len(corner) for corner in matches)
+        if p_value <= SURE_P_VALUE and is_place:
             return True
-    return p_value <= MAX_P_VALUE and 2 * num_matches >= num_cells
+    return p_value <= MAX_P_VALUE and is_place
 
 
 def _matching_cells(
     probe: Probe, layer: nn.Module, call_index: int, layout: FeatureLayout, use_input: bool
-) -> tuple[list[bool], float]:
-    """Return whether each cell of a corner changes most with its corner, and the probability of that by chance."""
+) -> list[list[bool]]:
+    """Return for every corner whether its cells change most with that corner. No corner: the layer was not called."""
     split = (layout.grid[0] > 1, layout.grid[1] > 1)
     image_regions = corner_regions((probe.image_shape[1], probe.image_shape[2]), *split)
     cell_regions = corner_regions(layout.grid, *split)
@@ -276,7 +295,7 @@ def _matching_cells(
         image[:, rows, columns] = other[:, rows, columns]
     call = probe.call(images, layer, call_index)
     if call is None:
-        return [], 1 / len(image_regions)
+        return []
     features = layout.spatial(call.first_input if use_input else call.output).float()
     change = (features[1:] - features[:1]).square().sum(1)  # (corners, h, w)
     # strides let some corners change everything more than others do, so each corner counts relative to its total
@@ -284,8 +303,7 @@ def _matching_cells(
     largest = change.argmax(0)
     is_clear = (change.max(0).values > change.min(0).values) & change.isfinite().all(0)
     matches = [(largest == corner) & is_clear for corner in range(len(image_regions))]
-    votes = [value for match, region in zip(matches, cell_regions, strict=True) for value in match[region].flatten()]
-    return [bool(value) for value in votes], 1 / len(image_regions)
+    return [match[region].flatten().tolist() for match, region in zip(matches, cell_regions, strict=True)]
 
 
 def _binomial_tail(successes: int, trials: int, probability: float) -> float:

@@ -30,7 +30,9 @@ AVERAGES = frozenset(
 
 DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"})
 
-BATCH_REDUCTIONS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean"})
+BATCH_REDUCTIONS = frozenset(
+    {"mean", "sum", "var", "std", "var_mean", "std_mean", "norm", "vector_norm", "amax", "amin", "logsumexp"}
+)
 """Operations that compute batch statistics if they reduce dimension 0."""
 
 WITHOUT_ARGUMENTS = frozenset({"view", "reshape", "flatten", "view_as", "reshape_as"})
@@ -118,7 +120,7 @@ class OperationTrace(TorchFunctionMode):
 
     Args:
         gate: Gate of the gradient through batch statistics: those of batch normalization in training mode, and every
-            mean, variance or standard deviation over dimension 0. None: batch statistics are not changed.
+            mean, variance, norm or maximum over dimension 0. None: batch statistics are not changed.
     """
 
     def __init__(self, gate: Gate | None = None) -> None:
@@ -143,7 +145,7 @@ class OperationTrace(TorchFunctionMode):
             output = self.batch_norm(func, args, kwargs)
         else:
             output = self.execute(func, args, kwargs)
-        if self.gate is not None and name in BATCH_REDUCTIONS and _reduces_batch(args, kwargs):
+        if self.gate is not None and name in BATCH_REDUCTIONS and _reduces_batch(name, args, kwargs):
             output = _map_tensors(output, lambda x: _hold(x, self.gate))
         if isinstance(output, Tensor) and isinstance(source, Tensor):
             self._record(name, source, edits, output, scale, args, kwargs)
@@ -173,7 +175,7 @@ class OperationTrace(TorchFunctionMode):
             The output. For an input with one value per channel also the factors of the channels, which are drawn as
             PyTorch draws them; else None.
         """
-        if _argument(args, kwargs, 3, "inplace", False) or x.ndim < 2 or x[0].numel() != x.shape[1]:
+        if x.ndim < 2 or x[0].numel() != x.shape[1]:
             return self.execute(func, args, kwargs), None
         ones = torch.ones_like(x, requires_grad=False)
         scale: Tensor = self.execute(func, (ones, *args[1:]), {k: v for k, v in kwargs.items() if k != "input"})
@@ -299,11 +301,17 @@ def _kind(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | Non
         is_pointwise = weight.shape[2:] == (1, 1) and _argument(args, kwargs, 6, "groups", 1) == 1
         return "linear" if is_pointwise and stride in (1, (1, 1)) and padding in (0, (0, 0), "valid") else None
     others = [*args[1:], *kwargs.values()]
-    if any(isinstance(value, Tensor) for value in others) and name not in ("view_as", "reshape_as", "type_as"):
+    if _contains_tensor(others) and name not in ("view_as", "reshape_as", "type_as"):
         return None
     if name in DROPOUTS:
         return "dropout"
     return "average" if name in AVERAGES else "reshape" if name in RESHAPES else None
+
+
+def _contains_tensor(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_contains_tensor(entry) for entry in value)
+    return isinstance(value, Tensor)
 
 
 def _constants(value: Any) -> object:
@@ -315,16 +323,20 @@ def _constants(value: Any) -> object:
     return tuple(_constants(entry) for entry in value) if isinstance(value, tuple | list) else value
 
 
-def _reduces_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return True for a reduction over images. Dimension 0 alone, of 3 or more, may be a stack of branches instead."""
-    x = _argument(args, kwargs, 0, "input", None)
+def _reduces_batch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return True for a reduction over images.
+
+    A mean or a sum over dimension 0 alone, of 3 or more, may be one over a stack of branches instead.
+    """
+    x = _argument(args, kwargs, 0, "input", kwargs.get("x"))
     if not isinstance(x, Tensor) or x.ndim < 2:
         return False
-    dim = _argument(args, kwargs, 1, "dim", kwargs.get("axis"))
+    dim = _argument(args, kwargs, 2 if name in ("norm", "vector_norm") else 1, "dim", kwargs.get("axis"))
     if dim is None or isinstance(dim, bool) or dim == ():
         return True
     dims = {d % x.ndim for d in (dim if isinstance(dim, tuple | list) else (dim,)) if isinstance(d, int)}
-    return 0 in dims and (x.ndim == 2 or len(dims) > 1)
+    may_be_stack = name in ("mean", "sum") and not kwargs.get("keepdim", False)
+    return 0 in dims and (x.ndim == 2 or len(dims) > 1 or not may_be_stack)
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
