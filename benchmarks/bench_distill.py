@@ -323,7 +323,7 @@ def show(pair: str, results: dict[str, Any]) -> None:
         target: Any = TARGETS.get(name)
         if isinstance(target, dict):
             target = target.get(pair.split()[-1])
-        verdict = "" if target is None else f"  (target {target}: {'reached' if ratio >= target else 'NOT reached'})"
+        verdict = "" if target is None else f"  (target {target}: {'reached' if ratio >= target else 'missed'})"
         print(f"  {name:28} {ratio:10.2f}{verdict}")
 
 

@@ -40,7 +40,7 @@ MATRIX_SIDES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (2048, 4096, 8192, 
 ELEMENTWISE = {"relu", "threshold_backward", "clamp_min", "add", "sub", "mul", "div", "copy", "to_copy"}
 """Names of elementwise operators."""
 
-NAME_PARTS = {"normalisation": ("batch_norm",), "optimiser": ("sgd", "foreach", "vector_norm", "Optimizer.")}
+NAME_PARTS = {"normalization": ("batch_norm",), "optimizer": ("sgd", "foreach", "vector_norm", "Optimizer.")}
 """Parts of operator names, by kind of work."""
 
 

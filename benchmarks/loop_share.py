@@ -49,8 +49,8 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("cache", Store, "read"),
     ("objective", Objective, "__call__"),
     ("clipping", nn.utils, "clip_grad_norm_"),
-    ("optimiser", torch.optim.SGD, "step"),
-    ("optimiser", torch.optim.AdamW, "step"),
+    ("optimizer", torch.optim.SGD, "step"),
+    ("optimizer", torch.optim.AdamW, "step"),
     ("averaging", EMA, "on_optimizer_step"),
 )
 """Name of a part, and the owner and name of the function that is timed."""
@@ -148,5 +148,5 @@ def show(results: dict[str, Any]) -> None:
     print(f"| student, method | outside | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name, case in results.items():
         cells = " | ".join(f"{case['milliseconds'].get(column, 0.0):.2f}" for column in columns)
-        verdict = "" if case["outside_percent"] <= MAX_OUTSIDE_PERCENT else " (NOT reached)"
+        verdict = "" if case["outside_percent"] <= MAX_OUTSIDE_PERCENT else " (missed)"
         print(f"| {name} | {case['outside_percent']:.1f} %{verdict} | {cells} |")

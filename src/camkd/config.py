@@ -18,8 +18,8 @@ class DataConfig:
     Args:
         data: shapes, shapes-cue, cifar10, cifar100, or a folder of images with one subfolder per class.
         size: side of the images in pixels (default: the dataset's own, 64 for folders of mixed or larger sizes).
-        limit: use only the first N images of each split, class-balanced, for quick trials.
-        train_limit: use only the first N training images, class-balanced; validation and test stay complete.
+        limit: use at most N images of each split, balanced over the classes, for quick trials.
+        train_limit: use at most N training images, balanced over the classes; validation and test stay complete.
         workers: processes that decode a folder (default: one per core; 1: this process only).
         bad_images: unreadable images: stop and list them (fail), or leave them out (skip).
     """

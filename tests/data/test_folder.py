@@ -1,4 +1,4 @@
-"""Folders of images: layouts, splits, the stored dataset, its cache key and errors."""
+"""Folders of images: layouts, splits, the cached dataset, its cache key and errors."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_test_only_with_a_train_folder_uses_the_splits(tmp_path: Path) -> None:
     assert len(data.test) == 6
 
 
-# --- the stored dataset
+# --- the cached dataset
 
 
 @pytest.mark.fault("images changed after caching")
@@ -510,7 +510,7 @@ def test_message_of_an_unreadable_image(tmp_path: Path) -> None:
         open_images(root, tmp_path / "cache")
     assert str(caught.value) == (
         f"all images in '{root}' must be readable, got 1 unreadable (a/page.jpg: an image must be JPEG, PNG, WebP, GIF "
-        "or BMP, got a damaged or unknown header). Replace or delete them, or leave them out with --bad-images skip."
+        "or BMP, got a corrupt or unknown header). Replace or delete them, or leave them out with --bad-images skip."
     )
     assert not list((tmp_path / "cache" / "data").iterdir())
 

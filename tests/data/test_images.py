@@ -15,7 +15,7 @@ from PIL import Image
 from camkd.data.images import common_size, decode, decode_full, decode_rows
 from support.image_files import (
     UPRIGHT,
-    damaged_files,
+    corrupt_files,
     encode,
     files_of_other_formats,
     gif_with_border,
@@ -265,8 +265,8 @@ def truncated(path: Path) -> None:
 
 BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncated, "truncated"),
-    "html": (lambda path: path.write_text("<html>404</html>"), "must be JPEG, .*, got a damaged or unknown header"),
-    "empty": (lambda path: path.write_bytes(b""), "must be JPEG, .*, got a damaged or unknown header"),
+    "html": (lambda path: path.write_text("<html>404</html>"), "must be JPEG, .*, got a corrupt or unknown header"),
+    "empty": (lambda path: path.write_bytes(b""), "must be JPEG, .*, got a corrupt or unknown header"),
     "decompression bomb": (decompression_bomb, "could be decompression bomb DOS attack"),
     "broken link": (lambda path: path.symlink_to("nowhere"), "No such file"),
 }
@@ -282,15 +282,15 @@ def test_broken_file_raises_an_error_with_the_reason(tmp_path: Path, kind: str) 
 
 
 @pytest.mark.fault("unreadable image")
-@pytest.mark.parametrize("name", damaged_files())
-def test_damaged_file_is_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"truncated|checksum|could not create decoder|damaged or unknown header"):
-        decode_bytes(tmp_path / "x", damaged_files()[name], 8)
+@pytest.mark.parametrize("name", corrupt_files())
+def test_corrupt_file_is_rejected(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"truncated|checksum|could not create decoder|corrupt or unknown header"):
+        decode_bytes(tmp_path / "x", corrupt_files()[name], 8)
 
 
 @pytest.mark.parametrize("name", files_of_other_formats())
 def test_file_of_another_format_is_rejected_with_its_name(tmp_path: Path, name: str) -> None:
-    got = "a damaged or unknown header" if name == "unknown" else name
+    got = "a corrupt or unknown header" if name == "unknown" else name
     with pytest.raises(ValueError, match=f"an image must be JPEG, PNG, WebP, GIF or BMP, got {got}$"):
         decode_bytes(tmp_path / "x.jpg", files_of_other_formats()[name], 8)
 

@@ -291,7 +291,7 @@ def test_message_of_a_corrupt_dataset(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         open_pets(tmp_path)
     assert str(caught.value) == (
-        f"the stored dataset '{folder}' is corrupt (the checksum of val_labels.npy differs). Delete the folder to "
+        f"the cached dataset '{folder}' is corrupt (the checksum of val_labels.npy differs). Delete the folder to "
         "rebuild it."
     )
 

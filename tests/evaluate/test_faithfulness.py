@@ -35,7 +35,7 @@ def test_faithfulness_is_the_mean_over_the_sample(
     assert list(values) == [
         *METRICS,
         *(f"{name}_shuffled" for name in METRICS),
-        "randomised_spearman",
+        "randomized_spearman",
         "faithfulness_images",
     ]
     x = torch.from_numpy(easy.test.images.copy()).permute(0, 3, 1, 2) / 255

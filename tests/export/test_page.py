@@ -38,7 +38,7 @@ from camkd.utils.files import commit_dir
 from camkd.utils.plot_style import EVIDENCE_COLORMAP, colorize
 from support.image_files import (
     UPRIGHT,
-    damaged_files,
+    corrupt_files,
     encode,
     files_of_other_formats,
     oriented,
@@ -455,7 +455,7 @@ def unreadable_files() -> list[tuple[dict[str, Any], str]]:
     return [
         ({"name": "text.png", "mimeType": "image/png", "buffer": b"no image"}, "must be a JPEG, PNG, WebP, GIF or BMP"),
         ({"name": "empty.jpg", "mimeType": "image/jpeg", "buffer": b""}, "must be a JPEG, PNG, WebP, GIF or BMP"),
-        ({**whole, "name": "half.png", "buffer": whole["buffer"][:5000]}, "is damaged"),
+        ({**whole, "name": "half.png", "buffer": whole["buffer"][:5000]}, "is corrupt"),
         (huge, "must have at most 89,478,485 pixels, got 10000 x 10000. Resize the image."),
     ]
 
@@ -523,11 +523,11 @@ def test_camera_without_permission_leaves_no_answer(page: Page, easy: Dataset) -
 
 
 def test_files_that_python_rejects_are_rejected(page: Page) -> None:
-    reasons = dict.fromkeys(damaged_files(), "is damaged. Choose another image.")
+    reasons = dict.fromkeys(corrupt_files(), "is corrupt. Choose another image.")
     for name in files_of_other_formats():
         got = "an unknown format" if name == "unknown" else name
         reasons[name] = f"must be a JPEG, PNG, WebP, GIF or BMP image, got {got}. Convert the file."
-    for name, content in {**damaged_files(), **files_of_other_formats()}.items():
+    for name, content in {**corrupt_files(), **files_of_other_formats()}.items():
         page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
         expect(page.get_by_role("alert")).to_have_text(f"{name} {reasons[name]}")
 

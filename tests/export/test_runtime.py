@@ -36,7 +36,7 @@ def test_cache_is_used_and_repaired(runtime: Path, tmp_path: Path, monkeypatch: 
         runtime_module, "_download", lambda folder: shutil.copytree(runtime, folder, dirs_exist_ok=True)
     )
     paths = runtime_files(None)
-    paths[0].write_text("damaged")
+    paths[0].write_text("corrupt")
     assert runtime_files(None)[0].read_bytes() == (runtime / paths[0].name).read_bytes()
     monkeypatch.setattr(runtime_module, "_download", lambda folder: pytest.fail("downloaded again"))
     assert runtime_files(None) == paths

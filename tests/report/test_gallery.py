@@ -156,7 +156,7 @@ def test_stored_cosine_equals_the_metric_for_different_grids(easy: Dataset, tmp_
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"images": [{}]}', '{"images": [{"row": "x"}]}'])
-def test_damaged_gallery_is_named(tmp_path: Path, content: str) -> None:
+def test_corrupt_gallery_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "gallery.json"
     assert gallery_rows(path) == []
     path.write_text(content, encoding="utf-8")

@@ -262,7 +262,7 @@ def test_invalid_json_is_an_input_error_with_the_file_name(tmp_path: Path) -> No
         write_report([folder], tmp_path / "report.html")
 
 
-def test_damaged_per_image_file_is_an_input_error_with_the_file_name(tmp_path: Path) -> None:
+def test_corrupt_per_image_file_is_an_input_error_with_the_file_name(tmp_path: Path) -> None:
     root = write_train_folder(tmp_path / "run")
     (root / "student" / "per_image.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"student/per_image\.npz must be a readable"):

@@ -114,7 +114,7 @@ def test_unknown_name_is_an_input_error_that_lists_checkpoints(checkpoints: Chec
         Checkpoints(checkpoints.folder / "other").load_weights("last-00000001.pt")
 
 
-# --- damaged files
+# --- corrupt files
 
 
 def truncate(path: Path) -> None:
@@ -138,14 +138,14 @@ def flip_bit(path: Path) -> None:
 @pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
 @pytest.mark.parametrize("damage", [truncate, empty, zero, flip_bit, Path.unlink])
 @pytest.mark.parametrize("name", ["last-00000030.pt", "last-00000030.json", "best-00003.pt"])
-def test_previous_checkpoint_is_used_if_the_newest_is_damaged(
+def test_previous_checkpoint_is_used_if_the_newest_is_corrupt(
     checkpoints: Checkpoints, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(checkpoints.folder / name)
     if (damage, name) == (Path.unlink, "last-00000030.json"):  # the same as a checkpoint without its manifest yet
         assert load_step_and_best(checkpoints) == (20, 1.0)
         return
-    with pytest.warns(CorruptCheckpointWarning, match="last-00000030 is damaged .* resuming from last-00000020"):
+    with pytest.warns(CorruptCheckpointWarning, match="last-00000030 is corrupt .* resuming from last-00000020"):
         assert load_step_and_best(checkpoints) == (20, 1.0)
     checkpoints.save(30, {"step": 30, **weights(30)}, (4, weights(4)))
     assert load_step_and_best(checkpoints) == (30, 4.0)
@@ -164,7 +164,7 @@ def test_every_flipped_byte_is_detected(checkpoints: Checkpoints) -> None:
 
 
 @pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
-def test_error_names_every_damaged_checkpoint(checkpoints: Checkpoints) -> None:
+def test_error_names_every_corrupt_checkpoint(checkpoints: Checkpoints) -> None:
     flip_bit(checkpoints.folder / "last-00000020.pt")
     truncate(checkpoints.folder / "last-00000030.pt")
     with pytest.raises(InputError, match=r"last-00000030 .*; last-00000020 .*Delete that folder"):

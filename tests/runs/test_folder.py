@@ -1,4 +1,4 @@
-"""Run folders: files round-trip, and damaged files raise input errors."""
+"""Run folders: files round-trip, and corrupt files raise input errors."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: fl
     with pytest.raises(InputError) as caught:
         load(folder)
     assert str(caught.value) == (
-        f"{folder / WEIGHTS_FILE} is damaged: its checksum differs. Train the run again or restore it."
+        f"{folder / WEIGHTS_FILE} is corrupt: its checksum differs. Train the run again or restore it."
     )
 
 
@@ -103,7 +103,7 @@ def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: fl
 def test_truncated_or_missing_weights_are_an_input_error(folder: Path) -> None:
     content = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(content[:-1])
-    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"model\.safetensors is corrupt"):
         load(folder)
     (folder / WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match=r"has a model\.json but no model\.safetensors"):
@@ -329,7 +329,7 @@ def test_run_is_finished_once_it_has_metrics_and_a_model(folder: Path, tmp_path:
 @pytest.mark.fault("corrupt file of a run")
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", "{" * 100_000, "a: !!python/name:os.system", "a: [", "\0"])
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "metrics.jsonl", "environment.json"])
-def test_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text: str) -> None:
+def test_corrupt_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text: str) -> None:
     run = Run(tmp_path)
     (tmp_path / name).write_text(text)
     read = {
@@ -342,5 +342,5 @@ def test_damaged_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text
         assert read() == []
         return
     advice = "Delete it" if name.startswith("metrics") else "Restore it"
-    with pytest.raises(InputError, match=rf"{re.escape(name)} is damaged \(.*\)\. {advice}"):
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is corrupt \(.*\)\. {advice}"):
         read()

@@ -1,4 +1,4 @@
-"""The file of the results of each test image: no pickles, atomic, damaged files are rejected."""
+"""The file of the results of each test image: no pickles, atomic, corrupt files are rejected."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_columns_with_python_objects_keep_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", b"no archive"])
-def test_damaged_file_is_rejected(tmp_path: Path, content: bytes) -> None:
+def test_corrupt_file_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "per_image.npz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"per_image\.npz must be .*damaged.*--resume"):
+    with pytest.raises(InputError, match=r"per_image\.npz must be .*corrupt.*--resume"):
         read_per_image(path)

@@ -237,7 +237,7 @@ def readable_files() -> dict[str, bytes]:
     return files
 
 
-def damaged_files() -> dict[str, bytes]:
+def corrupt_files() -> dict[str, bytes]:
     """Return files of a known format that neither Python nor the page reads, by description."""
     rgb = Image.fromarray(photo())
     whole = {name: encode(rgb, name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP")}

@@ -124,8 +124,8 @@ def test_checksummed_json_round_trip(tmp_path: Path) -> None:
     text = dump_checksummed({"step": 30, "name": "猫"})
     path.write_text(text, encoding="utf-8")
     assert load_checksummed(path) == {"step": 30, "name": "猫"}
-    for damaged in (text.replace("30", "31"), '{"step": 30}', "[]"):
-        path.write_text(damaged, encoding="utf-8")
+    for corrupt in (text.replace("30", "31"), '{"step": 30}', "[]"):
+        path.write_text(corrupt, encoding="utf-8")
         with pytest.raises(ValueError, match="its checksum differs"):
             load_checksummed(path)
 

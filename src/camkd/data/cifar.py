@@ -124,7 +124,7 @@ def open_cifar(archive: CifarArchive, size: int | None, cache: Path, progress: P
 
 
 def cache_key(archive: CifarArchive) -> str:
-    """Return the key of the stored dataset: the md5 of the archive, and how its records are read and split."""
+    """Return the key of the cached dataset: the md5 of the archive, and how its records are read and split."""
     return encode_key(
         {
             "version": VERSION,

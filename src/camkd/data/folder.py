@@ -91,7 +91,7 @@ def open_folder(
 
 
 def cache_key(listing: FolderListing, size: int, bad_images: BadImages) -> str:
-    """Return the key of the stored dataset: the folder, the options, and the size and time of each file."""
+    """Return the key of the cached dataset: the folder, the options, and the size and time of each file."""
     splits = {
         split: {name: [[file.name, file.bytes, file.modified_ns] for file in files] for name, files in classes.items()}
         for split, classes in listing.splits.items()

@@ -135,7 +135,7 @@ def _open_image(file: IO[bytes]) -> ImageFile.ImageFile:
     except UnidentifiedImageError as error:
         other = (name for name, pattern in OTHER_FORMATS.items() if re.match(pattern, header, re.DOTALL))
         raise ValueError(
-            f"an image must be JPEG, PNG, WebP, GIF or BMP, got {next(other, 'a damaged or unknown header')}"
+            f"an image must be JPEG, PNG, WebP, GIF or BMP, got {next(other, 'a corrupt or unknown header')}"
         ) from error
 
 

@@ -209,7 +209,7 @@ def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool 
 
 
 def cache_key(size: int, *, cue: bool) -> str:
-    """Return the key of the stored dataset: every setting that the images depend on."""
+    """Return the key of the cached dataset: every setting that the images depend on."""
     values: dict[str, Any] = {
         "version": VERSION,
         "source": "shapes",

@@ -49,7 +49,7 @@ def encode_key(values: Mapping[str, Any]) -> str:
     """Encode the inputs of a dataset as canonical JSON, the ``key`` of `build_or_open`.
 
     List every value explicitly and add a ``"version"``. A key made of ``repr()`` or ``vars()`` of an object changes
-    when a class or a field is renamed, and the stored dataset is then no longer found.
+    when a class or a field is renamed, and the cached dataset is then no longer found.
 
     Example:
         >>> encode_key({"version": 1, "source": "cifar10", "md5": "c32a1d4ab5d03f1284b67883e8d87530"})
@@ -59,7 +59,7 @@ def encode_key(values: Mapping[str, Any]) -> str:
 
 
 def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], SplitArrays]) -> Dataset:
-    """Open the stored dataset of ``name`` and ``key``; build it first if it is missing.
+    """Open the cached dataset of ``name`` and ``key``; build it first if it is missing.
 
     The dataset is built in a temporary folder. The folder gets its final name when it is complete, and is removed
     on an exception or Ctrl-C.
@@ -75,7 +75,7 @@ def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Spli
         The dataset, with memory-mapped images and masks.
 
     Raises:
-        InputError: If the cache cannot be written, the disk is full, or the stored dataset is corrupt.
+        InputError: If the cache cannot be written, the disk is full, or the cached dataset is corrupt.
     """
     safe_name = re.sub(r"[^\w.-]+", "_", name)[:60]
     digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
@@ -210,7 +210,7 @@ def _open(folder: Path) -> Dataset:
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"the stored dataset '{folder}' is corrupt ({error}). Delete the folder to rebuild it."
+            f"the cached dataset '{folder}' is corrupt ({error}). Delete the folder to rebuild it."
         ) from error
     return Dataset(
         name=manifest["name"],

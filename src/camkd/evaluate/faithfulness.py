@@ -37,7 +37,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
         - ``insertion``, ``deletion``, ``road``, ``average_drop``, ``confidence_increase``: means over the sample.
         - ``*_shuffled``: the same metrics with the map of another image, chosen by
           `camkd.evaluate.metrics.derangement`. Absent for a single image.
-        - ``randomised_spearman``: see `camkd.evaluate.sanity.sanity`. Absent if the logits or the maps of the
+        - ``randomized_spearman``: see `camkd.evaluate.sanity.sanity`. Absent if the logits or the maps of the
           randomized copy are not finite.
         - ``faithfulness_images``: number of images in the sample.
 
@@ -68,7 +68,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
     metrics = {name: total / len(sample) for name, total in sums.items()}
     similarity = sanity(model, sample, predictions)
     if similarity is not None:
-        metrics["randomised_spearman"] = similarity
+        metrics["randomized_spearman"] = similarity
     metrics["faithfulness_images"] = len(sample)
     return metrics
 

@@ -38,7 +38,7 @@ METRIC_KEYS = (
     "road",
     "average_drop",
     "confidence_increase",
-    "randomised_spearman",
+    "randomized_spearman",
 )
 """Keys of the metrics in the order of the columns of ``comparison.csv``."""
 

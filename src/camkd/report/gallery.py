@@ -135,7 +135,7 @@ def gallery_rows(path: Path) -> list[int]:
         Rows of the test split, empty if the file does not exist.
 
     Raises:
-        InputError: If the file is damaged.
+        InputError: If the file is corrupt.
     """
     if not path.exists():
         return []
@@ -143,7 +143,7 @@ def gallery_rows(path: Path) -> list[int]:
         return [int(record["row"]) for record in load_json(path.read_text(encoding="utf-8"))["images"]]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"{path} must be a gallery, got a damaged file ({error}). Delete metrics.json beside it and start the run "
+            f"{path} must be a gallery, got a corrupt file ({error}). Delete metrics.json beside it and start the run "
             "again with --resume; both files are then rewritten without training."
         ) from error
 

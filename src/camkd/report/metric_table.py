@@ -143,7 +143,7 @@ METRICS = (
         optional=True,
     ),
     MetricSpec(
-        "randomised_spearman",
+        "randomized_spearman",
         "Weight randomization",
         _format_decimal,
         "Rank correlation of the model's map with the map of a copy with shuffled weights (Adebayo et al. 2018). Near "

@@ -2,7 +2,7 @@
 
 A checkpoint consists of a file with the training state, optionally a file with the best weights so far, and a manifest
 with the size and the SHA-256 of each file. The manifest is written last, and files without a readable manifest are
-ignored. The previous checkpoint is kept; it is used if a file of the newest checkpoint is damaged. Files are read with
+ignored. The previous checkpoint is kept; it is used if a file of the newest checkpoint is corrupt. Files are read with
 ``torch.load(weights_only=True)``, so no code in them is executed.
 """
 
@@ -31,7 +31,7 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class CorruptCheckpointWarning(UserWarning):
-    """The newest checkpoint is damaged, and an older checkpoint is used."""
+    """The newest checkpoint is corrupt, and an older checkpoint is used."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Checkpoints:
     folder: Path
 
     def __bool__(self) -> bool:
-        """Return True if the folder holds at least one manifest, even a damaged manifest."""
+        """Return True if the folder holds at least one manifest, even a corrupt manifest."""
         return bool(self._manifests())
 
     def save(self, step: int, state: Mapping[str, Any], best: tuple[int, Mapping[str, Any]] | None = None) -> None:
@@ -84,10 +84,10 @@ class Checkpoints:
             The training state, and the best weights at that step or None.
 
         Raises:
-            InputError: If there is no checkpoint, or all checkpoints are damaged.
+            InputError: If there is no checkpoint, or all checkpoints are corrupt.
 
         Warns:
-            CorruptCheckpointWarning: If the newest checkpoint is damaged and an older checkpoint is used.
+            CorruptCheckpointWarning: If the newest checkpoint is corrupt and an older checkpoint is used.
         """
         manifests = self._manifests()
         if not manifests:
@@ -97,7 +97,7 @@ class Checkpoints:
             try:
                 states = self._load_states(manifest)
             except _READ_ERRORS as error:
-                damage.append(f"{manifest.stem} is damaged ({error})")
+                damage.append(f"{manifest.stem} is corrupt ({error})")
                 continue
             if damage:
                 warnings.warn(
@@ -121,7 +121,7 @@ class Checkpoints:
             The state dict of the model. For a training state ``last-<step>.pt``, it holds the averaged weights.
 
         Raises:
-            InputError: If there is no such checkpoint, or if the file is damaged.
+            InputError: If there is no such checkpoint, or if the file is corrupt.
         """
         if name is None:
             state, best = self.load()

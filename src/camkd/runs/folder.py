@@ -25,10 +25,10 @@ from camkd.types import InputError
 from camkd.utils.files import load_json, write_json, write_text
 
 RESTORE = "Restore it from a copy, or choose another --out"
-"""Advice in the error message for a damaged file that a resumed run needs."""
+"""Advice in the error message for a corrupt file that a resumed run needs."""
 
 RECREATE = "Delete it and resume the run"
-"""Advice in the error message for a damaged file that a resumed run writes again."""
+"""Advice in the error message for a corrupt file that a resumed run writes again."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Run:
         """Read the resolved configuration; empty if the run has not started.
 
         Raises:
-            InputError: If the file is damaged.
+            InputError: If the file is corrupt.
         """
         return _read_mapping(self.folder / "config.yaml", _parse_yaml, RESTORE)
 
@@ -121,7 +121,7 @@ class Run:
             The content of ``environment.json``; empty if the run has not started.
 
         Raises:
-            InputError: If the file is damaged.
+            InputError: If the file is corrupt.
         """
         return _read_mapping(self.folder / "environment.json", load_json, RESTORE)
 
@@ -129,7 +129,7 @@ class Run:
         """Read the final metrics; empty if the run is unfinished.
 
         Raises:
-            InputError: If the file is damaged.
+            InputError: If the file is corrupt.
         """
         return _read_mapping(self.metrics_file, load_json, RECREATE)
 
@@ -137,7 +137,7 @@ class Run:
         """Read the training history: one row per epoch, and no row if the file does not exist.
 
         Raises:
-            InputError: If the file is damaged.
+            InputError: If the file is corrupt.
         """
         if not self.history_file.exists():
             return []
@@ -146,7 +146,7 @@ class Run:
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("every line must be an object")
         except ValueError as error:
-            raise InputError(f"{self.history_file} is damaged ({error}). {RECREATE}.") from error
+            raise InputError(f"{self.history_file} is corrupt ({error}). {RECREATE}.") from error
         return rows
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
@@ -164,13 +164,13 @@ def default_run_folder(data: str, *names: str) -> Path:
 
 
 def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict[str, Any]:
-    """Read a file with one mapping; empty if there is no file. Raise ``InputError`` if the file is damaged."""
+    """Read a file with one mapping; empty if there is no file. Raise ``InputError`` if the file is corrupt."""
     try:
         values = parse(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(values, dict):
             raise ValueError(f"it must hold an object, got {type(values).__name__}")
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}). {advice}.") from error
+        raise InputError(f"{path} is corrupt ({error}). {advice}.") from error
     return values
 
 

@@ -68,7 +68,7 @@ def read_model_info(source: str | Path) -> ModelInfo:
         The model info. Unknown entries of the file are ignored.
 
     Raises:
-        InputError: If there is no trained model, or its ``model.json`` is damaged.
+        InputError: If there is no trained model, or its ``model.json`` is corrupt.
 
     Example:
         >>> read_model_info("cam-net-cifar10").classes[:3]
@@ -107,7 +107,7 @@ def load(source: str | Path) -> ImageClassifier:
         The model on the CPU, in evaluation mode. ``model.info`` is its `ModelInfo`.
 
     Raises:
-        InputError: If there is no such model, if a file is damaged, or if the weights do not fit the network.
+        InputError: If there is no such model, if a file is corrupt, or if the weights do not fit the network.
 
     Example:
         >>> model = camkd.load("cam-net-cifar10")                                     # doctest: +SKIP
@@ -134,7 +134,7 @@ def _load_saved(source: str | Path) -> ImageClassifier:
         raise InputError(f"{folder} has a {INFO_FILE} but no {WEIGHTS_FILE}. Train the run again or restore it.")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != info.sha256:
-        raise InputError(f"{path} is damaged: its checksum differs. Train the run again or restore it.")
+        raise InputError(f"{path} is corrupt: its checksum differs. Train the run again or restore it.")
     model = build(info.architecture, len(info.classes), info.size, pretrained=False)
     try:
         model.load_state_dict(load_safetensors(content))
@@ -149,7 +149,7 @@ def _load_saved(source: str | Path) -> ImageClassifier:
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
-    """Read the metrics of the model in ``folder``; empty if the file is missing or damaged."""
+    """Read the metrics of the model in ``folder``; empty if the file is missing or corrupt."""
     try:
         return Run(folder).read_metrics()
     except InputError:

@@ -37,13 +37,13 @@ def read_per_image(path: Path) -> dict[str, NDArray[Any]]:
         Arrays by column.
 
     Raises:
-        InputError: If the file is missing or damaged.
+        InputError: If the file is missing or corrupt.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return dict(stored)
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own exceptions for a damaged file
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own exceptions for a corrupt file
         raise InputError(
-            f"{path} must be a readable .npz file, got a damaged file ({error}). Delete metrics.json beside it and "
+            f"{path} must be a readable .npz file, got a corrupt file ({error}). Delete metrics.json beside it and "
             "start the run again with --resume; both files are then rewritten without training."
         ) from error

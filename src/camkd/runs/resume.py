@@ -108,7 +108,7 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
 
     Raises:
         InputError: If the folder holds a run and ``resume`` is None. If the run has other settings that ``resume`` does
-            not accept, or other images, teacher weights or loss terms. If ``config.yaml`` is missing or damaged.
+            not accept, or other images, teacher weights or loss terms. If ``config.yaml`` is missing or corrupt.
     """
     stored_options = run.config()
     if not stored_options and run.checkpoints:

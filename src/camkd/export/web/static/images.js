@@ -28,7 +28,7 @@ const OTHER_FORMATS = {
 
 // The message continues a sentence that starts with the name of the file.
 export class UnreadableImageError extends Error {}
-const DAMAGED = "is damaged. Choose another image";
+const CORRUPT = "is corrupt. Choose another image";
 
 export async function decode(file) {
   if (file.size > MAX_FILE_BYTES) {
@@ -36,7 +36,7 @@ export async function decode(file) {
   }
   const blob = new Blob([file]);  // without a type, so that the browser detects the format from the content
   const format = await readFormat(blob);
-  if (!isComplete(new Uint8Array(await blob.arrayBuffer()), format)) throw new UnreadableImageError(DAMAGED);
+  if (!isComplete(new Uint8Array(await blob.arrayBuffer()), format)) throw new UnreadableImageError(CORRUPT);
   const { width, height } = await readSize(blob);
   if (width * height > MAX_PIXELS) {
     throw new UnreadableImageError(`must have at most ${MAX_PIXELS.toLocaleString("en")} pixels, got ${width} x ${height}. Resize the image`);
@@ -44,7 +44,7 @@ export async function decode(file) {
   try {
     return await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
-    throw new UnreadableImageError(DAMAGED);
+    throw new UnreadableImageError(CORRUPT);
   }
 }
 
@@ -83,7 +83,7 @@ function readSize(blob) {
   const image = new Image();
   return new Promise((resolve, reject) => {
     image.onload = () => resolve({ width: image.naturalWidth, height: image.naturalHeight });
-    image.onerror = () => reject(new UnreadableImageError(DAMAGED));
+    image.onerror = () => reject(new UnreadableImageError(CORRUPT));
     image.src = url;
   }).finally(() => URL.revokeObjectURL(url));
 }
