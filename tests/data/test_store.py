@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import tracemalloc
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ from camkd.data.augment import Views
 from camkd.data.dataset import SPLITS, Dataset, Split, fingerprint
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.types import InputError
-from camkd.utils.files import TEMP_SUFFIX
+from camkd.utils.files import LOCK_SUFFIX, TEMP_SUFFIX
 from support.stored_dataset import make_arrays, open_pets
 
 CPU = torch.device("cpu")
@@ -157,10 +157,8 @@ def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     for folder in (stale, locked):
         folder.mkdir(parents=True)
         create_image_file(folder / "train_images.npy", 3, 4)
-    handle = os.open(locked, os.O_RDONLY)  # another process builds this dataset
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    open_pets(tmp_path)
-    os.close(handle)
+    with FileLock(f"{locked}{LOCK_SUFFIX}"):  # another process builds this dataset
+        open_pets(tmp_path)
     assert not stale.exists()
     assert locked.exists()
 

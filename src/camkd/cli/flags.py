@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import sys
+import textwrap
 from argparse import SUPPRESS, Action
 from collections.abc import Collection
 from dataclasses import fields
@@ -33,7 +37,7 @@ def add_flags(
     """
     for config in configs:
         hints = get_type_hints(config)
-        docs = docstring_parser.parse(config.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+        docs = docstring_parser.parse(_docstring(config), docstring_parser.DocstringStyle.GOOGLE)
         helps = {param.arg_name: (param.description or "").rstrip(".") for param in docs.params}
         for field in fields(config):
             if field.name in exclude or (only is not None and field.name not in only):
@@ -42,6 +46,15 @@ def add_flags(
             names = (flag, *ALIASES.get(field.name, ()))
             kind = {"action": "store_true"} if hints[field.name] is bool else {"type": hints[field.name]}
             parser.add_argument(*names, **kind, default=field.default, help=helps[field.name])
+
+
+def _docstring(config: type) -> str:
+    """Return the docstring of a class, from its source if ``python -OO`` or ``PYTHONOPTIMIZE=2`` removed it."""
+    if sys.flags.optimize < 2:
+        return config.__doc__ or ""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    return ast.get_docstring(definition) or ""
 
 
 class PlainHelp(DefaultHelpFormatter):

@@ -5,7 +5,8 @@ Torch is imported when a command runs, so that ``--help`` starts fast.
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 import shlex
 import sys
 import warnings
@@ -19,6 +20,7 @@ from camkd.cli.commands import COMMANDS, Command, Group
 from camkd.cli.commands.common import CommandFailed
 from camkd.cli.flags import PlainHelp, clean_parser_error
 from camkd.cli.recipes import expand_recipe
+from camkd.cli.streams import checked_stdout, is_output_error, print_json, print_message
 from camkd.types import InputError, Interrupted
 
 PROGRAM = "camkd"
@@ -34,7 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status. 0: done. 1: failed, or a metric violates --fail-under or --fail-over. 2: wrong input, with a
         sentence on stderr. 130: interrupted; a training command saves the state and prints the resume command.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no advice about its cache folder
+    try:
+        with checked_stdout():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except OSError as error:
+        if not is_output_error(error):
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader has ended, such as `camkd list models | head -1`
+            return 1
+        return _exit(1, f"stdout must be writable, got: {error.strerror}. Free disk space, or print to another file.")
+
+
+def _run(arguments: list[str]) -> int:
+    """Parse the arguments, run the command, print its result and return the exit status."""
     parser = _build_parser()
     if not arguments:
         parser.print_help()
@@ -74,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resume_arguments = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return _exit(130, f"interrupted{state}. Resume with: {shlex.join([PROGRAM, *resume_arguments])}")
     if options.json and result is not None:  # ranks other than 0 return None
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        print_json(result)
     return 0 if failure is None else _exit(1, failure)
 
 
@@ -89,15 +104,34 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise InputError(clean_parser_error(str(error))) from error
     except ValueError as error:  # the file is not UTF-8, or its path has a null byte
         raise InputError(f"--config must be a YAML file in UTF-8, got an error: {error}.") from error
-    for name, value in options.items():
-        if isinstance(value, str) and "\0" in value:
-            flag = name.rpartition(".")[2].replace("_", "-")
-            raise InputError(f"--{flag} must not contain a null byte, got {value!r}.")
+    for name, value in list(options.items()):
+        flag = f"--{name.rpartition('.')[2].replace('_', '-')}"
+        if isinstance(value, str):
+            options[name] = _check_text(flag, value)
+        elif isinstance(value, list):
+            options[name] = [_check_text(flag, item) if isinstance(item, str) else item for item in value]
     return options
 
 
+def _check_text(flag: str, text: str) -> str:
+    """Reject null bytes, and replace a leading ``~`` or ``~user`` by the home folder, unless a file has this name.
+
+    A shell replaces only a ``~`` at the start of a word: not in ``--out=~/run``, and not in a --config file.
+    """
+    if "\0" in text:
+        raise InputError(f"{flag} must not contain a null byte, got {text!r}.")
+    if not text.startswith("~") or os.path.lexists(text):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded == text:
+        raise InputError(
+            f"{flag} must start with an existing home folder, got {text!r}. Write ./{text}, or a full path."
+        )
+    return expanded
+
+
 def _print_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    print_message(f"{PROGRAM}: {message}")
 
 
 def _build_parser() -> ArgumentParser:
@@ -135,5 +169,5 @@ def _select_command(options: Namespace, commands: Mapping[str, Command | Group])
 
 def _exit(status: int, message: str) -> int:
     """Print a message on stderr and return the exit status."""
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    print_message(f"{PROGRAM}: {message}")
     return status

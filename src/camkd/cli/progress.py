@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from camkd.cli.streams import StderrConsole
 from camkd.train.callbacks import Callback
 
 LINE_INTERVAL = 10.0
@@ -23,7 +23,7 @@ class ProgressReporter(Callback):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.console = StderrConsole(quiet=quiet)
         self.is_live = self.console.is_terminal
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -53,7 +53,7 @@ class ProgressReporter(Callback):
 
     def message(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print_line(text)
 
     def on_message(self, text: str) -> None:
         self.message(text)

@@ -264,5 +264,17 @@ def fingerprint_and_checksums(
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Return the root of the cache: ``cache`` if given, else ``$CAMKD_CACHE``, else ``~/.cache/camkd``."""
-    return cache or Path(os.environ.get("CAMKD_CACHE") or "~/.cache/camkd").expanduser()
+    """Return the root of the cache: ``cache`` if given, else ``$CAMKD_CACHE``, else ``~/.cache/camkd``.
+
+    Raises:
+        InputError: If the home folder is needed and there is none.
+    """
+    if cache is not None:
+        return cache
+    folder = os.environ.get("CAMKD_CACHE") or "~/.cache/camkd"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"the cache folder must be in an existing home folder, got '{folder}'. Set CAMKD_CACHE to a full path."
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -11,16 +10,22 @@ import os
 import platform
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exceeded quota and an exceeded file size limit."""
 
 TEMP_SUFFIX = ".part"
 """Suffix of temporary files and folders. Their names start with a dot."""
+
+LOCK_SUFFIX = ".lock"
+"""Suffix of lock files, and name of the lock file of a folder."""
 
 
 @contextmanager
@@ -106,53 +111,59 @@ def commit_dir(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary_sibling(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
-    """Create and lock a temporary file or folder beside ``path``, and remove it on exit.
+    """Create a temporary file or folder beside ``path`` and a locked lock file beside it, and remove both on exit.
 
     Temporary files of killed processes for the same ``path`` are removed first. The operating system releases the lock
-    of a process that ends, so an unlocked temporary file has no owner.
+    of a process that ends, so a temporary file whose lock is free has no owner.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_temp(path.parent, f".{glob.escape(path.name)}.*{TEMP_SUFFIX}")
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
-    while (descriptor := _create_locked(temporary, create)) is None:
-        pass
+    while (lock := _try_lock(path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}{LOCK_SUFFIX}")) is None:
+        pass  # another process is removing the lock file, which it took for that of a killed process
+    temporary = Path(lock.lock_file.removesuffix(LOCK_SUFFIX))
     try:
+        create(temporary)
         yield temporary
     finally:
         _remove(temporary)
-        os.close(descriptor)
+        _release(lock)
 
 
-def _create_locked(temporary: Path, create: Callable[[Path], None]) -> int | None:
-    """Create and lock a temporary file; None if another process removed it before it was locked."""
-    create(temporary)
+def _try_lock(path: Path) -> FileLock | None:
+    """Create and lock a lock file. None if another process holds the lock."""
+    lock = FileLock(path, timeout=0)
     try:
-        descriptor = os.open(temporary, os.O_RDONLY)
-    except FileNotFoundError:
+        lock.acquire()
+    except Timeout:
         return None
-    with suppress(OSError):  # on a file system without locks, no temporary file is ever removed as stale
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    if temporary.exists():
-        return descriptor
-    os.close(descriptor)
-    return None
+    return lock
+
+
+def _release(lock: FileLock) -> None:
+    """Remove a lock file and release the lock."""
+    path = Path(lock.lock_file)
+    with suppress(OSError):  # Windows does not remove an open file
+        path.unlink()
+    lock.release()
+    if sys.platform == "win32":  # elsewhere, another process may hold the lock file of this name by now
+        with suppress(OSError):
+            path.unlink()
 
 
 def remove_stale_temp(folder: Path, pattern: str = f".*{TEMP_SUFFIX}") -> None:
-    """Remove temporary files and folders of killed processes.
+    """Remove temporary files and folders of killed processes, and their lock files.
 
     Args:
         folder: The folder to clean, without its subfolders.
         pattern: Glob pattern of the names to remove.
     """
-    for path in folder.glob(pattern):
-        with suppress(OSError):  # removed meanwhile, not readable, or locked by its owner
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(path)
-            finally:
-                os.close(descriptor)
+    lock_files = {Path(f"{path}{LOCK_SUFFIX}") for path in folder.glob(pattern)}
+    for path in lock_files.union(folder.glob(f"{pattern}{LOCK_SUFFIX}")):
+        with suppress(OSError):  # a folder that is not writable
+            lock = _try_lock(path)
+            if lock is not None:
+                _remove(Path(str(path).removesuffix(LOCK_SUFFIX)))
+                _release(lock)
 
 
 def _remove(path: Path) -> None:
@@ -163,8 +174,10 @@ def _remove(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush the content of a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush the content of a file, or the names in a folder, to disk. Windows has no flush of names."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -184,30 +197,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
         BlockingIOError: If another process holds the lock. The error names the id and the host of that process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    descriptor = _open_locked(path)
+    owner_file = folder / ".owner"  # not in the lock file, which Windows does not let other processes read
+    lock = _try_lock(folder / LOCK_SUFFIX)
+    if lock is None:
+        owner = owner_file.read_text(encoding="utf-8") if owner_file.exists() else "another process"
+        raise BlockingIOError(errno.EWOULDBLOCK, f"locked by {owner}", str(folder))
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+        owner_file.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _open_locked(path: Path) -> int:
-    """Open and lock the file ``path``; create it again if its previous owner removed it meanwhile."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except BlockingIOError:
-            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise BlockingIOError(errno.EWOULDBLOCK, f"locked by {owner}", str(path.parent)) from None
-        os.close(descriptor)
+        owner_file.unlink(missing_ok=True)
+        _release(lock)
 
 
 def reserve(path: Path, size: int) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, open_reporter, print_message
+from camkd.cli.commands.common import Command, open_reporter
 from camkd.cli.commands.export import DATA_HELP, RUN_HELP
+from camkd.cli.streams import print_message
 
 
 def _add_options(parser: ArgumentParser) -> None:

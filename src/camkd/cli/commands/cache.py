@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, Group, open_data, open_reporter, print_message
+from camkd.cli.commands.common import Command, Group, open_data, open_reporter
 from camkd.cli.flags import add_flags, from_namespace
+from camkd.cli.streams import print_message
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig, epochs_in_budget, num_augmented_epochs
 from camkd.utils.units import format_quantity, parse_quantity
 

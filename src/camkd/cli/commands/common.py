@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +139,3 @@ def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     for note in data.notes:
         reporter.message(f"  {note}")
     return data
-
-
-def print_message(text: str) -> None:
-    """Print one line on stderr."""
-    print(text, file=sys.stderr)

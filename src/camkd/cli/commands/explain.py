@@ -7,7 +7,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, open_reporter, print_message
+from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, open_reporter
+from camkd.cli.streams import print_message
 from camkd.utils.text import shorten_middle
 
 MAX_NAME_WIDTH = 72

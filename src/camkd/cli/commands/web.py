@@ -8,7 +8,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, print_message
+from camkd.cli.commands.common import Command
+from camkd.cli.streams import print_message
 
 
 def _add_options(parser: ArgumentParser) -> None:
