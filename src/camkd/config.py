@@ -77,6 +77,10 @@ class TrainConfig:
     tensorboard: bool = False
 
 
+WeakTeacher = Literal["reject", "accept"]
+"""Treatment of a teacher that is no better than guessing: ``reject`` raises an error, ``accept`` distills from it."""
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """The teacher, the loss, and the cache of teacher outputs.
@@ -86,12 +90,14 @@ class DistillConfig:
         method: a name of 'camkd list methods', or a sum of terms like ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early.
         cache_budget: disk space for cached teacher outputs, like 4GB; augmented epochs repeat when it is full.
         cache_map_size: side of the cached maps, in cells (default: the teacher's own, at most 8).
+        weak_teacher: a teacher that is no better than guessing: stop (reject), or distill from it (accept).
     """
 
     teacher: str = "wrn-16-4"
     method: str = "cam-kd"
     cache_budget: str = "8GB"
     cache_map_size: int | None = None
+    weak_teacher: WeakTeacher = "reject"
 
 
 Role = Literal["teacher", "control", "student"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -28,6 +29,22 @@ def test_accuracy_and_nll_by_hand() -> None:
     labels = torch.tensor([1, 0, 0])
     assert metrics.accuracy(logits, labels) == pytest.approx(2 / 3)
     assert metrics.nll(logits, labels) == pytest.approx(-(2 * np.log(0.75) + np.log(0.25)) / 3, abs=1e-6)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=6))
+def test_balanced_accuracy_over_all_orders(pairs: list[tuple[int, int]]) -> None:
+    """The value is that of the first order, and the standard error that of all orders of the predictions."""
+    predicted, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    result = metrics.balanced_accuracy(torch.tensor(predicted), torch.tensor(labels))
+    values = [
+        np.mean([np.mean(np.array(order)[labels == k] == k) for k in np.unique(labels)])
+        for order in permutations(predicted)
+    ]
+    assert result.value == pytest.approx(values[0])
+    assert result.chance == pytest.approx(1 / len(np.unique(labels)))
+    assert result.standard_error == pytest.approx(np.std(values), abs=1e-7)
+    assert np.mean(values) <= result.chance + 1e-9
 
 
 def test_confusion_matrix_has_true_rows_and_predicted_columns() -> None:

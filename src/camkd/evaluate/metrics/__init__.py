@@ -14,12 +14,21 @@ from camkd.evaluate.metrics.agreement import (
     outcome_masks,
     to_common_grid,
 )
-from camkd.evaluate.metrics.classification import accuracy, confusion_matrix, ece, nll
+from camkd.evaluate.metrics.classification import (
+    BalancedAccuracy,
+    accuracy,
+    balanced_accuracy,
+    confusion_matrix,
+    ece,
+    nll,
+)
 from camkd.evaluate.metrics.localization import energy_inside, pointing_game
 from camkd.evaluate.metrics.map_similarity import cosine, iou_top, pearson, pointing_match, spearman
 
 __all__ = [
+    "BalancedAccuracy",
     "accuracy",
+    "balanced_accuracy",
     "confusion_matrix",
     "cosine",
     "derangement",

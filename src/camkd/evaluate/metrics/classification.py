@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +29,61 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     """
     _check_shapes(logits, labels)
     return (logits.argmax(1) == labels).double().mean().item()
+
+
+class BalancedAccuracy(NamedTuple):
+    """Balanced accuracy, and its distribution for predictions that are independent of the images.
+
+    Attributes:
+        value: Mean over the classes of the share of their images that are predicted correctly, 0 to 1.
+        chance: Balanced accuracy of a constant prediction: 1 divided by the number of classes that have images. The
+            expectation of random predictions is no higher.
+        standard_error: Standard deviation of the balanced accuracy over all orders of the predictions.
+    """
+
+    value: float
+    chance: float
+    standard_error: float
+
+
+def balanced_accuracy(predicted: Tensor, labels: Tensor) -> BalancedAccuracy:
+    """Balanced accuracy: the mean over classes of the share of their images that are predicted correctly.
+
+    Predictions that do not depend on the images could be assigned to the images in any order. The standard error is the
+    standard deviation over all orders, computed exactly: the balanced accuracy is ``sum_i a(i, i)``, where
+    ``a(i, j) = w(j)`` if the prediction of image ``i`` is the label of image ``j``, and ``w(j)`` is 1 divided by the
+    number of classes and by the number of images with this label. The variance of a sum over random orders is
+    ``sum_ij d(i, j)^2 / (N - 1)``, where ``d`` is ``a`` minus its row and column means plus its mean (Hoeffding 1951).
+
+    Args:
+        predicted: Predicted classes ``(N,)``.
+        labels: True classes ``(N,)``, with ``N >= 1``.
+
+    Returns:
+        Value, chance level and standard error. Classes without images do not count.
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 1]))
+        BalancedAccuracy(value=0.5, chance=0.5, standard_error=0.0)
+    """
+    size = len(labels)
+    classes = 1 + int(torch.cat([predicted, labels]).max())
+    predictions = predicted.bincount(minlength=classes).double()
+    images = labels.bincount(minlength=classes).double()
+    correct = labels[predicted == labels].bincount(minlength=classes).double()
+    chance = 1 / int((images > 0).sum())
+    weights = torch.where(images > 0, chance / images.clamp(min=1), 0.0)
+    row_means = images * weights / size
+    column_means = predictions * weights / size
+    mean = (predictions * row_means).sum() / size
+    squares = (
+        (predictions * images * weights**2).sum()
+        - size * (predictions * row_means**2).sum()
+        - size * (images * column_means**2).sum()
+        + size**2 * mean**2
+    )
+    variance = max(0.0, squares.item()) / (size - 1) if size > 1 else 0.0
+    return BalancedAccuracy((correct * weights).sum().item(), chance, math.sqrt(variance))
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
