@@ -28,7 +28,7 @@ EPOCHS = 3  # of one step each
 @pytest.fixture(autouse=True)
 def accept_any_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accept teachers that are trained for too short a time to be accurate."""
-    monkeypatch.setattr(Teacher, "check_accuracy", lambda teacher: 1.0)
+    monkeypatch.setattr(Teacher, "check_accuracy", lambda *arguments: "")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def explain(source: Path, files: list[str], out: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    result = explain_files(str(source), files, out, None, lambda *done: None, **options)
+    result = explain_files(str(source), files, out, None, lambda *done: None, print, **options)
     assert result["classes"] == ["berry", "leaf", "sky"]
     records: dict[str, dict[str, Any]] = result["images"]
     return records
@@ -77,7 +77,7 @@ def test_top_beyond_the_classes_is_refused(finished: Any, tmp_path: Path, top: i
 def test_contrast_with_every_kind_of_output(finished: Any, easy_folder: Path, tmp_path: Path, suffix: str) -> None:
     files = [str(easy_folder / "test")]
     out = tmp_path / f"maps{suffix}"
-    result = explain_files(str(finished.folder), files, out, None, lambda *done: None, against=["leaf", "leaf"])
+    result = explain_files(str(finished.folder), files, out, None, lambda *done: None, print, against=["leaf", "leaf"])
     assert result["against"] == ["leaf"]
     predicted = {record["student"]["class"] for record in result["images"].values()}
     assert "leaf" in predicted, "the images of leaves must be among the images"

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
-from camkd.data.dataset import Dataset
+from camkd.data.dataset import Dataset, Split
 from camkd.data.sources import open_data
-from camkd.distill.teacher import Teacher, find_teacher, load_teacher
+from camkd.distill.teacher import Teacher, TeacherTargets, find_teacher, load_teacher
 from camkd.evaluate import predict_split
 from camkd.experiments import pipeline
 from camkd.experiments.finished_runs import reevaluate
@@ -678,23 +678,75 @@ def corrupt(teacher: Teacher, kind: str) -> Teacher:
 
 def test_teacher_accuracy_is_reported(easy: Dataset, loaded_teacher: Teacher) -> None:
     right = (loaded_teacher.val_targets.class_ids.numpy() == easy.val.labels).mean()
-    assert loaded_teacher.check_accuracy() == pytest.approx(right)
+    assert loaded_teacher.check_accuracy() == f"validation accuracy {right:.1%}"
     messages = Messages()
     prepare_supervision(loaded_teacher, easy, run_config(distill=DistillConfig(method="kd")), [messages])
     assert messages.texts[0] == f"teacher: validation accuracy {right:.1%}"
 
 
+def with_predictions(teacher: Teacher, predicted: list[int], labels: list[int]) -> Teacher:
+    """Return the teacher with these predictions on as many validation images."""
+    images = np.zeros((len(labels), 2, 2, 3), np.uint8)
+    changed = replace(teacher, val=Split(images, np.array(labels)))
+    targets = TeacherTargets(torch.tensor(predicted), torch.zeros(len(labels), 1, 1))
+    changed.__dict__["val_targets"] = targets  # the value of a cached property
+    return changed
+
+
+@pytest.mark.fault("teacher of unbalanced classes")
+@pytest.mark.parametrize(
+    ("counts", "correct"),
+    [
+        ((980, 20), (972, 14)),  # 98.6 % where guessing gives 98.0 %
+        ((39, 4), (38, 3)),  # 10:1
+        ((500, 300, 5), (480, 120, 4)),
+        ((990, 5, 5), (985, 0, 4)),
+    ],
+)
+def test_good_teacher_of_unbalanced_classes_is_accepted(
+    loaded_teacher: Teacher, counts: tuple[int, ...], correct: tuple[int, ...]
+) -> None:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    predicted = [
+        label if number < correct[label] else (label + 1) % len(counts)
+        for label, count in enumerate(counts)
+        for number in range(count)
+    ]
+    accuracy = sum(correct) / sum(counts)
+    assert with_predictions(loaded_teacher, predicted, labels).check_accuracy() == f"validation accuracy {accuracy:.1%}"
+
+
+@pytest.mark.fault("teacher of unbalanced classes")
+@pytest.mark.parametrize(
+    ("counts", "predicted"),
+    [
+        ((980, 20), [0] * 1000),  # the most frequent class: 98.0 % are correct
+        ((980, 20), [0] * 19 + [1] + [0] * 980),  # one image differs, at random
+        ((2, 2), [0, 0, 0, 0]),
+        ((4, 1), [0, 0, 0, 0, 0]),
+        ((30, 3), [1] * 30 + [0] * 3),  # classes in another order
+        ((2, 1, 1), [1, 1, 2, 0]),
+    ],
+)
+def test_guessing_teacher_of_unbalanced_classes_is_refused(
+    loaded_teacher: Teacher, counts: tuple[int, ...], predicted: list[int]
+) -> None:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    teacher = with_predictions(loaded_teacher, predicted, labels)
+    with pytest.raises(InputError, match=rf"above {1 / len(counts):.1%}, .* add --weak-teacher accept\."):
+        teacher.check_accuracy()
+    assert "no better than guessing: balanced accuracy" in teacher.check_accuracy("accept")
+
+
 @pytest.mark.fault("teacher that does not fit the dataset")
 def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
-    """Four images, two of them of one class: two standard errors of the share of this class are 50 points."""
-    labels = loaded_teacher.val_targets.class_ids.numpy()
-    rows = np.array([np.flatnonzero(labels == label)[position] for label, position in ((0, 0), (0, 1), (1, 0), (1, 1))])
-    few = replace(loaded_teacher.val.take(rows), labels=np.array([0, 0, 1, 2]))
+    """Two of three images are right. The three orders of the predictions 0, 1, 0 have 2, 1 and 0 correct images."""
     with pytest.raises(
         InputError,
-        match=r"at least 100\.0% of the 4 .* got 75\.0%\. .* 50\.0%\..* another --teacher\..* lower the bound\.$",
+        match=r"above 33\.3%, that of guessing, .* 87\.8% on the 3 .* got 66\.7% .*accept\. .* lower the bound\.$",
     ):
-        replace(loaded_teacher, val=few).check_accuracy()
+        with_predictions(loaded_teacher, [0, 1, 0], [0, 1, 2]).check_accuracy()
+    assert with_predictions(loaded_teacher, [0, 1, 2], [0, 1, 2]).check_accuracy() == "validation accuracy 100.0%"
 
 
 @pytest.mark.fault("teacher that does not fit the dataset")
@@ -709,8 +761,13 @@ def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: 
 @pytest.mark.fault("teacher that does not fit the dataset")
 @pytest.mark.parametrize("kind", ["order of classes", "normalization", "weights"])
 def test_teacher_near_chance_is_refused(easy: Dataset, loaded_teacher: Teacher, kind: str) -> None:
-    with pytest.raises(InputError, match=r"of the 24 validation images.*33\.3%"):
+    with pytest.raises(InputError, match=r"above 33\.3%, .* on the 24 validation images"):
         prepare_supervision(corrupt(loaded_teacher, kind), easy, run_config(distill=DistillConfig(method="cam-kd")))
+    messages = Messages()
+    accepted = run_config(distill=DistillConfig(method="cam-kd", weak_teacher="accept"))
+    supervision, _ = prepare_supervision(corrupt(loaded_teacher, kind), easy, accepted, [messages])
+    assert supervision.cache is not None
+    assert "no better than guessing" in messages.texts[0]
     plain, config = prepare_supervision(corrupt(loaded_teacher, kind), easy, run_config())
     assert plain.cache is None
     assert config == run_config()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from camkd.config import WeakTeacher
 from camkd.data.dataset import Dataset, Split
+from camkd.data.sources import SOURCES
 from camkd.evaluate import SplitPredictions, predict_split
+from camkd.evaluate.metrics import balanced_accuracy
 from camkd.models import is_model_name
-from camkd.models.io import INFO_FILE
-from camkd.runs.folder import default_run_folder
-from camkd.runs.loading import find_model_folder, load, read_model_info
+from camkd.models.io import INFO_FILE, ModelInfo
+from camkd.runs.folder import Run, default_run_folder
+from camkd.runs.loading import find_model_folder, find_run_folder, load, read_model_info, shipped_models
+from camkd.runs.relocate import relocated
 from camkd.types import InputError
 from camkd.utils.devices import pick_device
+
+ROUNDING = 1e-9
+"""Difference of two balanced accuracies that counts as rounding."""
 
 
 class TeacherTargets(NamedTuple):
@@ -61,31 +68,43 @@ class Teacher:
         """Predictions on the test images, computed on first use."""
         return predict_split(self.model, self.test)
 
-    def check_accuracy(self) -> float:
-        """Check that the teacher is better than always predicting the most frequent class.
+    def check_accuracy(self, weak_teacher: WeakTeacher = "reject") -> str:
+        """Check that the teacher is better than guessing, per class.
 
-        A teacher whose weights, normalization or class order do not fit these images fails the check. The lower bound
-        of the accuracy is the share of the most frequent class plus two standard errors of this share. The bound is at
-        most 1, so a teacher without errors passes.
+        A teacher whose weights, normalization or class order do not fit these images fails the check. The balanced
+        accuracy on the validation images, the mean accuracy of the classes, must be above that of a constant
+        prediction. It must also be at least two standard errors above, where the standard error is that of a teacher
+        with the same predictions in random order (`camkd.evaluate.metrics.balanced_accuracy`). The bound is at most 1,
+        so a teacher without errors passes. It does not depend on the balance of the classes: a constant prediction
+        fails, however frequent its class.
+
+        Args:
+            weak_teacher: ``accept``: a teacher that fails the check is described instead.
 
         Returns:
-            The validation accuracy in 0..1.
+            The accuracy as text.
 
         Raises:
-            InputError: If the validation accuracy is below the bound.
+            InputError: If the teacher fails the check and ``weak_teacher`` is ``reject``.
         """
         labels = torch.from_numpy(np.array(self.val.labels))
-        accuracy = float((self.val_targets.class_ids == labels).double().mean())
-        chance = float(labels.bincount().max()) / len(labels)
-        bound = min(1.0, chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)))
-        if accuracy < bound:
-            more_images = " More validation images lower the bound." if accuracy > chance else ""
-            raise InputError(
-                f"The teacher in {self.folder} must predict at least {bound:.1%} of the {len(labels):,} validation "
-                f"images correctly, got {accuracy:.1%}. The most frequent class alone gives {chance:.1%}. Check that "
-                f"the teacher was trained for long enough, on similar images, or give another --teacher.{more_images}"
-            )
-        return accuracy
+        predicted = self.val_targets.class_ids.cpu()
+        accuracy = float((predicted == labels).double().mean())
+        balanced = balanced_accuracy(predicted, labels)
+        bound = min(1.0, balanced.chance + 2 * balanced.standard_error)
+        text = f"validation accuracy {accuracy:.1%}"
+        above_chance = balanced.value > balanced.chance + ROUNDING
+        if accuracy == 1 or (above_chance and balanced.value >= bound - ROUNDING):
+            return text
+        if weak_teacher == "accept":
+            return f"{text}, no better than guessing: balanced accuracy {balanced.value:.1%}, by chance {bound:.1%}"
+        more_images = " More validation images lower the bound." if above_chance else ""
+        raise InputError(
+            f"The teacher in {self.folder} must have a balanced accuracy above {balanced.chance:.1%}, that of "
+            f"guessing, and of at least {bound:.1%} on the {len(labels):,} validation images, got "
+            f"{balanced.value:.1%} (accuracy {accuracy:.1%}). Check that the teacher was trained for long enough, on "
+            f"similar images, give another --teacher, or add --weak-teacher accept.{more_images}"
+        )
 
 
 def find_teacher(name: str, data: str) -> Path:
@@ -113,6 +132,96 @@ def find_teacher(name: str, data: str) -> Path:
             "or set --teacher to the folder of a trained model."
         )
     return find_model_folder(name)
+
+
+def check_default_teacher(name: str, folder: Path, data: str, fingerprint: str) -> None:
+    """Check that a teacher that was found by the name of its model was trained on these images.
+
+    The default folder of a run contains only the name of the dataset, so another dataset of this name has the same
+    folder. A teacher that is given by its folder is not checked. Of a built-in dataset, the limits may differ.
+
+    Args:
+        name: The value of ``--teacher``.
+        folder: The folder that `find_teacher` returned.
+        data: Name or folder of the dataset, as in ``--data``.
+        fingerprint: Fingerprint of the dataset.
+
+    Raises:
+        InputError: If the teacher was trained on other images.
+    """
+    if folder != default_run_folder(data, "teacher", name):
+        return
+    info = read_model_info(folder)
+    if info.data_fingerprint != fingerprint and not (data in SOURCES and info.data == data):
+        raise InputError(
+            f"The teacher in {folder}, the default run of {name!r}, must be trained on the images of {data!r}, got "
+            f"other images ({info.data!r}) or other limits. Set --teacher {folder} to use it anyway, or train another "
+            "teacher."
+        )
+
+
+def choose_teacher(
+    info: ModelInfo, source: str | Path, given: str | None, message: Callable[[str], None]
+) -> Path | None:
+    """Choose the teacher to compare a trained model with: a given teacher, else the teacher of the model's run.
+
+    The teacher of the run is identified by the checksum of its weights. It may have moved together with the run.
+
+    Args:
+        info: Description of the model.
+        source: The model, as `camkd.load` accepts it.
+        given: The value of ``--teacher``, or None.
+        message: Callback ``message(text)`` for a note that the teacher is left out or has other weights.
+
+    Returns:
+        The teacher's run folder. None if the model has no teacher, or if its weights are not found.
+
+    Raises:
+        InputError: If there is no ``given`` teacher, or it has other classes or another image size than the model.
+    """
+    run_folder = find_run_folder(source)
+    checksum = Run(run_folder).provenance().get("teacher_weights") if run_folder else None
+    if given is not None:
+        return _check_given_teacher(info, source, given, checksum, message)
+    if info.teacher is None or run_folder is None:
+        return None
+    places = (*relocated(info.teacher, run_folder), run_folder.parent / "teacher", *shipped_models().values())
+    teachers = [folder for folder in places if (folder / INFO_FILE).exists()]
+    for folder in teachers:
+        if checksum is not None and _checksum(folder) == checksum:
+            return folder
+    if checksum is None:
+        reason = f"the checksum of its weights is missing in {run_folder / 'environment.json'}"
+    elif Path(info.teacher) in teachers:
+        reason = f"{info.teacher} has other weights now"
+    else:
+        reason = f"{info.teacher} does not exist"
+    message(f"the teacher of {str(source)!r} is left out: {reason}. Set --teacher to compare with a teacher")
+    return None
+
+
+def _check_given_teacher(
+    info: ModelInfo, source: str | Path, given: str, checksum: str | None, message: Callable[[str], None]
+) -> Path:
+    """Find the given teacher and check that it fits the model. Note other weights than those of the run's teacher."""
+    folder = find_teacher(given, info.data)
+    check_default_teacher(given, folder, info.data, info.data_fingerprint)
+    teacher_info = read_model_info(folder)
+    if (teacher_info.classes, teacher_info.size) != (info.classes, info.size):
+        raise InputError(
+            f"--teacher must have the classes and the image size of the model, got {str(folder)!r}. Choose another run."
+        )
+    if checksum is not None and teacher_info.sha256 != checksum:
+        message(f"the teacher in {folder} has other weights than the teacher that {str(source)!r} was trained with")
+    return folder
+
+
+def _checksum(folder: Path) -> str | None:
+    """Return the checksum of a model's weights. None if the model info is corrupt."""
+    try:
+        return read_model_info(folder).sha256
+    except InputError:
+        return None
 
 
 def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:

@@ -11,7 +11,7 @@ from torch import nn
 
 from camkd.data.dataset import Dataset, Progress
 from camkd.data.sources import SOURCES, open_data
-from camkd.distill.teacher import find_teacher, format_names, load_teacher
+from camkd.distill.teacher import choose_teacher, format_names, load_teacher
 from camkd.evaluate import Evaluation, measure
 from camkd.explain.class_names import list_classes
 from camkd.explain.explain import explain_batches
@@ -26,9 +26,9 @@ from camkd.explain.files import (
     write_overlays,
     write_records,
 )
-from camkd.models.io import INFO_FILE, ModelInfo
 from camkd.runs.folder import Run
 from camkd.runs.loading import find_model_folder, load, read_model_info
+from camkd.runs.relocate import relocated
 from camkd.types import InputError
 from camkd.utils.devices import pick_device
 
@@ -47,7 +47,7 @@ def reevaluate(
         source: A run folder or a shipped model.
         data: Another dataset, of which the test split is used, or all images of a folder without splits. None: the
             model's own dataset.
-        teacher: Run of a teacher to compare with. None: the recorded teacher, if it still exists.
+        teacher: Run of a teacher to compare with. None: the teacher of the run, if its weights are found.
         device: Device: auto, cpu, cuda, cuda:1 or mps.
         progress: Callback ``progress(done, total, description)``.
         message: Callback ``message(text)``, for example for a warning that the images have changed since training.
@@ -59,7 +59,7 @@ def reevaluate(
         InputError: If the images are missing, or their classes differ from those of the model or of the teacher.
     """
     info = read_model_info(source)
-    dataset = _open_test_data(source, data, progress)
+    dataset = _open_test_data(source, data, progress, message)
     if data is not None:
         count = f"the {len(dataset.test):,} test" if len(dataset.train) else f"all {len(dataset.test):,}"
         message(f"evaluated on {count} images of {data!r}")
@@ -71,20 +71,20 @@ def reevaluate(
             "images may have been training images"
         )
     model = load(source).to(pick_device(device))
-    teacher_folder = find_recorded_teacher(info, teacher)
+    teacher_folder = choose_teacher(info, source, teacher, message)
     teacher_predictions = load_teacher(teacher_folder, dataset, device).test_predictions if teacher_folder else None
     evaluation = measure(model, dataset, teacher_predictions)
     return evaluation._replace(metrics={**evaluation.metrics, "params": info.params, "macs": info.macs})
 
 
-def _open_test_data(source: str, data: str | None, progress: Progress) -> Dataset:
+def _open_test_data(source: str, data: str | None, progress: Progress, message: Callable[[str], None]) -> Dataset:
     """Open the dataset of `reevaluate`.
 
     All images of a folder without splits are test images, unless the model was trained on this folder. Then the test
     split of the training is used.
     """
     if data is None:
-        return open_model_data(source, None, progress)
+        return open_model_data(source, None, progress, message)
     dataset = _open_at_model_size(source, data, progress, test_only=True)
     if not len(dataset.train):
         with suppress(InputError):  # a folder that cannot be split for training was not trained on
@@ -96,13 +96,19 @@ def _open_test_data(source: str, data: str | None, progress: Progress) -> Datase
     return dataset
 
 
-def open_model_data(source: str, data: str | None, progress: Progress) -> Dataset:
+def open_model_data(
+    source: str, data: str | None, progress: Progress, message: Callable[[str], None] = lambda text: None
+) -> Dataset:
     """Open the dataset of a trained model, or another dataset at the model's image size.
+
+    The folder of the model's own dataset may have moved together with the run. It is identified by the fingerprint of
+    its images.
 
     Args:
         source: A run folder or a shipped model.
         data: Another dataset. None: the model's own dataset, with the limits of its run.
         progress: Callback ``progress(done, total, description)``.
+        message: Callback ``message(text)`` for a note about a moved folder.
 
     Returns:
         The dataset.
@@ -111,12 +117,26 @@ def open_model_data(source: str, data: str | None, progress: Progress) -> Datase
         InputError: If the model's own images are missing, or the classes differ from those of the model.
     """
     info = read_model_info(source)
-    if data is None and info.data not in SOURCES and not Path(info.data).expanduser().exists():
+    if data is not None or info.data in SOURCES:
+        return _open_at_model_size(source, data or info.data, progress, as_trained=data is None)
+    recorded = Path(info.data).expanduser()
+    dataset = _open_at_model_size(source, info.data, progress, as_trained=True) if recorded.exists() else None
+    if dataset is not None and dataset.fingerprint == info.data_fingerprint:
+        return dataset
+    for folder in relocated(info.data, find_model_folder(source)):
+        if folder == recorded:
+            continue
+        with suppress(InputError):  # a folder with another content
+            moved = _open_at_model_size(source, str(folder), progress, as_trained=True)
+            if moved.fingerprint == info.data_fingerprint:
+                message(f"the images of {source!r} moved from {info.data!r} to {str(folder)!r}")
+                return moved
+    if dataset is None:
         raise InputError(
             f"--data must name the images of {source!r}, got none, and its training images {info.data!r} do not exist. "
             "Give --data their folder."
         )
-    return _open_at_model_size(source, data or info.data, progress, as_trained=data is None)
+    return dataset
 
 
 def _open_at_model_size(
@@ -148,6 +168,7 @@ def explain_files(
     out: Path,
     teacher: str | None,
     progress: Progress,
+    message: Callable[[str], None],
     *,
     method: str = "cam",
     layer: str | None = None,
@@ -162,8 +183,9 @@ def explain_files(
         images: Image files, or folders of images.
         out: ``.png``: a figure. ``.npz`` or ``.json``: predictions and maps as numbers. No suffix: a folder with an
             overlay per image, without teacher.
-        teacher: Run of the teacher. None: the recorded teacher, if it still exists and fits the model.
+        teacher: Run of the teacher. None: the teacher of the run, if its weights are found.
         progress: Callback ``progress(done, total, description)``.
+        message: Callback ``message(text)``, for example for a note that the teacher is left out.
         method: Name of a map method in `camkd.cams.MAP_METHODS`.
         layer: Dotted name of the model's layer that the maps are computed from. None: found automatically.
         top: Number of classes per image: the most probable classes of the teacher if it is shown, else of the model.
@@ -192,7 +214,7 @@ def explain_files(
         raise InputError(
             f"--top must be 1 to {num_candidates}, the number of classes of {source!r}{outside}, got {top}."
         )
-    teacher_folder = matching_teacher(info, teacher)
+    teacher_folder = choose_teacher(info, source, teacher, message)
     title = "model" if teacher_folder and info.role == "teacher" else info.role
     models: dict[str, nn.Module] = {title: model}
     if teacher_folder and file_format != "folder":
@@ -233,36 +255,3 @@ def _class_indices(names: Sequence[str], classes: tuple[str, ...], source: str) 
             f"--against must leave out at least one class of {source!r}, got all {len(classes)}. Remove a class."
         )
     return indices
-
-
-def matching_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
-    """Find a teacher with the classes and the image size of a model.
-
-    Args:
-        info: Description of the model.
-        teacher: Run of the teacher. None: the recorded teacher.
-
-    Returns:
-        The teacher's run folder. None if the recorded teacher does not exist, has other classes or another image size.
-
-    Raises:
-        InputError: If the given ``teacher`` has other classes or another image size.
-    """
-    folder = find_recorded_teacher(info, teacher)
-    if folder is None:
-        return None
-    teacher_info = read_model_info(folder)
-    if (teacher_info.classes, teacher_info.size) == (info.classes, info.size):
-        return folder
-    if teacher is None:
-        return None
-    raise InputError(
-        f"--teacher must have the classes and the image size of the model, got {str(folder)!r}. Choose another run."
-    )
-
-
-def find_recorded_teacher(info: ModelInfo, teacher: str | None) -> Path | None:
-    """Return the folder of ``teacher``, by default of the recorded teacher. None if the recorded teacher is missing."""
-    if teacher is not None:
-        return find_teacher(teacher, info.data)
-    return Path(info.teacher) if info.teacher and (Path(info.teacher) / INFO_FILE).exists() else None

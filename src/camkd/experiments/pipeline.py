@@ -305,8 +305,7 @@ def train_all(
         The metrics of ``teacher``, ``control`` and ``student``.
 
     Raises:
-        InputError: If the teacher does not fit the dataset or is no better than the most frequent class, or if
-            `train_run` raises it.
+        InputError: If the teacher does not fit the dataset or is no better than guessing, or if `train_run` raises it.
 
     Example:
         >>> from camkd.config import DataConfig, DistillConfig
@@ -363,13 +362,14 @@ def prepare_supervision(
         the budget is smaller than one epoch.
 
     Raises:
-        InputError: If the loss needs the teacher, and the teacher is no better than the most frequent class.
+        InputError: If the loss needs the teacher, the teacher is no better than guessing, and
+            ``config.distill.weak_teacher`` is ``reject``.
     """
     objective = build_objective(config)
     message = CallbackList(callbacks).on_message
     if not objective.needs_teacher:
         return Supervision(teacher), config
-    message(f"teacher: validation accuracy {teacher.check_accuracy():.1%}")
+    message(f"teacher: {teacher.check_accuracy(config.distill.weak_teacher)}")
     cache = build_teacher_cache(teacher, data, config, features="features" in objective.needs)
     store = cache.store
     if store is None:

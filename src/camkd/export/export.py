@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from camkd.data.dataset import Dataset
-from camkd.experiments.finished_runs import matching_teacher, open_model_data
+from camkd.distill.teacher import choose_teacher
+from camkd.experiments.finished_runs import open_model_data
 from camkd.explain.explain import example_rows
 from camkd.export import checks
 from camkd.export.benchmark import median_latencies
@@ -102,13 +103,13 @@ def export(
         raise InputError(f"max_drop must be between 0 and 100 percentage points, got {options.max_drop}.")
     info = read_model_info(source)
     model = load(source)
-    teacher = matching_teacher(info, options.teacher or None)
+    teacher = choose_teacher(info, source, options.teacher or None, reporter.message)
     if options.teacher is not None and teacher is None:
         raise InputError(f"the teacher of {source!r} must exist, got none. Give --teacher its run, or leave it out.")
     if web:
         site.check_folder(web)
     runtime_paths = runtime_files(runtime) if web else []
-    dataset = open_model_data(source, options.data, reporter.progress)
+    dataset = open_model_data(source, options.data, reporter.progress, reporter.message)
     with ExitStack() as stack:
         folder = stack.enter_context(commit_dir(out)) if out else Path(stack.enter_context(TemporaryDirectory()))
         results: dict[str, Any] = {

@@ -92,7 +92,9 @@ def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
     """Return the variables of ``report.html``, except the script and its hash."""
     first_by_role = {role: next((run for run in runs if run.role == role), None) for role in ROLES}
     student = first_by_role["student"] or runs[-1]
-    teacher, control = (run if (run := first_by_role[role]) is not student else None for role in ("teacher", "control"))
+    control = run if (run := first_by_role["control"]) is not student else None
+    others = [run for run in runs if run.role == "teacher" and run is not student]
+    teacher = next((run for run in others if _is_teacher_of(run, student)), None)
     histories = {run.name: run.history for run in runs}
     return {
         "dash": DASH,
@@ -100,6 +102,7 @@ def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
         "runs": runs,
         "student": student,
         "verdict": verdict(student, control),
+        "other_teachers": [run.name for run in others if not _is_teacher_of(run, student)],
         "accuracies": [(run, run.number("accuracy")) for run in runs],
         "format_percent": format_percent,
         "accuracy_gap": accuracy_gap(student, teacher),
@@ -122,6 +125,12 @@ def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
         "class_rows": _class_rows(runs, student, control),
         "environments": [(run.name, list(_flatten(run.environment))) for run in runs if run.environment],
     }
+
+
+def _is_teacher_of(run: RunSummary, student: RunSummary) -> bool:
+    """Return False if the student was trained with other weights than those of ``run``."""
+    checksum = student.environment.get("teacher_weights")
+    return checksum is None or checksum == run.model_info.get("sha256")
 
 
 def _header_facts(run: RunSummary) -> list[str]:

@@ -58,6 +58,34 @@ def find_model_folder(source: str | Path) -> Path:
     )
 
 
+def find_run_folder(source: str | Path) -> Path | None:
+    """Return the folder of a model that `load` accepts.
+
+    Args:
+        source: A run folder, one of its checkpoints, a saved folder, or the name of a shipped or pretrained model.
+
+    Returns:
+        The run folder, which may be unfinished. None for a pretrained network of timm or torchvision.
+
+    Raises:
+        InputError: If there is no such model.
+
+    Example:
+        >>> find_run_folder("runs/mine/checkpoints/last-00000100.pt")                 # doctest: +SKIP
+        PosixPath('runs/mine')
+    """
+    path = Path(source)
+    if is_external(str(source)) and not path.exists():
+        return None
+    if path.name == "checkpoints" and path.is_dir():
+        return path.parent
+    if path.parent.name == "checkpoints" and path.suffix == ".pt":
+        return path.parent.parent
+    if not (path / INFO_FILE).exists() and Run(path).checkpoints:
+        return path
+    return find_model_folder(source)
+
+
 def read_model_info(source: str | Path) -> ModelInfo:
     """Read ``model.json`` of a trained model.
 
@@ -113,22 +141,20 @@ def load(source: str | Path) -> ImageClassifier:
         >>> model = camkd.load("cam-net-cifar10")                                     # doctest: +SKIP
         >>> logits, cams, *_ = camkd.predict(model, torch.rand(1, 3, 32, 32))         # doctest: +SKIP
     """
-    path = Path(source)
-    if is_external(str(source)) and not path.exists():
+    folder = find_run_folder(source)
+    if folder is None:
         return _load_pretrained(str(source))
-    if path.name == "checkpoints" and path.is_dir():
-        return _load_checkpoint(Run(path.parent))
+    path = Path(source)
     if path.parent.name == "checkpoints" and path.suffix == ".pt":
-        return _load_checkpoint(Run(path.parent.parent), path.name)
-    if not (path / INFO_FILE).exists() and Run(path).checkpoints:
-        return _load_checkpoint(Run(path))
-    return _load_saved(source)
+        return _load_checkpoint(Run(folder), path.name)
+    if path.name == "checkpoints" or not (folder / INFO_FILE).exists():
+        return _load_checkpoint(Run(folder))
+    return _load_saved(folder)
 
 
-def _load_saved(source: str | Path) -> ImageClassifier:
+def _load_saved(folder: Path) -> ImageClassifier:
     """Load a model from a folder that `camkd.models.io.save` wrote."""
-    folder = find_model_folder(source)
-    info = read_model_info(source)
+    info = read_model_info(folder)
     path = folder / WEIGHTS_FILE
     if not path.exists():
         raise InputError(f"{folder} has a {INFO_FILE} but no {WEIGHTS_FILE}. Train the run again or restore it.")

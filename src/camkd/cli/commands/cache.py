@@ -26,7 +26,7 @@ CACHE_OPTIONS = {"epochs", "batch_size", "augment", "augment_epochs", "augment_s
 def _add_precompute_options(parser: ArgumentParser) -> None:
     add_flags(parser, DataConfig)
     add_flags(parser, TrainConfig, only=CACHE_OPTIONS)
-    add_flags(parser, DistillConfig, exclude={"method"})
+    add_flags(parser, DistillConfig, exclude={"method", "weak_teacher"})
     parser.add_argument("--processes", type=int, default=1, help="number of processes, which share the CPU cores")
     parser.add_argument("--dry-run", action="store_true", help="only estimate size and time")
     parser.add_argument(
@@ -37,7 +37,7 @@ def _add_precompute_options(parser: ArgumentParser) -> None:
 
 def _precompute(options: Namespace) -> dict[str, Any]:
     from camkd.distill.cache import precompute
-    from camkd.distill.teacher import find_teacher
+    from camkd.distill.teacher import check_default_teacher, find_teacher
     from camkd.experiments import pipeline
     from camkd.models import is_model_name
     from camkd.runs.loading import read_model_info
@@ -72,6 +72,8 @@ def _precompute(options: Namespace) -> dict[str, Any]:
             cost = precompute.estimate_architecture_cost(architecture, config, images, classes, size)
         else:
             data = open_data(config.data, reporter)
+            assert teacher is not None
+            check_default_teacher(options.teacher, teacher, options.data, data.fingerprint)
             if not options.dry_run:
                 return _compute_outputs(config, data, options.processes, reporter)
             cost = precompute.estimate_cost(config, data, reporter.progress)

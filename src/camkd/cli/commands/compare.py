@@ -41,7 +41,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     import torch
 
     from camkd.cli.tables import print_table
-    from camkd.distill.teacher import find_teacher
+    from camkd.distill.teacher import check_default_teacher, find_teacher
     from camkd.experiments import compare, pipeline
     from camkd.report.comparison_report import tables, write_comparison
     from camkd.types import InputError
@@ -62,6 +62,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     plan = compare.Plan(folder, config, methods, seeds, threads)
     with open_reporter() as reporter:
         data = open_data(config.data, reporter)
+        check_default_teacher(options.teacher, teacher, options.data, data.fingerprint)
         plan = compare.prepare(plan, data, resume=options.resume, callback=reporter)
         try:
             errors = compare.run_missing(plan, data, options.processes, reporter, reporter.progress)

@@ -27,7 +27,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _run(options: Namespace) -> dict[str, Any] | None:
-    from camkd.distill.teacher import find_teacher, load_teacher
+    from camkd.distill.teacher import check_default_teacher, find_teacher, load_teacher
     from camkd.experiments import pipeline
     from camkd.report.report import write_report
     from camkd.utils.distributed import init_distributed, run_on_rank0
@@ -40,6 +40,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     with init_distributed(options.device) as group, open_reporter() as reporter:
         data = open_data(config.data, reporter)
         teacher = load_teacher(teacher_folder, data, options.device)
+        check_default_teacher(options.teacher, teacher_folder, options.data, data.fingerprint)
         config = pipeline.resolve_auto(config, folder, callbacks=[reporter])
         supervision, config = pipeline.prepare_supervision(teacher, data, config, [reporter])
         metrics = pipeline.train_run(folder, config, data, supervision, resume=resume, callbacks=[reporter])

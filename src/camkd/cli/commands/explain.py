@@ -65,6 +65,7 @@ def _run(options: Namespace) -> dict[str, Any]:
             Path(options.out),
             options.teacher,
             reporter.progress,
+            reporter.message,
             method=options.method,
             layer=options.layer,
             top=options.top,
