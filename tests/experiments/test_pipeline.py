@@ -290,7 +290,7 @@ def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, loade
     train_run(tmp_path, run_config("resnet8", "control", ONE), easy)
     with pytest.raises(InputError, match=r"method must be plain.*got kd"):
         train_run(tmp_path, run_config("resnet8", "control", ONE, DistillConfig(method="kd")), easy, resume=Resume())
-    with pytest.raises(InputError, match=r"teacher must be .*, got /"):
+    with pytest.raises(InputError, match=r"The teacher's weights must be .*\(teacher wrn-16-4\), got .*\(teacher /"):
         train_run(tmp_path, run_config("resnet8", "control", ONE), easy, Supervision(loaded_teacher), resume=Resume())
 
 

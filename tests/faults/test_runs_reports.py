@@ -181,3 +181,118 @@ def test_images_at_the_recorded_path_are_other_images(moved: Project, original: 
         shutil.rmtree(old.parent)
     assert output.json["confusion"] == Run(moved.student).read_metrics()["confusion"]
     assert "have changed" not in output.err
+
+
+def checksum(run: Path) -> str:
+    return read_model_info(run).sha256
+
+
+@pytest.mark.fault("moved project")
+def test_moved_finished_runs_are_resumed(moved: Project) -> None:
+    """The resumed runs store the new paths, and no teacher output is computed again."""
+    before = {run.name: checksum(run) for run in (moved.teacher, moved.student)}
+    output = moved.train("--resume")
+    assert output.status == 0, output.err
+    assert output.err.count("is a finished run: nothing is left to train") == 3
+    assert {run.name: checksum(run) for run in (moved.teacher, moved.student)} == before
+    info = read_model_info(moved.student)
+    assert (info.data, info.teacher) == (str(moved.data), str(moved.teacher))
+    assert "moved from" not in evaluate(moved.student).err
+
+
+@pytest.mark.fault("moved project")
+@pytest.mark.parametrize("spelling", ["{}/", "{}/../data", "copy"])
+def test_unfinished_run_is_resumed_with_another_path_of_the_images(
+    moved: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    monkeypatch.chdir(moved.root)
+    expected = checksum(moved.student)
+    shutil.rmtree(moved.student)
+    command = ["distill", "--teacher", "runs/all/teacher", *QUICK, "--out", "runs/all/student", "--resume"]
+    assert camkd(*command, "--data", "data").status == 0
+    assert checksum(moved.student) == expected
+    for name in ("metrics.json", "model.json", "model.safetensors"):
+        (moved.student / name).unlink()
+    root = Path(shutil.move(moved.root, tmp_path / "again"))
+    monkeypatch.chdir(root)
+    data = str(shutil.copytree("data", "copied")) if spelling == "copy" else spelling.format("data")
+    output = camkd(*command, "--data", data)
+    assert output.status == 0, output.err
+    assert "1 of them exist" in output.err, "the outputs of the teacher are cached by content"
+    assert checksum(Path("runs/all/student")) == expected
+    assert evaluate(Path("runs/all/student")).json["teacher_agreement"] >= 0
+
+
+@pytest.mark.fault("moved project")
+def test_moved_comparison_is_resumed(moved: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = ["--methods", "plain,kd", "--seeds", "1", "--student", "resnet8", *QUICK, "--resume", "--json"]
+
+    def compare(root: Path, *options: str) -> Any:
+        paths = ["--data", str(root / "data"), "--teacher", str(root / "runs/all/teacher"), "--out", str(root / "cmp")]
+        return camkd("compare", *paths, *common, *options)
+
+    assert compare(moved.root).status == 0
+    weights = [checksum(moved.root / "cmp" / method / "seed-0") for method in ("plain", "kd")]
+    shutil.rmtree(moved.root / "cmp" / "kd" / "seed-0")
+    root = Path(shutil.move(moved.root, tmp_path / "again"))
+    monkeypatch.chdir(root)
+    assert compare(Path(".")).status == 0
+    assert [checksum(root / "cmp" / method / "seed-0") for method in ("plain", "kd")] == weights
+    assert (root / "cmp" / "comparison.html").exists()
+    assert evaluate(root / "cmp" / "plain" / "seed-0").json["teacher_agreement"] >= 0
+    shutil.copy(next(root.glob("data/train/*/*.png")), next(root.glob("data/test/*/*.png")))
+    assert "data_fingerprint must be" in compare(root).last_line
+
+
+# --- more epochs for finished runs
+
+
+def epochs_of(project: Project) -> dict[str, int]:
+    return {role: len(Run(project.runs / role).read_history()) for role in ("teacher", "control", "student")}
+
+
+@pytest.mark.fault("--accept on a finished run")
+def test_finished_runs_of_camkd_train_continue(moved: Project) -> None:
+    teacher = checksum(moved.teacher)
+    command = ("--resume", "--epochs", "2", "--accept", "epochs")
+    output = moved.train(*command)
+    assert output.status == 0, output.err
+    assert epochs_of(moved) == {"teacher": 1, "control": 2, "student": 2}
+    assert checksum(moved.teacher) == teacher, "the student was started with these weights"
+    assert Run(moved.student).read_metrics()["epochs"] == 2
+    weights = checksum(moved.student)
+    again = moved.train(*command)
+    assert again.status == 0, again.err
+    assert again.err.count("nothing is left to train") == 3
+    assert checksum(moved.student) == weights
+    error = moved.train(*command, "--teacher-epochs", "2")
+    assert "teacher_epochs must be 1" in error.last_line
+    assert checksum(moved.teacher) == teacher
+
+
+@pytest.mark.fault("--accept on a finished run")
+def test_accepted_change_without_effect_is_refused(moved: Project) -> None:
+    output = moved.train("--resume", "--lr", "0.2", "--accept", "lr")
+    assert output.status == 2
+    assert "for a change of lr to have an effect" in output.last_line
+    run = ["--model", "resnet8", "--data", str(moved.data), *QUICK, "--out", str(moved.teacher), "--resume"]
+    output = camkd("teacher", *run, "--epochs", "0", "--accept", "epochs")
+    assert output.status == 2
+    output = camkd("teacher", *run, "--epochs", "3", "--accept", "epochs")
+    assert output.status == 0, output.err
+    assert epochs_of(moved)["teacher"] == 3
+    assert camkd("teacher", *run, "--epochs", "3").status == 0
+    output = camkd("teacher", *run, "--epochs", "2", "--accept", "epochs")
+    assert "epochs must be more than 3" in output.last_line
+
+
+@pytest.mark.fault("--accept on a finished run")
+def test_accepted_change_is_for_the_unfinished_run(moved: Project) -> None:
+    """The teacher and the control are finished; the student diverged and gets a smaller bound of the gradient."""
+    shutil.rmtree(moved.student)
+    options = ("--resume", "--grad-clip", "1", "--accept", "grad_clip")
+    for _ in range(2):
+        output = moved.train(*options)
+        assert output.status == 0, output.err
+        values = {role: Run(moved.runs / role).config()["grad_clip"] for role in epochs_of(moved)}
+        assert values == {"teacher": 5.0, "control": 5.0, "student": 1.0}

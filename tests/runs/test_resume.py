@@ -16,6 +16,7 @@ from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.runs.folder import Run
 from camkd.runs.resume import ACCEPTABLE, IGNORED_ON_RESUME, Resume, lock_run, parse_accept, start_or_resume
 from camkd.types import InputError
+from camkd.utils.files import load_json, write_json
 
 CONFIG = RunConfig(
     DataConfig(workers=2), TrainConfig(epochs=3, lr=0.1, batch_size=32), DistillConfig("/runs/teacher"), model="resnet8"
@@ -80,11 +81,9 @@ def test_changed_setting_is_refused(run: Run, name: str) -> None:
     [
         (replace(CONFIG, model="resnet20"), "student must be resnet8"),
         (replace(CONFIG, distill=DistillConfig("/runs/teacher", "kd")), "method must be cam-kd"),
-        (replace(CONFIG, distill=DistillConfig("/runs/other")), "teacher must be /runs/teacher"),
-        (replace(CONFIG, data=DataConfig("cifar10")), "data must be shapes"),
     ],
 )
-def test_changed_model_method_teacher_or_data_is_refused(run: Run, config: RunConfig, named: str) -> None:
+def test_changed_model_or_method_is_refused(run: Run, config: RunConfig, named: str) -> None:
     with pytest.raises(InputError, match=named):
         start_or_resume(run, config, PROVENANCE, Resume())
 
@@ -117,6 +116,95 @@ def test_accepted_changes_are_recorded(run: Run) -> None:
 def test_other_images_teacher_or_terms_are_refused(run: Run, name: str, named: str) -> None:
     with pytest.raises(InputError, match=f"{named} must be .*{run.folder}.*got other .*Resume with the same"):
         start_or_resume(run, CONFIG, {**PROVENANCE, name: "other"}, Resume())
+
+
+MOVED = replace(CONFIG, data=DataConfig("/new/pets", size=32, workers=2), distill=DistillConfig("/new/teacher"))
+
+
+@pytest.mark.fault("moved project")
+def test_moved_images_and_teacher_are_resumed_and_stored(run: Run) -> None:
+    """Images and teacher are identified by content: their paths, and how the images were selected, may differ."""
+    start_or_resume(run, MOVED, PROVENANCE, Resume())
+    assert run.config() == MOVED.options()
+    assert run.provenance()["changes"] == [
+        {
+            "epochs_done": 0,
+            "teacher": ["/runs/teacher", "/new/teacher"],
+            "data": ["shapes", "/new/pets"],
+            "size": [None, 32],
+        }
+    ]
+
+
+@pytest.mark.fault("moved project")
+def test_paths_of_a_finished_run_are_stored_in_its_model_info(run: Run) -> None:
+    write_json(run.folder / "model.json", {"data": "shapes", "teacher": "/runs/teacher", "size": 8, "other": 1})
+    write_json(run.metrics_file, {"accuracy": 1})
+    start_or_resume(run, MOVED, PROVENANCE, Resume())
+    info = load_json((run.folder / "model.json").read_text())
+    assert info == {"data": "/new/pets", "teacher": "/new/teacher", "size": 8, "other": 1}
+    assert run.finished
+
+
+@pytest.mark.fault("resume with other images or another teacher")
+def test_error_names_the_paths_of_other_images(run: Run) -> None:
+    with pytest.raises(InputError) as refused:
+        start_or_resume(run, MOVED, {**PROVENANCE, "data_fingerprint": "other"}, Resume())
+    assert "started with (data shapes, size None), got other images (data /new/pets, size 32)." in str(refused.value)
+    assert run.config() == CONFIG.options()
+
+
+def test_path_without_an_identity_is_compared(run: Run) -> None:
+    write_json(run.folder / "environment.json", {"teacher_weights": "def"})
+    with pytest.raises(InputError, match=r"data must be shapes, .* got /new/pets"):
+        start_or_resume(run, MOVED, PROVENANCE, Resume())
+
+
+# --- accepted changes when no epoch is left
+
+
+def finish(run: Run, epochs: int) -> None:
+    run.write_history([{"epoch": epoch + 1} for epoch in range(epochs)])
+    write_json(run.folder / "model.json", {})
+    write_json(run.metrics_file, {"accuracy": 1})
+
+
+@pytest.mark.fault("--accept on a finished run")
+def test_finished_run_continues_with_more_epochs(run: Run) -> None:
+    finish(run, 3)
+    run.checkpoints.save(1, {"step": 1})
+    config = with_train(epochs=5, lr=0.5)
+    assert start_or_resume(run, config, PROVENANCE, Resume(("epochs", "lr"))) is True
+    assert not run.finished
+    assert run.config() == config.options()
+
+
+@pytest.mark.fault("--accept on a finished run")
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.5}, r"for a change of lr to have an effect, got 3\. .*--accept epochs,lr"),
+        ({"epochs": 2}, r"for a change of epochs to have an effect, got 2\. .*--accept epochs, or"),
+        ({"epochs": 3, "on_nan": "skip"}, r"for a change of on_nan to have an effect, got 3\."),
+    ],
+)
+def test_change_without_effect_is_refused(run: Run, finished: bool, changes: dict[str, Any], message: str) -> None:
+    finish(run, 3)
+    if not finished:
+        run.metrics_file.unlink()
+    with pytest.raises(InputError, match=rf"^epochs must be more than 3, .* {message}"):
+        start_or_resume(run, with_train(**changes), PROVENANCE, Resume(tuple(changes)))
+    assert run.finished == finished
+    assert run.config() == CONFIG.options()
+
+
+@pytest.mark.fault("--accept on a finished run")
+def test_finished_run_without_checkpoints_is_not_trained_further(run: Run) -> None:
+    finish(run, 3)
+    with pytest.raises(InputError, match=r"must have checkpoints to be trained for more epochs, got none\."):
+        start_or_resume(run, with_train(epochs=5), PROVENANCE, Resume(("epochs",)))
+    assert run.finished
 
 
 def test_parse_accept() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from camkd.config import (
+    Role,
     RunConfig,
     TrainConfig,
     check_ranges,
@@ -162,6 +163,7 @@ def train_run(
 
         has_checkpoint, metrics = run_on_rank0(start)
         if metrics:
+            CallbackList(callbacks).on_message(f"{folder} is a finished run: nothing is left to train")
             return metrics
         size = int(data.train.images.shape[1])
         model = build(config.model, len(data.classes), size, config.train.seed, pretrained=not has_checkpoint)
@@ -312,30 +314,30 @@ def train_all(
         >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), DistillConfig("resnet20"))
         >>> train_all(Path("runs/demo"), config, open_dataset(config.data))  # doctest: +SKIP
     """
-    roles = ("teacher", "control", "student")
-    config = resolve_auto(config, *(folder / role for role in roles), callbacks=callbacks)
+    runs = {role: Run(folder / role) for role in ("teacher", "control", "student")}
     teacher_name = config.distill.teacher
+    trains_teacher = is_model_name(teacher_name)
+    if not trains_teacher:
+        del runs["teacher"]
+    config = resolve_auto(config, *(run.folder for run in runs.values()), callbacks=callbacks)
+    accept = resume.accept if resume else ()
+    settings = run_on_rank0(lambda: _settings_by_role(runs, config.train, teacher_epochs, accept))
     metrics: dict[str, dict[str, Any]] = {}
-    if is_model_name(teacher_name):
-        teacher_folder = folder / "teacher"
-        epochs = config.train.epochs if teacher_epochs is None else teacher_epochs
-        teacher_config = replace(
-            config,
-            model=teacher_name,
-            role="teacher",
-            train=replace(config.train, epochs=epochs, label_smoothing=0.0),
-        )
-        metrics["teacher"] = train_run(teacher_folder, teacher_config, data, resume=resume, callbacks=callbacks)
+
+    def train(role: Role, config: RunConfig, supervision: Supervision | None = None) -> None:
+        config = replace(config, role=role, train=replace(config.train, **settings[role]))
+        metrics[role] = train_run(runs[role].folder, config, data, supervision, resume=resume, callbacks=callbacks)
+
+    if trains_teacher:
+        teacher_folder = runs["teacher"].folder
+        train("teacher", replace(config, model=teacher_name, train=replace(config.train, label_smoothing=0.0)))
     else:
         teacher_folder = find_teacher(teacher_name, config.data.data)
         metrics["teacher"] = Run(teacher_folder).read_metrics()
     teacher = load_teacher(teacher_folder, data, config.train.device)
     supervision, config = prepare_supervision(teacher, data, config, callbacks=callbacks)
-    control = replace(config, role="control", distill=replace(config.distill, method="plain"))
-    metrics["control"] = train_run(
-        folder / "control", control, data, Supervision(teacher), resume=resume, callbacks=callbacks
-    )
-    metrics["student"] = train_run(folder / "student", config, data, supervision, resume=resume, callbacks=callbacks)
+    train("control", replace(config, distill=replace(config.distill, method="plain")), Supervision(teacher))
+    train("student", config, supervision)
 
     def report() -> None:
         _draw_all_models(folder, data, teacher)
@@ -343,6 +345,41 @@ def train_all(
 
     run_on_rank0(report)
     return metrics
+
+
+def _settings_by_role(
+    runs: Mapping[str, Run], train: TrainConfig, teacher_epochs: int | None, accept: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the training settings of each run of `train_all` that differ from the common settings.
+
+    A change that ``--accept`` names is for the runs with epochs left. A finished run without epochs left keeps its
+    settings, unless no run uses the new ones: `start_or_resume` then raises an error. A finished teacher is not trained
+    further after a student was started with its weights.
+
+    Raises:
+        InputError: If more epochs are given for such a teacher.
+    """
+    completed = {role: len(run.read_history()) if run.finished else 0 for role, run in runs.items()}
+    epochs = dict.fromkeys(runs, train.epochs)
+    if "teacher" in runs:
+        students = [role for role, run in runs.items() if role != "teacher" and run.config()]
+        is_fixed = bool(completed["teacher"] and students and "epochs" in accept)
+        if is_fixed and teacher_epochs is not None and teacher_epochs > completed["teacher"]:
+            raise InputError(
+                f"teacher_epochs must be {completed['teacher']}, the completed epochs of {runs['teacher'].folder}, "
+                f"because {' and '.join(students)} started with its weights, got {teacher_epochs}. Leave out "
+                "--teacher-epochs, or choose another --out."
+            )
+        epochs["teacher"] = teacher_epochs or (completed["teacher"] if is_fixed else train.epochs)
+    settings = {role: {"epochs": epochs[role]} for role in runs}
+    unaffected = {}
+    for role, run in runs.items():
+        stored = {name: run.config()[name] for name in accept if name in run.config()}
+        new = {**asdict(train), **settings[role]}
+        is_changed = any(new[name] not in (None, value) for name, value in stored.items())
+        if is_changed and completed[role] >= epochs[role]:
+            unaffected[role] = stored
+    return {**settings, **unaffected} if len(unaffected) < len(runs) else settings
 
 
 def prepare_supervision(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from camkd.config import RunConfig
+from camkd.models.io import INFO_FILE
 from camkd.runs.folder import Run
 from camkd.types import InputError
-from camkd.utils.files import lock_folder, remove_stale_temp
+from camkd.utils.files import load_json, lock_folder, remove_stale_temp, write_json
 
 ACCEPTABLE = (
     "epochs",
@@ -32,6 +33,15 @@ IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget", "
 
 PROVENANCE = {"data_fingerprint": "images", "teacher_weights": "teacher's weights", "terms": "loss terms of the method"}
 """Entries of the provenance that must be equal on resume, and their names in error messages."""
+
+IDENTIFIED_BY = {
+    **dict.fromkeys(("data", "size", "limit", "train_limit", "bad_images"), "data_fingerprint"),
+    "teacher": "teacher_weights",
+}
+"""Settings that select images or a teacher, and the entry of the provenance that identifies what they select.
+
+These settings may differ on resume, for example the path of a folder that moved. The entry is compared instead.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,8 +104,9 @@ def lock_run(run: Run) -> Iterator[None]:
 def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], resume: Resume | None) -> bool:
     """Start a run in a folder without a run, or check that the run in the folder can be resumed.
 
-    Settings are compared by name. A setting that is missing in the stored configuration has its default. Accepted
-    changes of an unfinished run are stored.
+    Settings are compared by name. A setting that is missing in the stored configuration has its default. Images and
+    teacher are compared by content; their new paths are stored. Accepted changes are stored if they leave an epoch to
+    train. A finished run is then unfinished: its metrics are removed, and training continues from its last checkpoint.
 
     Args:
         run: The run; the caller has locked its folder.
@@ -108,7 +119,8 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
 
     Raises:
         InputError: If the folder holds a run and ``resume`` is None. If the run has other settings that ``resume`` does
-            not accept, or other images, teacher weights or loss terms. If ``config.yaml`` is missing or corrupt.
+            not accept, or other images, teacher weights or loss terms. If all epochs are completed, so that accepted
+            changes have no effect. If ``config.yaml`` is missing or corrupt.
     """
     stored_options = run.config()
     if not stored_options and run.checkpoints:
@@ -127,7 +139,10 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
         )
     options = config.options()
     stored = RunConfig.from_options(stored_options, config.role).options()
-    changed = [name for name in options if name not in IGNORED_ON_RESUME and options[name] != stored.get(name)]
+    stored_provenance = run.provenance()
+    different = {name for name in options if name not in IGNORED_ON_RESUME and options[name] != stored.get(name)}
+    moved = {name for name, entry in IDENTIFIED_BY.items() if name in different and entry in stored_provenance}
+    changed = [name for name in options if name in different - moved]
     for name in changed:
         if name not in resume.accept:
             advice = f"Add --accept {name} to continue" if name in ACCEPTABLE else "Resume with the same settings"
@@ -135,13 +150,45 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
                 f"{name} must be {stored.get(name)}, the value that {run.folder} was started with, got "
                 f"{options[name]}. {advice}, or choose another --out."
             )
-    stored_provenance = run.provenance()
     for name, description in PROVENANCE.items():
         if name in stored_provenance and stored_provenance[name] != provenance[name]:
-            raise InputError(
-                f"The {description} must be those that {run.folder} was started with, got other {description}. Resume "
-                f"with the same {description}, or choose another --out."
+            names = [option for option in options if option in moved and IDENTIFIED_BY[option] == name]
+            before, after = (
+                ", ".join(f"{option} {values[option]}" for option in names) for values in (stored, options)
             )
-    if changed and not run.finished:
-        run.update_config({name: options[name] for name in changed})
+            raise InputError(
+                f"The {description} must be those that {run.folder} was started with{before and f' ({before})'}, got "
+                f"other {description}{after and f' ({after})'}. Resume with the same {description}, or choose another "
+                "--out."
+            )
+    if changed:
+        _check_epochs_left(run, changed, options["epochs"])
+        run.metrics_file.unlink(missing_ok=True)
+    if different:
+        run.update_config({name: options[name] for name in options if name in different})
+    paths = {name: options[name] for name in ("data", "teacher") if name in moved}
+    info_file = run.folder / INFO_FILE
+    if paths and info_file.exists():
+        write_json(info_file, {**load_json(info_file.read_text(encoding="utf-8")), **paths})
     return bool(run.checkpoints)
+
+
+def _format_settings(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return `` (data pets, size 32)``, or nothing without names."""
+    return f" ({', '.join(f'{name} {values[name]}' for name in names)})" if names else ""
+
+
+def _check_epochs_left(run: Run, changed: Sequence[str], epochs: int) -> None:
+    """Check that an epoch is left to train with the changed settings."""
+    completed = len(run.read_history())
+    if epochs <= completed:
+        raise InputError(
+            f"epochs must be more than {completed}, the number of completed epochs of {run.folder}, for a change of "
+            f"{', '.join(changed)} to have an effect, got {epochs}. Raise --epochs with --accept "
+            f"{','.join(dict.fromkeys(('epochs', *changed)))}, or resume with the same settings."
+        )
+    if run.finished and not run.checkpoints:
+        raise InputError(
+            f"{run.folder} must have checkpoints to be trained for more epochs, got none. Restore them, or choose "
+            "another --out."
+        )
