@@ -49,7 +49,9 @@ def decode_all(workers: int, file: Path, paths: list[str]) -> tuple[dict[int, st
     """Return the errors, the calls of the progress callback and the number of worker processes."""
     calls: list[tuple[int, int, str]] = []
     with DecoderPool(workers) as pool:
-        errors = pool.decode_into(file, paths, lambda *arguments: calls.append(arguments), "reading")
+        errors = pool.decode_into(
+            file, dict(enumerate(paths)), lambda *arguments: calls.append(arguments), "reading"
+        ).errors
         num_processes = len(pool._workers)
     return errors, calls, num_processes
 
@@ -96,9 +98,9 @@ def test_few_images_start_no_worker(paths: list[str], file: Path) -> None:
 @pytest.mark.usefixtures("start_workers_early")
 def test_workers_are_reused_and_end_with_the_pool(paths: list[str], file: Path) -> None:
     with DecoderPool(2) as pool:
-        pool.decode_into(file, paths, no_progress, "reading")
+        pool.decode_into(file, dict(enumerate(paths)), no_progress, "reading")
         processes = [worker.process for worker in pool._workers]
-        pool.decode_into(file, paths[:1], no_progress, "reading")
+        pool.decode_into(file, {0: paths[0]}, no_progress, "reading")
         assert [worker.process for worker in pool._workers] == processes
         assert all(process.poll() is None for process in processes)
     assert all(process.poll() is not None for process in processes)
@@ -108,11 +110,11 @@ def test_workers_are_reused_and_end_with_the_pool(paths: list[str], file: Path) 
 @pytest.mark.usefixtures("start_workers_early")
 def test_killed_worker_raises_an_error(paths: list[str], file: Path) -> None:
     with DecoderPool(2) as pool:
-        pool.decode_into(file, paths, no_progress, "reading")
+        pool.decode_into(file, dict(enumerate(paths)), no_progress, "reading")
         for worker in pool._workers:
             worker.process.kill()
         with pytest.raises(InputError, match=r"exited with status -9 while it decoded \d+ images.*\.png'"):
-            pool.decode_into(file, paths, no_progress, "reading")
+            pool.decode_into(file, dict(enumerate(paths)), no_progress, "reading")
 
 
 SCRIPT = """

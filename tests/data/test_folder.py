@@ -359,7 +359,7 @@ LISTING = FolderListing(
 KEY = (
     '{"bad_images":"fail","root":"/nonexistent/pets","size":32,"source":"folder","splits":{"test":{"cat":[],"dog":[]},'
     '"train":{"cat":[["train/cat/0.png",70,1700000000000000001]],'
-    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"version":2}'
+    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"value_range":null,"version":3}'
 )
 
 
@@ -395,17 +395,18 @@ def test_cache_key_changes_with_each_option() -> None:
         KEY,
         cache_key(LISTING, 33, "fail"),
         cache_key(LISTING, 32, "skip"),
+        cache_key(LISTING, 32, "fail", (0.0, 9.0)),
         cache_key(replace(LISTING, root=ROOT / "other"), 32, "fail"),
         cache_key(replace(LISTING, splits=moved), 32, "fail"),
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_cache_key_names_the_stored_dataset(tmp_path: Path) -> None:
     open_images(make_classes(tmp_path / "pets", "a", "b"), tmp_path / "cache", limit=3)
     (folder,) = (tmp_path / "cache" / "data").iterdir()
     key = cache_key(scan(tmp_path / "pets").limited(3), 8, "fail")
-    assert folder.name == f"pets-{hashlib.sha256(f'2 {key}'.encode()).hexdigest()[:16]}"
+    assert folder.name == f"pets-{hashlib.sha256(f'3 {key}'.encode()).hexdigest()[:16]}"
 
 
 # --- invalid folders
@@ -459,7 +460,7 @@ def two_val_folders(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda root: None, r"'.*pets' must contain images \(bmp, gif, jfif, jpeg.*, got none"),
+        (lambda root: None, r"'.*pets' must contain images \(apng, avif, bmp, dib, gif.*, got none"),
         (lambda root: (root / "train").mkdir(), r"must contain images.*, got none"),
         (lambda root: make_classes(root, "a"), "got one, 'a'. Add a folder"),
         (nested, r"got one, 'dataset'\. Did you mean the folder '.*pets/dataset'\?"),
@@ -509,8 +510,8 @@ def test_message_of_an_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         open_images(root, tmp_path / "cache")
     assert str(caught.value) == (
-        f"all images in '{root}' must be readable, got 1 unreadable (a/page.jpg: an image must be JPEG, PNG, WebP, GIF "
-        "or BMP, got a corrupt or unknown header). Replace or delete them, or leave them out with --bad-images skip."
+        f"all images in '{root}' must be readable, got 1 unreadable (a/page.jpg: an image must be JPEG, PNG, WebP, "
+        "GIF, BMP, TIFF or AVIF, got an HTML page). Replace or delete them, or leave them out with --bad-images skip."
     )
     assert not list((tmp_path / "cache" / "data").iterdir())
 

@@ -17,6 +17,7 @@ from support.image_files import (
     UPRIGHT,
     corrupt_files,
     encode,
+    files_of_no_image,
     files_of_other_formats,
     gif_with_border,
     oriented,
@@ -265,8 +266,8 @@ def truncated(path: Path) -> None:
 
 BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncated, "truncated"),
-    "html": (lambda path: path.write_text("<html>404</html>"), "must be JPEG, .*, got a corrupt or unknown header"),
-    "empty": (lambda path: path.write_bytes(b""), "must be JPEG, .*, got a corrupt or unknown header"),
+    "html": (lambda path: path.write_text("<html>404</html>"), "must be JPEG, .*, got an HTML page"),
+    "empty": (lambda path: path.write_bytes(b""), r"^the file is empty \(0 bytes\)$"),
     "decompression bomb": (decompression_bomb, "could be decompression bomb DOS attack"),
     "broken link": (lambda path: path.symlink_to("nowhere"), "No such file"),
 }
@@ -284,24 +285,15 @@ def test_broken_file_raises_an_error_with_the_reason(tmp_path: Path, kind: str) 
 @pytest.mark.fault("unreadable image")
 @pytest.mark.parametrize("name", corrupt_files())
 def test_corrupt_file_is_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"truncated|checksum|could not create decoder|corrupt or unknown header"):
+    with pytest.raises(ValueError, match=r"truncated|checksum|header is corrupt"):
         decode_bytes(tmp_path / "x", corrupt_files()[name], 8)
 
 
-@pytest.mark.parametrize("name", files_of_other_formats())
+@pytest.mark.parametrize("name", {**files_of_other_formats(), **files_of_no_image()})
 def test_file_of_another_format_is_rejected_with_its_name(tmp_path: Path, name: str) -> None:
-    got = "a corrupt or unknown header" if name == "unknown" else name
-    with pytest.raises(ValueError, match=f"an image must be JPEG, PNG, WebP, GIF or BMP, got {got}$"):
-        decode_bytes(tmp_path / "x.jpg", files_of_other_formats()[name], 8)
-
-
-@pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("image_format", ["AVIF", "TIFF"])
-def test_avif_and_tiff_are_rejected_in_every_orientation(tmp_path: Path, image_format: str, orientation: int) -> None:
-    if image_format == "AVIF" and ".avif" not in Image.registered_extensions():
-        pytest.skip("this Pillow writes no AVIF")
-    with pytest.raises(ValueError, match=f"got {image_format}$"):
-        decode_bytes(tmp_path / "x.jpg", oriented(photo(), image_format, orientation), 8)
+    content = {**files_of_other_formats(), **files_of_no_image()}[name]
+    with pytest.raises(ValueError, match=f"an image must be JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, got {name}$"):
+        decode_bytes(tmp_path / "x.jpg", content, 8)
 
 
 def test_decode_rows_reports_errors_and_fills_the_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +303,7 @@ def test_decode_rows_reports_errors_and_fills_the_other_rows(tmp_path: Path, mon
         Image.new("RGB", (width, 10), RED).save(tmp_path / name)
     images = np.zeros((5, 10, 10, 3), np.uint8)
     paths = [str(tmp_path / name) for name in ("large.png", "good.png", "huge.png", "good.png")]
-    errors = decode_rows(images, 1, paths)
+    errors = decode_rows(images, range(1, 5), paths).errors
     assert sorted(errors) == [1, 3]
     assert errors[1] == "an image must have at most 100 pixels, got 15 x 10"
     assert (images[[2, 4]] == RED).all()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camkd.data.scan import IMAGE_TYPES
 from camkd.explain.explain import Explanation, ModelMaps, draw_explanation
 from camkd.explain.files import (
     MAX_PANELS,
@@ -77,12 +78,12 @@ def test_folder_without_images_is_rejected(folder: Path) -> None:
 
 
 def test_message_of_a_folder_with_other_files_only_counts_them(tmp_path: Path) -> None:
-    for name in ("a.avif", "b.AVIF", "c.tif", "LICENSE", "d." + "x" * 90):
+    for name in ("a.heic", "b.HEIC", "c.jxl", "LICENSE", "d." + "x" * 90):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError) as caught:
         find_image_files([str(tmp_path)])
     assert str(caught.value) == (
-        f"'{tmp_path}' must contain images (bmp, gif, jfif, jpeg, jpg, png, webp), got 2 .avif, 1 .tif, "
+        f"'{tmp_path}' must contain images ({IMAGE_TYPES}), got 2 .heic, 1 .jxl, "
         "1 .xxxxxxx…xxxxxxx, 1 without suffix. Choose images or a folder that contains images."
     )
 

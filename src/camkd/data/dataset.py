@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from camkd.data.value_range import ValueRange
 from camkd.types import InputError
 
 SPLITS = ("train", "val", "test")
@@ -106,6 +107,7 @@ class Dataset:
         test: Test split.
         fingerprint: SHA-256 of the class names, and of the array shape, labels and pixels of each split, hexadecimal.
         notes: Messages for the user, for example that images were skipped or that a split was made.
+        value_range: The gray values that became 0 and 255, if the source has gray images of more than 8 bits.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Dataset:
     test: Split
     fingerprint: str
     notes: tuple[str, ...]
+    value_range: ValueRange | None = None
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from camkd.data.dataset import Progress
-from camkd.data.images import decode_rows
+from camkd.data.images import DecodedRows, decode_rows
+from camkd.data.value_range import FULL_RANGE, ValueRange, ValueSummary
 from camkd.types import InputError
 
 FILES_PER_TASK = 64
@@ -27,16 +28,14 @@ FILES_PER_TASK = 64
 IN_PROCESS_SECONDS = 0.5
 """Estimated remaining time up to which no worker processes are started. Their start takes a quarter of a second."""
 
-Errors = dict[int, str]
-"""Error message by row, for each row whose file cannot be decoded."""
-
 
 class DecodeTask(NamedTuple):
-    """Image files ``paths`` to decode into consecutive rows of the array file ``file``, starting at row ``start``."""
+    """Image files ``paths`` to decode into ``rows`` of the array file ``file``, with a value range or None."""
 
     file: str
-    start: int
+    rows: Sequence[int]
     paths: Sequence[str]
+    value_range: ValueRange | None
 
 
 class DecoderPool:
@@ -51,7 +50,7 @@ class DecoderPool:
 
     Example:
         >>> with DecoderPool(workers=4) as pool:                         # doctest: +SKIP
-        ...     errors = pool.decode_into(file, paths, no_progress, "reading images")
+        ...     decoded = pool.decode_into(file, {0: path}, no_progress, "reading images")
     """
 
     def __init__(self, workers: int | None) -> None:
@@ -66,31 +65,46 @@ class DecoderPool:
         for worker in self._workers:
             worker.close()
 
-    def decode_into(self, file: Path, paths: Sequence[str], progress: Progress, description: str) -> Errors:
-        """Decode ``paths[i]`` into row ``i`` of an array file.
+    def decode_into(
+        self,
+        file: Path,
+        paths: Mapping[int, str],
+        progress: Progress,
+        description: str,
+        value_range: ValueRange | None = FULL_RANGE,
+    ) -> DecodedRows:
+        """Decode image files into rows of an array file.
 
         Args:
             file: ``.npy`` file of shape ``(N, size, size, 3)``, uint8.
-            paths: ``N`` image files.
+            paths: Image file by row.
             progress: Progress callback.
             description: Third argument of ``progress``.
+            value_range: See `decode_rows`.
 
         Returns:
-            The error message for each row whose file cannot be decoded.
+            The results of `decode_rows`.
 
         Raises:
             InputError: If a worker process ends while it decodes an image.
         """
-        errors: Errors = {}
-        starts = range(0, len(paths), FILES_PER_TASK)
-        tasks = [DecodeTask(str(file), start, paths[start : start + FILES_PER_TASK]) for start in starts]
+        result = DecodedRows({}, {}, {})
+        all_rows = list(paths)
+        tasks = []
+        for start in range(0, len(all_rows), FILES_PER_TASK):
+            rows = all_rows[start : start + FILES_PER_TASK]
+            tasks.append(DecodeTask(str(file), rows, [paths[row] for row in rows], value_range))
+        done = 0
         with closing(self._run(tasks)) as results:
-            for task, task_errors in zip(tasks, results, strict=True):
-                errors |= task_errors
-                progress(task.start + len(task.paths), len(paths), description)
-        return errors
+            for task, decoded in zip(tasks, results, strict=True):
+                result.errors.update(decoded.errors)
+                result.summaries.update(decoded.summaries)
+                result.remarks.update(decoded.remarks)
+                done += len(task.paths)
+                progress(done, len(paths), description)
+        return result
 
-    def _run(self, tasks: Sequence[DecodeTask]) -> Generator[Errors, None, None]:
+    def _run(self, tasks: Sequence[DecodeTask]) -> Generator[DecodedRows, None, None]:
         """Yield the result of each task in order. Start the workers if the estimated remaining time is long."""
         begin = time.monotonic()
         for done, task in enumerate(tasks):
@@ -100,7 +114,7 @@ class DecoderPool:
                 return
             yield _run_task(task)
 
-    def _run_in_workers(self, tasks: Sequence[DecodeTask]) -> Generator[Errors, None, None]:
+    def _run_in_workers(self, tasks: Sequence[DecodeTask]) -> Generator[DecodedRows, None, None]:
         for _ in range(len(self._workers), min(self.workers, len(tasks))):
             self._workers.append(_Worker())
             self._idle.put(self._workers[-1])
@@ -113,7 +127,7 @@ class DecoderPool:
                 threads.shutdown(cancel_futures=True)
                 raise
 
-    def _run_in_idle_worker(self, task: DecodeTask) -> Errors:
+    def _run_in_idle_worker(self, task: DecodeTask) -> DecodedRows:
         worker = self._idle.get()
         try:
             return worker.run(task)
@@ -139,7 +153,7 @@ class _Worker:
             process_group=0,  # only the caller receives Ctrl-C
         )
 
-    def run(self, task: DecodeTask) -> Errors:
+    def run(self, task: DecodeTask) -> DecodedRows:
         """Send a task to the process and wait for its result."""
         assert self.process.stdin and self.process.stdout
         try:
@@ -153,7 +167,8 @@ class _Worker:
                 f"images, the first of which is '{task.paths[0]}'. Look for an image that is too large, or decode with "
                 "--workers 1."
             )
-        return dict(json.loads(line))
+        errors, summaries, remarks = map(dict, json.loads(line))
+        return DecodedRows(errors, {row: ValueSummary(*values) for row, values in summaries.items()}, remarks)
 
     def close(self) -> None:
         """Kill the process and wait for its end."""
@@ -169,12 +184,12 @@ def worker_main(max_pixels: int | None) -> None:
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
     for line in sys.stdin:
-        errors = _run_task(DecodeTask(*json.loads(line)))
-        print(json.dumps(list(errors.items())), flush=True)
+        decoded = _run_task(DecodeTask(*json.loads(line)))
+        print(json.dumps([list(values.items()) for values in decoded]), flush=True)  # JSON has no integer keys
 
 
-def _run_task(task: DecodeTask) -> Errors:
-    return decode_rows(np.load(task.file, mmap_mode="r+"), task.start, task.paths)
+def _run_task(task: DecodeTask) -> DecodedRows:
+    return decode_rows(np.load(task.file, mmap_mode="r+"), task.rows, task.paths, task.value_range)
 
 
 def _available_cores() -> int:

@@ -13,9 +13,10 @@ from camkd.data.decode import DecoderPool
 from camkd.data.images import common_size
 from camkd.data.scan import FolderListing, escape_name, join_first, quote_names, scan
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
+from camkd.data.value_range import FULL_RANGE, ValueRange, common_range
 from camkd.types import InputError
 
-VERSION = 2
+VERSION = 3
 """Version of `cache_key`. Increment it when a change of the code stores different arrays for the same files."""
 
 BadImages = Literal["fail", "skip"]
@@ -37,6 +38,7 @@ def open_folder(
     workers: int | None,
     bad_images: BadImages,
     test_only: bool = False,
+    value_range: ValueRange | None = None,
     cache: Path,
     progress: Progress,
 ) -> Dataset:
@@ -59,6 +61,8 @@ def open_folder(
         bad_images: ``fail`` raises an error for unreadable images, ``skip`` leaves them out and adds a note.
         test_only: Whether a folder that has no train folder is opened with a test split only. The test images are those
             of its test folder, or all images if it has no split folders. Train and val are empty.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits. None: the range of the
+            training images, see `common_range`, or `FULL_RANGE` if there is no such training image.
         cache: Root of the cache.
         progress: Progress callback.
 
@@ -84,13 +88,13 @@ def open_folder(
         listing = listing.limited(train_limit, ("train",))
     return build_or_open(
         root.resolve().name,
-        cache_key(listing, size, bad_images),
+        cache_key(listing, size, bad_images, value_range),
         cache,
-        lambda folder: _decode_listing(folder, listing, size, workers, bad_images, progress),
+        lambda folder: _decode_listing(folder, listing, size, workers, bad_images, value_range, progress),
     )
 
 
-def cache_key(listing: FolderListing, size: int, bad_images: BadImages) -> str:
+def cache_key(listing: FolderListing, size: int, bad_images: BadImages, value_range: ValueRange | None = None) -> str:
     """Return the key of the cached dataset: the folder, the options, and the size and time of each file."""
     splits = {
         split: {name: [[file.name, file.bytes, file.modified_ns] for file in files] for name, files in classes.items()}
@@ -103,22 +107,41 @@ def cache_key(listing: FolderListing, size: int, bad_images: BadImages) -> str:
             "root": str(listing.root.resolve()),
             "size": size,
             "bad_images": bad_images,
+            "value_range": value_range,
             "splits": splits,
         }
     )
 
 
 def _decode_listing(
-    folder: Path, listing: FolderListing, size: int, workers: int | None, bad_images: BadImages, progress: Progress
+    folder: Path,
+    listing: FolderListing,
+    size: int,
+    workers: int | None,
+    bad_images: BadImages,
+    value_range: ValueRange | None,
+    progress: Progress,
 ) -> SplitArrays:
     """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out."""
     errors = {}
+    remarks: dict[str, list[str]] = {}
     with DecoderPool(workers) as pool:
         for split in SPLITS:
-            paths = listing.paths(split)
+            paths = dict(enumerate(listing.paths(split)))
             file = folder / f"{split}_images.npy"
             create_image_file(file, len(paths), size)
-            errors[split] = pool.decode_into(file, paths, progress, f"reading {split} images")
+            description = f"reading {split} images"
+            measured = value_range if split == "train" else value_range or FULL_RANGE
+            decoded = pool.decode_into(file, paths, progress, description, measured)
+            if decoded.summaries:
+                value_range = common_range(list(decoded.summaries.values()))
+                waiting = {row: paths[row] for row in decoded.summaries}
+                again = pool.decode_into(file, waiting, progress, description, value_range)
+                decoded.errors.update(again.errors)
+            errors[split] = decoded.errors
+            samples = listing.samples(split)
+            for row, remark in decoded.remarks.items():
+                remarks.setdefault(remark, []).append(escape_name(samples[row][1].name))
     unreadable: list[str] = []
     for split, reasons in errors.items():
         samples = listing.samples(split)
@@ -131,6 +154,12 @@ def _decode_listing(
     notes = (
         [f"{len(unreadable):,} unreadable images were left out: {join_first(unreadable, '; ')}"] if unreadable else []
     )
+    notes += [f"{len(names):,} {remark}: {join_first(names)}" for remark, names in remarks.items()]
+    if value_range is not None:
+        notes.append(
+            f"gray values of images of more than 8 bits were scaled: {value_range[0]:,g} became 0 and "
+            f"{value_range[1]:,g} became 255"
+        )
     train, val, test = (_make_split(folder, split, listing, errors[split]) for split in SPLITS)
     without_images = [
         name
@@ -142,7 +171,7 @@ def _decode_listing(
             f"every class in '{listing.root}' must have a readable training image, got none of "
             f"{quote_names(without_images)}. Add images of these classes."
         )
-    return SplitArrays(listing.classes, train, val, test, (*listing.notes, *notes))
+    return SplitArrays(listing.classes, train, val, test, (*listing.notes, *notes), value_range)
 
 
 def _make_split(folder: Path, split: str, listing: FolderListing, errors: Mapping[int, str]) -> Split:

@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import math
-import re
-import struct
+import os
 import warnings
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from threading import Lock
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"})
-"""Suffixes of the files that are images, in lower case."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Formats that are decoded, independent of the file's suffix.
-
-The web page decodes the same formats (``export/web/static/images.js``). AVIF is excluded, as browsers and Pillow decode
-transparent and animated images to different colors. TIFF and HEIC are excluded, as few browsers decode them. EPS is
-excluded, as its decoder runs another program.
-"""
-
-OTHER_FORMATS = {
-    "AVIF": rb".{4}ftyp.*avi[fs]",
-    "HEIC": rb".{4}ftyp.*(hei[cmsx]|hev[cmsx]|mif1|msf1)",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "ICO": rb"\0\0[\1\2]\0",
-    "SVG": rb".*<svg",
-    "PDF": rb"%PDF",
-    "Photoshop": rb"8BPS",
-}
-"""Formats that are rejected by name: a regular expression of the first `HEADER_BYTES` bytes, as in ``images.js``."""
-
-HEADER_BYTES = 64
+from camkd.data.image_formats import (
+    FORMAT_NAMES,
+    HEADER_BYTES,
+    ORIENTATION_TAG,
+    TRUNCATED,
+    StrippedFile,
+    detect_format,
+    exif_orientation,
+    read_jpeg,
+    read_png,
+    repaired_jpegs,
+)
+from camkd.data.value_range import FULL_RANGE, ValueRange, ValueSummary, scale_to_bytes, summarize
 
 MAX_COMMON_SIZE = 64
 """Largest side in pixels that `common_size` returns."""
-
-ORIENTATION_TAG = 0x0112
-"""EXIF tag of the orientation, 1 to 8."""
 
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,17 +47,54 @@ TRANSPOSITIONS = {
 PNG_GRAY_LEVELS = {"L;2": 85, "L;4": 17}
 """Factor from the values of a gray PNG to 8 bits. Pillow scales the pixels, but not the transparent value."""
 
+MAX_MISSING_FRACTION = 1 / 16
+"""Largest fraction of the pixels that a JPEG file without its end may lack."""
 
-def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
+BLOCK_SIDE = 18
+"""Side in pixels of the area that a block of a JPEG file affects: 16, and a border where colors are interpolated."""
+
+INCOMPLETE = "images without the end of their file were read"
+NARROWED = "color images of 16 bits were read with 8 bits per channel"
+
+
+class Decoded(NamedTuple):
+    """A decoded image file.
+
+    Attributes:
+        pixels: RGB, ``(H, W, 3) uint8``. Only the `ValueSummary` of an image of more than 8 bits without a value range.
+        remark: `INCOMPLETE`, `NARROWED` or None.
+    """
+
+    pixels: NDArray[np.uint8] | ValueSummary
+    remark: str | None
+
+
+class DecodedRows(NamedTuple):
+    """Results of `decode_rows` by row.
+
+    Attributes:
+        errors: The error message for each row whose file cannot be decoded.
+        summaries: The gray values of each image that is not decoded because it needs a value range.
+        remarks: `INCOMPLETE` or `NARROWED`.
+    """
+
+    errors: dict[int, str]
+    summaries: dict[int, ValueSummary]
+    remarks: dict[int, str]
+
+
+def decode(path: str | Path, size: int, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
     """Decode an image file to a square RGB array.
 
-    The image is the one that browsers show, without color management: the EXIF orientation of JPEG and PNG is applied,
-    the first frame of an animation is used, transparent pixels are blended with white, and color profiles are ignored.
-    The shorter side is resized to ``size`` with antialiasing and the center square is cropped.
+    The image is the one that browsers show, without color management: the EXIF orientation of JPEG, PNG and AVIF and
+    that of TIFF is applied, the first frame or page is used, transparent pixels are blended with white, and color
+    profiles are ignored. Gray images of more than 8 bits are scaled by a value range. The shorter side is resized to
+    ``size`` with antialiasing and the center square is cropped.
 
     Args:
         path: Path of the file.
         size: Side of the result in pixels.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
 
     Returns:
         ``(size, size, 3) uint8``.
@@ -85,16 +107,19 @@ def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
         >>> decode(Path("cat.jpg"), 64).shape      # doctest: +SKIP
         (64, 64, 3)
     """
-    return np.asarray(_resize_center_square(_decode_rgb(path), size))
+    pixels = _decode(path, size, value_range).pixels
+    assert isinstance(pixels, np.ndarray)
+    return pixels
 
 
-def decode_full(path: str | Path) -> NDArray[np.uint8]:
+def decode_full(path: str | Path, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
     """Decode an image file to an RGB array at its own resolution, without a crop.
 
-    Orientation, frames, transparency and color profiles are handled as in `decode`.
+    Orientation, frames, transparency, color profiles and gray values are handled as in `decode`.
 
     Args:
         path: Path of the file.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
 
     Returns:
         ``(H, W, 3) uint8``.
@@ -107,100 +132,146 @@ def decode_full(path: str | Path) -> NDArray[np.uint8]:
         >>> decode_full(Path("cat.jpg")).shape     # doctest: +SKIP
         (375, 500, 3)
     """
-    return np.asarray(_decode_rgb(path))
+    pixels = _decode(path, None, value_range).pixels
+    assert isinstance(pixels, np.ndarray)
+    return pixels
 
 
-def _decode_rgb(path: str | Path) -> Image.Image:
-    """Decode a file to an upright RGB image; raise every error of Pillow as ``ValueError``."""
+def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) -> Decoded:
+    """Decode a file to upright RGB; raise every error of Pillow as ``ValueError``."""
     try:
-        with Path(path).open("rb") as file, _open_image(file) as image:
-            _check_pixels(image)
-            if image.format == "PNG":
-                _check_png(file)
-            if getattr(image, "default_image", False):  # an image that is not part of the animation of its PNG file
-                image.seek(1)
-            transposition = TRANSPOSITIONS.get(_read_orientation(image))
-            rgb = _to_rgb(_load(image))
-            return rgb if transposition is None else rgb.transpose(transposition)
+        with Path(path).open("rb") as file:
+            opened = _open_image(file)
+            with opened.image as image:
+                loaded, is_complete = _load(opened)
+                remark = None if is_complete else INCOMPLETE
+                transposition = TRANSPOSITIONS.get(opened.orientation)
+                upright = loaded if transposition is None else loaded.transpose(transposition)
+                if upright.mode[0] in "IF":  # gray with more than 8 bits
+                    is_16_bits = image.mode.startswith("I;16") or image.format == "PNG"
+                    values = np.asarray(upright).astype(np.uint16) if is_16_bits else np.asarray(upright)
+                    transparent = image.info.get("transparency")
+                    if value_range is None:
+                        return Decoded(summarize(values, transparent), remark)
+                    rgb = Image.fromarray(scale_to_bytes(values, value_range, transparent)).convert("RGB")
+                else:
+                    rgb = _to_rgb(upright)
+                    remark = remark or (NARROWED if opened.is_narrowed else None)
+                return Decoded(np.asarray(rgb if size is None else _resize_center_square(rgb, size)), remark)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow raises SyntaxError, struct.error, IndexError, ... on broken files
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _open_image(file: IO[bytes]) -> ImageFile.ImageFile:
-    header = file.read(HEADER_BYTES)
+class _TiffImage(TiffImagePlugin.TiffImageFile):
+    """TIFF file of which only the first page is read, and no metadata. Pillow would rewrite them as EXIF data."""
+
+    def load_end(self) -> None:
+        """Leave the image as it is stored."""
+
+
+class _Opened(NamedTuple):
+    """An image file whose pixels are not decoded yet.
+
+    Attributes:
+        image: The image.
+        orientation: Its orientation, 1 to 8.
+        is_narrowed: Whether Pillow reads 8 of the 16 bits of color images.
+        stripped: The file without metadata; None for formats that Pillow reads itself.
+    """
+
+    image: ImageFile.ImageFile
+    orientation: int
+    is_narrowed: bool
+    stripped: StrippedFile | None
+
+
+def _open_image(file: IO[bytes]) -> _Opened:
+    """Read the header of a file and check its number of pixels."""
+    image_format = detect_format(file.read(HEADER_BYTES))
+    stripped = {"PNG": read_png, "JPEG": read_jpeg}[image_format](file) if image_format in ("PNG", "JPEG") else None
+    file.seek(0)
+    source = file if stripped is None else io.BytesIO(stripped.content)
+    if image_format == "AVIF" and ".avif" not in Image.registered_extensions():
+        raise ValueError(f"an image must be {FORMAT_NAMES}, got AVIF, which needs Pillow 11.3 or later")
     try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        other = (name for name, pattern in OTHER_FORMATS.items() if re.match(pattern, header, re.DOTALL))
-        raise ValueError(
-            f"an image must be JPEG, PNG, WebP, GIF or BMP, got {next(other, 'a corrupt or unknown header')}"
-        ) from error
-
-
-def _check_pixels(image: Image.Image) -> None:
+        image = _TiffImage(source) if image_format == "TIFF" else Image.open(source, formats=[image_format.upper()])
+    except (OSError, SyntaxError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"the {image_format} header is corrupt") from error
     max_pixels = Image.MAX_IMAGE_PIXELS or math.inf
     if image.width * image.height > max_pixels:
         raise ValueError(f"an image must have at most {max_pixels:,} pixels, got {image.width} x {image.height}")
+    orientation = stripped.orientation if stripped else 1
+    if isinstance(image, _TiffImage):
+        orientation = image.tag_v2.get(ORIENTATION_TAG, 1)
+    elif image_format == "AVIF":
+        orientation = exif_orientation(image.info.get("exif", b""))
+    if getattr(image, "default_image", False):  # an image that is not part of the animation of its PNG file
+        image.seek(1)
+    is_narrowed = image_format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile)
+    return _Opened(image, orientation, is_narrowed, stripped)
 
 
-def _check_png(file: IO[bytes]) -> None:
-    """Check what Pillow does not and browsers do: the end of a PNG file, and the checksums of its critical chunks."""
-    position = file.tell()
-    file.seek(len(b"\x89PNG\r\n\x1a\n"))
-    kind = b""
-    while kind != b"IEND":
-        chunk = file.read(8)
-        if len(chunk) < 8:
-            raise ValueError("image file is truncated")
-        length, kind = struct.unpack(">I4s", chunk)
-        content = file.read(length)
-        checksum = file.read(4)
-        if kind[:1].isupper() and zlib.crc32(kind + content).to_bytes(4, "big") != checksum:
-            raise ValueError(f"the checksum of the PNG chunk {kind.decode('latin-1')} is wrong")
-    file.seek(position)
-
-
-def _read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation as browsers read it: of JPEG and PNG only, and not from XMP.
-
-    Browsers ignore EXIF data after the pixels, which Pillow adds when it loads the image.
-    """
-    exif: bytes = image.info.get("exif", b"") if image.format in ("JPEG", "MPO", "PNG") else b""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None or len(tiff) < 10:
-        return 1
-    (first,) = struct.unpack_from(f"{order}I", tiff, 4)
-    (count,) = struct.unpack_from(f"{order}H", tiff, first) if first + 2 <= len(tiff) else (0,)
-    for offset in range(first + 2, min(first + 2 + 12 * count, len(tiff) - 11), 12):
-        tag, kind, length, value = struct.unpack_from(f"{order}HHIH", tiff, offset)
-        if (tag, kind, length) == (ORIENTATION_TAG, 3, 1):  # one unsigned 16-bit integer
-            return int(value)
-    return 1
-
-
-def _load(image: ImageFile.ImageFile) -> Image.Image:
-    """Load an image, and correct two cases that Pillow decodes unlike browsers."""
+def _load(opened: _Opened) -> tuple[Image.Image, bool]:
+    """Load an image; return it and whether its file is complete. Correct cases that Pillow decodes unlike browsers."""
+    image = opened.image
     tiles = list(image.tile)
-    image.load()
+    if image.format == "JPEG" and opened.stripped and not opened.stripped.complete:
+        return _load_incomplete_jpeg(opened.stripped.content), False
+    with _suppress_libtiff_messages() if image.format == "TIFF" else nullcontext():
+        image.load()
     if image.format == "PNG" and tiles[0][3] in PNG_GRAY_LEVELS and "transparency" in image.info:
         image.info["transparency"] *= PNG_GRAY_LEVELS[tiles[0][3]]
     if image.format == "GIF" and tiles[0][1] != (0, 0, *image.size):  # the first frame leaves a border free
         frame = image.convert("RGBA").crop(tiles[0][1])
         canvas = Image.new("RGBA", image.size)
         canvas.paste(frame, tiles[0][1])
-        return canvas
+        return canvas, True
+    return image, opened.stripped is None or opened.stripped.complete
+
+
+_stderr_lock = Lock()
+
+
+@contextmanager
+def _suppress_libtiff_messages() -> Iterator[None]:
+    """Suppress the messages that libtiff writes to stderr about corrupt files. The exception is enough."""
+    with _stderr_lock:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed
+            yield
+            return
+        with open(os.devnull, "wb") as devnull:
+            os.dup2(devnull.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+
+
+def _load_incomplete_jpeg(content: bytes) -> Image.Image:
+    """Load a JPEG file without its end, unless more than `MAX_MISSING_FRACTION` of its pixels are missing."""
+    files = repaired_jpegs(content)
+    if files is None:
+        raise ValueError(TRUNCATED)
+    image, other = (Image.open(io.BytesIO(repaired), formats=["JPEG"]) for repaired in files)
+    difference = (np.asarray(image) != np.asarray(other)).reshape(image.height, image.width, -1).any(2)
+    if difference.any():
+        first = int(difference.any(1).argmax())
+        num_missing = difference[first : first + BLOCK_SIDE].sum() + difference[first + BLOCK_SIDE :].size
+        num_pixels = difference.size
+        if num_missing > max(MAX_MISSING_FRACTION * num_pixels, min(BLOCK_SIDE**2, num_pixels / 3)):
+            raise ValueError(TRUNCATED)
     return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to RGB and blend its transparent pixels with white."""
-    if image.mode.startswith("I"):  # 16 bits per pixel
-        gray = np.asarray(image).astype(np.int64).clip(0, 65535)
-        gray[gray == image.info.get("transparency")] = 65535
-        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         foreground = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", foreground.size, "white"), foreground).convert("RGB")
@@ -235,7 +306,7 @@ def common_size(paths: Iterable[str]) -> int | None:
     sizes = set()
     for path in paths:
         try:
-            with _suppress_pillow_warnings(), Image.open(path, formats=FORMATS) as image:
+            with _suppress_pillow_warnings(), Path(path).open("rb") as file, _open_image(file).image as image:
                 sizes.add(image.size)
         except Exception:  # decode() reports the reason later
             continue
@@ -245,25 +316,36 @@ def common_size(paths: Iterable[str]) -> int | None:
     return width if width == height <= MAX_COMMON_SIZE else None
 
 
-def decode_rows(images: NDArray[np.uint8], start: int, paths: Iterable[str]) -> dict[int, str]:
-    """Decode image files into consecutive rows of an array.
+def decode_rows(
+    images: NDArray[np.uint8], rows: Sequence[int], paths: Sequence[str], value_range: ValueRange | None = FULL_RANGE
+) -> DecodedRows:
+    """Decode image files into rows of an array.
 
     Args:
         images: Output array, ``(N, size, size, 3) uint8``.
-        start: Row of the first image.
+        rows: The row of each image.
         paths: Image files.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits. None: these images are
+            not decoded, but summarized.
 
     Returns:
-        The error message for each row whose file cannot be decoded. These rows are left unchanged.
+        Errors, summaries and remarks. Rows with an error or a summary are left unchanged.
     """
-    errors = {}
+    result = DecodedRows({}, {}, {})
     with _suppress_pillow_warnings():
-        for row, path in enumerate(paths, start):
+        for row, path in zip(rows, paths, strict=True):
             try:
-                images[row] = decode(path, images.shape[1])
+                pixels, remark = _decode(path, images.shape[1], value_range)
             except ValueError as error:
-                errors[row] = str(error)
-    return errors
+                result.errors[row] = str(error)
+                continue
+            if isinstance(pixels, ValueSummary):
+                result.summaries[row] = pixels
+            else:
+                images[row] = pixels
+            if remark:
+                result.remarks[row] = remark
+    return result
 
 
 @contextmanager

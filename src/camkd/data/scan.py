@@ -16,7 +16,7 @@ from unicodedata import category
 import numpy as np
 
 from camkd.data.dataset import SPLITS, balanced_subset, limit_note
-from camkd.data.images import SUFFIXES
+from camkd.data.image_formats import SUFFIXES
 from camkd.types import InputError
 from camkd.utils.text import shorten_middle
 

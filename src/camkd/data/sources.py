@@ -12,6 +12,7 @@ from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
 from camkd.data.dataset import Dataset, Progress, cache_folder, no_progress
 from camkd.data.folder import BadImages, open_folder
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
+from camkd.data.value_range import ValueRange
 from camkd.types import InputError
 
 
@@ -71,6 +72,7 @@ def open_data(
     workers: int | None = None,
     bad_images: BadImages = "fail",
     test_only: bool = False,
+    value_range: ValueRange | None = None,
     cache: Path | None = None,
     progress: Progress = no_progress,
 ) -> Dataset:
@@ -85,6 +87,8 @@ def open_data(
         bad_images: ``fail`` raises an error for unreadable images of a folder, ``skip`` leaves them out.
         test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
             if it has no split folders. Train and val are then empty. Ignored for built-in datasets.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits in a folder (default:
+            the range of the training images).
         cache: Root of the cache (default: ``$CAMKD_CACHE``, else ``~/.cache/camkd``).
         progress: Progress callback.
 
@@ -124,6 +128,7 @@ def open_data(
         workers=workers,
         bad_images=bad_images,
         test_only=test_only,
+        value_range=value_range,
         cache=cache,
         progress=progress,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camkd.data.dataset import CHUNK_BYTES, SPLITS, Dataset, Split, fingerprint_and_checksums, max_rows
+from camkd.data.value_range import ValueRange
 from camkd.types import InputError
 from camkd.utils.files import (
     NO_SPACE_ERRNOS,
@@ -29,7 +30,7 @@ from camkd.utils.files import (
 )
 from camkd.utils.units import format_quantity
 
-VERSION = 2
+VERSION = 3
 """Version of the on-disk format. Increment when the same source is stored differently."""
 
 MANIFEST = "dataset.json"
@@ -43,6 +44,7 @@ class SplitArrays(NamedTuple):
     val: Split
     test: Split
     notes: tuple[str, ...] = ()
+    value_range: ValueRange | None = None
 
 
 def encode_key(values: Mapping[str, Any]) -> str:
@@ -187,6 +189,7 @@ def _write(folder: Path, name: str, arrays: SplitArrays) -> None:
         "classes": list(arrays.classes),
         "fingerprint": digest,
         "notes": list(arrays.notes),
+        "value_range": arrays.value_range,
         "names": {split_name: split.names for split_name, split in splits.items()},
         "sha256_of": {path.name: sha256_of(path) for path in sorted(folder.glob("*.npy")) if not _is_image_file(path)},
     }
@@ -207,6 +210,8 @@ def _open(folder: Path) -> Dataset:
         for name, digest in manifest["sha256_of"].items():
             if sha256_of(folder / name) != digest:
                 raise ValueError(f"the checksum of {name} differs")
+        low_high = manifest["value_range"]
+        value_range = None if low_high is None else (float(low_high[0]), float(low_high[1]))
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -220,6 +225,7 @@ def _open(folder: Path) -> Dataset:
         test=test,
         fingerprint=manifest["fingerprint"],
         notes=tuple(manifest["notes"]),
+        value_range=value_range,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from camkd.data.dataset import Dataset, Progress
 from camkd.data.sources import SOURCES, open_data
 from camkd.distill.teacher import choose_teacher, format_names, load_teacher
+from camkd.data.value_range import FULL_RANGE
 from camkd.evaluate import Evaluation, measure
 from camkd.explain.class_names import list_classes
 from camkd.explain.explain import explain_batches
@@ -145,7 +147,8 @@ def _open_at_model_size(
     """Open a dataset at the model's image size. If ``as_trained``, apply the limits of the model's run."""
     info = read_model_info(source)
     options = Run(find_model_folder(source)).config()
-    dataset = open_data(
+    open_scaled = partial(
+        open_data,
         data,
         size=info.size,
         limit=options.get("limit") if as_trained else None,
@@ -154,6 +157,9 @@ def _open_at_model_size(
         test_only=test_only,
         progress=progress,
     )
+    dataset = open_scaled()
+    if dataset.value_range != info.value_range:
+        dataset = open_scaled(value_range=info.value_range or FULL_RANGE)
     if dataset.classes != info.classes:
         raise InputError(
             f"The classes of {data} must be {format_names(info.classes)}, those of {source!r}, got "
@@ -207,6 +213,7 @@ def explain_files(
     model = load(source).to(pick_device(device))
     info = model.info
     assert info is not None
+    value_range = info.value_range or FULL_RANGE
     against_ids = _class_indices(against, info.classes, source)
     num_candidates = len(info.classes) - len(against_ids)
     if not 1 <= top <= num_candidates:
@@ -223,16 +230,18 @@ def explain_files(
         check_figure_size(len(paths), top * len(models))
     explanation = explain_batches(
         models,
-        decode_batches(paths, info.size, progress),
+        decode_batches(paths, info.size, progress, value_range),
         top=top,
         method=method,
         layers={title: layer} if layer else None,
         against=against_ids,
     )
     if file_format == "folder":
-        write_overlays(out, paths, explanation.maps_by_model[title].maps, progress)
+        write_overlays(out, paths, explanation.maps_by_model[title].maps, progress, value_range)
+    elif file_format == "png":
+        write_figure(out, paths, explanation, info.classes, value_range)
     else:
-        write = {"png": write_figure, "npz": write_maps, "json": write_records}[file_format]
+        write = {"npz": write_maps, "json": write_records}[file_format]
         write(out, paths, explanation, info.classes)
     return {
         "classes": list(info.classes),

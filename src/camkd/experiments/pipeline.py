@@ -193,6 +193,7 @@ def train_run(
             data_fingerprint=data.fingerprint,
             seed=config.train.seed,
             teacher=config.distill.teacher if teacher else None,
+            value_range=data.value_range,
         )
 
         def finish() -> dict[str, Any]:
@@ -496,6 +497,7 @@ def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, object
         "terms": format_objective(objective),
         "classes": list(data.classes),
         "size": int(data.train.images.shape[1]),
+        "value_range": data.value_range,
     }
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from camkd.data.dataset import Progress
 from camkd.data.images import decode, decode_full
 from camkd.data.scan import find_images
+from camkd.data.value_range import FULL_RANGE, ValueRange
 from camkd.explain.explain import Explanation, draw_explanation
 from camkd.explain.plots import PANEL_SIZE, overlay_full_image, resize_image
 from camkd.types import InputError
@@ -48,12 +49,13 @@ def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
     return list(dict.fromkeys(images)), list(dict.fromkeys(skipped))
 
 
-def decode_images(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
+def decode_images(paths: Sequence[Path], size: int, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
     """Decode the center square of each image file.
 
     Args:
         paths: Image files.
         size: Side of the decoded images in pixels.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
 
     Returns:
         Images ``(N, size, size, 3)``, RGB.
@@ -61,16 +63,19 @@ def decode_images(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
     Raises:
         InputError: If a file cannot be decoded. The message names the first unreadable file.
     """
-    return np.stack([_decode(path, size) for path in paths])
+    return np.stack([_decode(path, size, value_range) for path in paths])
 
 
-def decode_batches(paths: Sequence[Path], size: int, progress: Progress) -> Iterator[NDArray[np.uint8]]:
+def decode_batches(
+    paths: Sequence[Path], size: int, progress: Progress, value_range: ValueRange = FULL_RANGE
+) -> Iterator[NDArray[np.uint8]]:
     """Decode image files in batches of `BATCH_SIZE`, see `decode_images`.
 
     Args:
         paths: Image files.
         size: Side of the decoded images in pixels.
         progress: Callback, called when the consumer requests the next batch.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
 
     Yields:
         Images ``(n, size, size, 3)``, RGB.
@@ -79,14 +84,14 @@ def decode_batches(paths: Sequence[Path], size: int, progress: Progress) -> Iter
         InputError: If a file cannot be decoded.
     """
     for start in range(0, len(paths), BATCH_SIZE):
-        yield decode_images(paths[start : start + BATCH_SIZE], size)
+        yield decode_images(paths[start : start + BATCH_SIZE], size, value_range)
         progress(min(start + BATCH_SIZE, len(paths)), len(paths), "explaining images")
 
 
-def _decode(path: Path, size: int | None) -> NDArray[np.uint8]:
+def _decode(path: Path, size: int | None, value_range: ValueRange) -> NDArray[np.uint8]:
     """Decode the center square at ``size`` pixels, or the full image if ``size`` is None."""
     try:
-        return decode_full(path) if size is None else decode(path, size)
+        return decode_full(path, value_range) if size is None else decode(path, size, value_range)
     except ValueError as error:
         raise InputError(
             f"{str(path)!r} must be a readable image file, got an error: {error}. Leave it out or replace it."
@@ -136,7 +141,13 @@ def check_figure_size(num_images: int, maps_per_image: int) -> None:
         )
 
 
-def write_figure(out: Path, paths: Sequence[Path], explanation: Explanation, classes: Sequence[str]) -> None:
+def write_figure(
+    out: Path,
+    paths: Sequence[Path],
+    explanation: Explanation,
+    classes: Sequence[str],
+    value_range: ValueRange = FULL_RANGE,
+) -> None:
     """Write one PNG with the center square of each image and each model's maps over it.
 
     The pixels of a center square smaller than a panel are enlarged without smoothing. A larger square is shrunk.
@@ -146,20 +157,27 @@ def write_figure(out: Path, paths: Sequence[Path], explanation: Explanation, cla
         paths: The ``N`` image files.
         explanation: Maps of the images.
         classes: Names of all ``K`` classes.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
 
     Raises:
         InputError: If a file cannot be decoded.
     """
-    images = np.stack([_panel_image(path) for path in paths])
+    images = np.stack([_panel_image(path, value_range) for path in paths])
     draw_explanation(images, explanation, classes, out, names=[path.name for path in paths])
 
 
-def _panel_image(path: Path) -> NDArray[np.uint8]:
-    side = min(_decode(path, None).shape[:2])
-    return resize_image(_decode(path, min(side, PANEL_SIZE)), (PANEL_SIZE, PANEL_SIZE))
+def _panel_image(path: Path, value_range: ValueRange) -> NDArray[np.uint8]:
+    side = min(_decode(path, None, value_range).shape[:2])
+    return resize_image(_decode(path, min(side, PANEL_SIZE), value_range), (PANEL_SIZE, PANEL_SIZE))
 
 
-def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], progress: Progress) -> None:
+def write_overlays(
+    out: Path,
+    paths: Sequence[Path],
+    maps: NDArray[np.float32],
+    progress: Progress,
+    value_range: ValueRange = FULL_RANGE,
+) -> None:
     """Write one PNG per image and map, at the resolution of the image. On an error, no file is written.
 
     The overlay of an image has the same path below ``out`` as the image below the common parent folder of all images,
@@ -170,6 +188,7 @@ def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], 
         paths: The ``N`` image files.
         maps: Maps ``(N, k, h, w)``.
         progress: Callback, called after each image.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
 
     Raises:
         InputError: If a file cannot be decoded.
@@ -177,7 +196,7 @@ def write_overlays(out: Path, paths: Sequence[Path], maps: NDArray[np.float32], 
     parent = os.path.commonpath([path.absolute().parent for path in paths])
     with commit_dir(out) as folder:
         for row, path in enumerate(paths):
-            image = _decode(path, None)
+            image = _decode(path, None, value_range)
             target = folder / path.absolute().relative_to(parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             for rank, cam in enumerate(maps[row], 1):

@@ -7,6 +7,7 @@ Weights are stored as safetensors, and nothing is pickled. The model info holds 
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,8 @@ class ModelInfo:
         data_fingerprint: `Dataset.fingerprint` of the dataset; empty for a network with pretrained weights.
         seed: Seed of the initial weights.
         teacher: Teacher of the run, for example the absolute path of its run folder. None without a teacher.
+        value_range: The gray values that became 0 and 255 in the training images, for gray images of more than 8 bits;
+            None if there was no such image.
         sha256: Checksum of the weights file, hexadecimal; empty before saving.
     """
 
@@ -58,6 +61,7 @@ class ModelInfo:
     data_fingerprint: str
     seed: int
     teacher: str | None = None
+    value_range: tuple[float, float] | None = None
     sha256: str = ""
 
     def check(self) -> None:
@@ -66,15 +70,19 @@ class ModelInfo:
         Raises:
             TypeError: If a field has the wrong type.
             ValueError: If there are fewer than two classes, if a class name is not a string of valid Unicode, or if
-                ``size`` is out of range.
+                ``size`` or ``value_range`` is out of range.
         """
         for name, annotation in get_type_hints(ModelInfo).items():
             value = getattr(self, name)
-            expected_type = tuple if name == "classes" else annotation
+            expected_type = {"classes": tuple, "value_range": tuple | None}.get(name, annotation)
             if not isinstance(value, expected_type) or isinstance(value, bool):
                 raise TypeError(f"{name} must be of type {_type_name(expected_type)}, got {value!r}")
         if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"classes must be two names or more, got {list(self.classes)!r}")
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not -math.inf < low < high < math.inf:
+                raise ValueError(f"value_range must be two increasing numbers, got {list(self.value_range)!r}")
         if not 1 <= self.size <= MAX_IMAGE_SIZE:
             raise ValueError(f"size must be between 1 and {MAX_IMAGE_SIZE}, got {self.size}")
         "".join(self.classes).encode()  # raises for a lone surrogate, which cannot be printed

@@ -106,7 +106,9 @@ def read_model_info(source: str | Path) -> ModelInfo:
     try:
         values = load_json(path.read_text(encoding="utf-8"))
         entries = {field.name: values[field.name] for field in fields(ModelInfo) if field.name in values}
-        info = ModelInfo(**{**entries, "classes": tuple(values["classes"])})
+        pair = entries.get("value_range")
+        value_range = pair if pair is None else tuple(pair)
+        info = ModelInfo(**{**entries, "classes": tuple(values["classes"]), "value_range": value_range})
         info.check()
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -235,5 +237,6 @@ def _load_checkpoint(run: Run, name: str | None = None) -> ImageClassifier:
         data_fingerprint=provenance["data_fingerprint"],
         seed=config["seed"],
         teacher=config.get("teacher"),
+        value_range=tuple(provenance["value_range"]) if provenance.get("value_range") else None,
     )
     return model

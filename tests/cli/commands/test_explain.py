@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from camkd.data.scan import IMAGE_TYPES
 from support.cli import camkd
 
 
@@ -46,17 +47,17 @@ def test_other_files_of_a_folder_are_counted_and_long_paths_are_cut(
     image = tmp_path / "photos" / ("x" * 120 + ".png")
     image.parent.mkdir()
     shutil.copy(next((easy_folder / "test" / "sky").iterdir()), image)
-    for name in ("a.avif", "b.tif", "c.avif"):
+    for name in ("a.heic", "b.jxl", "c.heic"):
         (image.parent / name).write_bytes(b"")
     out = str(tmp_path / "cams.png")
     output = camkd("explain", str(finished.folder), str(image.parent), "--out", out, "--json")
-    skipped = "skipped files that are not images (bmp, gif, jfif, jpeg, jpg, png, webp): 3 (2 .avif, 1 .tif)"
+    skipped = f"skipped files that are not images ({IMAGE_TYPES}): 3 (2 .heic, 1 .jxl)"
     line, _, skipped_line, _ = output.err.splitlines()
     assert skipped_line == skipped
     assert re.fullmatch(r"/.*…x+\.png: .*", line)
     assert len(line.partition(": ")[0]) == 72
     assert list(output.json["images"]) == [str(image)]
-    assert output.json["skipped"] == [str(image.parent / name) for name in ("a.avif", "b.tif", "c.avif")]
+    assert output.json["skipped"] == [str(image.parent / name) for name in ("a.heic", "b.jxl", "c.heic")]
 
 
 def test_unknown_format_is_refused(finished: Any, tmp_path: Path) -> None:

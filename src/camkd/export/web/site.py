@@ -81,6 +81,7 @@ def _page_config(source: str, model: Path) -> dict[str, Any]:
         "title": title({"architecture": info.architecture, "data": info.data}),
         "classes": info.classes,
         "size": info.size,
+        "value_range": info.value_range,
         "params": info.params,
         "bytes": model.stat().st_size,
         "accuracy": metrics.get("accuracy"),

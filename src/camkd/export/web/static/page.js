@@ -32,7 +32,7 @@ async function openImage(blob, { name: fullName, teacher }) {
   const name = shortenMiddle(fullName);
   const ownGeneration = startInput();
   try {
-    const bitmap = await decode(blob);
+    const bitmap = await decode(blob, config.value_range);
     const result = await classify(bitmap, { name, teacher });
     bitmap.close();
     if (ownGeneration !== generation) return;

@@ -1,0 +1,374 @@
+"""Images of public bug reports: 16 bits, broken metadata, missing last bytes, TIFF, and files that are no images."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camkd.cli.main import main
+from camkd.data import decode as decode_module
+from camkd.data.dataset import Dataset
+from camkd.data.images import decode, decode_full
+from camkd.data.sources import open_data
+from camkd.runs.loading import read_model_info
+from camkd.types import InputError
+from support.image_files import (
+    UPRIGHT,
+    encode,
+    files_with_broken_metadata,
+    incomplete_files,
+    oriented,
+    photo,
+    png,
+)
+
+LOW, HIGH = 29_455, 29_663
+Values = np.ndarray[Any, Any]
+
+
+def wide_values(label: int, number: int, low: int = LOW, high: int = HIGH) -> Values:
+    """Gray values of 16 bits: a gradient of all values, turned by the label, with a pattern of the number."""
+    ramp = np.linspace(low, high, 256).round().reshape(16, 16)
+    return np.roll(np.rot90(ramp, label), number).astype(np.uint16)
+
+
+def write_classes(root: Path, suffix: str = ".png", count: int = 10) -> None:
+    for label, name in enumerate(("left", "right")):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(wide_values(label, number)).save(root / name / f"{number}{suffix}")
+
+
+def open_folder(root: Path, cache: Path, **options: Any) -> Dataset:
+    return open_data(root, size=16, workers=1, cache=cache, **options)
+
+
+def scaled(values: Values, low: float, high: float) -> Values:
+    """Reference: the rounded linear scaling, ``(H, W)``."""
+    return np.floor(np.clip((values.astype(float) - low) / (high - low), 0, 1) * 255 + 0.5).astype(int)
+
+
+def stored_pixels(data: Dataset) -> dict[str, Values]:
+    """Gray levels of each image by name, after a check that the channels are equal."""
+    pixels = {}
+    for split in data.splits.values():
+        assert split.names is not None
+        assert (split.images == split.images[..., :1]).all()
+        pixels |= dict(zip(split.names, split.images[..., 0].astype(int), strict=True))
+    return pixels
+
+
+# --- 16 bits
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_values_of_16_bits_keep_their_differences(tmp_path: Path, suffix: str) -> None:
+    write_classes(tmp_path / "scans", suffix)
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert data.value_range == (LOW, HIGH)
+    assert any("29,455 became 0 and 29,663 became 255" in note for note in data.notes)
+    for name, pixels in stored_pixels(data).items():
+        label, number = name.split("/")
+        values = wide_values(int(label == "right"), int(number.partition(".")[0]))
+        assert np.abs(pixels - scaled(values, LOW, HIGH)).max() == 0
+        assert len(np.unique(pixels)) == HIGH - LOW + 1
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.parametrize("kind", ["float", "int32", "negative"])
+def test_tiff_of_32_bits_is_scaled(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    images = {}
+    for name in ("a", "b"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for number in range(10):
+            values = rng.normal(size=(16, 16))
+            values = {"float": values / 100, "int32": 1e6 + 1000 * values, "negative": 300 * values}[kind]
+            images[f"{name}/{number}.tiff"] = values.astype(np.float32 if kind == "float" else np.int32)
+            Image.fromarray(images[f"{name}/{number}.tiff"]).save(tmp_path / "scans" / name / f"{number}.tiff")
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert data.value_range is not None
+    for name, pixels in stored_pixels(data).items():
+        assert np.abs(pixels - scaled(images[name], *data.value_range)).max() <= 1  # fp32
+        assert len(np.unique(pixels)) > 50
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_hot_pixel_takes_at_most_half_of_the_gray_levels(tmp_path: Path) -> None:
+    (tmp_path / "scans" / "a").mkdir(parents=True)
+    (tmp_path / "scans" / "b").mkdir()
+    for name in ("a", "b"):
+        for number in range(10):
+            values = np.tile(wide_values(0, number), (3, 3))  # 2,304 pixels: one is less than 0.1 %
+            values[5, 5] = 65_535
+            values[6, 6] = 0
+            Image.fromarray(values).save(tmp_path / "scans" / name / f"{number}.png")
+    data = open_data(tmp_path / "scans", size=48, workers=1, cache=tmp_path / "cache")
+    margin = (HIGH - LOW) / 2
+    assert data.value_range == (LOW - margin, HIGH + margin)
+    assert all(len(np.unique(image)) >= 100 for image in data.train.images)
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_range_is_that_of_the_training_images(tmp_path: Path) -> None:
+    for split, shift in (("train", 0), ("val", 5000), ("test", -5000)):
+        for name in ("a", "b"):
+            (tmp_path / "scans" / split / name).mkdir(parents=True)
+            for number in range(3):
+                values = wide_values(0, number).astype(int) + shift
+                Image.fromarray(values.astype(np.uint16)).save(tmp_path / "scans" / split / name / f"{number}.png")
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert data.value_range == (LOW, HIGH)
+    assert (data.val.images == 255).all()
+    assert (data.test.images == 0).all()
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_images_of_8_bits_beside_16_bits_stay_as_they_are(tmp_path: Path) -> None:
+    write_classes(tmp_path / "scans")
+    plain = photo(16, 16)
+    Image.fromarray(plain).save(tmp_path / "scans" / "left" / "photo.png")
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    (image,) = (
+        split.images[split.names.index("left/photo.png")]
+        for split in data.splits.values()
+        if split.names and "left/photo.png" in split.names
+    )
+    np.testing.assert_array_equal(image, plain)
+    assert data.value_range == (LOW, HIGH)
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.slow
+def test_worker_processes_measure_the_same_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "IN_PROCESS_SECONDS", 0.0)
+    monkeypatch.setattr(decode_module, "FILES_PER_TASK", 4)
+    write_classes(tmp_path / "scans")
+    in_process, with_workers = (
+        open_data(tmp_path / "scans", size=16, workers=workers, cache=tmp_path / f"cache{workers}")
+        for workers in (1, 2)
+    )
+    assert in_process.value_range == with_workers.value_range == (LOW, HIGH)
+    assert in_process.fingerprint == with_workers.fingerprint
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_color_images_of_16_bits_are_counted(tmp_path: Path) -> None:
+    write_classes(tmp_path / "scans")
+    values = np.random.default_rng(0).integers(0, 65536, (16, 16, 3))
+    (tmp_path / "scans" / "left" / "color.png").write_bytes(png(values, 16))
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert "1 color images of 16 bits were read with 8 bits per channel: left/color.png" in data.notes
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.slow
+def test_range_of_a_model_is_applied_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training, evaluation on other images, heatmaps and the metadata of an exported file use one range."""
+    write_classes(tmp_path / "scans", count=20)
+    options = ["--size", "16", "--model", "resnet8", "--epochs", "2", "--precision", "fp32", "--figure-every", "0"]
+    run = tmp_path / "run"
+    assert main(["teacher", "--data", str(tmp_path / "scans"), *options, "--out", str(run)]) == 0
+    info = read_model_info(run)
+    assert info.value_range == (LOW, HIGH)
+    (tmp_path / "new" / "left").mkdir(parents=True)
+    (tmp_path / "new" / "right").mkdir()
+    for name in ("left", "right"):  # a narrow part of the values
+        image = Image.fromarray(wide_values(0, 0, 29_500, 29_550))
+        image.save(tmp_path / "new" / name / "0.png")
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "new"), "--json"]) == 0
+    assert "29,455 became 0 and 29,663 became 255" in capsys.readouterr().err
+    path = tmp_path / "new" / "left" / "0.png"
+    assert main(["explain", str(run), str(path), "--out", str(tmp_path / "maps.json")]) == 0
+    answer = json.loads((tmp_path / "maps.json").read_text())["images"][str(path)]["teacher"]["confidence"]
+    expected = scaled(wide_values(0, 0, 29_500, 29_550), LOW, HIGH)
+    Image.fromarray(np.repeat(expected[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "8-bits.png")
+    assert main(["explain", str(run), str(tmp_path / "8-bits.png"), "--out", str(tmp_path / "same.json")]) == 0
+    same = json.loads((tmp_path / "same.json").read_text())["images"][str(tmp_path / "8-bits.png")]["teacher"]
+    assert answer == same["confidence"]
+    onnx = pytest.importorskip("onnx")
+    assert main(["export", str(run), "--out", str(tmp_path / "device")]) == 0
+    graph = onnx.load(tmp_path / "device" / "model.onnx")
+    assert {prop.key: prop.value for prop in graph.metadata_props}["value_range"] == "[29455.0, 29663.0]"
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_float_image_needs_the_range_of_a_model(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"must have integer values of 16 bits .*, got values from 0 to 1$"):
+        decode(tmp_path / "x.tif", 8)
+    assert decode(tmp_path / "x.tif", 8, (0.0, 1.0)).max() == 255
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_missing_values_of_a_float_image_are_black(tmp_path: Path) -> None:
+    values = np.full((8, 8), 0.5, np.float32)
+    values[0, :3] = [np.nan, np.inf, -np.inf]
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert decode(tmp_path / "x.tif", 8, (0.0, 1.0))[0, :4, 0].tolist() == [0, 255, 0, 128]
+
+
+# --- metadata
+
+
+@pytest.mark.fault("broken or large metadata")
+@pytest.mark.parametrize("name", files_with_broken_metadata())
+def test_image_with_broken_metadata_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_bytes(files_with_broken_metadata()[name])
+    rgb = Image.fromarray(photo())
+    jpeg = io.BytesIO(encode(rgb, "JPEG", quality=90))
+    expected = photo() if name.startswith("PNG") else np.asarray(Image.open(jpeg))
+    np.testing.assert_array_equal(decode_full(tmp_path / "x"), expected)
+
+
+@pytest.mark.fault("broken or large metadata")
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_orientation_beside_strange_tags_is_applied(tmp_path: Path, orientation: int) -> None:
+    """A resolution that is text, and a directory beyond the end of the data."""
+    entries = [struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0), struct.pack("<HHI4s", 0x11A, 2, 4, b"abc\0")]
+    entries.append(struct.pack("<HHII", 0x8769, 4, 1, 0x7FFFFFFF))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    rgb = Image.fromarray(photo())
+    plain = io.BytesIO(encode(rgb, "JPEG", quality=90))
+    (tmp_path / "x.jpg").write_bytes(encode(rgb, "JPEG", quality=90, exif=exif))
+    expected = UPRIGHT[orientation](np.asarray(Image.open(plain)))
+    np.testing.assert_array_equal(decode_full(tmp_path / "x.jpg"), expected)
+
+
+# --- missing last bytes
+
+
+@pytest.mark.fault("image without its last bytes")
+@pytest.mark.parametrize("name", incomplete_files())
+def test_image_without_its_last_bytes_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_bytes(incomplete_files()[name])
+    progressive = "progressive" in name
+    whole = encode(Image.fromarray(photo()), "JPEG", quality=90, progressive=progressive)
+    expected = photo() if name.startswith("PNG") else np.asarray(Image.open(io.BytesIO(whole)))
+    shown = decode_full(tmp_path / "x")
+    np.testing.assert_array_equal(shown[:24], expected[:24])
+    if "6 bytes" not in name:
+        np.testing.assert_array_equal(shown, expected)
+
+
+@pytest.mark.fault("image without its last bytes")
+def test_images_without_their_last_bytes_are_counted(tmp_path: Path) -> None:
+    write_classes(tmp_path / "scans")
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "scans" / "left" / name).write_bytes(incomplete_files()["JPEG without its end"])
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert "2 images without the end of their file were read: left/a.jpg, left/b.jpg" in data.notes
+
+
+@pytest.mark.fault("image without its last bytes")
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
+@pytest.mark.parametrize("size", [(32, 32), (48, 40), (300, 200)])
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
+def test_jpeg_of_which_more_is_missing_is_refused(
+    tmp_path: Path, size: tuple[int, int], options: dict[str, Any], fraction: float
+) -> None:
+    content = encode(Image.fromarray(photo(*size)), "JPEG", quality=85, **options)
+    (tmp_path / "x.jpg").write_bytes(content[: int(fraction * len(content))])
+    with pytest.raises(ValueError, match=r"truncated|header is corrupt"):
+        decode(tmp_path / "x.jpg", 8)
+
+
+# --- TIFF
+
+
+@pytest.mark.fault("TIFF")
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_orientation_of_tiff_is_applied(tmp_path: Path, orientation: int, compression: str | None) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(photo()).save(tmp_path / "x.tif", exif=exif, compression=compression)
+    np.testing.assert_array_equal(decode_full(tmp_path / "x.tif"), UPRIGHT[orientation](photo()))
+    np.testing.assert_array_equal(
+        decode_full(_write(tmp_path / "y.tif", oriented(photo(), "TIFF", orientation))), UPRIGHT[orientation](photo())
+    )
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.fault("TIFF")
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LA"])
+def test_tiff_of_every_mode_and_compression(tmp_path: Path, mode: str, compression: str | None) -> None:
+    if compression == "jpeg" and mode in ("1", "P"):
+        pytest.skip("TIFF does not allow it")
+    image = Image.fromarray(photo(channels=4) if mode == "RGBA" else photo()).convert(mode)
+    image.save(tmp_path / "x.tif", compression=compression)
+    expected: Values = np.asarray(image.convert("RGB")).astype(float)
+    if mode == "RGBA":
+        alpha = np.asarray(image).astype(float)[..., 3:] / 255
+        expected = expected * alpha + 255 * (1 - alpha)
+    difference = np.abs(decode_full(tmp_path / "x.tif") - expected)
+    assert difference.max() <= (60 if compression == "jpeg" else 1)
+
+
+@pytest.mark.fault("TIFF")
+def test_first_page_of_a_tiff_is_read(tmp_path: Path) -> None:
+    other = Image.new("L", (3, 3))
+    Image.fromarray(photo()).save(tmp_path / "x.tif", save_all=True, append_images=[other, other])
+    np.testing.assert_array_equal(decode_full(tmp_path / "x.tif"), photo())
+
+
+@pytest.mark.fault("TIFF")
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+def test_corrupt_tiff_is_refused_or_read_without_a_message(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], compression: str | None
+) -> None:
+    """libtiff writes messages of its own to stderr."""
+    content = encode(Image.fromarray(photo()), "TIFF", compression=compression)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        corrupt = np.frombuffer(content, np.uint8).copy()
+        corrupt[rng.integers(8, len(corrupt), 4)] = rng.integers(0, 256, 4)
+        with suppress(ValueError):
+            assert decode(_write(tmp_path / "x.tif", corrupt.tobytes()), 8).shape == (8, 8, 3)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.fault("TIFF")
+def test_tiff_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (20, 10)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"at most 100 pixels, got 20 x 10"):
+        decode(tmp_path / "x.tif", 8)
+
+
+# --- files that are no images
+
+
+@pytest.mark.fault("file that is no image")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"the file is empty \(0 bytes\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "got a Git LFS pointer"),
+        (b"\n<!DOCTYPE html>\n<html><svg></svg></html>", "got an HTML page"),
+        (b'{"error": "not found"}', "got a text file"),
+        (bytes(4096), "got only zero bytes"),
+        (b"\x1f\x8b" + zlib.compress(b"x"), "got an archive"),
+    ],
+)
+def test_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    write_classes(tmp_path / "scans")
+    (tmp_path / "scans" / "left" / "bad.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=rf"left/bad\.jpg: .*{reason}"):
+        open_folder(tmp_path / "scans", tmp_path / "cache")
