@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ from support.image_files import (
     incomplete_files,
     oriented,
     photo,
+    png,
+    png_chunk,
     readable_files,
     tiff_header,
 )
@@ -570,6 +573,29 @@ def test_jpeg_is_cut_where_python_refuses_it(page: Page, tmp_path: Path) -> None
                 expect(page.get_by_role("alert")).to_have_text(f"{case} is corrupt. Choose another image.")
             else:
                 assert difference_to_python(page, tmp_path, content[:-cut]).max() <= 1, case
+
+
+def test_gray_png_of_16_bits_is_scaled_by_the_value_range(browser: Browser, fp32: Path, tmp_path: Path) -> None:
+    """Every filter of PNG, a transparent value, and values outside of the range."""
+    value_range = (29_455.0, 29_663.0)
+    rng = np.random.default_rng(0)
+    smooth = photo(60, 40)[..., 0].astype(np.uint16) + 29_430
+    noise = rng.integers(29_455, 29_664, (40, 48)).astype(np.uint16)
+    transparent = png_chunk(b"tRNS", struct.pack(">H", int(noise[9, 9])))
+    files = [encode(Image.fromarray(smooth), "PNG"), png(noise, 16), png(noise, 16, transparent), png(noise, 16)[:-12]]
+    context = browser.new_context()
+    config = json.loads((fp32 / "page.json").read_text(encoding="utf-8")) | {"value_range": value_range}
+    context.route("**/page.json", lambda route: route.fulfill(json=config))
+    with serve(fp32) as address, open_page(context, address) as page:
+        for number, content in enumerate(files):
+            (tmp_path / "given").write_bytes(content)
+            outputs = choose(page, {"name": f"wide-{number}", "mimeType": "", "buffer": content})
+            np.testing.assert_array_equal(model_input(outputs), decode(tmp_path / "given", 16, value_range))
+            assert len(np.unique(model_input(outputs))) > 50
+        rotated = png(noise, 16, png_chunk(b"eXIf", tiff_header(6)))
+        page.set_input_files("#file", {"name": "rotated", "mimeType": "", "buffer": rotated})
+        expect(page.get_by_role("alert")).to_contain_text("rotated is a PNG image of 16 bits with interlacing or EXIF")
+    context.close()
 
 
 def test_avif_has_the_pixels_of_python_in_every_orientation(page: Page, tmp_path: Path) -> None:

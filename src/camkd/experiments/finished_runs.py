@@ -12,8 +12,8 @@ from torch import nn
 
 from camkd.data.dataset import Dataset, Progress
 from camkd.data.sources import SOURCES, open_data
-from camkd.distill.teacher import choose_teacher, format_names, load_teacher
 from camkd.data.value_range import FULL_RANGE
+from camkd.distill.teacher import choose_teacher, format_names, load_teacher
 from camkd.evaluate import Evaluation, measure
 from camkd.explain.class_names import list_classes
 from camkd.explain.explain import explain_batches
