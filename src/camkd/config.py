@@ -10,6 +10,9 @@ from typing import Any, Literal, NamedTuple
 from camkd.types import InputError
 from camkd.utils.units import parse_quantity
 
+AUTO = "auto"
+"""Name that stands for the default teacher."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -86,14 +89,15 @@ class DistillConfig:
     """The teacher, the loss, and the cache of teacher outputs.
 
     Args:
-        teacher: a trained run, a shipped model, or a model name; 'camkd train' trains a model name first.
+        teacher: a trained run, a shipped model, or a model name, which 'camkd train' trains first; auto: the trained
+            teacher of these images; for 'camkd train' wrn-16-4, or on a CPU resnet20 for more than 32 pixels.
         method: a name of 'camkd list methods', or a sum of terms like ce=0.1,kd=0.9:T=4,cam=1:pool=4:schedule=early.
         cache_budget: disk space for cached teacher outputs, like 4GB; augmented epochs repeat when it is full.
         cache_map_size: side of the cached maps, in cells (default: the teacher's own, at most 8).
         weak_teacher: a teacher that is no better than guessing: stop (reject), or distill from it (accept).
     """
 
-    teacher: str = "wrn-16-4"
+    teacher: str = AUTO
     method: str = "cam-kd"
     cache_budget: str = "8GB"
     cache_map_size: int | None = None

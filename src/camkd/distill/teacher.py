@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camkd.config import WeakTeacher
+from camkd.config import AUTO, WeakTeacher
 from camkd.data.dataset import Dataset, Split
 from camkd.data.sources import SOURCES
 from camkd.evaluate import SplitPredictions, predict_split
@@ -112,7 +112,8 @@ def find_teacher(name: str, data: str) -> Path:
 
     Args:
         name: A run folder, a folder of ``camkd train``, or the name of a model. A model name stands for the run in its
-            default folder under ``runs/``, or else for a shipped model.
+            default folder under ``runs/``, or else for a shipped model. ``auto`` stands for the only teacher in the
+            default folders of the dataset.
         data: Name or folder of the dataset, as in ``--data``.
 
     Returns:
@@ -121,6 +122,8 @@ def find_teacher(name: str, data: str) -> Path:
     Raises:
         InputError: If there is no such run. For a model name, the message contains the command that trains the model.
     """
+    if name == AUTO:
+        return _find_only_teacher(data)
     default = default_run_folder(data, "teacher", name)
     for folder in (Path(name), Path(name) / "teacher", default):
         if (folder / INFO_FILE).exists():
@@ -132,6 +135,23 @@ def find_teacher(name: str, data: str) -> Path:
             "or set --teacher to the folder of a trained model."
         )
     return find_model_folder(name)
+
+
+def _find_only_teacher(data: str) -> Path:
+    """Return the only trained teacher in the default folders of a dataset."""
+    pattern = default_run_folder(data, "teacher", "*")
+    folders = [folder for folder in sorted(pattern.parent.glob(pattern.name)) if (folder / INFO_FILE).exists()]
+    if len(folders) == 1:
+        return folders[0]
+    if not folders:
+        raise InputError(
+            f"--teacher must be a trained model, got none, and there is no teacher for {data!r} in {pattern}. "
+            f"Train a teacher with 'camkd teacher --data {data}', or set --teacher to the folder of a trained model."
+        )
+    raise InputError(
+        f"--teacher must be one trained model, got none, and there are {len(folders)} teachers for {data!r}. "
+        f"Set --teacher to one of {', '.join(map(str, folders))}."
+    )
 
 
 def check_default_teacher(name: str, folder: Path, data: str, fingerprint: str) -> None:
@@ -149,12 +169,12 @@ def check_default_teacher(name: str, folder: Path, data: str, fingerprint: str) 
     Raises:
         InputError: If the teacher was trained on other images.
     """
-    if folder != default_run_folder(data, "teacher", name):
+    if name != AUTO and folder != default_run_folder(data, "teacher", name):
         return
     info = read_model_info(folder)
     if info.data_fingerprint != fingerprint and not (data in SOURCES and info.data == data):
         raise InputError(
-            f"The teacher in {folder}, the default run of {name!r}, must be trained on the images of {data!r}, got "
+            f"The teacher in {folder}, a default folder of {data!r}, must be trained on the images of {data!r}, got "
             f"other images ({info.data!r}) or other limits. Set --teacher {folder} to use it anyway, or train another "
             "teacher."
         )

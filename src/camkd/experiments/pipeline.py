@@ -28,6 +28,13 @@ from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.objective import Objective, format_objective, parse_objective
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
 from camkd.evaluate import measure
+from camkd.experiments.planning import (
+    check_network,
+    describe_times,
+    estimate_distillation,
+    estimate_run,
+    resolve_network,
+)
 from camkd.models import build, default_optimizer, is_model_name, model_factory
 from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile_model
@@ -154,6 +161,8 @@ def train_run(
     config = _resolve(config, teacher)
     objective = build_objective(config)
     _check_shards(config.train, len(data.train))
+    if not run.config():
+        check_network(config.model, data)
     with ExitStack() as stack:
 
         def start() -> tuple[bool, dict[str, Any]]:
@@ -316,13 +325,16 @@ def train_all(
         >>> train_all(Path("runs/demo"), config, open_dataset(config.data))  # doctest: +SKIP
     """
     runs = {role: Run(folder / role) for role in ("teacher", "control", "student")}
-    teacher_name = config.distill.teacher
+    teacher_name = resolve_network(config.distill.teacher, data, config.train.device, runs["teacher"].folder)
     trains_teacher = is_model_name(teacher_name)
     if not trains_teacher:
         del runs["teacher"]
     config = resolve_auto(config, *(run.folder for run in runs.values()), callbacks=callbacks)
     accept = resume.accept if resume else ()
     settings = run_on_rank0(lambda: _settings_by_role(runs, config.train, teacher_epochs, accept))
+    check_network(config.model, data)
+    if not any(run.config() for run in runs.values()):
+        CallbackList(callbacks).on_message(describe_times(_estimate_all(config, data, teacher_name, teacher_epochs)))
     metrics: dict[str, dict[str, Any]] = {}
 
     def train(role: Role, config: RunConfig, supervision: Supervision | None = None) -> None:
@@ -381,6 +393,21 @@ def _settings_by_role(
         if is_changed and completed[role] >= epochs[role]:
             unaffected[role] = stored
     return {**settings, **unaffected} if len(unaffected) < len(runs) else settings
+
+
+def _estimate_all(config: RunConfig, data: Dataset, teacher: str, teacher_epochs: int | None) -> dict[str, float]:
+    """Estimate the time in seconds of each part of `train_all`."""
+    seconds: dict[str, float] = {}
+    if is_model_name(teacher):
+        model: nn.Module = build(teacher, len(data.classes), int(data.train.images.shape[1]), pretrained=False)
+        teacher_config = replace(
+            config, model=teacher, train=replace(config.train, epochs=teacher_epochs or config.train.epochs)
+        )
+        seconds["teacher"] = estimate_run(teacher_config, data)
+    else:
+        model = load(find_teacher(teacher, config.data.data))
+    distillation = estimate_distillation(model.to(pick_device(config.train.device)), config, data)
+    return {**seconds, "control": distillation["student"], **distillation}
 
 
 def prepare_supervision(

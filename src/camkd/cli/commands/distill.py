@@ -17,7 +17,7 @@ from camkd.cli.commands.common import (
     run_config,
 )
 from camkd.cli.flags import add_flags
-from camkd.config import DistillConfig
+from camkd.config import AUTO, DistillConfig
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -28,21 +28,26 @@ def _add_options(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> dict[str, Any] | None:
     from camkd.distill.teacher import check_default_teacher, find_teacher, load_teacher
-    from camkd.experiments import pipeline
+    from camkd.experiments import pipeline, planning
     from camkd.report.report import write_report
+    from camkd.runs.folder import Run
+    from camkd.runs.loading import read_model_info
     from camkd.utils.distributed import init_distributed, run_on_rank0
 
     config = run_config(options)
     resume = resume_option(options)
-    folder = out_folder(options, options.student, options.method, "from", options.teacher)
     pipeline.check_config(config)
     teacher_folder = find_teacher(options.teacher, options.data)
+    teacher_name = read_model_info(teacher_folder).architecture if options.teacher == AUTO else options.teacher
+    folder = out_folder(options, options.student, options.method, "from", teacher_name)
     with init_distributed(options.device) as group, open_reporter() as reporter:
         data = open_data(config.data, reporter)
         teacher = load_teacher(teacher_folder, data, options.device)
         check_default_teacher(options.teacher, teacher_folder, options.data, data.fingerprint)
         config = pipeline.resolve_auto(config, folder, callbacks=[reporter])
         supervision, config = pipeline.prepare_supervision(teacher, data, config, [reporter])
+        if not Run(folder).config():
+            reporter.message(planning.describe_times(planning.estimate_distillation(teacher.model, config, data)))
         metrics = pipeline.train_run(folder, config, data, supervision, resume=resume, callbacks=[reporter])
         run_on_rank0(lambda: write_report([teacher_folder, folder], folder / "report.html"))
         reporter.message(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -15,26 +17,38 @@ from camkd.cli.commands.common import (
     resume_option,
     run_config,
 )
+from camkd.config import AUTO
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", type=str, default="wrn-16-4", help="the network, see 'camkd list models'")
+    parser.add_argument(
+        "--model",
+        type=str,
+        default=AUTO,
+        help="the network, see 'camkd list models'; auto: wrn-16-4, on a CPU resnet20 for more than 32 pixels",
+    )
     add_training_options(parser)
 
 
 def _run(options: Namespace) -> dict[str, Any] | None:
-    from camkd.experiments import pipeline
+    from camkd.experiments import pipeline, planning
+    from camkd.runs.folder import Run
     from camkd.utils.distributed import init_distributed
 
     config = run_config(options, "teacher")
     resume = resume_option(options)
-    folder = out_folder(options, "teacher", options.model)
-    pipeline.check_config(config)
+    pipeline.check_config(replace(config, model=planning.DEFAULT_TEACHERS[0]) if config.model == AUTO else config)
     with init_distributed(options.device) as group, open_reporter() as reporter:
         data = open_data(config.data, reporter)
+        stored_folder = Path(options.out) if options.out else None
+        model = planning.resolve_network(config.model, data, options.device, stored_folder)
+        config = replace(config, model=model)
+        folder = out_folder(options, "teacher", model)
         config = pipeline.resolve_auto(config, folder, callbacks=[reporter])
+        if not Run(folder).config():
+            reporter.message(planning.describe_times({"teacher": planning.estimate_run(config, data)}))
         metrics = pipeline.train_run(folder, config, data, resume=resume, callbacks=[reporter])
-        reporter.message(f"{options.model}: test accuracy {metrics['accuracy']:.1%}; run: {folder}")
+        reporter.message(f"{model}: test accuracy {metrics['accuracy']:.1%}; run: {folder}")
     return {**metrics, "out": str(folder)} if group.rank == 0 else None
 
 

@@ -17,7 +17,7 @@ from camkd.cli.commands.common import (
     run_config,
 )
 from camkd.cli.flags import add_flags
-from camkd.config import DistillConfig
+from camkd.config import AUTO, DistillConfig
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> dict[str, Any] | None:
     from camkd.distill.teacher import find_teacher
-    from camkd.experiments import pipeline
+    from camkd.experiments import pipeline, planning
     from camkd.models import is_model_name, model_factory
     from camkd.utils.distributed import init_distributed
 
@@ -45,9 +45,10 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     resume = resume_option(options)
     folder = out_folder(options, options.student, "from", options.teacher)
     pipeline.check_config(config, options.teacher_epochs)
-    if is_model_name(options.teacher):
-        model_factory(options.teacher)
-        pipeline.check_shared_optimizer(config.train, options.teacher, options.student)
+    teacher = planning.DEFAULT_TEACHERS[0] if options.teacher == AUTO else options.teacher
+    if is_model_name(teacher):
+        model_factory(teacher)
+        pipeline.check_shared_optimizer(config.train, teacher, options.student)
     else:
         find_teacher(options.teacher, options.data)
     with init_distributed(options.device) as group, open_reporter() as reporter:

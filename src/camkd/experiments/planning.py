@@ -1,0 +1,235 @@
+"""Before the first epoch: the default teacher, a check that a network fits the images, and an estimate of the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camkd.cams import predict
+from camkd.config import AUTO, RunConfig, TrainConfig, num_augmented_epochs
+from camkd.data.augment import Views
+from camkd.data.dataset import Dataset
+from camkd.distill.cache.build import make_teacher_fn
+from camkd.distill.objective import parse_objective
+from camkd.evaluate.faithfulness import SAMPLE_SIZE
+from camkd.models import build, model_factory
+from camkd.models.eval_mode import eval_mode
+from camkd.models.profile import profile, profile_model
+from camkd.runs.folder import Run
+from camkd.utils.devices import keep_freed_memory, pick_device, pick_precision
+from camkd.utils.units import format_duration
+
+DEFAULT_TEACHERS = ("wrn-16-4", "resnet20", "resnet8")
+"""Default teachers, the most accurate and most expensive one first."""
+
+MAX_CPU_MACS = 400_000_000
+"""Largest number of multiply-accumulates per image of the default teacher on a CPU, if a network has as few."""
+
+FORWARD_PASSES_PER_EVALUATED_IMAGE = 85
+"""Forward passes of the faithfulness metrics per image of their sample, see docs/metrics.md."""
+
+SECONDS_PER_STEP = 0.3
+"""Approximate time of a measured step."""
+
+SMALLEST_STEP = 8
+"""Number of images of the first steps, whose time determines the number of images of the measured steps."""
+
+
+class Rates(NamedTuple):
+    """Speed of a network in images per second.
+
+    Attributes:
+        training: Forward pass, backward pass and weight update, including the augmented views.
+        inference: Forward pass, including the views.
+    """
+
+    training: float
+    inference: float
+
+
+def default_teacher(num_classes: int, size: int, device: str) -> str:
+    """Return the default teacher network for a dataset and a device.
+
+    Args:
+        num_classes: Number of classes.
+        size: Side of the images in pixels.
+        device: Device: auto, cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        On a GPU the first network of `DEFAULT_TEACHERS`. On a CPU the first one with at most `MAX_CPU_MACS`
+        multiply-accumulates per image, or else the last one.
+
+    Example:
+        >>> default_teacher(10, 32, "cpu"), default_teacher(10, 64, "cpu")
+        ('wrn-16-4', 'resnet20')
+    """
+    if torch.device(pick_device(device)).type != "cpu":
+        return DEFAULT_TEACHERS[0]
+    for name in DEFAULT_TEACHERS[:-1]:
+        with torch.device("meta"):  # shapes only: no memory, no computation
+            if profile(model_factory(name)(num_classes, size), size).macs <= MAX_CPU_MACS:
+                return name
+    return DEFAULT_TEACHERS[-1]
+
+
+def resolve_network(name: str, data: Dataset, device: str, folder: Path | None) -> str:
+    """Replace the name ``auto`` of a teacher network by that of the run in ``folder``, else by `default_teacher`.
+
+    Args:
+        name: Name of the network, or ``auto``.
+        data: The dataset.
+        device: Device: auto, cpu, cuda, cuda:1 or mps.
+        folder: Run folder of the teacher, or None. A resumed run keeps its network.
+
+    Returns:
+        Name of the network.
+    """
+    if name != AUTO:
+        return name
+    stored: str | None = None if folder is None else Run(folder).config().get("model")
+    return stored or default_teacher(len(data.classes), int(data.train.images.shape[1]), device)
+
+
+def check_network(name: str, data: Dataset) -> None:
+    """Check that a network fits the images and has a class activation map, before anything is trained or written.
+
+    Args:
+        name: Name of the network.
+        data: The dataset.
+
+    Raises:
+        InputError: If the images are too small for the network, or if the network has no layer with a map.
+    """
+    size = int(data.train.images.shape[1])
+    model = build(name, len(data.classes), size, pretrained=False)
+    profile_model(name, model, size)
+    with eval_mode(model), torch.no_grad():
+        predict(model, torch.full((2, 3, size, size), 0.5))
+
+
+def measure_rates(name: str, data: Dataset, config: TrainConfig) -> Rates:
+    """Measure the speed of an untrained network on this machine, in about two seconds.
+
+    Args:
+        name: Name of the network.
+        data: The dataset.
+        config: Training settings, with device, precision and augmentation.
+
+    Returns:
+        The speed. The random state is unchanged.
+    """
+    device = torch.device(pick_device(config.device))
+    size = int(data.train.images.shape[1])
+    keep_freed_memory()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model = build(name, len(data.classes), size, pretrained=False)
+        model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        bf16 = pick_precision(config.precision, device) == "bf16"
+
+        def train(rows: Tensor) -> None:
+            batch = views[0, rows]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                logits = model(batch.x)
+            F.cross_entropy(logits.float(), batch.labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        training = _images_per_second(train, len(views), config.batch_size, device)
+        return Rates(training, inference_rate(model, data, config))
+
+
+def inference_rate(model: nn.Module, data: Dataset, config: TrainConfig) -> float:
+    """Measure how many images per second a network predicts with its maps, as a teacher does for the cache."""
+    device = torch.device(pick_device(config.device))
+    views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
+    teacher_fn = make_teacher_fn(model, int(data.train.images.shape[1]), config)
+    return _images_per_second(lambda rows: teacher_fn(views[0, rows].x), len(views), config.batch_size, device)
+
+
+def _images_per_second(
+    step: Callable[[Tensor], object], num_images: int, batch_size: int, device: torch.device
+) -> float:
+    """Time a step: twice on a few images, then on as many images as `SECONDS_PER_STEP` allows."""
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        step(torch.arange(count))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    most = min(batch_size, num_images)
+    count = min(SMALLEST_STEP, most)
+    seconds(count)  # the first step allocates memory
+    count = min(max(count, int(count * SECONDS_PER_STEP / seconds(count))), most)
+    seconds(count)
+    return count / min(seconds(count), seconds(count))
+
+
+def training_seconds(data: Dataset, rates: Rates, epochs: int) -> float:
+    """Estimate the time of a run: its epochs with their validation, and the evaluation on the test images.
+
+    Args:
+        data: The dataset.
+        rates: Speed of the network.
+        epochs: Number of epochs.
+    """
+    evaluated = len(data.test) + FORWARD_PASSES_PER_EVALUATED_IMAGE * min(len(data.test), SAMPLE_SIZE)
+    return epochs * (len(data.train) / rates.training + len(data.val) / rates.inference) + evaluated / rates.inference
+
+
+def teacher_output_seconds(data: Dataset, rate: float, augmented_epochs: int) -> float:
+    """Estimate the time in which a teacher computes its outputs for the training, validation and test images.
+
+    Args:
+        data: The dataset.
+        rate: Images per second of the teacher.
+        augmented_epochs: Number of augmented epochs to compute.
+    """
+    return (augmented_epochs * len(data.train) + len(data.val) + len(data.test)) / rate
+
+
+def describe_times(seconds: Mapping[str, float]) -> str:
+    """Describe estimated times in one line.
+
+    Example:
+        >>> describe_times({"control": 75.0, "student": 75.0}).replace(chr(160), " ")
+        'estimated time on this machine: control 1 min 15 s, student 1 min 15 s, together 2 min 30 s'
+    """
+    parts = [f"{name} {format_duration(value)}" for name, value in seconds.items()]
+    if len(parts) > 1:
+        parts.append(f"together {format_duration(sum(seconds.values()))}")
+    return f"estimated time on this machine: {', '.join(parts)}"
+
+
+def estimate_run(config: RunConfig, data: Dataset) -> float:
+    """Estimate the time of a run in seconds, without its teacher."""
+    return training_seconds(data, measure_rates(config.model, data, config.train), config.train.epochs)
+
+
+def estimate_distillation(teacher: nn.Module, config: RunConfig, data: Dataset) -> dict[str, float]:
+    """Estimate the time in seconds of a student, and of the teacher's outputs if the loss needs them.
+
+    Outputs that the cache contains already are not subtracted.
+
+    Args:
+        teacher: The teacher, on the device of ``config``.
+        config: Configuration of the student.
+        data: The dataset.
+
+    Returns:
+        Seconds by name of the part.
+    """
+    seconds = {"student": estimate_run(config, data)}
+    if parse_objective(config.method).needs_teacher:
+        rate = inference_rate(teacher, data, config.train)
+        seconds["teacher outputs"] = teacher_output_seconds(data, rate, num_augmented_epochs(config.train))
+    return seconds
