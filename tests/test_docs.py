@@ -25,6 +25,7 @@ from camkd.cli.listing import list_items
 from camkd.cli.main import _build_parser, _select_command, main
 from camkd.cli.recipes import expand_recipe
 from camkd.cli.thresholds import parse_thresholds
+from camkd.config import AUTO
 from camkd.distill.objective import parse_objective
 from camkd.experiments.compare.plan import parse_methods
 from camkd.models import model_factory
@@ -110,7 +111,9 @@ def check_command(arguments: list[str]) -> None:
         return
     _, options = _select_command(parser().parse_args(expand_recipe(arguments)), COMMANDS)
     values = {name: value for name, value in options.items() if isinstance(value, str) and not value.isupper()}
-    for network in (values[name] for name in ("model", "student", "teacher") if name in values):
+    for network in (
+        values[name] for name in ("model", "student", "teacher") if name in values and values[name] != AUTO
+    ):
         library, colon, _ = network.partition(":")
         if "/" not in network and (not colon or find_spec(library)):  # not a run, and the library is installed
             model_factory(network, pretrained=False)
