@@ -20,7 +20,7 @@ from camkd.data.sources import open_data
 from camkd.distill.objective import parse_objective
 from camkd.distill.teacher import load_teacher
 from camkd.evaluate import measure
-from camkd.experiments.pipeline import prepare_supervision, train_run
+from camkd.experiments.pipeline import prepare_teacher, train_run
 from camkd.runs.folder import Run
 from camkd.runs.resume import Resume
 from camkd.train.loop import fit
@@ -46,14 +46,14 @@ def main(data: str = "shapes", out: str = "runs/examples/own-network", epochs: i
     teacher_config = replace(config, model="resnet20", role="teacher")
     train_run(folder / "teacher", teacher_config, dataset, resume=Resume())
     teacher = load_teacher(folder / "teacher", dataset, config.train.device)
-    supervision, config = prepare_supervision(teacher, dataset, config)  # teacher outputs are cached on disk
+    teacher_with_cache, config = prepare_teacher(teacher, dataset, config)  # teacher outputs are cached on disk
 
     accuracies = {}
     for method in ("plain", "cam-kd"):
         torch.manual_seed(0)
         student = network(len(dataset.classes))
         objective = parse_objective(method)
-        cache = supervision.cache if objective.needs_teacher else None
+        cache = teacher_with_cache.cache if objective.needs_teacher else None
         run = Run(folder / method)
         best = fit(student, dataset, objective, config.train, run, teacher=teacher.val_targets, cache=cache)
         metrics = measure(best, dataset, teacher.test_predictions).metrics

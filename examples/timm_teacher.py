@@ -16,7 +16,7 @@ from pathlib import Path
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.sources import open_dataset
 from camkd.distill.teacher import load_teacher
-from camkd.experiments.pipeline import prepare_supervision, train_run
+from camkd.experiments.pipeline import prepare_teacher, train_run
 from camkd.report.report import write_report
 from camkd.runs.loading import read_model_info
 from camkd.runs.resume import Resume
@@ -40,8 +40,8 @@ def main(
     train_run(folder / "teacher", teacher_config, dataset, resume=Resume())
 
     teacher = load_teacher(folder / "teacher", dataset, train.device)
-    supervision, config = prepare_supervision(teacher, dataset, config)
-    metrics = train_run(folder / "student", config, dataset, supervision, resume=Resume())
+    teacher_with_cache, config = prepare_teacher(teacher, dataset, config)
+    metrics = train_run(folder / "student", config, dataset, teacher_with_cache, resume=Resume())
     write_report([folder / "teacher", folder / "student"], folder / "report.html")
 
     params = read_model_info(folder / "student").params

@@ -91,7 +91,7 @@ class ChanceLevel(NamedTuple):
         return f"{metric}_{self.suffix}"
 
 
-CENTRE = ChanceLevel("centre", "centre", "a Gaussian in the centre of the image")
+CENTRE = ChanceLevel("centre", "center", "a Gaussian in the center of the image")
 MEAN_MAP = ChanceLevel("mean_map", "mean map", "the teacher's mean map of the other images of the class")
 SHUFFLED = ChanceLevel("shuffled", "other image", "the model's map of another image")
 UNIFORM = ChanceLevel("chance", "anywhere", "a uniform map")

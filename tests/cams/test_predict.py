@@ -51,7 +51,7 @@ def randomize_parameters(model: nn.Module) -> nn.Module:
 def small_mlp() -> ImageClassifier:
     """Build a small ResNet with an MLP head, like resnet50-mlp."""
     torch.manual_seed(3)
-    return ResNet(BasicBlock, (8, 16), (1, 1), CLASSES, 16, hidden=32)
+    return ResNet(BasicBlock, (8, 16), (1, 1), CLASSES, 16, hidden_features=32)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from camkd.cams import centre_prior
+from camkd.cams import center_prior
 from camkd.data.dataset import Dataset
 from camkd.evaluate import SplitPredictions, chance_level, compute_metrics, faithfulness, measure, predict_split
 from camkd.evaluate.metrics import map_similarities, means
@@ -47,7 +47,7 @@ def test_localization_metrics_have_chance_levels() -> None:
     assert metrics["cam_inside"] == metrics["cam_pointing_game"] == 0.5
     assert metrics["cam_inside_chance"] == metrics["cam_pointing_game_chance"] == 4 / 64
     assert metrics["cam_pointing_game_centre"] == 0.5  # the first of four equal center cells has its center at (3, 3)
-    weights = centre_prior(4, 4) / centre_prior(4, 4).sum()
+    weights = center_prior(4, 4) / center_prior(4, 4).sum()
     assert metrics["cam_inside_centre"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
 
 
@@ -106,11 +106,11 @@ def test_maps_that_do_not_depend_on_the_image_are_no_more_than_chance() -> None:
     """A student whose map is the same for all images reaches at most the chance level, whichever map it is."""
     rows, columns = np.mgrid[:8, :8]
     rng = np.random.default_rng(0)
-    centres = 3.5 + rng.normal(0, 1.2, (200, 2))  # objects near the center of the image
-    blobs = [np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 4) for y, x in centres]
+    centers = 3.5 + rng.normal(0, 1.2, (200, 2))  # objects near the center of the image
+    blobs = [np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 4) for y, x in centers]
     class_ids = torch.zeros(200, dtype=torch.int64)
     teacher = SplitPredictions(torch.eye(2)[class_ids], torch.from_numpy(np.float32(blobs)), class_ids, "exact")
-    for constant_map in (teacher.maps.mean(0), centre_prior(8, 8), torch.ones(8, 8)):
+    for constant_map in (teacher.maps.mean(0), center_prior(8, 8), torch.ones(8, 8)):
         student = teacher._replace(maps=constant_map.expand(200, 8, 8))
         metrics = compute_metrics(student, class_ids, ("a", "b"), teacher)
         assert metrics["cam_cosine"] <= chance_level(metrics) + 0.005

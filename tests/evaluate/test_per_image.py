@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from camkd.cams import centre_prior
+from camkd.cams import center_prior
 from camkd.evaluate import SplitPredictions, disagreeing_maps, disagreement, per_image_record
 from camkd.evaluate.metrics import cosine, derangement, iou_top
 from support.evaluation_inputs import random_maps
@@ -57,7 +57,7 @@ def test_record_has_the_cosine_of_maps_that_do_not_depend_on_the_image() -> None
         teacher_map = teacher.maps[i][None]
         mean_map = torch.stack([teacher.maps[j] for j in range(6) if j != i]).mean(0)[None]
         expected = {
-            "centre": cosine(centre_prior(4, 4)[None], teacher_map),
+            "centre": cosine(center_prior(4, 4)[None], teacher_map),
             "mean_map": cosine(mean_map, teacher_map),
             "shuffled": cosine(student.maps[other[i]][None], teacher_map),
         }

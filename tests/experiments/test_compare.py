@@ -119,9 +119,9 @@ def test_runs_equal_those_of_single_commands(finished_plan: Plan, tmp_path: Path
     teacher = load_teacher(plan.teacher, data, "cpu")
     for method, seed in (*((method, 3) for method in METHODS), ("kd", 4)):
         single = replace(plan.config, train=replace(TRAIN, seed=seed), distill=DistillConfig(str(plan.teacher), method))
-        supervision, config = pipeline.prepare_supervision(teacher, data, single)
+        teacher_with_cache, config = pipeline.prepare_teacher(teacher, data, single)
         folder = tmp_path / f"{slug(method)}-{seed}"
-        metrics = pipeline.train_run(folder, config, data, supervision)
+        metrics = pipeline.train_run(folder, config, data, teacher_with_cache)
         run = plan.run_folder(method, seed)
         assert run.read_metrics()["accuracy"] == metrics["accuracy"]
         assert run.read_metrics()["teacher_agreement"] == metrics["teacher_agreement"]

@@ -24,7 +24,7 @@ from camkd.distill.teacher import Teacher, TeacherTargets, find_teacher, load_te
 from camkd.evaluate import predict_split
 from camkd.experiments import pipeline
 from camkd.experiments.finished_runs import reevaluate
-from camkd.experiments.pipeline import Supervision, channel_statistics, prepare_supervision, train_all, train_run
+from camkd.experiments.pipeline import TeacherWithCache, channel_statistics, prepare_teacher, train_all, train_run
 from camkd.models import MODELS, ImageClassifier
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.report.gallery import gallery_rows
@@ -291,7 +291,9 @@ def test_other_method_or_teacher_is_refused(easy: Dataset, tmp_path: Path, loade
     with pytest.raises(InputError, match=r"method must be plain.*got kd"):
         train_run(tmp_path, run_config("resnet8", "control", ONE, DistillConfig(method="kd")), easy, resume=Resume())
     with pytest.raises(InputError, match=r"The teacher's weights must be .*\(teacher wrn-16-4\), got .*\(teacher /"):
-        train_run(tmp_path, run_config("resnet8", "control", ONE), easy, Supervision(loaded_teacher), resume=Resume())
+        train_run(
+            tmp_path, run_config("resnet8", "control", ONE), easy, TeacherWithCache(loaded_teacher), resume=Resume()
+        )
 
 
 def test_file_instead_of_a_run_folder_is_refused(easy: Dataset, tmp_path: Path) -> None:
@@ -356,9 +358,9 @@ def distill(
     folder: Path, data: Dataset, model: str, teacher: Teacher, settings: DistillConfig, train: TrainConfig
 ) -> tuple[int, TrainConfig]:
     """Train a student and return the number of images the teacher processed, and the resolved training settings."""
-    supervision, config = prepare_supervision(teacher, data, run_config(model, train=train, distill=settings))
-    train_run(folder, config, data, supervision)
-    return supervision.cache.num_computed if supervision.cache else 0, config.train
+    teacher_with_cache, config = prepare_teacher(teacher, data, run_config(model, train=train, distill=settings))
+    train_run(folder, config, data, teacher_with_cache)
+    return teacher_with_cache.cache.num_computed if teacher_with_cache.cache else 0, config.train
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -391,11 +393,11 @@ def test_teacher_outputs_are_computed_once(easy: Dataset, tmp_path: Path, loaded
 
 @pytest.mark.usefixtures("no_figures", "store")
 def test_full_budget_repeats_augmented_epochs(easy: Dataset, tmp_path: Path, loaded_teacher: Teacher) -> None:
-    supervision, _ = prepare_supervision(
+    teacher_with_cache, _ = prepare_teacher(
         loaded_teacher, easy, run_config(train=TWO, distill=DistillConfig(method="kd"))
     )
-    assert supervision.cache is not None
-    store = supervision.cache.store
+    assert teacher_with_cache.cache is not None
+    store = teacher_with_cache.cache.store
     assert store is not None
     budget = f"{store.epoch_bytes + 1}B"
     num_computed, config = distill(
@@ -430,8 +432,8 @@ def test_teacher_is_unchanged(easy: Dataset, tmp_path: Path, loaded_teacher: Tea
 
 @pytest.mark.usefixtures("no_figures", "store")
 def test_teacher_with_gradient_maps(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(classes: int, size: int) -> ResNet:
-        return ResNet(BasicBlock, (8, 16), (1, 1), classes, size, hidden=6)
+    def make(num_classes: int, image_size: int) -> ResNet:
+        return ResNet(BasicBlock, (8, 16), (1, 1), num_classes, image_size, hidden_features=6)
 
     monkeypatch.setitem(MODELS, "tiny-mlp", make)
     folder = tmp_path / "teacher"
@@ -623,12 +625,12 @@ def test_valid_settings_pass(config: TrainConfig) -> None:
     json.dumps(config.__dict__)
 
 
-def test_resolve_auto(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_precision_and_epochs(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "bf16_speedup", lambda: 3.0)
     auto = run_config(train=replace(ONE, precision="auto", device="cpu"))
 
     def resolve(config: RunConfig, *folders: Path) -> TrainConfig:
-        return pipeline.resolve_auto(config, *folders).train
+        return pipeline.resolve_precision_and_epochs(config, *folders).train
 
     assert resolve(auto).precision == "bf16"
     assert resolve(replace(auto, train=replace(auto.train, precision="fp32"))).precision == "fp32"
@@ -652,10 +654,12 @@ def test_resumed_run_keeps_its_augmented_epochs_at_any_budget(
     small_budget = DistillConfig(method="kd", cache_budget="15kB")
     computed, train = distill(folder, easy, "cam-net", loaded_teacher, small_budget, TWO)
     assert (computed, train.augment_epochs) == (96, 1)
-    config = pipeline.resolve_auto(run_config("cam-net", train=TWO, distill=DistillConfig(method="kd")), folder)
+    config = pipeline.resolve_precision_and_epochs(
+        run_config("cam-net", train=TWO, distill=DistillConfig(method="kd")), folder
+    )
     assert config.train.augment_epochs == 1
-    supervision, config = prepare_supervision(loaded_teacher, easy, config)
-    assert train_run(folder, config, easy, supervision, resume=Resume())["augment_epochs"] == 1
+    teacher_with_cache, config = prepare_teacher(loaded_teacher, easy, config)
+    assert train_run(folder, config, easy, teacher_with_cache, resume=Resume())["augment_epochs"] == 1
 
 
 # --- a teacher that does not fit the images
@@ -680,7 +684,7 @@ def test_teacher_accuracy_is_reported(easy: Dataset, loaded_teacher: Teacher) ->
     right = (loaded_teacher.val_targets.class_ids.numpy() == easy.val.labels).mean()
     assert loaded_teacher.check_accuracy() == f"validation accuracy {right:.1%}"
     messages = Messages()
-    prepare_supervision(loaded_teacher, easy, run_config(distill=DistillConfig(method="kd")), [messages])
+    prepare_teacher(loaded_teacher, easy, run_config(distill=DistillConfig(method="kd")), [messages])
     assert messages.texts[0] == f"teacher: validation accuracy {right:.1%}"
 
 
@@ -762,12 +766,12 @@ def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: 
 @pytest.mark.parametrize("kind", ["order of classes", "normalization", "weights"])
 def test_teacher_near_chance_is_refused(easy: Dataset, loaded_teacher: Teacher, kind: str) -> None:
     with pytest.raises(InputError, match=r"above 33\.3%, .* on the 24 validation images"):
-        prepare_supervision(corrupt(loaded_teacher, kind), easy, run_config(distill=DistillConfig(method="cam-kd")))
+        prepare_teacher(corrupt(loaded_teacher, kind), easy, run_config(distill=DistillConfig(method="cam-kd")))
     messages = Messages()
     accepted = run_config(distill=DistillConfig(method="cam-kd", weak_teacher="accept"))
-    supervision, _ = prepare_supervision(corrupt(loaded_teacher, kind), easy, accepted, [messages])
-    assert supervision.cache is not None
+    teacher_with_cache, _ = prepare_teacher(corrupt(loaded_teacher, kind), easy, accepted, [messages])
+    assert teacher_with_cache.cache is not None
     assert "no better than guessing" in messages.texts[0]
-    plain, config = prepare_supervision(corrupt(loaded_teacher, kind), easy, run_config())
+    plain, config = prepare_teacher(corrupt(loaded_teacher, kind), easy, run_config())
     assert plain.cache is None
     assert config == run_config()

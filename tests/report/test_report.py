@@ -76,7 +76,7 @@ def test_page_shows_verdict_numbers_curves_and_heatmaps(tmp_path: Path) -> None:
         "32× fewer MACs",
         "Yes, closer than the control, in one run.",
         "CAM cosine 0.830, chance 0.520, control 0.620.",
-        "centre 0.52",
+        "center 0.52",
         "mean map 0.41",
         "pets",
         "3,000 test images",
@@ -99,7 +99,7 @@ def test_map_similarity_by_correct_model(tmp_path: Path) -> None:
     groups = {"both_right": both, "only_teacher": {"images": 0}, "both_wrong": "?"}
     update_metrics(root / "student", by_outcome=groups)
     text = report(root, out=tmp_path).text
-    row = "images CAM cosine ? CAM Pearson ? CAM overlap ? both 1,234 0.910 mean map 0.40 – 0.625 centre 0.50"
+    row = "images CAM cosine ? CAM Pearson ? CAM overlap ? both 1,234 0.910 mean map 0.40 – 0.625 center 0.50"
     assert f"{row} only the teacher 0 – – –" in text
     assert "neither" not in text
 
@@ -108,7 +108,7 @@ def test_share_of_disagreeing_maps_is_shown_with_its_chance_levels(tmp_path: Pat
     root = write_train_folder(tmp_path / "run")
     levels = {"cam_disagreement_centre": 0.5, "cam_disagreement_mean_map": 0.375, "cam_disagreement_shuffled": 0.75}
     update_metrics(root / "student", cam_disagreement=0.25, **levels)
-    assert "25.0 % centre 50 % mean map 38 % other image 75 %" in report(root, out=tmp_path).text
+    assert "25.0 % center 50 % mean map 38 % other image 75 %" in report(root, out=tmp_path).text
 
 
 def test_invalid_outcome_groups_are_left_out(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_localization_is_shown_with_teacher_and_chance(tmp_path: Path) -> None:
     text = report(root, out=tmp_path).text
     assert "50.0 % anywhere 12 %" in text, "result table"
     scale = "CAM energy on the object ? 0 all evidence student 25.0 % teacher 50.0 %"
-    assert f"{scale} chance: a Gaussian in the centre of the image 20.0 % chance: a uniform map 12.5 %" in text
+    assert f"{scale} chance: a Gaussian in the center of the image 20.0 % chance: a uniform map 12.5 %" in text
 
 
 def test_separate_folders_give_the_same_page_as_their_parent(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.sources import open_dataset
 from camkd.distill.teacher import load_teacher
-from camkd.experiments.pipeline import prepare_supervision, train_run
+from camkd.experiments.pipeline import prepare_teacher, train_run
 from camkd.runs.folder import Run
 from camkd.runs.resume import Resume
 from camkd.train.callbacks import Callback
@@ -153,8 +153,8 @@ def distill(
     """Distill a student from a trained run."""
     data = open_dataset(config.data)
     teacher = load_teacher(Path(config.distill.teacher), data, config.train.device)
-    supervision, config = prepare_supervision(teacher, data, config)
-    train_run(folder, config, data, supervision, resume=resume, callbacks=callbacks)
+    teacher_with_cache, config = prepare_teacher(teacher, data, config)
+    train_run(folder, config, data, teacher_with_cache, resume=resume, callbacks=callbacks)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from camkd.distill.methods import METHODS
 from camkd.distill.objective import parse_objective
 from camkd.distill.teacher import Teacher, load_teacher
 from camkd.evaluate import faithfulness, predict_split
-from camkd.experiments.pipeline import Supervision, train_run
+from camkd.experiments.pipeline import TeacherWithCache, train_run
 from camkd.models import MODELS, build
 from camkd.models.io import ModelInfo, save
 from camkd.runs.folder import Run
@@ -243,8 +243,8 @@ def test_batch_that_is_not_finite_is_skipped(easy: Dataset, tmp_path: Path) -> N
 def test_whole_run_with_evaluation_and_figures(easy: Dataset, tmp_path: Path, untrained_teacher: Teacher) -> None:
     torch.use_deterministic_algorithms(False)
     config = gpu_config(epochs=1, precision="auto", figure_every=1)
-    supervision = Supervision(untrained_teacher, make_cache(untrained_teacher, easy, config, "cam-kd"))
+    teacher_with_cache = TeacherWithCache(untrained_teacher, make_cache(untrained_teacher, easy, config, "cam-kd"))
     run_config = RunConfig(DataConfig("easy"), config, DistillConfig(method="cam-kd"), "cam-net", "student")
-    metrics = train_run(tmp_path / "run", run_config, easy, supervision)
+    metrics = train_run(tmp_path / "run", run_config, easy, teacher_with_cache)
     assert {"accuracy", "cam_cosine", "road"} <= metrics.keys()
     assert Run(tmp_path / "run").finished

@@ -17,6 +17,6 @@ patches. See `FeatureLayout` in ``layouts.py``.
 from camkd.cams.head_detection import Form
 from camkd.cams.maps import MAP_METHODS
 from camkd.cams.predict import bias, form, predict
-from camkd.cams.resize import centre_prior, resize
+from camkd.cams.resize import center_prior, resize
 
-__all__ = ["MAP_METHODS", "Form", "bias", "centre_prior", "form", "predict", "resize"]
+__all__ = ["MAP_METHODS", "Form", "bias", "center_prior", "form", "predict", "resize"]

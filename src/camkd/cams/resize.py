@@ -10,7 +10,8 @@ from torch.nn import functional as F
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps: average pooling along a side that shrinks, bilinear interpolation along a side that grows.
 
-    If one side shrinks and the other grows, the maps are pooled first. Cells are areas (``align_corners=False``).
+    If one side shrinks and the other grows, the maps are pooled first. The elements of a
+    map are areas, not points (``align_corners=False``).
 
     Args:
         maps: Maps ``(..., h, w)`` with any number of leading dimensions. The tensor may be empty.
@@ -30,15 +31,15 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     pooled_size = min(height, size[0]), min(width, size[1])
     if pooled_size != (height, width):
-        planes = maps if maps.ndim in (3, 4) else maps.reshape(1, -1, height, width)
-        maps = F.adaptive_avg_pool2d(planes, pooled_size).view(*maps.shape[:-2], *pooled_size)
+        maps_4d = maps if maps.ndim in (3, 4) else maps.reshape(1, -1, height, width)
+        maps = F.adaptive_avg_pool2d(maps_4d, pooled_size).view(*maps.shape[:-2], *pooled_size)
     if pooled_size == size:
         return maps
-    planes = maps.reshape(1, -1, *pooled_size)
-    return F.interpolate(planes, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
+    maps_4d = maps.reshape(1, -1, *pooled_size)
+    return F.interpolate(maps_4d, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
 
-def centre_prior(h: int, w: int) -> Tensor:
+def center_prior(h: int, w: int) -> Tensor:
     """Compute a Gaussian in the center of the map, a baseline that is independent of the image.
 
     The standard deviation is a quarter of each side: ``exp(-(((x - 0.5) / 0.25)^2 + ((y - 0.5) / 0.25)^2) / 2)`` for
@@ -52,8 +53,8 @@ def centre_prior(h: int, w: int) -> Tensor:
         The map ``(h, w)``, with values in 0..1.
 
     Example:
-        >>> centre_prior(3, 3)[1, 1].item()
+        >>> center_prior(3, 3)[1, 1].item()
         1.0
     """
-    y, x = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (h, w))
-    return torch.exp(-(y[:, None] ** 2 + x**2) / 2)
+    y_scaled, x_scaled = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (h, w))
+    return torch.exp(-(y_scaled[:, None] ** 2 + x_scaled**2) / 2)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from camkd.cams import centre_prior
+from camkd.cams import center_prior
 from camkd.data.dataset import Dataset, Split
 from camkd.evaluate.faithfulness import faithfulness
 from camkd.evaluate.inference import SplitPredictions, predict_split
@@ -159,11 +159,11 @@ def compute_metrics(
 
 def _localization_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
     """Compute the overlap of maps and masks, with a uniform map and a Gaussian at the center as chance levels."""
-    centre = centre_prior(*maps.shape[1:]).expand_as(maps)
+    center = center_prior(*maps.shape[1:]).expand_as(maps)
     object_share = masks.double().mean().item()
     metrics = {}
     for name, metric in {"cam_inside": energy_inside, "cam_pointing_game": pointing_game}.items():
         metrics[name] = metric(maps, masks).double().mean().item()
         metrics[UNIFORM.key(name)] = object_share
-        metrics[CENTRE.key(name)] = metric(centre, masks).double().mean().item()
+        metrics[CENTRE.key(name)] = metric(center, masks).double().mean().item()
     return metrics

@@ -57,7 +57,7 @@ from camkd.utils.files import write_json
 from camkd.utils.units import format_quantity, parse_quantity
 
 
-class Supervision(NamedTuple):
+class TeacherWithCache(NamedTuple):
     """The teacher of a run, and the cache of its outputs if the loss needs them.
 
     A control has a teacher without a cache: the control is compared with the teacher, but trained without it.
@@ -126,7 +126,7 @@ def train_run(
     folder: Path,
     config: RunConfig,
     data: Dataset,
-    supervision: Supervision | None = None,
+    teacher_with_cache: TeacherWithCache | None = None,
     *,
     resume: Resume | None = None,
     callbacks: Sequence[Callback] = (),
@@ -137,7 +137,7 @@ def train_run(
         folder: The run folder, for all files of the run.
         config: Configuration of the run.
         data: The dataset of ``config.data``.
-        supervision: The teacher and the cache of its outputs, from `prepare_supervision`. None for a teacher run.
+        teacher_with_cache: The teacher and the cache of its outputs, from `prepare_teacher`. None for a teacher run.
         resume: Permission to continue a run in ``folder``. None: the folder must be new.
         callbacks: Callbacks that are called after the built-in callbacks for figures and TensorBoard.
 
@@ -157,7 +157,7 @@ def train_run(
         0.93
     """
     run = Run(folder)
-    teacher = supervision.teacher if supervision else None
+    teacher = teacher_with_cache.teacher if teacher_with_cache else None
     config = _resolve(config, teacher)
     objective = build_objective(config)
     _check_shards(config.train, len(data.train))
@@ -186,7 +186,7 @@ def train_run(
             config.train,
             run,
             teacher=teacher.val_targets if teacher else None,
-            cache=supervision.cache if supervision else None,
+            cache=teacher_with_cache.cache if teacher_with_cache else None,
             resume=has_checkpoint,
             callbacks=_with_built_in(callbacks, run, config, data, teacher),
         )
@@ -329,7 +329,7 @@ def train_all(
     trains_teacher = is_model_name(teacher_name)
     if not trains_teacher:
         del runs["teacher"]
-    config = resolve_auto(config, *(run.folder for run in runs.values()), callbacks=callbacks)
+    config = resolve_precision_and_epochs(config, *(run.folder for run in runs.values()), callbacks=callbacks)
     accept = resume.accept if resume else ()
     settings = run_on_rank0(lambda: _settings_by_role(runs, config.train, teacher_epochs, accept))
     check_network(config.model, data)
@@ -337,9 +337,11 @@ def train_all(
         CallbackList(callbacks).on_message(describe_times(_estimate_all(config, data, teacher_name, teacher_epochs)))
     metrics: dict[str, dict[str, Any]] = {}
 
-    def train(role: Role, config: RunConfig, supervision: Supervision | None = None) -> None:
+    def train(role: Role, config: RunConfig, teacher_with_cache: TeacherWithCache | None = None) -> None:
         config = replace(config, role=role, train=replace(config.train, **settings[role]))
-        metrics[role] = train_run(runs[role].folder, config, data, supervision, resume=resume, callbacks=callbacks)
+        metrics[role] = train_run(
+            runs[role].folder, config, data, teacher_with_cache, resume=resume, callbacks=callbacks
+        )
 
     if trains_teacher:
         teacher_folder = runs["teacher"].folder
@@ -348,9 +350,9 @@ def train_all(
         teacher_folder = find_teacher(teacher_name, config.data.data)
         metrics["teacher"] = Run(teacher_folder).read_metrics()
     teacher = load_teacher(teacher_folder, data, config.train.device)
-    supervision, config = prepare_supervision(teacher, data, config, callbacks=callbacks)
-    train("control", replace(config, distill=replace(config.distill, method="plain")), Supervision(teacher))
-    train("student", config, supervision)
+    teacher_with_cache, config = prepare_teacher(teacher, data, config, callbacks=callbacks)
+    train("control", replace(config, distill=replace(config.distill, method="plain")), TeacherWithCache(teacher))
+    train("student", config, teacher_with_cache)
 
     def report() -> None:
         _draw_all_models(folder, data, teacher)
@@ -410,9 +412,9 @@ def _estimate_all(config: RunConfig, data: Dataset, teacher: str, teacher_epochs
     return {**seconds, "control": distillation["student"], **distillation}
 
 
-def prepare_supervision(
+def prepare_teacher(
     teacher: Teacher, data: Dataset, config: RunConfig, callbacks: Sequence[Callback] = ()
-) -> tuple[Supervision, RunConfig]:
+) -> tuple[TeacherWithCache, RunConfig]:
     """Prepare the teacher of a run: if the loss needs the teacher, check its accuracy and open the cache.
 
     Args:
@@ -422,9 +424,9 @@ def prepare_supervision(
         callbacks: Callbacks that receive messages about the cache.
 
     Returns:
-        The supervision, and the configuration with at most as many augmented epochs as the cache budget allows. The
-        supervision has no cache if the loss needs no teacher. Its cache has no store if the loss needs features, or if
-        the budget is smaller than one epoch.
+        The teacher with the cache of its outputs, and the configuration with at most as many augmented epochs as the
+        cache budget allows. The cache is None if the loss needs no teacher. It has no store if the loss needs features,
+        or if the budget is smaller than one epoch.
 
     Raises:
         InputError: If the loss needs the teacher, the teacher is no better than guessing, and
@@ -433,18 +435,18 @@ def prepare_supervision(
     objective = build_objective(config)
     message = CallbackList(callbacks).on_message
     if not objective.needs_teacher:
-        return Supervision(teacher), config
+        return TeacherWithCache(teacher), config
     message(f"teacher: {teacher.check_accuracy(config.distill.weak_teacher)}")
     cache = build_teacher_cache(teacher, data, config, features="features" in objective.needs)
     store = cache.store
     if store is None:
         message(f"{config.method} needs the teacher's features, which are not cached: the teacher runs at every step")
-        return Supervision(teacher, cache), config
+        return TeacherWithCache(teacher, cache), config
     epochs = epochs_in_budget(config, store.epoch_bytes)
     budget = f"the cache budget of {config.distill.cache_budget}"
     if not epochs:
         message(f"the teacher runs at every step: {budget} is less than {format_quantity(store.epoch_bytes)} per epoch")
-        return Supervision(teacher, TeacherCache(cache.teacher_fn, record_format=store.record_format)), config
+        return TeacherWithCache(teacher, TeacherCache(cache.teacher_fn, record_format=store.record_format)), config
     started = sum(epoch < epochs for epoch in store.epochs())
     message(
         f"teacher cache: {epochs} augmented epochs, {format_quantity(store.epoch_bytes * epochs)} in {store.folder}; "
@@ -453,10 +455,10 @@ def prepare_supervision(
     if epochs < num_augmented_epochs(config.train):
         message(f"{budget} holds no more: the augmented epochs repeat after {epochs} epochs")
         config = replace(config, train=replace(config.train, augment_epochs=epochs))
-    return Supervision(teacher, cache), config
+    return TeacherWithCache(teacher, cache), config
 
 
-def resolve_auto(config: RunConfig, *folders: Path, callbacks: Sequence[Callback] = ()) -> RunConfig:
+def resolve_precision_and_epochs(config: RunConfig, *folders: Path, callbacks: Sequence[Callback] = ()) -> RunConfig:
     """Resolve the precision and the number of augmented epochs, so that they stay the same on resume.
 
     Settings that ``config`` sets explicitly are kept.

@@ -86,13 +86,13 @@ class CamNet(ImageClassifier):
     multiply-accumulates, fewer than the 12.5 million of ``resnet8``.
 
     Args:
-        classes: Number of classes.
+        num_classes: Number of classes.
         lite: Whether to build the lite variant.
     """
 
     default_optimizer = "adamw"
 
-    def __init__(self, classes: int, *, lite: bool = False) -> None:
+    def __init__(self, num_classes: int, *, lite: bool = False) -> None:
         super().__init__()
         stem_channels, channels = (48, 80) if lite else (64, 64)
         stem = [nn.Conv2d(3, stem_channels, 3, stride=2, padding=1), ChannelNorm(stem_channels)]
@@ -101,7 +101,7 @@ class CamNet(ImageClassifier):
             blocks += [nn.Conv2d(stem_channels, channels, 2, stride=2), ChannelNorm(channels)]
             blocks += [GatedBlock(channels), GatedBlock(channels)]
         self.body = nn.Sequential(*stem, *blocks)
-        self.head = nn.Conv2d(channels, classes, 1)
+        self.head = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(self.normalize(x))).mean((2, 3))

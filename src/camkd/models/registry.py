@@ -32,27 +32,34 @@ __all__ = [
 
 
 ModelFactory = Callable[[int, int], ImageClassifier]
-"""``factory(classes, size) -> model``, for a number of classes and the side of the images in pixels."""
+"""``factory(num_classes, image_size) -> model``. The image size is the side of the images in pixels."""
 
 
 def _cifar_resnet(blocks_per_stage: int) -> ModelFactory:
-    return lambda classes, size: ResNet(BasicBlock, (16, 32, 64), (blocks_per_stage,) * 3, classes, size)
+    def make(num_classes: int, image_size: int) -> ImageClassifier:
+        return ResNet(BasicBlock, (16, 32, 64), (blocks_per_stage,) * 3, num_classes, image_size)
+
+    return make
 
 
-def _resnet50(hidden: int = 0) -> ModelFactory:
-    return lambda classes, size: ResNet(Bottleneck, (64, 128, 256, 512), (3, 4, 6, 3), classes, size, hidden=hidden)
+def _resnet50(hidden_features: int = 0) -> ModelFactory:
+    def make(num_classes: int, image_size: int) -> ImageClassifier:
+        widths = (64, 128, 256, 512)
+        return ResNet(Bottleneck, widths, (3, 4, 6, 3), num_classes, image_size, hidden_features=hidden_features)
+
+    return make
 
 
 MODELS: dict[str, ModelFactory] = {
-    "cam-net": lambda classes, size: CamNet(classes),
-    "cam-net-lite": lambda classes, size: CamNet(classes, lite=True),
+    "cam-net": lambda num_classes, image_size: CamNet(num_classes),
+    "cam-net-lite": lambda num_classes, image_size: CamNet(num_classes, lite=True),
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),
     "resnet56": _cifar_resnet(9),
-    "resnet11": lambda classes, size: ResNet11(classes),
-    "wrn-16-4": lambda classes, size: WideResNet(16, 4, classes),
+    "resnet11": lambda num_classes, image_size: ResNet11(num_classes),
+    "wrn-16-4": lambda num_classes, image_size: WideResNet(16, 4, num_classes),
     "resnet50": _resnet50(),
-    "resnet50-mlp": _resnet50(hidden=2048),
+    "resnet50-mlp": _resnet50(hidden_features=2048),
 }
 """Factories of the built-in networks by name."""
 
@@ -87,7 +94,7 @@ def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
     """
     if is_external(name):
         check_external(name)
-        return lambda classes, size: make_external(name, classes, size, pretrained)
+        return lambda num_classes, image_size: make_external(name, num_classes, image_size, pretrained)
     if name not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}, timm:NAME or torchvision:NAME, got {name!r}.")
     return MODELS[name]

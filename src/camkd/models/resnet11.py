@@ -34,10 +34,10 @@ class ResNet11(ImageClassifier):
     """ResNet with 32, 64, 192 and 256 channels. A 32x32 image has an 8x8 map.
 
     Args:
-        classes: Number of classes.
+        num_classes: Number of classes.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             conv_bn_relu(3, 32),
@@ -51,7 +51,7 @@ class ResNet11(ImageClassifier):
             ResidualBlock(256),
             nn.ReLU(inplace=True),
         )
-        self.fc = nn.Linear(256, classes)
+        self.fc = nn.Linear(256, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.fc(self.body(self.normalize(x)).mean((2, 3)))

@@ -37,10 +37,10 @@ class WideResNet(ImageClassifier):
     Args:
         depth: Number of layers, ``6 * n + 4`` for ``n`` blocks per stage.
         widen: Factor of the number of channels.
-        classes: Number of classes.
+        num_classes: Number of classes.
     """
 
-    def __init__(self, depth: int, widen: int, classes: int) -> None:
+    def __init__(self, depth: int, widen: int, num_classes: int) -> None:
         super().__init__()
         blocks_per_stage = (depth - 4) // 6
         channels = 16
@@ -55,7 +55,7 @@ class WideResNet(ImageClassifier):
         self.layers = nn.Sequential(*stages)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(channels, classes)
+        self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -74,7 +74,7 @@ METRICS = (
         _format_decimal,
         "Cosine similarity of the model's and the teacher's class activation map. Both maps are of the class that the "
         "teacher predicts, positive evidence only. 1 means the same map up to scale. Small print: chance levels, the "
-        "cosine of the teacher's map and a map that ignores the image: a Gaussian in the centre, or the teacher's mean "
+        "cosine of the teacher's map and a map that ignores the image: a Gaussian in the center, or the teacher's mean "
         "map of the other images of the class.",
     ),
     MetricSpec(
@@ -104,7 +104,7 @@ METRICS = (
         "CAM energy on the object",
         format_percent,
         "Share of the map's positive evidence inside the object mask (energy-based pointing game, Wang et al. 2020). "
-        "Needs a dataset with object masks. Small print: a Gaussian in the centre of the image, and a uniform map, "
+        "Needs a dataset with object masks. Small print: a Gaussian in the center of the image, and a uniform map, "
         "which scores the object's share of the image.",
         optional=True,
     ),
@@ -112,7 +112,7 @@ METRICS = (
         "cam_pointing_game",
         "Pointing game",
         format_percent,
-        "Share of images with the centre of the map's strongest cell inside the object mask (Zhang et al. 2016, "
+        "Share of images with the center of the map's strongest cell inside the object mask (Zhang et al. 2016, "
         "without tolerance).",
         optional=True,
     ),

@@ -114,7 +114,7 @@ def test_disagreements_as_a_table(student: str, monkeypatch: pytest.MonkeyPatch)
     table = run("evaluate", student, "--list-disagreements", "2").out
     text = " ".join(table.split())
     assert f"{disagreements['count']:,} of {disagreements['same_prediction']:,} images" in text
-    for suffix, label in (("centre", "centre"), ("mean_map", "mean map"), ("shuffled", "other image")):
+    for suffix, label in (("centre", "center"), ("mean_map", "mean map"), ("shuffled", "other image")):
         assert disagreements["chance_shares"][suffix] == output.json[f"cam_disagreement_{suffix}"]
         assert f"{label} {disagreements['chance_shares'][suffix]:.1%}" in text
     for image in disagreements["images"]:

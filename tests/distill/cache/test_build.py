@@ -51,8 +51,8 @@ def teacher(easy: Dataset, teacher_folder: Path) -> Teacher:
 def mlp_teacher(easy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teacher]:
     """A teacher with a hidden layer in its head, whose maps are gradient-based."""
 
-    def make(classes: int, size: int) -> ResNet:
-        return ResNet(BasicBlock, (8, 16), (1, 1), classes, size, hidden=6)
+    def make(num_classes: int, image_size: int) -> ResNet:
+        return ResNet(BasicBlock, (8, 16), (1, 1), num_classes, image_size, hidden_features=6)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "tiny-mlp", make)

@@ -24,7 +24,7 @@ from camkd.distill.cache import precompute as precompute_module
 from camkd.distill.cache.precompute import CacheCost, estimate_architecture_cost, estimate_cost, precompute
 from camkd.distill.teacher import Teacher, load_teacher
 from camkd.experiments import pipeline
-from camkd.experiments.pipeline import prepare_supervision, train_run
+from camkd.experiments.pipeline import prepare_teacher, train_run
 from camkd.types import InputError, Prediction
 from support.untrained import save_untrained
 
@@ -120,10 +120,10 @@ def test_training_after_precomputing_equals_training_without(
     config = run_config(teacher_folder, replace(TRAIN, augment=policy))
 
     def train(name: str) -> int:
-        supervision, resolved = prepare_supervision(teacher, easy, config)
-        assert supervision.cache is not None
-        train_run(tmp_path / name, resolved, easy, supervision)
-        return supervision.cache.num_computed
+        teacher_with_cache, resolved = prepare_teacher(teacher, easy, config)
+        assert teacher_with_cache.cache is not None
+        train_run(tmp_path / name, resolved, easy, teacher_with_cache)
+        return teacher_with_cache.cache.num_computed
 
     trained_stores = use_cache("trained")
     assert train("cold") == 2 * 96

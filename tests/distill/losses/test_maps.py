@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkd.cams import centre_prior, predict, resize
+from camkd.cams import center_prior, predict, resize
 from camkd.cams.gather import gather_classes
 from camkd.distill.losses.logits import kd
 from camkd.distill.losses.maps import (
@@ -470,7 +470,7 @@ def test_control_maps_change_layout_but_not_mean(control: Control) -> None:
         original_layout = maps - maps.mean((2, 3), keepdim=True)
         torch.testing.assert_close(layout, original_layout[[4, 0, 1, 2, 3]])
     else:
-        prior = centre_prior(8, 6).double()
+        prior = center_prior(8, 6).double()
         torch.testing.assert_close(changed / changed[..., :1, :1], (prior / prior[0, 0]).expand_as(changed))
     labels = torch.zeros(5).long()
     value = CAM(control=control)(Prediction(maps, maps), Prediction(maps, maps), labels)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camkd.cams import centre_prior, resize
+from camkd.cams import center_prior, resize
 from camkd.evaluate import metrics
 from support.evaluation_inputs import random_maps
 
@@ -36,8 +36,8 @@ def reference_mean_map(maps: Tensor, class_ids: list[int], image: int) -> Tensor
 # --- chance levels
 
 
-def test_centre_prior_is_a_gaussian_of_a_quarter_side() -> None:
-    prior = centre_prior(8, 16)
+def test_center_prior_is_a_gaussian_of_a_quarter_side() -> None:
+    prior = center_prior(8, 16)
     assert prior.shape == (8, 16)
     torch.testing.assert_close(prior, prior.flip(0))
     torch.testing.assert_close(prior, prior.flip(1))
@@ -78,7 +78,7 @@ def test_chance_levels_compare_maps_that_ignore_the_image_with_the_teacher() -> 
     teacher = random_maps(2, 6, 8, 8)
     class_ids = [3, 1, 3, 3, 1, 7]
     values = metrics.map_similarities(student, teacher, torch.tensor(class_ids))
-    centre = centre_prior(8, 8)[None]
+    center = center_prior(8, 8)[None]
     for i in range(6):
         mean_map = reference_mean_map(teacher, class_ids, i).float()[None]
         teacher_map = teacher[i][None]
@@ -91,7 +91,7 @@ def test_chance_levels_compare_maps_that_ignore_the_image_with_the_teacher() -> 
             ("cam_iou", metrics.iou_top),
             ("cam_pointing_match", metrics.pointing_match),
         ):
-            for suffix, baseline in (("centre", centre), ("mean_map", mean_map)):
+            for suffix, baseline in (("centre", center), ("mean_map", mean_map)):
                 expected = similarity(baseline, teacher_map).item()
                 assert values[f"{name}_{suffix}"][i] == pytest.approx(expected, abs=1e-6), (name, suffix)
 
@@ -140,9 +140,9 @@ def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
     values = mean_similarities(student, teacher)
     large_student = resize(student, (6, 10))
     large_teacher = resize(teacher, (6, 10))
-    centre = centre_prior(6, 10).expand(2, 6, 10)
+    center = center_prior(6, 10).expand(2, 6, 10)
     assert values["cam_pearson"] == pytest.approx(metrics.pearson(large_student, large_teacher).mean().item())
-    assert values["cam_cosine_centre"] == pytest.approx(metrics.cosine(centre, large_teacher).mean().item())
+    assert values["cam_cosine_centre"] == pytest.approx(metrics.cosine(center, large_teacher).mean().item())
     assert {type(value) for value in values.values()} == {float}, "must be JSON-serializable"
     mean_map = values["cam_cosine_mean_map"]  # of two images, the other one
     assert mean_map == pytest.approx(metrics.cosine(large_teacher.flip(0), large_teacher).mean().item())

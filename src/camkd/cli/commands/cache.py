@@ -63,7 +63,7 @@ def _precompute(options: Namespace) -> dict[str, Any]:
     if teacher is not None:
         config = replace(config, distill=replace(config.distill, teacher=str(teacher)))
     with open_reporter() as reporter:
-        config = pipeline.resolve_auto(config, callbacks=[reporter])
+        config = pipeline.resolve_precision_and_epochs(config, callbacks=[reporter])
         if images:
             info = read_model_info(teacher) if teacher else None
             classes = options.classes or (len(info.classes) if info else 10)

@@ -44,11 +44,11 @@ def _run(options: Namespace) -> dict[str, Any] | None:
         data = open_data(config.data, reporter)
         teacher = load_teacher(teacher_folder, data, options.device)
         check_default_teacher(options.teacher, teacher_folder, options.data, data.fingerprint)
-        config = pipeline.resolve_auto(config, folder, callbacks=[reporter])
-        supervision, config = pipeline.prepare_supervision(teacher, data, config, [reporter])
+        config = pipeline.resolve_precision_and_epochs(config, folder, callbacks=[reporter])
+        teacher_with_cache, config = pipeline.prepare_teacher(teacher, data, config, [reporter])
         if not Run(folder).config():
             reporter.message(planning.describe_times(planning.estimate_distillation(teacher.model, config, data)))
-        metrics = pipeline.train_run(folder, config, data, supervision, resume=resume, callbacks=[reporter])
+        metrics = pipeline.train_run(folder, config, data, teacher_with_cache, resume=resume, callbacks=[reporter])
         run_on_rank0(lambda: write_report([teacher_folder, folder], folder / "report.html"))
         reporter.message(
             f"{options.student}: test accuracy {metrics['accuracy']:.1%}, teacher agreement "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkd.cams import centre_prior, resize
+from camkd.cams import center_prior, resize
 from camkd.cams.gather import gather_classes
 from camkd.distill.losses.logits import kd
 from camkd.distill.losses.normalization import MIN_LENGTH, min_size
@@ -139,7 +139,7 @@ def control_maps(maps: Tensor, control: Control) -> Tensor:
     Args:
         maps: Maps of the teacher, ``(N, K, h, w)``.
         control: ``shuffled``: the layout of another image of the batch, ``maps[n - 1]``. ``centre``: a Gaussian in the
-            center, `camkd.cams.centre_prior`. ``none``: ``maps`` unchanged.
+            center, `camkd.cams.center_prior`. ``none``: ``maps`` unchanged.
 
     Returns:
         Maps ``(N, K, h, w)`` with the same means.
@@ -154,7 +154,7 @@ def control_maps(maps: Tensor, control: Control) -> Tensor:
         other = maps.roll(1, 0)
         return other - other.mean((2, 3), keepdim=True) + means
     if control == "centre":
-        prior = centre_prior(*(int(side) for side in maps.shape[2:])).to(maps)
+        prior = center_prior(*(int(side) for side in maps.shape[2:])).to(maps)
         return means * (prior / prior.mean())
     return maps
 

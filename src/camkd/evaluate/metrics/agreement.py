@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from camkd.cams import centre_prior, resize
+from camkd.cams import center_prior, resize
 from camkd.evaluate.metrics.map_similarity import cosine, iou_top, pearson, pointing_match, spearman
 from camkd.types import CENTRE, MEAN_MAP, ChanceLevel
 
@@ -103,10 +103,10 @@ def image_independent_maps(teacher_maps: Tensor, class_ids: Tensor) -> dict[Chan
         class_ids: The class of each map, ``(N,)``.
 
     Returns:
-        Maps ``(N, h, w)`` by chance level: `camkd.cams.centre_prior`, and `mean_maps_of_others` unless there is only
+        Maps ``(N, h, w)`` by chance level: `camkd.cams.center_prior`, and `mean_maps_of_others` unless there is only
         one image.
     """
-    baselines = {CENTRE: centre_prior(*teacher_maps.shape[1:]).to(teacher_maps).expand_as(teacher_maps)}
+    baselines = {CENTRE: center_prior(*teacher_maps.shape[1:]).to(teacher_maps).expand_as(teacher_maps)}
     if len(teacher_maps) > 1:
         baselines[MEAN_MAP] = mean_maps_of_others(teacher_maps, class_ids)
     return baselines

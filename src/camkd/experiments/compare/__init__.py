@@ -59,10 +59,10 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> P
         )
         plan = replace(plan, config=replace(plan.config, train=train), threads=stored["threads"])
     teacher = load_teacher(plan.teacher, data, plan.config.train.device)
-    plan = replace(plan, config=pipeline.resolve_auto(plan.config, callbacks=[callback]))
+    plan = replace(plan, config=pipeline.resolve_precision_and_epochs(plan.config, callbacks=[callback]))
     cached_method = _cached_method(plan)
     if cached_method is not None:
-        _, config = pipeline.prepare_supervision(teacher, data, plan.config_for(cached_method), [callback])
+        _, config = pipeline.prepare_teacher(teacher, data, plan.config_for(cached_method), [callback])
         plan = replace(plan, config=replace(plan.config, train=config.train))
     settings = plan.settings(data.fingerprint)
     for name, value in settings.items():
@@ -123,8 +123,8 @@ def run_missing(plan: Plan, data: Dataset, processes: int, callback: Callback, p
     errors: dict[str, str] = {}
     cached_method = _cached_method(replace(plan, methods=tuple(method for method, _ in missing)))
     if cached_method is not None:
-        supervision, _ = Worker(plan, data).prepare(cached_method)
-        if supervision.cache is not None and supervision.cache.store is not None:
+        teacher_with_cache, _ = Worker(plan, data).prepare(cached_method)
+        if teacher_with_cache.cache is not None and teacher_with_cache.cache.store is not None:
             precompute(plan.config_for(cached_method), data, processes, progress)
     for (method, seed), error in iter_runs(plan, data, missing, processes, callback):
         name = f"{method}, seed {seed}"

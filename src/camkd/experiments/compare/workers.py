@@ -72,13 +72,13 @@ class Worker:
         self.plan = plan
         self.data = data
         self.teacher = load_teacher(plan.teacher, data, plan.config.train.device)
-        self._prepared: dict[str, tuple[pipeline.Supervision, RunConfig]] = {}
+        self._prepared: dict[str, tuple[pipeline.TeacherWithCache, RunConfig]] = {}
 
-    def prepare(self, method: str) -> tuple[pipeline.Supervision, RunConfig]:
-        """Return the result of `prepare_supervision` for a method, computed at the first call."""
+    def prepare(self, method: str) -> tuple[pipeline.TeacherWithCache, RunConfig]:
+        """Return the result of `prepare_teacher` for a method, computed at the first call."""
         if method not in self._prepared:
             config = self.plan.config_for(method)
-            self._prepared[method] = pipeline.prepare_supervision(self.teacher, self.data, config)
+            self._prepared[method] = pipeline.prepare_teacher(self.teacher, self.data, config)
         return self._prepared[method]
 
     def __call__(self, method: str, seed: int, callback: Callback) -> Exception | None:
@@ -87,10 +87,10 @@ class Worker:
         Returns:
             The error of a run that diverged, else None.
         """
-        supervision, config = self.prepare(method)
+        teacher_with_cache, config = self.prepare(method)
         config = replace(
             config,
-            role="student" if supervision.cache else "control",
+            role="student" if teacher_with_cache.cache else "control",
             train=replace(config.train, seed=seed),
         )
         try:
@@ -98,7 +98,7 @@ class Worker:
                 self.plan.run_folder(method, seed).folder,
                 config,
                 self.data,
-                supervision,
+                teacher_with_cache,
                 resume=Resume(),
                 callbacks=[_StepsAndMessages(callback, method, seed)],
             )
