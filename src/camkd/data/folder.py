@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from camkd.data.store import SplitArrays, build_or_open, create_image_file, enco
 from camkd.data.value_range import FULL_RANGE, ValueRange, common_range
 from camkd.types import InputError
 
-VERSION = 3
+VERSION = 4
 """Version of `cache_key`. Increment it when a change of the code stores different arrays for the same files."""
 
 BadImages = Literal["fail", "skip"]
@@ -86,12 +87,13 @@ def open_folder(
         listing = listing.limited(limit)
     if train_limit is not None:
         listing = listing.limited(train_limit, ("train",))
-    return build_or_open(
+    data = build_or_open(
         root.resolve().name,
         cache_key(listing, size, bad_images, value_range),
         cache,
         lambda folder: _decode_listing(folder, listing, size, workers, bad_images, value_range, progress),
     )
+    return replace(data, notes=(*listing.notes, *data.notes))  # files that are not part of the key may have changed
 
 
 def cache_key(listing: FolderListing, size: int, bad_images: BadImages, value_range: ValueRange | None = None) -> str:
@@ -171,7 +173,7 @@ def _decode_listing(
             f"every class in '{listing.root}' must have a readable training image, got none of "
             f"{quote_names(without_images)}. Add images of these classes."
         )
-    return SplitArrays(listing.classes, train, val, test, (*listing.notes, *notes), value_range)
+    return SplitArrays(listing.classes, train, val, test, tuple(notes), value_range)
 
 
 def _make_split(folder: Path, split: str, listing: FolderListing, errors: Mapping[int, str]) -> Split:

@@ -7,15 +7,16 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
-from unicodedata import category
+from typing import NamedTuple, NoReturn
+from unicodedata import category, normalize
 
 import numpy as np
 
 from camkd.data.dataset import SPLITS, balanced_subset, limit_note
+from camkd.data.ignored import is_own_folder, is_system_name
 from camkd.data.image_formats import SUFFIXES
 from camkd.types import InputError
 from camkd.utils.text import shorten_middle
@@ -27,10 +28,23 @@ SPLIT_FOLDER_NAMES = {
 }
 """Folder names of each split, compared without regard to case."""
 
+SPLIT_WORDS = tuple(name for names in SPLIT_FOLDER_NAMES.values() for name in names)
+"""Folder names of all splits."""
+
+SPLIT_PATTERN = re.compile(rf"(?:.*[\d\W_])?({'|'.join(SPLIT_WORDS)})(?:[\d\W_].*)?", re.DOTALL)
+"""Names that contain the name of a split as a word, such as test_images, in lower case."""
+
 HELD_OUT_FRACTION = 0.1
 """Fraction of each class that is held out for a missing split."""
 
 IMAGE_TYPES = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+
+OTHER_IMAGE_SUFFIXES = {
+    ".ai", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".eps", ".exr", ".heic", ".heif", ".ico",
+    ".j2k", ".jp2", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psd", ".raf",
+    ".raw", ".rw2", ".svg", ".tga", ".tif", ".tiff",
+} - SUFFIXES  # fmt: skip
+"""Suffixes of image files that are not decoded. A class folder of such files is an error."""
 
 ESCAPED_CATEGORIES = ("Cc", "Zl", "Zp")
 """Unicode categories of control characters, which a terminal may execute, and of line and paragraph separators."""
@@ -117,19 +131,22 @@ class FolderListing:
 def scan(root: Path, *, test_only: bool = False) -> FolderListing:
     """List the image files of every split and class below a folder.
 
-    The folder is ``<split>/<class>/*`` or ``<class>/*``. Images for a missing split are held out from train.
+    The folder is ``<split>/<class>/*`` or ``<class>/*``. Images for a missing split are held out from train. Class
+    names are compared and returned in the Unicode normal form NFC. A split may lack classes of train.
 
     Args:
         root: The folder.
         test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
-            if it has no split folders. Train and val are then empty.
+            if it has no split folders. Train and val are then empty. With a train folder, a class may be in one split
+            only. One class is enough.
 
     Returns:
         The image files and the notes for the user.
 
     Raises:
-        InputError: If the folder does not have this structure, cannot be read, or has fewer than two classes. If a
-            class has no image. If there are too few images to hold out a missing split.
+        InputError: If the folder does not have this structure, cannot be read, or has fewer than two classes. If the
+            folder can be read as splits and as classes. If a class is in val or test, but not in train. If there are
+            too few images to hold out a missing split.
 
     Example:
         >>> scan(Path("pets")).classes             # doctest: +SKIP
@@ -145,8 +162,12 @@ def scan(root: Path, *, test_only: bool = False) -> FolderListing:
         raise InputError(
             f"'{error.filename}' must be readable, got a permission error. Change its permissions."
         ) from error
+    names = {name for classes in splits.values() for name in classes} if test_only else next(iter(splits.values()))
     for split in splits:
-        _check_split(root, split, splits)
+        _check_split(root, split, splits, names)
+    if len(names) < 2 and not test_only:
+        _raise_one_class(root, splits["train"])
+    splits = {split: {name: classes.get(name, ()) for name in sorted(names)} for split, classes in splits.items()}
     missing = [split for split in SPLITS if split not in splits]
     if "train" in missing:
         no_files: ClassFiles = dict.fromkeys(splits["test"], ())
@@ -157,7 +178,20 @@ def scan(root: Path, *, test_only: bool = False) -> FolderListing:
         notes.append(
             f"there is no {' and no '.join(missing)} folder, so images of train were held out: {', '.join(counts)}"
         )
-    return FolderListing(root, splits, tuple(notes))
+    return FolderListing(root, splits, (*notes, *_notes_of_absent_classes(splits)))
+
+
+def _notes_of_absent_classes(splits: Mapping[str, ClassFiles]) -> list[str]:
+    """Name the classes without images in val and test. Accuracy per class is undefined for these classes."""
+    splits_by_classes: dict[tuple[str, ...], list[str]] = {}
+    for split in ("val", "test"):
+        absent = tuple(name for name, files in splits[split].items() if not files)
+        if 0 < len(absent) < len(splits[split]):
+            splits_by_classes.setdefault(absent, []).append(split)
+    return [
+        f"there are no {' and no '.join(names)} images of {quote_names(absent)}"
+        for absent, names in splits_by_classes.items()
+    ]
 
 
 def _hold_out_splits(root: Path, train: ClassFiles, missing: Sequence[str]) -> dict[str, ClassFiles]:
@@ -172,116 +206,326 @@ def _hold_out_splits(root: Path, train: ClassFiles, missing: Sequence[str]) -> d
     return {split: {name: parts[name][split] for name in parts} for split in ("train", *missing)}
 
 
+@dataclass
+class _Walker:
+    """Lists folders without the folders and files of `camkd.data.ignored`, and collects the paths of these.
+
+    Args:
+        root: The folder that paths in notes are relative to.
+    """
+
+    root: Path
+    system_folders: set[str] = field(default_factory=set)
+    own_folders: set[str] = field(default_factory=set)
+    hidden_images: set[str] = field(default_factory=set)
+
+    def entries(self, folder: Path | str) -> list[os.DirEntry[str]]:
+        """Return the folders and files in ``folder``, sorted by name."""
+        with os.scandir(folder) as iterator:
+            entries = sorted(iterator, key=lambda entry: entry.name)
+        return [entry for entry in entries if self._is_kept(entry)]
+
+    def _is_kept(self, entry: os.DirEntry[str]) -> bool:
+        is_folder = _is_folder(entry)
+        if is_system_name(entry.name):
+            if is_folder:
+                self.system_folders.add(entry.path)
+            elif _is_image(entry):
+                self.hidden_images.add(entry.path)
+            return False
+        if is_folder and is_own_folder(entry.path):
+            self.own_folders.add(entry.path)
+            return False
+        return True
+
+    def folders(self, folder: Path | str) -> list[os.DirEntry[str]]:
+        """Return the folders in ``folder``, sorted by name."""
+        return [entry for entry in self.entries(folder) if _is_folder(entry)]
+
+    def walk(self, folder: Path | str, visited: set[Path]) -> Iterator[os.DirEntry[str]]:
+        """Yield every file below ``folder``. Symbolic links are followed; each folder is visited once."""
+        for entry in self.entries(folder):
+            if not _is_folder(entry):
+                yield entry
+            elif (resolved := Path(entry.path).resolve()) not in visited:
+                visited.add(resolved)
+                yield from self.walk(entry.path, visited)
+
+    def images(self, folder: Path | str) -> Iterator[os.DirEntry[str]]:
+        """Yield every image file below ``folder``, but not those below a link to a folder above it."""
+        visited = {self.root.resolve(), Path(folder).resolve()}
+        return (entry for entry in self.walk(folder, visited) if _is_image(entry))
+
+    def count_direct_images(self, folder: Path | str) -> int:
+        """Count the images that lie directly in ``folder``."""
+        return sum(map(_is_image, self.entries(folder)))
+
+    def class_names(self, folder: Path | str) -> set[str]:
+        """Return the names of the folders in ``folder`` that hold images."""
+        return {_class_name(entry.name) for entry in self.folders(folder) if any(self.images(entry.path))}
+
+    def notes(self) -> list[str]:
+        """Return the notes about everything that was ignored."""
+        notes = []
+        if self.system_folders:
+            counts = Counter(os.path.basename(path) for path in self.system_folders)
+            names = [f"{count:,} '{escape_name(name)}'" for name, count in sorted(counts.items())]
+            notes.append(
+                f"{len(self.system_folders):,} folders of the operating system or of tools were ignored: "
+                f"{join_first(names)}"
+            )
+        for description, paths in (
+            ("folders that camkd wrote", self.own_folders),
+            ("hidden images", self.hidden_images),
+        ):
+            if paths:
+                notes.append(f"{len(paths):,} {description} were ignored: {self._quote(sorted(paths))}")
+        return notes
+
+    def _quote(self, paths: Sequence[str]) -> str:
+        return quote_names([escape_name(_relative(self.root, path)) for path in paths])
+
+
+def _relative(root: Path, path: str) -> str:
+    return path.removeprefix(f"{root}{os.sep}")
+
+
+def _class_name(folder_name: str) -> str:
+    """Return the displayed name of a class folder, in the normal form NFC."""
+    return normalize("NFC", escape_name(folder_name))
+
+
 def _find_splits(root: Path, test_only: bool) -> tuple[dict[str, ClassFiles], list[str]]:
+    walker = _Walker(root)
+    folders, notes = _split_folders(walker, test_only)
     splits: dict[str, ClassFiles] = {}
-    ignored: list[Path] = []
-    for split, folder in _split_folders(root, test_only).items():
-        splits[split], others = _find_classes(root, folder)
-        ignored += others
-    if not ignored:
-        return splits, []
-    return splits, [f"{len(ignored):,} files that are not images of a class were ignored: {count_suffixes(ignored)}"]
+    ignored = _IgnoredFiles()
+    for split, folder in folders.items():
+        splits[split] = _find_classes(walker, folder, ignored)
+    if root not in folders.values():
+        ignored.images += [Path(entry.path) for entry in walker.entries(root) if _is_image(entry)]
+    return splits, [*notes, *ignored.notes(root), *walker.notes()]
 
 
-def _split_folders(root: Path, test_only: bool) -> dict[str, Path]:
-    """Return the folder of each split that exists.
+def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of each split that exists, and notes.
 
     ``root`` itself is the train folder, or the test folder with ``test_only``, if it contains only class folders.
-    Folders with the name of a split are class folders if all of them directly contain images and ``root`` has other
+    Folders with the name of a split are splits if they hold class folders. One such folder is a class if it holds
+    images directly and other folders with images lie beside it.
+    """
+    root = walker.root
+    subfolders = walker.folders(root)
+    named = _named_folders(walker, subfolders)
+    whole = {"test" if test_only else "train": root}
+    if not named:
+        _check_not_splits(walker, subfolders)
+        return whole, []
+    others = [entry.name for entry in subfolders if _split_of(entry.name) is None and any(walker.images(entry.path))]
+    labeled = {split: folder for split, folder in named.items() if walker.class_names(folder)}
+    unlabeled = {split: folder for split, folder in named.items() if split not in labeled}
+    if not labeled and others:
+        return whole, [_check_class_of_split_name(root, list(unlabeled.values()), others)]
+    if test_only and "train" not in named and "test" in named:
+        folders = {"test": named["test"]}
+    elif "train" in named:
+        folders = {split: folder for split, folder in named.items() if split == "train" or split in labeled}
+    else:
+        existing = quote_names([folder.name for folder in named.values()])
+        folder = next(iter(named.values()))
+        advice = f"Choose '{folder}'" if test_only else "Add train/<class>/ with the images"
+        raise InputError(
+            f"'{root}' must have a '{next(iter(whole))}' folder, got only {existing}. {advice}, or rename "
+            f"'{folder.name}' if it is a class."
+        )
+    first = next(iter(folders.values()))
+    if others and len(labeled) == 1:
+        _check_majority(walker, first, others)
+    notes = [
+        f"'{folder.name}' was left out, because its {walker.count_direct_images(folder):,} images have no class folders"
+        for split, folder in named.items()
+        if split not in folders
+    ]
+    if others:
+        notes.append(
+            f"folders beside {' and '.join(repr(folder.name) for folder in folders.values())} were ignored: "
+            f"{quote_names([escape_name(name) for name in others])}"
+        )
+    return folders, notes
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that a folder name stands for."""
+    folded = name.strip().lower()
+    return next((split for split, names in SPLIT_FOLDER_NAMES.items() if folded in names), None)
+
+
+def _named_folders(walker: _Walker, subfolders: Sequence[os.DirEntry[str]]) -> dict[str, Path]:
+    """Return the folder of each split that holds images, by its name."""
+    named: dict[str, Path] = {}
+    for split in SPLIT_FOLDER_NAMES:
+        for entry in subfolders:
+            if _split_of(entry.name) != split or not any(walker.images(entry.path)):
+                continue
+            if split in named:
+                raise InputError(
+                    f"'{walker.root}' must have one {split} folder, got '{named[split].name}' and '{entry.name}'. Keep "
+                    "one of them."
+                )
+            named[split] = Path(entry.path)
+    return named
+
+
+def _check_class_of_split_name(root: Path, folders: Sequence[Path], others: Sequence[str]) -> str:
+    """Return the note that a folder is a class despite its name. Raise `InputError` if it may be a split."""
+    names = [folder.name for folder in folders]
+    beside = quote_names([escape_name(name) for name in others])
+    if len(folders) > 1 or any(SPLIT_PATTERN.fullmatch(name.lower()) for name in others):
+        raise InputError(
+            f"'{root}' must hold splits or classes, got {quote_names(names)} with images directly inside, which may be "
+            f"splits without class folders or classes beside {beside}. Move the images of each split into class "
+            f"folders, such as '{folders[0] / 'cat'}', or rename the classes to another name than that of a split."
+        )
+    return f"'{names[0]}' is a class and not a split, because its images lie directly in it and beside {beside}"
+
+
+def _check_majority(walker: _Walker, split: Path, others: Sequence[str]) -> None:
+    """Raise `InputError` if a folder may be a split or a class beside ``others``.
+
+    It is a split if it has two or more class folders, and most of the images lie in them.
+    """
+    labeled = sum(1 for entry in walker.folders(split) for _ in walker.images(entry.path))
+    direct = walker.count_direct_images(split)
+    beside = sum(1 for name in others for _ in walker.images(walker.root / name))
+    if len(walker.class_names(split)) > 1 and labeled > max(direct, beside):
+        return
+    names = quote_names([escape_name(name) for name in others])
+    raise InputError(
+        f"'{walker.root}' must hold splits or classes, got '{split.name}', which may be a split or a class beside "
+        f"{names}. If it is a split, move {names} to another folder; if it is a class, rename it to another name than "
+        "that of a split."
+    )
+
+
+def _check_not_splits(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> None:
+    """Raise `InputError` if ``folders`` are splits with other names, for example train_set and test_set, or train2017.
+
+    All of them have the name of a split with an addition, or their names begin like splits and they hold the same class
     folders.
     """
-    subfolders = [Path(entry.path) for entry in _visible_entries(root) if _is_folder(entry)]
-    folders = {}
-    for split, names in SPLIT_FOLDER_NAMES.items():
-        matching = [folder for folder in subfolders if folder.name.lower() in names]
-        if len(matching) > 1:
-            raise InputError(
-                f"'{root}' must have one {split} folder, got '{matching[0].name}' and '{matching[1].name}'. Keep one "
-                "of them."
-            )
-        if matching:
-            folders[split] = matching[0]
-    has_other_folders = len(subfolders) > len(folders)
-    if not folders or (has_other_folders and all(map(_contains_images, folders.values()))):
-        _check_not_splits(root, subfolders)
-        return {"test" if test_only else "train": root}
-    if test_only and "train" not in folders and "test" in folders:
-        return {"test": folders["test"]}
-    if "train" not in folders:
-        existing = " and ".join(f"'{folder.name}'" for folder in folders.values())
+    names = [folder.name.lower() for folder in folders]
+    matches = [SPLIT_PATTERN.fullmatch(name) for name in names]
+    splits = {_split_of(match[1]) for match in matches if match}
+    are_splits = all(matches) and len(splits) > 1 and "train" in splits
+    if not are_splits and sum(name.startswith(SPLIT_WORDS) for name in names) > 1:
+        contents = [walker.entries(folder.path) for folder in folders]
+        subfolder_names = {tuple(entry.name for entry in entries if _is_folder(entry)) for entries in contents}
+        has_images = any(_is_image(entry) for entries in contents for entry in entries)
+        are_splits = len(subfolder_names) == 1 and len(subfolder_names.pop()) > 1 and not has_images
+    if are_splits:
         raise InputError(
-            f"'{root}' must have a 'train' folder, got only {existing}. Add train/<class>/ with the images."
-        )
-    return folders
-
-
-def _contains_images(folder: Path) -> bool:
-    return any(map(_is_image, _visible_entries(folder)))
-
-
-def _check_not_splits(root: Path, folders: Sequence[Path]) -> None:
-    """Raise `InputError` if ``folders`` look like splits with other names, for example train_set and test_set."""
-    prefixes = tuple(name for names in SPLIT_FOLDER_NAMES.values() for name in names)
-    if sum(folder.name.lower().startswith(prefixes) for folder in folders) < 2:
-        return
-    contents = [_visible_entries(folder) for folder in folders]
-    subfolder_names = {tuple(entry.name for entry in entries if _is_folder(entry)) for entries in contents}
-    has_images = any(_is_image(entry) for entries in contents for entry in entries)
-    if len(subfolder_names) == 1 and len(subfolder_names.pop()) > 1 and not has_images:
-        raise InputError(
-            f"the folders in '{root}' must be classes or train, val and test, got "
-            f"{quote_names([escape_name(folder.name) for folder in folders])} with the same subfolders. Rename them to "
-            "train, val and test."
+            f"the folders in '{walker.root}' must be classes or train, val and test, got "
+            f"{quote_names([escape_name(folder.name) for folder in folders])}, which look like splits. Rename them to "
+            "train, val and test, with one folder per class inside."
         )
 
 
-def _find_classes(root: Path, folder: Path) -> tuple[ClassFiles, list[Path]]:
-    """Return the image files of each class folder in ``folder``, sorted, and the ignored files."""
+@dataclass
+class _IgnoredFiles:
+    """Files and folders that were ignored because they belong to no class."""
+
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    spellings: list[str] = field(default_factory=list)
+
+    def notes(self, root: Path) -> list[str]:
+        """Return the notes about these files."""
+        notes = []
+        if self.images:
+            names = quote_names([escape_name(_relative(root, str(path))) for path in self.images])
+            notes.append(f"{len(self.images):,} images outside of class folders were ignored: {names}")
+        if self.others:
+            counts = count_suffixes(self.others)
+            notes.append(f"{len(self.others):,} files that are not images of a class were ignored: {counts}")
+        if self.folders:
+            notes.append(f"folders without images were ignored: {join_first(self.folders)}")
+        return notes + self.spellings
+
+
+def _find_classes(walker: _Walker, folder: Path, ignored: _IgnoredFiles) -> ClassFiles:
+    """Return the image files of each class folder in ``folder`` that holds images, sorted."""
+    root = walker.root
     ancestors = {root.resolve(), folder.resolve()}
     classes: dict[str, list[ImageFile]] = {}
-    ignored: list[Path] = []
-    images_outside_classes = 0
-    for entry in _visible_entries(folder):
+    spelling: dict[str, str] = {}
+    images: list[Path] = []
+    for entry in walker.entries(folder):
         if not _is_folder(entry):
-            images_outside_classes += _is_image(entry)
-            ignored.append(Path(entry.path))
-        elif (resolved := Path(entry.path).resolve()) not in ancestors:
-            entries = list(_walk(Path(entry.path), ancestors | {resolved}))
-            files = [_image_file(root, file) for file in entries if _is_image(file)]
-            name = escape_name(entry.name)
-            if name in classes:
+            (images if _is_image(entry) else ignored.others).append(Path(entry.path))
+            continue
+        if (resolved := Path(entry.path).resolve()) in ancestors:
+            continue
+        entries = list(walker.walk(entry.path, ancestors | {resolved}))
+        files = [_image_file(root, file) for file in entries if _is_image(file)]
+        others = [Path(file.path) for file in entries if not _is_image(file)]
+        name = _class_name(entry.name)
+        if not files:
+            ignored.folders.append(_describe_empty(root, entry.path, others))
+            continue
+        if name in classes:
+            if normalize("NFC", entry.name) != normalize("NFC", spelling[name]):
                 raise InputError(
                     f"class names must be unique, got two folders in '{folder}' that are displayed as '{name}'. Rename "
                     "one of them."
                 )
-            classes[name] = sorted(files)
-            ignored += [Path(file.path) for file in entries if not _is_image(file)]
-    if images_outside_classes and not any(classes.values()):
+            ignored.spellings.append(
+                f"two folders in '{folder}' have the name '{name}' in different Unicode forms and are one class"
+            )
+        spelling[name] = entry.name
+        classes[name] = sorted([*classes.get(name, []), *files])
+        ignored.others += others
+    if images and not classes:
         raise InputError(
-            f"images must be in one folder per class, got {images_outside_classes:,} images directly in '{folder}'. "
+            f"images must be in one folder per class, got {len(images):,} images directly in '{folder}'. "
             f"Move each image into a folder named after its class, such as '{folder / 'cat'}'."
         )
-    return classes, ignored
+    ignored.images += images
+    ignored.spellings += _notes_of_similar_names(folder, classes)
+    return classes
 
 
-def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the files and folders in ``folder`` that are not hidden, sorted by name."""
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+def _describe_empty(root: Path, path: str, files: Sequence[Path]) -> str:
+    """Describe a folder without images. Raise `InputError` if it holds images of formats that are not decoded."""
+    counts = count_suffixes(files)
+    if any(file.suffix.lower() in OTHER_IMAGE_SUFFIXES for file in files):
+        raise InputError(
+            f"the folder '{path}' must contain images ({IMAGE_TYPES}), got {counts}. Convert the images, or remove the "
+            "folder."
+        )
+    name = f"'{escape_name(_relative(root, path))}'"
+    return f"{name} ({counts})" if files else name
 
 
-def _walk(folder: Path, visited: set[Path]) -> Iterator[os.DirEntry[str]]:
-    """Yield every file below ``folder``. Symbolic links are followed; each folder is visited once."""
-    for entry in _visible_entries(folder):
-        if not _is_folder(entry):
-            yield entry
-        elif (resolved := Path(entry.path).resolve()) not in visited:
-            visited.add(resolved)
-            yield from _walk(Path(entry.path), visited)
+def _fold(name: str) -> str:
+    """Return a class name without upper case and without spaces at its ends."""
+    return name.strip().casefold()
+
+
+def _notes_of_similar_names(folder: Path, names: Iterable[str]) -> list[str]:
+    """Name the classes of a folder that differ only in upper and lower case or in spaces at the ends."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(_fold(name), []).append(name)
+    return [
+        f"the classes {quote_names(group)} in '{folder}' differ only in upper and lower case or in spaces"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the files below a folder, sorted. Hidden files and folders are ignored.
+    """List the files below a folder, sorted. Files and folders of `camkd.data.ignored` are left out.
 
     Args:
         folder: The folder.
@@ -294,7 +538,7 @@ def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     images: list[Path] = []
     others: list[Path] = []
-    for entry in _walk(folder, {folder.resolve()}):
+    for entry in _Walker(folder).walk(folder, {folder.resolve()}):
         (images if _is_image(entry) else others).append(Path(entry.path))
     if not images:
         raise InputError(
@@ -355,33 +599,40 @@ def escape_name(name: str) -> str:
     )
 
 
-def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles]) -> None:
-    """Raise `InputError` unless ``split`` has two or more classes with images, the same as the first split."""
+def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles], names: Collection[str]) -> None:
+    """Raise `InputError` unless ``split`` has images, and only classes in ``names``."""
     classes = splits[split]
-    expected = next(iter(splits.values()))
-    location = f"'{root}'" if classes is expected else f"the {split} folder of '{root}'"
-    if not any(classes.values()):
+    location = f"'{root}'" if split == next(iter(splits)) else f"the {split} folder of '{root}'"
+    if not classes:
         raise InputError(
             f"{location} must contain images ({IMAGE_TYPES}), got none. Add one folder of images per class."
         )
-    differences = {"missing": expected.keys() - classes.keys(), "additional": classes.keys() - expected.keys()}
-    if any(differences.values()):
-        listed = "; ".join(f"{kind}: {quote_names(sorted(names))}" for kind, names in differences.items() if names)
+    additional = sorted(classes.keys() - names)
+    if not additional:
+        return
+    missing = sorted(names - classes.keys())
+    by_folded_name = {_fold(name): name for name in names}
+    respelled = [
+        f"{name!r} for {by_folded_name[_fold(name)]!r}" for name in additional if _fold(name) in by_folded_name
+    ]
+    if respelled:
         raise InputError(
-            f"{location} must have the classes of the train folder, got differences ({listed}). Rename or move the "
-            f"class folders, or remove the {split} folder."
+            f"{location} must spell the classes as the train folder, got {join_first(respelled)}. Rename one of the "
+            "folders; upper and lower case and spaces count."
         )
-    empty = [name for name, files in classes.items() if not files]
-    if empty:
-        raise InputError(
-            f"every class folder in {location} must contain images, got none of {quote_names(empty)}. Add images, or "
-            "remove the empty folder."
-        )
-    if len(classes) < 2:
-        (name,) = classes
-        nested = all(re.match(rf"{re.escape(name)}/.+/", file.name) for file in classes[name])
-        advice = f"Did you mean the folder '{root / name}'?" if nested else "Add a folder for each other class."
-        raise InputError(f"{location} must have two or more classes, got one, '{name}'. {advice}")
+    differences = {"missing": missing, "additional": additional}
+    listed = "; ".join(f"{kind}: {quote_names(group)}" for kind, group in differences.items() if group)
+    raise InputError(
+        f"{location} must have the classes of the train folder, got differences ({listed}). Rename or move the class "
+        f"folders, or remove the {split} folder."
+    )
+
+
+def _raise_one_class(root: Path, classes: ClassFiles) -> NoReturn:
+    (name,) = classes
+    nested = all(re.match(rf"{re.escape(name)}/.+/", file.name) for file in classes[name])
+    advice = f"Did you mean the folder '{root / name}'?" if nested else "Add a folder for each other class."
+    raise InputError(f"'{root}' must have two or more classes, got one, '{name}'. {advice}")
 
 
 def _stride(items: Sequence[object], n: int) -> int:

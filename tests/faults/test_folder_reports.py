@@ -1,0 +1,250 @@
+"""Folders of bug reports: splits beside other folders, system folders, spellings of names, missing classes."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from camkd.data.scan import FolderListing, find_images, scan
+from camkd.types import InputError
+
+
+def save_images(folder: Path, count: int, prefix: str = "") -> None:
+    """Write images in different colors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (8, 8), (20 * number % 256, len(folder.name), 0)).save(folder / f"{prefix}{number}.png")
+
+
+def make(root: Path, **counts: int) -> Path:
+    """Write ``count`` images into each folder; ``__`` in a name is a path separator."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name, count in counts.items():
+        save_images(root / name.replace("__", "/"), count)
+    return root
+
+
+def folders_of(listing: FolderListing, split: str) -> set[str]:
+    """Return the folders of the images of a split."""
+    return {Path(file.name).parent.as_posix() for _, file in listing.samples(split)}
+
+
+def total(listing: FolderListing) -> int:
+    return sum(len(listing.samples(split)) for split in listing.splits)
+
+
+def note(listing: FolderListing, text: str) -> str:
+    """Return the only note that contains ``text``."""
+    (match,) = [each for each in listing.notes if text in each]
+    return match
+
+
+# --- splits and classes
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("stray", [0, 3])
+def test_train_folder_beside_another_folder_is_a_split(tmp_path: Path, train: str, stray: int) -> None:
+    root = make(tmp_path, plots=2, docs=0, **{f"{train}__cat": 10, f"{train}__dog": 10})
+    save_images(root / train, stray)
+    listing = scan(root)
+    assert listing.classes == ("cat", "dog")
+    assert total(listing) == 20
+    assert note(listing, "were ignored: 'plots'").startswith(f"folders beside '{train}'")
+    names = [f"'{train}/{number}.png'" for number in range(stray)]
+    strays = [each for each in listing.notes if "outside of class folders" in each]
+    assert strays == [f"3 images outside of class folders were ignored: {', '.join(names)}"] * bool(stray)
+
+
+@pytest.mark.fault("splits beside other folders")
+def test_several_folders_of_classes_are_splits_beside_any_folder(tmp_path: Path) -> None:
+    root = make(tmp_path, train__cat=3, train__dog=3, train=9, VAL__cat=2, VAL__dog=2, unlabeled=40, cat=40, VAL=1)
+    save_images(root, 1)
+    listing = scan(root)
+    assert listing.classes == ("cat", "dog")
+    assert folders_of(listing, "val") == {"VAL/cat", "VAL/dog"}
+    assert folders_of(listing, "test") == {"train/cat", "train/dog"}
+    assert "'cat', 'unlabeled'" in note(listing, "folders beside")
+    assert note(listing, "outside of class folders").startswith("11 images")
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize("name", ["train", "Test", "valid"])
+def test_one_folder_of_images_beside_classes_is_a_class(tmp_path: Path, name: str) -> None:
+    listing = scan(make(tmp_path, car=5, bus=5, **{name: 5}))
+    assert listing.classes == tuple(sorted(("bus", "car", name)))
+    assert note(listing, "is a class and not a split").startswith(f"'{name}'")
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"train__steam": 5, "train__diesel": 5, "car": 10, "bus": 10},
+        {"train__old": 5, "car": 3},
+        {"train": 12, "train__old": 5, "train__new": 5, "car": 2},
+        {"train": 5, "test": 5, "car": 5},
+        {"train": 5, "test1": 5},
+        {"test": 9, "test__a": 2, "test__b": 2, "train": 2, "car": 2},
+    ],
+)
+def test_folder_that_may_hold_splits_or_classes_is_rejected(tmp_path: Path, counts: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"must hold splits or classes, got '(train|test)'.*rename") as caught:
+        scan(make(tmp_path, **counts))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize(
+    "names", [("train2017", "val2017"), ("Train_images", "test_images"), ("my-train", "my-test", "my-val")]
+)
+def test_splits_with_other_names_are_not_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"which look like splits\. Rename them to train, val and test"):
+        scan(make(tmp_path, **dict.fromkeys(names, 4)))
+
+
+@pytest.mark.fault("splits beside other folders")
+def test_classes_whose_names_contain_the_name_of_one_split(tmp_path: Path) -> None:
+    names = ("test_negative", "test_positive")
+    assert scan(make(tmp_path, **dict.fromkeys(names, 4))).classes == names
+
+
+@pytest.mark.fault("test folder without labels")
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_split_without_class_folders_is_left_out(tmp_path: Path, split: str) -> None:
+    listing = scan(make(tmp_path, train__cat=20, train__dog=20, sample=3, **{split: 7}))
+    assert listing.classes == ("cat", "dog")
+    assert total(listing) == 40
+    assert min(len(listing.samples(name)) for name in listing.splits) >= 2
+    assert note(listing, "left out") == f"'{split}' was left out, because its 7 images have no class folders"
+    assert note(listing, "images of train were held out")
+
+
+# --- folders of the system, of tools and of camkd
+
+
+@pytest.mark.fault("system folders")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information", ".git", "wandb",
+        ".ipynb_checkpoints", "__pycache__", ".Trash-1000", ".thumbnails", "@Recycle", ".AppleDouble", "NODE_MODULES",
+    ],
+)  # fmt: skip
+def test_system_folder_is_no_class_and_holds_no_images(tmp_path: Path, name: str) -> None:
+    for root, classes in ((tmp_path / "flat", ""), (tmp_path / "split", "train/")):
+        make(root, **{f"{classes}cat": 6, f"{classes}dog": 6})
+        for folder in (name, f"{name}/cat", f"{classes}{name}", f"{classes}cat/{name}", f"{classes}cat/sub/{name}"):
+            save_images(root / folder, 5, "thumbnail")
+        (root / classes / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")
+        (root / classes / "cat" / "Thumbs.db").write_bytes(b"")
+        listing = scan(root)
+        assert listing.classes == ("cat", "dog")
+        assert total(listing) == 12
+        assert f"'{name}'" in note(listing, "folders of the operating system or of tools were ignored")
+        assert note(listing, "1 hidden images") == f"1 hidden images were ignored: '{classes}cat/._0.png'"
+        assert len(find_images(root)[0]) == 12
+
+
+@pytest.mark.fault("folders of camkd among the images")
+@pytest.mark.parametrize("markers", [("config.yaml", "environment.json"), ("model.json", "model.safetensors")])
+def test_folder_that_camkd_wrote_is_no_class(tmp_path: Path, markers: tuple[str, ...]) -> None:
+    make(tmp_path, cat=6, dog=6, runs__pets__student__figures=3, cat__student__figures=3)
+    for folder in ("runs/pets/student", "cat/student"):
+        for name in markers:
+            (tmp_path / folder / name).touch()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "train_images.npy").touch()
+    listing = scan(tmp_path)
+    assert listing.classes == ("cat", "dog")
+    assert total(listing) == 12
+    assert note(listing, "camkd wrote").endswith("were ignored: 'cat/student', 'runs/pets/student'")
+    assert note(listing, "folders without images") == "folders without images were ignored: 'cache' (1 .npy), 'runs'"
+
+
+@pytest.mark.fault("folders of camkd among the images")
+def test_class_of_the_name_of_a_folder_of_camkd(tmp_path: Path) -> None:
+    assert scan(make(tmp_path, runs=5, figures=5, cache=5)).classes == ("cache", "figures", "runs")
+
+
+# --- spellings of class names
+
+NFC = unicodedata.normalize("NFC", "café")
+NFD = unicodedata.normalize("NFD", "café")
+
+
+@pytest.mark.fault("Unicode forms of a class name")
+def test_unicode_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
+    listing = scan(make(tmp_path / "flat", **{NFC: 4, NFD: 5, "tea": 4}))
+    assert listing.classes == (NFC, "tea")
+    assert len([label for split in listing.splits for label, _ in listing.samples(split) if label == 0]) == 9
+    assert "are one class" in note(listing, f"'{NFC}'")
+    splits = scan(make(tmp_path / "splits", **{f"train/{NFD}": 9, "train/tea": 9, f"test/{NFC}": 2, "test/tea": 2}))
+    assert splits.classes == (NFC, "tea")
+    assert folders_of(splits, "test") == {f"test/{NFC}", "test/tea"}
+
+
+@pytest.mark.fault("Unicode forms of a class name")
+@pytest.mark.parametrize(("train", "test"), [("Cat", "cat"), ("cat", "cat "), ("STRASSE", "straße")])
+def test_names_that_differ_in_case_or_spaces_between_splits_are_rejected(tmp_path: Path, train: str, test: str) -> None:
+    root = make(tmp_path, **{f"train/{train}": 9, "train/dog": 9, f"test/{test}": 3, "test/dog": 3})
+    with pytest.raises(InputError, match=f"must spell the classes as the train folder, got '{test}' for '{train}'"):
+        scan(root)
+
+
+@pytest.mark.fault("Unicode forms of a class name")
+def test_names_that_differ_in_case_or_spaces_in_one_split_are_noted(tmp_path: Path) -> None:
+    listing = scan(make(tmp_path, **{"Cat": 4, "cat": 4, "cat ": 4, "dog": 4}))
+    assert listing.classes == ("Cat", "cat", "cat ", "dog")
+    assert note(listing, "differ only in upper and lower case").startswith("the classes 'Cat', 'cat', 'cat '")
+
+
+# --- classes without images
+
+
+@pytest.mark.fault("class without images")
+def test_val_or_test_without_a_class_of_train(tmp_path: Path) -> None:
+    root = make(tmp_path, train__a=9, train__b=9, train__c=9, val__c=4, val__a=0, test__a=2, test__b=3)
+    listing = scan(root)
+    assert listing.classes == ("a", "b", "c")
+    assert [label for label, _ in listing.samples("val")] == [2] * 4
+    assert [label for label, _ in listing.samples("test")] == [0] * 2 + [1] * 3
+    assert "there are no val images of 'a', 'b'" in listing.notes
+    assert "there are no test images of 'c'" in listing.notes
+
+
+@pytest.mark.fault("class without images")
+def test_empty_class_folder_is_ignored(tmp_path: Path) -> None:
+    root = make(tmp_path, a=6, b=6, hollow=0, labels=0)
+    (root / "labels" / "all.txt").touch()
+    listing = scan(root)
+    assert listing.classes == ("a", "b")
+    assert note(listing, "hollow") == "folders without images were ignored: 'hollow', 'labels' (1 .txt)"
+
+
+@pytest.mark.fault("class without images")
+def test_images_of_a_class_whose_train_folder_is_empty_are_rejected(tmp_path: Path) -> None:
+    root = make(tmp_path, train__a=9, train__b=9, train__hollow=0, test__a=2, test__b=2, test__hollow=2)
+    with pytest.raises(InputError, match=r"the test folder of .* \(additional: 'hollow'\)"):
+        scan(root)
+
+
+@pytest.mark.fault("class without images")
+@pytest.mark.parametrize("suffix", ["psd", "CR2"])
+def test_class_of_images_of_another_format_is_rejected(tmp_path: Path, suffix: str) -> None:
+    root = make(tmp_path, a=6, b=6, raw=0)
+    (root / "raw" / f"1.{suffix}").touch()
+    with pytest.raises(InputError, match=rf"raw' must contain images \(.*\), got 1 \.{suffix.lower()}"):
+        scan(root)
+
+
+@pytest.mark.fault("class without images")
+def test_test_only_needs_one_class(tmp_path: Path) -> None:
+    assert scan(make(tmp_path / "flat", cat=2), test_only=True).classes == ("cat",)
+    listing = scan(make(tmp_path / "splits", train__dog=9, test__cat=2, plots=1), test_only=True)
+    assert listing.classes == ("cat", "dog")
+    assert folders_of(listing, "test") == {"test/cat"}
