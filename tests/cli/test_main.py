@@ -19,6 +19,7 @@ from camkd.config import DataConfig, TrainConfig
 from camkd.data import sources
 from camkd.experiments import finished_runs
 from camkd.types import InputError, Interrupted
+from camkd.utils.files import write_text
 from support.cli import QUICK, camkd
 
 ROOT = Path(__file__).parents[2]
@@ -269,22 +270,29 @@ def test_unexpected_error_has_a_traceback(error: Exception, monkeypatch: pytest.
         camkd("teacher", "--out", str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [(KeyboardInterrupt(), "interrupted."), (Interrupted("a run"), "interrupted; the state is saved.")],
-    ids=["before training", "in training"],
-)
 @pytest.mark.parametrize("options", [[], ["--resume"]])
-def test_interrupted_training_prints_the_resume_command(
-    options: list[str], error: BaseException, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("state", ["nothing", "started", "trained", "saved"])
+def test_interrupted_training_prints_the_command_that_continues_it(
+    options: list[str], state: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sources, "open_dataset", raise_error(error))
-    arguments = ["teacher", *options, "--out", str(tmp_path / "a run")]  # a shell would split this name
+    out = tmp_path / "a run"  # a shell would split this name
+    arguments = ["teacher", *options, "--out", str(out)]
+
+    def interrupt(*arguments: Any) -> None:
+        if state == "started":
+            write_text(out / "config.yaml", "epochs: 3")
+        if state == "trained":
+            write_text(out / "teacher" / "checkpoints" / "last-00000004.json", "{}")
+        raise Interrupted(str(out)) if state == "saved" else KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "open_dataset", interrupt)
     output = camkd(*arguments)
     assert (output.status, output.out) == (130, "")
-    sentence, _, command = output.err.partition(" Resume with: ")
-    assert sentence == f"camkd: {message}"
-    assert shlex.split(command) == ["camkd", *arguments, *([] if options else ["--resume"])]
+    is_trained = state in ("trained", "saved")
+    sentence, _, command = output.err.partition(" Resume with: " if is_trained else " Start again with: ")
+    assert sentence == f"camkd: interrupted; {'the state is saved' if is_trained else 'nothing was trained yet'}."
+    needs_resume = state != "nothing" and not options
+    assert shlex.split(command) == ["camkd", *arguments, *(["--resume"] if needs_resume else [])]
 
 
 def test_interrupted_command_without_a_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,3 +298,111 @@ def test_accepted_change_is_for_the_unfinished_run(moved: Project) -> None:
         assert output.status == 0, output.err
         values = {role: Run(moved.runs / role).config()["grad_clip"] for role in epochs_of(moved)}
         assert values == {"teacher": 5.0, "control": 5.0, "student": 1.0}
+
+
+# --- files that cannot be written are found before the first epoch
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a network is trained."""
+    monkeypatch.setattr(pipeline, "fit", lambda *arguments, **options: pytest.fail("a network was trained"))
+
+
+TRAIN = ("train", "--teacher", "resnet8", "--student", "resnet8", *QUICK)
+
+
+@pytest.mark.fault("cache that cannot be written")
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("command", ["train", "distill", "compare", "precompute"])
+def test_unwritable_teacher_cache_is_found_first(
+    moved: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CAMKD_CACHE", str(cache))
+    assert camkd("evaluate", str(moved.teacher)).status == 0  # the dataset is cached
+    (cache / "teacher").write_text("a file", encoding="utf-8")
+    common = ["--data", str(moved.data), "--epochs", "1", "--out", str(tmp_path / "out")]
+    teacher = ["--teacher", str(moved.teacher)]
+    arguments = {
+        "train": ["train", "--teacher", "resnet8", *common],
+        "distill": ["distill", *teacher, *common],
+        "compare": ["compare", *teacher, *common, "--seeds", "1"],
+        "precompute": ["cache", "precompute", *teacher, *common[:-2]],
+    }
+    output = camkd(*arguments[command])
+    assert output.status == 2
+    assert f"got the file {cache / 'teacher'}. Set CAMKD_CACHE to a writable folder" in output.last_line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("cache that cannot be written")
+def test_teacher_cache_that_is_not_used_need_not_be_writable(
+    moved: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CAMKD_CACHE", str(cache))
+    assert camkd("evaluate", str(moved.teacher)).status == 0
+    (cache / "teacher").write_text("a file", encoding="utf-8")
+    command = ["distill", "--data", str(moved.data), "--teacher", str(moved.teacher), *QUICK, "--student", "resnet8"]
+    for options in (["--method", "plain"], ["--method", "at"], ["--cache-budget", "0"]):
+        output = camkd(*command, *options, "--out", str(tmp_path / options[-1]))
+        assert output.status == 0, output.err
+
+
+@pytest.mark.fault("run folder that cannot be written")
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("out", "out must be a folder, got the file {out}. Choose another --out."),
+        ("out/control", "{out}/control must be a folder, got the file {out}/control."),
+        ("out/student/tensorboard", "{out}/student/tensorboard must be a folder, got the file"),
+    ],
+)
+def test_file_in_place_of_a_folder_is_found_first(easy_folder: Path, tmp_path: Path, path: str, message: str) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine", encoding="utf-8")
+    output = camkd(*TRAIN, "--data", str(easy_folder), "--out", str(tmp_path / "out"))
+    assert message.format(out=tmp_path / "out") in output.error
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.fault("run folder that cannot be written")
+@pytest.mark.usefixtures("no_training")
+def test_folder_in_place_of_the_report_is_found_first(easy_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    output = camkd(*TRAIN, "--data", str(easy_folder), "--out", str(tmp_path))
+    assert "report.html must be a file, got a folder." in output.error
+
+
+@pytest.mark.fault("disk quota of zero")
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("option", ["--out", "CAMKD_CACHE"])
+def test_quota_of_zero_is_found_first(
+    easy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Files can be created, but have no bytes."""
+    full = tmp_path / "full"
+    full.mkdir()
+    if option == "CAMKD_CACHE":
+        monkeypatch.setenv("CAMKD_CACHE", str(full))
+    fsync = os.fsync
+
+    def fail_in_full_folder(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(full)):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_in_full_folder)
+    out = full / "run" if option == "--out" else tmp_path / "run"
+    error = camkd(*TRAIN, "--data", str(easy_folder), "--out", str(out)).error
+    folder = out if option == "--out" else full / "teacher"
+    assert f"{folder} must be writable, got an error for a file of 4,096 bytes: Disk quota exceeded." in error
+    assert list(full.iterdir()) == []
+    assert not out.exists()
+
+
+def test_accept_needs_resume(moved: Project) -> None:
+    assert "--accept must be given with --resume" in moved.train("--accept", "epochs").error

@@ -13,6 +13,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -85,12 +86,29 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt as error:
         if "resume" not in options:
             return _exit(130, "interrupted.")
-        state = "; the state is saved" if isinstance(error, Interrupted) else ""
-        resume_arguments = arguments if "--resume" in arguments else [*arguments, "--resume"]
-        return _exit(130, f"interrupted{state}. Resume with: {shlex.join([PROGRAM, *resume_arguments])}")
+        is_saved = isinstance(error, Interrupted)
+        return _exit(130, f"interrupted{_describe_state(options.out, arguments, is_saved=is_saved)}")
     if options.json and result is not None:  # ranks other than 0 return None
         print_json(result)
     return 0 if failure is None else _exit(1, failure)
+
+
+def _describe_state(out: str | None, arguments: list[str], *, is_saved: bool) -> str:
+    """Describe what an interrupted training command has saved, and the command that continues it.
+
+    Args:
+        out: The folder of the command. None: not known yet, so the command has not begun.
+        arguments: The command line.
+        is_saved: Whether a run was interrupted and has saved its state. Earlier runs may be finished.
+    """
+    folder = Path(out) if out else None
+    has_files = folder is not None and folder.is_dir() and any(folder.iterdir())
+    is_trained = is_saved or (folder is not None and any(folder.rglob("checkpoints/last-*.json")))
+    resumes = (is_saved or has_files) and "--resume" not in arguments
+    command = shlex.join([PROGRAM, *arguments, *(["--resume"] if resumes else [])])
+    if is_trained:
+        return f"; the state is saved. Resume with: {command}"
+    return f"; nothing was trained yet. Start again with: {command}"
 
 
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:

@@ -25,6 +25,7 @@ from camkd.data.augment import batch_count, get_policy
 from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows
 from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache
+from camkd.distill.cache.store import store_folder
 from camkd.distill.objective import Objective, format_objective, parse_objective
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
 from camkd.evaluate import measure
@@ -40,7 +41,7 @@ from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile_model
 from camkd.report.gallery import GalleryModel, gallery_rows, select_images, write_gallery
 from camkd.report.report import write_report
-from camkd.report.run_summary import read_runs
+from camkd.report.run_summary import ROLES, read_runs
 from camkd.report.verdict import verdict
 from camkd.runs.folder import Run
 from camkd.runs.loading import load, read_model_info
@@ -49,11 +50,12 @@ from camkd.runs.resume import Resume, lock_run, start_or_resume
 from camkd.train.callbacks import Callback, CallbackList
 from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
 from camkd.train.loop import fit
+from camkd.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from camkd.train.tensorboard import TensorBoardCallback, check_tensorboard
 from camkd.types import InputError
 from camkd.utils.devices import describe_device, pick_device, pick_precision
 from camkd.utils.distributed import process_group, run_on_rank0
-from camkd.utils.files import write_json
+from camkd.utils.files import check_writable, write_json
 from camkd.utils.units import format_quantity, parse_quantity
 
 
@@ -92,6 +94,30 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
     pick_device(config.train.device)
     if config.train.tensorboard:
         check_tensorboard()
+
+
+def check_outputs(config: RunConfig, folder: Path, *run_folders: Path) -> None:
+    """Check before any work that the files of a command can be written.
+
+    Args:
+        config: Configuration of the run. The folder of the teacher cache is checked if the method uses the cache.
+        folder: Folder of the command, for the report.
+        run_folders: Folders of the runs.
+
+    Raises:
+        InputError: If a folder is a file or cannot be written.
+    """
+    for run_folder in dict.fromkeys((folder, *run_folders)):
+        subfolders = (run_folder / name for name in ("checkpoints", "figures", TENSORBOARD_FOLDER))
+        for path in (run_folder, *(path for path in subfolders if path.exists())):
+            check_writable(path, "Choose another --out.")
+    report_file = folder / "report.html"
+    if report_file.is_dir():
+        raise InputError(f"{report_file} must be a file, got a folder. Remove it, or choose another --out.")
+    objective = build_objective(config)
+    uses_cache = objective.needs_teacher and "features" not in objective.needs
+    if uses_cache and parse_quantity(config.distill.cache_budget, "cache_budget", "B"):
+        check_writable(store_folder(""), "Set CAMKD_CACHE to a writable folder, or add --cache-budget 0.")
 
 
 def check_shared_optimizer(config: TrainConfig, *models: str) -> None:
@@ -324,7 +350,8 @@ def train_all(
         >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), DistillConfig("resnet20"))
         >>> train_all(Path("runs/demo"), config, open_dataset(config.data))  # doctest: +SKIP
     """
-    runs = {role: Run(folder / role) for role in ("teacher", "control", "student")}
+    runs = {role: Run(folder / role) for role in ROLES}
+    run_on_rank0(lambda: check_outputs(config, folder, *(run.folder for run in runs.values())))
     teacher_name = resolve_network(config.distill.teacher, data, config.train.device, runs["teacher"].folder)
     trains_teacher = is_model_name(teacher_name)
     if not trains_teacher:

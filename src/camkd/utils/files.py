@@ -18,8 +18,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from camkd.types import InputError
+
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exceeded quota and an exceeded file size limit."""
+
+PROBE_BYTES = 4096
+"""Size of the file that `check_writable` writes."""
 
 TEMP_SUFFIX = ".part"
 """Suffix of temporary files and folders. Their names start with a dot."""
@@ -171,6 +176,40 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Check that files can be written to a folder, which may not exist yet.
+
+    A file of `PROBE_BYTES` is written and removed: into the folder, or into its nearest parent folder that exists. So a
+    full disk and an exceeded quota are found too.
+
+    Args:
+        folder: The folder.
+        advice: Last sentence of the error message.
+
+    Raises:
+        InputError: If the folder, or what would be its parent folder, is a file or cannot be written.
+
+    Example:
+        >>> check_writable(Path("runs/mine"), "Choose another --out.")               # doctest: +SKIP
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise InputError(f"{folder} must be a folder, got the file {existing}. {advice}")
+    probe = existing / f".probe.{secrets.token_hex(4)}{TEMP_SUFFIX}"
+    try:
+        try:
+            with probe.open("xb") as stream:
+                stream.write(secrets.token_bytes(PROBE_BYTES))
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} must be writable, got an error for a file of {PROBE_BYTES:,} bytes: {error.strerror}. {advice}"
+        ) from error
 
 
 def fsync(path: Path) -> None:

@@ -11,6 +11,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 
 from camkd.cli.flags import add_flags, from_namespace
 from camkd.config import DataConfig, DistillConfig, Role, RunConfig, TrainConfig
+from camkd.types import InputError
 
 if TYPE_CHECKING:
     from camkd.cli.progress import ProgressReporter
@@ -97,19 +98,22 @@ def resume_option(options: Namespace) -> Resume | None:
     from camkd.runs.resume import Resume, parse_accept
 
     accepted = parse_accept(options.accept)
+    if accepted and not options.resume:
+        raise InputError(f"--accept must be given with --resume, got --accept {options.accept} without it.")
     return Resume(accepted) if options.resume else None
 
 
 def out_folder(options: Namespace, *names: str) -> Path:
     """Return the folder of ``--out``, or the default ``runs/<dataset>/<names joined by hyphens>``.
 
-    Of a name that is a path, only the last component is used.
+    Of a name that is a path, only the last component is used. The default is stored in ``options.out``, so that the
+    message of an interrupted command can describe the content of the folder.
     """
     from camkd.runs.folder import default_run_folder
 
-    if options.out:
-        return Path(options.out)
-    return default_run_folder(options.data, *(Path(name).name for name in names))
+    if not options.out:
+        options.out = str(default_run_folder(options.data, *(Path(name).name for name in names)))
+    return Path(options.out)
 
 
 def open_reporter() -> ProgressReporter:

@@ -60,6 +60,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     folder = out_folder(options, "compare", options.student)
     threads = max(1, torch.get_num_threads() // options.processes)
     plan = compare.Plan(folder, config, methods, seeds, threads)
+    pipeline.check_outputs(config, folder)
     with open_reporter() as reporter:
         data = open_data(config.data, reporter)
         check_default_teacher(options.teacher, teacher, options.data, data.fingerprint)

@@ -41,6 +41,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     teacher_name = read_model_info(teacher_folder).architecture if options.teacher == AUTO else options.teacher
     folder = out_folder(options, options.student, options.method, "from", teacher_name)
     with init_distributed(options.device) as group, open_reporter() as reporter:
+        run_on_rank0(lambda: pipeline.check_outputs(config, folder))
         data = open_data(config.data, reporter)
         teacher = load_teacher(teacher_folder, data, options.device)
         check_default_teacher(options.teacher, teacher_folder, options.data, data.fingerprint)

@@ -33,12 +33,13 @@ def _add_options(parser: ArgumentParser) -> None:
 def _run(options: Namespace) -> dict[str, Any] | None:
     from camkd.experiments import pipeline, planning
     from camkd.runs.folder import Run
-    from camkd.utils.distributed import init_distributed
+    from camkd.utils.distributed import init_distributed, run_on_rank0
 
     config = run_config(options, "teacher")
     resume = resume_option(options)
     pipeline.check_config(replace(config, model=planning.DEFAULT_TEACHERS[0]) if config.model == AUTO else config)
     with init_distributed(options.device) as group, open_reporter() as reporter:
+        run_on_rank0(lambda: pipeline.check_outputs(config, Path(options.out or "runs")))
         data = open_data(config.data, reporter)
         stored_folder = Path(options.out) if options.out else None
         model = planning.resolve_network(config.model, data, options.device, stored_folder)

@@ -39,7 +39,8 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     from camkd.distill.teacher import find_teacher
     from camkd.experiments import pipeline, planning
     from camkd.models import is_model_name, model_factory
-    from camkd.utils.distributed import init_distributed
+    from camkd.report.run_summary import ROLES
+    from camkd.utils.distributed import init_distributed, run_on_rank0
 
     config = run_config(options)
     resume = resume_option(options)
@@ -52,6 +53,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     else:
         find_teacher(options.teacher, options.data)
     with init_distributed(options.device) as group, open_reporter() as reporter:
+        run_on_rank0(lambda: pipeline.check_outputs(config, folder, *(folder / role for role in ROLES)))
         data = open_data(config.data, reporter)
         metrics = pipeline.train_all(
             folder, config, data, teacher_epochs=options.teacher_epochs, resume=resume, callbacks=[reporter]

@@ -25,6 +25,7 @@ from camkd.distill.teacher import load_teacher
 from camkd.models import build
 from camkd.types import InputError, Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device
+from camkd.utils.files import check_writable
 
 BATCHES_PER_TASK = 8
 """Number of batches of a task. After each task, progress is reported and a worker process may stop."""
@@ -152,6 +153,7 @@ def precompute(config: RunConfig, data: Dataset, processes: int, progress: Progr
             f"--cache-budget must hold one epoch of {precomputer.store.epoch_bytes / 1e9:.3g} GB, got "
             f"{config.distill.cache_budget}. Choose a larger budget."
         )
+    check_writable(precomputer.store.folder, "Set CAMKD_CACHE to a writable folder.")
     tasks = list(precomputer.tasks())
     total = precomputer.epochs * len(data.train)
     done = 0
