@@ -142,7 +142,7 @@ def test_default_teacher_of_a_dataset_of_the_same_name_is_refused(
     common = ["--data", str(data[1]), *common]
     error = camkd("distill", *common, "--out", "other").last_line
     assert error == (
-        "camkd: The teacher in runs/pets/teacher-resnet8, a default folder of 'pets', must be trained on the images "
+        "camkd: The teacher in runs/pets/teacher-resnet8, a default folder, must be trained on the images "
         f"of {str(data[1])!r}, got other images ({str(data[0])!r}) or other limits. Set --teacher "
         "runs/pets/teacher-resnet8 to use it anyway, or train another teacher."
     )

@@ -174,7 +174,7 @@ def check_default_teacher(name: str, folder: Path, data: str, fingerprint: str) 
     info = read_model_info(folder)
     if info.data_fingerprint != fingerprint and not (data in SOURCES and info.data == data):
         raise InputError(
-            f"The teacher in {folder}, a default folder of {data!r}, must be trained on the images of {data!r}, got "
+            f"The teacher in {folder}, a default folder, must be trained on the images of {data!r}, got "
             f"other images ({info.data!r}) or other limits. Set --teacher {folder} to use it anyway, or train another "
             "teacher."
         )
