@@ -1,4 +1,4 @@
-"""Images of public bug reports: 16 bits, broken metadata, missing last bytes, TIFF, and files that are no images."""
+"""Images and tensors of public bug reports: 16 bits, metadata, cut files, TIFF, no images, networks of another kind."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ import json
 import struct
 import zlib
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
+import camkd
 from camkd.cli.main import main
+from camkd.config import TrainConfig
 from camkd.data import decode as decode_module
 from camkd.data.dataset import Dataset
 from camkd.data.images import decode, decode_full
 from camkd.data.sources import open_data
+from camkd.distill.cache.build import make_teacher_fn
+from camkd.distill.objective import parse_objective
+from camkd.evaluate import measure
+from camkd.runs.folder import Run
 from camkd.runs.loading import read_model_info
-from camkd.types import InputError
+from camkd.train.loop import fit
+from camkd.types import InputError, Prediction
 from support.image_files import (
     UPRIGHT,
     encode,
@@ -372,3 +382,76 @@ def test_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: 
     (tmp_path / "scans" / "left" / "bad.jpg").write_bytes(content)
     with pytest.raises(InputError, match=rf"left/bad\.jpg: .*{reason}"):
         open_folder(tmp_path / "scans", tmp_path / "cache")
+
+
+# --- tensors and networks of another kind
+
+
+class Probabilities(nn.Module):
+    """A network that ends in softmax."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.network = camkd.build("resnet8", classes, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).softmax(1)
+
+
+def train(model: nn.Module, data: Dataset, folder: Path) -> None:
+    config = TrainConfig(epochs=1, batch_size=16, precision="fp32", device="cpu")
+    fit(model, data, parse_objective("plain"), config, Run(folder))
+
+
+@pytest.mark.fault("tensor or network of another kind")
+def test_images_of_0_to_255_are_refused(easy: Dataset) -> None:
+    model = camkd.build("resnet8", 3, 16)
+    with pytest.raises(InputError, match=r"x must be RGB in 0\.\.1, got values up to 255\. Divide the images by 255\."):
+        camkd.predict(model, torch.full((2, 3, 16, 16), 255.0))
+
+
+@pytest.mark.fault("tensor or network of another kind")
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_dataset_of_other_numbers_is_refused(easy: Dataset, tmp_path: Path, dtype: type) -> None:
+    train_split = replace(easy.train, images=easy.train.images.astype(dtype))
+    with pytest.raises(InputError, match=rf"must be RGB in 0\.\.255, .*, got {np.dtype(dtype).name} of shape"):
+        train(camkd.build("resnet8", 3, 16), replace(easy, train=train_split), tmp_path / "run")
+
+
+@pytest.mark.fault("tensor or network of another kind")
+def test_labels_that_start_at_1_are_refused(easy: Dataset, tmp_path: Path) -> None:
+    train_split = replace(easy.train, labels=easy.train.labels + 1)
+    with pytest.raises(InputError, match="labels of a split must be 0 to 2 for 3 classes, got 1 to 3"):
+        train(camkd.build("resnet8", 3, 16), replace(easy, train=train_split), tmp_path / "run")
+
+
+@pytest.mark.fault("tensor or network of another kind")
+def test_network_that_ends_in_softmax_is_refused(easy: Dataset, tmp_path: Path) -> None:
+    for action in (
+        lambda: camkd.predict(Probabilities(), torch.rand(2, 3, 16, 16)),
+        lambda: train(Probabilities(), easy, tmp_path / "run"),
+        lambda: measure(Probabilities(), easy, None),
+        lambda: make_teacher_fn(Probabilities(), 16, TrainConfig(device="cpu"))(torch.rand(2, 3, 16, 16)),
+    ):
+        with pytest.raises(InputError, match="Probabilities must return logits, got probabilities, which add up to 1"):
+            action()
+
+
+@pytest.mark.fault("tensor or network of another kind")
+@pytest.mark.parametrize("outputs", [2, 5])
+def test_network_with_another_number_of_outputs_is_refused(easy: Dataset, tmp_path: Path, outputs: int) -> None:
+    model = camkd.build("resnet8", outputs, 16)
+    with pytest.raises(InputError, match=f"must return 3 logits, one for each class of the data, got {outputs}"):
+        train(model, easy, tmp_path / "run")
+    with pytest.raises(InputError, match=f"must have the 3 classes of the data, got {outputs} outputs"):
+        measure(model, easy, None)
+    student, teacher = Prediction(torch.zeros(4, outputs)), Prediction(torch.zeros(4, 3))
+    with pytest.raises(InputError, match=rf"got \(4, {outputs}\) and \(4, 3\)"):
+        parse_objective("kd=1")(student, teacher, torch.zeros(4, dtype=torch.long), 0.5)
+
+
+@pytest.mark.fault("tensor or network of another kind")
+def test_number_of_labels_must_be_that_of_the_images() -> None:
+    student = Prediction(torch.zeros(4, 3))
+    with pytest.raises(InputError, match=r"labels must be class indices \(4,\) .* got \(3,\)"):
+        parse_objective("ce=1")(student, None, torch.zeros(3, dtype=torch.long), 0.5)

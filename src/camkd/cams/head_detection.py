@@ -117,6 +117,8 @@ def detect_head(model: nn.Module, x: Tensor, layer: str | None = None, *, exact:
     cached = cache.get(key)
     if cached is None or cached.modules != modules:
         _check_model(model)
+        if x.device.type != "cpu":
+            _check_range(x)
         with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
             cached = _CachedHead(_HeadDetector(model, x, layer).detect(exact), modules)
         cache[key] = cached
@@ -137,11 +139,26 @@ def check_logits(model: nn.Module, logits: Any) -> None:
         )
 
 
+def check_not_probabilities(model: nn.Module, logits: Tensor) -> None:
+    """Check that the outputs of a model are not probabilities. The host waits for the device.
+
+    Raises:
+        InputError: If all outputs ``(N, K)`` are 0 or more and add up to 1.
+    """
+    sums = logits.detach().float().sum(1)
+    if logits.shape[1] > 1 and bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+        raise InputError(
+            f"{type(model).__name__} must return logits, got probabilities, which add up to 1. Remove the softmax at "
+            "its end."
+        )
+
+
 def _check_images(model: nn.Module, x: Tensor) -> None:
     """Check shape, dtype and range of the images.
 
     An `ImageClassifier` requires three channels, because its normalization would broadcast a single channel to three.
-    The range is checked on a CPU only, where it does not make the host wait, and not during an export.
+    The range is checked on a CPU only, where it does not make the host wait, and not during an export. On other devices
+    `detect_head` checks the images with which it detects a head.
     """
     is_image_batch = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point() and x.shape[0] > 0
     if not is_image_batch or (isinstance(model, ImageClassifier) and x.shape[1] != 3):
@@ -150,9 +167,13 @@ def _check_images(model: nn.Module, x: Tensor) -> None:
             "Convert the images first."
         )
     if x.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()):
-        highest = float(x.detach().amax())
-        if highest > MAX_IMAGE_VALUE:
-            raise InputError(f"x must be RGB in 0..1, got values up to {highest:g}. Divide the images by 255.")
+        _check_range(x)
+
+
+def _check_range(x: Tensor) -> None:
+    highest = float(x.detach().amax())
+    if highest > MAX_IMAGE_VALUE:
+        raise InputError(f"x must be RGB in 0..1, got values up to {highest:g}. Divide the images by 255.")
 
 
 def _check_model(model: nn.Module) -> None:
@@ -243,12 +264,7 @@ class _HeadDetector:
                 raise
         self.calls = calls
         check_logits(self.model, logits)
-        sums = logits.detach().float().sum(1)
-        if logits.shape[1] > 1 and bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-            raise InputError(
-                f"{type(self.model).__name__} must return logits, got probabilities, which add up to 1. Remove the "
-                "softmax at its end."
-            )
+        check_not_probabilities(self.model, logits)
         self.logits: Tensor = logits
         self.layouts: dict[int, list[FeatureLayout]] = {}
         other_aspect: dict[int, list[FeatureLayout]] = {}  # used if no output has the aspect ratio of the images

@@ -158,6 +158,21 @@ def batch_count(count: int, batch_size: int) -> int:
     return max(1, round(count / batch_size))
 
 
+def _check_split(split: Split, classes: int) -> None:
+    """Check the images of a split, and its labels if ``classes`` is above 0. Raise `InputError`."""
+    shape = split.images.shape
+    if split.images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+        raise InputError(
+            f"the images of a split must be RGB in 0..255, (N, H, W, 3) uint8, got {split.images.dtype} of shape "
+            f"{shape}. Convert them first."
+        )
+    if classes and len(split) and not (split.labels.min() >= 0 and split.labels.max() < classes):
+        raise InputError(
+            f"the labels of a split must be 0 to {classes - 1} for {classes} classes, got {split.labels.min()} to "
+            f"{split.labels.max()}. Number the classes from 0."
+        )
+
+
 def sequential_batches(split: Split, max_images: int | None = None) -> tuple[Tensor, ...]:
     """Split the sample indices into batches in the order of the split, for evaluation.
 
@@ -205,6 +220,7 @@ class Views:
 
     def __init__(self, split: Split, classes: int, policy: str, seed: int, device: torch.device) -> None:
         self.policy = get_policy(policy)
+        _check_split(split, classes)
         self.split = split
         self.classes = classes
         self.seed = seed

@@ -141,7 +141,11 @@ class Objective:
         Returns:
             The loss to minimize, a scalar, and the mean of each term, unweighted and detached. A term whose weight is
             0 at this progress is not computed and has no mean.
+
+        Raises:
+            InputError: If the numbers of images or classes of student, teacher and labels differ.
         """
+        _check_shapes(student, teacher, labels)
         loss = torch.zeros((), device=student.logits.device)
         means = {}
         for name, weighted in self.terms.items():
@@ -151,6 +155,21 @@ class Objective:
                 loss = loss + weight * mean
                 means[name] = mean.detach()
         return loss, means
+
+
+def _check_shapes(student: Prediction, teacher: Prediction | None, labels: Tensor) -> None:
+    """Check that student, teacher and labels have the same numbers of images and classes. Only shapes are read."""
+    shape = tuple(student.logits.shape)
+    if teacher is not None and tuple(teacher.logits.shape) != shape:
+        raise InputError(
+            f"student and teacher must have logits of the same images and classes, got {shape} and "
+            f"{tuple(teacher.logits.shape)}. Build the student with the classes of the teacher."
+        )
+    if tuple(labels.shape) not in (shape[:1], shape):
+        raise InputError(
+            f"labels must be class indices {shape[:1]} or probabilities {shape}, as the logits of the student have "
+            f"this shape, got {tuple(labels.shape)}. Build the student with the classes of the data."
+        )
 
 
 def parse_objective(method: str, *, label_smoothing: float = 0.0) -> Objective:

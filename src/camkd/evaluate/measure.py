@@ -27,7 +27,7 @@ from camkd.evaluate.metrics import (
     pointing_game,
 )
 from camkd.evaluate.per_image import disagreement, per_image_record
-from camkd.types import CENTRE, CHANCE_LEVELS, UNIFORM
+from camkd.types import CENTRE, CHANCE_LEVELS, UNIFORM, InputError
 
 MAX_CONFUSION_CLASSES = 1000
 """Largest number of classes with a confusion matrix. A matrix of 10,000 classes would hold 100 million numbers."""
@@ -58,7 +58,8 @@ def measure(model: nn.Module, data: Dataset, teacher: SplitPredictions | None) -
         The metrics, one row per image, and the predictions. Keys are documented in docs/metrics.md.
 
     Raises:
-        InputError: If the model has no layer with a spatial output, or stored images fail their checksums.
+        InputError: If the model has no layer with a spatial output or another number of classes than the data, or if
+            stored images fail their checksums.
 
     Example:
         >>> data = open_data("cifar10")  # doctest: +SKIP
@@ -68,6 +69,11 @@ def measure(model: nn.Module, data: Dataset, teacher: SplitPredictions | None) -
         (0.912, 0.88)
     """
     predictions = predict_split(model, data.test, teacher.class_ids if teacher else None)
+    if predictions.logits.shape[1] != len(data.classes):
+        raise InputError(
+            f"the model must have the {len(data.classes)} classes of the data, got {predictions.logits.shape[1]} "
+            "outputs. Evaluate it on data of its own classes."
+        )
     labels = torch.from_numpy(np.array(data.test.labels))
     per_image = per_image_record(predictions, labels, teacher, data.test.names)
     metrics = compute_metrics(predictions, labels, data.classes, teacher, object_masks(data.test))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import predict
+from camkd.cams.head_detection import check_logits, check_not_probabilities
 from camkd.config import TrainConfig, resolve_optimizer
 from camkd.data.augment import Batch, Views, batch_count, epoch_order
 from camkd.data.dataset import Dataset
@@ -30,7 +31,7 @@ from camkd.train.ema import EMA
 from camkd.train.schedule import Schedule
 from camkd.train.state import TrainState
 from camkd.train.validation import Validator
-from camkd.types import Interrupted, Prediction
+from camkd.types import InputError, Interrupted, Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device, pick_precision
 from camkd.utils.distributed import StopFlag, all_gather, all_reduce_gradients, process_group
 
@@ -72,7 +73,8 @@ def fit(
         Interrupted: If SIGINT or SIGTERM is received. The state is saved first.
         FloatingPointError: If a loss or gradient is not finite and ``config.on_nan`` is ``stop``, if all batches of an
             epoch were skipped, or if a weight or a validation metric is not finite. The last checkpoint is kept.
-        InputError: If ``resume`` is set and there is no intact checkpoint of this run.
+        InputError: If ``resume`` is set and there is no intact checkpoint of this run. If the model does not return one
+            logit per class, or the images or labels of the training split are invalid.
 
     Example:
         >>> data = open_data("shapes")  # doctest: +SKIP
@@ -86,13 +88,13 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
     views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
+    precision = pick_precision(config.precision, device)
+    _check_outputs(model, views, len(data.classes), precision)
     if objective.needs_adapters:
         assert cache is not None
         objective = _build_adapters(objective, model, cache, views[0, torch.arange(min(2, len(views)))].x, config.seed)
     terms = objective.modules()
-    state = TrainState(
-        model, average, terms, _build_optimizer([model, *terms], config), pick_precision(config.precision, device)
-    )
+    state = TrainState(model, average, terms, _build_optimizer([model, *terms], config), precision)
     events = CallbackList([EMA(average, model, config.ema_decay), *callbacks])
     if resume:
         for message in state.load(run):
@@ -211,6 +213,20 @@ def _all_gather_prediction(prediction: Prediction, sizes: Sequence[int]) -> Pred
         None if features is None else tuple(all_gather(stage, sizes) for stage in features),
         gather(prediction.class_ids),
     )
+
+
+def _check_outputs(model: nn.Module, views: Views, num_classes: int, precision: str) -> None:
+    """Check the outputs of a model for two images: one logit per class, and no probabilities."""
+    x = views[0, torch.arange(min(2, len(views)))].x
+    with eval_mode(model), torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(x)
+    check_logits(model, logits)
+    check_not_probabilities(model, logits)
+    if logits.shape[1] != num_classes:
+        raise InputError(
+            f"{type(model).__name__} must return {num_classes} logits, one for each class of the data, got "
+            f"{logits.shape[1]}. Build it with {num_classes} classes."
+        )
 
 
 def _build_adapters(objective: Objective, model: nn.Module, cache: TeacherCache, x: Tensor, seed: int) -> Objective:
