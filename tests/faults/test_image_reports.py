@@ -177,8 +177,13 @@ def test_color_images_of_16_bits_are_counted(tmp_path: Path) -> None:
     write_classes(tmp_path / "scans")
     values = np.random.default_rng(0).integers(0, 65536, (16, 16, 3))
     (tmp_path / "scans" / "left" / "color.png").write_bytes(png(values, 16))
+    flat = np.repeat(wide_values(0, 0)[..., None], 3, 2)
+    (tmp_path / "scans" / "left" / "flat.png").write_bytes(png(flat, 16))
     data = open_folder(tmp_path / "scans", tmp_path / "cache")
-    assert "1 color images of 16 bits were read with 8 bits per channel: left/color.png" in data.notes
+    note = "1 color images of 16 bits were read with 8 bits per channel"
+    assert f"{note}: left/color.png" in data.notes
+    advice = "which leaves fewer than 32 of 256 levels; save them as gray images of 16 bits"
+    assert f"{note}, {advice}: left/flat.png" in data.notes
 
 
 @pytest.mark.fault("images of 16 bits")

@@ -55,6 +55,8 @@ BLOCK_SIDE = 18
 
 INCOMPLETE = "images without the end of their file were read"
 NARROWED = "color images of 16 bits were read with 8 bits per channel"
+FEW_LEVELS = 32
+NEARLY_FLAT = f"{NARROWED}, which leaves fewer than {FEW_LEVELS} of 256 levels; save them as gray images of 16 bits"
 
 
 class Decoded(NamedTuple):
@@ -62,7 +64,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: RGB, ``(H, W, 3) uint8``. Only the `ValueSummary` of an image of more than 8 bits without a value range.
-        remark: `INCOMPLETE`, `NARROWED` or None.
+        remark: `INCOMPLETE`, `NARROWED`, `NEARLY_FLAT` or None.
     """
 
     pixels: NDArray[np.uint8] | ValueSummary
@@ -75,7 +77,7 @@ class DecodedRows(NamedTuple):
     Attributes:
         errors: The error message for each row whose file cannot be decoded.
         summaries: The gray values of each image that is not decoded because it needs a value range.
-        remarks: `INCOMPLETE` or `NARROWED`.
+        remarks: `INCOMPLETE`, `NARROWED` or `NEARLY_FLAT`.
     """
 
     errors: dict[int, str]
@@ -156,7 +158,9 @@ def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) 
                     rgb = Image.fromarray(scale_to_bytes(values, value_range, transparent)).convert("RGB")
                 else:
                     rgb = _to_rgb(upright)
-                    remark = remark or (NARROWED if opened.is_narrowed else None)
+                    if opened.is_narrowed and remark is None:
+                        num_levels = np.count_nonzero(np.bincount(np.asarray(rgb).ravel(), minlength=256))
+                        remark = NARROWED if num_levels >= FEW_LEVELS else NEARLY_FLAT
                 return Decoded(np.asarray(rgb if size is None else _resize_center_square(rgb, size)), remark)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
