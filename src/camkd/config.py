@@ -34,6 +34,10 @@ class DataConfig:
     workers: int | None = None
     bad_images: Literal["fail", "skip"] = "fail"
 
+    def __post_init__(self) -> None:
+        if not self.data.strip():
+            raise InputError(f"data must be the name of a dataset or a folder, got {self.data!r}. Give a name.")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from camkd.data.dataset import no_progress
 from camkd.data.scan import FolderListing, find_images, scan
+from camkd.data.shapes import COUNTS, SHAPES
+from camkd.data.sources import open_data
+from camkd.experiments.finished_runs import reevaluate
 from camkd.types import InputError
+from support.cli import camkd
 
 
 def save_images(folder: Path, count: int, prefix: str = "") -> None:
@@ -248,3 +253,58 @@ def test_test_only_needs_one_class(tmp_path: Path) -> None:
     listing = scan(make(tmp_path / "splits", train__dog=9, test__cat=2, plots=1), test_only=True)
     assert listing.classes == ("cat", "dog")
     assert folders_of(listing, "test") == {"test/cat"}
+
+
+# --- folders with the name of a built-in dataset
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, a small built-in dataset and an empty cache."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CAMKD_CACHE", str(tmp_path / "cache"))
+    for split in COUNTS:
+        monkeypatch.setitem(COUNTS, split, 20)
+    return folder
+
+
+@pytest.mark.fault("folder with the name of a built-in dataset")
+def test_folder_of_images_and_built_in_dataset_of_one_name(working_folder: Path) -> None:
+    make(working_folder / "shapes", cat=5, dog=5)
+    with pytest.raises(InputError, match=r"got 'shapes', which is .* Set it to \./shapes for the folder, or rename"):
+        open_data("shapes")
+    for name in ("./shapes", "shapes/", str(working_folder / "shapes"), Path("shapes")):
+        assert open_data(name).classes == ("cat", "dog")
+    assert open_data("shapes", built_in=True).classes == tuple(sorted(SHAPES))
+
+
+@pytest.mark.fault("folder with the name of a built-in dataset")
+@pytest.mark.parametrize("content", ["", "cifar-10-batches-py/data_batch_1", "student/figures/cams.png"])
+def test_folder_without_images_does_not_hide_the_built_in_dataset(working_folder: Path, content: str) -> None:
+    file = working_folder / "shapes" / content / "x"
+    file.parent.mkdir(parents=True)
+    for name in ("config.yaml", "environment.json", "figures/cams.png"):
+        if "student" in content:
+            (working_folder / "shapes" / "student" / name).touch()
+    data = open_data("shapes")
+    assert data.classes == tuple(sorted(SHAPES))
+    assert data.notes[0] == "'shapes' is the built-in dataset, not the folder ./shapes, which holds no images"
+
+
+@pytest.mark.fault("folder with the name of a built-in dataset")
+def test_finished_run_on_built_in_data_beside_a_folder_of_that_name(working_folder: Path) -> None:
+    make(working_folder / "cifar10", cat=5, dog=5)
+    with pytest.raises(InputError, match="got 'cifar10', which is a built-in dataset and a folder"):
+        reevaluate("cam-net-cifar10", "cifar10", None, "cpu", no_progress, print)
+
+
+@pytest.mark.fault("empty name of a dataset")
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+@pytest.mark.parametrize("command", ["train", "teacher", "distill", "compare", "evaluate", "export", "bench-device"])
+def test_empty_name_of_a_dataset_is_an_error(working_folder: Path, name: str, command: str) -> None:
+    make(working_folder, cat=5, dog=5)
+    model = ["cam-net-cifar10"] if command in ("evaluate", "export", "bench-device") else []
+    error = camkd(command, *model, "--data", name).error
+    assert f"got {name!r}" in error

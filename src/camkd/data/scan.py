@@ -548,6 +548,15 @@ def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(images), sorted(others)
 
 
+def holds_images(folder: Path) -> bool:
+    """Return whether a subfolder of a folder holds images. A folder that camkd wrote holds none.
+
+    Args:
+        folder: The folder.
+    """
+    return not is_own_folder(folder) and bool(_Walker(folder).class_names(folder))
+
+
 def count_suffixes(paths: Iterable[Path]) -> str:
     """Count files by suffix, the most frequent first.
 

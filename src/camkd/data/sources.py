@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
 from camkd.data.dataset import Dataset, Progress, cache_folder, no_progress
 from camkd.data.folder import BadImages, open_folder
+from camkd.data.scan import holds_images
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
 from camkd.data.value_range import ValueRange
 from camkd.types import InputError
@@ -60,7 +61,7 @@ SOURCES: dict[str, Source] = {
         open=partial(open_cifar, CIFAR100),
     ),
 }
-"""Built-in datasets by name. Any other name is the path of a folder of images."""
+"""Built-in datasets by name. Any other name, also ``./shapes`` or ``shapes/``, is the path of a folder of images."""
 
 
 def open_data(
@@ -72,6 +73,7 @@ def open_data(
     workers: int | None = None,
     bad_images: BadImages = "fail",
     test_only: bool = False,
+    built_in: bool = False,
     value_range: ValueRange | None = None,
     cache: Path | None = None,
     progress: Progress = no_progress,
@@ -87,6 +89,7 @@ def open_data(
         bad_images: ``fail`` raises an error for unreadable images of a folder, ``skip`` leaves them out.
         test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
             if it has no split folders. Train and val are then empty. Ignored for built-in datasets.
+        built_in: Whether a name in `SOURCES` is the built-in dataset even if a folder of images has the same name.
         value_range: The gray values that become 0 and 255, for gray images of more than 8 bits in a folder (default:
             the range of the training images).
         cache: Root of the cache (default: ``$CAMKD_CACHE``, else ``~/.cache/camkd``).
@@ -98,6 +101,7 @@ def open_data(
 
     Raises:
         InputError: If an argument, the folder or an image is invalid, or if the dataset cannot be downloaded or stored.
+            If ``name`` is a built-in dataset and also a folder of images in the current folder.
 
     Example:
         >>> data = open_data("shapes", limit=100)      # doctest: +SKIP
@@ -109,9 +113,13 @@ def open_data(
             raise InputError(f"{option} must be 1 or more, got {value}. Choose a larger number or leave it out.")
     if bad_images not in ("fail", "skip"):
         raise InputError(f"bad_images must be 'fail' or 'skip', got {bad_images!r}. Choose one of them.")
+    if not str(name).strip():
+        raise InputError(f"data must be the name of a dataset or a folder, got {str(name)!r}. Give a name.")
     cache = cache_folder(cache)
     if name in SOURCES:
+        notes = () if built_in else _check_built_in(str(name))
         data = SOURCES[str(name)].open(size, cache, progress)
+        data = replace(data, notes=(*notes, *data.notes))
         data = data if limit is None else data.limited(limit)
         return data if train_limit is None else data.limited(train_limit, ("train",))
     root = Path(name).expanduser()
@@ -132,6 +140,23 @@ def open_data(
         cache=cache,
         progress=progress,
     )
+
+
+def _check_built_in(name: str) -> tuple[str, ...]:
+    """Return a note if the current folder has a folder with the name of a built-in dataset.
+
+    Raises:
+        InputError: If the folder holds images.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return ()
+    if holds_images(folder):
+        raise InputError(
+            f"data must be one dataset, got {name!r}, which is a built-in dataset and a folder of images in "
+            f"'{Path.cwd()}'. Set it to ./{name} for the folder, or rename the folder to use the built-in dataset."
+        )
+    return (f"{name!r} is the built-in dataset, not the folder ./{name}, which holds no images",)
 
 
 def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Dataset:

@@ -120,7 +120,7 @@ def open_model_data(
     """
     info = read_model_info(source)
     if data is not None or info.data in SOURCES:
-        return _open_at_model_size(source, data or info.data, progress, as_trained=data is None)
+        return _open_at_model_size(source, info.data if data is None else data, progress, as_trained=data is None)
     recorded = Path(info.data).expanduser()
     dataset = _open_at_model_size(source, info.data, progress, as_trained=True) if recorded.exists() else None
     if dataset is not None and dataset.fingerprint == info.data_fingerprint:
@@ -155,6 +155,7 @@ def _open_at_model_size(
         train_limit=options.get("train_limit") if as_trained else None,
         bad_images=options.get("bad_images", "fail"),
         test_only=test_only,
+        built_in=as_trained,
         progress=progress,
     )
     dataset = open_scaled()
