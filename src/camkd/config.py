@@ -267,4 +267,4 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     for name, (rule, is_valid) in RANGES.items():
         value = values.get(name)
         if value is not None and not (abs(value) < math.inf and is_valid(value)):
-            raise InputError(f"{name} must be {rule}, got {value}.")
+            raise InputError(f"{name} must be {rule}, got {value}. Choose another value.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from camkd.cli.listing import COSTS, COSTS_AT, count_costs, list_items, stored_costs
+from camkd.cli.listing import COSTS_FILE, COSTS_SIZE_AND_CLASSES, count_costs, list_items, stored_costs
 from camkd.cli.main import _build_parser
 from camkd.cli.recipes import RECIPES
 from camkd.data.sources import SOURCES
@@ -19,7 +19,7 @@ from camkd.models import MODELS, build
 from camkd.types import InputError
 
 WRITE = f"""python -c "from camkd.cli.listing import *; from camkd.utils.files import write_json; \
-write_json(COSTS, count_costs(*COSTS_AT))" writes {COSTS.name} again"""
+write_json(COSTS_FILE, count_costs(*COSTS_SIZE_AND_CLASSES))" writes {COSTS_FILE.name} again"""
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,10 @@ def test_every_model_has_its_cost(models: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_stored_costs_are_up_to_date(models: dict[str, Any]) -> None:
-    assert stored_costs().keys() == MODELS.keys(), f"give each model summary and form in {COSTS.name}, then: {WRITE}"
-    assert models == count_costs(*COSTS_AT), WRITE
+    assert stored_costs().keys() == MODELS.keys(), (
+        f"give each model summary and form in {COSTS_FILE.name}, then: {WRITE}"
+    )
+    assert models == count_costs(*COSTS_SIZE_AND_CLASSES), WRITE
 
 
 def test_cost_at_other_sizes_and_classes(keep_models: Callable[..., None], models: dict[str, Any]) -> None:
@@ -106,9 +108,9 @@ def test_data() -> None:
 @pytest.mark.parametrize(
     ("kind", "size", "classes", "named"),
     [
-        ("cats", 32, 10, "'cats'"),
-        ("models", 0, 10, "--size must be 1 or more, got 0"),
-        ("models", 32, -1, "--classes must be 1 or more, got -1"),
+        ("cats", 32, 10, "KIND must be one of models, methods, recipes, data, got 'cats'. Choose one of them."),
+        ("models", 0, 10, "--size must be 1 or more, got 0. Choose a larger number."),
+        ("models", 32, -1, "--classes must be 1 or more, got -1. Choose a larger number."),
     ],
 )
 def test_unknown_list_or_wrong_number_is_refused(kind: str, size: int, classes: int, named: str) -> None:

@@ -35,4 +35,5 @@ def test_other_command_lines_are_unchanged(arguments: list[str]) -> None:
 
 def test_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--recipe", "slow"]) == 2
-    assert capsys.readouterr().err == f"camkd: --recipe must be one of {', '.join(RECIPES)}, got 'slow'.\n"
+    expected = f"camkd: --recipe must be one of {', '.join(RECIPES)}, got 'slow'. Choose one of them.\n"
+    assert capsys.readouterr().err == expected

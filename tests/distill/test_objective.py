@@ -462,4 +462,5 @@ def test_invalid_text_raises_with_value_and_choices(method: str, excerpts: list[
 def test_message_for_an_invalid_setting() -> None:
     with pytest.raises(InputError) as raised:
         parse_objective("cam=1:norm=l3")
-    assert str(raised.value) == "norm must be one of l2, minmax, raw, got 'l3' in 'cam=1:norm=l3'."
+    expected = "norm must be one of l2, minmax, raw, got 'l3' in 'cam=1:norm=l3'. Choose one of them."
+    assert str(raised.value) == expected

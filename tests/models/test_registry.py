@@ -225,4 +225,5 @@ def test_networks_take_any_number_of_classes(name: str) -> None:
 def test_message_for_an_unknown_network() -> None:
     with pytest.raises(InputError) as error:
         build("vgg", 10, 32)
-    assert str(error.value) == f"model must be one of {', '.join(MODELS)}, timm:NAME or torchvision:NAME, got 'vgg'."
+    choices = f"{', '.join(MODELS)}, timm:NAME or torchvision:NAME"
+    assert str(error.value) == f"model must be one of {choices}, got 'vgg'. Choose one of them."

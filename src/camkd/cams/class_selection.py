@@ -80,7 +80,10 @@ def select_classes(selection: ClassSelection, logits: Tensor) -> Tensor | None:
     num_classes = logits.shape[1]
     if selection.top is not None:
         if selection.top > num_classes:
-            raise InputError(f"top must be between 1 and the model's {num_classes} classes, got {selection.top}.")
+            raise InputError(
+                f"top must be between 1 and the model's {num_classes} classes, got {selection.top}. Choose a smaller "
+                "number."
+            )
         return logits.topk(selection.top).indices
     return None if selection.class_ids is None else _check_class_ids("classes", selection.class_ids, logits)
 
@@ -104,15 +107,16 @@ def _check_class_ids(name: str, class_ids: Tensor, logits: Tensor) -> Tensor:
     if class_ids.ndim != 2 or len(class_ids) != len(logits) or not class_ids.shape[1]:
         raise InputError(
             f"{name} must have the shape (N, k) with N = {len(logits)} images and k of 1 or more, got "
-            f"{tuple(class_ids.shape)}."
+            f"{tuple(class_ids.shape)}. Pass k classes for each image."
         )
     if class_ids.is_floating_point() or class_ids.is_complex() or class_ids.dtype == torch.bool:
-        raise InputError(f"{name} must have an integer dtype, got {class_ids.dtype}.")
+        raise InputError(f"{name} must have an integer dtype, got {class_ids.dtype}. Pass int64.")
     if class_ids.numel():
         lowest = int(class_ids.min())
         highest = int(class_ids.max())
         if lowest < 0 or highest >= num_classes:
             raise InputError(
-                f"{name} must be between 0 and {num_classes - 1}, got {lowest if lowest < 0 else highest}."
+                f"{name} must be between 0 and {num_classes - 1}, got {lowest if lowest < 0 else highest}. "
+                "Pass indices of the model's classes."
             )
     return class_ids.to(logits.device, torch.int64)

@@ -75,7 +75,7 @@ def predict(
         torch.Size([4, 2, 16, 16])
     """
     if not isinstance(method, str) or method not in MAP_METHODS:
-        raise InputError(f"method must be one of {', '.join(MAP_METHODS)}, got {method!r}.")
+        raise InputError(f"method must be one of {', '.join(MAP_METHODS)}, got {method!r}. Choose one of them.")
     selection = check_selection(classes, top, against, gamma)
     if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
         model = model.module  # replicas run in other threads

@@ -121,7 +121,7 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     except (ArgumentError, TypeError) as error:
         raise InputError(clean_parser_error(str(error))) from error
     except ValueError as error:  # the file is not UTF-8, or its path has a null byte
-        raise InputError(f"--config must be a YAML file in UTF-8, got an error: {error}.") from error
+        raise InputError(f"--config must be a YAML file in UTF-8, got an error: {error}. Correct the file.") from error
     for name, value in list(options.items()):
         flag = f"--{name.rpartition('.')[2].replace('_', '-')}"
         if isinstance(value, str):
@@ -137,7 +137,7 @@ def _check_text(flag: str, text: str) -> str:
     A shell replaces only a ``~`` at the start of a word: not in ``--out=~/run``, and not in a --config file.
     """
     if "\0" in text:
-        raise InputError(f"{flag} must not contain a null byte, got {text!r}.")
+        raise InputError(f"{flag} must not contain a null byte, got {text!r}. Remove it.")
     if not text.startswith("~") or os.path.lexists(text):
         return text
     expanded = os.path.expanduser(text)

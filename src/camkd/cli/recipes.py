@@ -78,5 +78,5 @@ def expand_recipe(arguments: Sequence[str]) -> list[str]:
         )
     name = tokens[tokens.index("--recipe") + 1]
     if name not in RECIPES:
-        raise InputError(f"--recipe must be one of {', '.join(RECIPES)}, got {name!r}.")
+        raise InputError(f"--recipe must be one of {', '.join(RECIPES)}, got {name!r}. Choose one of them.")
     return [tokens[0], *RECIPES[name].flags, *arguments[1:]]

@@ -34,7 +34,9 @@ def parse_thresholds(text: str, option: str) -> dict[str, float]:
         except ValueError:
             thresholds[name] = math.nan
         if not name or not math.isfinite(thresholds[name]):
-            raise InputError(f"{option} must be metrics with numbers like cam_cosine=0.8, got {part!r}.")
+            raise InputError(
+                f"{option} must be metrics with numbers, got {part!r}. Write, for example, cam_cosine=0.8."
+            )
     return thresholds
 
 
@@ -59,7 +61,7 @@ def violations(metrics: Mapping[str, Any], under: Mapping[str, float], over: Map
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for name in (*under, *over):
         if name not in numbers:
-            raise InputError(f"A threshold must be for one of {', '.join(numbers)}, got {name!r}.")
+            raise InputError(f"A threshold must be for one of {', '.join(numbers)}, got {name!r}. Choose one of them.")
     below = [
         f"{name} is {numbers[name]:.6g}, below {threshold:g}"
         for name, threshold in under.items()

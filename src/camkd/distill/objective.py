@@ -259,7 +259,7 @@ def _parse_term(text: str, label_smoothing: float) -> tuple[str, WeightedTerm]:
     head, *assignments = text.split(":")
     kind, equals, weight = (part.strip() for part in head.partition("="))
     if kind not in TERMS:
-        raise InputError(f"term must be one of {', '.join(TERMS)}, got {kind!r} in {text!r}.")
+        raise InputError(f"term must be one of {', '.join(TERMS)}, got {kind!r} in {text!r}. Choose one of them.")
     if not equals:
         raise InputError(f"term must have a weight, got {text!r}. Write {kind}=1.")
     types = _setting_types(TERMS[kind])
@@ -278,7 +278,9 @@ def _parse_term(text: str, label_smoothing: float) -> tuple[str, WeightedTerm]:
             settings[setting] = _parse_value(setting, types[setting], value, text)
         else:
             choices = ", ".join([*types, "schedule"])
-            raise InputError(f"setting of {kind} must be one of {choices}, got {setting!r} in {text!r}.")
+            raise InputError(
+                f"setting of {kind} must be one of {choices}, got {setting!r} in {text!r}. Choose one of them."
+            )
     term = TERMS[kind](**settings)
     return kind, WeightedTerm(term, _parse_value("weight", float, weight, text), schedule)
 
@@ -293,7 +295,8 @@ def _parse_value(setting: str, value_type: Any, value: str, text: str) -> Any:
     """Parse the value of a setting: an int, a float or a choice of a ``Literal``. ``text`` is the term, for errors."""
     if get_origin(value_type) is Literal:
         if value not in get_args(value_type):
-            raise InputError(f"{setting} must be one of {', '.join(get_args(value_type))}, got {value!r} in {text!r}.")
+            choices = ", ".join(get_args(value_type))
+            raise InputError(f"{setting} must be one of {choices}, got {value!r} in {text!r}. Choose one of them.")
         return value
     try:
         number = value_type(value)
@@ -301,9 +304,9 @@ def _parse_value(setting: str, value_type: Any, value: str, text: str) -> Any:
         number = math.nan
     if not math.isfinite(number) or number < 0 or (value_type is int and number < 1):
         rule = "a whole number of 1 or more" if value_type is int else "a number of 0 or more"
-        raise InputError(f"{setting} must be {rule}, got {value!r} in {text!r}.")
+        raise InputError(f"{setting} must be {rule}, got {value!r} in {text!r}. Choose another value.")
     if setting in RANGES:
         rule, is_valid = RANGES[setting]
         if not is_valid(number):
-            raise InputError(f"{setting} must be {rule}, got {value!r} in {text!r}.")
+            raise InputError(f"{setting} must be {rule}, got {value!r} in {text!r}. Choose another value.")
     return number

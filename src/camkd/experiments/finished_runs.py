@@ -220,7 +220,8 @@ def explain_files(
     if not 1 <= top <= num_candidates:
         outside = " outside of --against" if against else ""
         raise InputError(
-            f"--top must be 1 to {num_candidates}, the number of classes of {source!r}{outside}, got {top}."
+            f"--top must be 1 to {num_candidates}, the number of classes of {source!r}{outside}, got {top}. "
+            "Choose a number in this range."
         )
     teacher_folder = choose_teacher(info, source, teacher, message)
     title = "model" if teacher_folder and info.role == "teacher" else info.role

@@ -87,7 +87,9 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
     model_factory(config.model)
     objective = build_objective(config)
     if (objective.needs_adapters or objective.needs_other_images) and config.train.batch_size < 2:
-        raise InputError(f"batch_size must be 2 or more for {config.method}, got {config.train.batch_size}.")
+        raise InputError(
+            f"batch_size must be 2 or more for {config.method}, got {config.train.batch_size}. Choose a larger number."
+        )
     get_policy(config.train.augment)
     check_ranges({**asdict(config.train), **asdict(config.distill), "teacher_epochs": teacher_epochs})
     parse_quantity(config.distill.cache_budget, "cache_budget", "B")

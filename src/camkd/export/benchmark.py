@@ -82,7 +82,7 @@ def benchmark_device(source: str, data: str | None, rounds: int, progress: Progr
     """
     check_installed()
     if rounds < 1:
-        raise InputError(f"rounds must be 1 or more, got {rounds}.")
+        raise InputError(f"rounds must be 1 or more, got {rounds}. Choose a larger number.")
     dataset = open_model_data(source, data, progress)
     with TemporaryDirectory() as folder, single_thread():
         variants = _make_variants(source, Path(folder), dataset)

@@ -100,7 +100,9 @@ def export(
     """
     check_installed()
     if not 0 <= options.max_drop <= 100:
-        raise InputError(f"max_drop must be between 0 and 100 percentage points, got {options.max_drop}.")
+        raise InputError(
+            f"max_drop must be between 0 and 100 percentage points, got {options.max_drop}. Choose another value."
+        )
     info = read_model_info(source)
     model = load(source)
     teacher = choose_teacher(info, source, options.teacher or None, reporter.message)

@@ -96,7 +96,10 @@ def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
         check_external(name)
         return lambda num_classes, image_size: make_external(name, num_classes, image_size, pretrained)
     if name not in MODELS:
-        raise InputError(f"model must be one of {', '.join(MODELS)}, timm:NAME or torchvision:NAME, got {name!r}.")
+        raise InputError(
+            f"model must be one of {', '.join(MODELS)}, timm:NAME or torchvision:NAME, got {name!r}. "
+            "Choose one of them."
+        )
     return MODELS[name]
 
 

@@ -53,11 +53,15 @@ def _precompute(options: Namespace) -> dict[str, Any]:
     numbers = {"processes": options.processes, "classes": options.classes, "size": options.size, "images": images}
     for name, number in numbers.items():
         if number is not None and number < 1:
-            raise InputError(f"{name} must be 1 or more, got {number}.")
+            raise InputError(f"--{name} must be 1 or more, got {number}. Choose a larger number.")
     if options.classes and not images:
-        raise InputError(f"--classes must be given with --images, got --classes {options.classes} without it.")
+        raise InputError(
+            f"--classes must be given with --images, got --classes {options.classes} without it. Add --images."
+        )
     if images and not options.dry_run:
-        raise InputError(f"--images must be given with --dry-run, got --images {options.images} without it.")
+        raise InputError(
+            f"--images must be given with --dry-run, got --images {options.images} without it. Add --dry-run."
+        )
     is_untrained = bool(images) and is_model_name(options.teacher)
     teacher = None if is_untrained else find_teacher(options.teacher, options.data)
     if teacher is not None:
@@ -228,7 +232,7 @@ def _select_stores(keys: list[str]) -> list[Path]:
     folders = list_stores()
     for key in keys:
         if not any(folder.name.startswith(key) for folder in folders):
-            raise InputError(f"A key must be one of 'camkd cache list', got {key!r}.")
+            raise InputError(f"A key must be one of 'camkd cache list', got {key!r}. Choose one of them.")
     return [folder for folder in folders if not keys or folder.name.startswith(tuple(keys))]
 
 

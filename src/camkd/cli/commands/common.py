@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from camkd.runs.resume import Resume
 
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
-TEACHER_RUN_HELP = "run folder of the teacher (default: the teacher of RUN, if it exists)"
+TEACHER_RUN_HELP = "folder of the teacher's run (default: the teacher that the run names, if its weights are found)"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the command line.
+    """A subcommand of ``camkd``.
 
     Args:
-        summary: One line of help.
+        summary: Description of the subcommand in the help, one line.
         add_options: Adds the options to a parser.
         run: Runs the command. Returns the object that ``--json`` prints, or None on ranks other than 0.
     """
@@ -39,11 +39,11 @@ class Command:
 
 @dataclass(frozen=True)
 class Group:
-    """A group of commands.
+    """A subcommand of ``camkd`` with subcommands of its own, such as ``camkd cache``.
 
     Args:
-        summary: One line of help.
-        commands: The commands by name.
+        summary: Description of the group in the help, one line.
+        commands: The subcommands by name.
     """
 
     summary: str
@@ -67,14 +67,18 @@ def add_training_options(parser: ArgumentParser) -> None:
     """Add the options of commands that train models."""
     add_flags(parser, DataConfig, TrainConfig)
     parser.add_argument("--out", type=str | None, default=None, help="the run folder (default: a folder in runs/)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --out; an empty or missing folder gets a new run"
+    )
     parser.add_argument(
         "--accept",
         type=str,
         default="",
         help="with --resume: comma-separated settings that may differ from the original run, for example epochs,lr",
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of these options")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="a YAML file with any of these options, except --recipe"
+    )
 
 
 def add_student_option(parser: ArgumentParser) -> None:
@@ -104,10 +108,15 @@ def resume_option(options: Namespace) -> Resume | None:
 
 
 def out_folder(options: Namespace, *names: str) -> Path:
-    """Return the folder of ``--out``, or the default ``runs/<dataset>/<names joined by hyphens>``.
+    """Return the run folder: the value of ``--out``, or ``runs/<dataset>/<name>-<name>...`` without ``--out``.
 
-    Of a name that is a path, only the last component is used. The default is stored in ``options.out``, so that the
-    message of an interrupted command can describe the content of the folder.
+    The default folder is stored in ``options.out``, so that the message of an interrupted command can describe the
+    content of the folder.
+
+    Args:
+        options: The parsed options, with ``out`` and ``data``.
+        names: Parts of the default folder's name, joined by hyphens. Of a part that is a path, only the last component
+            is used.
     """
     from camkd.runs.folder import default_run_folder
 
@@ -129,11 +138,11 @@ def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     from camkd.data.sources import open_dataset
     from camkd.utils.distributed import process_group, run_on_rank0
 
-    def decode() -> None:
+    def build_cache() -> None:
         open_dataset(config, reporter.progress)
 
     if process_group().world_size > 1:
-        run_on_rank0(decode)  # the other ranks open the decoded files
+        run_on_rank0(build_cache)  # then the other ranks find the decoded images in the cache
     data = open_dataset(config, reporter.progress)
     size = data.train.images.shape[1]
     reporter.message(

@@ -50,7 +50,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     methods = compare.parse_methods(options.methods, config.train.label_smoothing)
     for name in ("seeds", "processes"):
         if options[name] < 1:
-            raise InputError(f"{name} must be 1 or more, got {options[name]}.")
+            raise InputError(f"--{name} must be 1 or more, got {options[name]}. Choose a larger number.")
     seeds = tuple(range(options.seed, options.seed + options.seeds))
     for method in methods:
         distill = replace(config.distill, method=method)

@@ -39,8 +39,8 @@ def _add_options(parser: ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="CLASS",
-        help="classes that every map is contrasted with: the evidence for a class and not for CLASS. The maps are of "
-        "the most probable other classes (default: none)",
+        help="classes to contrast with: each map shows the evidence for its class minus the mean evidence for these "
+        "classes. Only the other classes get maps (default: no contrast)",
     )
     parser.add_argument("--method", type=str, default="cam", help="cam, gradcam, hirescam, layercam or gradcam++")
     parser.add_argument(
@@ -72,10 +72,10 @@ def _run(options: Namespace) -> dict[str, Any]:
             against=options.against,
             device=options.device,
         )
-    for image, models in result["images"].items():
-        name = shorten_middle(image, MAX_NAME_WIDTH)
-        predictions = ", ".join(_format_prediction(title, record) for title, record in models.items())
-        print_message(f"{name}: {predictions}{_format_contrast(models, result['against'])}")
+    for path, records in result["images"].items():
+        name = shorten_middle(path, MAX_NAME_WIDTH)
+        predictions = ", ".join(_format_prediction(title, record) for title, record in records.items())
+        print_message(f"{name}: {predictions}{_format_contrast(records, result['against'])}")
     if result["against"]:
         print_message(describe_contrast(result["against"]))
     print_message(describe_classes(result["classes"]))
@@ -88,20 +88,23 @@ def _run(options: Namespace) -> dict[str, Any]:
 
 def _format_prediction(title: str, record: dict[str, Any]) -> str:
     """Format ``student cat (93%)``, or with several classes ``student cat (93%), dog (4%)``."""
-    # With --top 1, all maps are of the class that the first model predicts. The line of another model names only the
-    # class that this model predicts.
+    # With --top 1, classes_shown has one class: the one that the first model predicts. A model that predicts another
+    # class is listed with its own prediction only, because the class of the map is already named for the first model.
     other_classes = [entry for entry in record["classes_shown"] if entry["class"] != record["class"]]
     entries = [record, *(other_classes if len(record["classes_shown"]) > 1 else [])]
     return f"{title} " + ", ".join(f"{entry['class']} ({entry['confidence']:.0%})" for entry in entries)
 
 
-def _format_contrast(models: dict[str, Any], against: list[str]) -> str:
-    """Format ``; map of bird and not cat``, or nothing without a contrast. All models have maps of the same classes."""
+def _format_contrast(records: dict[str, Any], against: list[str]) -> str:
+    """Format ``; map of bird and not cat``, or nothing without a contrast.
+
+    The records of all models of an image have the same ``classes_shown``.
+    """
     from camkd.explain.class_names import describe_map
 
     if not against:
         return ""
-    explained = next(iter(models.values()))["classes_shown"]
+    explained = next(iter(records.values()))["classes_shown"]
     return f"; map of {describe_map(', '.join(entry['class'] for entry in explained), against)}"
 
 

@@ -10,9 +10,9 @@ from camkd.cli.commands.common import Command
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("kind", type=str, metavar="models|methods|recipes|data", help="the list")
-    parser.add_argument("--size", type=int, default=32, help="image size for the models' cost")
-    parser.add_argument("--classes", type=int, default=10, help="number of classes for the models' cost")
+    parser.add_argument("kind", type=str, metavar="KIND", help="models, methods, recipes or data")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels, for the cost of models")
+    parser.add_argument("--classes", type=int, default=10, help="number of classes, for the cost of models")
 
 
 def _run(options: Namespace) -> dict[str, Any]:

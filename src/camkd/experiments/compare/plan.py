@@ -113,7 +113,8 @@ def parse_methods(text: str, label_smoothing: float = 0.0) -> tuple[str, ...]:
     for index, (part, objective) in enumerate(zip(parts, objectives, strict=True)):
         if objective in objectives[:index]:
             raise InputError(
-                f"Each method must be named once, got {part!r}, which equals {parts[objectives.index(objective)]!r}."
+                f"Each method must be named once, got {part!r}, which equals {parts[objectives.index(objective)]!r}. "
+                "Remove one."
             )
     named = [(name, parse_objective(name, label_smoothing=label_smoothing)) for name in METHODS]
     return tuple(
