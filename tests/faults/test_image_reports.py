@@ -141,6 +141,8 @@ def test_range_is_that_of_the_training_images(tmp_path: Path) -> None:
     assert data.value_range == (LOW, HIGH)
     assert (data.val.images == 255).all()
     assert (data.test.images == 0).all()
+    outside = "images are black or white, because all of their values are outside of the value range"
+    assert sum(outside in note for note in data.notes) == 1
 
 
 @pytest.mark.fault("images of 16 bits")
@@ -216,6 +218,22 @@ def test_range_of_a_model_is_applied_everywhere(tmp_path: Path, capsys: pytest.C
     assert main(["export", str(run), "--out", str(tmp_path / "device")]) == 0
     graph = onnx.load(tmp_path / "device" / "model.onnx")
     assert {prop.key: prop.value for prop in graph.metadata_props}["value_range"] == "[29455.0, 29663.0]"
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.slow
+def test_float_images_without_splits_are_evaluated_with_the_range_of_the_model(tmp_path: Path) -> None:
+    for root, count in (("scans", 20), ("new", 1)):
+        for label, name in enumerate(("left", "right")):
+            (tmp_path / root / name).mkdir(parents=True)
+            for number in range(count):
+                values = (wide_values(label, number) / 65_535).astype(np.float32)
+                Image.fromarray(values).save(tmp_path / root / name / f"{number}.tif")
+    options = ["--size", "16", "--model", "resnet8", "--epochs", "1", "--precision", "fp32", "--figure-every", "0"]
+    run = str(tmp_path / "run")
+    assert main(["teacher", "--data", str(tmp_path / "scans"), *options, "--out", run]) == 0
+    assert main(["evaluate", run, "--data", str(tmp_path / "new")]) == 0
+    assert main(["evaluate", run]) == 0
 
 
 @pytest.mark.fault("images of 16 bits")

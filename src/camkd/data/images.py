@@ -55,6 +55,7 @@ BLOCK_SIDE = 18
 
 INCOMPLETE = "images without the end of their file were read"
 NARROWED = "color images of 16 bits were read with 8 bits per channel"
+OUTSIDE = "images are black or white, because all of their values are outside of the value range"
 FEW_LEVELS = 32
 NEARLY_FLAT = f"{NARROWED}, which leaves fewer than {FEW_LEVELS} of 256 levels; save them as gray images of 16 bits"
 
@@ -64,7 +65,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: RGB, ``(H, W, 3) uint8``. Only the `ValueSummary` of an image of more than 8 bits without a value range.
-        remark: `INCOMPLETE`, `NARROWED`, `NEARLY_FLAT` or None.
+        remark: `INCOMPLETE`, `OUTSIDE`, `NARROWED`, `NEARLY_FLAT` or None.
     """
 
     pixels: NDArray[np.uint8] | ValueSummary
@@ -77,7 +78,7 @@ class DecodedRows(NamedTuple):
     Attributes:
         errors: The error message for each row whose file cannot be decoded.
         summaries: The gray values of each image that is not decoded because it needs a value range.
-        remarks: `INCOMPLETE`, `NARROWED` or `NEARLY_FLAT`.
+        remarks: `INCOMPLETE`, `OUTSIDE`, `NARROWED` or `NEARLY_FLAT`.
     """
 
     errors: dict[int, str]
@@ -155,6 +156,8 @@ def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) 
                     transparent = image.info.get("transparency")
                     if value_range is None:
                         return Decoded(summarize(values, transparent), remark)
+                    if remark is None and (values.max() < value_range[0] or values.min() > value_range[1]):
+                        remark = OUTSIDE
                     rgb = Image.fromarray(scale_to_bytes(values, value_range, transparent)).convert("RGB")
                 else:
                     rgb = _to_rgb(upright)

@@ -158,7 +158,7 @@ def _open_at_model_size(
         built_in=as_trained,
         progress=progress,
     )
-    dataset = open_scaled()
+    dataset = open_scaled(value_range=None if as_trained else info.value_range)
     if dataset.value_range != info.value_range:
         dataset = open_scaled(value_range=info.value_range or FULL_RANGE)
     if dataset.classes != info.classes:
