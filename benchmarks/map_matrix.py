@@ -11,7 +11,7 @@ table also has the deviation from the identity, |logits - mean(cams) - bias| div
 needs requirements-extras.txt.
 
 The column "train mode" belongs to the same network in training mode after 20 steps of SGD. For exact maps it is the
-deviation from the identity. For other maps it is the Pearson correlation with each image's own gradient, which is
+deviation from the identity. For other maps it is the Pearson correlation with the maps from each image's own gradient,
 computed image by image in a copy whose batch normalization has the statistics of the batch as constants.
 """
 

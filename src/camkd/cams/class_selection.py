@@ -17,7 +17,7 @@ class ClassSelection(NamedTuple):
     Attributes:
         class_ids: Class indices ``(N, k)``, or None.
         top: Number ``k`` of most probable classes of each image, or None. Both None: all classes.
-        against: Class indices ``(N, d)`` of a contrast, or None.
+        against: Class indices ``(N, m)`` of a contrast, or None.
         gamma: Weight of the classes in ``against``.
     """
 
@@ -89,7 +89,7 @@ def select_classes(selection: ClassSelection, logits: Tensor) -> Tensor | None:
 
 
 def select_contrast(selection: ClassSelection, logits: Tensor) -> Tensor | None:
-    """Return the class indices ``(N, d)`` that maps are contrasted with, or None.
+    """Return the class indices ``(N, m)`` that maps are contrasted with, or None.
 
     Args:
         selection: The selection.

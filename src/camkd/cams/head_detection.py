@@ -1,9 +1,9 @@
 """Detection of a classifier's head: the layer that maps are computed from, and the linear layer after it.
 
 The maps are exact if the logits are a linear layer of the spatial mean of another layer's output. Otherwise they are
-computed from gradients at the last layer through which the logits depend on the image. The head is a property of the
-architecture: it is found with random images and random weights (``probe.py``). It is cached per model until a module,
-a mode or a hook changes, or the shape or the dtype of the images does.
+computed from gradients at the last layer that all paths from the image to the logits pass through. The head is a
+property of the architecture: it is found with random images and random weights (``probe.py``). It is cached per model
+until a module, a mode or a hook changes, or the shape or the dtype of the images does.
 """
 
 from __future__ import annotations

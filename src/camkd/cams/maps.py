@@ -173,7 +173,7 @@ def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
         torch.Size([1, 10, 8, 8])
     """
     is_zero = gradients == 0
-    denominator = 2 + gradients * features.sum((2, 3), keepdim=True)  # G^2 is a factor of every summand and cancels
+    denominator = 2 + gradients * features.sum((2, 3), keepdim=True)  # G^2 is a factor of every term and cancels
     alpha = torch.where(is_zero, 0, 1 / torch.where(is_zero, 1, denominator))
     return _weighted_sum(features, (alpha * gradients.relu()).sum((2, 3)))
 
@@ -251,8 +251,8 @@ def _is_operand_of(linear: nn.Module | None, operands: tuple[Tensor | None, ...]
 def gradient_maps(model: nn.Module, head: Head, x: Tensor, formula: Formula, classes: ClassSelection) -> Prediction:
     """Compute maps by a formula of features and gradients, with one backward pass per class.
 
-    The gradient of an image is that of its own logit. In training mode, batch statistics between the features and the
-    logits are constants for this gradient, so other images of the batch have no part in a map.
+    The map of an image is computed from the gradient of its own logit. In training mode, batch statistics between the
+    features and the logits are constants for this gradient, so other images of the batch have no influence on a map.
 
     Args:
         model: The classifier.
@@ -356,7 +356,7 @@ def _capture_features(
 
 
 class _MathAttention:
-    """Reference count of the threads that need attention by its plain formula. The setting is global in PyTorch."""
+    """Reference count of the threads that need the math backend of attention. The setting is global in PyTorch."""
 
     lock = threading.Lock()
     num_users = 0
@@ -365,7 +365,7 @@ class _MathAttention:
 
 @contextmanager
 def math_attention() -> Iterator[None]:
-    """Compute fused attention by its plain formula, which has second derivatives."""
+    """Compute attention by the math backend of PyTorch, which has second derivatives."""
     state = _MathAttention
     with state.lock:
         if state.num_users == 0:

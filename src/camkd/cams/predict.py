@@ -37,13 +37,14 @@ def predict(
         method: Name of a map method in ``camkd.cams.MAP_METHODS``. Only the maps of ``cam`` are in logit units.
         layer: Dotted name of the layer to compute the maps from. If the layer is called several times, its last call
             that the logits depend on counts. The default is the layer whose spatial mean a linear head receives.
-            Without a linear head, it is the last layer through which the logits depend on the image.
+            Without a linear head, it is the last layer that all paths from the image to the logits pass through.
         classes: Indices ``(N, k)`` of the classes to compute maps of (default: all ``K`` classes). Gradient-based maps
             take one backward pass per class.
         top: Number ``k`` of most probable classes of each image to compute maps of, instead of ``classes``.
-        against: Indices ``(N, d)`` of classes for a contrast map, ``cam[c] - gamma * mean_d(cam[d])``: the evidence for
-            class ``c`` and not for the others (Finer-CAM, Zhang et al. 2025, arXiv 2501.11309). With ``gamma=1`` its
-            mean is the difference of the logits without their biases.
+        against: Indices ``(N, m)`` of other classes for a contrast map: the map of a class minus ``gamma`` times the
+            mean map of the other classes (Finer-CAM, Zhang et al. 2025, arXiv 2501.11309). With ``gamma=1``, the mean
+            of an exact contrast map is the logit of the class minus the mean logit of the other classes, both without
+            biases.
         gamma: Weight of the classes in ``against``.
         features: Whether to return feature maps too, one per spatial resolution: the last output of a top-level layer
             at that resolution. A top-level ``nn.Sequential`` is replaced by its layers. The last feature map is always

@@ -1,7 +1,7 @@
 """Trace of the tensor operations between the features and the logits.
 
-A linear head is recognized by its operations in the forward pass at hand: a mean over locations and a linear layer,
-in either order, with nothing else than reshapes and dropout beside them. So a map is called exact only if
+A linear head is recognized by its operations in the current forward pass: a mean over locations and a linear layer, in
+either order, and no other operations than reshapes and dropout. A map is therefore called exact only if
 ``logits = mean_xy(cams) + bias`` holds for these images and these weights.
 """
 

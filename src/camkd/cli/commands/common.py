@@ -103,7 +103,9 @@ def resume_option(options: Namespace) -> Resume | None:
 
     accepted = parse_accept(options.accept)
     if accepted and not options.resume:
-        raise InputError(f"--accept must be given with --resume, got --accept {options.accept} without it.")
+        raise InputError(
+            f"--accept must be given with --resume, got --accept {options.accept} without it. Add --resume."
+        )
     return Resume(accepted) if options.resume else None
 
 

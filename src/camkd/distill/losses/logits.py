@@ -67,7 +67,7 @@ def standardize(logits: Tensor, min_std: Tensor | float = MIN_LENGTH) -> Tensor:
 
         z' = (z - mean(z)) / max(std(z) + 1e-7, min_std),    std(z) = sqrt(sum_k (z[k] - mean(z))^2 / (K - 1))
 
-    The sample standard deviation and the summand 1e-7 follow the authors' code, which has no ``min_std``. Constant
+    The sample standard deviation and the epsilon 1e-7 follow the authors' code, which has no ``min_std``. Constant
     logits become zeros, with a gradient of at most ``1 / min_std``. Source: Sun et al. 2024, arXiv 2403.01427.
 
     Args:
