@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -308,3 +310,103 @@ def test_empty_name_of_a_dataset_is_an_error(working_folder: Path, name: str, co
     model = ["cam-net-cifar10"] if command in ("evaluate", "export", "bench-device") else []
     error = camkd(command, *model, "--data", name).error
     assert f"got {name!r}" in error
+
+
+# --- finished runs
+
+
+def copy_classes(source: Path, target: Path, *names: str) -> Path:
+    """Copy class folders under their names, or under the name after a colon."""
+    for name in names:
+        old, _, new = name.partition(":")
+        shutil.copytree(source / old, target / (new or old))
+    return target
+
+
+@pytest.mark.slow
+@pytest.mark.fault("class without images")
+@pytest.mark.parametrize("split", ["", "test", "train"])
+@pytest.mark.parametrize("names", [("sky",), ("berry", "sky")])
+def test_evaluate_on_images_of_some_classes(
+    finished: Any, easy_folder: Path, tmp_path: Path, names: tuple[str, ...], split: str
+) -> None:
+    student = str(finished.folder / "student")
+    whole = camkd("evaluate", student, "--json").json
+    copy_classes(easy_folder / "test", tmp_path / "new" / split, *names)
+    output = camkd("evaluate", student, "--data", str(tmp_path / "new"), "--json")
+    absent = [name for name in whole["per_class"] if name not in names]
+    assert list(output.json["per_class"]) == list(names)
+    assert f"no images of {len(absent)} of the model's 3 classes: '{absent[0]}'" in output.err
+    if split != "train":
+        assert output.json["per_class"] == {name: whole["per_class"][name] for name in names}
+        rows = [
+            row if sum(row) and name in names else [0, 0, 0]
+            for name, row in zip(whole["per_class"], whole["confusion"], strict=True)
+        ]
+        assert output.json["confusion"] == rows
+        assert output.json["accuracy"] == pytest.approx(sum(whole["per_class"][name] for name in names) / len(names))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("class without images")
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (("berry:apple", "leaf:pear"), "got 'apple', 'pear'. Give images of the model's classes"),
+        (("berry", "leaf:Leaf"), "got 'Leaf'. Rename 'Leaf' for 'leaf'"),
+        (("berry", "leaf", "sky", "sky:sea"), "got 'sea'"),
+    ],
+)
+def test_evaluate_on_other_classes_is_refused(
+    finished: Any, easy_folder: Path, tmp_path: Path, names: tuple[str, ...], match: str
+) -> None:
+    new = str(copy_classes(easy_folder / "test", tmp_path / "new", *names))
+    error = camkd("evaluate", str(finished.folder / "student"), "--data", new).error
+    assert match in error
+    assert "(berry, leaf, sky)" in error
+
+
+@pytest.mark.slow
+@pytest.mark.fault("unreadable image for a finished run")
+def test_evaluate_leaves_out_unreadable_images(finished: Any, easy_folder: Path, tmp_path: Path) -> None:
+    student = str(finished.folder / "student")
+    new = copy_classes(easy_folder / "test", tmp_path / "new", "berry", "leaf", "sky")
+    expected = camkd("evaluate", student, "--data", str(new), "--json").json
+    (new / "leaf" / "broken.png").write_bytes(b"<html>404</html>")
+    command = ["evaluate", student, "--data", str(new), "--json"]
+    assert "leave them out with --bad-images skip" in camkd(*command).error
+    output = camkd(*command, "--bad-images", "skip")
+    assert output.json["confusion"] == expected["confusion"]
+    assert "1 unreadable images were left out: leaf/broken.png" in output.err
+
+
+@pytest.mark.slow
+@pytest.mark.fault("unreadable image for a finished run")
+@pytest.mark.parametrize("out", ["maps.png", "maps.npz", "maps.json", "maps"])
+def test_explain_leaves_out_unreadable_images(finished: Any, easy_folder: Path, tmp_path: Path, out: str) -> None:
+    student = str(finished.folder / "student")
+    images = copy_classes(easy_folder / "test", tmp_path / "new", "sky")
+    readable = sorted(map(str, (images / "sky").iterdir()))
+    (images / "sky" / "0.png").write_bytes(b"<html>404</html>")
+    (images / "sky" / "zz.jpg").write_bytes(b"")
+    (images / "gone.png").symlink_to("nowhere.png")
+    command = ["explain", student, str(images), "--out", str(tmp_path / out), "--json"]
+    output = camkd(*command)
+    assert sorted(output.json["images"]) == readable
+    assert [Path(path).name for path in output.json["unreadable"]] == ["gone.png", "0.png", "zz.jpg"]
+    assert "3 unreadable images were left out: " in output.err
+    assert (tmp_path / out).exists()
+    assert "gone.png' must be a readable image file" in camkd(*command, "--bad-images", "fail").error
+    for path in readable:
+        Path(path).unlink()
+    error = camkd(*command).error
+    assert "gone.png' must be a readable image file" in error
+    assert "2 more are unreadable" in error
+
+
+@pytest.mark.fault("unreadable image for a finished run")
+def test_explain_of_a_missing_file_is_an_error(working_folder: Path) -> None:
+    save_images(working_folder, 1)
+    error = camkd("explain", "cam-net-cifar10", "0.png", "typo.png").error
+    assert "'typo.png' must be a readable image file" in error
+    assert "got an empty name" in camkd("explain", "cam-net-cifar10", "").error

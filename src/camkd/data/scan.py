@@ -512,6 +512,24 @@ def _fold(name: str) -> str:
     return name.strip().casefold()
 
 
+def respelled_names(additional: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Find class names that differ from other class names only in upper and lower case or in spaces at the ends.
+
+    Args:
+        additional: Class names.
+        names: The other class names.
+
+    Returns:
+        Each such name together with the other name.
+
+    Example:
+        >>> respelled_names(["cat", "eel"], ["Cat", "dog"])
+        ["'cat' for 'Cat'"]
+    """
+    by_folded_name = {_fold(name): name for name in names}
+    return [f"{name!r} for {by_folded_name[_fold(name)]!r}" for name in additional if _fold(name) in by_folded_name]
+
+
 def _notes_of_similar_names(folder: Path, names: Iterable[str]) -> list[str]:
     """Name the classes of a folder that differ only in upper and lower case or in spaces at the ends."""
     groups: dict[str, list[str]] = {}

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
+import numpy as np
 from torch import nn
 
-from camkd.data.dataset import Dataset, Progress
+from camkd.data.dataset import Dataset, Progress, fingerprint
+from camkd.data.folder import BadImages
+from camkd.data.scan import join_first, quote_names, respelled_names
 from camkd.data.sources import SOURCES, open_data
 from camkd.data.value_range import FULL_RANGE
-from camkd.distill.teacher import choose_teacher, format_names, load_teacher
+from camkd.distill.teacher import choose_teacher, load_teacher
 from camkd.evaluate import Evaluation, measure
 from camkd.explain.class_names import list_classes
 from camkd.explain.explain import explain_batches
@@ -42,6 +47,7 @@ def reevaluate(
     device: str,
     progress: Progress,
     message: Callable[[str], None],
+    bad_images: BadImages | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on the test images of its own dataset or of another dataset.
 
@@ -53,25 +59,27 @@ def reevaluate(
         device: Device: auto, cpu, cuda, cuda:1 or mps.
         progress: Callback ``progress(done, total, description)``.
         message: Callback ``message(text)``, for example for a warning that the images have changed since training.
+        bad_images: Treatment of unreadable images of a folder. None: as in the training.
 
     Returns:
         The evaluation, with ``params`` and ``macs`` of the model among the metrics.
 
     Raises:
-        InputError: If the images are missing, or their classes differ from those of the model or of the teacher.
+        InputError: If the images are missing, or a class of them is not a class of the model or of the teacher.
     """
     info = read_model_info(source)
-    dataset = _open_test_data(source, data, progress, message)
+    dataset = _open_test_data(source, data, progress, message, bad_images)
     if data is not None:
         count = f"the {len(dataset.test):,} test" if len(dataset.train) else f"all {len(dataset.test):,}"
         message(f"evaluated on {count} images of {data!r}")
-        for note in dataset.notes:
-            message(f"  {note}")
     elif dataset.fingerprint != info.data_fingerprint:
         message(
             f"the images in {info.data!r} have changed since {source!r} was trained on them: some of today's test "
             "images may have been training images"
         )
+    if data is not None or bad_images is not None:
+        for note in dataset.notes:
+            message(f"  {note}")
     model = load(source).to(pick_device(device))
     teacher_folder = choose_teacher(info, source, teacher, message)
     teacher_predictions = load_teacher(teacher_folder, dataset, device).test_predictions if teacher_folder else None
@@ -79,18 +87,25 @@ def reevaluate(
     return evaluation._replace(metrics={**evaluation.metrics, "params": info.params, "macs": info.macs})
 
 
-def _open_test_data(source: str, data: str | None, progress: Progress, message: Callable[[str], None]) -> Dataset:
+def _open_test_data(
+    source: str,
+    data: str | None,
+    progress: Progress,
+    message: Callable[[str], None],
+    bad_images: BadImages | None,
+) -> Dataset:
     """Open the dataset of `reevaluate`.
 
     All images of a folder without splits are test images, unless the model was trained on this folder. Then the test
     split of the training is used.
     """
     if data is None:
-        return open_model_data(source, None, progress, message)
-    dataset = _open_at_model_size(source, data, progress, test_only=True)
+        return open_model_data(source, None, progress, message, bad_images)
+    open_at_model_size = partial(_open_at_model_size, source, data, progress, bad_images)
+    dataset = open_at_model_size(test_only=True)
     if not len(dataset.train):
         with suppress(InputError):  # a folder that cannot be split for training was not trained on
-            split_dataset = _open_at_model_size(source, data, progress, as_trained=True)
+            split_dataset = open_at_model_size(as_trained=True)
             info = read_model_info(source)
             is_own_folder = Path(data).expanduser().resolve() == Path(info.data).expanduser().resolve()
             is_own = is_own_folder or split_dataset.fingerprint == info.data_fingerprint
@@ -99,7 +114,11 @@ def _open_test_data(source: str, data: str | None, progress: Progress, message: 
 
 
 def open_model_data(
-    source: str, data: str | None, progress: Progress, message: Callable[[str], None] = lambda text: None
+    source: str,
+    data: str | None,
+    progress: Progress,
+    message: Callable[[str], None] = lambda text: None,
+    bad_images: BadImages | None = None,
 ) -> Dataset:
     """Open the dataset of a trained model, or another dataset at the model's image size.
 
@@ -111,25 +130,29 @@ def open_model_data(
         data: Another dataset. None: the model's own dataset, with the limits of its run.
         progress: Callback ``progress(done, total, description)``.
         message: Callback ``message(text)`` for a note about a moved folder.
+        bad_images: Treatment of unreadable images of a folder. None: as in the training.
 
     Returns:
         The dataset.
 
     Raises:
-        InputError: If the model's own images are missing, or the classes differ from those of the model.
+        InputError: If the model's own images are missing, or a class of the images is not a class of the model.
     """
     info = read_model_info(source)
     if data is not None or info.data in SOURCES:
-        return _open_at_model_size(source, info.data if data is None else data, progress, as_trained=data is None)
+        name = info.data if data is None else data
+        return _open_at_model_size(source, name, progress, bad_images, as_trained=data is None)
     recorded = Path(info.data).expanduser()
-    dataset = _open_at_model_size(source, info.data, progress, as_trained=True) if recorded.exists() else None
+    dataset = (
+        _open_at_model_size(source, info.data, progress, bad_images, as_trained=True) if recorded.exists() else None
+    )
     if dataset is not None and dataset.fingerprint == info.data_fingerprint:
         return dataset
     for folder in relocated(info.data, find_model_folder(source)):
         if folder == recorded:
             continue
         with suppress(InputError):  # a folder with another content
-            moved = _open_at_model_size(source, str(folder), progress, as_trained=True)
+            moved = _open_at_model_size(source, str(folder), progress, bad_images, as_trained=True)
             if moved.fingerprint == info.data_fingerprint:
                 message(f"the images of {source!r} moved from {info.data!r} to {str(folder)!r}")
                 return moved
@@ -142,7 +165,13 @@ def open_model_data(
 
 
 def _open_at_model_size(
-    source: str, data: str, progress: Progress, *, as_trained: bool = False, test_only: bool = False
+    source: str,
+    data: str,
+    progress: Progress,
+    bad_images: BadImages | None,
+    *,
+    as_trained: bool = False,
+    test_only: bool = False,
 ) -> Dataset:
     """Open a dataset at the model's image size. If ``as_trained``, apply the limits of the model's run."""
     info = read_model_info(source)
@@ -153,7 +182,7 @@ def _open_at_model_size(
         size=info.size,
         limit=options.get("limit") if as_trained else None,
         train_limit=options.get("train_limit") if as_trained else None,
-        bad_images=options.get("bad_images", "fail"),
+        bad_images=bad_images or options.get("bad_images", "fail"),
         test_only=test_only,
         built_in=as_trained,
         progress=progress,
@@ -161,12 +190,31 @@ def _open_at_model_size(
     dataset = open_scaled(value_range=None if as_trained else info.value_range)
     if dataset.value_range != info.value_range:
         dataset = open_scaled(value_range=info.value_range or FULL_RANGE)
-    if dataset.classes != info.classes:
+    return _match_classes(dataset, info.classes, source, data)
+
+
+def _match_classes(dataset: Dataset, classes: tuple[str, ...], source: str, data: str) -> Dataset:
+    """Change the labels of a dataset to those of a model with the same or more classes, matched by name."""
+    if dataset.classes == classes:
+        return dataset
+    index = {normalize("NFC", name): label for label, name in enumerate(classes)}
+    additional = [name for name in dataset.classes if normalize("NFC", name) not in index]
+    if additional:
+        respelled = respelled_names(additional, index)
+        advice = f"Rename {join_first(respelled)}" if respelled else "Give images of the model's classes"
         raise InputError(
-            f"The classes of {data} must be {format_names(info.classes)}, those of {source!r}, got "
-            f"{format_names(dataset.classes)}. Give images of the model's classes."
+            f"the classes of {data!r} must be classes of {source!r} ({list_classes(classes)}), got "
+            f"{quote_names(additional)}. {advice}."
         )
-    return dataset
+    labels = np.array([index[normalize("NFC", name)] for name in dataset.classes])
+    train, val, test = (replace(split, labels=labels[split.labels]) for split in dataset.splits.values())
+    notes = dataset.notes
+    if absent := [name for label, name in enumerate(classes) if label not in labels]:
+        notes += (
+            f"there are no images of {len(absent):,} of the model's {len(classes):,} classes: {quote_names(absent)}",
+        )
+    digest = fingerprint(classes, {"train": train, "val": val, "test": test})
+    return replace(dataset, classes=classes, train=train, val=val, test=test, fingerprint=digest, notes=notes)
 
 
 def explain_files(
@@ -181,6 +229,7 @@ def explain_files(
     layer: str | None = None,
     top: int = 1,
     against: Sequence[str] = (),
+    bad_images: BadImages = "skip",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Write the heatmaps of a model, and of its teacher if there is one, for image files.
@@ -198,16 +247,17 @@ def explain_files(
         top: Number of classes per image: the most probable classes of the teacher if it is shown, else of the model.
             Classes in ``against`` are not counted.
         against: Names of the classes that every map is contrasted with: "why this class and not those".
+        bad_images: ``skip`` leaves out unreadable images if another image is readable, ``fail`` raises an error.
         device: Device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
         The names of all classes of the model under ``classes``, of the contrast under ``against``,
-        `camkd.explain.files.prediction_records` of the images under ``images``, and the paths of the other files in the
-        folders under ``skipped``.
+        `camkd.explain.files.prediction_records` of the images under ``images``, the paths of the other files in the
+        folders under ``skipped``, and the reasons of unreadable images by path under ``unreadable``.
 
     Raises:
-        InputError: If ``top`` is below 1 or exceeds the number of classes, ``against`` names another or every class, an
-            image cannot be read, ``out`` has another suffix, or ``teacher`` does not fit the model.
+        InputError: If ``top`` is below 1 or exceeds the number of classes, ``against`` names another or every class, no
+            image can be read, ``out`` has another suffix, or ``teacher`` does not fit the model.
     """
     file_format = output_format(out)
     paths, skipped = find_image_files(images)
@@ -230,14 +280,16 @@ def explain_files(
         models = {"teacher": load(teacher_folder).to(pick_device(device)), **models}
     if file_format == "png":
         check_figure_size(len(paths), top * len(models))
+    unreadable: dict[Path, str] = {}
     explanation = explain_batches(
         models,
-        decode_batches(paths, info.size, progress, value_range),
+        decode_batches(paths, info.size, progress, value_range, unreadable if bad_images == "skip" else None),
         top=top,
         method=method,
         layers={title: layer} if layer else None,
         against=against_ids,
     )
+    paths = [path for path in paths if path not in unreadable]
     if file_format == "folder":
         write_overlays(out, paths, explanation.maps_by_model[title].maps, progress, value_range)
     elif file_format == "png":
@@ -250,6 +302,7 @@ def explain_files(
         "against": [info.classes[k] for k in against_ids],
         "images": prediction_records(paths, explanation, info.classes),
         "skipped": [str(path) for path in skipped],
+        "unreadable": {str(path): reason for path, reason in unreadable.items()},
     }
 
 

@@ -38,10 +38,14 @@ def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
         the other files in the folders, which are skipped.
 
     Raises:
-        InputError: If a folder holds no images.
+        InputError: If a path is empty, or a folder holds no images.
     """
     images: list[Path] = []
     skipped: list[Path] = []
+    if not all(path.strip() for path in paths):
+        raise InputError(
+            "images must be files or folders, got an empty name. Give a name, or . for the current folder."
+        )
     for path in map(Path, paths):
         folder_images, others = find_images(path) if path.is_dir() else ([path], [])
         images += folder_images
@@ -67,7 +71,11 @@ def decode_images(paths: Sequence[Path], size: int, value_range: ValueRange = FU
 
 
 def decode_batches(
-    paths: Sequence[Path], size: int, progress: Progress, value_range: ValueRange = FULL_RANGE
+    paths: Sequence[Path],
+    size: int,
+    progress: Progress,
+    value_range: ValueRange = FULL_RANGE,
+    unreadable: dict[Path, str] | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Decode image files in batches of `BATCH_SIZE`, see `decode_images`.
 
@@ -76,16 +84,39 @@ def decode_batches(
         size: Side of the decoded images in pixels.
         progress: Callback, called when the consumer requests the next batch.
         value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
+        unreadable: Collects the reasons of files that cannot be decoded, which are left out. None: an error is raised.
 
     Yields:
         Images ``(n, size, size, 3)``, RGB.
 
     Raises:
-        InputError: If a file cannot be decoded.
+        InputError: If a file cannot be decoded and ``unreadable`` is None. If a file does not exist. If no file can be
+            decoded.
     """
     for start in range(0, len(paths), BATCH_SIZE):
-        yield decode_images(paths[start : start + BATCH_SIZE], size, value_range)
+        batch = paths[start : start + BATCH_SIZE]
+        if unreadable is None:
+            yield decode_images(batch, size, value_range)
+        elif images := [
+            image for path in batch if (image := _try_decode(path, size, value_range, unreadable)) is not None
+        ]:
+            yield np.stack(images)
         progress(min(start + BATCH_SIZE, len(paths)), len(paths), "explaining images")
+    if unreadable and len(unreadable) == len(paths):
+        raise _unreadable_error(*next(iter(unreadable.items())), len(paths))
+
+
+def _try_decode(
+    path: Path, size: int, value_range: ValueRange, unreadable: dict[Path, str]
+) -> NDArray[np.uint8] | None:
+    """Decode the center square. Of a file that exists and cannot be decoded, record the reason."""
+    try:
+        return decode(path, size, value_range)
+    except ValueError as error:
+        if not os.path.lexists(path):
+            raise _unreadable_error(path, str(error)) from error
+        unreadable[path] = str(error)
+        return None
 
 
 def _decode(path: Path, size: int | None, value_range: ValueRange) -> NDArray[np.uint8]:
@@ -93,9 +124,14 @@ def _decode(path: Path, size: int | None, value_range: ValueRange) -> NDArray[np
     try:
         return decode_full(path, value_range) if size is None else decode(path, size, value_range)
     except ValueError as error:
-        raise InputError(
-            f"{str(path)!r} must be a readable image file, got an error: {error}. Leave it out or replace it."
-        ) from error
+        raise _unreadable_error(path, str(error)) from error
+
+
+def _unreadable_error(path: Path, reason: str, count: int = 1) -> InputError:
+    others = f"; {count - 1:,} more are unreadable" if count > 1 else ""
+    return InputError(
+        f"{str(path)!r} must be a readable image file, got an error: {reason}{others}. Leave it out or replace it."
+    )
 
 
 def output_format(out: Path) -> str:

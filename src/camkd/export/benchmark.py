@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from camkd.cams import predict
 from camkd.data.dataset import Dataset, Progress
+from camkd.data.folder import BadImages
 from camkd.experiments.finished_runs import open_model_data
 from camkd.export.int8 import write_int8
 from camkd.export.onnx_graph import write_onnx
@@ -62,7 +63,9 @@ class Variant:
     file_bytes: int
 
 
-def benchmark_device(source: str, data: str | None, rounds: int, progress: Progress) -> dict[str, Any]:
+def benchmark_device(
+    source: str, data: str | None, rounds: int, progress: Progress, bad_images: BadImages | None = None
+) -> dict[str, Any]:
     """Measure a model in PyTorch and as ONNX files in fp32 and int8, each with and without maps, on one thread.
 
     Args:
@@ -71,6 +74,7 @@ def benchmark_device(source: str, data: str | None, rounds: int, progress: Progr
         rounds: Number of rounds for the latency. Each variant is timed `TIMED_CALLS` times per round. The throughput
             has a tenth of these rounds.
         progress: Callback ``progress(done, total, description)``.
+        bad_images: Treatment of unreadable images of a folder. None: as in the training.
 
     Returns:
         A dictionary with the keys ``rows`` (latency of one image, throughput in batches of `BATCH_SIZE`, peak memory
@@ -83,7 +87,7 @@ def benchmark_device(source: str, data: str | None, rounds: int, progress: Progr
     check_installed()
     if rounds < 1:
         raise InputError(f"rounds must be 1 or more, got {rounds}. Choose a larger number.")
-    dataset = open_model_data(source, data, progress)
+    dataset = open_model_data(source, data, progress, bad_images=bad_images)
     with TemporaryDirectory() as folder, single_thread():
         variants = _make_variants(source, Path(folder), dataset)
         x = to_input(dataset.test.images[:BATCH_SIZE])

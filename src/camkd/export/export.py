@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from camkd.data.dataset import Dataset
+from camkd.data.folder import BadImages
 from camkd.distill.teacher import choose_teacher
 from camkd.experiments.finished_runs import open_model_data
 from camkd.explain.explain import example_rows
@@ -54,6 +55,7 @@ class ExportOptions:
 
     Args:
         data: Images of the model's dataset. None: the images of its run.
+        bad_images: Treatment of unreadable images of a folder. None: as in the training.
         int8: Whether to write ``model.int8.onnx`` too, calibrated on training images, and measure its accuracy.
         max_drop: Largest allowed loss of test accuracy by int8, in percentage points.
         force: Whether to write the int8 model at any loss of accuracy and any similarity of the maps.
@@ -62,6 +64,7 @@ class ExportOptions:
     """
 
     data: str | None = None
+    bad_images: BadImages | None = None
     int8: bool = False
     max_drop: float = 0.5
     force: bool = False
@@ -111,7 +114,7 @@ def export(
     if web:
         site.check_folder(web)
     runtime_paths = runtime_files(runtime) if web else []
-    dataset = open_model_data(source, options.data, reporter.progress, reporter.message)
+    dataset = open_model_data(source, options.data, reporter.progress, reporter.message, options.bad_images)
     with ExitStack() as stack:
         folder = stack.enter_context(commit_dir(out)) if out else Path(stack.enter_context(TemporaryDirectory()))
         results: dict[str, Any] = {

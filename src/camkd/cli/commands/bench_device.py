@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, open_reporter
+from camkd.cli.commands.common import AS_IN_TRAINING, Command, add_bad_images_option, open_reporter
 from camkd.cli.commands.export import DATA_HELP, RUN_HELP
 from camkd.cli.streams import print_message
 
@@ -14,6 +14,7 @@ from camkd.cli.streams import print_message
 def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help=RUN_HELP)
     parser.add_argument("--data", "--dataset", type=str | None, default=None, help=DATA_HELP)
+    add_bad_images_option(parser, None, AS_IN_TRAINING)
     parser.add_argument("--rounds", type=int, default=60, help="rounds of ten calls per variant")
 
 
@@ -23,7 +24,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     from camkd.utils.units import format_quantity
 
     with open_reporter() as reporter:
-        result = benchmark_device(options.run, options.data, options.rounds, reporter.progress)
+        result = benchmark_device(options.run, options.data, options.rounds, reporter.progress, options.bad_images)
     if not options.json:
         rows = [
             [

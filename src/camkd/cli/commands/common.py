@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
@@ -16,9 +16,11 @@ from camkd.types import InputError
 if TYPE_CHECKING:
     from camkd.cli.progress import ProgressReporter
     from camkd.data.dataset import Dataset
+    from camkd.data.folder import BadImages
     from camkd.runs.resume import Resume
 
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
+AS_IN_TRAINING = " (default: as in the training of the run)"
 TEACHER_RUN_HELP = "folder of the teacher's run (default: the teacher that the run names, if its weights are found)"
 
 
@@ -78,6 +80,16 @@ def add_training_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config", action=ActionConfigFile, help="a YAML file with any of these options, except --recipe"
+    )
+
+
+def add_bad_images_option(parser: ArgumentParser, default: BadImages | None, note: str) -> None:
+    """Add ``--bad-images``. ``note`` is the end of its help text."""
+    parser.add_argument(
+        "--bad-images",
+        type=Literal["fail", "skip"] | None,
+        default=default,
+        help=f"unreadable images: stop and list them (fail), or leave them out (skip){note}",
     )
 
 

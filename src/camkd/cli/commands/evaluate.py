@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, CommandFailed, open_reporter
+from camkd.cli.commands.common import (
+    AS_IN_TRAINING,
+    DEVICE_HELP,
+    TEACHER_RUN_HELP,
+    Command,
+    CommandFailed,
+    add_bad_images_option,
+    open_reporter,
+)
 from camkd.cli.thresholds import parse_thresholds, violations
 from camkd.types import CHANCE_LEVELS, InputError
 from camkd.utils.text import shorten_middle
@@ -37,6 +45,7 @@ def _add_options(parser: ArgumentParser) -> None:
         default=None,
         help="another dataset than that of RUN: its test split, or all images of a folder without splits",
     )
+    add_bad_images_option(parser, None, AS_IN_TRAINING)
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_RUN_HELP)
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     parser.add_argument(
@@ -69,7 +78,13 @@ def _run(options: Namespace) -> dict[str, Any]:
 
     with open_reporter() as reporter:
         evaluation = reevaluate(
-            options.run, options.data, options.teacher, options.device, reporter.progress, reporter.message
+            options.run,
+            options.data,
+            options.teacher,
+            options.device,
+            reporter.progress,
+            reporter.message,
+            options.bad_images,
         )
     result = dict(evaluation.metrics)
     failure = violations(evaluation.metrics, under, over)

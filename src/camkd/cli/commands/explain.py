@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, open_reporter
+from camkd.cli.commands.common import DEVICE_HELP, TEACHER_RUN_HELP, Command, add_bad_images_option, open_reporter
 from camkd.cli.streams import print_message
 from camkd.utils.text import shorten_middle
 
@@ -49,12 +49,13 @@ def _add_options(parser: ArgumentParser) -> None:
         default=None,
         help="dotted name of the model's layer that the maps are computed from (default: found automatically)",
     )
+    add_bad_images_option(parser, "skip", "")
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_RUN_HELP)
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
 
 
 def _run(options: Namespace) -> dict[str, Any]:
-    from camkd.data.scan import IMAGE_TYPES, count_suffixes
+    from camkd.data.scan import IMAGE_TYPES, count_suffixes, escape_name, join_first
     from camkd.experiments.finished_runs import explain_files
     from camkd.explain.class_names import describe_classes, describe_contrast
 
@@ -70,6 +71,7 @@ def _run(options: Namespace) -> dict[str, Any]:
             layer=options.layer,
             top=options.top,
             against=options.against,
+            bad_images=options.bad_images or "skip",
             device=options.device,
         )
     for path, records in result["images"].items():
@@ -82,6 +84,9 @@ def _run(options: Namespace) -> dict[str, Any]:
     if skipped := result["skipped"]:
         counts = count_suffixes(map(Path, skipped))
         print_message(f"skipped files that are not images ({IMAGE_TYPES}): {len(skipped):,} ({counts})")
+    if unreadable := result["unreadable"]:
+        reasons = join_first([f"{escape_name(path)}: {reason}" for path, reason in unreadable.items()], "; ")
+        print_message(f"{len(unreadable):,} unreadable images were left out: {reasons}")
     print_message(f"output: {options.out}")
     return {"out": options.out, **result}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from camkd.cli.commands.common import Command, open_reporter
+from camkd.cli.commands.common import AS_IN_TRAINING, Command, add_bad_images_option, open_reporter
 
 RUN_HELP = "a run folder or a shipped model"
 DATA_HELP = "images of the model's dataset (default: the images of its run)"
@@ -22,6 +22,7 @@ def _add_options(parser: ArgumentParser) -> None:
         help="folder of the ONNX files (default: RUN/export; with --web: no ONNX files)",
     )
     parser.add_argument("--data", "--dataset", type=str | None, default=None, help=DATA_HELP)
+    add_bad_images_option(parser, None, AS_IN_TRAINING)
     parser.add_argument("--int8", action="store_true", help="also write an 8-bit model, and measure its accuracy")
     parser.add_argument(
         "--max-drop", type=float, default=0.5, help="largest allowed loss of accuracy by int8, in percentage points"
