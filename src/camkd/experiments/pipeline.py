@@ -1,4 +1,4 @@
-"""Training workflows: train one network, or train a teacher, a control and a student and report the difference."""
+"""Training workflows: train one network, or train a teacher, a control and a student and write their report."""
 
 from __future__ import annotations
 

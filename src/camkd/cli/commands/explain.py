@@ -25,7 +25,7 @@ def _add_options(parser: ArgumentParser) -> None:
         type=str,
         default="cams.png",
         help="FILE.png: images and maps side by side; FILE.npz or FILE.json: predictions and maps as numbers; FOLDER: "
-        "an overlay of each image at its own resolution, without teacher",
+        "an overlay of the model's map on each image at the resolution of the image, without the teacher's map",
     )
     parser.add_argument(
         "--top",

@@ -64,7 +64,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
 
 
 TRAIN = Command(
-    "Train a teacher, a control without teacher and a student with teacher, and report the difference.",
+    "Train a teacher, a student from the teacher and a control without a teacher, and report the gain of the student.",
     _add_options,
     _run,
 )
