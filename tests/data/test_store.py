@@ -237,7 +237,7 @@ def test_stored_images_match_their_checksums(tmp_path: Path) -> None:
     assert data.train.checksums.tolist() == [zlib.crc32(image.tobytes()) for image in data.train.images]
 
 
-@pytest.mark.fault("flipped byte in the dataset cache")
+@pytest.mark.fault("corrupted byte in the dataset cache")
 @pytest.mark.parametrize("field", ["images", "labels", "masks", "sums"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_flipped_bit_is_detected(tmp_path: Path, split: str, field: str) -> None:
@@ -251,7 +251,7 @@ def test_flipped_bit_is_detected(tmp_path: Path, split: str, field: str) -> None
     read_all(open_pets(tmp_path))
 
 
-@pytest.mark.fault("flipped byte in the dataset cache")
+@pytest.mark.fault("corrupted byte in the dataset cache")
 @pytest.mark.parametrize(("name", "size"), [("dataset.json", None), ("val_images.npy", 118)])
 def test_flipped_bit_of_the_manifest_or_of_a_header_is_detected(tmp_path: Path, name: str, size: int | None) -> None:
     open_pets(tmp_path)

@@ -135,7 +135,7 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
+@pytest.mark.fault("truncated, zeroed, corrupted or missing checkpoint")
 @pytest.mark.parametrize("damage", [truncate, empty, zero, flip_bit, Path.unlink])
 @pytest.mark.parametrize("name", ["last-00000030.pt", "last-00000030.json", "best-00003.pt"])
 def test_previous_checkpoint_is_used_if_the_newest_is_corrupt(
@@ -151,7 +151,7 @@ def test_previous_checkpoint_is_used_if_the_newest_is_corrupt(
     assert load_step_and_best(checkpoints) == (30, 4.0)
 
 
-@pytest.mark.fault("flipped byte in a checkpoint")
+@pytest.mark.fault("corrupted byte in a checkpoint")
 def test_every_flipped_byte_is_detected(checkpoints: Checkpoints) -> None:
     for path in (checkpoints.folder / "last-00000030.pt", checkpoints.folder / "last-00000030.json"):
         content = path.read_bytes()
@@ -163,7 +163,7 @@ def test_every_flipped_byte_is_detected(checkpoints: Checkpoints) -> None:
     assert load_step_and_best(checkpoints) == (30, 3.0)
 
 
-@pytest.mark.fault("truncated, zeroed, flipped or missing checkpoint")
+@pytest.mark.fault("truncated, zeroed, corrupted or missing checkpoint")
 def test_error_names_every_corrupt_checkpoint(checkpoints: Checkpoints) -> None:
     flip_bit(checkpoints.folder / "last-00000020.pt")
     truncate(checkpoints.folder / "last-00000030.pt")

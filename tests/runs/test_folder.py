@@ -86,7 +86,7 @@ def test_second_save_replaces_both_files(folder: Path) -> None:
     assert torch.equal(load(folder).state_dict()["fc.weight"], network(6).state_dict()["fc.weight"])
 
 
-@pytest.mark.fault("flipped byte in the weights")
+@pytest.mark.fault("corrupted byte in the weights")
 @pytest.mark.parametrize("position", [0.01, 0.5, 0.999])
 def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: float) -> None:
     content = bytearray((folder / WEIGHTS_FILE).read_bytes())

@@ -198,7 +198,7 @@ def test_other_files_are_not_epochs(tmp_path: Path) -> None:
 # --- corrupt records
 
 
-@pytest.mark.fault("flipped byte in the teacher cache")
+@pytest.mark.fault("corrupted byte in the teacher cache")
 def test_flipped_byte_is_detected_and_can_be_rewritten(tmp_path: Path) -> None:
     store, path = full_store(tmp_path)
     intact = path.read_bytes()
