@@ -268,7 +268,7 @@ def follows_image_positions(
         True if most cells of every corner change most with the same corner of the image, and if that cannot be chance.
     """
     matches: list[list[bool]] = []
-    is_place = False
+    corners_match = False
     for seed in range(1, MAX_PROBES + 1):
         corners = _matching_cells(probe(seed), layer, call_index, layout, use_input)
         if not corners:
@@ -276,10 +276,10 @@ def follows_image_positions(
         matches = [[*old, *new] for old, new in zip(matches or [[] for _ in corners], corners, strict=True)]
         num_matches = sum(map(sum, matches))
         p_value = _binomial_tail(num_matches, sum(map(len, matches)), 1 / len(corners))
-        is_place = all(sum(corner) >= MIN_SHARE * len(corner) for corner in matches)
-        if p_value <= SURE_P_VALUE and is_place:
+        corners_match = all(sum(corner) >= MIN_SHARE * len(corner) for corner in matches)
+        if p_value <= SURE_P_VALUE and corners_match:
             return True
-    return p_value <= MAX_P_VALUE and is_place
+    return p_value <= MAX_P_VALUE and corners_match
 
 
 def _matching_cells(

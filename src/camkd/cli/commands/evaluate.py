@@ -30,7 +30,7 @@ Table = tuple[str, list[str], list[list[str]]]
 MAX_NAME_WIDTH = 48
 """Largest number of columns of the path of an image in a table. Longer paths are cut in the middle."""
 
-COSTS = ("params", "macs")
+COST_KEYS = ("params", "macs")
 """Numbers that are shown with three digits, so that the table fits a terminal of 80 columns."""
 
 CHANCE_SUFFIXES = tuple(f"_{level.suffix}" for level in CHANCE_LEVELS)
@@ -113,7 +113,7 @@ def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
     rows = [
         [
             name,
-            format_count(float(value)) if name in COSTS else _format_value(value),
+            format_count(float(value)) if name in COST_KEYS else _format_value(value),
             *(_format_value(scalars.get(level.key(name), "")) for level in levels),
         ]
         for name, value in scalars.items()
