@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from camkd.utils.files import (
     lock_folder,
     remove_stale_temp,
     reserve,
+    staged_dir,
     write_json,
     write_text,
 )
@@ -186,7 +189,9 @@ def test_commit_dir_leaves_the_folder_unchanged_after_an_exception(tmp_path: Pat
 
 WRITER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from camkd.utils.files import atomic_write, commit_dir
 
 root = Path(sys.argv[1])
@@ -226,3 +231,33 @@ def test_stale_temporary_files_are_removed_and_those_of_live_writers_kept(tmp_pa
         "folder/deep/a.txt",
     ]
     assert (tmp_path / "no[te]s").read_text() == "half"  # the live writer finished last
+
+
+# --- errors
+
+
+@pytest.mark.fault("read-only folder")
+@pytest.mark.parametrize("folder", ["/sys", "/proc"])
+@pytest.mark.parametrize("write", [atomic_write, staged_dir, commit_dir])
+def test_error_of_a_folder_without_write_access_names_the_folder(folder: str, write: Callable[[Path], Any]) -> None:
+    if not Path(folder).is_dir():
+        pytest.skip(f"There is no {folder}.")
+    with pytest.raises(OSError, match=f"'{folder}'$") as caught, write(Path(folder, "x.json")):
+        pass
+    assert caught.value.filename == folder
+
+
+@pytest.mark.fault("read-only folder")
+def test_errors_name_final_paths(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="directory") as caught, atomic_write(tmp_path / "taken") as temporary:
+        temporary.write_text("content")
+    assert caught.value.filename == str(tmp_path / "taken")
+    (tmp_path / "out" / "a.txt").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory") as caught, commit_dir(tmp_path / "out") as temporary:
+        (temporary / "a.txt").write_text("content")
+    assert caught.value.filename == str(tmp_path / "out" / "a.txt")
+    with pytest.raises(FileNotFoundError) as caught, staged_dir(tmp_path / "new") as temporary:
+        (temporary / "missing" / "b.txt").write_text("content")
+    assert caught.value.filename == str(tmp_path / "new" / "missing" / "b.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "taken"]

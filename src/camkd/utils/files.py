@@ -123,19 +123,34 @@ def _temporary_sibling(path: Path, create: Callable[[Path], None]) -> Iterator[P
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_temp(path.parent, f".{glob.escape(path.name)}.*{TEMP_SUFFIX}")
-    while (lock := _try_lock(path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}{LOCK_SUFFIX}")) is None:
-        pass  # another process is removing the lock file, which it took for that of a killed process
-    temporary = Path(lock.lock_file.removesuffix(LOCK_SUFFIX))
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
+    with _final_path_in_errors(temporary, path):
+        with _final_path_in_errors(temporary, path.parent):
+            while (lock := _try_lock(Path(f"{temporary}{LOCK_SUFFIX}"))) is None:
+                pass  # another process is removing the lock file, which it took for that of a killed process
+        try:
+            create(temporary)
+            yield temporary
+        finally:
+            _remove(temporary)
+            _release(lock)
+
+
+@contextmanager
+def _final_path_in_errors(temporary: Path, path: Path) -> Iterator[None]:
+    """Replace a temporary path by the final path in the file name of an error."""
     try:
-        create(temporary)
-        yield temporary
-    finally:
-        _remove(temporary)
-        _release(lock)
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str | os.PathLike) and os.fspath(error.filename).startswith(str(temporary)):
+            inner = os.fspath(error.filename).removeprefix(str(temporary)).removesuffix(LOCK_SUFFIX)
+            error.filename = f"{path}{inner}"
+        raise
 
 
 def _try_lock(path: Path) -> FileLock | None:
     """Create and lock a lock file. None if another process holds the lock."""
+    path.touch()  # raises the error of a folder without write access, which some file systems report as a held lock
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
