@@ -146,7 +146,7 @@ def test_overlays_have_the_resolution_of_the_image(folder: Path, tmp_path: Path)
     paths, _ = find_image_files([str(folder)])
     maps = student_maps(3)
     write_overlays(tmp_path / "out", paths, maps, no_progress)
-    files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    files = sorted(path for path in (tmp_path / "out").rglob("[!.]*") if path.is_file())
     assert [str(path.relative_to(tmp_path / "out")) for path in files] == [
         "a/deep/small.png.png",
         "a/tall.png.png",
@@ -169,14 +169,14 @@ def test_overlays_have_the_resolution_of_the_image(folder: Path, tmp_path: Path)
 
 def test_overlays_of_several_classes_are_numbered(folder: Path, tmp_path: Path) -> None:
     write_overlays(tmp_path / "out", [folder / "wide.png"], student_maps(1, top=2), no_progress)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["wide.png.1.png", "wide.png.2.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["wide.png.1.png", "wide.png.2.png"]
 
 
 def test_two_links_to_one_image_have_separate_overlays(folder: Path, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         (tmp_path / name).symlink_to(folder / "wide.png")
     write_overlays(tmp_path / "out", [tmp_path / "one.png", tmp_path / "two.png"], student_maps(2), no_progress)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.png.png", "two.png.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["one.png.png", "two.png.png"]
 
 
 def test_no_overlay_is_written_if_an_image_is_unreadable(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from camkd.data.shapes import COUNTS, SHAPES
 from camkd.data.sources import open_data
 from camkd.experiments.finished_runs import reevaluate
 from camkd.types import InputError
-from support.cli import camkd
+from support.cli import QUICK, camkd
 
 
 def save_images(folder: Path, count: int, prefix: str = "") -> None:
@@ -171,6 +171,35 @@ def test_folder_that_camkd_wrote_is_no_class(tmp_path: Path, markers: tuple[str,
     assert total(listing) == 12
     assert note(listing, "camkd wrote").endswith("were ignored: 'cat/student', 'runs/pets/student'")
     assert note(listing, "folders without images") == "folders without images were ignored: 'cache' (1 .npy), 'runs'"
+
+
+@pytest.mark.fault("folders of camkd among the images")
+def test_overlays_beside_the_classes_are_no_class(working_folder: Path) -> None:
+    make(working_folder, cat=6, dog=6)
+    command = ["explain", "cam-net-cifar10", ".", "--json", "--out"]
+    images = list(camkd(*command, "maps").json["images"])
+    assert len(images) == 12
+    assert list(camkd(*command, "maps").json["images"]) == images
+    assert scan(working_folder).classes == ("cat", "dog")
+    assert "--out must be another folder than that of the images, got '.'" in camkd(*command, ".").error
+    assert total(scan(working_folder)) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.fault("folders of camkd among the images")
+def test_run_and_cache_among_the_images_are_no_classes(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMKD_CACHE", "cache")
+    make(working_folder, cat=12, dog=12)
+    before = scan(working_folder)
+    command = ["teacher", "--data", ".", "--model", "resnet8", *QUICK, "--figure-every", "1"]
+    for options in ([], ["--resume", "--accept", "epochs", "--epochs", "2"], ["--out", "cat/run"], ["--out", "."]):
+        assert camkd(*command, *options).status == 0
+        listing = scan(working_folder)
+        assert {split: listing.paths(split) for split in listing.splits} == {
+            split: before.paths(split) for split in before.splits
+        }
+    assert len(list(working_folder.glob("**/figures/*.png"))) > 3
+    assert note(listing, "camkd wrote")
 
 
 @pytest.mark.fault("folders of camkd among the images")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camkd.data.dataset import Progress
+from camkd.data.ignored import OUTPUT_MARKER
 from camkd.data.images import decode, decode_full
 from camkd.data.scan import find_images
 from camkd.data.value_range import FULL_RANGE, ValueRange
@@ -217,7 +218,8 @@ def write_overlays(
     """Write one PNG per image and map, at the resolution of the image. On an error, no file is written.
 
     The overlay of an image has the same path below ``out`` as the image below the common parent folder of all images,
-    with the suffix ``.png`` appended. For ``k > 1`` the suffixes are ``.1.png``, ``.2.png``, ...
+    with the suffix ``.png`` appended. For ``k > 1`` the suffixes are ``.1.png``, ``.2.png``, ... A new folder is marked
+    with `OUTPUT_MARKER`, so that its overlays are not taken for images of a dataset.
 
     Args:
         out: The folder to write.
@@ -227,10 +229,17 @@ def write_overlays(
         value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
 
     Raises:
-        InputError: If a file cannot be decoded.
+        InputError: If a file cannot be decoded, or the overlays would lie beside the images.
     """
     parent = os.path.commonpath([path.absolute().parent for path in paths])
+    if out.resolve() == Path(parent).resolve():
+        raise InputError(
+            f"--out must be another folder than that of the images, got '{out}'. Choose a new folder for the overlays."
+        )
+    is_new = not out.exists() or not any(out.iterdir())
     with commit_dir(out) as folder:
+        if is_new:
+            (folder / OUTPUT_MARKER).touch()
         for row, path in enumerate(paths):
             image = _decode(path, None, value_range)
             target = folder / path.absolute().relative_to(parent)
