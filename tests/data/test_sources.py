@@ -97,6 +97,7 @@ def test_message_of_an_unknown_name(tmp_path: Path) -> None:
     ("option", "match"),
     [
         ({"size": 0}, "size must be 1 or more, got 0"),
+        ({"size": 3_000_000_000}, "size must be at most 65,535 pixels, got 3,000,000,000"),
         ({"limit": -1}, "limit .* got -1"),
         ({"train_limit": 0}, "train_limit .* got 0"),
         ({"workers": 0}, "workers .* got 0"),

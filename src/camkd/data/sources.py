@@ -64,6 +64,10 @@ SOURCES: dict[str, Source] = {
 """Built-in datasets by name. Any other name, also ``./shapes`` or ``shapes/``, is the path of a folder of images."""
 
 
+MAX_SIZE = 65_535
+"""Largest side of an image in pixels, that of a JPEG file."""
+
+
 def open_data(
     name: str | Path,
     *,
@@ -111,6 +115,8 @@ def open_data(
     for option, value in (("size", size), ("limit", limit), ("train_limit", train_limit), ("workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option} must be 1 or more, got {value}. Choose a larger number or leave it out.")
+    if size is not None and size > MAX_SIZE:
+        raise InputError(f"size must be at most {MAX_SIZE:,} pixels, got {size:,}. Choose a smaller number.")
     if bad_images not in ("fail", "skip"):
         raise InputError(f"bad_images must be 'fail' or 'skip', got {bad_images!r}. Choose one of them.")
     if not str(name).strip():
