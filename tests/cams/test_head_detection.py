@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -557,3 +559,32 @@ def test_tokens_in_another_order_are_not_read_as_places(order: str) -> None:
     call = detect_head(model, torch.rand(2, 3, 64, 64)).feature_call
     assert call.layer is model.body
     assert call.layout == FeatureLayout("channels_first", (16, 16))
+
+
+class CachedScale(nn.Module):
+    """Scale of channels that is cached in a container in evaluation mode, as attention biases in timm."""
+
+    def __init__(self, container: dict[str, list[Tensor]] | list[Tensor]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
+        self.container = container
+
+    def forward(self, x: Tensor) -> Tensor:
+        cached = self.container.setdefault("cpu", []) if isinstance(self.container, dict) else self.container
+        if not cached:
+            cached.append(self.scale * 1)
+        return x * cached[0]
+
+
+@pytest.mark.parametrize("container", [{}, {"cpu": []}, []], ids=["dict", "nested", "list"])
+def test_detection_leaves_values_that_a_layer_caches_in_a_container(container: Any) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), CachedScale(container), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    ).eval()
+    reference = copy.deepcopy(model)
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = reference(x)
+        torch.testing.assert_close(predict(model, x).logits, expected)
+        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(predict(model, x).logits, expected)

@@ -7,6 +7,7 @@ trained and a copied network have the same head.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -216,21 +217,56 @@ def _plain_tensors(model: nn.Module) -> list[Tensor]:
     ]
 
 
+MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__)
+"""Attributes of every module, such as its hooks, which other threads may change during a probe."""
+
+
 @contextmanager
 def _restored_state(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore the buffers and the ordinary attributes of all modules and the random state on exit."""
-    spaces = [space for module in model.modules() for space in (module._buffers, module.__dict__)]
-    before = [dict(space) for space in spaces]
+    """Restore the buffers, the ordinary attributes and the containers in them, and the random state on exit.
+
+    A layer may cache a value that it computed from its weights, in an attribute or in a dict.
+    """
+    containers = [container for module in model.modules() for container in _containers(module)]
+    before = [container.copy() for container in containers]
     devices = [device] if device.type == "cuda" else []
     fork = torch.random.fork_rng(devices) if device.type in ("cpu", "cuda") else nullcontext()
     with fork:
         try:
             yield
         finally:
-            for space, values in zip(spaces, before, strict=True):
-                for name in [name for name in space if name not in values]:
-                    del space[name]
-                space.update((name, value) for name, value in values.items() if space.get(name) is not value)
+            for container, values in zip(containers, before, strict=True):
+                _restore(container, values)
+
+
+def _containers(module: nn.Module) -> list[Any]:
+    """Return the buffers and the attributes of a module, and each dict, list and set in its own attributes."""
+    found: list[Any] = [module._buffers, module.__dict__]
+    nested = [value for name, value in module.__dict__.items() if name not in MODULE_ATTRIBUTES]
+    seen: set[int] = set()
+    while nested:
+        value = nested.pop()
+        if isinstance(value, dict | list | set) and id(value) not in seen:
+            seen.add(id(value))
+            found.append(value)
+            nested += [
+                item
+                for item in (value.values() if isinstance(value, dict) else value)
+                if isinstance(item, dict | list | set)
+            ]
+    return found
+
+
+def _restore(container: Any, values: Any) -> None:
+    """Give a dict, list or set its earlier content. Nothing is written if it is unchanged."""
+    if isinstance(container, dict):
+        for name in [name for name in container if name not in values]:
+            del container[name]
+        changed = [name for name in values if name not in container or container[name] is not values[name]]
+        container.update((name, values[name]) for name in changed)
+    elif len(container) != len(values) or any(map(operator.is_not, container, values)):
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(values)
 
 
 def corner_regions(size: tuple[int, int], split_rows: bool, split_columns: bool) -> list[tuple[slice, slice]]:
