@@ -120,6 +120,29 @@ def test_classes_whose_names_contain_the_name_of_one_split(tmp_path: Path) -> No
     assert scan(make(tmp_path, **dict.fromkeys(names, 4))).classes == names
 
 
+@pytest.mark.fault("splits beside other folders")
+def test_splits_inside_of_classes_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"inside of the splits, got splits .*, such as 'cat/test'\. Move the images"):
+        scan(make(tmp_path, cat__train=5, cat__test=2, dog__Train=5, dog__Test=2))
+
+
+@pytest.mark.fault("splits beside other folders")
+def test_split_folder_without_images_is_noted(tmp_path: Path) -> None:
+    root = make(tmp_path, train__cat=9, train__dog=9, val=0)
+    (root / "val" / ".gitkeep").touch()
+    listing = scan(root)
+    assert total(listing) == 18
+    assert "folders without images were ignored: 'val'" in listing.notes
+
+
+@pytest.mark.fault("symbolic links in a loop")
+def test_two_links_to_one_class_are_rejected(tmp_path: Path) -> None:
+    make(tmp_path, cat=9, dog=9)
+    (tmp_path / "feline").symlink_to("cat")
+    with pytest.raises(InputError, match=r"must be different folders, got '.*cat' and '.*feline'"):
+        scan(tmp_path)
+
+
 @pytest.mark.fault("test folder without labels")
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_split_without_class_folders_is_left_out(tmp_path: Path, split: str) -> None:

@@ -320,6 +320,7 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
     whole = {"test" if test_only else "train": root}
     if not named:
         _check_not_splits(walker, subfolders)
+        _check_no_splits_in_classes(walker, subfolders)
         return whole, []
     others = [entry.name for entry in subfolders if _split_of(entry.name) is None and any(walker.images(entry.path))]
     labeled = {split: folder for split, folder in named.items() if walker.class_names(folder)}
@@ -346,6 +347,13 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
         for split, folder in named.items()
         if split not in folders
     ]
+    empty = [
+        _describe_empty(root, entry.path, [Path(file.path) for file in walker.walk(entry.path, {root.resolve()})])
+        for entry in subfolders
+        if _split_of(entry.name) is not None and not any(walker.images(entry.path))
+    ]
+    if empty:
+        notes.append(f"folders without images were ignored: {join_first(empty)}")
     if others:
         notes.append(
             f"folders beside {' and '.join(repr(folder.name) for folder in folders.values())} were ignored: "
@@ -430,6 +438,18 @@ def _check_not_splits(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> N
         )
 
 
+def _check_no_splits_in_classes(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> None:
+    """Raise `InputError` if all ``folders`` with images hold two or more splits and nothing else."""
+    contents = [walker.entries(folder.path) for folder in folders if any(walker.images(folder.path))]
+    splits = [{_split_of(entry.name) if _is_folder(entry) else None for entry in entries} for entries in contents]
+    if splits and all(len(names) > 1 and None not in names for names in splits):
+        first = _relative(walker.root, contents[0][0].path)
+        raise InputError(
+            f"'{walker.root}' must have the classes inside of the splits, got splits inside of the classes, such as "
+            f"'{escape_name(first)}'. Move the images to train/<class>, val/<class> and test/<class>."
+        )
+
+
 @dataclass
 class _IgnoredFiles:
     """Files and folders that were ignored because they belong to no class."""
@@ -459,6 +479,7 @@ def _find_classes(walker: _Walker, folder: Path, ignored: _IgnoredFiles) -> Clas
     ancestors = {root.resolve(), folder.resolve()}
     classes: dict[str, list[ImageFile]] = {}
     spelling: dict[str, str] = {}
+    folders: dict[Path, str] = {}
     images: list[Path] = []
     for entry in walker.entries(folder):
         if not _is_folder(entry):
@@ -470,6 +491,12 @@ def _find_classes(walker: _Walker, folder: Path, ignored: _IgnoredFiles) -> Clas
         files = [_image_file(root, file) for file in entries if _is_image(file)]
         others = [Path(file.path) for file in entries if not _is_image(file)]
         name = _class_name(entry.name)
+        if resolved in folders:
+            raise InputError(
+                f"class folders must be different folders, got '{folders[resolved]}' and '{entry.path}', which are one "
+                "folder. Remove the link."
+            )
+        folders[resolved] = entry.path
         if not files:
             ignored.folders.append(_describe_empty(root, entry.path, others))
             continue
