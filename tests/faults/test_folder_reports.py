@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -163,6 +164,7 @@ def test_split_without_class_folders_is_left_out(tmp_path: Path, split: str) -> 
     [
         "@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information", ".git", "wandb",
         ".ipynb_checkpoints", "__pycache__", ".Trash-1000", ".thumbnails", "@Recycle", ".AppleDouble", "NODE_MODULES",
+        "Recycled", "FOUND.000", "_vti_cnf", "CVS", "@__thumb", "~snapshot", "_thumbnails",
     ],
 )  # fmt: skip
 def test_system_folder_is_no_class_and_holds_no_images(tmp_path: Path, name: str) -> None:
@@ -262,7 +264,39 @@ def test_names_that_differ_in_case_or_spaces_in_one_split_are_noted(tmp_path: Pa
     assert note(listing, "differ only in upper and lower case").startswith("the classes 'Cat', 'cat', 'cat '")
 
 
+LOOK_ALIKE = [
+    ("cat", "cat\u200b", r"cat\u200b"),
+    ("cat", "\ufeffcat", r"\ufeffcat"),
+    ("\u2764", "\u2764\ufe0f", "\u2764\\ufe0f"),
+    ("cat", "\uff43\uff41\uff54", "\uff43\uff41\uff54"),
+]
+
+
+@pytest.mark.fault("Unicode forms of a class name")
+@pytest.mark.parametrize(("name", "other", "shown"), LOOK_ALIKE)
+def test_names_that_look_equal_are_noted_or_rejected(tmp_path: Path, name: str, other: str, shown: str) -> None:
+    listing = scan(make(tmp_path / "flat", **{name: 4, other: 4, "dog": 4}))
+    assert len(listing.classes) == 3
+    assert f"'{shown}'" in note(listing, "look equal or are invisible")
+    root = make(tmp_path / "splits", **{f"train/{name}": 9, "train/dog": 9, f"test/{other}": 3, "test/dog": 3})
+    with pytest.raises(InputError, match=f"got '{re.escape(shown)}' for '{name}'"):
+        scan(root)
+
+
 # --- classes without images
+
+
+@pytest.mark.fault("class without images")
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("0.pjpeg", "2 .pjpeg"), ("0", "2 without suffix"), ("0.jpg ", "2 '.jpg '"), ("0.npy", "2 .npy")],
+)
+def test_suffixes_of_a_folder_without_images_are_counted(tmp_path: Path, name: str, counts: str) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    with pytest.raises(InputError, match=rf"must contain images \(.*\), got {counts}\. Convert the files"):
+        scan(tmp_path)
 
 
 @pytest.mark.fault("class without images")

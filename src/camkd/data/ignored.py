@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 SYSTEM_FOLDERS = frozenset(
@@ -10,6 +11,7 @@ SYSTEM_FOLDERS = frozenset(
         "#recycle",
         "#snapshot",
         "$recycle.bin",
+        "@__thumb",
         "@eadir",
         "@recently-snapshot",
         "@recycle",
@@ -17,20 +19,29 @@ SYSTEM_FOLDERS = frozenset(
         "@tmp",
         "__macosx",
         "__pycache__",
+        "_svn",
+        "_thumbnails",
+        "cvs",
         "lightning_logs",
         "lost+found",
+        "lost.dir",
         "mlruns",
         "network trash folder",
         "node_modules",
+        "recycled",
         "recycler",
         "resource.frk",
         "system volume information",
         "temporary items",
         "thevolumesettingsfolder",
         "wandb",
+        "~snapshot",
     }
 )
 """Names of folders of operating systems, network drives and tools, in lower case. Hidden folders are not listed."""
+
+SYSTEM_PATTERN = re.compile(r"found\.\d{3}|_vti_[a-z]+")
+"""Further names of such folders in lower case: files that a disk check recovered, and folders of FrontPage."""
 
 SYSTEM_FILES = frozenset({"desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "icon\r", "thumbs.db"})
 """Names of files of operating systems, in lower case. Hidden files are not listed."""
@@ -63,7 +74,9 @@ def is_system_name(name: str) -> bool:
         >>> [is_system_name(name) for name in ("@eaDir", ".git", "._cat.jpg", "cat")]
         [True, True, True, False]
     """
-    return name.startswith(".") or name.strip().lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES
+    folded = name.strip().lower()
+    is_system_folder = folded in SYSTEM_FOLDERS or SYSTEM_PATTERN.fullmatch(folded) is not None
+    return name.startswith(".") or is_system_folder or name.lower() in SYSTEM_FILES
 
 
 def is_own_folder(folder: str | Path) -> bool:

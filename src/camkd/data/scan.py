@@ -49,6 +49,9 @@ OTHER_IMAGE_SUFFIXES = {
 ESCAPED_CATEGORIES = ("Cc", "Zl", "Zp")
 """Unicode categories of control characters, which a terminal may execute, and of line and paragraph separators."""
 
+VARIATION_SELECTORS = re.compile("[\u034f\u180b-\u180d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Characters without width outside of the Unicode category Cf."""
+
 MAX_SUFFIX_WIDTH = 16
 """Largest number of columns of a file suffix in a message."""
 
@@ -535,12 +538,24 @@ def _describe_empty(root: Path, path: str, files: Sequence[Path]) -> str:
 
 
 def _fold(name: str) -> str:
-    """Return a class name without upper case and without spaces at its ends."""
-    return name.strip().casefold()
+    """Return a name in NFKC, without upper case, invisible characters, and spaces at its ends."""
+    visible = "".join(character for character in name if not _is_invisible(character))
+    return normalize("NFKC", normalize("NFKC", visible).casefold()).strip()
+
+
+def _is_invisible(character: str) -> bool:
+    """Return whether a character has no width or only selects the form of the character before it."""
+    return category(character) == "Cf" or VARIATION_SELECTORS.fullmatch(character) is not None
+
+
+def _reveal(name: str) -> str:
+    r"""Return a name in quotation marks, with invisible characters as ``\u200b``."""
+    shown = [c.encode("unicode_escape").decode() if _is_invisible(c) else c for c in name]
+    return f"'{''.join(shown)}'"
 
 
 def respelled_names(additional: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Find class names that differ from other class names only in upper and lower case or in spaces at the ends.
+    """Find class names that look like other class names: upper and lower case, spaces, invisible characters, NFKC.
 
     Args:
         additional: Class names.
@@ -554,16 +569,21 @@ def respelled_names(additional: Iterable[str], names: Iterable[str]) -> list[str
         ["'cat' for 'Cat'"]
     """
     by_folded_name = {_fold(name): name for name in names}
-    return [f"{name!r} for {by_folded_name[_fold(name)]!r}" for name in additional if _fold(name) in by_folded_name]
+    return [
+        f"{_reveal(name)} for {_reveal(by_folded_name[_fold(name)])}"
+        for name in additional
+        if _fold(name) in by_folded_name
+    ]
 
 
 def _notes_of_similar_names(folder: Path, names: Iterable[str]) -> list[str]:
-    """Name the classes of a folder that differ only in upper and lower case or in spaces at the ends."""
+    """Name the classes of a folder whose names look alike."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         groups.setdefault(_fold(name), []).append(name)
     return [
-        f"the classes {quote_names(group)} in '{folder}' differ only in upper and lower case or in spaces"
+        f"the classes {join_first([_reveal(name) for name in group])} in '{folder}' differ only in upper and lower "
+        "case, in spaces or in characters that look equal or are invisible"
         for group in groups.values()
         if len(group) > 1
     ]
@@ -617,7 +637,12 @@ def count_suffixes(paths: Iterable[Path]) -> str:
     """
     counts = Counter(shorten_middle(path.suffix.lower(), MAX_SUFFIX_WIDTH) or "without suffix" for path in paths)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return join_first([f"{count:,} {escape_name(suffix)}" for suffix, count in ordered])
+    return join_first(
+        [
+            f"{count:,} {escape_name(suffix) if suffix == suffix.strip() else repr(escape_name(suffix))}"
+            for suffix, count in ordered
+        ]
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -658,21 +683,23 @@ def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles], names
     classes = splits[split]
     location = f"'{root}'" if split == next(iter(splits)) else f"the {split} folder of '{root}'"
     if not classes:
+        files = [Path(entry.path) for entry in _Walker(root).walk(root, {root.resolve()})]
+        advice = (
+            "Convert the files, correct their suffixes, or choose another folder"
+            if files
+            else ("Add one folder of images per class")
+        )
         raise InputError(
-            f"{location} must contain images ({IMAGE_TYPES}), got none. Add one folder of images per class."
+            f"{location} must contain images ({IMAGE_TYPES}), got {count_suffixes(files) or 'none'}. {advice}."
         )
     additional = sorted(classes.keys() - names)
     if not additional:
         return
     missing = sorted(names - classes.keys())
-    by_folded_name = {_fold(name): name for name in names}
-    respelled = [
-        f"{name!r} for {by_folded_name[_fold(name)]!r}" for name in additional if _fold(name) in by_folded_name
-    ]
-    if respelled:
+    if respelled := respelled_names(additional, names):
         raise InputError(
             f"{location} must spell the classes as the train folder, got {join_first(respelled)}. Rename one of the "
-            "folders; upper and lower case and spaces count."
+            "folders; upper and lower case, spaces and invisible characters count."
         )
     differences = {"missing": missing, "additional": additional}
     listed = "; ".join(f"{kind}: {quote_names(group)}" for kind, group in differences.items() if group)
