@@ -127,6 +127,84 @@ def test_splits_inside_of_classes_are_rejected(tmp_path: Path) -> None:
         scan(make(tmp_path, cat__train=5, cat__test=2, dog__Train=5, dog__Test=2))
 
 
+SPLITS_WITH_STRANGERS = [
+    ("seg_train/b seg_train/f seg_test/b seg_test/f seg_pred", "'seg_test', 'seg_train'"),
+    ("seg_train/b seg_train/f seg_test/b plots", "'seg_test', 'seg_train'"),
+    ("seg_train/seg_train/b seg_train/seg_train/f seg_test/seg_test/b seg_test/seg_test/f seg_pred/seg_pred",
+     "'seg_test/seg_test', 'seg_train/seg_train'"),
+    ("my-train/a my-train/b my-val/a my-val/b docs/figures", "'my-train', 'my-val'"),
+    ("trainA trainB testA testB", "'testA', 'testB', 'trainA', 'trainB'"),
+    ("traina trainb testa testb plots", "'testa', 'testb', 'traina', 'trainb'"),
+    ("trainset/a trainset/b testset/a testset/b plots", "'testset', 'trainset'"),
+    ("train_images test_images plots", "'test_images', 'train_images'"),
+    ("\uff54\uff52\uff41\uff49\uff4e_set \uff54\uff45\uff53\uff54_set", "'\uff54\uff45\uff53\uff54_set', "),
+]  # fmt: skip
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize(("folders", "listed"), SPLITS_WITH_STRANGERS)
+def test_splits_with_other_names_beside_other_folders_are_not_classes(
+    tmp_path: Path, folders: str, listed: str
+) -> None:
+    with pytest.raises(InputError, match=rf"got {listed}.*which look like splits\. Rename them to train, val and test"):
+        scan(make(tmp_path, **dict.fromkeys(folders.split(), 4)))
+
+
+@pytest.mark.fault("splits beside other folders")
+def test_full_width_names_of_splits(tmp_path: Path) -> None:
+    train, test = "\uff54\uff52\uff41\uff49\uff4e", "\uff34\uff45\uff53\uff54\u200b"
+    listing = scan(make(tmp_path, **{f"{train}/a": 9, f"{train}/b": 9, f"{test}/a": 2, f"{test}/b": 2}))
+    assert listing.classes == ("a", "b")
+    assert folders_of(listing, "test") == {f"{test}/a", f"{test}/b"}
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize("inner", ["data", "data/images"])
+def test_folder_that_holds_splits_is_no_class(tmp_path: Path, inner: str) -> None:
+    splits = {f"{inner}/{split}/{name}": 3 for split in ("train", "val", "test") for name in "abc"}
+    with pytest.raises(InputError, match=rf"got '{inner}', which holds the splits .*\. Choose '.*/{inner}'"):
+        scan(make(tmp_path, plots=2, **splits))
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize("name", ["fold", "Fold_", "cv-", "data_split"])
+def test_folds_are_no_classes(tmp_path: Path, name: str) -> None:
+    folders = {f"{name}{number}/{label}": 3 for number in range(3) for label in ("cat", "dog")}
+    with pytest.raises(InputError, match=rf"got '{name}0', '{name}1', '{name}2', which look like parts of one dataset"):
+        scan(make(tmp_path, plots=2, **folders))
+
+
+@pytest.mark.fault("splits beside other folders")
+@pytest.mark.parametrize(
+    "names",
+    [
+        "car bus",
+        "0 1 2",
+        "train_station bus_station",
+        "freight_train passenger_train",
+        "train_station train_wagon bus",
+        "trains buses cars",
+        "n01440764 n01443537",
+    ],
+)
+def test_equal_subfolders_of_classes_are_legal(tmp_path: Path, names: str) -> None:
+    root = make(tmp_path, **{f"{name}/{time}": 3 for name in names.split() for time in ("day", "night")})
+    assert scan(root).classes == tuple(sorted(names.split()))
+
+
+@pytest.mark.fault("splits beside other folders")
+def test_numbered_classes_with_equal_subfolders_are_noted(tmp_path: Path) -> None:
+    listing = scan(make(tmp_path, **{f"person{number}/{side}": 3 for number in (1, 2) for side in ("left", "right")}))
+    assert listing.classes == ("person1", "person2")
+    assert note(listing, "are numbered").startswith("'person1', 'person2' are classes")
+
+
+@pytest.mark.fault("splits beside other folders")
+def test_splits_inside_of_some_classes_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"got splits inside of the classes, such as 'cat/test'"):
+        scan(make(tmp_path, cat__train=5, cat__test=2, dog__Train=5, dog__Test=2, plots=3))
+
+
 @pytest.mark.fault("splits beside other folders")
 def test_split_folder_without_images_is_noted(tmp_path: Path) -> None:
     root = make(tmp_path, train__cat=9, train__dog=9, val=0)

@@ -26,13 +26,21 @@ SPLIT_FOLDER_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""Folder names of each split, compared without regard to case."""
+"""Folder names of each split, compared without regard to case, invisible characters and full width."""
 
 SPLIT_WORDS = tuple(name for names in SPLIT_FOLDER_NAMES.values() for name in names)
 """Folder names of all splits."""
 
-SPLIT_PATTERN = re.compile(rf"(?:.*[\d\W_])?({'|'.join(SPLIT_WORDS)})(?:[\d\W_].*)?", re.DOTALL)
-"""Names that contain the name of a split as a word, such as test_images, in lower case."""
+SPLIT_PATTERN = re.compile(rf"(?:.*[\d\W_])?({'|'.join(SPLIT_WORDS)})(?:[\d\W_].*|[a-rt-z])?", re.DOTALL)
+"""Names that contain the name of a split as a word, such as test_images or trainb, in lower case."""
+
+FOLD_WORDS = frozenset(
+    {"batch", "chunk", "cv", "fold", "kfold", "part", "partition", "set", "shard", "split", "subset"}
+)
+"""Words in the names of numbered parts of a dataset, such as fold1."""
+
+MAX_SPLIT_DEPTH = 3
+"""Number of levels of folders below the root in which splits are searched."""
 
 HELD_OUT_FRACTION = 0.1
 """Fraction of each class that is held out for a missing split."""
@@ -322,9 +330,9 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
     named = _named_folders(walker, subfolders)
     whole = {"test" if test_only else "train": root}
     if not named:
-        _check_not_splits(walker, subfolders)
+        notes = _check_not_splits(walker, subfolders)
         _check_no_splits_in_classes(walker, subfolders)
-        return whole, []
+        return whole, notes
     others = [entry.name for entry in subfolders if _split_of(entry.name) is None and any(walker.images(entry.path))]
     labeled = {split: folder for split, folder in named.items() if walker.class_names(folder)}
     unlabeled = {split: folder for split, folder in named.items() if split not in labeled}
@@ -367,7 +375,7 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
 
 def _split_of(name: str) -> str | None:
     """Return the split that a folder name stands for."""
-    folded = name.strip().lower()
+    folded = _fold(name)
     return next((split for split, names in SPLIT_FOLDER_NAMES.items() if folded in names), None)
 
 
@@ -391,7 +399,7 @@ def _check_class_of_split_name(root: Path, folders: Sequence[Path], others: Sequ
     """Return the note that a folder is a class despite its name. Raise `InputError` if it may be a split."""
     names = [folder.name for folder in folders]
     beside = quote_names([escape_name(name) for name in others])
-    if len(folders) > 1 or any(SPLIT_PATTERN.fullmatch(name.lower()) for name in others):
+    if len(folders) > 1 or any(_find_split_word(name) for name in others):
         raise InputError(
             f"'{root}' must hold splits or classes, got {quote_names(names)} with images directly inside, which may be "
             f"splits without class folders or classes beside {beside}. Move the images of each split into class "
@@ -418,35 +426,143 @@ def _check_majority(walker: _Walker, split: Path, others: Sequence[str]) -> None
     )
 
 
-def _check_not_splits(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> None:
-    """Raise `InputError` if ``folders`` are splits with other names, for example train_set and test_set, or train2017.
+def _check_not_splits(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> list[str]:
+    """Raise `InputError` if ``folders`` hold splits with other names, for example train_set and test_set, or folds.
 
-    All of them have the name of a split with an addition, or their names begin like splits and they hold the same class
-    folders.
+    The names of splits contain the names of two splits and nothing else, or they differ only in the split, or the
+    folders hold the same class folders. Further folders may lie beside them.
+
+    Args:
+        walker: Walker of the root.
+        folders: All folders in the root.
+
+    Returns:
+        Notes about numbered folders with the same subfolders, which are classes.
     """
-    names = [folder.name.lower() for folder in folders]
-    matches = [SPLIT_PATTERN.fullmatch(name) for name in names]
-    splits = {_split_of(match[1]) for match in matches if match}
-    are_splits = all(matches) and len(splits) > 1 and "train" in splits
-    if not are_splits and sum(name.startswith(SPLIT_WORDS) for name in names) > 1:
-        contents = [walker.entries(folder.path) for folder in folders]
-        subfolder_names = {tuple(entry.name for entry in entries if _is_folder(entry)) for entries in contents}
-        has_images = any(_is_image(entry) for entries in contents for entry in entries)
-        are_splits = len(subfolder_names) == 1 and len(subfolder_names.pop()) > 1 and not has_images
-    if are_splits:
+    filled = [folder for folder in folders if any(walker.images(folder.path))]
+    for folder in filled:
+        _check_holds_no_splits(walker, folder.path)
+    words = {folder.name: word for folder in filled if (word := _find_split_word(folder.name))}
+    splits = {name: _split_of(word) for name, word in words.items()}
+    named = [folder for folder in filled if folder.name in words]
+    if len(set(splits.values())) > 1:
+        complete = len(named) == len(filled) and "train" in splits.values()
+        if complete or _have_pairs(splits, words) or _share_classes(walker, named, filled):
+            _raise_other_splits(walker, named)
+    prefixed = [folder for folder in filled if _fold(folder.name).startswith(SPLIT_WORDS)]
+    if len(prefixed) > 1 and _have_equal_subfolders(walker, prefixed):
+        prefixes = {_fold(folder.name)[:2] for folder in prefixed}  # "tr", "va" or "te"
+        if len(prefixes) > 1 or not any(
+            _have_equal_subfolders(walker, [*prefixed, other]) for other in filled if other not in prefixed
+        ):
+            _raise_other_splits(walker, prefixed)
+    return _check_no_folds(walker, filled)
+
+
+def _separate_words(name: str) -> str:
+    """Return a folder name in lower case, with an underscore between the words of camel case, as in trainA."""
+    return _fold(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", normalize("NFKC", name)))
+
+
+def _find_split_word(name: str) -> str | None:
+    """Return the name of a split that a folder name contains as a word."""
+    match = SPLIT_PATTERN.fullmatch(_separate_words(name))
+    return match[1] if match else None
+
+
+def _have_pairs(splits: Mapping[str, str | None], words: Mapping[str, str]) -> bool:
+    """Return whether the name of a train folder and that of another split are equal except for the split."""
+    rests: dict[str, set[str | None]] = {}
+    for name, split in splits.items():
+        rests.setdefault(_separate_words(name).replace(words[name], "", 1), set()).add(split)
+    return any("train" in group and len(group) > 1 for group in rests.values())
+
+
+def _class_folders(walker: _Walker, folder: str) -> tuple[str, set[str]]:
+    """Return a folder and the names of its class folders. A folder that holds only one folder is descended into."""
+    names = walker.class_names(folder)
+    inner = walker.folders(folder)
+    if len(names) == 1 and len(inner) == 1 and not walker.count_direct_images(folder):
+        below, inner_names = _class_folders(walker, inner[0].path)
+        return (below, inner_names) if inner_names else (folder, names)
+    return folder, names
+
+
+def _share_classes(walker: _Walker, named: Sequence[os.DirEntry[str]], filled: Sequence[os.DirEntry[str]]) -> bool:
+    """Return whether two of the folders ``named`` hold class folders with the same names.
+
+    One common name does not count if it is also in every other folder, such as a folder ``images`` in each class.
+    """
+    others = [_class_folders(walker, folder.path)[1] for folder in filled if folder not in named]
+    names = [_class_folders(walker, folder.path)[1] for folder in named]
+    for index, group in enumerate(names):
+        for second in names[:index]:
+            common = group & second
+            if len(common) > 1 or (common and not (others and all(common <= other for other in others))):
+                return True
+    return False
+
+
+def _have_equal_subfolders(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> bool:
+    """Return whether all folders hold the same two or more class folders and no image directly."""
+    names = {tuple(sorted(walker.class_names(folder.path))) for folder in folders}
+    return len(names) == 1 and len(names.pop()) > 1 and not any(walker.count_direct_images(f.path) for f in folders)
+
+
+def _raise_other_splits(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> NoReturn:
+    paths = [escape_name(_relative(walker.root, _class_folders(walker, folder.path)[0])) for folder in folders]
+    raise InputError(
+        f"the folders in '{walker.root}' must be classes or train, val and test, got {quote_names(paths)}, which look "
+        "like splits. Rename them to train, val and test, with one folder per class inside."
+    )
+
+
+def _check_no_folds(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> list[str]:
+    """Return a note about numbered folders with the same class folders. Raise `InputError` if they are folds."""
+    groups: dict[str, list[os.DirEntry[str]]] = {}
+    for folder in folders:
+        words = re.sub(r"\d+", " ", _separate_words(folder.name))
+        if words != _separate_words(folder.name) and re.search(r"[^\W_]", words):
+            groups.setdefault(words, []).append(folder)
+    notes = []
+    for words, group in groups.items():
+        if len(group) < 2 or not _have_equal_subfolders(walker, group):
+            continue
+        names = quote_names([escape_name(folder.name) for folder in group])
+        if FOLD_WORDS.isdisjoint(re.split(r"[\W_]+", words)):
+            notes.append(f"{names} are classes, although they are numbered and hold folders with the same names")
+            continue
         raise InputError(
-            f"the folders in '{walker.root}' must be classes or train, val and test, got "
-            f"{quote_names([escape_name(folder.name) for folder in folders])}, which look like splits. Rename them to "
-            "train, val and test, with one folder per class inside."
+            f"the folders in '{walker.root}' must be classes or train, val and test, got {names}, which look like "
+            "parts of one dataset, because they hold the same class folders. Move their class folders into train, val "
+            "and test."
         )
+    return notes
+
+
+def _check_holds_no_splits(walker: _Walker, folder: str) -> None:
+    """Raise `InputError` if a folder in the root, or a folder in it, holds two or more splits with class folders."""
+    pending = [(folder, 1)]
+    for path, depth in pending:
+        inner = walker.folders(path)
+        named = [entry for entry in inner if _split_of(entry.name) and any(walker.images(entry.path))]
+        if len({_split_of(entry.name) for entry in named}) > 1 and any(walker.class_names(e.path) for e in named):
+            names = quote_names([escape_name(entry.name) for entry in named])
+            raise InputError(
+                f"'{walker.root}' must hold splits or classes, got '{escape_name(_relative(walker.root, path))}', "
+                f"which holds the splits {names}. Choose '{path}'."
+            )
+        if depth < MAX_SPLIT_DEPTH:
+            pending += [(entry.path, depth + 1) for entry in inner if not entry.is_symlink()]
 
 
 def _check_no_splits_in_classes(walker: _Walker, folders: Sequence[os.DirEntry[str]]) -> None:
-    """Raise `InputError` if all ``folders`` with images hold two or more splits and nothing else."""
+    """Raise `InputError` if two or more ``folders``, or all with images, hold two or more splits and nothing else."""
     contents = [walker.entries(folder.path) for folder in folders if any(walker.images(folder.path))]
     splits = [{_split_of(entry.name) if _is_folder(entry) else None for entry in entries} for entries in contents]
-    if splits and all(len(names) > 1 and None not in names for names in splits):
-        first = _relative(walker.root, contents[0][0].path)
+    with_splits = [index for index, names in enumerate(splits) if len(names) > 1 and None not in names]
+    if len(with_splits) > 1 or (splits and len(with_splits) == len(splits)):
+        first = _relative(walker.root, contents[with_splits[0]][0].path)
         raise InputError(
             f"'{walker.root}' must have the classes inside of the splits, got splits inside of the classes, such as "
             f"'{escape_name(first)}'. Move the images to train/<class>, val/<class> and test/<class>."
