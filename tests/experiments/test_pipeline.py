@@ -742,6 +742,13 @@ def test_guessing_teacher_of_unbalanced_classes_is_refused(
     assert "no better than guessing: balanced accuracy" in teacher.check_accuracy("accept")
 
 
+@pytest.mark.fault("teacher of unbalanced classes")
+@pytest.mark.parametrize("predicted", [[0] * 10 + [1], [1] * 11])
+def test_validation_images_of_one_class_cannot_judge_a_teacher(loaded_teacher: Teacher, predicted: list[int]) -> None:
+    text = with_predictions(loaded_teacher, predicted, [0] * 11).check_accuracy()
+    assert text.endswith("cannot be compared with guessing: all validation images are of one class")
+
+
 @pytest.mark.fault("teacher that does not fit the dataset")
 def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
     """Two of three images are right. The three orders of the predictions 0, 1, 0 have 2, 1 and 0 correct images."""

@@ -61,6 +61,13 @@ def test_images_that_are_too_small_are_rejected_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_times_are_not_estimated_for_images_that_are_too_small(easy: Dataset, size: int) -> None:
+    config = RunConfig(train=TrainConfig(epochs=1), model="cam-net-lite", role="teacher")
+    with pytest.raises(InputError, match=f"{size} x {size} pixels"):
+        planning.estimate_run(config, resized(easy, size))
+
+
 def test_seconds_add_up_the_images(easy: Dataset) -> None:
     """96 training, 24 validation and 24 test images; 85 forward passes per test image are those of docs/metrics.md."""
     rates = Rates(training=10.0, inference=100.0)

@@ -573,4 +573,4 @@ def test_explain_of_a_missing_file_is_an_error(working_folder: Path) -> None:
     save_images(working_folder, 1)
     error = camkd("explain", "cam-net-cifar10", "0.png", "typo.png").error
     assert "'typo.png' must be a readable image file" in error
-    assert "got an empty name" in camkd("explain", "cam-net-cifar10", "").error
+    assert "must not be empty" in camkd("explain", "cam-net-cifar10", "").error

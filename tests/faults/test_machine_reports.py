@@ -236,3 +236,43 @@ def test_paths_of_the_repository_differ_without_regard_to_case() -> None:
     assert sorted(set(paths)) == sorted(paths)
     forbidden = [path for path in paths if set(path) & set('<>:"|?*\\') or path.endswith((".", " "))]
     assert forbidden == []
+
+
+# --- text of options
+
+
+@pytest.mark.fault("empty option")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*TRAIN, "--data", "shapes", "--limit", "30", "--out", ""],
+        [*TRAIN, "--data", " "],
+        ["explain", "cam-net-cifar10", "x.png", "--out", " "],
+        ["cache", "prune", ""],
+        ["export", "cam-net-cifar10", "--teacher", ""],
+    ],
+)
+def test_empty_option_is_an_error(home: Path, arguments: list[str]) -> None:
+    assert "must not be empty" in camkd(*arguments).error
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.fault("option that is not Unicode")
+@pytest.mark.parametrize("option", ["--out", "--data"])
+def test_undecodable_option_is_an_error(home: Path, option: str) -> None:
+    error = camkd(*TRAIN, "--data", "shapes", "--limit", "30", option, os.fsdecode(b"run\xff")).error
+    assert f"{option} must be Unicode text, got 'run\\udcff'" in error
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.fault("deleted working folder")
+def test_deleted_working_folder_is_one_sentence(home: Path, easy_folder: Path) -> None:
+    folder = Path.cwd() / "deleted"
+    folder.mkdir()
+    os.chdir(folder)
+    folder.rmdir()
+    result = camkd("explain", "cam-net-cifar10", str(easy_folder / "test" / "sky"), "--out", "maps.png")
+    assert (result.status, result.err.splitlines()[-1]) == (
+        1,
+        "camkd: the current folder must exist, got a deleted folder. Change to another folder.",
+    )

@@ -289,6 +289,24 @@ def test_accepted_change_without_effect_is_refused(moved: Project) -> None:
 
 
 @pytest.mark.fault("--accept on a finished run")
+def test_fewer_epochs_for_finished_runs_of_camkd_train_are_refused(moved: Project) -> None:
+    assert moved.train("--resume", "--epochs", "3", "--accept", "epochs").status == 0
+    output = moved.train("--resume", "--epochs", "2", "--accept", "epochs")
+    assert output.status == 2
+    assert "epochs must be more than 3" in output.last_line
+
+
+@pytest.mark.fault("--accept on a finished run")
+def test_accepted_label_smoothing_continues_the_run(moved: Project) -> None:
+    run = ["--model", "resnet8", "--data", str(moved.data), *QUICK, "--out", str(moved.teacher), "--resume"]
+    changed = [*run, "--epochs", "2", "--label-smoothing", "0.1"]
+    assert "label_smoothing must be 0.0" in camkd("teacher", *changed, "--accept", "epochs").error
+    output = camkd("teacher", *changed, "--accept", "epochs,label_smoothing")
+    assert output.status == 0, output.err
+    assert (epochs_of(moved)["teacher"], Run(moved.teacher).config()["label_smoothing"]) == (2, 0.1)
+
+
+@pytest.mark.fault("--accept on a finished run")
 def test_accepted_change_is_for_the_unfinished_run(moved: Project) -> None:
     """The teacher and the control are finished; the student diverged and gets a smaller bound of the gradient."""
     shutil.rmtree(moved.student)

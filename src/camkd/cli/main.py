@@ -26,6 +26,9 @@ from camkd.types import InputError, Interrupted
 
 PROGRAM = "camkd"
 
+POSITIONAL = ("run", "runs", "images", "folder", "keys", "kind")
+"""Names of the arguments without a flag, of all commands."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -80,6 +83,8 @@ def _run(arguments: list[str]) -> int:
     except ChildProcessError as error:
         return _exit(1, str(error))
     except OSError as error:
+        if not _has_current_folder():
+            return _exit(1, "the current folder must exist, got a deleted folder. Change to another folder.")
         if error.filename is None:
             raise
         return _exit(1, f"{error.filename}: {error.strerror}.")
@@ -122,30 +127,53 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise InputError(clean_parser_error(str(error))) from error
     except ValueError as error:  # the file is not UTF-8, or its path has a null byte
         raise InputError(f"--config must be a YAML file in UTF-8, got an error: {error}. Correct the file.") from error
-    for name, value in list(options.items()):
-        flag = f"--{name.rpartition('.')[2].replace('_', '-')}"
+    for key, value in list(options.items()):
+        name = key.rpartition(".")[2]
+        flag = name.upper() if name in POSITIONAL else f"--{name.replace('_', '-')}"
         if isinstance(value, str):
-            options[name] = _check_text(flag, value)
+            options[key] = _check_text(flag, value)
         elif isinstance(value, list):
-            options[name] = [_check_text(flag, item) if isinstance(item, str) else item for item in value]
+            options[key] = [_check_text(flag, item) if isinstance(item, str) else item for item in value]
     return options
 
 
 def _check_text(flag: str, text: str) -> str:
-    """Reject null bytes, and replace a leading ``~`` or ``~user`` by the home folder, unless a file has this name.
+    """Reject text that is empty or not Unicode, and expand a leading ``~``.
 
-    A shell replaces only a ``~`` at the start of a word: not in ``--out=~/run``, and not in a --config file.
+    ``~`` or ``~user`` is replaced by the home folder, unless a file has this name. A shell replaces only a ``~`` at the
+    start of a word: not in ``--out=~/run``, and not in a --config file.
     """
+    if not text.strip() and flag != "--accept":
+        raise InputError(f"{flag} must not be empty, got {text!r}. Leave it out, or give a value.")
     if "\0" in text:
         raise InputError(f"{flag} must not contain a null byte, got {text!r}. Remove it.")
+    if flag != "IMAGES" and not _is_unicode(text):
+        raise InputError(
+            f"{flag} must be Unicode text, got {text!r}, which {sys.getfilesystemencoding()} cannot decode. Rename the "
+            "file or folder, or set PYTHONUTF8=1."
+        )
     if not text.startswith("~") or os.path.lexists(text):
         return text
     expanded = os.path.expanduser(text)
     if expanded == text:
-        raise InputError(
-            f"{flag} must start with an existing home folder, got {text!r}. Write ./{text}, or a full path."
-        )
+        raise InputError(f"{flag} must start with an existing home folder, got {text!r}. Write a full path.")
     return expanded
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # undecodable bytes of the command line
+        return False
+    return True
 
 
 def _print_warning(message: Warning | str, *args: object, **kwargs: object) -> None:

@@ -76,7 +76,7 @@ class Teacher:
         prediction. It must also be at least two standard errors above, where the standard error is that of a teacher
         with the same predictions in random order (`camkd.evaluate.metrics.balanced_accuracy`). The bound is at most 1,
         so a teacher without errors passes. It does not depend on the balance of the classes: a constant prediction
-        fails, however frequent its class.
+        fails, however frequent its class. Validation images of a single class cannot show a difference, and pass.
 
         Args:
             weak_teacher: ``accept``: a teacher that fails the check is described instead.
@@ -94,6 +94,8 @@ class Teacher:
         bound = min(1.0, balanced.chance + 2 * balanced.standard_error)
         text = f"validation accuracy {accuracy:.1%}"
         above_chance = balanced.value > balanced.chance + ROUNDING
+        if len(labels.unique()) == 1:
+            return f"{text}, which cannot be compared with guessing: all validation images are of one class"
         if accuracy == 1 or (above_chance and balanced.value >= bound - ROUNDING):
             return text
         if weak_teacher == "accept":

@@ -417,13 +417,16 @@ def _settings_by_role(
         epochs["teacher"] = teacher_epochs or (completed["teacher"] if is_fixed else train.epochs)
     settings = {role: {"epochs": epochs[role]} for role in runs}
     unaffected = {}
+    has_effect = False
     for role, run in runs.items():
         stored = {name: run.config()[name] for name in accept if name in run.config()}
         new = {**asdict(train), **settings[role]}
         is_changed = any(new[name] not in (None, value) for name, value in stored.items())
         if is_changed and completed[role] >= epochs[role]:
             unaffected[role] = stored
-    return {**settings, **unaffected} if len(unaffected) < len(runs) else settings
+        elif is_changed or all(getattr(train, name) == value for name, value in stored.items()):
+            has_effect = True  # now, or in an earlier call; also for a run without a configuration
+    return {**settings, **unaffected} if has_effect else settings
 
 
 def _estimate_all(config: RunConfig, data: Dataset, teacher: str, teacher_epochs: int | None) -> dict[str, float]:
@@ -552,7 +555,7 @@ def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, object
         "role": config.role,
         "data_fingerprint": data.fingerprint,
         "teacher_weights": read_model_info(teacher.folder).sha256 if teacher else None,
-        "terms": format_objective(objective),
+        "terms": format_objective(objective, label_smoothing=config.train.label_smoothing),
         "classes": list(data.classes),
         "size": int(data.train.images.shape[1]),
         "value_range": data.value_range,

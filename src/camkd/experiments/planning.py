@@ -211,7 +211,8 @@ def describe_times(seconds: Mapping[str, float]) -> str:
 
 
 def estimate_run(config: RunConfig, data: Dataset) -> float:
-    """Estimate the time of a run in seconds, without its teacher."""
+    """Estimate the time of a run in seconds, without its teacher. Raises what `check_network` raises."""
+    check_network(config.model, data)
     return training_seconds(data, measure_rates(config.model, data, config.train), config.train.epochs)
 
 

@@ -16,7 +16,7 @@ from camkd.experiments import pipeline
 from camkd.experiments.compare.plan import Plan, parse_methods, slug
 from camkd.experiments.compare.workers import Worker, iter_runs
 from camkd.report.comparison_stats import Arm, Comparison
-from camkd.runs.resume import IDENTIFIED_BY
+from camkd.runs.resume import IDENTIFIED_BY, PROVENANCE
 from camkd.train.callbacks import Callback
 from camkd.types import InputError
 from camkd.utils.files import write_text
@@ -67,6 +67,12 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> P
     settings = plan.settings(data.fingerprint)
     for name, value in settings.items():
         if stored and name not in IDENTIFIED_BY and value != stored.get(name):
+            if name in PROVENANCE:
+                raise InputError(
+                    f"The {PROVENANCE[name]} must be those that {plan.folder} was started with, got other "
+                    f"{PROVENANCE[name]} (teacher {plan.teacher}, data {plan.config.data.data}). Resume with the same "
+                    f"{PROVENANCE[name]}, or choose another --out."
+                )
             raise InputError(
                 f"{name} must be {stored.get(name)}, the value that {plan.folder} was started with, got {value}. "
                 "Resume with the same settings, or choose another --out."
