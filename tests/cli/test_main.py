@@ -250,7 +250,12 @@ def raise_error(error: BaseException) -> Any:
         (InputError("epochs must be 1 or more, got 0."), 2, "camkd: epochs must be 1 or more, got 0."),
         (FloatingPointError("The loss must be finite, got nan"), 1, "camkd: The loss must be finite, got nan."),
         (ChildProcessError("A worker process died."), 1, "camkd: A worker process died."),
-        (PermissionError(13, "Permission denied", "a.png"), 1, "camkd: a.png: Permission denied."),
+        (
+            PermissionError(13, "Permission denied", "a.png"),
+            1,
+            "camkd: a.png must be accessible, got: Permission denied. Check the path, its permissions and the free disk "
+            "space.",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -87,7 +87,11 @@ def _run(arguments: list[str]) -> int:
             return _exit(1, "the current folder must exist, got a deleted folder. Change to another folder.")
         if error.filename is None:
             raise
-        return _exit(1, f"{error.filename}: {error.strerror}.")
+        return _exit(
+            1,
+            f"{error.filename} must be accessible, got: {error.strerror}. Check the path, its permissions and the free "
+            "disk space.",
+        )
     except KeyboardInterrupt as error:
         if "resume" not in options:
             return _exit(130, "interrupted.")
