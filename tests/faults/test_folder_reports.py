@@ -222,6 +222,58 @@ def test_two_links_to_one_class_are_rejected(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+@pytest.mark.fault("symbolic links in a loop")
+@pytest.mark.parametrize(
+    ("link", "target"), [("val", "train"), ("test", "val"), ("test", "train/cat"), ("train", "val")]
+)
+def test_two_splits_in_one_folder_are_rejected(tmp_path: Path, link: str, target: str) -> None:
+    splits = {"train", "val", "test"} - {link}
+    make(tmp_path, **{f"{split}/{name}": 6 for split in splits for name in ("cat/x", "cat/y", "dog")})
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(InputError, match=rf"must be different folders, got .*Remove the link '{link}'"):
+        scan(tmp_path)
+
+
+@pytest.mark.fault("symbolic links in a loop")
+def test_one_class_folder_in_two_splits_is_rejected(tmp_path: Path) -> None:
+    make(tmp_path, train__cat=9, train__dog=9, val__cat=4)
+    (tmp_path / "val" / "dog").symlink_to("../train/dog")
+    with pytest.raises(InputError, match=r"must be different folders, got '.*train/dog' and '.*val/dog'"):
+        scan(tmp_path)
+
+
+@pytest.mark.fault("symbolic links in a loop")
+def test_broken_link_to_a_class_is_noted(tmp_path: Path) -> None:
+    make(tmp_path, cat=9, dog=9)
+    (tmp_path / "eel").symlink_to("../gone/eel")
+    listing = scan(tmp_path)
+    assert listing.notes[0] == "1 broken links were ignored: 'eel' to '../gone/eel'"
+    assert not [each for each in listing.notes if "are not images" in each]
+    shutil.rmtree(tmp_path / "dog")
+    with pytest.raises(InputError, match=r"got one, 'cat'\. Correct the broken links 'eel' to '\.\./gone/eel'"):
+        scan(tmp_path)
+
+
+@pytest.mark.fault("test folder without labels")
+@pytest.mark.parametrize("name", ["unknown", "test", "Images"])
+@pytest.mark.parametrize("test_only", [False, True])
+def test_test_images_in_one_folder_that_is_no_class_are_left_out(tmp_path: Path, name: str, test_only: bool) -> None:
+    root = make(tmp_path, **{"train/cat": 20, "train/dog": 20, f"test/{name}": 7})
+    listing = scan(root, test_only=test_only)
+    assert listing.classes == ("cat", "dog")
+    assert total(listing) == 40
+    assert note(listing, "left out") == (
+        f"'test' was left out, because its 7 images lie in one folder, '{name}', which is not a class of train"
+    )
+
+
+@pytest.mark.fault("test folder without labels")
+def test_class_of_the_test_folder_for_an_evaluation_is_kept(tmp_path: Path) -> None:
+    listing = scan(make(tmp_path, train__cat=9, train__dog=9, test__eel=3), test_only=True)
+    assert listing.classes == ("cat", "dog", "eel")
+    assert folders_of(listing, "test") == {"test/eel"}
+
+
 @pytest.mark.fault("test folder without labels")
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_split_without_class_folders_is_left_out(tmp_path: Path, split: str) -> None:

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 from unicodedata import category, normalize
@@ -38,6 +39,23 @@ FOLD_WORDS = frozenset(
     {"batch", "chunk", "cv", "fold", "kfold", "part", "partition", "set", "shard", "split", "subset"}
 )
 """Words in the names of numbered parts of a dataset, such as fold1."""
+
+UNLABELED_FOLDERS = frozenset(
+    {
+        "all",
+        "all_classes",
+        "data",
+        "dummy",
+        "images",
+        "imgs",
+        "no_class",
+        "no_label",
+        "unknown",
+        "unlabeled",
+        "unlabelled",
+    }
+)
+"""Names of a folder of images without labels, the only folder in a split."""
 
 MAX_SPLIT_DEPTH = 3
 """Number of levels of folders below the root in which splits are searched."""
@@ -229,6 +247,7 @@ class _Walker:
     system_folders: set[str] = field(default_factory=set)
     own_folders: set[str] = field(default_factory=set)
     hidden_images: set[str] = field(default_factory=set)
+    broken_links: set[str] = field(default_factory=set)
 
     def entries(self, folder: Path | str) -> list[os.DirEntry[str]]:
         """Return the folders and files in ``folder``, sorted by name."""
@@ -246,6 +265,9 @@ class _Walker:
             return False
         if is_folder and is_own_folder(entry.path):
             self.own_folders.add(entry.path)
+            return False
+        if _is_broken_link(entry):
+            self.broken_links.add(entry.path)
             return False
         return True
 
@@ -291,6 +313,9 @@ class _Walker:
         ):
             if paths:
                 notes.append(f"{len(paths):,} {description} were ignored: {self._quote(sorted(paths))}")
+        if self.broken_links:
+            links = join_first([_describe_link(self.root, path) for path in sorted(self.broken_links)])
+            notes.append(f"{len(self.broken_links):,} broken links were ignored: {links}")
         return notes
 
     def _quote(self, paths: Sequence[str]) -> str:
@@ -311,8 +336,9 @@ def _find_splits(root: Path, test_only: bool) -> tuple[dict[str, ClassFiles], li
     folders, notes = _split_folders(walker, test_only)
     splits: dict[str, ClassFiles] = {}
     ignored = _IgnoredFiles()
+    class_folders: dict[Path, str] = {}
     for split, folder in folders.items():
-        splits[split] = _find_classes(walker, folder, ignored)
+        splits[split] = _find_classes(walker, folder, ignored, class_folders)
     if root not in folders.values():
         ignored.images += [Path(entry.path) for entry in walker.entries(root) if _is_image(entry)]
     return splits, [*notes, *ignored.notes(root), *walker.notes()]
@@ -335,6 +361,8 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
         return whole, notes
     others = [entry.name for entry in subfolders if _split_of(entry.name) is None and any(walker.images(entry.path))]
     labeled = {split: folder for split, folder in named.items() if walker.class_names(folder)}
+    left_out = _find_unlabeled(walker, labeled, test_only)
+    labeled = {split: folder for split, folder in labeled.items() if split not in left_out}
     unlabeled = {split: folder for split, folder in named.items() if split not in labeled}
     if not labeled and others:
         return whole, [_check_class_of_split_name(root, list(unlabeled.values()), others)]
@@ -354,7 +382,9 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
     if others and len(labeled) == 1:
         _check_majority(walker, first, others)
     notes = [
-        f"'{folder.name}' was left out, because its {walker.count_direct_images(folder):,} images have no class folders"
+        left_out.get(split)
+        or f"'{folder.name}' was left out, because its {walker.count_direct_images(folder):,} images have no class "
+        "folders"
         for split, folder in named.items()
         if split not in folders
     ]
@@ -371,6 +401,30 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
             f"{quote_names([escape_name(name) for name in others])}"
         )
     return folders, notes
+
+
+def _find_unlabeled(walker: _Walker, labeled: Mapping[str, Path], test_only: bool) -> dict[str, str]:
+    """Return a note for each split that is left out, because its only folder is not a class, such as test/unknown.
+
+    With ``test_only``, a class may be in test only. Then the name of the folder must be one of `UNLABELED_FOLDERS`.
+    """
+    classes = walker.class_names(labeled["train"]) if "train" in labeled else set()
+    if len(classes) < 2:
+        return {}
+    notes = {}
+    for split in labeled.keys() - {"train"}:
+        folder = labeled[split]
+        names = walker.class_names(folder)
+        name = min(names)
+        if len(names) > 1 or name in classes or respelled_names([name], classes):
+            continue
+        if not test_only or _split_of(name) or _fold(name) in UNLABELED_FOLDERS:
+            count = sum(1 for _ in walker.images(folder))
+            notes[split] = (
+                f"'{folder.name}' was left out, because its {count:,} images lie in one folder, '{name}', which is not "
+                "a class of train"
+            )
+    return notes
 
 
 def _split_of(name: str) -> str | None:
@@ -392,6 +446,14 @@ def _named_folders(walker: _Walker, subfolders: Sequence[os.DirEntry[str]]) -> d
                     "one of them."
                 )
             named[split] = Path(entry.path)
+    for first, second in combinations(named.values(), 2):
+        paths = (first.resolve(), second.resolve())
+        if paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0]):
+            link = second if second.is_symlink() else first
+            raise InputError(
+                f"the splits in '{walker.root}' must be different folders, got '{first.name}' and '{second.name}', "
+                f"which hold the same images. Remove the link '{link.name}'."
+            )
     return named
 
 
@@ -592,13 +654,22 @@ class _IgnoredFiles:
         return notes + self.spellings
 
 
-def _find_classes(walker: _Walker, folder: Path, ignored: _IgnoredFiles) -> ClassFiles:
-    """Return the image files of each class folder in ``folder`` that holds images, sorted."""
+def _find_classes(walker: _Walker, folder: Path, ignored: _IgnoredFiles, class_folders: dict[Path, str]) -> ClassFiles:
+    """Return the image files of each class folder in ``folder`` that holds images, sorted.
+
+    Args:
+        walker: Walker of the root.
+        folder: Folder of a split.
+        ignored: Collects ignored files.
+        class_folders: Path of each class folder of all splits by its path without links. Class folders are added.
+
+    Raises:
+        InputError: If two class folders are one folder.
+    """
     root = walker.root
     ancestors = {root.resolve(), folder.resolve()}
     classes: dict[str, list[ImageFile]] = {}
     spelling: dict[str, str] = {}
-    folders: dict[Path, str] = {}
     images: list[Path] = []
     for entry in walker.entries(folder):
         if not _is_folder(entry):
@@ -610,12 +681,12 @@ def _find_classes(walker: _Walker, folder: Path, ignored: _IgnoredFiles) -> Clas
         files = [_image_file(root, file) for file in entries if _is_image(file)]
         others = [Path(file.path) for file in entries if not _is_image(file)]
         name = _class_name(entry.name)
-        if resolved in folders:
+        if resolved in class_folders:
             raise InputError(
-                f"class folders must be different folders, got '{folders[resolved]}' and '{entry.path}', which are one "
-                "folder. Remove the link."
+                f"class folders must be different folders, got '{class_folders[resolved]}' and '{entry.path}', which "
+                "are one folder. Remove the link."
             )
-        folders[resolved] = entry.path
+        class_folders[resolved] = entry.path
         if not files:
             ignored.folders.append(_describe_empty(root, entry.path, others))
             continue
@@ -765,6 +836,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a symbolic link to nothing. Links with an image suffix are images, see `_is_image`."""
+    return entry.is_symlink() and not os.path.exists(entry.path) and not _is_image(entry)
+
+
+def _describe_link(root: Path, path: str) -> str:
+    return f"'{escape_name(_relative(root, path))}' to '{escape_name(os.readlink(path))}'"
+
+
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a file with an image suffix.
 
@@ -828,7 +908,12 @@ def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles], names
 def _raise_one_class(root: Path, classes: ClassFiles) -> NoReturn:
     (name,) = classes
     nested = all(re.match(rf"{re.escape(name)}/.+/", file.name) for file in classes[name])
-    advice = f"Did you mean the folder '{root / name}'?" if nested else "Add a folder for each other class."
+    with os.scandir(root) as entries:
+        links = [_describe_link(root, entry.path) for entry in entries if _is_broken_link(entry)]
+    if links:
+        advice = f"Correct the broken links {join_first(sorted(links))}."
+    else:
+        advice = f"Did you mean the folder '{root / name}'?" if nested else "Add a folder for each other class."
     raise InputError(f"'{root}' must have two or more classes, got one, '{name}'. {advice}")
 
 
