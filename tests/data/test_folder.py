@@ -359,7 +359,7 @@ LISTING = FolderListing(
 KEY = (
     '{"bad_images":"fail","root":"/nonexistent/pets","size":32,"source":"folder","splits":{"test":{"cat":[],"dog":[]},'
     '"train":{"cat":[["train/cat/0.png",70,1700000000000000001]],'
-    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"value_range":null,"version":4}'
+    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"value_range":null,"version":5}'
 )
 
 

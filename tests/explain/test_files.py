@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camkd.data.images import decode
 from camkd.data.scan import IMAGE_TYPES
 from camkd.explain.explain import Explanation, ModelMaps, draw_explanation
 from camkd.explain.files import (
     MAX_PANELS,
     check_figure_size,
     decode_batches,
-    decode_images,
     find_image_files,
     output_format,
     prediction_records,
@@ -94,7 +94,7 @@ def test_images_are_decoded_in_batches(folder: Path) -> None:
     batches = list(decode_batches(paths, 16, lambda done, total, description: progress.append((done, total))))
     assert [len(batch) for batch in batches] == [32, 32, 26]
     assert progress == [(32, 90), (64, 90), (90, 90)]
-    np.testing.assert_array_equal(np.concatenate(batches), decode_images(paths, 16))
+    np.testing.assert_array_equal(np.concatenate(batches), np.stack([decode(path, 16) for path in paths]))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
@@ -103,7 +103,7 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> Non
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.png' must be a readable image file"):
-        decode_images([tmp_path / "good.png", tmp_path / "bad.png"], 16)
+        list(decode_batches([tmp_path / "good.png", tmp_path / "bad.png"], 16, no_progress))
 
 
 # --- output formats

@@ -22,11 +22,13 @@ from camkd.cli.main import main
 from camkd.config import TrainConfig
 from camkd.data import decode as decode_module
 from camkd.data.dataset import Dataset
-from camkd.data.images import decode, decode_full
+from camkd.data.images import decode, decode_full, decode_with_remarks
 from camkd.data.sources import open_data
+from camkd.data.value_range import FULL_RANGE
 from camkd.distill.cache.build import make_teacher_fn
 from camkd.distill.objective import parse_objective
 from camkd.evaluate import measure
+from camkd.models.io import ModelInfo, save
 from camkd.runs.folder import Run
 from camkd.runs.loading import read_model_info
 from camkd.train.loop import fit
@@ -141,7 +143,7 @@ def test_range_is_that_of_the_training_images(tmp_path: Path) -> None:
     assert data.value_range == (LOW, HIGH)
     assert (data.val.images == 255).all()
     assert (data.test.images == 0).all()
-    outside = "images are black or white, because all of their values are outside of the value range"
+    outside = "images are mostly black or white, because more than half of their values are outside of the value range"
     assert sum(outside in note for note in data.notes) == 1
 
 
@@ -250,6 +252,119 @@ def test_missing_values_of_a_float_image_are_black(tmp_path: Path) -> None:
     values[0, :3] = [np.nan, np.inf, -np.inf]
     Image.fromarray(values).save(tmp_path / "x.tif")
     assert decode(tmp_path / "x.tif", 8, (0.0, 1.0))[0, :4, 0].tolist() == [0, 255, 0, 128]
+
+
+NARROW_NOTE = (
+    "gray images of more than 8 bits were scaled to 8 bits, which leaves fewer than 32 of 256 levels; spread their "
+    "values as those of the training images"
+)
+OUTSIDE_NOTE = "images are mostly black or white, because more than half of their values are outside of the value range"
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_narrow_gray_test_images_beside_training_images_of_8_bits_are_counted(tmp_path: Path, suffix: str) -> None:
+    for name in ("left", "right"):
+        for split in ("train", "val", "test"):
+            (tmp_path / "scans" / split / name).mkdir(parents=True)
+        for split in ("train", "val"):
+            Image.fromarray(photo(16, 16)).save(tmp_path / "scans" / split / name / "a.png")
+        Image.fromarray(wide_values(0, 0)).save(tmp_path / "scans" / "test" / name / f"a{suffix}")
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert data.value_range is None
+    assert len(np.unique(data.test.images)) <= 2
+    assert f"2 {NARROW_NOTE}: test/left/a{suffix}, test/right/a{suffix}" in data.notes
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_narrow_gray_training_image_beside_wide_ones_is_counted(tmp_path: Path) -> None:
+    write_classes(tmp_path / "scans")
+    for name in ("left", "right"):
+        Image.fromarray(wide_values(0, 0, 0, 65_535)).save(tmp_path / "scans" / name / "wide.png")
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert any(note.startswith(f"20 {NARROW_NOTE}: ") for note in data.notes)
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_gray_images_that_lose_no_levels_have_no_note(tmp_path: Path) -> None:
+    """Masks of two values, and gray values of 8 bits that were multiplied by 257."""
+    values = np.zeros((16, 16), np.uint16)
+    values[4:8] = 65_535
+    few = (np.arange(256).reshape(16, 16) // 16 * 16 * 257).astype(np.uint16)
+    for name, image in (("mask", values), ("few", few)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        assert decode_with_remarks(tmp_path / f"{name}.png", 16, FULL_RANGE)[1] == []
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.parametrize(("num_inside", "remarks"), [(1, [OUTSIDE_NOTE]), (127, [OUTSIDE_NOTE]), (128, [])])
+@pytest.mark.parametrize("outside", [0, 65_535])
+def test_mostly_clipped_image_has_a_remark(tmp_path: Path, num_inside: int, remarks: list[str], outside: int) -> None:
+    values = np.full(256, outside, np.uint16)
+    values[:num_inside] = np.linspace(LOW, HIGH, num_inside)
+    Image.fromarray(values.reshape(16, 16)).save(tmp_path / "x.png")
+    assert decode_with_remarks(tmp_path / "x.png", 16, (LOW, HIGH))[1] == remarks
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_transparent_values_are_not_counted_as_clipped(tmp_path: Path) -> None:
+    values = np.full((16, 16), 65_535, np.uint16)
+    values[:2] = np.linspace(LOW, HIGH, 32).reshape(2, 16)
+    image = Image.fromarray(values)
+    image.save(tmp_path / "x.png", transparency=65_535)
+    assert decode_with_remarks(tmp_path / "x.png", 16, (LOW, HIGH))[1] == []
+
+
+@pytest.mark.fault("images of 16 bits")
+def test_incomplete_image_outside_of_the_range_has_both_remarks(tmp_path: Path) -> None:
+    content = encode(Image.fromarray(wide_values(0, 0)), "PNG")
+    (tmp_path / "x.png").write_bytes(content[:-12])
+    remarks = decode_with_remarks(tmp_path / "x.png", 16, (0.0, 1000.0))[1]
+    assert remarks == ["images without the end of their file were read", OUTSIDE_NOTE]
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.parametrize(("value_range", "note"), [(None, NARROW_NOTE), ((0.0, 1000.0), OUTSIDE_NOTE)])
+@pytest.mark.parametrize("command", ["explain", "evaluate", "export"])
+def test_commands_name_images_that_do_not_fit_the_range_of_a_model(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    value_range: tuple[float, float] | None,
+    note: str,
+) -> None:
+    if command == "export":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    for split in ("train", "val", "test"):
+        for name in ("left", "right"):
+            folder = tmp_path / "new" / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(photo(16, 16)).save(folder / "plain.png")
+            if split == "test":
+                Image.fromarray(wide_values(0, 0)).save(folder / "narrow.png")
+                (folder / "cut.png").write_bytes(encode(Image.fromarray(photo(16, 16)), "PNG")[:-12])
+    info = ModelInfo("resnet8", ("left", "right"), 16, 1, 1, "teacher", "plain", "x", "f", 0, value_range=value_range)
+    save(camkd.build("resnet8", 2, 16), tmp_path / "model", info)
+    new, out = str(tmp_path / "new"), str(tmp_path / "out")
+    options = {"explain": [new, "--out", out], "evaluate": ["--data", new], "export": ["--data", new, "--out", out]}
+    assert main([command, str(tmp_path / "model"), *options[command]]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"2 {note}: " in shown
+    assert "2 images without the end of their file were read: " in shown
+
+
+@pytest.mark.fault("images of 16 bits")
+@pytest.mark.slow
+def test_training_on_8_bits_names_narrow_gray_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val", "test"):
+        for name in ("left", "right"):
+            (tmp_path / "scans" / split / name).mkdir(parents=True)
+            image = wide_values(0, 0) if split == "test" else photo(16, 16)
+            Image.fromarray(image).save(tmp_path / "scans" / split / name / "a.png")
+    options = ["--size", "16", "--model", "resnet8", "--epochs", "1", "--precision", "fp32", "--figure-every", "0"]
+    assert main(["teacher", "--data", str(tmp_path / "scans"), *options, "--out", str(tmp_path / "run")]) == 0
+    assert f"2 {NARROW_NOTE}: " in " ".join(capsys.readouterr().err.split())
 
 
 # --- metadata
@@ -385,6 +500,69 @@ def test_tiff_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.
         decode(tmp_path / "x.tif", 8)
 
 
+def tiff(values: Values, *, photometric: int = 1, order: str = "<", compression: int = 1, kind: int = 1) -> bytes:
+    """Encode values ``(H, W)`` or ``(H, W, C)`` as one uncompressed strip."""
+    height, width, *channels = values.shape
+    num_channels = channels[0] if channels else 1
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    bits = 8 * values.dtype.itemsize
+    first = 8 + len(data)
+    bits_at = first + 2 + 12 * 9 + 4
+    entries = [(256, 4, 1, width), (257, 4, 1, height)]
+    entries.append((258, 3, 1, bits) if num_channels == 1 else (258, 3, num_channels, bits_at))
+    entries += [(259, 3, 1, compression), (262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, num_channels)]
+    entries += [(279, 4, 1, len(data)), (339, 3, 1, kind)]
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, field, count, value in entries:
+        packed = struct.pack(f"{order}HH", value, 0) if (field, count) == (3, 1) else struct.pack(f"{order}I", value)
+        directory += struct.pack(f"{order}HHI", tag, field, count) + packed
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    sizes = struct.pack(f"{order}{num_channels}H", *[bits] * num_channels)
+    return magic + struct.pack(f"{order}I", first) + data + directory + bytes(4) + sizes
+
+
+@pytest.mark.fault("TIFF")
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_whose_zero_is_white_is_inverted(tmp_path: Path, order: str, dtype: type) -> None:
+    values = (np.arange(256).reshape(16, 16) * (257 if dtype is np.uint16 else 1)).astype(dtype)
+    plain = decode_full(_write(tmp_path / "a.tif", tiff(values, order=order)))
+    inverted = decode_full(_write(tmp_path / "b.tif", tiff(values, photometric=0, order=order)))
+    np.testing.assert_array_equal(plain[..., 0], np.arange(256).reshape(16, 16))
+    np.testing.assert_array_equal(inverted, 255 - plain)
+
+
+@pytest.mark.fault("TIFF")
+def test_range_of_inverted_tiff_is_that_of_the_shown_values(tmp_path: Path) -> None:
+    for label, name in enumerate(("left", "right")):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for number in range(10):
+            content = tiff(65_535 - wide_values(label, number), photometric=0)
+            (tmp_path / "scans" / name / f"{number}.tif").write_bytes(content)
+    data = open_folder(tmp_path / "scans", tmp_path / "cache")
+    assert data.value_range == (LOW, HIGH)
+    expected = scaled(wide_values(0, 0), LOW, HIGH)
+    np.testing.assert_array_equal(stored_pixels(data)["left/0.tif"], expected)
+
+
+@pytest.mark.fault("TIFF")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff(np.zeros((8, 8)), kind=3), "64-bit float samples cannot be read; save it with 8 or 16 bits"),
+        (tiff(np.zeros((8, 8)), kind=3, order=">"), "64-bit float samples cannot be read"),
+        (tiff(np.zeros((8, 8), np.float16), kind=3), "16-bit float samples cannot be read"),
+        (tiff(np.zeros((8, 8), np.uint64)), "64-bit integer samples cannot be read"),
+        (tiff(np.zeros((8, 8), np.complex64), kind=6), "64-bit complex float samples cannot be read"),
+        (tiff(np.zeros((8, 8, 3), np.float32), kind=3, photometric=2), "3 32-bit float samples per pixel cannot"),
+        (tiff(np.zeros((8, 8), np.uint8), compression=34712), "compression 34712 cannot be read; save it without"),
+    ],
+)
+def test_tiff_of_samples_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^TIFF with {reason}"):
+        decode(_write(tmp_path / "x.tif", content), 8)
+
+
 # --- files that are no images
 
 
@@ -394,6 +572,13 @@ def test_tiff_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.
     [
         (b"", r"the file is empty \(0 bytes\)"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "got a Git LFS pointer"),
+        (b"version https://hawser.github.com/spec/v1\noid sha256:0\nsize 9\n", "got a Git LFS pointer"),
+        (b"version http://git-media.io/v/2\noid sha256:0\nsize 9\n", "got a Git LFS pointer"),
+        (b"/annex/objects/SHA256E-s9--0.jpg\n", "got a git-annex pointer"),
+        (b"../.git/annex/objects/Xq/7k/SHA256E-s9--0.jpg/SHA256E-s9--0.jpg", "got a git-annex pointer"),
+        (b".git/annex/objects/Xq/7k/SHA256E-s9--0.jpg/SHA256E-s9--0.jpg", "got a git-annex pointer"),
+        (b"..\\.git\\annex\\objects\\Xq\\7k\\SHA256E-s9--0.jpg", "got a git-annex pointer"),
+        (b"../.git/modules/data/annex/objects/Xq/7k/SHA256E-s9--0.jpg", "got a git-annex pointer"),
         (b"\n<!DOCTYPE html>\n<html><svg></svg></html>", "got an HTML page"),
         (b'{"error": "not found"}', "got a text file"),
         (bytes(4096), "got only zero bytes"),

@@ -309,6 +309,7 @@ def files_of_no_image() -> dict[str, bytes]:
     return {
         "an HTML page": b"<!DOCTYPE html>\n<html><body>404 <svg></svg></body></html>",
         "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid",
+        "a git-annex pointer": b"../../.git/annex/objects/Xq/7k/SHA256E-s9--0.png/SHA256E-s9--0.png",
         "a text file": b'{"error": 404}\n',
         "only zero bytes": bytes(5000),
         "an archive": b"PK\3\4" + bytes(99),

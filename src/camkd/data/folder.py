@@ -11,13 +11,13 @@ import numpy as np
 
 from camkd.data.dataset import SPLITS, Dataset, Progress, Split
 from camkd.data.decode import DecoderPool
-from camkd.data.images import common_size
+from camkd.data.images import common_size, describe_remarks
 from camkd.data.scan import FolderListing, escape_name, join_first, quote_names, scan
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.data.value_range import FULL_RANGE, ValueRange, common_range
 from camkd.types import InputError
 
-VERSION = 4
+VERSION = 5
 """Version of `cache_key`. Increment it when a change of the code stores different arrays for the same files."""
 
 BadImages = Literal["fail", "skip"]
@@ -126,7 +126,7 @@ def _decode_listing(
 ) -> SplitArrays:
     """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out."""
     errors = {}
-    remarks: dict[str, list[str]] = {}
+    remarks: dict[str, list[str]] = {}  # by name of the image
     with DecoderPool(workers) as pool:
         for split in SPLITS:
             paths = dict(enumerate(listing.paths(split)))
@@ -140,10 +140,11 @@ def _decode_listing(
                 waiting = {row: paths[row] for row in decoded.summaries}
                 again = pool.decode_into(file, waiting, progress, description, value_range)
                 decoded.errors.update(again.errors)
+                decoded.remarks.update(again.remarks)
             errors[split] = decoded.errors
             samples = listing.samples(split)
-            for row, remark in decoded.remarks.items():
-                remarks.setdefault(remark, []).append(escape_name(samples[row][1].name))
+            for row in sorted(decoded.remarks):
+                remarks[escape_name(samples[row][1].name)] = decoded.remarks[row]
     unreadable: list[str] = []
     for split, reasons in errors.items():
         samples = listing.samples(split)
@@ -156,7 +157,7 @@ def _decode_listing(
     notes = (
         [f"{len(unreadable):,} unreadable images were left out: {join_first(unreadable, '; ')}"] if unreadable else []
     )
-    notes += [f"{len(names):,} {remark}: {join_first(names)}" for remark, names in remarks.items()]
+    notes += describe_remarks(remarks)
     if value_range is not None:
         notes.append(
             f"gray values of images of more than 8 bits were scaled: {value_range[0]:,g} became 0 and "

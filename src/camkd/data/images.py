@@ -6,11 +6,11 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from camkd.data.image_formats import (
     read_png,
     repaired_jpegs,
 )
+from camkd.data.scan import join_first
 from camkd.data.value_range import FULL_RANGE, ValueRange, ValueSummary, scale_to_bytes, summarize
 
 MAX_COMMON_SIZE = 64
@@ -55,9 +56,28 @@ BLOCK_SIDE = 18
 
 INCOMPLETE = "images without the end of their file were read"
 NARROWED = "color images of 16 bits were read with 8 bits per channel"
-OUTSIDE = "images are black or white, because all of their values are outside of the value range"
+OUTSIDE = "images are mostly black or white, because more than half of their values are outside of the value range"
 FEW_LEVELS = 32
 NEARLY_FLAT = f"{NARROWED}, which leaves fewer than {FEW_LEVELS} of 256 levels; save them as gray images of 16 bits"
+NARROW_GRAY = (
+    f"gray images of more than 8 bits were scaled to 8 bits, which leaves fewer than {FEW_LEVELS} of 256 levels; "
+    "spread their values as those of the training images"
+)
+
+MAX_CLIPPED_FRACTION = 0.5
+"""Fraction of the values of an image outside of the value range above which the image gets the remark `OUTSIDE`."""
+
+MIN_LEVEL_RATIO = 2
+"""Ratio of the gray levels before and after scaling from which an image of few levels gets `NARROW_GRAY`."""
+
+BITS_TAG, COMPRESSION_TAG, PHOTOMETRIC_TAG, SAMPLE_FORMAT_TAG = 258, 259, 262, 339
+"""Tags of TIFF: bits of each sample, compression, meaning of the values and number format."""
+
+WHITE_IS_ZERO = 0
+BLACK_IS_ZERO = 1
+
+SAMPLE_FORMATS = {1: "integer", 2: "signed integer", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex float"}
+"""Number formats of the samples of TIFF."""
 
 
 class Decoded(NamedTuple):
@@ -65,11 +85,11 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: RGB, ``(H, W, 3) uint8``. Only the `ValueSummary` of an image of more than 8 bits without a value range.
-        remark: `INCOMPLETE`, `OUTSIDE`, `NARROWED`, `NEARLY_FLAT` or None.
+        remarks: `INCOMPLETE`, and one of `OUTSIDE`, `NARROW_GRAY`, `NARROWED` and `NEARLY_FLAT`, as far as they apply.
     """
 
     pixels: NDArray[np.uint8] | ValueSummary
-    remark: str | None
+    remarks: list[str]
 
 
 class DecodedRows(NamedTuple):
@@ -78,12 +98,12 @@ class DecodedRows(NamedTuple):
     Attributes:
         errors: The error message for each row whose file cannot be decoded.
         summaries: The gray values of each image that is not decoded because it needs a value range.
-        remarks: `INCOMPLETE`, `OUTSIDE`, `NARROWED` or `NEARLY_FLAT`.
+        remarks: The remarks on each image that has any, see `Decoded`.
     """
 
     errors: dict[int, str]
     summaries: dict[int, ValueSummary]
-    remarks: dict[int, str]
+    remarks: dict[int, list[str]]
 
 
 def decode(path: str | Path, size: int, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
@@ -110,9 +130,49 @@ def decode(path: str | Path, size: int, value_range: ValueRange = FULL_RANGE) ->
         >>> decode(Path("cat.jpg"), 64).shape      # doctest: +SKIP
         (64, 64, 3)
     """
-    pixels = _decode(path, size, value_range).pixels
+    return decode_with_remarks(path, size, value_range)[0]
+
+
+def decode_with_remarks(path: str | Path, size: int, value_range: ValueRange) -> tuple[NDArray[np.uint8], list[str]]:
+    """Decode an image file as `decode` does, with remarks on what was lost.
+
+    Args:
+        path: Path of the file.
+        size: Side of the result in pixels.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
+
+    Returns:
+        ``(size, size, 3) uint8`` and `Decoded.remarks`.
+
+    Raises:
+        ValueError: As `decode`.
+
+    Example:
+        >>> pixels, remarks = decode_with_remarks(Path("cat.jpg"), 64, FULL_RANGE)      # doctest: +SKIP
+    """
+    pixels, remarks = _decode(path, size, value_range)
     assert isinstance(pixels, np.ndarray)
-    return pixels
+    return pixels, remarks
+
+
+def describe_remarks(remarks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a note for each remark, with the number and the names of its images.
+
+    Args:
+        remarks: The remarks on each image by its name.
+
+    Returns:
+        The notes.
+
+    Example:
+        >>> describe_remarks({"a.jpg": [INCOMPLETE], "b.jpg": [INCOMPLETE]})
+        ['2 images without the end of their file were read: a.jpg, b.jpg']
+    """
+    names: dict[str, list[str]] = {}
+    for name, image_remarks in remarks.items():
+        for remark in image_remarks:
+            names.setdefault(remark, []).append(name)
+    return [f"{len(images):,} {remark}: {join_first(images)}" for remark, images in names.items()]
 
 
 def decode_full(path: str | Path, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
@@ -147,32 +207,87 @@ def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) 
             opened = _open_image(file)
             with opened.image as image:
                 loaded, is_complete = _load(opened)
-                remark = None if is_complete else INCOMPLETE
+                remarks = [] if is_complete else [INCOMPLETE]
                 transposition = TRANSPOSITIONS.get(opened.orientation)
                 upright = loaded if transposition is None else loaded.transpose(transposition)
                 if upright.mode[0] in "IF":  # gray with more than 8 bits
                     is_16_bits = image.mode.startswith("I;16") or image.format == "PNG"
                     values = np.asarray(upright).astype(np.uint16) if is_16_bits else np.asarray(upright)
+                    if isinstance(image, _TiffImage) and image.is_inverted:
+                        values = _invert(values, image.tag_v2[BITS_TAG][0])
                     transparent = image.info.get("transparency")
                     if value_range is None:
-                        return Decoded(summarize(values, transparent), remark)
-                    if remark is None and (values.max() < value_range[0] or values.min() > value_range[1]):
-                        remark = OUTSIDE
-                    rgb = Image.fromarray(scale_to_bytes(values, value_range, transparent)).convert("RGB")
+                        return Decoded(summarize(values, transparent), remarks)
+                    pixels = scale_to_bytes(values, value_range, transparent)
+                    visible = np.ones(values.shape, bool) if transparent is None else values != transparent
+                    remarks += _remarks_on_scaling(values[visible], pixels[visible], value_range)
+                    rgb = Image.fromarray(pixels).convert("RGB")
                 else:
                     rgb = _to_rgb(upright)
-                    if opened.is_narrowed and remark is None:
-                        num_levels = np.count_nonzero(np.bincount(np.asarray(rgb).ravel(), minlength=256))
-                        remark = NARROWED if num_levels >= FEW_LEVELS else NEARLY_FLAT
-                return Decoded(np.asarray(rgb if size is None else _resize_center_square(rgb, size)), remark)
+                    if opened.is_narrowed:
+                        remarks.append(NARROWED if _num_levels(np.asarray(rgb)) >= FEW_LEVELS else NEARLY_FLAT)
+                return Decoded(np.asarray(rgb if size is None else _resize_center_square(rgb, size)), remarks)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow raises SyntaxError, struct.error, IndexError, ... on broken files
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def _remarks_on_scaling(values: NDArray[Any], pixels: NDArray[np.uint8], value_range: ValueRange) -> list[str]:
+    """Return `OUTSIDE` if most of the visible values were clipped, or `NARROW_GRAY` if few gray levels are left."""
+    num_clipped = np.count_nonzero(values < value_range[0]) + np.count_nonzero(values > value_range[1])
+    if num_clipped > MAX_CLIPPED_FRACTION * values.size:
+        return [OUTSIDE]
+    num_levels = _num_levels(pixels)
+    has_lost_levels = 0 < num_levels < FEW_LEVELS and len(np.unique(values)) >= MIN_LEVEL_RATIO * num_levels
+    return [NARROW_GRAY] if has_lost_levels else []
+
+
+def _num_levels(pixels: NDArray[np.uint8]) -> int:
+    return int(np.count_nonzero(np.bincount(pixels.ravel(), minlength=256)))
+
+
+def _invert(values: NDArray[Any], num_bits: int) -> NDArray[Any]:
+    """Invert integers whose zero is white. For floats, the value of white is undefined, and they stay as they are."""
+    if values.dtype == np.uint16:
+        return np.uint16((1 << num_bits) - 1) - values
+    return values if values.dtype.kind == "f" else ~values
+
+
 class _TiffImage(TiffImagePlugin.TiffImageFile):
-    """TIFF file of which only the first page is read, and no metadata. Pillow would rewrite them as EXIF data."""
+    """TIFF file of which only the first page is read, and no metadata. Pillow would rewrite them as EXIF data.
+
+    Attributes:
+        is_inverted: Whether the values are gray with more than 8 bits, and zero is white. Pillow does not invert them.
+    """
+
+    is_inverted: bool
+
+    def _setup(self) -> None:
+        bits = self.tag_v2.get(BITS_TAG, (1,))
+        self.is_inverted = self.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO and bits[0] > 8
+        if self.is_inverted:
+            self.tag_v2[PHOTOMETRIC_TAG] = BLACK_IS_ZERO  # Pillow reads few kinds of the other
+        try:
+            super()._setup()
+        except (OSError, SyntaxError, KeyError) as error:
+            content = self._describe_content(bits)
+            if content is None:
+                raise
+            raise ValueError(content) from error
+
+    def _describe_content(self, bits: tuple[int, ...]) -> str | None:
+        """Return the reason why a file with an intact header cannot be read, or None if the header is corrupt."""
+        compression = self.tag_v2.get(COMPRESSION_TAG, 1)
+        if compression not in TiffImagePlugin.COMPRESSION_INFO:
+            return f"TIFF with compression {compression} cannot be read; save it without compression"
+        sample_format = SAMPLE_FORMATS.get(self.tag_v2.get(SAMPLE_FORMAT_TAG, (1,))[0])
+        if not self.width or not self.height or sample_format is None or not 1 <= min(bits) <= max(bits) <= 128:
+            return None
+        kind = f"{bits[0]}-bit {sample_format} samples"
+        if len(bits) > 1:
+            kind = f"{len(bits)} {kind} per pixel"
+        return f"TIFF with {kind} cannot be read; save it with 8 or 16 bits"
 
     def load_end(self) -> None:
         """Leave the image as it is stored."""
@@ -342,7 +457,7 @@ def decode_rows(
     with _suppress_pillow_warnings():
         for row, path in zip(rows, paths, strict=True):
             try:
-                pixels, remark = _decode(path, images.shape[1], value_range)
+                pixels, remarks = _decode(path, images.shape[1], value_range)
             except ValueError as error:
                 result.errors[row] = str(error)
                 continue
@@ -350,8 +465,8 @@ def decode_rows(
                 result.summaries[row] = pixels
             else:
                 images[row] = pixels
-            if remark:
-                result.remarks[row] = remark
+            if remarks:
+                result.remarks[row] = remarks
     return result
 
 

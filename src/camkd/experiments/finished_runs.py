@@ -15,7 +15,8 @@ from torch import nn
 
 from camkd.data.dataset import Dataset, Progress, fingerprint
 from camkd.data.folder import BadImages
-from camkd.data.scan import join_first, quote_names, respelled_names
+from camkd.data.images import describe_remarks
+from camkd.data.scan import escape_name, join_first, quote_names, respelled_names
 from camkd.data.sources import SOURCES, open_data
 from camkd.data.value_range import FULL_RANGE
 from camkd.distill.teacher import choose_teacher, load_teacher
@@ -281,14 +282,17 @@ def explain_files(
     if file_format == "png":
         check_figure_size(len(paths), top * len(models))
     unreadable: dict[Path, str] = {}
+    remarks: dict[Path, list[str]] = {}
     explanation = explain_batches(
         models,
-        decode_batches(paths, info.size, progress, value_range, unreadable if bad_images == "skip" else None),
+        decode_batches(paths, info.size, progress, value_range, unreadable if bad_images == "skip" else None, remarks),
         top=top,
         method=method,
         layers={title: layer} if layer else None,
         against=against_ids,
     )
+    for note in describe_remarks({escape_name(str(path)): remarks[path] for path in remarks}):
+        message(note)
     paths = [path for path in paths if path not in unreadable]
     if file_format == "folder":
         write_overlays(out, paths, explanation.maps_by_model[title].maps, progress, value_range)

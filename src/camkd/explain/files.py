@@ -13,7 +13,7 @@ from PIL import Image
 
 from camkd.data.dataset import Progress
 from camkd.data.ignored import OUTPUT_MARKER
-from camkd.data.images import decode, decode_full
+from camkd.data.images import decode, decode_full, decode_with_remarks
 from camkd.data.scan import find_images
 from camkd.data.value_range import FULL_RANGE, ValueRange
 from camkd.explain.explain import Explanation, draw_explanation
@@ -54,31 +54,15 @@ def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
     return list(dict.fromkeys(images)), list(dict.fromkeys(skipped))
 
 
-def decode_images(paths: Sequence[Path], size: int, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
-    """Decode the center square of each image file.
-
-    Args:
-        paths: Image files.
-        size: Side of the decoded images in pixels.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
-
-    Returns:
-        Images ``(N, size, size, 3)``, RGB.
-
-    Raises:
-        InputError: If a file cannot be decoded. The message names the first unreadable file.
-    """
-    return np.stack([_decode(path, size, value_range) for path in paths])
-
-
 def decode_batches(
     paths: Sequence[Path],
     size: int,
     progress: Progress,
     value_range: ValueRange = FULL_RANGE,
     unreadable: dict[Path, str] | None = None,
+    remarks: dict[Path, list[str]] | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Decode image files in batches of `BATCH_SIZE`, see `decode_images`.
+    """Decode the center squares of image files in batches of `BATCH_SIZE`.
 
     Args:
         paths: Image files.
@@ -86,6 +70,7 @@ def decode_batches(
         progress: Callback, called when the consumer requests the next batch.
         value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
         unreadable: Collects the reasons of files that cannot be decoded, which are left out. None: an error is raised.
+        remarks: Collects the remarks on the decoded images, see `camkd.data.images.Decoded`.
 
     Yields:
         Images ``(n, size, size, 3)``, RGB.
@@ -95,29 +80,23 @@ def decode_batches(
             decoded.
     """
     for start in range(0, len(paths), BATCH_SIZE):
-        batch = paths[start : start + BATCH_SIZE]
-        if unreadable is None:
-            yield decode_images(batch, size, value_range)
-        elif images := [
-            image for path in batch if (image := _try_decode(path, size, value_range, unreadable)) is not None
-        ]:
+        images = []
+        for path in paths[start : start + BATCH_SIZE]:
+            try:
+                image, image_remarks = decode_with_remarks(path, size, value_range)
+            except ValueError as error:
+                if unreadable is None or not os.path.lexists(path):
+                    raise _unreadable_error(path, str(error)) from error
+                unreadable[path] = str(error)
+                continue
+            images.append(image)
+            if image_remarks and remarks is not None:
+                remarks[path] = image_remarks
+        if images:
             yield np.stack(images)
         progress(min(start + BATCH_SIZE, len(paths)), len(paths), "explaining images")
     if unreadable and len(unreadable) == len(paths):
         raise _unreadable_error(*next(iter(unreadable.items())), len(paths))
-
-
-def _try_decode(
-    path: Path, size: int, value_range: ValueRange, unreadable: dict[Path, str]
-) -> NDArray[np.uint8] | None:
-    """Decode the center square. Of a file that exists and cannot be decoded, record the reason."""
-    try:
-        return decode(path, size, value_range)
-    except ValueError as error:
-        if not os.path.lexists(path):
-            raise _unreadable_error(path, str(error)) from error
-        unreadable[path] = str(error)
-        return None
 
 
 def _decode(path: Path, size: int | None, value_range: ValueRange) -> NDArray[np.uint8]:

@@ -115,6 +115,9 @@ def export(
         site.check_folder(web)
     runtime_paths = runtime_files(runtime) if web else []
     dataset = open_model_data(source, options.data, reporter.progress, reporter.message, options.bad_images)
+    if options.data is not None or options.bad_images is not None:
+        for note in dataset.notes:
+            reporter.message(f"  {note}")
     with ExitStack() as stack:
         folder = stack.enter_context(commit_dir(out)) if out else Path(stack.enter_context(TemporaryDirectory()))
         results: dict[str, Any] = {
