@@ -253,8 +253,8 @@ def raise_error(error: BaseException) -> Any:
         (
             PermissionError(13, "Permission denied", "a.png"),
             1,
-            "camkd: a.png must be accessible, got: Permission denied. Check the path, its permissions and the free disk "
-            "space.",
+            "camkd: a.png must be accessible, got: Permission denied. Check the path, its permissions and the free "
+            "disk space.",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
