@@ -565,6 +565,26 @@ def test_evaluate_on_images_of_some_classes(
 
 @pytest.mark.slow
 @pytest.mark.fault("class without images")
+@pytest.mark.parametrize("case", ["one class", "few images", "test folder"])
+def test_export_with_images_that_cannot_be_split(finished: Any, easy_folder: Path, tmp_path: Path, case: str) -> None:
+    names = ("sky",) if case == "one class" else ("berry", "sky")
+    images = tmp_path / "images" / ("test" if case == "test folder" else "")
+    copy_classes(easy_folder / "test", images, *names)
+    count = len(list(images.rglob("*.png")))
+    if case == "few images":
+        readable = {next((images / name).iterdir()) for name in names}
+        for path in set(images.rglob("*.png")) - readable:
+            path.write_bytes(b"broken")
+        count = len(readable)
+    arguments = ["--data", str(tmp_path / "images"), "--bad-images", "skip"]
+    result = camkd("export", str(finished.folder / "student"), "--out", str(tmp_path / "out"), *arguments)
+    assert result.status == 0, result.error
+    assert f"the {count} test images of" in result.err + result.out
+    assert (tmp_path / "out" / "model.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("class without images")
 @pytest.mark.parametrize(
     ("names", "match"),
     [

@@ -128,9 +128,10 @@ def open_model_data(
 
     Args:
         source: A run folder or a shipped model.
-        data: Another dataset. None: the model's own dataset, with the limits of its run.
+        data: Another dataset. Its test images are also used for training images if it cannot be divided into splits.
+            None: the model's own dataset, with the limits of its run.
         progress: Callback ``progress(done, total, description)``.
-        message: Callback ``message(text)`` for a note about a moved folder.
+        message: Callback ``message(text)`` for a note about a moved folder or about images used twice.
         bad_images: Treatment of unreadable images of a folder. None: as in the training.
 
     Returns:
@@ -140,9 +141,10 @@ def open_model_data(
         InputError: If the model's own images are missing, or a class of the images is not a class of the model.
     """
     info = read_model_info(source)
-    if data is not None or info.data in SOURCES:
-        name = info.data if data is None else data
-        return _open_at_model_size(source, name, progress, bad_images, as_trained=data is None)
+    if data is not None:
+        return _open_or_share(source, data, progress, message, bad_images)
+    if info.data in SOURCES:
+        return _open_at_model_size(source, info.data, progress, bad_images, as_trained=True)
     recorded = Path(info.data).expanduser()
     dataset = (
         _open_at_model_size(source, info.data, progress, bad_images, as_trained=True) if recorded.exists() else None
@@ -163,6 +165,26 @@ def open_model_data(
             "Give --data their folder."
         )
     return dataset
+
+
+def _open_or_share(
+    source: str, data: str, progress: Progress, message: Callable[[str], None], bad_images: BadImages | None
+) -> Dataset:
+    """Open another dataset. The test images are also the train images of a folder that cannot be divided into splits.
+
+    Such a folder has images of one class or only a few images, or it has no train folder.
+    """
+    try:
+        return _open_at_model_size(source, data, progress, bad_images)
+    except InputError:
+        dataset = _open_at_model_size(source, data, progress, bad_images, test_only=True)
+        if len(dataset.train):
+            raise
+    message(
+        f"the {len(dataset.test):,} test images of {data!r} are also used as training images, because it has no others"
+    )
+    splits = {"train": dataset.test, "val": dataset.val, "test": dataset.test}
+    return replace(dataset, train=dataset.test, fingerprint=fingerprint(dataset.classes, splits))
 
 
 def _open_at_model_size(
