@@ -167,6 +167,27 @@ def test_folder_that_holds_splits_is_no_class(tmp_path: Path, inner: str) -> Non
 
 
 @pytest.mark.fault("splits beside other folders")
+def test_folder_that_holds_splits_with_other_names_is_no_class(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"got 'data/testA', 'data/trainA', which look like splits"):
+        scan(make(tmp_path, plots=2, data__trainA=3, data__testA=3))
+
+
+@pytest.mark.fault("splits beside other folders")
+def test_folds_inside_of_train_are_no_classes(tmp_path: Path) -> None:
+    folders = {f"train/fold{number}/{label}": 3 for number in range(2) for label in ("cat", "dog")}
+    with pytest.raises(InputError, match=r"got 'fold0', 'fold1', which look like parts of one dataset"):
+        scan(make(tmp_path, **folders))
+
+
+@pytest.mark.fault("symbolic links in a loop")
+def test_broken_link_to_train_is_named(tmp_path: Path) -> None:
+    make(tmp_path, val__a=3, val__b=3)
+    (tmp_path / "train").symlink_to("/gone")
+    with pytest.raises(InputError, match=r"must have a 'train' folder, got only 'val' and the broken links 'train' to"):
+        scan(tmp_path)
+
+
+@pytest.mark.fault("splits beside other folders")
 @pytest.mark.parametrize("name", ["fold", "Fold_", "cv-", "data_split"])
 def test_folds_are_no_classes(tmp_path: Path, name: str) -> None:
     folders = {f"{name}{number}/{label}": 3 for number in range(3) for label in ("cat", "dog")}

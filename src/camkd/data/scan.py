@@ -372,6 +372,9 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
         folders = {split: folder for split, folder in named.items() if split == "train" or split in labeled}
     else:
         existing = quote_names([folder.name for folder in named.values()])
+        if walker.broken_links:
+            links = [_describe_link(root, path) for path in sorted(walker.broken_links)]
+            existing += f" and the broken links {join_first(links)}"
         folder = next(iter(named.values()))
         advice = f"Choose '{folder}'" if test_only else "Add train/<class>/ with the images"
         raise InputError(
@@ -379,6 +382,7 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
             f"'{folder.name}' if it is a class."
         )
     first = next(iter(folders.values()))
+    numbered = _check_no_folds(walker, [entry for entry in walker.folders(first) if any(walker.images(entry.path))])
     if others and len(labeled) == 1:
         _check_majority(walker, first, others)
     notes = [
@@ -393,6 +397,7 @@ def _split_folders(walker: _Walker, test_only: bool) -> tuple[dict[str, Path], l
         for entry in subfolders
         if _split_of(entry.name) is not None and not any(walker.images(entry.path))
     ]
+    notes += numbered
     if empty:
         notes.append(f"folders without images were ignored: {join_first(empty)}")
     if others:
@@ -614,6 +619,9 @@ def _check_holds_no_splits(walker: _Walker, folder: str) -> None:
                 f"'{walker.root}' must hold splits or classes, got '{escape_name(_relative(walker.root, path))}', "
                 f"which holds the splits {names}. Choose '{path}'."
             )
+        words = {e.name: word for e in inner if (word := _find_split_word(e.name)) and any(walker.images(e.path))}
+        if _have_pairs({name: _split_of(word) for name, word in words.items()}, words) and not named:
+            _raise_other_splits(walker, [entry for entry in inner if entry.name in words])
         if depth < MAX_SPLIT_DEPTH:
             pending += [(entry.path, depth + 1) for entry in inner if not entry.is_symlink()]
 
