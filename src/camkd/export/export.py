@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from camkd.config import AUTO
 from camkd.data.dataset import Dataset
 from camkd.data.folder import BadImages
 from camkd.distill.teacher import choose_teacher
@@ -59,7 +60,7 @@ class ExportOptions:
         int8: Whether to write ``model.int8.onnx`` too, calibrated on training images, and measure its accuracy.
         max_drop: Largest allowed loss of test accuracy by int8, in percentage points.
         force: Whether to write the int8 model at any loss of accuracy and any similarity of the maps.
-        teacher: Run of a teacher to write as ``teacher.onnx``. An empty string: the recorded teacher. None: no file.
+        teacher: Run of a teacher to write as ``teacher.onnx``. ``auto``: the recorded teacher. None: no file.
         any_size: Whether to export for images of any size, if the network allows it.
     """
 
@@ -108,7 +109,7 @@ def export(
         )
     info = read_model_info(source)
     model = load(source)
-    teacher = choose_teacher(info, source, options.teacher or None, reporter.message)
+    teacher = choose_teacher(info, source, None if options.teacher == AUTO else options.teacher, reporter.message)
     if options.teacher is not None and teacher is None:
         raise InputError(f"the teacher of {source!r} must exist, got none. Give --teacher its run, or leave it out.")
     if web:

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from camkd.cli.commands.common import AS_IN_TRAINING, Command, add_bad_images_option, open_reporter
+from camkd.config import AUTO
 
 RUN_HELP = "a run folder or a shipped model"
 DATA_HELP = "images of the model's dataset (default: the images of its run)"
@@ -37,7 +38,7 @@ def _add_options(parser: ArgumentParser) -> None:
         nargs="?",
         type=str | None,
         default=None,
-        const="",
+        const=AUTO,
         help="also write the teacher; give its run folder if it is not the teacher of RUN. The page shows its maps "
         "(without this option: the maps of the teacher of RUN, if it exists)",
     )
