@@ -221,7 +221,7 @@ def test_resumed_comparison_has_the_same_settings(plan: Plan, data: Dataset) -> 
         resume(with_train(plan, lr=0.2))
     with pytest.raises(InputError, match="student must be resnet8"):
         resume(with_config(plan, model="cam-net"))
-    with pytest.raises(InputError, match="data_fingerprint must be"):
+    with pytest.raises(InputError, match="The images must be those that"):
         prepare(plan, replace(data, fingerprint="0" * 64), resume=True, callback=Callback())
 
 
@@ -237,7 +237,7 @@ def test_replaced_teacher_is_refused(plan: Plan, data: Dataset) -> None:
     prepare(plan, data, resume=False, callback=Callback())
     shutil.rmtree(copy)
     train_teacher(copy, plan.config.data, replace(TRAIN, seed=8))
-    with pytest.raises(InputError, match="teacher_weights must be"):
+    with pytest.raises(InputError, match="The teacher's weights must be those that"):
         prepare(plan, data, resume=True, callback=Callback())
 
 
@@ -391,7 +391,7 @@ def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
     assert "<b>images" not in html
     assert "ce=0.1+cam=1:pool=2 − kd" in html
     centre = 100 * summary["methods"]["kd"]["cam_cosine_centre"]["mean"]
-    assert f"<small>centre {centre:.1f}</small>" in html
+    assert f"<small>center {centre:.1f}</small>" in html
     (reached, _), chance = (
         tables(comparison),
         max(level.mean for level in comparison.arms[1].chance_levels("cam_cosine").values()),

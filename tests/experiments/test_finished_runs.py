@@ -60,7 +60,7 @@ def test_overlays_show_the_predicted_class(finished: Any, easy_folder: Path, tmp
         record["student"]["classes_shown"][0]["class"] == record["student"]["class"] for record in records.values()
     )
     assert all(set(record) == {"student"} for record in records.values())
-    overlays = sorted(path for path in (tmp_path / "overlays").rglob("*") if path.is_file())
+    overlays = sorted(path for path in (tmp_path / "overlays").rglob("*.png"))
     assert [f"{path.relative_to(tmp_path / 'overlays')}" for path in overlays] == [
         f"{Path(path).relative_to(easy_folder / 'test')}.png" for path in records
     ]

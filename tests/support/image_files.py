@@ -96,7 +96,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(values: NDArray[Any], bits: int, *chunks: bytes, gray: bool = False) -> bytes:
+def png(values: NDArray[Any], bits: int, *chunks: bytes) -> bytes:
     """Return a PNG file of raw samples, with additional chunks before the pixels.
 
     Args:
@@ -247,7 +247,7 @@ def corrupt_files() -> dict[str, bytes]:
     broken_data[-14] ^= 1  # the checksum of the pixels
     return files | {
         "half of a progressive JPEG file": progressive[: len(progressive) // 2],
-        "PNG without the end of its pixels": whole["PNG"][:-16],
+        "PNG without checksum and end": whole["PNG"][:-16],
         "PNG with a wrong checksum": bytes(broken_data),
         "JPEG header only": whole["JPEG"][:20],
         "PNG header only": whole["PNG"][:33],
@@ -288,7 +288,7 @@ def files_with_broken_metadata() -> dict[str, bytes]:
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + bytes(4)
     return {
         "PNG with 3 MB of text": png(pixels, 8, png_chunk(b"tEXt", b"a\0" + b"x" * 3_000_000)),
-        "PNG with 3 MB of compressed text": png(pixels, 8, png_chunk(b"zTXt", b"a\0\0" + bomb)),
+        "PNG with 100 MB of compressed text": png(pixels, 8, png_chunk(b"zTXt", b"a\0\0" + bomb)),
         "PNG with 3 MB of XMP": png(pixels, 8, png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"x" * 3_000_000)),
         "PNG with a profile of 100 MB": png(pixels, 8, png_chunk(b"iCCP", b"a\0\0" + bomb)),
         "PNG with a broken profile": png(pixels, 8, png_chunk(b"iCCP", b"broken")),

@@ -17,8 +17,8 @@ class ClassSelection(NamedTuple):
     Attributes:
         class_ids: Class indices ``(N, k)``, or None.
         top: Number ``k`` of most probable classes of each image, or None. Both None: all classes.
-        against: Class indices ``(N, m)`` of a contrast, or None.
-        gamma: Weight of the classes in ``against``.
+        against: Indices ``(N, m)`` of the classes whose mean map is subtracted from each map, or None.
+        gamma: Factor of the subtracted map.
     """
 
     class_ids: Tensor | None = None
@@ -30,7 +30,7 @@ class ClassSelection(NamedTuple):
 def check_selection(
     classes: Tensor | None, top: int | None, against: Tensor | None = None, gamma: float = 1.0
 ) -> ClassSelection:
-    """Check the types of a class selection.
+    """Check the types and values of a class selection.
 
     Args:
         classes: Class indices, or None.
@@ -43,7 +43,7 @@ def check_selection(
 
     Raises:
         InputError: If ``classes`` or ``against`` is not a tensor, or ``top`` not a positive integer, or if both
-            ``classes`` and ``top`` are given.
+            ``classes`` and ``top`` are given. If ``gamma`` is not a finite number.
     """
     for name, value in (("classes", classes), ("against", against)):
         if value is not None and not isinstance(value, Tensor):

@@ -2,8 +2,9 @@
 
 The maps are exact if the logits are a linear layer of the spatial mean of another layer's output. Otherwise they are
 computed from gradients at the last layer that all paths from the image to the logits pass through. The head is a
-property of the architecture: it is found with random images and random weights (``probe.py``). It is cached per model
-until a module, a mode or a hook changes, or the shape or the dtype of the images does.
+property of the architecture: it is found with random images and random weights (``probe.py``), or with the weights of
+the model if random weights give no gradient. It is cached per model until a module, a mode or a hook changes, or the
+shape or the dtype of the images does.
 """
 
 from __future__ import annotations
@@ -398,11 +399,12 @@ class _HeadDetector:
     def _feature_candidates(self, reached: list[int]) -> Iterator[tuple[int, FeatureLayout, Form]]:
         """Yield the calls that maps may be computed from, the best first.
 
-        The best is the last call whose cells the logits need to depend on the image. If prefix tokens carry image
-        information past these cells, as a class token does, there are two cases. If the prefix tokens are empty until
-        late in the network, as with class-attention layers, it is the last such call in the second half of the network.
-        Otherwise it is the last call that all cells of the block before the last pass through, which is the first
-        normalization of the last block of a transformer. If no call is needed, as in an ensemble, it is the last call.
+        The best is the last call through whose cells all image information reaches the logits: with these cells held
+        constant, the logits do not depend on the image. Prefix tokens such as a class token may carry image information
+        past these cells. If they hold none until late in the network, as with class-attention layers, the best is the
+        last such call in the second half of the network. Otherwise it is the last call through which all patch tokens
+        of the second-to-last block pass: in a vision transformer, the first normalization of the last block. If no
+        single call carries all image information, as in an ensemble, it is the last usable call.
         """
         usable = [
             (i, layout)
@@ -487,12 +489,12 @@ class _HeadDetector:
             ) from error
 
     def _is_upsampled(self, i: int) -> bool:
-        """Return True for an output that is larger than its input and so holds no more spatial information."""
+        """Return True for an output of higher resolution than its input, which adds no spatial information."""
         _, output, first_input = self.calls[i]
         return first_input.ndim == 4 == output.ndim and output[0, 0].numel() > first_input[0, 0].numel()
 
     def _is_token_projection(self, i: int) -> bool:
-        """Return True for a linear layer of tokens: queries, keys and values have directions that change no logit."""
+        """Return True for a linear layer of tokens. Part of the output of a query, key or value layer has no effect."""
         return isinstance(self.calls[i].layer, nn.Linear) and self.calls[i].output.ndim == 3
 
     # --- calls

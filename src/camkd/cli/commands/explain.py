@@ -40,7 +40,7 @@ def _add_options(parser: ArgumentParser) -> None:
         default=[],
         metavar="CLASS",
         help="classes to contrast with: each map shows the evidence for its class minus the mean evidence for these "
-        "classes. Only the other classes get maps (default: no contrast)",
+        "classes. They get no maps of their own (default: no contrast)",
     )
     parser.add_argument("--method", type=str, default="cam", help="cam, gradcam, hirescam, layercam or gradcam++")
     parser.add_argument(
