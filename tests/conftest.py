@@ -18,9 +18,11 @@ from browser import chromium
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset, Split
 from camkd.data.sources import open_dataset
+from camkd.experiments import pipeline
 from camkd.experiments.pipeline import train_all
 from camkd.models import MODELS
 from camkd.report.report import write_report
+from camkd.train import heatmap_figures
 from run_folders import gallery_content, write_gallery_json, write_train_folder
 from support.fault_table import fault_table, pytest_configure, pytest_runtest_call, pytest_terminal_summary
 from support.processes import distill_arguments, reference_run, teacher
@@ -70,6 +72,15 @@ def fixed_seeds() -> None:
     """Seed the random generators, so that a test is independent of the order of tests."""
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Leave out the figures, which take longer than the training here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "draw_examples", lambda *arguments: None)
+        patch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,25 +24,15 @@ from camkd.experiments.compare import Plan, collect, parse_methods, prepare, run
 from camkd.report.comparison_report import tables, write_comparison
 from camkd.report.comparison_stats import Comparison
 from camkd.runs.folder import Run
-from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback
 from camkd.types import InputError, Interrupted
 from camkd.utils.files import write_text
 from support.interrupt import InterruptAt, Messages
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 TRAIN = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
 METHODS = ("plain", "kd", "ce=0.1+cam=1:pool=2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures() -> Iterator[None]:
-    """Leave out the figures, which take longer than the training here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "draw_examples", lambda *arguments: None)
-        patch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
-        yield
 
 
 def train_teacher(folder: Path, data_config: DataConfig, train: TrainConfig = TRAIN) -> None:

@@ -14,19 +14,9 @@ import pytest
 from camkd.experiments import pipeline
 from camkd.runs.folder import Run
 from camkd.runs.loading import read_model_info
-from camkd.train import heatmap_figures
 from support.cli import QUICK, camkd
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures() -> Iterator[None]:
-    """Leave out the figures, which take longer than the training here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "draw_examples", lambda *arguments: None)
-        patch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 
 class Project:

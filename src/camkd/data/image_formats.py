@@ -172,7 +172,7 @@ def read_png(file: IO[bytes]) -> StrippedFile:
 
 
 def read_jpeg(file: IO[bytes]) -> StrippedFile:
-    """Read the segments of a JPEG file that affect its pixels. Only the first picture of several is read.
+    """Read the segments of a JPEG file that affect its pixels. Only the first image of several is read.
 
     Args:
         file: The file.

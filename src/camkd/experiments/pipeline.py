@@ -361,7 +361,6 @@ def train_all(
     config = resolve_precision_and_epochs(config, *(run.folder for run in runs.values()), callbacks=callbacks)
     accept = resume.accept if resume else ()
     settings = run_on_rank0(lambda: _settings_by_role(runs, config.train, teacher_epochs, accept))
-    check_network(config.model, data)
     if not any(run.config() for run in runs.values()):
         CallbackList(callbacks).on_message(describe_times(_estimate_all(config, data, teacher_name, teacher_epochs)))
     metrics: dict[str, dict[str, Any]] = {}
