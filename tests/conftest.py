@@ -108,7 +108,7 @@ def easy() -> Dataset:
     """Images of 16 pixels that a network learns in a few steps: 96 for training, 24 for validation, 24 for test."""
     rng = np.random.default_rng(0)
     train, val, test = (_easy_split(rng, count, 16) for count in (96, 24, 24))
-    return Dataset("easy", ("berry", "leaf", "sky"), train, val, test, "f" * 64, ())
+    return Dataset("easy", ("berry", "leaf", "sky"), train, val, test, "f" * 64, "f" * 64, ())
 
 
 @pytest.fixture(scope="session")

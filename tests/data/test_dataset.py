@@ -107,7 +107,7 @@ def test_limited_is_balanced_and_keeps_the_order(labels: list[int], n: int) -> N
     rows = np.array(labels, np.int64)
     images = np.arange(len(rows), dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
     whole = Split(images, rows, names=tuple(map(str, range(len(rows)))))
-    data = Dataset("d", tuple("abcde"), whole, whole, whole, "f" * 64, ())
+    data = Dataset("d", tuple("abcde"), whole, whole, whole, "f" * 64, "f" * 64, ())
     small = data.limited(n)
     assert len(small.train) == len(small.val) == min(n, len(rows))
     chosen = small.train.images[:, 0, 0, 0].astype(int)

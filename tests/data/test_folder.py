@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.image_folders import make_classes, save_image
 
 from camkd.data import decode
 from camkd.data.dataset import Dataset, Split, no_progress
@@ -20,22 +21,7 @@ from camkd.data.folder import cache_key, open_folder
 from camkd.data.scan import FolderListing, ImageFile, scan
 from camkd.types import InputError
 
-RED = (255, 0, 0)
 WHITE = (255, 255, 255)
-
-
-def save_image(path: Path, color: tuple[int, int, int] = RED, size: tuple[int, int] = (8, 8)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path)
-    return path
-
-
-def make_classes(root: Path, *classes: str, count: int = 10) -> Path:
-    """Write ``root/<class>/0.png`` and so on, each image in its own color."""
-    for label, name in enumerate(classes):
-        for number in range(count):
-            save_image(root / name / f"{number}.png", (number, label, 100))
-    return root
 
 
 def open_images(root: Path, cache: Path, **options: object) -> Dataset:
@@ -406,7 +392,7 @@ def test_cache_key_names_the_stored_dataset(tmp_path: Path) -> None:
     open_images(make_classes(tmp_path / "pets", "a", "b"), tmp_path / "cache", limit=3)
     (folder,) = (tmp_path / "cache" / "data").iterdir()
     key = cache_key(scan(tmp_path / "pets").limited(3), 8, "fail")
-    assert folder.name == f"pets-{hashlib.sha256(f'3 {key}'.encode()).hexdigest()[:16]}"
+    assert folder.name == f"pets-{hashlib.sha256(f'4 {key}'.encode()).hexdigest()[:16]}"
 
 
 # --- invalid folders

@@ -183,7 +183,7 @@ def large_dataset(classes: int, side: int, count: int) -> Dataset:
     names = tuple(f"class number {k} with a name" for k in range(classes))
     images = rng.integers(0, 256, (count, side, side, 3)).astype(np.uint8)
     split = Split(images, np.arange(count) % classes, None, tuple(f"test/{'x' * 60}/{i}.jpg" for i in range(count)))
-    return Dataset("large", names, split, split, split, "f" * 64, ())
+    return Dataset("large", names, split, split, split, "f" * 64, "f" * 64, ())
 
 
 @pytest.mark.parametrize(("classes", "side"), [(20, 64), (100, 224), pytest.param(1000, 224, marks=pytest.mark.slow)])

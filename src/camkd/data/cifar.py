@@ -158,7 +158,13 @@ def read_archive(path: Path, archive: CifarArchive) -> SplitArrays:
     train = _parse_records(path, archive, [members[name] for name in archive.train_files], len(classes))
     test = _parse_records(path, archive, [members[name] for name in archive.test_files], len(classes))
     is_val = hold_out(train.labels, VAL_FRACTION)
-    return SplitArrays(classes, train.take(np.flatnonzero(~is_val)), train.take(np.flatnonzero(is_val)), test)
+    return SplitArrays(
+        classes,
+        train.take(np.flatnonzero(~is_val)),
+        train.take(np.flatnonzero(is_val)),
+        test,
+        source_fingerprint=hashlib.sha256(cache_key(archive).encode()).hexdigest(),
+    )
 
 
 def _read_members(path: Path, names: set[str]) -> dict[str, bytes]:

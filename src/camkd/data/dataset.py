@@ -7,9 +7,10 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,8 @@ class Dataset:
         val: Validation split.
         test: Test split.
         fingerprint: SHA-256 of the class names, and of the array shape, labels and pixels of each split, hexadecimal.
+        source_fingerprint: SHA-256 of the class names, and of the labels and source files of each split, hexadecimal.
+            It does not depend on the size of the images.
         notes: Messages for the user, for example that images were skipped or that a split was made.
         value_range: The gray values that became 0 and 255, if the source has gray images of more than 8 bits.
     """
@@ -116,6 +119,7 @@ class Dataset:
     val: Split
     test: Split
     fingerprint: str
+    source_fingerprint: str
     notes: tuple[str, ...]
     value_range: ValueRange | None = None
 
@@ -144,9 +148,16 @@ class Dataset:
             raise InputError(f"limit must be 1 or more, got {n}. Choose a larger number of images.")
         if n >= max(len(self.splits[name]) for name in splits):
             return self
-        subsets = {name: self.splits[name].take(balanced_subset(self.splits[name].labels, n)) for name in splits}
+        rows = {name: balanced_subset(self.splits[name].labels, n) for name in splits}
+        subsets = {name: self.splits[name].take(rows[name]) for name in splits}
         limited = replace(self, **subsets, notes=(*self.notes, limit_note(n, splits)))  # type: ignore[arg-type]
-        return replace(limited, fingerprint=fingerprint(limited.classes, limited.splits))
+        return replace(
+            limited,
+            fingerprint=fingerprint(limited.classes, limited.splits),
+            source_fingerprint=derived_fingerprint(
+                self.source_fingerprint, {"rows": {name: indices.tolist() for name, indices in rows.items()}}
+            ),
+        )
 
 
 def limit_note(n: int, splits: tuple[str, ...]) -> str:
@@ -264,6 +275,42 @@ def fingerprint_and_checksums(
             digest.update(pixels.data)
             checksums[name][start : start + rows] = image_checksums(pixels)
     return digest.hexdigest(), checksums
+
+
+def fingerprint_of_files(
+    classes: tuple[str, ...], files: Mapping[str, Sequence[tuple[int, str]]], value_range: ValueRange | None
+) -> str:
+    """Compute the `Dataset.source_fingerprint` of image files.
+
+    Args:
+        classes: Class names.
+        files: Label and SHA-256 of each file of each split.
+        value_range: The value range of the dataset.
+
+    Returns:
+        SHA-256, hexadecimal.
+    """
+    values = [classes, {name: list(files[name]) for name in SPLITS}, value_range]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def derived_fingerprint(source_fingerprint: str, change: Mapping[str, Any]) -> str:
+    """Compute the `Dataset.source_fingerprint` of a dataset that is made from another dataset.
+
+    Args:
+        source_fingerprint: Source fingerprint of the other dataset.
+        change: Description of the change that does not depend on the size of the images, such as the rows that were
+            taken, as JSON values.
+
+    Returns:
+        SHA-256, hexadecimal.
+
+    Example:
+        >>> derived_fingerprint("0" * 64, {"rows": {"train": [0, 2]}})[:8]
+        '9d6bb048'
+    """
+    values = [source_fingerprint, change]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def cache_folder(cache: Path | None = None) -> Path:

@@ -88,7 +88,7 @@ class DecoderPool:
         Raises:
             InputError: If a worker process ends while it decodes an image.
         """
-        result = DecodedRows({}, {}, {})
+        result = DecodedRows.empty()
         all_rows = list(paths)
         tasks = []
         for start in range(0, len(all_rows), FILES_PER_TASK):
@@ -97,9 +97,7 @@ class DecoderPool:
         done = 0
         with closing(self._run(tasks)) as results:
             for task, decoded in zip(tasks, results, strict=True):
-                result.errors.update(decoded.errors)
-                result.summaries.update(decoded.summaries)
-                result.remarks.update(decoded.remarks)
+                result.update(decoded)
                 done += len(task.paths)
                 progress(done, len(paths), description)
         return result
@@ -167,8 +165,9 @@ class _Worker:
                 f"images, the first of which is '{task.paths[0]}'. Look for an image that is too large, or decode with "
                 "--workers 1."
             )
-        errors, summaries, remarks = map(dict, json.loads(line))
-        return DecodedRows(errors, {row: ValueSummary(*values) for row, values in summaries.items()}, remarks)
+        errors, summaries, remarks, sha256_of = map(dict, json.loads(line))
+        summaries = {row: ValueSummary(*values) for row, values in summaries.items()}
+        return DecodedRows(errors, summaries, remarks, sha256_of)
 
     def close(self) -> None:
         """Kill the process and wait for its end."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from camkd.data.dataset import SPLITS, Dataset, Progress, Split
+from camkd.data.dataset import SPLITS, Dataset, Progress, Split, fingerprint_of_files
 from camkd.data.decode import DecoderPool
 from camkd.data.images import common_size, describe_remarks
 from camkd.data.scan import FolderListing, escape_name, join_first, quote_names, scan
@@ -126,6 +126,7 @@ def _decode_listing(
 ) -> SplitArrays:
     """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out."""
     errors = {}
+    sha256_of = {}
     remarks: dict[str, list[str]] = {}  # by name of the image
     with DecoderPool(workers) as pool:
         for split in SPLITS:
@@ -139,9 +140,9 @@ def _decode_listing(
                 value_range = common_range(list(decoded.summaries.values()))
                 waiting = {row: paths[row] for row in decoded.summaries}
                 again = pool.decode_into(file, waiting, progress, description, value_range)
-                decoded.errors.update(again.errors)
-                decoded.remarks.update(again.remarks)
+                decoded.update(again)
             errors[split] = decoded.errors
+            sha256_of[split] = decoded.sha256_of
             samples = listing.samples(split)
             for row in sorted(decoded.remarks):
                 remarks[escape_name(samples[row][1].name)] = decoded.remarks[row]
@@ -174,7 +175,12 @@ def _decode_listing(
             f"every class in '{listing.root}' must have a readable training image, got none of "
             f"{quote_names(without_images)}. Add images of these classes."
         )
-    return SplitArrays(listing.classes, train, val, test, tuple(notes), value_range)
+    files = {}
+    for split in SPLITS:
+        labels = [label for label, _ in listing.samples(split)]
+        files[split] = [(labels[row], sha256_of[split][row]) for row in sorted(sha256_of[split])]
+    digest = fingerprint_of_files(listing.classes, files, value_range)
+    return SplitArrays(listing.classes, train, val, test, tuple(notes), value_range, digest)
 
 
 def _make_split(folder: Path, split: str, listing: FolderListing, errors: Mapping[int, str]) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -86,10 +87,12 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: RGB, ``(H, W, 3) uint8``. Only the `ValueSummary` of an image of more than 8 bits without a value range.
         remarks: `INCOMPLETE`, and one of `OUTSIDE`, `NARROW_GRAY`, `NARROWED` and `NEARLY_FLAT`, as far as they apply.
+        sha256: SHA-256 of the file, hexadecimal.
     """
 
     pixels: NDArray[np.uint8] | ValueSummary
     remarks: list[str]
+    sha256: str
 
 
 class DecodedRows(NamedTuple):
@@ -99,11 +102,25 @@ class DecodedRows(NamedTuple):
         errors: The error message for each row whose file cannot be decoded.
         summaries: The gray values of each image that is not decoded because it needs a value range.
         remarks: The remarks on each image that has any, see `Decoded`.
+        sha256_of: SHA-256 of the file of each decoded image, hexadecimal.
     """
 
     errors: dict[int, str]
     summaries: dict[int, ValueSummary]
     remarks: dict[int, list[str]]
+    sha256_of: dict[int, str]
+
+    @classmethod
+    def empty(cls) -> DecodedRows:
+        """Return the results of no row."""
+        return cls({}, {}, {}, {})
+
+    def update(self, other: DecodedRows) -> None:
+        """Add the results of other rows. A row that was summarized before stays in ``summaries``."""
+        self.errors.update(other.errors)
+        self.summaries.update(other.summaries)
+        self.remarks.update(other.remarks)
+        self.sha256_of.update(other.sha256_of)
 
 
 def decode(path: str | Path, size: int, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
@@ -150,9 +167,9 @@ def decode_with_remarks(path: str | Path, size: int, value_range: ValueRange) ->
     Example:
         >>> pixels, remarks = decode_with_remarks(Path("cat.jpg"), 64, FULL_RANGE)      # doctest: +SKIP
     """
-    pixels, remarks = _decode(path, size, value_range)
-    assert isinstance(pixels, np.ndarray)
-    return pixels, remarks
+    decoded = _decode(path, size, value_range)
+    assert isinstance(decoded.pixels, np.ndarray)
+    return decoded.pixels, decoded.remarks
 
 
 def describe_remarks(remarks: Mapping[str, Sequence[str]]) -> list[str]:
@@ -204,6 +221,8 @@ def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) 
     """Decode a file to upright RGB; raise every error of Pillow as ``ValueError``."""
     try:
         with Path(path).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
             opened = _open_image(file)
             with opened.image as image:
                 loaded, is_complete = _load(opened)
@@ -217,7 +236,7 @@ def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) 
                         values = _invert(values, image.tag_v2[BITS_TAG][0])
                     transparent = image.info.get("transparency")
                     if value_range is None:
-                        return Decoded(summarize(values, transparent), remarks)
+                        return Decoded(summarize(values, transparent), remarks, sha256)
                     pixels = scale_to_bytes(values, value_range, transparent)
                     visible = np.ones(values.shape, bool) if transparent is None else values != transparent
                     remarks += _remarks_on_scaling(values[visible], pixels[visible], value_range)
@@ -226,7 +245,8 @@ def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) 
                     rgb = _to_rgb(upright)
                     if opened.is_narrowed:
                         remarks.append(NARROWED if _num_levels(np.asarray(rgb)) >= FEW_LEVELS else NEARLY_FLAT)
-                return Decoded(np.asarray(rgb if size is None else _resize_center_square(rgb, size)), remarks)
+                square = rgb if size is None else _resize_center_square(rgb, size)
+                return Decoded(np.asarray(square), remarks, sha256)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow raises SyntaxError, struct.error, IndexError, ... on broken files
@@ -451,22 +471,23 @@ def decode_rows(
             not decoded, but summarized.
 
     Returns:
-        Errors, summaries and remarks. Rows with an error or a summary are left unchanged.
+        Errors, summaries, remarks and checksums. Rows with an error or a summary are left unchanged.
     """
-    result = DecodedRows({}, {}, {})
+    result = DecodedRows.empty()
     with _suppress_pillow_warnings():
         for row, path in zip(rows, paths, strict=True):
             try:
-                pixels, remarks = _decode(path, images.shape[1], value_range)
+                decoded = _decode(path, images.shape[1], value_range)
             except ValueError as error:
                 result.errors[row] = str(error)
                 continue
-            if isinstance(pixels, ValueSummary):
-                result.summaries[row] = pixels
+            if isinstance(decoded.pixels, ValueSummary):
+                result.summaries[row] = decoded.pixels
             else:
-                images[row] = pixels
-            if remarks:
-                result.remarks[row] = remarks
+                images[row] = decoded.pixels
+                result.sha256_of[row] = decoded.sha256
+            if decoded.remarks:
+                result.remarks[row] = decoded.remarks
     return result
 
 

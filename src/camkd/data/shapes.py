@@ -7,6 +7,7 @@ negative inside the shape. The distance determines the antialiased edge and the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,8 @@ def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool 
         if cue:
             add_cue(train, SEED)
             add_cue(val, SEED + 1)
-        return SplitArrays(tuple(SHAPES), train, val, test)
+        source = hashlib.sha256(cache_key(DEFAULT_SIZE, cue=cue).encode()).hexdigest()  # the same for every size
+        return SplitArrays(tuple(SHAPES), train, val, test, source_fingerprint=source)
 
     return build_or_open("shapes-cue" if cue else "shapes", cache_key(size, cue=cue), cache, build)
 

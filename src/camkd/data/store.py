@@ -30,14 +30,17 @@ from camkd.utils.files import (
 )
 from camkd.utils.units import format_quantity
 
-VERSION = 3
+VERSION = 4
 """Version of the on-disk format. Increment when the same source is stored differently."""
 
 MANIFEST = "dataset.json"
 
 
 class SplitArrays(NamedTuple):
-    """Images and labels that a source passes to `build_or_open`: a `Dataset` without name and fingerprint."""
+    """Images and labels that a source passes to `build_or_open`: a `Dataset` without name and fingerprint.
+
+    A source whose images have one size may leave out ``source_fingerprint``. It is then the fingerprint of the arrays.
+    """
 
     classes: tuple[str, ...]
     train: Split
@@ -45,6 +48,7 @@ class SplitArrays(NamedTuple):
     test: Split
     notes: tuple[str, ...] = ()
     value_range: ValueRange | None = None
+    source_fingerprint: str | None = None
 
 
 def encode_key(values: Mapping[str, Any]) -> str:
@@ -188,6 +192,7 @@ def _write(folder: Path, name: str, arrays: SplitArrays) -> None:
         "name": name,
         "classes": list(arrays.classes),
         "fingerprint": digest,
+        "source_fingerprint": arrays.source_fingerprint or digest,
         "notes": list(arrays.notes),
         "value_range": arrays.value_range,
         "names": {split_name: split.names for split_name, split in splits.items()},
@@ -224,6 +229,7 @@ def _open(folder: Path) -> Dataset:
         val=val,
         test=test,
         fingerprint=manifest["fingerprint"],
+        source_fingerprint=manifest["source_fingerprint"],
         notes=tuple(manifest["notes"]),
         value_range=value_range,
     )

@@ -13,7 +13,7 @@ from unicodedata import normalize
 import numpy as np
 from torch import nn
 
-from camkd.data.dataset import Dataset, Progress, fingerprint
+from camkd.data.dataset import Dataset, Progress, derived_fingerprint, fingerprint
 from camkd.data.folder import BadImages
 from camkd.data.images import describe_remarks
 from camkd.data.scan import escape_name, join_first, quote_names, respelled_names
@@ -184,7 +184,12 @@ def _open_or_share(
         f"the {len(dataset.test):,} test images of {data!r} are also used as training images, because it has no others"
     )
     splits = {"train": dataset.test, "val": dataset.val, "test": dataset.test}
-    return replace(dataset, train=dataset.test, fingerprint=fingerprint(dataset.classes, splits))
+    return replace(
+        dataset,
+        train=dataset.test,
+        fingerprint=fingerprint(dataset.classes, splits),
+        source_fingerprint=derived_fingerprint(dataset.source_fingerprint, {"train": "test"}),
+    )
 
 
 def _open_at_model_size(
@@ -236,8 +241,18 @@ def _match_classes(dataset: Dataset, classes: tuple[str, ...], source: str, data
         notes += (
             f"there are no images of {len(absent):,} of the model's {len(classes):,} classes: {quote_names(absent)}",
         )
-    digest = fingerprint(classes, {"train": train, "val": val, "test": test})
-    return replace(dataset, classes=classes, train=train, val=val, test=test, fingerprint=digest, notes=notes)
+    return replace(
+        dataset,
+        classes=classes,
+        train=train,
+        val=val,
+        test=test,
+        fingerprint=fingerprint(classes, {"train": train, "val": val, "test": test}),
+        source_fingerprint=derived_fingerprint(
+            dataset.source_fingerprint, {"classes": list(classes), "labels": labels.tolist()}
+        ),
+        notes=notes,
+    )
 
 
 def explain_files(
