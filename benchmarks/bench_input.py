@@ -39,9 +39,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from camkd.data import open_data
-from camkd.data.augment import Views
 from camkd.data.dataset import cache_folder, no_progress
 from camkd.data.shapes import SHAPES, draw_split
+from camkd.data.views import Views
 from camkd.runs.folder import collect_environment
 
 BATCH = 128

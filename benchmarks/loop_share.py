@@ -23,7 +23,7 @@ from torch import nn
 
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data import open_data
-from camkd.data.augment import Views
+from camkd.data.views import Views
 from camkd.distill.cache import Store
 from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.objective import Objective, parse_objective

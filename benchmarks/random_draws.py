@@ -19,9 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from camkd.data.augment import Views
 from camkd.data.dataset import Split, balanced_subset
 from camkd.data.sources import open_data
+from camkd.data.views import Views
 from camkd.evaluate.faithfulness import SAMPLE_SIZE, faithfulness
 from camkd.evaluate.inference import predict_split
 from camkd.evaluate.metrics import cosine, derangement

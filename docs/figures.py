@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import camkd
-from camkd.data.augment import Views
 from camkd.data.dataset import Dataset
 from camkd.data.sources import open_data
+from camkd.data.views import Views
 from camkd.explain.explain import example_rows, predict_images
 from camkd.explain.plots import overlay
 from camkd.runs.loading import read_model_info

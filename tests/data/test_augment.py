@@ -16,9 +16,13 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage, stats
 from torch import Tensor
 
-from camkd.data import augment
-from camkd.data.augment import POLICIES, Batch, Policy, Views, epoch_order, random_uniform, sequential_batches
+from camkd.data import augment, batches
+from camkd.data.augment import POLICIES, Policy, random_uniform
+from camkd.data.batches import epoch_order, sequential_batches
+from camkd.data.color import color_jitter
 from camkd.data.dataset import Split
+from camkd.data.geometry import rotate
+from camkd.data.views import Batch, Views
 from camkd.types import InputError
 
 COUNT = 24
@@ -148,7 +152,7 @@ def test_sequential_batches_are_limited_in_images_and_bytes(monkeypatch: pytest.
     split = Split(noise(), np.arange(COUNT) % CLASSES)
     assert [len(samples) for samples in sequential_batches(split, 10)] == [10, 10, 4]
     assert torch.equal(torch.cat(sequential_batches(split, 10)), torch.arange(COUNT))
-    monkeypatch.setattr(augment, "MAX_BATCH_BYTES", 16 * 16 * 3 * 7)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 16 * 16 * 3 * 7)
     assert [len(samples) for samples in sequential_batches(split)] == [7, 7, 7, 3]
 
 
@@ -261,10 +265,10 @@ def reference_crop_and_flip(image: np.ndarray, u: Tensor) -> np.ndarray:
     pad_y = height // 8
     pad_x = width // 8
     padded = np.pad(image, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="reflect")
-    top = int(u[augment._CROP_Y].item() * (2 * pad_y + 1))
-    left = int(u[augment._CROP_X].item() * (2 * pad_x + 1))
+    top = int(u[augment.CROP_Y].item() * (2 * pad_y + 1))
+    left = int(u[augment.CROP_X].item() * (2 * pad_x + 1))
     crop = Image.fromarray(padded[top : top + height, left : left + width])
-    return np.asarray(ImageOps.mirror(crop) if u[augment._FLIP] >= 0.5 else crop)
+    return np.asarray(ImageOps.mirror(crop) if u[augment.FLIP] >= 0.5 else crop)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (32, 24), (9, 7)])
@@ -303,11 +307,11 @@ def random_batch(count: int = 3, height: int = 12, width: int = 12) -> Tensor:
 
 def test_rotation_by_multiples_of_90_degrees_is_exact() -> None:
     x = random_batch()
-    torch.testing.assert_close(augment._rotate(x, torch.zeros(3)), x, rtol=0, atol=1e-5)
-    by_90 = augment._rotate(x, torch.full((3,), np.pi / 2))
+    torch.testing.assert_close(rotate(x, torch.zeros(3)), x, rtol=0, atol=1e-5)
+    by_90 = rotate(x, torch.full((3,), np.pi / 2))
     torch.testing.assert_close(by_90, x.rot90(1, (2, 3)), rtol=0, atol=1e-5)
     wide = random_batch(3, 8, 14)
-    by_180 = augment._rotate(wide, torch.full((3,), np.pi))
+    by_180 = rotate(wide, torch.full((3,), np.pi))
     torch.testing.assert_close(by_180, wide.flip(2, 3), rtol=0, atol=1e-5)
 
 
@@ -315,7 +319,7 @@ def test_rotation_by_multiples_of_90_degrees_is_exact() -> None:
 def test_rotation_matches_scipy(shape: tuple[int, int]) -> None:
     x = random_batch(3, *shape)
     angles = torch.tensor([0.2, -0.26, 0.05])
-    rotated = augment._rotate(x, angles)
+    rotated = rotate(x, angles)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     center_y = (shape[0] - 1) / 2
     center_x = (shape[1] - 1) / 2
@@ -329,14 +333,14 @@ def test_rotation_matches_scipy(shape: tuple[int, int]) -> None:
 
 def test_rotation_angles_are_uniform_in_their_range(monkeypatch: pytest.MonkeyPatch) -> None:
     angles: list[Tensor] = []
-    monkeypatch.setattr(augment, "_rotate", lambda x, angle: angles.append(angle) or x)
+    monkeypatch.setattr("camkd.data.views.rotate", lambda x, angle: angles.append(angle) or x)
     make_views("rotation", images=noise(2000, 2, 2))[0, torch.arange(2000)]
     degrees = torch.rad2deg(angles[0])
     assert stats.kstest(degrees.numpy(), stats.uniform(-15, 30).cdf).pvalue > 1e-3
 
 
 def test_color_jitter_by_factors_of_one_is_the_identity() -> None:
-    jittered = augment._color_jitter(random_batch(), torch.ones(3, 3))
+    jittered = color_jitter(random_batch(), torch.ones(3, 3))
     torch.testing.assert_close(jittered, random_batch(), rtol=0, atol=1e-6)
 
 
@@ -344,7 +348,7 @@ def test_color_jitter_matches_pillow() -> None:
     rng = np.random.default_rng(1)
     images = rng.integers(90, 150, (4, 12, 12, 3), np.uint8)  # no intermediate value is clipped
     factors = torch.tensor([[1.2, 1.0, 1.0], [1.0, 0.7, 1.0], [1.0, 1.0, 1.3], [0.8, 1.2, 0.75]])
-    x = augment._color_jitter(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, factors)
+    x = color_jitter(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, factors)
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for n, row in enumerate(factors.tolist()):
         expected = Image.fromarray(images[n])
@@ -356,7 +360,7 @@ def test_color_jitter_matches_pillow() -> None:
 
 
 def test_color_jitter_is_clipped_to_0_and_1() -> None:
-    x = augment._color_jitter(random_batch(), torch.full((3, 3), 1.9))
+    x = color_jitter(random_batch(), torch.full((3, 3), 1.9))
     assert x.min() == 0
     assert x.max() == 1
 
@@ -369,8 +373,8 @@ def test_cutout_is_a_gray_square(shape: tuple[int, int]) -> None:
     u = random_uniform(2, 1, torch.arange(40))
     for n in range(40):
         expected = images[n].astype(np.float32) / 255
-        center_y = u[n, augment._CUTOUT_Y].item() * shape[0]
-        center_x = u[n, augment._CUTOUT_X].item() * shape[1]
+        center_y = u[n, augment.CUTOUT_Y].item() * shape[0]
+        center_x = u[n, augment.CUTOUT_X].item() * shape[1]
         for row, column in product(*map(range, shape)):
             if abs(row + 0.5 - center_y) < side / 2 and abs(column + 0.5 - center_x) < side / 2:
                 expected[row, column] = 0.5
@@ -420,17 +424,17 @@ def test_mix_uses_the_augmented_view_of_the_partner(monkeypatch: pytest.MonkeyPa
     mixed = make_views("mixed")[2, samples].x
     u = random_uniform(1, 2, samples)
     for n in range(COUNT):
-        fraction = u[n, augment._PARTNER].item() + u[n, augment._PARTNER_LOW].item() / 2**24
+        fraction = u[n, augment.PARTNER].item() + u[n, augment.PARTNER_LOW].item() / 2**24
         partner = unmixed[int(fraction * COUNT)]
-        weight = u[n, augment._WEIGHT].item()
-        if u[n, augment._MIX] < 0.5:
+        weight = u[n, augment.WEIGHT].item()
+        if u[n, augment.MIX] < 0.5:
             expected = (1 - weight) * unmixed[n] + weight * partner
         else:
             expected = unmixed[n].clone()
             half = 16 * weight**0.5 / 2
             for row, column in product(range(16), range(16)):
-                distance_y = abs(row + 0.5 - 16 * u[n, augment._BOX_Y].item())
-                distance_x = abs(column + 0.5 - 16 * u[n, augment._BOX_X].item())
+                distance_y = abs(row + 0.5 - 16 * u[n, augment.BOX_Y].item())
+                distance_x = abs(column + 0.5 - 16 * u[n, augment.BOX_X].item())
                 if distance_y < half and distance_x < half:
                     expected[:, row, column] = partner[:, row, column]
         torch.testing.assert_close(mixed[n], expected, rtol=0, atol=1e-6)
@@ -439,7 +443,7 @@ def test_mix_uses_the_augmented_view_of_the_partner(monkeypatch: pytest.MonkeyPa
 def test_mix_probability_and_uniform_partners() -> None:
     count = 4000
     u = random_uniform(1, 0, torch.arange(count))
-    fraction = (u[:, augment._PARTNER].double() + u[:, augment._PARTNER_LOW].double() / 2**24).numpy()
+    fraction = (u[:, augment.PARTNER].double() + u[:, augment.PARTNER_LOW].double() / 2**24).numpy()
     assert stats.kstest(fraction, "uniform").pvalue > 1e-3
     _, labels = make_views("strong", images=one_color_per_class(count, 4))[0, torch.arange(count)]
     unmixed = int((labels.max(1).values == 1).sum())

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from camkd.data import dataset as dataset_module
 from camkd.data import store as store_module
-from camkd.data.augment import Views
 from camkd.data.dataset import SPLITS, Dataset, Split, fingerprint
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
+from camkd.data.views import Views
 from camkd.types import InputError
 from camkd.utils.files import LOCK_SUFFIX, TEMP_SUFFIX
 from support.stored_dataset import make_arrays, open_pets

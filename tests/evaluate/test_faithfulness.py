@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from camkd.data import augment
+from camkd.data import batches
 from camkd.data.dataset import Dataset, Split
 from camkd.evaluate import faithfulness
 from camkd.evaluate.metrics import derangement
@@ -30,7 +30,7 @@ def model() -> nn.Sequential:
 def test_faithfulness_is_the_mean_over_the_sample(
     model: nn.Sequential, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "DEFAULT_MAX_IMAGES", 7)
+    monkeypatch.setattr(batches, "DEFAULT_MAX_IMAGES", 7)
     values = faithfulness(model, easy.test)
     assert list(values) == [
         *METRICS,

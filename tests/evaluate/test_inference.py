@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.cams.gather import gather_classes
-from camkd.data import augment
+from camkd.data import batches
 from camkd.data.dataset import Dataset
 from camkd.evaluate import predict_split
 from camkd.models import build
@@ -39,7 +39,7 @@ def predict_one_by_one(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]
 def test_predict_split_matches_single_image_predictions(
     model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "DEFAULT_MAX_IMAGES", 7)  # 24 = 7 + 7 + 7 + 3
+    monkeypatch.setattr(batches, "DEFAULT_MAX_IMAGES", 7)  # 24 = 7 + 7 + 7 + 3
     predictions = predict_split(model, easy.test)
     logits, cams = predict_one_by_one(model, easy)
     predicted = logits.argmax(1)
@@ -53,7 +53,7 @@ def test_predict_split_matches_single_image_predictions(
 def test_batches_of_large_images_are_limited_by_bytes(
     model: nn.Module, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "MAX_BATCH_BYTES", 5 * 16 * 16 * 3)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 5 * 16 * 16 * 3)
     batch_sizes: list[int] = []
     with model.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0]))):
         predict_split(model, easy.test)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from camkd.cams import predict, resize
-from camkd.data.augment import POLICIES, Views
+from camkd.data.augment import POLICIES
 from camkd.data.dataset import Split
+from camkd.data.views import Views
 from camkd.distill.cache import RecordFormat
 from camkd.distill.losses.maps import CAM, control_maps
 from camkd.distill.losses.registry import TERMS, NeedsAdapter, Term

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from camkd.cams import MAP_METHODS, predict
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
-from camkd.data.augment import POLICIES, Views
+from camkd.data.augment import POLICIES
 from camkd.data.dataset import Dataset
+from camkd.data.views import Views
 from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.methods import METHODS

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import predict
-from camkd.data.augment import Views, epoch_order
+from camkd.data.batches import epoch_order
 from camkd.data.dataset import Dataset
+from camkd.data.views import Views
 from camkd.distill.losses.logits import CrossEntropy
 from camkd.distill.objective import Objective, WeightedTerm, parse_objective
 from camkd.models.eval_mode import eval_mode

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from camkd.data.augment import Views, sequential_batches
+from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Split, balanced_subset
+from camkd.data.views import Views
 from camkd.evaluate.inference import predict_split
 from camkd.evaluate.metrics import derangement
 from camkd.evaluate.perturbation import ScoreFunction, average_drop, deletion, insertion

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import form, predict
-from camkd.data.augment import Views, sequential_batches
+from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Split
+from camkd.data.views import Views
 from camkd.models.eval_mode import eval_mode
 from camkd.utils.devices import keep_freed_memory
 

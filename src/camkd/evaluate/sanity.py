@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from camkd.data.augment import Views, sequential_batches
+from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Split
+from camkd.data.views import Views
 from camkd.evaluate.inference import SplitPredictions, predict_split
 from camkd.evaluate.metrics import spearman
 from camkd.models.eval_mode import eval_mode

@@ -21,7 +21,8 @@ from camkd.config import (
     num_augmented_epochs,
     resolve_optimizer,
 )
-from camkd.data.augment import batch_count, get_policy
+from camkd.data.augment import get_policy
+from camkd.data.batches import batch_count
 from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows
 from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache

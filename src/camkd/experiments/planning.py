@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from camkd.cams import predict
 from camkd.config import AUTO, RunConfig, TrainConfig, num_augmented_epochs
-from camkd.data.augment import Views
 from camkd.data.dataset import Dataset
+from camkd.data.views import Views
 from camkd.distill.cache.build import make_teacher_fn
 from camkd.distill.objective import parse_objective
 from camkd.evaluate.faithfulness import SAMPLE_SIZE

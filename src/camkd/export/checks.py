@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.cams import predict
-from camkd.data.augment import sequential_batches
+from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Split
 from camkd.evaluate.metrics import accuracy, cosine
 from camkd.export.sessions import open_session, run_session, to_input

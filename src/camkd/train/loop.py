@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from camkd.cams import predict
 from camkd.cams.head_detection import check_logits, check_not_probabilities
 from camkd.config import TrainConfig, resolve_optimizer
-from camkd.data.augment import Batch, Views, batch_count, epoch_order
+from camkd.data.batches import batch_count, epoch_order
 from camkd.data.dataset import Dataset
+from camkd.data.views import Batch, Views
 from camkd.distill.cache import TeacherCache
 from camkd.distill.objective import Objective
 from camkd.distill.teacher import TeacherTargets

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import predict
-from camkd.data.augment import Batch, Views, sequential_batches
+from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Dataset
+from camkd.data.views import Batch, Views
 from camkd.distill.teacher import TeacherTargets
 from camkd.evaluate.metrics import cosine, to_common_grid
 from camkd.models.eval_mode import eval_mode

@@ -16,8 +16,9 @@ from torch import Tensor
 from camkd.cams import predict
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data import augment
-from camkd.data.augment import Policy, Views
+from camkd.data.augment import Policy
 from camkd.data.dataset import Dataset, Split
+from camkd.data.views import Views
 from camkd.distill.cache import Manifest, RecordFormat, TeacherCache, build
 from camkd.distill.cache.build import build_teacher_cache, key_inputs, make_teacher_fn
 from camkd.distill.teacher import Teacher, load_teacher

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
-from camkd.data.augment import epoch_order
+from camkd.data.batches import epoch_order
 from camkd.data.dataset import Dataset, no_progress
 from camkd.data.sources import open_data
 from camkd.distill.cache import CacheFullError, CorruptCacheWarning, Store, TeacherCache

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from camkd.config import RunConfig, epochs_in_budget
-from camkd.data.augment import Views, batch_count, epoch_order
+from camkd.data.batches import batch_count, epoch_order
 from camkd.data.dataset import Dataset, Progress, no_progress
 from camkd.data.sources import open_dataset
+from camkd.data.views import Views
 from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn, record_format_for
 from camkd.distill.cache.store import Store
 from camkd.distill.teacher import load_teacher

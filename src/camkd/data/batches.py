@@ -1,0 +1,56 @@
+"""Batches of sample indices: shuffled for training, in order for evaluation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camkd.data.dataset import Split, max_rows
+
+DEFAULT_MAX_IMAGES = 250
+"""Default maximum number of images per batch of `sequential_batches`."""
+
+MAX_BATCH_BYTES = 1 << 22
+"""Maximum number of pixel bytes per batch of `sequential_batches`: 27 images of 224x224 pixels."""
+
+
+def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
+    """Shuffle the samples of an epoch and split them into batches whose sizes differ by at most one.
+
+    Args:
+        count: Number of samples.
+        seed: Augmentation seed.
+        epoch: Epoch number.
+        batch_size: Approximate batch size; see `batch_count`.
+
+    Returns:
+        Sample indices of each batch, int64. Each sample occurs once.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator).tensor_split(batch_count(count, batch_size))
+
+
+def batch_count(count: int, batch_size: int) -> int:
+    """Return the number of batches per epoch, ``round(count / batch_size)`` and at least 1.
+
+    Example:
+        >>> batch_count(1000, 128)
+        8
+    """
+    return max(1, round(count / batch_size))
+
+
+def sequential_batches(split: Split, max_images: int | None = None) -> tuple[Tensor, ...]:
+    """Split the sample indices into batches in the order of the split, for evaluation.
+
+    Args:
+        split: Split with the images.
+        max_images: Maximum number of images per batch (default: `DEFAULT_MAX_IMAGES`). The pixels of a batch also take
+            at most `MAX_BATCH_BYTES`.
+
+    Returns:
+        Sample indices of each batch, int64.
+    """
+    size = min(max_images or DEFAULT_MAX_IMAGES, max_rows(MAX_BATCH_BYTES, split.images))
+    batches: tuple[Tensor, ...] = torch.arange(len(split)).split(size)
+    return batches
