@@ -117,7 +117,7 @@ class Bench:
         train_config = replace(self.train_config, augment_seed=seed, epochs=epochs, augment_epochs=2)
         config = RunConfig(DataConfig("shapes"), train_config, DistillConfig(method=method), self.student)
         objective = parse_objective(method)
-        cache = build_teacher_cache(self.teacher, self.data, config) if objective.needs_teacher else None
+        cache = build_teacher_cache(self.teacher, config) if objective.needs_teacher else None
         run = Run(Path(tempfile.mkdtemp(dir=self.folder)))
         student = build(self.student, len(self.data.classes), SIZE)
         fit(student, self.data, objective, train_config, run, cache=cache)

@@ -121,7 +121,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for student, method in CASES:
             config = RunConfig(DataConfig("shapes"), train_config, DistillConfig(method=method), student)
             objective = parse_objective(method)
-            cache = build_teacher_cache(teacher, data, config) if objective.needs_teacher else None
+            cache = build_teacher_cache(teacher, config) if objective.needs_teacher else None
             model = build(student, len(classes), size)
             timer = PartTimer(model)
             run = Run(folder / f"{student}-{method}-{number}")

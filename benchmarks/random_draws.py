@@ -22,7 +22,7 @@ from torch import nn
 from camkd.data.dataset import Split, balanced_subset
 from camkd.data.sources import open_data
 from camkd.data.views import Views
-from camkd.evaluate.faithfulness import SAMPLE_SIZE, faithfulness
+from camkd.evaluate.faithfulness import MAX_SAMPLE_SIZE, faithfulness
 from camkd.evaluate.inference import predict_split
 from camkd.evaluate.metrics import cosine, derangement
 from camkd.evaluate.perturbation import average_drop, deletion, insertion
@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     test = open_data(options.data).test
-    sample = test.take(balanced_subset(test.labels, SAMPLE_SIZE))
+    sample = test.take(balanced_subset(test.labels, MAX_SAMPLE_SIZE))
     results = {}
     for name in options.models:
         model = load(name).eval()

@@ -46,7 +46,7 @@ def main(data: str = "shapes", out: str = "runs/examples/own-network", epochs: i
     teacher_config = replace(config, model="resnet20", role="teacher")
     train_run(folder / "teacher", teacher_config, dataset, resume=Resume())
     teacher = load_teacher(folder / "teacher", dataset, config.train.device)
-    teacher_with_cache, config = prepare_teacher(teacher, dataset, config)  # teacher outputs are cached on disk
+    teacher_with_cache, config = prepare_teacher(teacher, config)  # teacher outputs are cached on disk
 
     accuracies = {}
     for method in ("plain", "cam-kd"):
@@ -55,7 +55,7 @@ def main(data: str = "shapes", out: str = "runs/examples/own-network", epochs: i
         objective = parse_objective(method)
         cache = teacher_with_cache.cache if objective.needs_teacher else None
         run = Run(folder / method)
-        best = fit(student, dataset, objective, config.train, run, teacher=teacher.val_targets, cache=cache)
+        best = fit(student, dataset, objective, config.train, run, teacher=teacher.val_predictions, cache=cache)
         metrics = measure(best, dataset, teacher.test_predictions).metrics
         print(f"{method}: accuracy {metrics['accuracy']:.1%}, CAM cosine to the teacher {metrics['cam_cosine']:.2f}")
         accuracies[method] = metrics["accuracy"]

@@ -40,7 +40,7 @@ def main(
     train_run(folder / "teacher", teacher_config, dataset, resume=Resume())
 
     teacher = load_teacher(folder / "teacher", dataset, train.device)
-    teacher_with_cache, config = prepare_teacher(teacher, dataset, config)
+    teacher_with_cache, config = prepare_teacher(teacher, config)
     metrics = train_run(folder / "student", config, dataset, teacher_with_cache, resume=Resume())
     write_report([folder / "teacher", folder / "student"], folder / "report.html")
 

@@ -152,7 +152,7 @@ def gallery_content(*roles: str, names: tuple[str, ...] = (), classes: int = 3, 
         for number in range(NUM_IMAGES)
     ]
     models = [{"title": role, "sha256": CHECKSUMS[role]} for role in roles]
-    return {"version": 2, "data_fingerprint": "f" * 64, "models": models, "images": images} | changes
+    return {"version": 3, "source_fingerprint": "f" * 64, "models": models, "images": images} | changes
 
 
 def thumbnail(number: int) -> str:

@@ -108,7 +108,7 @@ def test_runs_equal_those_of_single_commands(finished_plan: Plan, tmp_path: Path
     teacher = load_teacher(plan.teacher, data, "cpu")
     for method, seed in (*((method, 3) for method in METHODS), ("kd", 4)):
         single = replace(plan.config, train=replace(TRAIN, seed=seed), distill=DistillConfig(str(plan.teacher), method))
-        teacher_with_cache, config = pipeline.prepare_teacher(teacher, data, single)
+        teacher_with_cache, config = pipeline.prepare_teacher(teacher, single)
         folder = tmp_path / f"{slug(method)}-{seed}"
         metrics = pipeline.train_run(folder, config, data, teacher_with_cache)
         run = plan.run_folder(method, seed)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset, Split
 from camkd.data.sources import open_data
-from camkd.distill.teacher import Teacher, TeacherTargets, find_teacher, load_teacher
-from camkd.evaluate import predict_split
+from camkd.distill.teacher import Teacher, find_teacher, load_teacher
+from camkd.evaluate import SplitPredictions, predict_split
 from camkd.experiments import pipeline
 from camkd.experiments.finished_runs import reevaluate
 from camkd.experiments.pipeline import TeacherWithCache, channel_statistics, prepare_teacher, train_all, train_run
@@ -358,7 +358,7 @@ def distill(
     folder: Path, data: Dataset, model: str, teacher: Teacher, settings: DistillConfig, train: TrainConfig
 ) -> tuple[int, TrainConfig]:
     """Train a student and return the number of images the teacher processed, and the resolved training settings."""
-    teacher_with_cache, config = prepare_teacher(teacher, data, run_config(model, train=train, distill=settings))
+    teacher_with_cache, config = prepare_teacher(teacher, run_config(model, train=train, distill=settings))
     train_run(folder, config, data, teacher_with_cache)
     return teacher_with_cache.cache.num_computed if teacher_with_cache.cache else 0, config.train
 
@@ -658,7 +658,7 @@ def test_resumed_run_keeps_its_augmented_epochs_at_any_budget(
         run_config("cam-net", train=TWO, distill=DistillConfig(method="kd")), folder
     )
     assert config.train.augment_epochs == 1
-    teacher_with_cache, config = prepare_teacher(loaded_teacher, easy, config)
+    teacher_with_cache, config = prepare_teacher(loaded_teacher, config)
     assert train_run(folder, config, easy, teacher_with_cache, resume=Resume())["augment_epochs"] == 1
 
 
@@ -681,19 +681,20 @@ def corrupt(teacher: Teacher, kind: str) -> Teacher:
 
 
 def test_teacher_accuracy_is_reported(easy: Dataset, loaded_teacher: Teacher) -> None:
-    right = (loaded_teacher.val_targets.class_ids.numpy() == easy.val.labels).mean()
+    right = (loaded_teacher.val_predictions.class_ids.numpy() == easy.val.labels).mean()
     assert loaded_teacher.check_accuracy() == f"validation accuracy {right:.1%}"
     messages = Messages()
-    prepare_teacher(loaded_teacher, easy, run_config(distill=DistillConfig(method="kd")), [messages])
+    prepare_teacher(loaded_teacher, run_config(distill=DistillConfig(method="kd")), [messages])
     assert messages.texts[0] == f"teacher: validation accuracy {right:.1%}"
 
 
 def with_predictions(teacher: Teacher, predicted: list[int], labels: list[int]) -> Teacher:
     """Return the teacher with these predictions on as many validation images."""
     images = np.zeros((len(labels), 2, 2, 3), np.uint8)
-    changed = replace(teacher, val=Split(images, np.array(labels)))
-    targets = TeacherTargets(torch.tensor(predicted), torch.zeros(len(labels), 1, 1))
-    changed.__dict__["val_targets"] = targets  # the value of a cached property
+    changed = replace(teacher, student_data=replace(teacher.student_data, val=Split(images, np.array(labels))))
+    logits = torch.zeros(len(labels), len(teacher.student_data.classes))
+    predictions = SplitPredictions(logits, torch.zeros(len(labels), 1, 1), torch.tensor(predicted), "exact")
+    changed.__dict__["val_predictions"] = predictions  # the value of a cached property
     return changed
 
 
@@ -761,7 +762,7 @@ def test_few_validation_images_raise_the_bound(loaded_teacher: Teacher) -> None:
 
 
 @pytest.mark.fault("teacher that does not fit the dataset")
-def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: Dataset) -> None:
+def test_teacher_of_another_class_order_or_of_arrays_of_another_size_is_refused(finished: Any, easy: Dataset) -> None:
     large = replace(easy.train, images=easy.train.images.repeat(2, 1).repeat(2, 2))
     with pytest.raises(InputError, match=r"must be 16.*got 32"):
         load_teacher(finished.folder / "teacher", replace(easy, train=large), "cpu")
@@ -773,12 +774,12 @@ def test_teacher_of_another_size_or_class_order_is_refused(finished: Any, easy: 
 @pytest.mark.parametrize("kind", ["order of classes", "normalization", "weights"])
 def test_teacher_near_chance_is_refused(easy: Dataset, loaded_teacher: Teacher, kind: str) -> None:
     with pytest.raises(InputError, match=r"above 33\.3%, .* on the 24 validation images"):
-        prepare_teacher(corrupt(loaded_teacher, kind), easy, run_config(distill=DistillConfig(method="cam-kd")))
+        prepare_teacher(corrupt(loaded_teacher, kind), run_config(distill=DistillConfig(method="cam-kd")))
     messages = Messages()
     accepted = run_config(distill=DistillConfig(method="cam-kd", weak_teacher="accept"))
-    teacher_with_cache, _ = prepare_teacher(corrupt(loaded_teacher, kind), easy, accepted, [messages])
+    teacher_with_cache, _ = prepare_teacher(corrupt(loaded_teacher, kind), accepted, [messages])
     assert teacher_with_cache.cache is not None
     assert "no better than guessing" in messages.texts[0]
-    plain, config = prepare_teacher(corrupt(loaded_teacher, kind), easy, run_config())
+    plain, config = prepare_teacher(corrupt(loaded_teacher, kind), run_config())
     assert plain.cache is None
     assert config == run_config()

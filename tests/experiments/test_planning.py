@@ -69,9 +69,9 @@ def test_times_are_not_estimated_for_images_that_are_too_small(easy: Dataset, si
 
 
 def test_seconds_add_up_the_images(easy: Dataset) -> None:
-    """96 training, 24 validation and 24 test images; 85 forward passes per test image are those of docs/metrics.md."""
-    rates = Rates(training=10.0, inference=100.0)
-    expected = 3 * (96 / 10 + 24 / 100) + (24 + 85 * 24) / 100
+    """96 training, 24 validation and 24 test images; 85 forward passes and 16 imputations per test image."""
+    rates = Rates(training=10.0, validation=100.0, evaluation=50.0, imputation=200.0)
+    expected = 3 * (96 / 10 + 24 / 100) + (24 + 85 * 24) / 50 + 16 * 24 / 200
     assert planning.training_seconds(easy, rates, 3) == pytest.approx(expected)
     assert planning.teacher_output_seconds(easy, 50.0, 2) == pytest.approx((2 * 96 + 24 + 24) / 50)
 
@@ -80,7 +80,7 @@ def test_seconds_add_up_the_images(easy: Dataset) -> None:
 def test_estimate_names_the_parts_and_keeps_the_random_state(easy: Dataset, method: str, parts: list[str]) -> None:
     config = RunConfig(train=TrainConfig(epochs=2), distill=DistillConfig(method=method), model="resnet8")
     state = torch.get_rng_state()
-    estimate = planning.estimate_distillation(build("resnet8", 3, 16).eval(), config, easy)
+    estimate = planning.estimate_distillation(build("resnet8", 3, 16).eval(), 16, config, easy)
     assert sorted(estimate) == parts
     assert all(seconds > 0 for seconds in estimate.values())
     assert torch.equal(torch.get_rng_state(), state)

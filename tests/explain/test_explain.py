@@ -17,7 +17,7 @@ from camkd.cams import predict
 from camkd.cams.gather import gather_classes
 from camkd.data.dataset import Dataset, Split
 from camkd.explain import explain
-from camkd.explain.explain import draw_explanation, draw_heatmaps, example_rows, explain_batches
+from camkd.explain.explain import draw_explanation, example_rows, explain_batches
 from camkd.models import build
 
 
@@ -43,7 +43,7 @@ def models() -> dict[str, nn.Module]:
 @pytest.mark.parametrize("top", [1, 2, 3])
 def test_maps_are_of_the_top_classes_of_the_first_model(easy: Dataset, models: dict[str, nn.Module], top: int) -> None:
     images = easy.test.images
-    explanation = explain_batches(models, [images[:10], images[10:]], top=top)
+    explanation = explain_batches(models, batches_of(models, images[:10], images[10:]), top=top)
     probabilities, _ = reference_predictions(models["teacher"], images)
     top_classes = probabilities.topk(top).indices
     assert explanation.class_ids.tolist() == top_classes.tolist()
@@ -57,8 +57,10 @@ def test_maps_are_of_the_top_classes_of_the_first_model(easy: Dataset, models: d
 
 def test_method_applies_to_all_models_and_layer_to_one(easy: Dataset, models: dict[str, nn.Module]) -> None:
     images = easy.test.images[:2]
-    default = explain_batches(models, [images]).maps_by_model
-    layercam = explain_batches(models, [images], method="layercam", layers={"teacher": "layer1"}).maps_by_model
+    default = explain_batches(models, batches_of(models, images)).maps_by_model
+    layercam = explain_batches(
+        models, batches_of(models, images), method="layercam", layers={"teacher": "layer1"}
+    ).maps_by_model
     assert layercam["teacher"].maps.shape[2:] == (16, 16)
     assert layercam["student"].maps.shape == default["student"].maps.shape
     assert layercam["student"].maps.min() >= 0 > default["student"].maps.min()  # LayerCAM ends in a ReLU
@@ -70,7 +72,7 @@ def test_contrast_maps_are_of_the_most_probable_other_classes(
     easy: Dataset, models: dict[str, nn.Module], against: list[int], method: str
 ) -> None:
     images = easy.test.images
-    explanation = explain_batches(models, [images[:10], images[10:]], method=method, against=against)
+    explanation = explain_batches(models, batches_of(models, images[:10], images[10:]), method=method, against=against)
     probabilities, _ = reference_predictions(models["teacher"], images)
     assert any(int(k) in against for k in probabilities.argmax(1)), "one of the images must show the fallback"
     others = [k for k in range(3) if k not in against]
@@ -88,7 +90,7 @@ def test_contrast_maps_are_of_the_most_probable_other_classes(
 
 def test_exact_contrast_is_a_difference_of_maps(easy: Dataset, models: dict[str, nn.Module]) -> None:
     images = easy.test.images[:6]
-    explanation = explain_batches(models, [images], top=2, against=[1])
+    explanation = explain_batches(models, batches_of(models, images), top=2, against=[1])
     assert sorted({int(k) for k in explanation.class_ids.flatten()}) == [0, 2]
     for title, model_maps in explanation.maps_by_model.items():
         _, cams = reference_predictions(models[title], images)
@@ -97,6 +99,11 @@ def test_exact_contrast_is_a_difference_of_maps(easy: Dataset, models: dict[str,
 
 
 # --- figures
+
+
+def batches_of(models: dict[str, nn.Module], *batches: NDArray[np.uint8]) -> list[dict[str, NDArray[np.uint8]]]:
+    """Return batches of the same images for every model."""
+    return [dict.fromkeys(models, images) for images in batches]
 
 
 @pytest.fixture
@@ -115,7 +122,8 @@ def test_caption_of_a_map_is_the_models_prediction(
     easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, save_heatmaps_arguments: dict[str, Any]
 ) -> None:
     images = easy.test.images
-    draw_heatmaps(images, models, easy.classes, tmp_path / "x.png", ["berry"] * 24)
+    explanation = explain_batches(models, batches_of(models, images))
+    draw_explanation(images, explanation, easy.classes, tmp_path / "x.png", true_classes=["berry"] * 24)
     probabilities, _ = reference_predictions(models["teacher"], images)
     assert save_heatmaps_arguments["map_classes"] == [easy.classes[k] for k in probabilities.argmax(1)]
     assert save_heatmaps_arguments["true_classes"] == ["berry"] * 24
@@ -130,7 +138,7 @@ def test_caption_of_one_of_several_maps_is_its_class(
     easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, save_heatmaps_arguments: dict[str, Any]
 ) -> None:
     images = easy.test.images[:4]
-    explanation = explain_batches(models, [images], top=2)
+    explanation = explain_batches(models, batches_of(models, images), top=2)
     draw_explanation(images, explanation, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
     columns = save_heatmaps_arguments["columns"]
     assert [column.title for column in columns] == ["teacher", "student"] * 2
@@ -148,7 +156,7 @@ def test_figure_names_both_sides_of_a_contrast(
     easy: Dataset, models: dict[str, nn.Module], tmp_path: Path, save_heatmaps_arguments: dict[str, Any], top: int
 ) -> None:
     images = easy.test.images[:4]
-    explanation = explain_batches(models, [images], top=top, against=[1])
+    explanation = explain_batches(models, batches_of(models, images), top=top, against=[1])
     draw_explanation(images, explanation, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
     columns = save_heatmaps_arguments["columns"]
     names = [[f"{easy.classes[k]} and not leaf" for k in row] for row in explanation.class_ids.T]

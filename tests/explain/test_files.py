@@ -91,10 +91,12 @@ def test_message_of_a_folder_with_other_files_only_counts_them(tmp_path: Path) -
 def test_images_are_decoded_in_batches(folder: Path) -> None:
     paths = find_image_files([str(folder)])[0] * 30
     progress: list[tuple[int, int]] = []
-    batches = list(decode_batches(paths, 16, lambda done, total, description: progress.append((done, total))))
-    assert [len(batch) for batch in batches] == [32, 32, 26]
+    batches = list(decode_batches(paths, {"a": 16, "b": 8}, lambda done, total, _: progress.append((done, total))))
+    assert [len(batch["a"]) for batch in batches] == [32, 32, 26]
     assert progress == [(32, 90), (64, 90), (90, 90)]
-    np.testing.assert_array_equal(np.concatenate(batches), np.stack([decode(path, 16) for path in paths]))
+    for title, size in (("a", 16), ("b", 8)):
+        images = np.concatenate([batch[title] for batch in batches])
+        np.testing.assert_array_equal(images, np.stack([decode(path, size) for path in paths]))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
@@ -103,7 +105,7 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> Non
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.png' must be a readable image file"):
-        list(decode_batches([tmp_path / "good.png", tmp_path / "bad.png"], 16, no_progress))
+        list(decode_batches([tmp_path / "good.png", tmp_path / "bad.png"], {"a": 16}, no_progress))
 
 
 # --- output formats

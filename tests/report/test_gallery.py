@@ -108,10 +108,10 @@ def test_zero_and_non_finite_maps_are_stored_as_zero() -> None:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, GalleryModel]:
+def models(easy: Dataset) -> dict[str, GalleryModel]:
     torch.manual_seed(0)
     return {
-        role: GalleryModel(build("cam-net", 3, 16, seed).eval(), CHECKSUMS[role])
+        role: GalleryModel(build("cam-net", 3, 16, seed).eval(), CHECKSUMS[role], easy.test)
         for seed, role in enumerate(("teacher", "student"))
     }
 
@@ -145,7 +145,9 @@ def test_gallery_holds_predictions_and_maps_of_the_models(
 
 def test_stored_cosine_equals_the_metric_for_different_grids(easy: Dataset, tmp_path: Path) -> None:
     names = {"teacher": "resnet8", "student": "resnet50"}
-    models = {role: GalleryModel(build(name, 3, 16, 4).eval(), CHECKSUMS[role]) for role, name in names.items()}
+    models = {
+        role: GalleryModel(build(name, 3, 16, 4).eval(), CHECKSUMS[role], easy.test) for role, name in names.items()
+    }
     write_gallery(tmp_path / "gallery.json", easy, models, [3, 8])
     records = json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["images"]
     teacher = predict_split(models["teacher"].model, easy.test)
@@ -196,7 +198,7 @@ def test_page_stays_under_five_megabytes(tmp_path: Path, classes: int, side: int
     data = large_dataset(classes, side, 200)
     torch.manual_seed(0)
     roles = ("teacher", "control", "student")
-    models = {role: GalleryModel(LargeMaps(classes, 16).eval(), CHECKSUMS[role]) for role in roles}
+    models = {role: GalleryModel(LargeMaps(classes, 16).eval(), CHECKSUMS[role], data.test) for role in roles}
     counts = [[5 if r == c else int((7 * r + c) % 50 == 0) for c in range(classes)] for r in range(classes)]
     noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3)).astype(np.uint8)
     for index, role in enumerate(roles):
@@ -214,7 +216,9 @@ def test_page_stays_under_five_megabytes(tmp_path: Path, classes: int, side: int
 def test_many_classes_keep_the_maps_of_true_and_predicted_classes(tmp_path: Path) -> None:
     data = large_dataset(100, 32, 8)
     torch.manual_seed(0)
-    models = {role: GalleryModel(LargeMaps(100, 8).eval(), CHECKSUMS[role]) for role in ("teacher", "student")}
+    models = {
+        role: GalleryModel(LargeMaps(100, 8).eval(), CHECKSUMS[role], data.test) for role in ("teacher", "student")
+    }
     write_gallery(tmp_path / "gallery.json", data, models, list(range(8)))
     for record in json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["images"]:
         assert len(record["class_ids"]) == 10
@@ -269,7 +273,7 @@ def test_cosine_with_another_teacher_is_dropped(tmp_path: Path) -> None:
 
 def test_gallery_of_another_dataset_is_left_out(tmp_path: Path) -> None:
     student = run_with_gallery(tmp_path / "student", "teacher", "student")
-    control = run_with_gallery(tmp_path / "control", "teacher", "control", data_fingerprint="0" * 64)
+    control = run_with_gallery(tmp_path / "control", "teacher", "control", source_fingerprint="0" * 64)
     merged = merge_galleries([control, student], student)
     assert merged is not None
     assert {image["predictions"][1] is None for image in merged["images"]} == {True}

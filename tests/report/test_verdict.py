@@ -121,9 +121,9 @@ def test_verdict_needs_the_same_test_images() -> None:
 
 
 def test_same_labels_of_other_files_or_another_dataset_are_other_images() -> None:
-    student, control = (replace(run(accuracy), model_info={"data_fingerprint": "f"}) for accuracy in (0.9, 0.85))
+    student, control = (replace(run(accuracy), model_info={"source_fingerprint": "f"}) for accuracy in (0.9, 0.85))
     assert verdict(student, control).outcome == "helped"
-    other_data = replace(control, model_info={"data_fingerprint": "g"})
+    other_data = replace(control, model_info={"source_fingerprint": "g"})
     assert verdict(student, other_data).outcome == "unknown"
     names = np.array([f"{i}.png" for i in range(3000)])
     with_names = [replace(r, per_image=r.per_image | {"name": names}) for r in (student, other_data)]

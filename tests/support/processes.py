@@ -153,7 +153,7 @@ def distill(
     """Distill a student from a trained run."""
     data = open_dataset(config.data)
     teacher = load_teacher(Path(config.distill.teacher), data, config.train.device)
-    teacher_with_cache, config = prepare_teacher(teacher, data, config)
+    teacher_with_cache, config = prepare_teacher(teacher, config)
     train_run(folder, config, data, teacher_with_cache, resume=resume, callbacks=callbacks)
 
 

@@ -17,8 +17,7 @@ from camkd.data.dataset import Dataset
 from camkd.distill.cache import TeacherCache
 from camkd.distill.losses.logits import CrossEntropy
 from camkd.distill.objective import Objective, WeightedTerm, parse_objective
-from camkd.distill.teacher import TeacherTargets
-from camkd.evaluate import predict_split
+from camkd.evaluate import SplitPredictions, predict_split
 from camkd.models import build
 from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
@@ -63,10 +62,9 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
 
 
-def compute_targets(teacher: nn.Module, data: Dataset) -> TeacherTargets:
-    """Compute a teacher's targets on the validation images."""
-    predictions = predict_split(teacher, data.val)
-    return TeacherTargets(predictions.class_ids, predictions.maps)
+def compute_targets(teacher: nn.Module, data: Dataset) -> SplitPredictions:
+    """Compute a teacher's predictions on the validation images."""
+    return predict_split(teacher, data.val)
 
 
 class RecordingCache(TeacherCache):

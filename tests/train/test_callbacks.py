@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from camkd.data.dataset import Dataset
+from camkd.evaluate import SplitPredictions
 from camkd.runs.folder import Run
 from camkd.train import heatmap_figures
 from camkd.train.callbacks import Callback, CallbackList
@@ -84,7 +86,7 @@ def test_run_calls_all_events_in_order(easy: Dataset, tmp_path: Path, monkeypatc
     monkeypatch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
     run = Run(tmp_path / "name")
     recorder = EventRecorder()
-    figures = HeatmapFigures(run, easy, "student", {}, 1, listener=recorder)
+    figures = HeatmapFigures(run, easy, "student", None, 1, listener=recorder)
     config = train_config(epochs=1, on_nan="skip")
     objective = single_term(NonFiniteTerm(batches=(2,)))
     fit_network(easy, run.folder, config, objective, callbacks=[figures, recorder])
@@ -203,17 +205,18 @@ def test_train_end_after_an_error_of_an_earlier_callback() -> None:
 def test_figures_after_the_first_epoch_and_every_few(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, epochs: list[int]
 ) -> None:
-    drawn: list[tuple[Path, str, list[str]]] = []
+    drawn: list[tuple[Path, str, list[str], SplitPredictions | None]] = []
     monkeypatch.setattr(
         heatmap_figures,
         "draw_examples",
-        lambda path, data, split, models: drawn.append((path, split, list(models))),
+        lambda path, data, split, models, teacher: drawn.append((path, split, list(models), teacher)),
     )
     run = Run(tmp_path)
     recorder = EventRecorder()
-    figures = HeatmapFigures(run, easy, "student", {"teacher": nn.Identity()}, every, listener=recorder)
+    teacher = SplitPredictions(torch.zeros(24, 3), torch.zeros(24, 4, 4), torch.zeros(24, dtype=torch.int64), "exact")
+    figures = HeatmapFigures(run, easy, "student", teacher, every, listener=recorder)
     for epoch in range(1, 6):
         figures.on_epoch_end({"epoch": epoch}, nn.Identity())
     paths = {epoch: run.figures_folder / f"cams-epoch-{epoch:03d}.png" for epoch in epochs}
     assert recorder.events == [("on_figure", (epoch, path)) for epoch, path in paths.items()]
-    assert drawn == [(path, "val", ["teacher", "student"]) for path in paths.values()]
+    assert drawn == [(path, "val", ["student"], teacher) for path in paths.values()]

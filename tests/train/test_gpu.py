@@ -68,7 +68,7 @@ def make_cache(teacher: Teacher, data: Dataset, config: TrainConfig, method: str
     if not objective.needs_teacher:
         return None
     run_config = RunConfig(DataConfig("easy"), config, DistillConfig(method=method))
-    return build_teacher_cache(teacher, data, run_config, features="features" in objective.needs)
+    return build_teacher_cache(teacher, run_config, features="features" in objective.needs)
 
 
 def train(data: Dataset, folder: Path, config: TrainConfig, method: str = "plain", **options: Any) -> FitResult:

@@ -8,7 +8,8 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ class Dataset:
             It does not depend on the size of the images.
         notes: Messages for the user, for example that images were skipped or that a split was made.
         value_range: The gray values that became 0 and 255, if the source has gray images of more than 8 bits.
+        open_at: Function ``open_at(size) -> Dataset`` that opens the same images at another size, see `at_size`. None:
+            the images exist at one size only.
     """
 
     name: str
@@ -122,11 +125,61 @@ class Dataset:
     source_fingerprint: str
     notes: tuple[str, ...]
     value_range: ValueRange | None = None
+    open_at: Callable[[int], Dataset] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.train.images.shape[1])
 
     @property
     def splits(self) -> dict[str, Split]:
         """The splits by name, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
+
+    def at_size(self, size: int) -> Dataset:
+        """Open the same images at another size, for example at that of a teacher.
+
+        Args:
+            size: Side of the images in pixels.
+
+        Returns:
+            A dataset with the samples of this dataset in the same order, or the dataset itself if it has this size.
+
+        Raises:
+            InputError: If the images exist at one size only, or if the source has changed since it was opened.
+
+        Example:
+            >>> data = open_data("shapes", size=32)                    # doctest: +SKIP
+            >>> data.at_size(64).train.images.shape                    # doctest: +SKIP
+            (10000, 64, 64, 3)
+        """
+        if size == self.size:
+            return self
+        if self.open_at is None:
+            raise InputError(
+                f"the image size of {self.name} must be {self.size}, because its images are arrays in memory, got "
+                f"{size}. Use a model of {self.size} pixels."
+            )
+        other = self.open_at(size)
+        if other.source_fingerprint != self.source_fingerprint:
+            raise InputError(
+                f"the images of {self.name} at {size} pixels must be those at {self.size} pixels, got other images. "
+                "Start again: files were added, changed or removed meanwhile."
+            )
+        return other
+
+    def changed(self, change: Callable[[Dataset], Dataset]) -> Dataset:
+        """Apply a function to the dataset, and to the same images at any other size.
+
+        Args:
+            change: Function ``change(dataset) -> Dataset`` that selects samples or changes labels.
+
+        Returns:
+            ``change(self)``, whose `at_size` applies ``change`` too.
+        """
+        open_at = None if self.open_at is None else partial(_open_changed, self.open_at, change)
+        return replace(change(self), open_at=open_at)
 
     def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> Dataset:
         """Keep ``n`` images of each of ``splits``: the first images of each class, class-balanced, copied into memory.
@@ -148,16 +201,23 @@ class Dataset:
             raise InputError(f"limit must be 1 or more, got {n}. Choose a larger number of images.")
         if n >= max(len(self.splits[name]) for name in splits):
             return self
-        rows = {name: balanced_subset(self.splits[name].labels, n) for name in splits}
-        subsets = {name: self.splits[name].take(rows[name]) for name in splits}
-        limited = replace(self, **subsets, notes=(*self.notes, limit_note(n, splits)))  # type: ignore[arg-type]
-        return replace(
-            limited,
-            fingerprint=fingerprint(limited.classes, limited.splits),
-            source_fingerprint=derived_fingerprint(
-                self.source_fingerprint, {"rows": {name: indices.tolist() for name, indices in rows.items()}}
-            ),
-        )
+        return self.changed(partial(_limit, n=n, splits=splits))
+
+
+def _open_changed(open_at: Callable[[int], Dataset], change: Callable[[Dataset], Dataset], size: int) -> Dataset:
+    return open_at(size).changed(change)
+
+
+def _limit(data: Dataset, n: int, splits: tuple[str, ...]) -> Dataset:
+    rows = {name: balanced_subset(data.splits[name].labels, n) for name in splits}
+    subsets = {name: data.splits[name].take(rows[name]) for name in splits}
+    limited = replace(data, **subsets, notes=(*data.notes, limit_note(n, splits)))  # type: ignore[arg-type]
+    selection = {"rows": {name: indices.tolist() for name, indices in rows.items()}}
+    return replace(
+        limited,
+        fingerprint=fingerprint(limited.classes, limited.splits),
+        source_fingerprint=derived_fingerprint(data.source_fingerprint, selection),
+    )
 
 
 def limit_note(n: int, splits: tuple[str, ...]) -> str:

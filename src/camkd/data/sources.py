@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
@@ -124,8 +125,9 @@ def open_data(
     cache = cache_folder(cache)
     if name in SOURCES:
         notes = () if built_in else _check_built_in(str(name))
-        data = SOURCES[str(name)].open(size, cache, progress)
-        data = replace(data, notes=(*notes, *data.notes))
+        source = SOURCES[str(name)]
+        data = source.open(size, cache, progress)
+        data = replace(data, notes=(*notes, *data.notes), open_at=lambda size: source.open(size, cache, progress))
         data = data if limit is None else data.limited(limit)
         return data if train_limit is None else data.limited(train_limit, ("train",))
     root = Path(name).expanduser()
@@ -134,9 +136,9 @@ def open_data(
             f"data must be {', '.join(SOURCES)} or a folder with one subfolder of images per class, got '{name}', "
             "which does not exist. Check the name."
         )
-    return open_folder(
+    open_at = partial(
+        _open_folder_at,
         root,
-        size=size,
         limit=limit,
         train_limit=train_limit,
         workers=workers,
@@ -146,6 +148,12 @@ def open_data(
         cache=cache,
         progress=progress,
     )
+    return open_at(size)
+
+
+def _open_folder_at(root: Path, size: int | None, **options: Any) -> Dataset:
+    """Open a folder at a size, with the same options at every other size."""
+    return replace(open_folder(root, size=size, **options), open_at=partial(_open_folder_at, root, **options))
 
 
 def _check_built_in(name: str) -> tuple[str, ...]:

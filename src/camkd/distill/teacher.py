@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from camkd.config import AUTO, WeakTeacher
-from camkd.data.dataset import Dataset, Split
+from camkd.data.dataset import Dataset
 from camkd.data.sources import SOURCES
+from camkd.distill.keys import cache_key, key_inputs
+from camkd.distill.predictions import cached_predictions
 from camkd.evaluate import SplitPredictions, predict_split
 from camkd.evaluate.metrics import balanced_accuracy
 from camkd.models import is_model_name
@@ -29,44 +30,48 @@ ROUNDING = 1e-9
 """Difference of two balanced accuracies that counts as rounding."""
 
 
-class TeacherTargets(NamedTuple):
-    """A teacher's predictions for ``N`` validation images, with which the student's predictions are compared.
-
-    Attributes:
-        class_ids: Predicted classes, ``(N,)``.
-        maps: Class activation maps of these classes, ``(N, h, w)``.
-    """
-
-    class_ids: Tensor
-    maps: Tensor
-
-
 @dataclass(frozen=True)
 class Teacher:
-    """A trained, frozen network to distill from, with the splits it is evaluated on.
+    """A trained, frozen network to distill from, and the dataset at its image size.
 
     Args:
         model: The network in evaluation mode, without gradients.
         folder: Run folder of the teacher.
-        val: Validation split of the dataset.
-        test: Test split of the dataset.
+        architecture: Name of its network.
+        size: Side of its images in pixels.
+        student_data: The dataset at the image size of the student.
     """
 
     model: nn.Module
     folder: Path
-    val: Split
-    test: Split
+    architecture: str
+    size: int
+    student_data: Dataset
 
     @cached_property
-    def val_targets(self) -> TeacherTargets:
-        """Targets on the validation images, computed on first use."""
-        predictions = predict_split(self.model, self.val)
-        return TeacherTargets(predictions.class_ids, predictions.maps)
+    def data(self) -> Dataset:
+        """The dataset at the image size of the teacher, opened on first use.
+
+        Raises:
+            InputError: If the images exist at the size of the student only.
+        """
+        return self.student_data.at_size(self.size)
+
+    @cached_property
+    def val_predictions(self) -> SplitPredictions:
+        """Predictions on the validation images, computed or read from the cache on first use."""
+        return self._predict("val")
 
     @cached_property
     def test_predictions(self) -> SplitPredictions:
-        """Predictions on the test images, computed on first use."""
-        return predict_split(self.model, self.test)
+        """Predictions on the test images, computed or read from the cache on first use."""
+        return self._predict("test")
+
+    def _predict(self, split: str) -> SplitPredictions:
+        device = next(self.model.parameters()).device
+        inputs = key_inputs(self.model, self.architecture, self.student_data, self.size, device)
+        key = cache_key(self.model, {**inputs, "split": split})
+        return cached_predictions(key, lambda: predict_split(self.model, self.data.splits[split]))
 
     def check_accuracy(self, weak_teacher: WeakTeacher = "reject") -> str:
         """Check that the teacher is better than guessing, per class.
@@ -87,8 +92,8 @@ class Teacher:
         Raises:
             InputError: If the teacher fails the check and ``weak_teacher`` is ``reject``.
         """
-        labels = torch.from_numpy(np.array(self.val.labels))
-        predicted = self.val_targets.class_ids.cpu()
+        labels = torch.from_numpy(np.array(self.student_data.val.labels))
+        predicted = self.val_predictions.class_ids
         accuracy = float((predicted == labels).double().mean())
         balanced = balanced_accuracy(predicted, labels)
         bound = min(1.0, balanced.chance + 2 * balanced.standard_error)
@@ -156,7 +161,7 @@ def _find_only_teacher(data: str) -> Path:
     )
 
 
-def check_default_teacher(name: str, folder: Path, data: str, fingerprint: str) -> None:
+def check_default_teacher(name: str, folder: Path, data: str, source_fingerprint: str) -> None:
     """Check that a teacher that was found by the name of its model was trained on these images.
 
     The default folder of a run contains only the name of the dataset, so another dataset of this name has the same
@@ -166,7 +171,7 @@ def check_default_teacher(name: str, folder: Path, data: str, fingerprint: str) 
         name: The value of ``--teacher``.
         folder: The folder that `find_teacher` returned.
         data: Name or folder of the dataset, as in ``--data``.
-        fingerprint: Fingerprint of the dataset.
+        source_fingerprint: Source fingerprint of the dataset.
 
     Raises:
         InputError: If the teacher was trained on other images.
@@ -174,7 +179,7 @@ def check_default_teacher(name: str, folder: Path, data: str, fingerprint: str) 
     if name != AUTO and folder != default_run_folder(data, "teacher", name):
         return
     info = read_model_info(folder)
-    if info.data_fingerprint != fingerprint and not (data in SOURCES and info.data == data):
+    if info.source_fingerprint != source_fingerprint and not (data in SOURCES and info.data == data):
         raise InputError(
             f"The teacher in {folder}, a default folder, must be trained on the images of {data!r}, got "
             f"other images ({info.data!r}) or other limits. Set --teacher {folder} to use it anyway, or train another "
@@ -199,7 +204,7 @@ def choose_teacher(
         The teacher's run folder. None if the model has no teacher, or if its weights are not found.
 
     Raises:
-        InputError: If there is no ``given`` teacher, or it has other classes or another image size than the model.
+        InputError: If there is no ``given`` teacher, or it has other classes than the model.
     """
     run_folder = find_run_folder(source)
     checksum = Run(run_folder).provenance().get("teacher_weights") if run_folder else None
@@ -227,11 +232,12 @@ def _check_given_teacher(
 ) -> Path:
     """Find the given teacher and check that it fits the model. Note other weights than those of the run's teacher."""
     folder = find_teacher(given, info.data)
-    check_default_teacher(given, folder, info.data, info.data_fingerprint)
+    check_default_teacher(given, folder, info.data, info.source_fingerprint)
     teacher_info = read_model_info(folder)
-    if (teacher_info.classes, teacher_info.size) != (info.classes, info.size):
+    if teacher_info.classes != info.classes:
         raise InputError(
-            f"--teacher must have the classes and the image size of the model, got {str(folder)!r}. Choose another run."
+            f"--teacher must have the classes of the model, {format_names(info.classes)}, got {str(folder)!r} with "
+            f"{format_names(teacher_info.classes)}. Choose another run."
         )
     if checksum is not None and teacher_info.sha256 != checksum:
         message(f"the teacher in {folder} has other weights than the teacher that {str(source)!r} was trained with")
@@ -247,32 +253,35 @@ def _checksum(folder: Path) -> str | None:
 
 
 def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
-    """Load and freeze a teacher, and check that its classes and image size fit the dataset.
+    """Load and freeze a teacher, and check that its classes are those of the dataset.
+
+    The teacher may have another image size than the dataset.
 
     Args:
         folder: The teacher's run folder.
-        data: The dataset.
+        data: The dataset at the image size of the student.
         device: Device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
         The teacher, without gradients.
 
     Raises:
-        InputError: If the teacher's classes or image size differ from those of the dataset.
+        InputError: If the teacher's classes differ from those of the dataset, or if the images do not exist at the
+            size of the teacher.
     """
     info = read_model_info(folder)
-    size = data.train.images.shape[1]
     if info.classes != data.classes:
         raise InputError(
             f"The classes of the teacher in {folder} must be {format_names(data.classes)}, those of the dataset, got "
             f"{format_names(info.classes)}. Train a teacher on these images."
         )
-    if info.size != size:
+    if info.size != data.size and data.open_at is None:
         raise InputError(
-            f"The image size must be {info.size}, that of the teacher in {folder}, got {size}. Add --size {info.size}."
+            f"The image size must be {info.size}, that of the teacher in {folder}, got {data.size}. Use images of this "
+            "size, or a dataset of `camkd.data.open_data`."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(model, folder, data.val, data.test)
+    return Teacher(model, folder, info.architecture, info.size, data)
 
 
 def format_names(names: tuple[str, ...]) -> str:

@@ -16,11 +16,36 @@ from camkd.evaluate.sanity import sanity
 from camkd.models.eval_mode import eval_mode
 from camkd.types import SHUFFLED
 
-SAMPLE_SIZE = 256
-"""Default number of images in the sample."""
+MAX_SAMPLE_SIZE = 256
+"""Default number of images in the sample, if they have at most 96x96 pixels."""
+
+MIN_SAMPLE_SIZE = 64
+"""Default number of images in the sample, if they are large."""
+
+MAX_SAMPLE_PIXELS = MAX_SAMPLE_SIZE * 96 * 96
+"""Largest number of pixels of the default sample, if it has more than `MIN_SAMPLE_SIZE` images."""
+
+FORWARD_PASSES_PER_IMAGE = 85
+"""Forward passes per image of the sample, see docs/metrics.md."""
+
+IMPUTATIONS_PER_IMAGE = 16
+"""Calls of `camkd.evaluate.road.impute` per image of the sample."""
 
 
-def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> dict[str, float]:
+def default_sample_size(split: Split) -> int:
+    """Return the default number of images in the sample of `faithfulness`.
+
+    Example:
+        >>> sides = (32, 128, 224)
+        >>> [default_sample_size(Split(np.zeros((500, s, s, 3), np.uint8), np.zeros(500))) for s in sides]
+        [256, 144, 64]
+    """
+    pixels_per_image = int(split.images.shape[1] * split.images.shape[2])
+    count = min(MAX_SAMPLE_SIZE, max(MIN_SAMPLE_SIZE, MAX_SAMPLE_PIXELS // pixels_per_image))
+    return min(count, len(split))
+
+
+def faithfulness(model: nn.Module, split: Split, count: int | None = None) -> dict[str, float]:
     """Average the faithfulness metrics over a class-balanced sample of a split.
 
     The sample is the first ``count`` images of ``split``, taken from the classes in turn. Each map is of the class that
@@ -30,7 +55,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
     Args:
         model: A classifier.
         split: The images.
-        count: Number of images in the sample, fewer if ``split`` is smaller.
+        count: Number of images in the sample, fewer if ``split`` is smaller (default: `default_sample_size`).
 
     Returns:
         Values by the name of the metric.
@@ -50,7 +75,7 @@ def faithfulness(model: nn.Module, split: Split, count: int = SAMPLE_SIZE) -> di
         >>> values["deletion"] < values["deletion_shuffled"]  # doctest: +SKIP
         True
     """
-    sample = split.take(balanced_subset(split.labels, count))
+    sample = split.take(balanced_subset(split.labels, count or default_sample_size(split)))
     predictions = predict_split(model, sample)
     device = next(model.parameters()).device
     views = Views(sample, 0, "none", 0, device)

@@ -183,6 +183,10 @@ def _open_or_share(
     message(
         f"the {len(dataset.test):,} test images of {data!r} are also used as training images, because it has no others"
     )
+    return dataset.changed(_share_test_images)
+
+
+def _share_test_images(dataset: Dataset) -> Dataset:
     splits = {"train": dataset.test, "val": dataset.val, "test": dataset.test}
     return replace(
         dataset,
@@ -234,8 +238,14 @@ def _match_classes(dataset: Dataset, classes: tuple[str, ...], source: str, data
             f"the classes of {data!r} must be classes of {source!r} ({list_classes(classes)}), got "
             f"{quote_names(additional)}. {advice}."
         )
-    labels = np.array([index[normalize("NFC", name)] for name in dataset.classes])
-    train, val, test = (replace(split, labels=labels[split.labels]) for split in dataset.splits.values())
+    labels = [index[normalize("NFC", name)] for name in dataset.classes]
+    return dataset.changed(partial(_relabel, classes=classes, labels=labels))
+
+
+def _relabel(dataset: Dataset, classes: tuple[str, ...], labels: list[int]) -> Dataset:
+    """Change label ``i`` to ``labels[i]``, an index into ``classes``."""
+    new_labels = np.array(labels)
+    train, val, test = (replace(split, labels=new_labels[split.labels]) for split in dataset.splits.values())
     notes = dataset.notes
     if absent := [name for label, name in enumerate(classes) if label not in labels]:
         notes += (
@@ -249,7 +259,7 @@ def _match_classes(dataset: Dataset, classes: tuple[str, ...], source: str, data
         test=test,
         fingerprint=fingerprint(classes, {"train": train, "val": val, "test": test}),
         source_fingerprint=derived_fingerprint(
-            dataset.source_fingerprint, {"classes": list(classes), "labels": labels.tolist()}
+            dataset.source_fingerprint, {"classes": list(classes), "labels": labels}
         ),
         notes=notes,
     )
@@ -314,15 +324,17 @@ def explain_files(
     teacher_folder = choose_teacher(info, source, teacher, message)
     title = "model" if teacher_folder and info.role == "teacher" else info.role
     models: dict[str, nn.Module] = {title: model}
+    sizes = {title: info.size}
     if teacher_folder and file_format != "folder":
         models = {"teacher": load(teacher_folder).to(pick_device(device)), **models}
+        sizes = {"teacher": read_model_info(teacher_folder).size, **sizes}
     if file_format == "png":
         check_figure_size(len(paths), top * len(models))
     unreadable: dict[Path, str] = {}
     remarks: dict[Path, list[str]] = {}
     explanation = explain_batches(
         models,
-        decode_batches(paths, info.size, progress, value_range, unreadable if bad_images == "skip" else None, remarks),
+        decode_batches(paths, sizes, progress, value_range, unreadable if bad_images == "skip" else None, remarks),
         top=top,
         method=method,
         layers={title: layer} if layer else None,

@@ -203,7 +203,7 @@ def train_run(
         if metrics:
             CallbackList(callbacks).on_message(f"{folder} is a finished run: nothing is left to train")
             return metrics
-        size = int(data.train.images.shape[1])
+        size = data.size
         model = build(config.model, len(data.classes), size, config.train.seed, pretrained=not has_checkpoint)
         if not model.has_pretrained_normalization:
             model.set_normalization(*channel_statistics(data.train.images))
@@ -214,7 +214,7 @@ def train_run(
             objective,
             config.train,
             run,
-            teacher=teacher.val_targets if teacher else None,
+            teacher=teacher.val_predictions if teacher else None,
             cache=teacher_with_cache.cache if teacher_with_cache else None,
             resume=has_checkpoint,
             callbacks=_with_built_in(callbacks, run, config, data, teacher),
@@ -230,6 +230,7 @@ def train_run(
             data=config.data.data,
             data_fingerprint=data.fingerprint,
             seed=config.train.seed,
+            source_fingerprint=data.source_fingerprint,
             teacher=config.distill.teacher if teacher else None,
             value_range=data.value_range,
         )
@@ -268,9 +269,9 @@ def _with_built_in(
         return list(callbacks)
     tensorboard = [TensorBoardCallback(run.folder)] if config.train.tensorboard else []
     listeners = [*tensorboard, *callbacks]
-    other_models = {"teacher": teacher.model} if teacher else {}
+    teacher_predictions = teacher.val_predictions if teacher else None
     figures = HeatmapFigures(
-        run, data, config.role, other_models, config.train.figure_every, listener=CallbackList(listeners)
+        run, data, config.role, teacher_predictions, config.train.figure_every, listener=CallbackList(listeners)
     )
     return [figures, *listeners]
 
@@ -306,14 +307,10 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
         "seconds": seconds,
         "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
     }
-    gallery_models = {info.role: GalleryModel(model, info.sha256)}
+    gallery_models = {info.role: GalleryModel(model, info.sha256, data.test)}
     if teacher:
-        gallery_models = {
-            "teacher": GalleryModel(teacher.model, read_model_info(teacher.folder).sha256),
-            **gallery_models,
-        }
-    models = {title: entry.model for title, entry in gallery_models.items()}
-    draw_examples(run.figures_folder / "cams.png", data, "test", models)
+        gallery_models = {"teacher": _gallery_teacher(teacher), **gallery_models}
+    draw_examples(run.figures_folder / "cams.png", data, "test", {info.role: model}, teacher_predictions)
     labels = torch.from_numpy(np.array(data.test.labels))
     rows = select_images(labels, evaluation.predictions, teacher_predictions)
     write_gallery(run.gallery_file, data, gallery_models, rows)
@@ -379,7 +376,7 @@ def train_all(
         teacher_folder = find_teacher(teacher_name, config.data.data)
         metrics["teacher"] = Run(teacher_folder).read_metrics()
     teacher = load_teacher(teacher_folder, data, config.train.device)
-    teacher_with_cache, config = prepare_teacher(teacher, data, config, callbacks=callbacks)
+    teacher_with_cache, config = prepare_teacher(teacher, config, callbacks=callbacks)
     train("control", replace(config, distill=replace(config.distill, method="plain")), TeacherWithCache(teacher))
     train("student", config, teacher_with_cache)
 
@@ -433,25 +430,27 @@ def _estimate_all(config: RunConfig, data: Dataset, teacher: str, teacher_epochs
     """Estimate the time in seconds of each part of `train_all`."""
     seconds: dict[str, float] = {}
     if is_model_name(teacher):
-        model: nn.Module = build(teacher, len(data.classes), int(data.train.images.shape[1]), pretrained=False)
+        model: nn.Module = build(teacher, len(data.classes), data.size, pretrained=False)
+        size = data.size
         teacher_config = replace(
             config, model=teacher, train=replace(config.train, epochs=teacher_epochs or config.train.epochs)
         )
         seconds["teacher"] = estimate_run(teacher_config, data)
     else:
-        model = load(find_teacher(teacher, config.data.data))
-    distillation = estimate_distillation(model.to(pick_device(config.train.device)), config, data)
+        folder = find_teacher(teacher, config.data.data)
+        model = load(folder)
+        size = read_model_info(folder).size
+    distillation = estimate_distillation(model.to(pick_device(config.train.device)), size, config, data)
     return {**seconds, "control": distillation["student"], **distillation}
 
 
 def prepare_teacher(
-    teacher: Teacher, data: Dataset, config: RunConfig, callbacks: Sequence[Callback] = ()
+    teacher: Teacher, config: RunConfig, callbacks: Sequence[Callback] = ()
 ) -> tuple[TeacherWithCache, RunConfig]:
     """Prepare the teacher of a run: if the loss needs the teacher, check its accuracy and open the cache.
 
     Args:
         teacher: The teacher.
-        data: The dataset.
         config: Configuration of the run.
         callbacks: Callbacks that receive messages about the cache.
 
@@ -469,7 +468,7 @@ def prepare_teacher(
     if not objective.needs_teacher:
         return TeacherWithCache(teacher), config
     message(f"teacher: {teacher.check_accuracy(config.distill.weak_teacher)}")
-    cache = build_teacher_cache(teacher, data, config, features="features" in objective.needs)
+    cache = build_teacher_cache(teacher, config, features="features" in objective.needs)
     store = cache.store
     if store is None:
         message(f"{config.method} needs the teacher's features, which are not cached: the teacher runs at every step")
@@ -478,7 +477,8 @@ def prepare_teacher(
     budget = f"the cache budget of {config.distill.cache_budget}"
     if not epochs:
         message(f"the teacher runs at every step: {budget} is less than {format_quantity(store.epoch_bytes)} per epoch")
-        return TeacherWithCache(teacher, TeacherCache(cache.teacher_fn, record_format=store.record_format)), config
+        uncached = TeacherCache(cache.teacher_fn, record_format=store.record_format, render=cache.render)
+        return TeacherWithCache(teacher, uncached), config
     started = sum(epoch < epochs for epoch in store.epochs())
     message(
         f"teacher cache: {epochs} augmented epochs, {format_quantity(store.epoch_bytes * epochs)} in {store.folder}; "
@@ -554,21 +554,26 @@ def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, object
     return {
         "role": config.role,
         "data_fingerprint": data.fingerprint,
+        "source_fingerprint": data.source_fingerprint,
         "teacher_weights": read_model_info(teacher.folder).sha256 if teacher else None,
         "terms": format_objective(objective, label_smoothing=config.train.label_smoothing),
         "classes": list(data.classes),
-        "size": int(data.train.images.shape[1]),
+        "size": data.size,
         "value_range": data.value_range,
     }
+
+
+def _gallery_teacher(teacher: Teacher) -> GalleryModel:
+    return GalleryModel(teacher.model, read_model_info(teacher.folder).sha256, teacher.data.test)
 
 
 def _draw_all_models(folder: Path, data: Dataset, teacher: Teacher) -> None:
     """Draw the student's heatmap figure and gallery again, with the control as a further model."""
     student = Run(folder / "student")
-    folders = {"teacher": teacher.folder, "student": student.folder, "control": folder / "control"}
-    models = {"teacher": teacher.model, "student": load(folders["student"]), "control": load(folders["control"])}
-    draw_examples(student.figures_folder / "cams.png", data, "test", models)
-    gallery_models = {
-        role: GalleryModel(model, read_model_info(folders[role]).sha256) for role, model in models.items()
+    folders = {"student": student.folder, "control": folder / "control"}
+    models = {role: load(run_folder) for role, run_folder in folders.items()}
+    draw_examples(student.figures_folder / "cams.png", data, "test", models, teacher.test_predictions)
+    gallery_models = {"teacher": _gallery_teacher(teacher)} | {
+        role: GalleryModel(model, read_model_info(folders[role]).sha256, data.test) for role, model in models.items()
     }
     write_gallery(student.gallery_file, data, gallery_models, gallery_rows(student.gallery_file))

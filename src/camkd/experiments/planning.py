@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from camkd.data.dataset import Dataset
 from camkd.data.views import Views
 from camkd.distill.cache.build import make_teacher_fn
 from camkd.distill.objective import parse_objective
-from camkd.evaluate.faithfulness import SAMPLE_SIZE
+from camkd.evaluate.faithfulness import FORWARD_PASSES_PER_IMAGE, IMPUTATIONS_PER_IMAGE, default_sample_size
+from camkd.evaluate.road import FRACTIONS, impute
 from camkd.models import build, model_factory
 from camkd.models.eval_mode import eval_mode
 from camkd.models.profile import profile, profile_model
@@ -31,9 +33,6 @@ DEFAULT_TEACHERS = ("wrn-16-4", "resnet20", "resnet8")
 MAX_CPU_MACS = 400_000_000
 """Largest number of multiply-accumulates per image of the default teacher on a CPU, if a network has as few."""
 
-FORWARD_PASSES_PER_EVALUATED_IMAGE = 85
-"""Forward passes of the faithfulness metrics per image of their sample, see docs/metrics.md."""
-
 SECONDS_PER_STEP = 0.3
 """Approximate time of a measured step."""
 
@@ -46,11 +45,15 @@ class Rates(NamedTuple):
 
     Attributes:
         training: Forward pass, backward pass and weight update, including the augmented views.
-        inference: Forward pass, including the views.
+        validation: Forward pass in the precision of the training.
+        evaluation: Forward pass in fp32.
+        imputation: Imputation of removed pixels, see `camkd.evaluate.road`.
     """
 
     training: float
-    inference: float
+    validation: float
+    evaluation: float
+    imputation: float
 
 
 def default_teacher(num_classes: int, size: int, device: str) -> str:
@@ -93,7 +96,7 @@ def resolve_network(name: str, data: Dataset, device: str, folder: Path | None) 
     if name != AUTO:
         return name
     stored: str | None = None if folder is None else Run(folder).config().get("model")
-    return stored or default_teacher(len(data.classes), int(data.train.images.shape[1]), device)
+    return stored or default_teacher(len(data.classes), data.size, device)
 
 
 def check_network(name: str, data: Dataset) -> None:
@@ -106,7 +109,7 @@ def check_network(name: str, data: Dataset) -> None:
     Raises:
         InputError: If the images are too small for the network, or if the network has no layer with a map.
     """
-    size = int(data.train.images.shape[1])
+    size = data.size
     model = build(name, len(data.classes), size, pretrained=False)
     profile_model(name, model, size)
     with eval_mode(model), torch.no_grad():
@@ -125,7 +128,7 @@ def measure_rates(name: str, data: Dataset, config: TrainConfig) -> Rates:
         The speed. The random state is unchanged.
     """
     device = torch.device(pick_device(config.device))
-    size = int(data.train.images.shape[1])
+    size = data.size
     keep_freed_memory()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model = build(name, len(data.classes), size, pretrained=False)
@@ -143,15 +146,27 @@ def measure_rates(name: str, data: Dataset, config: TrainConfig) -> Rates:
             optimizer.zero_grad()
 
         training = _images_per_second(train, len(views), config.batch_size, device)
-        return Rates(training, inference_rate(model, data, config))
+        validation = inference_rate(model, data.size, config)
+        evaluation = inference_rate(model, data.size, replace(config, precision="fp32"))
+        return Rates(training, validation, evaluation, _imputation_rate(data.size, device))
 
 
-def inference_rate(model: nn.Module, data: Dataset, config: TrainConfig) -> float:
-    """Measure how many images per second a network predicts with its maps, as a teacher does for the cache."""
+def inference_rate(model: nn.Module, size: int, config: TrainConfig) -> float:
+    """Measure how many random images per second a network predicts with its maps, as a teacher does for the cache."""
     device = torch.device(pick_device(config.device))
-    views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
-    teacher_fn = make_teacher_fn(model, int(data.train.images.shape[1]), config)
-    return _images_per_second(lambda rows: teacher_fn(views[0, rows].x), len(views), config.batch_size, device)
+    teacher_fn = make_teacher_fn(model, size, config)
+    images = torch.rand(config.batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = images.to(device, memory_format=torch.channels_last)
+    return _images_per_second(lambda rows: teacher_fn(images[: len(rows)]), len(images), config.batch_size, device)
+
+
+def _imputation_rate(size: int, device: torch.device) -> float:
+    """Measure how many images per second have the removed pixels imputed, for the mean of `FRACTIONS`."""
+    count = 4
+    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    columns = torch.arange(size, device=device) < size * sum(FRACTIONS) / len(FRACTIONS)
+    removed = columns.expand(count, size, size)
+    return _images_per_second(lambda rows: impute(images[: len(rows)], removed[: len(rows)]), count, count, device)
 
 
 def _images_per_second(
@@ -182,8 +197,14 @@ def training_seconds(data: Dataset, rates: Rates, epochs: int) -> float:
         rates: Speed of the network.
         epochs: Number of epochs.
     """
-    evaluated = len(data.test) + FORWARD_PASSES_PER_EVALUATED_IMAGE * min(len(data.test), SAMPLE_SIZE)
-    return epochs * (len(data.train) / rates.training + len(data.val) / rates.inference) + evaluated / rates.inference
+    sample_size = default_sample_size(data.test)
+    num_evaluated = len(data.test) + FORWARD_PASSES_PER_IMAGE * sample_size
+    num_imputed = IMPUTATIONS_PER_IMAGE * sample_size
+    return (
+        epochs * (len(data.train) / rates.training + len(data.val) / rates.validation)
+        + num_evaluated / rates.evaluation
+        + num_imputed / rates.imputation
+    )
 
 
 def teacher_output_seconds(data: Dataset, rate: float, augmented_epochs: int) -> float:
@@ -216,13 +237,14 @@ def estimate_run(config: RunConfig, data: Dataset) -> float:
     return training_seconds(data, measure_rates(config.model, data, config.train), config.train.epochs)
 
 
-def estimate_distillation(teacher: nn.Module, config: RunConfig, data: Dataset) -> dict[str, float]:
+def estimate_distillation(teacher: nn.Module, teacher_size: int, config: RunConfig, data: Dataset) -> dict[str, float]:
     """Estimate the time in seconds of a student, and of the teacher's outputs if the loss needs them.
 
     Outputs that the cache contains already are not subtracted.
 
     Args:
         teacher: The teacher, on the device of ``config``.
+        teacher_size: Side of the teacher's images in pixels.
         config: Configuration of the student.
         data: The dataset.
 
@@ -231,6 +253,6 @@ def estimate_distillation(teacher: nn.Module, config: RunConfig, data: Dataset) 
     """
     seconds = {"student": estimate_run(config, data)}
     if parse_objective(config.method).needs_teacher:
-        rate = inference_rate(teacher, data, config.train)
+        rate = inference_rate(teacher, teacher_size, config.train)
         seconds["teacher outputs"] = teacher_output_seconds(data, rate, num_augmented_epochs(config.train))
     return seconds

@@ -27,6 +27,13 @@ class ModelMaps(NamedTuple):
     maps: NDArray[np.float32]
     """Maps of the explained classes, ``(N, k, h, w)``."""
 
+    @classmethod
+    def concatenate(cls, predictions: Sequence[Prediction]) -> ModelMaps:
+        """Concatenate predictions with maps of the explained classes, one prediction per batch of images."""
+        probabilities = torch.cat([prediction.logits.softmax(1) for prediction in predictions])
+        maps = torch.cat([prediction.cams for prediction in predictions if prediction.cams is not None])
+        return cls(probabilities.numpy(), maps.numpy())
+
 
 class Explanation(NamedTuple):
     """Maps of several models for the same ``N`` images and the same ``k`` explained classes of each image."""
@@ -41,7 +48,7 @@ class Explanation(NamedTuple):
 
 def explain_batches(
     models: Mapping[str, nn.Module],
-    batches: Iterable[NDArray[np.uint8]],
+    batches: Iterable[Mapping[str, NDArray[np.uint8]]],
     *,
     top: int = 1,
     method: str = "cam",
@@ -55,7 +62,8 @@ def explain_batches(
 
     Args:
         models: Models by title. The first model selects the classes.
-        batches: Batches of images ``(n, H, W, 3)`` uint8, RGB.
+        batches: Batches of images ``(n, H, W, 3)`` uint8, RGB, by the title of the model: each model gets the images at
+            its own size.
         top: Number of classes per image, ``k``.
         method: Map method, a name in ``camkd.cams.MAP_METHODS``.
         layers: Dotted names of the layers to compute maps from, by model title. Default: the layer that
@@ -71,7 +79,8 @@ def explain_batches(
 
     Example:
         >>> models = {"student": camkd.load("cam-net-cifar10")}  # doctest: +SKIP
-        >>> explanation = explain_batches(models, [np.zeros((4, 32, 32, 3), np.uint8)], top=3)  # doctest: +SKIP
+        >>> batch = {"student": np.zeros((4, 32, 32, 3), np.uint8)}  # doctest: +SKIP
+        >>> explanation = explain_batches(models, [batch], top=3)  # doctest: +SKIP
         >>> explanation.class_ids.shape, explanation.maps_by_model["student"].maps.shape  # doctest: +SKIP
         ((4, 3), (4, 3, 16, 16))
     """
@@ -82,14 +91,17 @@ def explain_batches(
     for images in batches:
         selection: dict[str, Any] = {"top": top}
         if against:
-            selection = {"classes": _top_classes(next(iter(models.values())), images, top, against)}
-            options["against"] = torch.tensor(against).expand(len(images), -1)
+            title, model = next(iter(models.items()))
+            selection = {"classes": _top_classes(model, images[title], top, against)}
+            options["against"] = torch.tensor(against).expand(len(images[title]), -1)
         for title, model in models.items():
-            prediction = predict_images(model, images, layer=layers.get(title), **selection, **options)
+            prediction = predict_images(model, images[title], layer=layers.get(title), **selection, **options)
             selection = {"classes": prediction.class_ids}
             predictions[title].append(prediction)
         class_ids.append(selection["classes"])
-    maps_by_model = {title: _concatenate(batch_predictions) for title, batch_predictions in predictions.items()}
+    maps_by_model = {
+        title: ModelMaps.concatenate(batch_predictions) for title, batch_predictions in predictions.items()
+    }
     return Explanation(torch.cat(class_ids).numpy(), maps_by_model, tuple(against))
 
 
@@ -99,39 +111,6 @@ def _top_classes(model: nn.Module, images: NDArray[np.uint8], top: int, excluded
         logits: Tensor = model(_to_input(model, images)).cpu()
     logits[:, list(excluded)] = -torch.inf
     return logits.topk(top).indices
-
-
-def _concatenate(predictions: Sequence[Prediction]) -> ModelMaps:
-    probabilities = torch.cat([prediction.logits.softmax(1) for prediction in predictions])
-    maps = torch.cat([prediction.cams for prediction in predictions if prediction.cams is not None])
-    return ModelMaps(probabilities.numpy(), maps.numpy())
-
-
-def draw_heatmaps(
-    images: NDArray[np.uint8],
-    models: Mapping[str, nn.Module],
-    classes: Sequence[str],
-    path: Path,
-    true_classes: Sequence[str] | None = None,
-) -> None:
-    """Draw each model's map of the class that the first model predicts, and save the figure as PNG.
-
-    Args:
-        images: ``(N, H, W, 3)`` uint8, RGB.
-        models: Models by title. The first model selects the class of the maps.
-        classes: Names of all ``K`` classes.
-        path: The PNG file to write.
-        true_classes: Name of each image's true class ``(N,)``. If given, predictions are marked correct or wrong.
-
-    Raises:
-        InputError: If a model has no layer with a spatial output.
-        ValueError: If there are no images, or the numbers of images and true classes differ.
-
-    Example:
-        >>> models = {"student": camkd.load("cam-net-cifar10")}  # doctest: +SKIP
-        >>> draw_heatmaps(images, models, classes, Path("cams.png"))  # doctest: +SKIP
-    """
-    draw_explanation(images, explain_batches(models, [images]), classes, path, true_classes=true_classes)
 
 
 def draw_explanation(
@@ -163,7 +142,7 @@ def draw_explanation(
         ValueError: If there are no images, or the numbers of images, maps and names differ.
 
     Example:
-        >>> explanation = explain_batches(models, [images], top=3)  # doctest: +SKIP
+        >>> explanation = explain_batches(models, [{"student": images}], top=3)  # doctest: +SKIP
         >>> draw_explanation(images, explanation, classes, Path("cams.png"))  # doctest: +SKIP
     """
     class_ids = explanation.class_ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,44 +56,45 @@ def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
 
 def decode_batches(
     paths: Sequence[Path],
-    size: int,
+    sizes: Mapping[str, int],
     progress: Progress,
     value_range: ValueRange = FULL_RANGE,
     unreadable: dict[Path, str] | None = None,
     remarks: dict[Path, list[str]] | None = None,
-) -> Iterator[NDArray[np.uint8]]:
-    """Decode the center squares of image files in batches of `BATCH_SIZE`.
+) -> Iterator[dict[str, NDArray[np.uint8]]]:
+    """Decode the center squares of image files in batches of `BATCH_SIZE`, at the image size of each model.
 
     Args:
         paths: Image files.
-        size: Side of the decoded images in pixels.
+        sizes: Side of the images in pixels by the title of the model.
         progress: Callback, called when the consumer requests the next batch.
         value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
         unreadable: Collects the reasons of files that cannot be decoded, which are left out. None: an error is raised.
         remarks: Collects the remarks on the decoded images, see `camkd.data.images.Decoded`.
 
     Yields:
-        Images ``(n, size, size, 3)``, RGB.
+        Images ``(n, size, size, 3)``, RGB, by the title of the model.
 
     Raises:
         InputError: If a file cannot be decoded and ``unreadable`` is None. If a file does not exist. If no file can be
             decoded.
     """
     for start in range(0, len(paths), BATCH_SIZE):
-        images = []
+        images: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in sizes.values()}
         for path in paths[start : start + BATCH_SIZE]:
             try:
-                image, image_remarks = decode_with_remarks(path, size, value_range)
+                decoded = {size: decode_with_remarks(path, size, value_range) for size in images}
             except ValueError as error:
                 if unreadable is None or not os.path.lexists(path):
                     raise _unreadable_error(path, str(error)) from error
                 unreadable[path] = str(error)
                 continue
-            images.append(image)
-            if image_remarks and remarks is not None:
-                remarks[path] = image_remarks
-        if images:
-            yield np.stack(images)
+            for size, (image, image_remarks) in decoded.items():
+                images[size].append(image)
+                if image_remarks and remarks is not None:
+                    remarks[path] = image_remarks
+        if all(images.values()):
+            yield {title: np.stack(images[size]) for title, size in sizes.items()}
         progress(min(start + BATCH_SIZE, len(paths)), len(paths), "explaining images")
     if unreadable and len(unreadable) == len(paths):
         raise _unreadable_error(*next(iter(unreadable.items())), len(paths))

@@ -127,8 +127,10 @@ def export(
         if options.int8:
             results["int8"] = _export_int8(folder, dataset, options, reporter)
         if teacher and out and options.teacher is not None:
+            teacher_info = read_model_info(teacher)
+            teacher_data = dataset.at_size(teacher_info.size)
             results["teacher"] = _export_fp32(
-                load(teacher), read_model_info(teacher), folder / TEACHER, dataset, False, reporter
+                load(teacher), teacher_info, folder / TEACHER, teacher_data, False, reporter
             )
         metrics = Run(find_model_folder(source)).read_metrics()
         card = render_card(asdict(info.portable()), metrics, "onnx", results_table(results))

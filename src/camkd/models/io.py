@@ -47,6 +47,7 @@ class ModelInfo:
         teacher: Teacher of the run, for example the absolute path of its run folder. None without a teacher.
         value_range: The gray values that became 0 and 255 in the training images, for gray images of more than 8 bits;
             None if there was no such image.
+        source_fingerprint: `Dataset.source_fingerprint` of the dataset; empty for a network with pretrained weights.
         sha256: Checksum of the weights file, hexadecimal; empty before saving.
     """
 
@@ -62,6 +63,7 @@ class ModelInfo:
     seed: int
     teacher: str | None = None
     value_range: tuple[float, float] | None = None
+    source_fingerprint: str = ""
     sha256: str = ""
 
     def check(self) -> None:

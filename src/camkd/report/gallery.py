@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camkd.cams import resize
-from camkd.data.dataset import Dataset
+from camkd.data.dataset import Dataset, Split
 from camkd.evaluate import SplitPredictions
 from camkd.evaluate.metrics import cosine, to_common_grid
 from camkd.explain.explain import predict_images
@@ -56,10 +56,17 @@ BATCH_SIZE = 16
 
 
 class GalleryModel(NamedTuple):
-    """A model and the checksum of its weights, which identifies the model across galleries."""
+    """A model of a gallery.
+
+    Attributes:
+        model: The model.
+        sha256: Checksum of its weights, which identifies the model across galleries.
+        test: The test images at the image size of the model.
+    """
 
     model: nn.Module
     sha256: str
+    test: Split
 
 
 def select_images(
@@ -105,14 +112,14 @@ def write_gallery(path: Path, data: Dataset, models: Mapping[str, GalleryModel],
 
     Args:
         path: The file to write.
-        data: The dataset.
+        data: The dataset, for the thumbnails.
         models: Models by title. A model titled ``teacher`` must be the first. The file then holds the CAM cosine of
             the teacher's map and the map of every other model, for the class that the teacher predicts.
         rows: Rows of the test split. The last images are left out if the file would exceed `MAX_BYTES`.
     """
     content: dict[str, Any] = {
         "version": VERSION,
-        "data_fingerprint": data.fingerprint,
+        "source_fingerprint": data.source_fingerprint,
         "models": [{"title": title, "sha256": entry.sha256} for title, entry in models.items()],
         "images": [],
     }
@@ -160,7 +167,7 @@ def _round_robin_by_cell(labels: Tensor, predicted: Tensor, mask: Tensor) -> lis
 def _image_records(data: Dataset, models: Mapping[str, GalleryModel], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
     for start in range(0, len(rows), BATCH_SIZE):
         batch = rows[start : start + BATCH_SIZE]
-        by_model = [_predict_each(entry.model, data.test.images[batch]) for entry in models.values()]
+        by_model = [_predict_each(entry.model, entry.test.images[batch]) for entry in models.values()]
         for row, predictions in zip(batch, zip(*by_model, strict=True), strict=True):
             yield _image_record(data, row, predictions, has_teacher="teacher" in models)
 

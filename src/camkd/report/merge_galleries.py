@@ -15,7 +15,7 @@ from camkd.report.run_summary import RunSummary
 from camkd.utils.plot_style import DIFFERENCE_COLORMAP, EVIDENCE_COLORMAP, color_table
 from camkd.utils.units import finite_number
 
-VERSION = 2
+VERSION = 3
 """Format version of ``gallery.json``. A file with another version is not shown. Increment when the format changes."""
 
 MAX_BYTES = 2_300_000
@@ -45,7 +45,9 @@ def merge_galleries(runs: Sequence[RunSummary], main: RunSummary) -> dict[str, A
     """
     main_first = sorted(runs, key=lambda run: run is not main)
     galleries = [gallery for run in main_first if run.classes == main.classes and (gallery := _validate_gallery(run))]
-    galleries = [gallery for gallery in galleries if gallery["data_fingerprint"] == galleries[0]["data_fingerprint"]]
+    galleries = [
+        gallery for gallery in galleries if gallery["source_fingerprint"] == galleries[0]["source_fingerprint"]
+    ]
     if not galleries:
         return None
     columns = _columns(runs, galleries[0])
@@ -119,7 +121,7 @@ def _validate_gallery(run: RunSummary) -> dict[str, Any] | None:
         images = [_validate_image(record, len(models), len(run.classes)) for record in gallery["images"]]
         if gallery["version"] != VERSION or not models or not images:
             return None
-        return {"models": models, "images": images, "data_fingerprint": gallery["data_fingerprint"]}
+        return {"models": models, "images": images, "source_fingerprint": gallery["source_fingerprint"]}
     except (KeyError, TypeError, ValueError, OverflowError):  # OverflowError: an integer of infinity
         return None
 

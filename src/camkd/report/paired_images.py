@@ -83,14 +83,14 @@ def discordant_images(first: RunSummary, second: RunSummary) -> DiscordantImages
 def have_same_images(first: RunSummary, second: RunSummary) -> bool:
     """Return whether two runs have results of the same test images in the same order.
 
-    Images are the same if their labels are equal, and their file names or the dataset fingerprints of the runs too.
+    Images are the same if their labels are equal, and their file names or the source fingerprints of the runs too.
     """
     if not _equal_columns(first, second, "label"):
         return False
     names, other_names = first.per_image.get("name"), second.per_image.get("name")
     if names is not None and other_names is not None:
         return np.array_equal(names, other_names)
-    fingerprints = {run.model_info.get("data_fingerprint") for run in (first, second)}
+    fingerprints = {run.model_info.get("source_fingerprint") for run in (first, second)}
     return len(fingerprints) == 1
 
 

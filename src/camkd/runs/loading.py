@@ -236,6 +236,7 @@ def _load_checkpoint(run: Run, name: str | None = None) -> ImageClassifier:
         data=config["data"],
         data_fingerprint=provenance["data_fingerprint"],
         seed=config["seed"],
+        source_fingerprint=provenance.get("source_fingerprint", ""),
         teacher=config.get("teacher"),
         value_range=tuple(provenance["value_range"]) if provenance.get("value_range") else None,
     )

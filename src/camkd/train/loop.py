@@ -23,7 +23,7 @@ from camkd.data.dataset import Dataset
 from camkd.data.views import Batch, Views
 from camkd.distill.cache import TeacherCache
 from camkd.distill.objective import Objective
-from camkd.distill.teacher import TeacherTargets
+from camkd.evaluate import SplitPredictions
 from camkd.models.eval_mode import eval_mode, fp32_dilated_convs
 from camkd.models.sync_batchnorm import sync_batchnorm
 from camkd.runs.folder import Run
@@ -44,7 +44,7 @@ def fit(
     config: TrainConfig,
     run: Run,
     *,
-    teacher: TeacherTargets | None = None,
+    teacher: SplitPredictions | None = None,
     cache: TeacherCache | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -62,7 +62,7 @@ def fit(
         objective: The loss.
         config: The training settings.
         run: The run folder.
-        teacher: The teacher's targets on the validation images. If given, two more validation metrics are computed.
+        teacher: The teacher's predictions on the validation images. If given, two more validation metrics are computed.
         cache: The teacher's outputs on the training images, required if the objective needs a teacher.
         resume: Whether to continue from the newest intact checkpoint of the run.
         callbacks: Callbacks, called in order.
@@ -93,7 +93,7 @@ def fit(
     _check_outputs(model, views, len(data.classes), precision)
     if objective.needs_adapters:
         assert cache is not None
-        objective = _build_adapters(objective, model, cache, views[0, torch.arange(min(2, len(views)))].x, config.seed)
+        objective = _build_adapters(objective, model, cache, views, config.seed)
     terms = objective.modules()
     state = TrainState(model, average, terms, _build_optimizer([model, *terms], config), precision)
     events = CallbackList([EMA(average, model, config.ema_decay), *callbacks])
@@ -230,14 +230,16 @@ def _check_outputs(model: nn.Module, views: Views, num_classes: int, precision: 
         )
 
 
-def _build_adapters(objective: Objective, model: nn.Module, cache: TeacherCache, x: Tensor, seed: int) -> Objective:
+def _build_adapters(objective: Objective, model: nn.Module, cache: TeacherCache, views: Views, seed: int) -> Objective:
     """Build the adapters of the objective's terms for the feature shapes of both networks, initialized from ``seed``.
 
     The global random state is restored.
     """
+    rows = torch.arange(min(2, len(views)))
+    x = views[0, rows].x
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        objective = objective.build_adapters(_forward(model, x, objective.needs), cache.teacher_fn(x))
+        objective = objective.build_adapters(_forward(model, x, objective.needs), cache.predict(0, rows, x))
     objective.modules().to(x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return objective
 

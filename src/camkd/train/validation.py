@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from camkd.cams import predict
 from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Dataset
 from camkd.data.views import Batch, Views
-from camkd.distill.teacher import TeacherTargets
+from camkd.evaluate import SplitPredictions
 from camkd.evaluate.metrics import cosine, to_common_grid
 from camkd.models.eval_mode import eval_mode
 from camkd.types import Prediction
@@ -19,6 +20,13 @@ from camkd.utils.distributed import all_reduce_sum, process_group
 
 BATCH_SIZE = 500
 """Largest number of images in a validation batch. Batches of large images are smaller."""
+
+
+class _Targets(NamedTuple):
+    """Classes ``(N,)`` that the teacher predicts, and its maps of these classes ``(N, h, w)``."""
+
+    class_ids: Tensor
+    maps: Tensor
 
 
 class Validator:
@@ -30,10 +38,10 @@ class Validator:
         data: The dataset. Only the validation images are used.
         device: Device of the model.
         bf16: Whether the forward pass runs in bf16.
-        teacher: The teacher's targets on the validation images, or None if the run has no teacher.
+        teacher: The teacher's predictions on the validation images, or None if the run has no teacher.
     """
 
-    def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: TeacherTargets | None) -> None:
+    def __init__(self, data: Dataset, device: torch.device, bf16: bool, teacher: SplitPredictions | None) -> None:
         self.views = Views(data.val, len(data.classes), "none", 0, device)
         self.bf16 = bf16
         self.teacher = teacher
@@ -69,12 +77,12 @@ class Validator:
             shard = process_group().shard(indices)
             yield shard, self.views[0, shard]
 
-    def _targets(self, indices: Tensor, device: torch.device) -> TeacherTargets | None:
+    def _targets(self, indices: Tensor, device: torch.device) -> _Targets | None:
         if self.teacher is None:
             return None
-        return TeacherTargets(self.teacher.class_ids[indices].to(device), self.teacher.maps[indices].to(device))
+        return _Targets(self.teacher.class_ids[indices].to(device), self.teacher.maps[indices].to(device))
 
-    def _predict(self, model: nn.Module, batch: Batch, targets: TeacherTargets | None) -> Prediction:
+    def _predict(self, model: nn.Module, batch: Batch, targets: _Targets | None) -> Prediction:
         autocast = torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16)
         with eval_mode(model), torch.no_grad(), autocast:
             if targets is None:
@@ -82,7 +90,7 @@ class Validator:
             return predict(model, batch.x, classes=targets.class_ids[:, None]).float()
 
 
-def _agreement(prediction: Prediction, targets: TeacherTargets) -> dict[str, Tensor]:
+def _agreement(prediction: Prediction, targets: _Targets) -> dict[str, Tensor]:
     """Return the match with the teacher's predicted class and the cosine of both maps of the class, each ``(N,)``."""
     assert prediction.cams is not None
     return {

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data import augment
-from camkd.data.augment import Policy
+from camkd.data.augment import Policy, get_policy
 from camkd.data.dataset import Dataset, Split
+from camkd.data.folder import VERSION as DECODING_VERSION
 from camkd.data.views import Views
-from camkd.distill.cache import Manifest, RecordFormat, TeacherCache, build
-from camkd.distill.cache.build import build_teacher_cache, key_inputs, make_teacher_fn
+from camkd.distill.cache import Manifest, RecordFormat, TeacherCache, build, cache_key
+from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn
+from camkd.distill.keys import key_inputs
 from camkd.distill.teacher import Teacher, load_teacher
 from camkd.models import MODELS
 from camkd.models.architecture import architecture_key
@@ -69,7 +71,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def store_folder_of(teacher: Teacher, data: Dataset, config: RunConfig | None = None) -> Path:
-    store = build_teacher_cache(teacher, data, config or run_config()).store
+    store = build_teacher_cache(replace(teacher, student_data=data), config or run_config()).store
     assert store is not None
     return store.folder
 
@@ -169,46 +171,63 @@ def test_other_image_size_has_another_store(teacher: Teacher, easy: Dataset, tmp
     def enlarge(split: Split) -> Split:
         return replace(split, images=split.images.repeat(2, 1).repeat(2, 2))
 
-    large = replace(easy, **{name: enlarge(split) for name, split in easy.splits.items()})  # with the same fingerprint
+    large = replace(easy, **{name: enlarge(split) for name, split in easy.splits.items()})  # with the same fingerprints
     large_teacher = load_teacher(save_untrained(tmp_path / "large", "resnet8", easy, 32), large, "cpu")
     large_teacher.model.load_state_dict(teacher.model.state_dict())
     assert store_folder_of(large_teacher, large) != store_folder_of(teacher, easy)
 
 
-def make_manifest(**changes: Any) -> Manifest:
-    manifest = Manifest(
-        "runs/teacher", "resnet8", "easy", "light", 7, "fp32", 96, RecordFormat(3, 4, 4, (0.5, 1.0, 2.0))
-    )
-    return replace(manifest, **changes)
+@pytest.fixture
+def recorded_inputs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The inputs of each key that is computed."""
+    inputs: list[dict[str, Any]] = []
+
+    def record(model: nn.Module, values: dict[str, Any]) -> str:
+        inputs.append(values)
+        return cache_key(model, values)
+
+    monkeypatch.setattr(build, "cache_key", record)
+    return inputs
 
 
-def test_inputs_of_the_key_have_explicit_names(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_of_the_key_have_explicit_names(
+    teacher: Teacher, recorded_inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A change of a name or value in this test makes every existing cache useless."""
     monkeypatch.setattr("camkd.models.architecture.version", lambda library: "2.6.0")
-    assert key_inputs(teacher.model, make_manifest(), "abc", CPU) == {
-        "architecture": "resnet8",
-        "layers": architecture_key(teacher.model),
-        "libraries": {"torch": "2.6.0"},
-        "data": "abc",
-        "augmentation": "version=2 crop=1 flip=1 rotation=0.0 color=0.0 cutout=0.0 mix=0.0",
-        "augmentation_seed": 7,
-        "records": {"version": 2, "classes": 3, "map": [4, 4], "bias": [0.5, 1.0, 2.0]},
-        "outputs": 1,
-        "device": "cpu",
-        "precision": "fp32",
-    }
+    data = replace(teacher.student_data, source_fingerprint="abc")
+    store = build_teacher_cache(replace(teacher, student_data=data), run_config(replace(TRAIN, augment_seed=7))).store
+    assert store is not None
+    bias = teacher.model.state_dict()["fc.bias"].tolist()
+    assert recorded_inputs == [
+        {
+            "architecture": "resnet8",
+            "layers": architecture_key(teacher.model),
+            "libraries": {"torch": "2.6.0"},
+            "images": {"source": "abc", "decoding": DECODING_VERSION, "size": 16, "value_range": None},
+            "augmentation": get_policy(TRAIN.augment).key(),
+            "augmentation_seed": 7,
+            "frame": 16,
+            "records": {"version": 2, "classes": 3, "map": [4, 4], "bias": bias},
+            "outputs": 1,
+            "device": "cpu",
+            "precision": "fp32",
+        }
+    ]
 
 
-def test_path_of_the_teacher_and_name_of_the_data_are_no_inputs_of_the_key(teacher: Teacher) -> None:
-    inputs = key_inputs(teacher.model, make_manifest(), "abc", CPU)
-    assert key_inputs(teacher.model, make_manifest(teacher="moved", data="renamed"), "abc", CPU) == inputs
-    assert key_inputs(teacher.model, make_manifest(architecture="cam-net"), "abc", CPU) != inputs
+def test_path_of_the_teacher_and_name_of_the_data_are_no_inputs_of_the_key(teacher: Teacher, tmp_path: Path) -> None:
+    data = replace(teacher.student_data, name="renamed")
+    moved = replace(teacher, folder=tmp_path / "moved", student_data=data)
+    assert store_folder_of(moved, data) == store_folder_of(teacher, teacher.student_data)
+    renamed = replace(teacher, architecture="cam-net")
+    assert store_folder_of(renamed, data) != store_folder_of(teacher, data)
 
 
 def test_kind_of_device_is_an_input_of_the_key(teacher: Teacher) -> None:
     devices = [torch.device(name) for name in ("cpu", "cuda", "cuda:1", "mps")]
-    inputs = [key_inputs(teacher.model, make_manifest(), "abc", device)["device"] for device in devices]
-    assert inputs == ["cpu", "cuda", "cuda", "mps"]
+    kinds = [key_inputs(teacher.model, "resnet8", teacher.student_data, 16, device)["device"] for device in devices]
+    assert kinds == ["cpu", "cuda", "cuda", "mps"]
 
 
 # --- manifest and record format
@@ -216,7 +235,7 @@ def test_kind_of_device_is_an_input_of_the_key(teacher: Teacher) -> None:
 
 def test_manifest_describes_the_store(teacher: Teacher, easy: Dataset, teacher_folder: Path) -> None:
     train = replace(TRAIN, augment="strong", augment_seed=4)
-    store = build_teacher_cache(teacher, easy, run_config(train, cache_map_size=2)).store
+    store = build_teacher_cache(teacher, run_config(train, cache_map_size=2)).store
     assert store is not None
     bias = tuple(teacher.model.state_dict()["fc.bias"].tolist())
     assert store.manifest == Manifest(
@@ -241,7 +260,7 @@ def test_manifest_describes_the_store(teacher: Teacher, easy: Dataset, teacher_f
 def test_logits_are_stored_unless_they_follow_from_the_maps(
     teacher: Teacher, easy: Dataset, map_size: int | None, side: int, logits_follow: bool
 ) -> None:
-    cache = build_teacher_cache(teacher, easy, run_config(cache_map_size=map_size))
+    cache = build_teacher_cache(teacher, run_config(cache_map_size=map_size))
     assert cache.record_format is not None
     assert (cache.record_format.height, cache.record_format.width) == (side, side)
     assert (cache.record_format.bias is not None) == logits_follow
@@ -255,7 +274,7 @@ def test_logits_are_stored_unless_they_follow_from_the_maps(
 
 
 def test_features_are_returned_but_not_cached(teacher: Teacher, easy: Dataset, empty_cache: Path) -> None:
-    cache = build_teacher_cache(teacher, easy, run_config(method="at"), features=True)
+    cache = build_teacher_cache(teacher, run_config(method="at"), features=True)
     assert cache.store is None
     x = torch.rand(3, 3, 16, 16)
     outputs = cache.compute(0, torch.arange(3), x)
@@ -306,7 +325,7 @@ def test_cached_outputs_are_those_of_the_teacher(
     samples = torch.arange(96)
     runs = []
     for batch_size, num_computed in ((24, 2 * 96), (17, 0)):
-        cache = build_teacher_cache(teacher, easy, config)
+        cache = build_teacher_cache(teacher, config)
         fill(cache, views, batch_size)
         assert cache.num_computed == num_computed
         runs.append([cache.get(epoch, samples) for epoch in range(2)])
@@ -330,7 +349,7 @@ def test_cached_outputs_are_those_of_the_teacher(
 
 
 def test_outputs_in_bf16(teacher: Teacher, easy: Dataset) -> None:
-    cache = build_teacher_cache(teacher, easy, run_config(replace(TRAIN, precision="bf16")))
+    cache = build_teacher_cache(teacher, run_config(replace(TRAIN, precision="bf16")))
     samples = torch.arange(96)
     x = make_views(easy, "light")[0, samples].x
     uncached = cache.teacher_fn(x)

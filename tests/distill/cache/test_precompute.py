@@ -120,7 +120,7 @@ def test_training_after_precomputing_equals_training_without(
     config = run_config(teacher_folder, replace(TRAIN, augment=policy))
 
     def train(name: str) -> int:
-        teacher_with_cache, resolved = prepare_teacher(teacher, easy, config)
+        teacher_with_cache, resolved = prepare_teacher(teacher, config)
         assert teacher_with_cache.cache is not None
         train_run(tmp_path / name, resolved, easy, teacher_with_cache)
         return teacher_with_cache.cache.num_computed

@@ -77,7 +77,7 @@ def _precompute(options: Namespace) -> dict[str, Any]:
         else:
             data = open_data(config.data, reporter)
             assert teacher is not None
-            check_default_teacher(options.teacher, teacher, options.data, data.fingerprint)
+            check_default_teacher(options.teacher, teacher, options.data, data.source_fingerprint)
             if not options.dry_run:
                 return _compute_outputs(config, data, options.processes, reporter)
             cost = precompute.estimate_cost(config, data, reporter.progress)

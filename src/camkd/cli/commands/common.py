@@ -158,7 +158,7 @@ def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     if process_group().world_size > 1:
         run_on_rank0(build_cache)  # then the other ranks find the decoded images in the cache
     data = open_dataset(config, reporter.progress)
-    size = data.train.images.shape[1]
+    size = data.size
     reporter.message(
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test images "
         f"of {size}x{size} pixels in {len(data.classes)} classes"

@@ -44,11 +44,12 @@ def _run(options: Namespace) -> dict[str, Any] | None:
         run_on_rank0(lambda: pipeline.check_outputs(config, folder))
         data = open_data(config.data, reporter)
         teacher = load_teacher(teacher_folder, data, options.device)
-        check_default_teacher(options.teacher, teacher_folder, options.data, data.fingerprint)
+        check_default_teacher(options.teacher, teacher_folder, options.data, data.source_fingerprint)
         config = pipeline.resolve_precision_and_epochs(config, folder, callbacks=[reporter])
-        teacher_with_cache, config = pipeline.prepare_teacher(teacher, data, config, [reporter])
+        teacher_with_cache, config = pipeline.prepare_teacher(teacher, config, [reporter])
         if not Run(folder).config():
-            reporter.message(planning.describe_times(planning.estimate_distillation(teacher.model, config, data)))
+            seconds = planning.estimate_distillation(teacher.model, teacher.size, config, data)
+            reporter.message(planning.describe_times(seconds))
         metrics = pipeline.train_run(folder, config, data, teacher_with_cache, resume=resume, callbacks=[reporter])
         run_on_rank0(lambda: write_report([teacher_folder, folder], folder / "report.html"))
         reporter.message(

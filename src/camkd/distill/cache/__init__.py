@@ -13,10 +13,10 @@ zeros has not been written. A wrong checksum means that a crash interrupted the 
 cases the outputs are computed again.
 """
 
-from camkd.distill.cache.keys import cache_key
 from camkd.distill.cache.records import RecordFormat
 from camkd.distill.cache.store import CacheFullError, CorruptCacheWarning, Manifest, Store, list_stores, store_folder
 from camkd.distill.cache.teacher_cache import TeacherCache
+from camkd.distill.keys import cache_key
 
 __all__ = [
     "CacheFullError",

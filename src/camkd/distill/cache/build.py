@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,38 +13,30 @@ from torch import Tensor, nn
 from camkd.cams import bias, form, predict
 from camkd.config import RunConfig, TrainConfig
 from camkd.data.augment import get_policy
-from camkd.data.dataset import Dataset
-from camkd.distill.cache.keys import cache_key
+from camkd.data.views import Views
 from camkd.distill.cache.records import MAX_CLASSES_WITH_ALL_MAPS, RecordFormat
 from camkd.distill.cache.records import VERSION as RECORD_VERSION
 from camkd.distill.cache.store import Manifest, Store, store_folder
 from camkd.distill.cache.teacher_cache import TeacherCache
+from camkd.distill.keys import cache_key, key_inputs
 from camkd.distill.teacher import Teacher
-from camkd.models.architecture import architecture_key, library_versions
 from camkd.models.fold_batchnorm import fold_batchnorm
-from camkd.runs.loading import read_model_info
 from camkd.types import Prediction
 from camkd.utils.devices import pick_device, pick_precision
 
 CPU_BATCH_SIZE = 32
 """Images per forward pass of a teacher on a CPU, small enough for the activations to stay in the CPU cache."""
 
-OUTPUT_VERSION = 1
-"""Version of the outputs. Increment it when the same weights would give other outputs.
-
-Reasons are another ``forward``, other maps, or another split of a batch into forward passes.
-"""
-
 DEFAULT_MAX_MAP_SIZE = 8
 """Default of the maximum side of cached maps, in cells."""
 
 
-def build_teacher_cache(teacher: Teacher, data: Dataset, config: RunConfig, *, features: bool = False) -> TeacherCache:
+def build_teacher_cache(teacher: Teacher, config: RunConfig, *, features: bool = False) -> TeacherCache:
     """Build the cache of a teacher's outputs on the augmented training images of a run.
 
     Args:
-        teacher: The teacher.
-        data: The dataset.
+        teacher: The teacher. If its image size is not that of the student, it gets the same augmented views rendered at
+            its own size. Its images are opened when the first output is computed.
         config: Configuration of the run. The key contains augmentation, augmentation seed, precision, device type and
             map size.
         features: Whether the outputs contain features too. Features are not cached, so the cache has no store.
@@ -51,15 +44,16 @@ def build_teacher_cache(teacher: Teacher, data: Dataset, config: RunConfig, *, f
     Returns:
         The cache. Its store is opened, but its folder is created with the first output.
     """
-    image_size = int(data.train.images.shape[1])
-    teacher_fn = make_teacher_fn(teacher.model, image_size, config.train, features=features)
+    data = teacher.student_data
+    teacher_fn = make_teacher_fn(teacher.model, teacher.size, config.train, features=features)
+    render = None if teacher.size == data.size else _TeacherViews(teacher, config.train)
     if features:
-        return TeacherCache(teacher_fn)
-    record_format = record_format_for(teacher.model, image_size, teacher_fn, config.distill.cache_map_size)
+        return TeacherCache(teacher_fn, render=render)
+    record_format = record_format_for(teacher.model, teacher.size, teacher_fn, config.distill.cache_map_size)
     device = torch.device(pick_device(config.train.device))
     manifest = Manifest(
         teacher=str(teacher.folder.resolve()),
-        architecture=read_model_info(teacher.folder).architecture,
+        architecture=teacher.architecture,
         data=data.name,
         augment=config.train.augment,
         augment_seed=config.train.augment_seed,
@@ -67,40 +61,48 @@ def build_teacher_cache(teacher: Teacher, data: Dataset, config: RunConfig, *, f
         num_samples=len(data.train),
         record_format=record_format,
     )
-    key = cache_key(teacher.model, key_inputs(teacher.model, manifest, data.fingerprint, device))
-    return TeacherCache(teacher_fn, Store(store_folder(key), manifest))
+    return TeacherCache(teacher_fn, Store(store_folder(_key(teacher, manifest, device)), manifest), render=render)
 
 
-def key_inputs(model: nn.Module, manifest: Manifest, data_fingerprint: str, device: torch.device) -> dict[str, Any]:
-    """Collect everything that teacher outputs depend on besides the weights, for `cache_key`.
+class _TeacherViews:
+    """Augmented views at the teacher's image size, opened on first use."""
 
-    Args:
-        model: The teacher.
-        manifest: Description of the store.
-        data_fingerprint: Fingerprint of the dataset.
-        device: Device of the teacher. The key contains its type, not its index.
+    def __init__(self, teacher: Teacher, config: TrainConfig) -> None:
+        self.teacher = teacher
+        self.config = config
 
-    Returns:
-        JSON values under explicit names. Renaming one of these names invalidates every cache.
-    """
+    @cached_property
+    def views(self) -> Views:
+        data = self.teacher.data
+        device = torch.device(pick_device(self.config.device))
+        frame = self.teacher.student_data.size
+        return Views(data.train, len(data.classes), self.config.augment, self.config.augment_seed, device, frame=frame)
+
+    def __call__(self, epoch: int, indices: Tensor) -> Tensor:
+        return self.views[epoch, indices].x
+
+
+def _key(teacher: Teacher, manifest: Manifest, device: torch.device) -> str:
+    """Return the key of a store. It is the same for students of all sizes if the augmentation has no frame."""
     record_format = manifest.record_format
-    return {
-        "architecture": manifest.architecture,
-        "layers": architecture_key(model),
-        "libraries": library_versions(manifest.architecture),
-        "data": data_fingerprint,
-        "augmentation": get_policy(manifest.augment).key(),
-        "augmentation_seed": manifest.augment_seed,
-        "records": {
-            "version": RECORD_VERSION,
-            "classes": record_format.classes,
-            "map": [record_format.height, record_format.width],
-            "bias": None if record_format.bias is None else list(record_format.bias),
+    policy = get_policy(manifest.augment)
+    data = teacher.student_data
+    return cache_key(
+        teacher.model,
+        {
+            **key_inputs(teacher.model, manifest.architecture, data, teacher.size, device),
+            "augmentation": policy.key(),
+            "augmentation_seed": manifest.augment_seed,
+            "frame": data.size if policy.uses_frame else None,
+            "records": {
+                "version": RECORD_VERSION,
+                "classes": record_format.classes,
+                "map": [record_format.height, record_format.width],
+                "bias": None if record_format.bias is None else list(record_format.bias),
+            },
+            "precision": manifest.precision,
         },
-        "outputs": OUTPUT_VERSION,
-        "device": device.type,
-        "precision": manifest.precision,
-    }
+    )
 
 
 def make_teacher_fn(

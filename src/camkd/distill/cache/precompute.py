@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +75,18 @@ class _Precomputer:
         self.config = config
         keep_freed_memory()
         teacher = load_teacher(Path(config.distill.teacher), data, config.train.device)
-        self.cache = build_teacher_cache(teacher, data, config)
-        device = torch.device(pick_device(config.train.device))
-        self.views = Views(data.train, len(data.classes), config.train.augment, config.train.augment_seed, device)
+        self.cache = build_teacher_cache(teacher, config)
+        self.data = data
+
+    @cached_property
+    def _views(self) -> Views:
+        train = self.config.train
+        device = torch.device(pick_device(train.device))
+        return Views(self.data.train, len(self.data.classes), train.augment, train.augment_seed, device)
+
+    def images(self, epoch: int, indices: Tensor) -> Tensor:
+        """Return the augmented views at the teacher's image size, ``(N, 3, H, W)``."""
+        return self._views[epoch, indices].x if self.cache.render is None else self.cache.render(epoch, indices)
 
     @property
     def store(self) -> Store:
@@ -91,7 +101,7 @@ class _Precomputer:
 
     def tasks(self) -> Iterator[tuple[int, int]]:
         """Yield the tasks of all `epochs`."""
-        num_batches = batch_count(len(self.views), self.config.train.batch_size)
+        num_batches = batch_count(len(self.data.train), self.config.train.batch_size)
         return ((epoch, start) for epoch in range(self.epochs) for start in range(0, num_batches, BATCHES_PER_TASK))
 
     def __call__(self, task: tuple[int, int]) -> int:
@@ -104,11 +114,11 @@ class _Precomputer:
         """
         epoch, start = task
         train = self.config.train
-        order = epoch_order(len(self.views), train.augment_seed, epoch, train.batch_size)
+        order = epoch_order(len(self.data.train), train.augment_seed, epoch, train.batch_size)
         num_images = 0
         for indices in order[start : start + BATCHES_PER_TASK]:
             if not self.store.contains(epoch, indices.numpy()):
-                outputs = self.cache.teacher_fn(self.views[epoch, indices].x)
+                outputs = self.cache.teacher_fn(self.images(epoch, indices))
                 self.store.write(epoch, indices.numpy(), self.store.record_format.encode(outputs))
             num_images += len(indices)
         return num_images
@@ -197,7 +207,7 @@ def estimate_cost(config: RunConfig, data: Dataset, progress: Progress = no_prog
     for done, epoch in enumerate(started_epochs, 1):
         computed += store.verify_epoch(epoch)[0]
         progress(done, len(started_epochs), "reading the cache")
-    x = precomputer.views[0, torch.arange(min(config.train.batch_size, len(precomputer.views)))].x
+    x = precomputer.images(0, torch.arange(min(config.train.batch_size, len(data.train))))
     speed = _images_per_second(precomputer.cache.teacher_fn, x)
     return CacheCost(store.record_format.dtype.itemsize, len(data.train), precomputer.epochs, speed, computed)
 

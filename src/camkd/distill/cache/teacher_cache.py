@@ -22,6 +22,8 @@ class TeacherCache:
         teacher_fn: Inference function of the frozen teacher, from images ``(N, 3, H, W)`` to a `Prediction`.
         store: Cached outputs on disk. None: nothing is cached, so the teacher runs at every step.
         record_format: Encoding of the outputs if ``store`` is None; a store has its own. None: outputs are not encoded.
+        render: Function ``render(epoch, indices)`` that returns the augmented views at the teacher's image size,
+            ``(N, 3, H, W)``. None: the student's images have the teacher's size.
 
     Attributes:
         num_computed: Number of images that `compute` has processed.
@@ -32,8 +34,10 @@ class TeacherCache:
         teacher_fn: Callable[[Tensor], Prediction],
         store: Store | None = None,
         record_format: RecordFormat | None = None,
+        render: Callable[[int, Tensor], Tensor] | None = None,
     ) -> None:
         self.teacher_fn = teacher_fn
+        self.render = render
         self.store = store
         self.record_format = record_format if store is None else store.record_format
         self.num_computed = 0
@@ -57,13 +61,26 @@ class TeacherCache:
         except CacheFullError:  # no space to extend a truncated file; `compute` warns
             return None
 
+    def predict(self, epoch: int, indices: Tensor, x: Tensor) -> Prediction:
+        """Compute the teacher's outputs for a batch, without encoding and caching them.
+
+        Args:
+            epoch: The augmented epoch.
+            indices: Indices of training images, ``(N,)`` int64.
+            x: The augmented images at the student's size, ``(N, 3, H, W)``.
+
+        Returns:
+            The outputs.
+        """
+        return self.teacher_fn(x if self.render is None else self.render(epoch, indices))
+
     def compute(self, epoch: int, indices: Tensor, x: Tensor) -> Prediction:
         """Compute the teacher's outputs for a batch and cache them.
 
         Args:
             epoch: The augmented epoch.
             indices: Indices of training images, ``(N,)`` int64.
-            x: The augmented images ``(N, 3, H, W)``.
+            x: The augmented images at the student's size, ``(N, 3, H, W)``.
 
         Returns:
             The outputs, on the device of ``x`` if they are encoded.
@@ -72,7 +89,7 @@ class TeacherCache:
             UserWarning: If the disk has no space for the outputs.
         """
         self.num_computed += len(x)
-        outputs = self.teacher_fn(x)
+        outputs = self.predict(epoch, indices, x)
         if self.record_format is None:
             return outputs
         records = self.record_format.encode(outputs)

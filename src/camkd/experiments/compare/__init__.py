@@ -62,7 +62,7 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> P
     plan = replace(plan, config=pipeline.resolve_precision_and_epochs(plan.config, callbacks=[callback]))
     cached_method = _cached_method(plan)
     if cached_method is not None:
-        _, config = pipeline.prepare_teacher(teacher, data, plan.config_for(cached_method), [callback])
+        _, config = pipeline.prepare_teacher(teacher, plan.config_for(cached_method), [callback])
         plan = replace(plan, config=replace(plan.config, train=config.train))
     settings = plan.settings(data.fingerprint)
     for name, value in settings.items():

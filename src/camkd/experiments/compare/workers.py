@@ -78,7 +78,7 @@ class Worker:
         """Return the result of `prepare_teacher` for a method, computed at the first call."""
         if method not in self._prepared:
             config = self.plan.config_for(method)
-            self._prepared[method] = pipeline.prepare_teacher(self.teacher, self.data, config)
+            self._prepared[method] = pipeline.prepare_teacher(self.teacher, config)
         return self._prepared[method]
 
     def __call__(self, method: str, seed: int, callback: Callback) -> Exception | None:

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
-from camkd.cams import predict
 from camkd.data.dataset import Dataset
-from camkd.explain.explain import example_rows
-from camkd.export.sessions import to_input
+from camkd.explain.explain import example_rows, predict_images
 from camkd.export.web.runtime import PACKAGE
 from camkd.models.card import title
-from camkd.models.eval_mode import eval_mode
 from camkd.runs.folder import Run
 from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
@@ -93,7 +88,7 @@ def _write_examples(folder: Path, teacher: Path | None, dataset: Dataset) -> lis
     """Write example test images as PNG, and return their file names, true classes and teacher predictions."""
     rows = example_rows(dataset.test, NUM_EXAMPLES)
     images = dataset.test.images[rows]
-    predictions = _teacher_predictions(load(teacher), images) if teacher else [None] * len(rows)
+    predictions = _teacher_predictions(teacher, dataset, rows) if teacher else [None] * len(rows)
     examples = []
     (folder / "examples").mkdir()
     for index, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
@@ -104,10 +99,10 @@ def _write_examples(folder: Path, teacher: Path | None, dataset: Dataset) -> lis
     return examples
 
 
-def _teacher_predictions(teacher: nn.Module, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
-    """Return the probabilities and maps of the `NUM_TEACHER_MAPS` most probable classes of each image."""
-    with eval_mode(teacher), torch.no_grad():
-        prediction = predict(teacher, torch.from_numpy(to_input(images)))
+def _teacher_predictions(teacher: Path, dataset: Dataset, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return the probabilities and maps of the `NUM_TEACHER_MAPS` most probable classes of test images."""
+    images = dataset.at_size(read_model_info(teacher).size).test.images[rows]
+    prediction = predict_images(load(teacher), images)
     assert prediction.cams is not None
     entries = []
     for probabilities, cams in zip(prediction.logits.softmax(1), prediction.cams, strict=True):
