@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-from camkd.types import InputError
+from camkd.types import Fit, InputError, Interpolation
 from camkd.utils.units import parse_quantity
 
 AUTO = "auto"
@@ -21,6 +21,8 @@ class DataConfig:
     Args:
         data: shapes, shapes-cue, cifar10, cifar100, or a folder of images with one subfolder per class.
         size: side of the images in pixels (default: the dataset's own, 64 for folders of mixed or larger sizes).
+        fit: images that are not square: crop the center square (crop), or fill up the shorter side with gray (pad).
+        interpolation: filter that resizes images, with antialiasing.
         limit: use at most N images of each split, balanced over the classes, for quick trials.
         train_limit: use at most N training images, balanced over the classes; validation and test stay complete.
         workers: processes that decode a folder (default: one per core; 1: this process only).
@@ -29,6 +31,8 @@ class DataConfig:
 
     data: str = "shapes"
     size: int | None = None
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bicubic"
     limit: int | None = None
     train_limit: int | None = None
     workers: int | None = None

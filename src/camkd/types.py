@@ -1,8 +1,9 @@
-"""Shared types: the error of invalid input, the interruption of training, predictions, and baselines of map metrics."""
+"""Shared types: invalid input, interruption of training, preprocessing, predictions, and baselines of map metrics."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,47 @@ class InputError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """Interruption of training by a signal. The exception names the run folder, which holds the saved state."""
+
+
+Fit = Literal["crop", "pad"]
+"""Treatment of images that are not square: ``crop`` keeps the center square, ``pad`` fills up the shorter side."""
+
+Interpolation = Literal["bicubic", "bilinear"]
+"""Filter that resizes images, with antialiasing."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Conversion of an image file to the input of a network.
+
+    Args:
+        size: Side of the square input in pixels.
+        fit: ``crop``: the shorter side is resized to ``size``, and the center square is cropped. ``pad``: the longer
+            side is resized to ``size``, and the rest of the square is filled with gray.
+        interpolation: Filter of the resizing, with antialiasing.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits. None: 0 and 65535.
+
+    Example:
+        >>> Preprocessing(64, "pad").description
+        'the longer side is resized to 64 pixels (bicubic, antialiased), and gray (127) fills the rest of the square'
+    """
+
+    size: int
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bicubic"
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def description(self) -> str:
+        """The resizing in words."""
+        resized = f"resized to {self.size} pixels ({self.interpolation}, antialiased)"
+        if self.fit == "crop":
+            return f"the shorter side is {resized}, and the center square is cropped"
+        return f"the longer side is {resized}, and gray ({PAD_VALUE}) fills the rest of the square"
+
+
+PAD_VALUE = 127
+"""Red, green and blue of the pixels that ``pad`` adds."""
 
 
 class Prediction(NamedTuple):

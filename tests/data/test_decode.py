@@ -17,8 +17,9 @@ from camkd.data.dataset import no_progress
 from camkd.data.decode import DecoderPool
 from camkd.data.sources import open_data
 from camkd.data.store import create_image_file
-from camkd.types import InputError
+from camkd.types import InputError, Preprocessing
 
+SIZE = 4
 COUNT = 3 * decode.FILES_PER_TASK + 5
 
 
@@ -41,7 +42,7 @@ def paths(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    create_image_file(tmp_path / "x_images.npy", COUNT, 4)
+    create_image_file(tmp_path / "x_images.npy", COUNT, SIZE)
     return tmp_path / "x_images.npy"
 
 
@@ -50,7 +51,11 @@ def decode_all(workers: int, file: Path, paths: list[str]) -> tuple[dict[int, st
     calls: list[tuple[int, int, str]] = []
     with DecoderPool(workers) as pool:
         errors = pool.decode_into(
-            file, dict(enumerate(paths)), lambda *arguments: calls.append(arguments), "reading"
+            file,
+            dict(enumerate(paths)),
+            Preprocessing(SIZE),
+            lambda *arguments: calls.append(arguments),
+            "reading",
         ).errors
         num_processes = len(pool._workers)
     return errors, calls, num_processes
@@ -98,9 +103,9 @@ def test_few_images_start_no_worker(paths: list[str], file: Path) -> None:
 @pytest.mark.usefixtures("start_workers_early")
 def test_workers_are_reused_and_end_with_the_pool(paths: list[str], file: Path) -> None:
     with DecoderPool(2) as pool:
-        pool.decode_into(file, dict(enumerate(paths)), no_progress, "reading")
+        pool.decode_into(file, dict(enumerate(paths)), Preprocessing(SIZE), no_progress, "reading")
         processes = [worker.process for worker in pool._workers]
-        pool.decode_into(file, {0: paths[0]}, no_progress, "reading")
+        pool.decode_into(file, {0: paths[0]}, Preprocessing(SIZE), no_progress, "reading")
         assert [worker.process for worker in pool._workers] == processes
         assert all(process.poll() is None for process in processes)
     assert all(process.poll() is not None for process in processes)
@@ -110,11 +115,11 @@ def test_workers_are_reused_and_end_with_the_pool(paths: list[str], file: Path) 
 @pytest.mark.usefixtures("start_workers_early")
 def test_killed_worker_raises_an_error(paths: list[str], file: Path) -> None:
     with DecoderPool(2) as pool:
-        pool.decode_into(file, dict(enumerate(paths)), no_progress, "reading")
+        pool.decode_into(file, dict(enumerate(paths)), Preprocessing(SIZE), no_progress, "reading")
         for worker in pool._workers:
             worker.process.kill()
         with pytest.raises(InputError, match=r"exited with status -9 while it decoded \d+ images.*\.png'"):
-            pool.decode_into(file, dict(enumerate(paths)), no_progress, "reading")
+            pool.decode_into(file, dict(enumerate(paths)), Preprocessing(SIZE), no_progress, "reading")
 
 
 SCRIPT = """

@@ -19,7 +19,7 @@ from camkd.data import decode
 from camkd.data.dataset import Dataset, Split, no_progress
 from camkd.data.folder import cache_key, open_folder
 from camkd.data.scan import FolderListing, ImageFile, scan
-from camkd.types import InputError
+from camkd.types import InputError, Preprocessing
 
 WHITE = (255, 255, 255)
 
@@ -343,14 +343,14 @@ LISTING = FolderListing(
     ("a note",),
 )
 KEY = (
-    '{"bad_images":"fail","root":"/nonexistent/pets","size":32,"source":"folder","splits":{"test":{"cat":[],"dog":[]},'
+    '{"bad_images":"fail","fit":"crop","interpolation":"bicubic","root":"/nonexistent/pets","size":32,"source":"folder","splits":{"test":{"cat":[],"dog":[]},'
     '"train":{"cat":[["train/cat/0.png",70,1700000000000000001]],'
-    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"value_range":null,"version":5}'
+    '"dog":[["train/dog/\\udcff.png",71,1700000000000000002]]},"val":{"cat":[],"dog":[]}},"value_range":null,"version":6}'
 )
 
 
 def test_cache_key_is_stable() -> None:
-    assert cache_key(LISTING, 32, "fail") == KEY
+    assert cache_key(LISTING, Preprocessing(32), "fail") == KEY
 
 
 def test_cache_key_is_independent_of_class_and_field_names() -> None:
@@ -364,7 +364,7 @@ def test_cache_key_is_independent_of_class_and_field_names() -> None:
         split: {name: [RenamedFile(*file) for file in files] for name, files in classes.items()}
         for split, classes in LISTING.splits.items()
     }
-    assert cache_key(RenamedListing(ROOT, splits, ()), 32, "fail") == KEY
+    assert cache_key(RenamedListing(ROOT, splits, ()), Preprocessing(32), "fail") == KEY
 
 
 @pytest.mark.parametrize(
@@ -372,26 +372,28 @@ def test_cache_key_is_independent_of_class_and_field_names() -> None:
 )
 def test_cache_key_changes_with_each_file(file: ImageFile) -> None:
     splits = {**LISTING.splits, "train": {"cat": (file,), "dog": (DOG,)}}
-    assert cache_key(replace(LISTING, splits=splits), 32, "fail") != KEY
+    assert cache_key(replace(LISTING, splits=splits), Preprocessing(32), "fail") != KEY
 
 
 def test_cache_key_changes_with_each_option() -> None:
     moved = {**LISTING.splits, "val": LISTING.splits["train"], "train": LISTING.splits["val"]}
     keys = {
         KEY,
-        cache_key(LISTING, 33, "fail"),
-        cache_key(LISTING, 32, "skip"),
-        cache_key(LISTING, 32, "fail", (0.0, 9.0)),
-        cache_key(replace(LISTING, root=ROOT / "other"), 32, "fail"),
-        cache_key(replace(LISTING, splits=moved), 32, "fail"),
+        cache_key(LISTING, Preprocessing(33), "fail"),
+        cache_key(LISTING, Preprocessing(32), "skip"),
+        cache_key(LISTING, Preprocessing(32, value_range=(0.0, 9.0)), "fail"),
+        cache_key(LISTING, Preprocessing(32, "pad"), "fail"),
+        cache_key(LISTING, Preprocessing(32, "crop", "bilinear"), "fail"),
+        cache_key(replace(LISTING, root=ROOT / "other"), Preprocessing(32), "fail"),
+        cache_key(replace(LISTING, splits=moved), Preprocessing(32), "fail"),
     }
-    assert len(keys) == 6
+    assert len(keys) == 8
 
 
 def test_cache_key_names_the_stored_dataset(tmp_path: Path) -> None:
     open_images(make_classes(tmp_path / "pets", "a", "b"), tmp_path / "cache", limit=3)
     (folder,) = (tmp_path / "cache" / "data").iterdir()
-    key = cache_key(scan(tmp_path / "pets").limited(3), 8, "fail")
+    key = cache_key(scan(tmp_path / "pets").limited(3), Preprocessing(8), "fail")
     assert folder.name == f"pets-{hashlib.sha256(f'4 {key}'.encode()).hexdigest()[:16]}"
 
 

@@ -20,7 +20,7 @@ from camkd.data.dataset import Dataset, no_progress
 from camkd.data.folder import open_folder
 from camkd.data.images import decode
 from camkd.runs.folder import Run
-from camkd.types import InputError
+from camkd.types import InputError, Preprocessing
 
 ESCAPED = {
     b"a\nb": "a\\nb",
@@ -134,7 +134,7 @@ def test_ten_thousand_classes_with_one_image_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 900), (900, 1)])
 def test_image_of_one_pixel_or_one_row(tmp_path: Path, width: int, height: int) -> None:
     Image.new("RGB", (width, height), (250, 5, 5)).save(tmp_path / "x.png")
-    assert (decode(tmp_path / "x.png", 8) == (250, 5, 5)).all()
+    assert (decode(tmp_path / "x.png", Preprocessing(8)) == (250, 5, 5)).all()
 
 
 # --- archives

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from camkd.data.images import common_size, decode, decode_full, decode_rows
+from camkd.types import Preprocessing
 from support.image_files import (
     UPRIGHT,
     corrupt_files,
@@ -33,7 +34,7 @@ WHITE = (255, 255, 255)
 
 def decode_bytes(path: Path, content: bytes, size: int | None = None) -> np.ndarray:
     path.write_bytes(content)
-    return decode_full(path) if size is None else decode(path, size)
+    return decode_full(path) if size is None else decode(path, Preprocessing(size))
 
 
 # --- orientation: as browsers show it
@@ -92,19 +93,19 @@ def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
         Image.new("RGB", (4, 4), BLUE).save(path, transparency=BLUE)
     else:
         Image.new(mode, (4, 4), (0,) * len(mode)).save(path)
-    assert (decode(path, 4) == 255).all()
+    assert (decode(path, Preprocessing(4)) == 255).all()
 
 
 def test_half_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(tmp_path / "x.png")
-    np.testing.assert_allclose(decode(tmp_path / "x.png", 8)[0, 0], (255, 127, 127), atol=1)
+    np.testing.assert_allclose(decode(tmp_path / "x.png", Preprocessing(8))[0, 0], (255, 127, 127), atol=1)
 
 
 @pytest.mark.fault("unusual image")
 def test_sixteen_bit_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "x.png")
-    pixels = decode(tmp_path / "x.png", 8)
+    pixels = decode(tmp_path / "x.png", Preprocessing(8))
     np.testing.assert_allclose(pixels[..., 0], np.rint(ramp / 257), atol=0)
     assert (pixels == pixels[..., :1]).all()
 
@@ -126,7 +127,7 @@ def test_every_format_and_mode_becomes_rgb(
     tmp_path: Path, name: str, mode: str, color: int | tuple[int, ...], expected: tuple[int, int, int]
 ) -> None:
     Image.new(mode, (8, 8), color).save(tmp_path / name)
-    pixels = decode(tmp_path / name, 8)
+    pixels = decode(tmp_path / name, Preprocessing(8))
     assert pixels.dtype == np.uint8
     np.testing.assert_allclose(pixels.reshape(-1, 3), np.tile(expected, (64, 1)), atol=2)
 
@@ -137,7 +138,7 @@ def test_first_frame_of_an_animation_is_used(tmp_path: Path, image_format: str) 
     """The format is detected from the content; every file has the suffix ``.jpg``."""
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
     frames[0].save(tmp_path / "x.jpg", image_format, save_all=True, append_images=frames[1:], lossless=True)
-    np.testing.assert_allclose(decode(tmp_path / "x.jpg", 8)[4, 4], RED, atol=2)
+    np.testing.assert_allclose(decode(tmp_path / "x.jpg", Preprocessing(8))[4, 4], RED, atol=2)
 
 
 def test_first_frame_of_an_animated_png_with_another_still_image(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_shorter_side_is_resized_and_the_center_is_cropped(tmp_path: Path, width
     top = (height // 3 - 10) // 2
     resized = image.resize((width // 3, height // 3), Image.Resampling.BICUBIC)
     expected = np.asarray(resized.crop((left, top, left + 10, top + 10)))
-    difference = decode(tmp_path / "x.png", 10).astype(int) - expected
+    difference = decode(tmp_path / "x.png", Preprocessing(10)).astype(int) - expected
     assert np.abs(difference).max() <= 1
 
 
@@ -226,7 +227,7 @@ def test_resize_is_antialiased(tmp_path: Path) -> None:
     """A fine checkerboard becomes gray; sampling single pixels would give black and white."""
     board = ((np.indices((256, 256)).sum(0) % 2) * 255).astype(np.uint8)
     Image.fromarray(board).save(tmp_path / "x.png")
-    assert np.ptp(decode(tmp_path / "x.png", 32)[4:-4, 4:-4].astype(int)) <= 4
+    assert np.ptp(decode(tmp_path / "x.png", Preprocessing(32))[4:-4, 4:-4].astype(int)) <= 4
 
 
 @pytest.mark.parametrize(
@@ -279,7 +280,7 @@ def test_broken_file_raises_an_error_with_the_reason(tmp_path: Path, kind: str) 
     write, reason = BROKEN_FILES[kind]
     write(tmp_path / "x.jpg")
     with pytest.raises(ValueError, match=reason):
-        decode(tmp_path / "x.jpg", 8)
+        decode(tmp_path / "x.jpg", Preprocessing(8))
 
 
 @pytest.mark.fault("unreadable image")
@@ -303,7 +304,7 @@ def test_decode_rows_reports_errors_and_fills_the_other_rows(tmp_path: Path, mon
         Image.new("RGB", (width, 10), RED).save(tmp_path / name)
     images = np.zeros((5, 10, 10, 3), np.uint8)
     paths = [str(tmp_path / name) for name in ("large.png", "good.png", "huge.png", "good.png")]
-    errors = decode_rows(images, range(1, 5), paths).errors
+    errors = decode_rows(images, range(1, 5), paths, Preprocessing(images.shape[1])).errors
     assert sorted(errors) == [1, 3]
     assert errors[1] == "an image must have at most 100 pixels, got 15 x 10"
     assert (images[[2, 4]] == RED).all()

@@ -25,8 +25,9 @@ from camkd.explain.files import (
     write_records,
 )
 from camkd.explain.plots import overlay
-from camkd.types import InputError
+from camkd.types import InputError, Preprocessing
 
+PREPROCESSING = Preprocessing(16)
 CLASSES = ("cat", "dog", "owl")
 
 
@@ -91,12 +92,13 @@ def test_message_of_a_folder_with_other_files_only_counts_them(tmp_path: Path) -
 def test_images_are_decoded_in_batches(folder: Path) -> None:
     paths = find_image_files([str(folder)])[0] * 30
     progress: list[tuple[int, int]] = []
-    batches = list(decode_batches(paths, {"a": 16, "b": 8}, lambda done, total, _: progress.append((done, total))))
+    preprocessings = {"a": PREPROCESSING, "b": Preprocessing(8, "pad")}
+    batches = list(decode_batches(paths, preprocessings, lambda done, total, _: progress.append((done, total))))
     assert [len(batch["a"]) for batch in batches] == [32, 32, 26]
     assert progress == [(32, 90), (64, 90), (90, 90)]
-    for title, size in (("a", 16), ("b", 8)):
+    for title, preprocessing in preprocessings.items():
         images = np.concatenate([batch[title] for batch in batches])
-        np.testing.assert_array_equal(images, np.stack([decode(path, size) for path in paths]))
+        np.testing.assert_array_equal(images, np.stack([decode(path, preprocessing) for path in paths]))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
@@ -105,7 +107,7 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> Non
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.png' must be a readable image file"):
-        list(decode_batches([tmp_path / "good.png", tmp_path / "bad.png"], {"a": 16}, no_progress))
+        list(decode_batches([tmp_path / "good.png", tmp_path / "bad.png"], {"a": PREPROCESSING}, no_progress))
 
 
 # --- output formats
@@ -147,7 +149,7 @@ def test_figure_has_a_largest_number_of_panels() -> None:
 def test_overlays_have_the_resolution_of_the_image(folder: Path, tmp_path: Path) -> None:
     paths, _ = find_image_files([str(folder)])
     maps = student_maps(3)
-    write_overlays(tmp_path / "out", paths, maps, no_progress)
+    write_overlays(tmp_path / "out", paths, maps, no_progress, PREPROCESSING)
     files = sorted(path for path in (tmp_path / "out").rglob("[!.]*") if path.is_file())
     assert [str(path.relative_to(tmp_path / "out")) for path in files] == [
         "a/deep/small.png.png",
@@ -170,21 +172,29 @@ def test_overlays_have_the_resolution_of_the_image(folder: Path, tmp_path: Path)
 
 
 def test_overlays_of_several_classes_are_numbered(folder: Path, tmp_path: Path) -> None:
-    write_overlays(tmp_path / "out", [folder / "wide.png"], student_maps(1, top=2), no_progress)
+    write_overlays(tmp_path / "out", [folder / "wide.png"], student_maps(1, top=2), no_progress, PREPROCESSING)
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["wide.png.1.png", "wide.png.2.png"]
 
 
 def test_two_links_to_one_image_have_separate_overlays(folder: Path, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         (tmp_path / name).symlink_to(folder / "wide.png")
-    write_overlays(tmp_path / "out", [tmp_path / "one.png", tmp_path / "two.png"], student_maps(2), no_progress)
+    write_overlays(
+        tmp_path / "out", [tmp_path / "one.png", tmp_path / "two.png"], student_maps(2), no_progress, PREPROCESSING
+    )
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["one.png.png", "two.png.png"]
 
 
 def test_no_overlay_is_written_if_an_image_is_unreadable(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"bad\.png"):
-        write_overlays(tmp_path / "out", [folder / "wide.png", tmp_path / "bad.png"], student_maps(2), no_progress)
+        write_overlays(
+            tmp_path / "out",
+            [folder / "wide.png", tmp_path / "bad.png"],
+            student_maps(2),
+            no_progress,
+            PREPROCESSING,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -194,7 +204,7 @@ def test_no_overlay_is_written_if_an_image_is_unreadable(folder: Path, tmp_path:
 @pytest.mark.parametrize("top", [1, 2])
 def test_figure_shows_the_original_pixels(folder: Path, tmp_path: Path, top: int) -> None:
     paths, _ = find_image_files([str(folder)])
-    write_figure(tmp_path / "cams.png", paths, random_explanation(3, top), CLASSES)
+    write_figure(tmp_path / "cams.png", paths, random_explanation(3, top), CLASSES, PREPROCESSING)
     figure = np.asarray(Image.open(tmp_path / "cams.png").convert("RGB"))
     small = np.asarray(Image.open(paths[0]))
     np.testing.assert_array_equal(figure[44 : 44 + 192, 24 : 24 + 192], small.repeat(24, 0).repeat(24, 1))
@@ -204,7 +214,7 @@ def test_figure_names_the_classes_below_the_panels(folder: Path, tmp_path: Path)
     paths, _ = find_image_files([str(folder)])
     heights = []
     for classes in (CLASSES, [f"class number {index}" for index in range(20)], ["MMMM WWWW"] * 20):
-        write_figure(tmp_path / "cams.png", paths, random_explanation(3), classes)
+        write_figure(tmp_path / "cams.png", paths, random_explanation(3), classes, PREPROCESSING)
         figure = np.asarray(Image.open(tmp_path / "cams.png").convert("L"))
         panels_end = 44 + 2 * (192 + 46)
         footnote = figure[panels_end + 54 :] < 128

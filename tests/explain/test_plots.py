@@ -17,6 +17,7 @@ from camkd.explain.plots import (
     resize_image,
     save_heatmaps,
 )
+from camkd.types import Preprocessing
 from camkd.utils.plot_style import EVIDENCE_COLORMAP, colorize
 from support.unusual_names import UNUSUAL_NAMES
 
@@ -92,12 +93,41 @@ def test_overlay_keeps_the_image_visible_everywhere() -> None:
 def test_overlay_full_image_draws_the_center_square_and_pale_margins() -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
     cam = np.eye(4)
-    pixels = overlay_full_image(image, cam)
+    pixels = overlay_full_image(image, cam, Preprocessing(64))
     assert pixels.shape == image.shape
     np.testing.assert_array_equal(pixels[:, 5:25], overlay(image[:, 5:25], cam, (20, 20)))
     for margin in (pixels[:, :5], pixels[:, 25:]):
         assert colorfulness(margin).max() == 0
         assert margin.min() >= 255 * 0.55 - 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 30), (30, 90), (61, 20), (20, 61)])
+@pytest.mark.parametrize("end", ["first", "last"])
+def test_overlay_of_a_padded_image_is_the_part_of_the_map_on_the_image(width: int, height: int, end: str) -> None:
+    """The peak of the map lies at one end of the image, and a peak in the padding is not drawn."""
+    image = np.full((height, width, 3), 128, np.uint8)
+    longer = max(width, height)
+    cam = np.zeros((longer, longer))
+    position = longer // 10 if end == "first" else longer - 1 - longer // 10
+    row, column = (longer // 2, position) if width > height else (position, longer // 2)
+    cam[row - 1 : row + 2, column - 1 : column + 2] = 1
+    cam[:2, :2] = 1  # in the padding
+    pixels = overlay_full_image(image, cam, Preprocessing(longer, "pad"))
+    assert pixels.shape == image.shape
+    brightest = np.unravel_index(pixels.sum(-1, dtype=int).argmax(), (height, width))
+    offset = (longer - np.array([height, width])) / 2
+    np.testing.assert_allclose(brightest, np.array([row, column]) - offset, atol=1.5)
+    bright = np.argwhere(pixels.sum(-1, dtype=int) > pixels.sum(-1, dtype=int).min() + 100)
+    assert np.abs(bright - (np.array([row, column]) - offset)).max() <= 3
+
+
+def test_overlay_of_a_padded_image_is_a_strip_of_the_overlay_of_the_padded_square() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 48, 3), np.uint8)
+    cam = np.random.default_rng(1).random((6, 6))
+    square = np.full((48, 48, 3), 127, np.uint8)
+    square[16:32] = image
+    pixels = overlay_full_image(image, cam, Preprocessing(48, "pad"))
+    np.testing.assert_allclose(pixels, overlay(square, cam, (48, 48))[16:32], atol=1)
 
 
 def test_overlay_has_the_colors_of_the_report_and_of_the_exported_page() -> None:

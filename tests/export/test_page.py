@@ -34,7 +34,7 @@ from camkd.export.web.runtime import runtime_files
 from camkd.export.web.server import CONTENT_SECURITY_POLICY, page_server
 from camkd.export.web.site import build
 from camkd.runs.loading import read_model_info
-from camkd.types import InputError
+from camkd.types import PAD_VALUE, Fit, InputError, Interpolation, Preprocessing
 from camkd.utils.files import commit_dir
 from camkd.utils.plot_style import EVIDENCE_COLORMAP, colorize
 from support.image_files import (
@@ -248,14 +248,14 @@ def test_page_names_twenty_of_many_classes_and_unfolds_the_others(browser: Brows
 
 def decode_content(tmp_path: Path, content: bytes) -> Any:
     (tmp_path / "given").write_bytes(content)
-    return decode(tmp_path / "given", 16)
+    return decode(tmp_path / "given", Preprocessing(16))
 
 
 def difference_to_python(page: Page, tmp_path: Path, content: bytes) -> Any:
     """Absolute differences of the pixels that the model receives from Python's."""
     (tmp_path / "given").write_bytes(content)
     outputs = choose(page, {"name": f"file-{next(FILE_NUMBERS)}", "mimeType": "", "buffer": content})
-    return np.abs(model_input(outputs).astype(int) - decode(tmp_path / "given", 16))
+    return np.abs(model_input(outputs).astype(int) - decode(tmp_path / "given", Preprocessing(16)))
 
 
 @pytest.mark.parametrize("size", [(75, 40), (33, 35), (33, 120), (16, 40), (9, 12), (1200, 901), (1500, 1500)])
@@ -264,6 +264,39 @@ def test_images_are_cropped_and_resized_bit_for_bit_as_in_training(
 ) -> None:
     values = np.random.default_rng(0).integers(0, 512, (size[1], size[0], 3)).clip(0, 255).astype(np.uint8)
     assert difference_to_python(page, tmp_path, encode(Image.fromarray(values), "PNG")).max() == 0
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_images_are_fitted_bit_for_bit_as_in_training(
+    browser: Browser, fp32: Path, tmp_path: Path, fit: Fit, interpolation: Interpolation
+) -> None:
+    """The page has the pixels, the answer and the displayed square of the preprocessing of the model."""
+    preprocessing = Preprocessing(16, fit, interpolation)
+    changes = {"fit": fit, "interpolation": interpolation}
+    config = json.loads((fp32 / "page.json").read_text(encoding="utf-8")) | changes
+    session = open_session(fp32 / "model.onnx")
+    context = browser.new_context()
+    context.route("**/page.json", lambda route: route.fulfill(json=config))
+    with serve(fp32) as address, open_page(context, address) as page:
+        for width, height in ((75, 25), (25, 75), (33, 35), (9, 12), (40, 5), (900, 601), (17, 17), (300, 1)):
+            content = encode(Image.fromarray(photo(width, height)), "PNG")
+            (tmp_path / "given").write_bytes(content)
+            outputs = choose(page, {"name": f"{width}-{height}", "mimeType": "", "buffer": content})
+            expected = decode(tmp_path / "given", preprocessing)
+            np.testing.assert_array_equal(model_input(outputs), expected)
+            logits, cam = run_session(session, to_input(expected[None]))
+            np.testing.assert_allclose(outputs["logits"], logits[0], atol=1e-3)
+            np.testing.assert_allclose(outputs["maps"], cam[0].reshape(3, -1), atol=1e-3)
+            shown = page.evaluate("""() => { const shown = document.querySelector("#student .image");
+                const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+                canvas.getContext("2d", { willReadFrequently: true }).drawImage(shown, 0, 0);
+                return [shown.width, shown.height, ...canvas.getContext("2d").getImageData(0, 0, 1, 1).data]; }""")
+            side = min((min if fit == "crop" else max)(width, height), 640)
+            assert shown[:2] == [side, side]
+            if fit == "pad" and min(width, height) < max(width, height) - 2:
+                assert shown[2:] == [PAD_VALUE, PAD_VALUE, PAD_VALUE, 255]
+    context.close()
 
 
 def test_photos_of_all_proportions_have_the_pixels_and_the_answers_of_python(
@@ -276,7 +309,7 @@ def test_photos_of_all_proportions_have_the_pixels_and_the_answers_of_python(
         options = {"quality": 90, "subsampling": number % 3, "progressive": number % 2 == 0}
         content = encode(Image.fromarray(photo(width, height, seed=number)), "JPEG", **options)
         assert difference_to_python(page, tmp_path, content).mean() <= 0.1, (width, height)
-        logits, _ = run_session(session, to_input(decode(tmp_path / "given", 16)[None]))
+        logits, _ = run_session(session, to_input(decode(tmp_path / "given", Preprocessing(16))[None]))
         assert np.argmax(page.evaluate("camkd.logits")) == logits.argmax(), (width, height)
 
 
@@ -288,7 +321,7 @@ def test_photos_of_a_folder_have_the_pixels_and_the_answers_of_python(
     changed_answers = []
     for path in photos:
         differences.append(difference_to_python(page, tmp_path, path.read_bytes()).mean())
-        logits, _ = run_session(session, to_input(decode(path, 16)[None]))
+        logits, _ = run_session(session, to_input(decode(path, Preprocessing(16))[None]))
         if np.argmax(page.evaluate("camkd.logits")) != logits.argmax():
             changed_answers.append(path)
     assert max(differences) <= 1
@@ -590,7 +623,9 @@ def test_gray_png_of_16_bits_is_scaled_by_the_value_range(browser: Browser, fp32
         for number, content in enumerate(files):
             (tmp_path / "given").write_bytes(content)
             outputs = choose(page, {"name": f"wide-{number}", "mimeType": "", "buffer": content})
-            np.testing.assert_array_equal(model_input(outputs), decode(tmp_path / "given", 16, value_range))
+            np.testing.assert_array_equal(
+                model_input(outputs), decode(tmp_path / "given", Preprocessing(16, value_range=value_range))
+            )
             assert len(np.unique(model_input(outputs))) > 50
         rotated = png(noise, 16, png_chunk(b"eXIf", tiff_header(6)))
         page.set_input_files("#file", {"name": "rotated", "mimeType": "", "buffer": rotated})

@@ -24,7 +24,6 @@ from camkd.data import decode as decode_module
 from camkd.data.dataset import Dataset
 from camkd.data.images import decode, decode_full, decode_with_remarks
 from camkd.data.sources import open_data
-from camkd.data.value_range import FULL_RANGE
 from camkd.distill.cache.build import make_teacher_fn
 from camkd.distill.objective import parse_objective
 from camkd.evaluate import measure
@@ -32,7 +31,7 @@ from camkd.models.io import ModelInfo, save
 from camkd.runs.folder import Run
 from camkd.runs.loading import read_model_info
 from camkd.train.loop import fit
-from camkd.types import InputError, Prediction
+from camkd.types import InputError, Prediction, Preprocessing
 from support.image_files import (
     UPRIGHT,
     encode,
@@ -242,8 +241,8 @@ def test_float_images_without_splits_are_evaluated_with_the_range_of_the_model(t
 def test_float_image_needs_the_range_of_a_model(tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=r"must have integer values of 16 bits .*, got values from 0 to 1$"):
-        decode(tmp_path / "x.tif", 8)
-    assert decode(tmp_path / "x.tif", 8, (0.0, 1.0)).max() == 255
+        decode(tmp_path / "x.tif", Preprocessing(8))
+    assert decode(tmp_path / "x.tif", Preprocessing(8, value_range=(0.0, 1.0))).max() == 255
 
 
 @pytest.mark.fault("images of 16 bits")
@@ -251,7 +250,7 @@ def test_missing_values_of_a_float_image_are_black(tmp_path: Path) -> None:
     values = np.full((8, 8), 0.5, np.float32)
     values[0, :3] = [np.nan, np.inf, -np.inf]
     Image.fromarray(values).save(tmp_path / "x.tif")
-    assert decode(tmp_path / "x.tif", 8, (0.0, 1.0))[0, :4, 0].tolist() == [0, 255, 0, 128]
+    assert decode(tmp_path / "x.tif", Preprocessing(8, value_range=(0.0, 1.0)))[0, :4, 0].tolist() == [0, 255, 0, 128]
 
 
 NARROW_NOTE = (
@@ -293,7 +292,7 @@ def test_gray_images_that_lose_no_levels_have_no_note(tmp_path: Path) -> None:
     few = (np.arange(256).reshape(16, 16) // 16 * 16 * 257).astype(np.uint16)
     for name, image in (("mask", values), ("few", few)):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
-        assert decode_with_remarks(tmp_path / f"{name}.png", 16, FULL_RANGE)[1] == []
+        assert decode_with_remarks(tmp_path / f"{name}.png", Preprocessing(16))[1] == []
 
 
 @pytest.mark.fault("images of 16 bits")
@@ -303,7 +302,7 @@ def test_mostly_clipped_image_has_a_remark(tmp_path: Path, num_inside: int, rema
     values = np.full(256, outside, np.uint16)
     values[:num_inside] = np.linspace(LOW, HIGH, num_inside)
     Image.fromarray(values.reshape(16, 16)).save(tmp_path / "x.png")
-    assert decode_with_remarks(tmp_path / "x.png", 16, (LOW, HIGH))[1] == remarks
+    assert decode_with_remarks(tmp_path / "x.png", Preprocessing(16, value_range=(LOW, HIGH)))[1] == remarks
 
 
 @pytest.mark.fault("images of 16 bits")
@@ -312,14 +311,14 @@ def test_transparent_values_are_not_counted_as_clipped(tmp_path: Path) -> None:
     values[:2] = np.linspace(LOW, HIGH, 32).reshape(2, 16)
     image = Image.fromarray(values)
     image.save(tmp_path / "x.png", transparency=65_535)
-    assert decode_with_remarks(tmp_path / "x.png", 16, (LOW, HIGH))[1] == []
+    assert decode_with_remarks(tmp_path / "x.png", Preprocessing(16, value_range=(LOW, HIGH)))[1] == []
 
 
 @pytest.mark.fault("images of 16 bits")
 def test_incomplete_image_outside_of_the_range_has_both_remarks(tmp_path: Path) -> None:
     content = encode(Image.fromarray(wide_values(0, 0)), "PNG")
     (tmp_path / "x.png").write_bytes(content[:-12])
-    remarks = decode_with_remarks(tmp_path / "x.png", 16, (0.0, 1000.0))[1]
+    remarks = decode_with_remarks(tmp_path / "x.png", Preprocessing(16, value_range=(0.0, 1000.0)))[1]
     assert remarks == ["images without the end of their file were read", OUTSIDE_NOTE]
 
 
@@ -429,7 +428,7 @@ def test_jpeg_of_which_more_is_missing_is_refused(
     content = encode(Image.fromarray(photo(*size)), "JPEG", quality=85, **options)
     (tmp_path / "x.jpg").write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(ValueError, match=r"truncated|header is corrupt"):
-        decode(tmp_path / "x.jpg", 8)
+        decode(tmp_path / "x.jpg", Preprocessing(8))
 
 
 # --- TIFF
@@ -488,7 +487,7 @@ def test_corrupt_tiff_is_refused_or_read_without_a_message(
         corrupt = np.frombuffer(content, np.uint8).copy()
         corrupt[rng.integers(8, len(corrupt), 4)] = rng.integers(0, 256, 4)
         with suppress(ValueError):
-            assert decode(_write(tmp_path / "x.tif", corrupt.tobytes()), 8).shape == (8, 8, 3)
+            assert decode(_write(tmp_path / "x.tif", corrupt.tobytes()), Preprocessing(8)).shape == (8, 8, 3)
     assert capfd.readouterr().err == ""
 
 
@@ -497,7 +496,7 @@ def test_tiff_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (20, 10)).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=r"at most 100 pixels, got 20 x 10"):
-        decode(tmp_path / "x.tif", 8)
+        decode(tmp_path / "x.tif", Preprocessing(8))
 
 
 def tiff(values: Values, *, photometric: int = 1, order: str = "<", compression: int = 1, kind: int = 1) -> bytes:
@@ -560,7 +559,7 @@ def test_range_of_inverted_tiff_is_that_of_the_shown_values(tmp_path: Path) -> N
 )
 def test_tiff_of_samples_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^TIFF with {reason}"):
-        decode(_write(tmp_path / "x.tif", content), 8)
+        decode(_write(tmp_path / "x.tif", content), Preprocessing(8))
 
 
 # --- files that are no images

@@ -32,7 +32,7 @@ from camkd.runs.checkpoints import Checkpoints
 from camkd.runs.folder import Run
 from camkd.runs.loading import load, read_model_info
 from camkd.runs.per_image import read_per_image, write_per_image
-from camkd.types import InputError, Prediction
+from camkd.types import InputError, Prediction, Preprocessing
 from camkd.utils.files import dump_checksummed, sha256_of
 
 
@@ -121,7 +121,7 @@ def _images(folder: Path) -> dict[str, Target]:
 
     def decode_image(path: Path) -> None:
         common_size([str(path)])  # ignores files that it cannot read
-        pixels = decode(path, 8)
+        pixels = decode(path, Preprocessing(8))
         assert pixels.shape == (8, 8, 3)
         assert pixels.dtype == np.uint8
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camkd.data.value_range import ValueRange
-from camkd.types import InputError
+from camkd.types import Fit, InputError, Interpolation
 
 SPLITS = ("train", "val", "test")
 CHUNK_BYTES = 1 << 24
@@ -112,6 +112,8 @@ class Dataset:
             It does not depend on the size of the images.
         notes: Messages for the user, for example that images were skipped or that a split was made.
         value_range: The gray values that became 0 and 255, if the source has gray images of more than 8 bits.
+        fit: Treatment of images that are not square. None for a source whose images are square.
+        interpolation: Filter that resized the images. None for a source whose images are not resized.
         open_at: Function ``open_at(size) -> Dataset`` that opens the same images at another size, see `at_size`. None:
             the images exist at one size only.
     """
@@ -125,6 +127,8 @@ class Dataset:
     source_fingerprint: str
     notes: tuple[str, ...]
     value_range: ValueRange | None = None
+    fit: Fit | None = None
+    interpolation: Interpolation | None = None
     open_at: Callable[[int], Dataset] | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -9,18 +9,18 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import PIPE, Popen
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from camkd.data.dataset import Progress
 from camkd.data.images import DecodedRows, decode_rows
-from camkd.data.value_range import FULL_RANGE, ValueRange, ValueSummary
-from camkd.types import InputError
+from camkd.data.value_range import ValueSummary
+from camkd.types import InputError, Preprocessing
 
 FILES_PER_TASK = 64
 """Number of image files that a process decodes at a time."""
@@ -29,13 +29,28 @@ IN_PROCESS_SECONDS = 0.5
 """Estimated remaining time up to which no worker processes are started. Their start takes a quarter of a second."""
 
 
-class DecodeTask(NamedTuple):
-    """Image files ``paths`` to decode into ``rows`` of the array file ``file``, with a value range or None."""
+@dataclass(frozen=True)
+class DecodeTask:
+    """Image files ``paths`` to decode into ``rows`` of the array file ``file``, with the arguments of `decode_rows`."""
 
     file: str
     rows: Sequence[int]
     paths: Sequence[str]
-    value_range: ValueRange | None
+    preprocessing: Preprocessing
+    summarize_gray: bool
+
+    def to_json(self) -> str:
+        """Encode the task as one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> DecodeTask:
+        """Decode the line of `to_json`."""
+        values = json.loads(line)
+        preprocessing = values["preprocessing"]
+        value_range = preprocessing["value_range"]
+        preprocessing["value_range"] = None if value_range is None else tuple(value_range)
+        return cls(**{**values, "preprocessing": Preprocessing(**preprocessing)})
 
 
 class DecoderPool:
@@ -50,7 +65,7 @@ class DecoderPool:
 
     Example:
         >>> with DecoderPool(workers=4) as pool:                         # doctest: +SKIP
-        ...     decoded = pool.decode_into(file, {0: path}, no_progress, "reading images")
+        ...     decoded = pool.decode_into(file, {0: path}, Preprocessing(64), no_progress, "reading images")
     """
 
     def __init__(self, workers: int | None) -> None:
@@ -69,18 +84,21 @@ class DecoderPool:
         self,
         file: Path,
         paths: Mapping[int, str],
+        preprocessing: Preprocessing,
         progress: Progress,
         description: str,
-        value_range: ValueRange | None = FULL_RANGE,
+        *,
+        summarize_gray: bool = False,
     ) -> DecodedRows:
         """Decode image files into rows of an array file.
 
         Args:
             file: ``.npy`` file of shape ``(N, size, size, 3)``, uint8.
             paths: Image file by row.
+            preprocessing: Size, fit, interpolation and value range.
             progress: Progress callback.
             description: Third argument of ``progress``.
-            value_range: See `decode_rows`.
+            summarize_gray: See `decode_rows`.
 
         Returns:
             The results of `decode_rows`.
@@ -93,7 +111,8 @@ class DecoderPool:
         tasks = []
         for start in range(0, len(all_rows), FILES_PER_TASK):
             rows = all_rows[start : start + FILES_PER_TASK]
-            tasks.append(DecodeTask(str(file), rows, [paths[row] for row in rows], value_range))
+            row_paths = [paths[row] for row in rows]
+            tasks.append(DecodeTask(str(file), rows, row_paths, preprocessing, summarize_gray))
         done = 0
         with closing(self._run(tasks)) as results:
             for task, decoded in zip(tasks, results, strict=True):
@@ -155,7 +174,7 @@ class _Worker:
         """Send a task to the process and wait for its result."""
         assert self.process.stdin and self.process.stdout
         try:
-            print(json.dumps(task), file=self.process.stdin, flush=True)
+            print(task.to_json(), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -183,12 +202,13 @@ def worker_main(max_pixels: int | None) -> None:
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
     for line in sys.stdin:
-        decoded = _run_task(DecodeTask(*json.loads(line)))
+        decoded = _run_task(DecodeTask.from_json(line))
         print(json.dumps([list(values.items()) for values in decoded]), flush=True)  # JSON has no integer keys
 
 
 def _run_task(task: DecodeTask) -> DecodedRows:
-    return decode_rows(np.load(task.file, mmap_mode="r+"), task.rows, task.paths, task.value_range)
+    images = np.load(task.file, mmap_mode="r+")
+    return decode_rows(images, task.rows, task.paths, task.preprocessing, summarize_gray=task.summarize_gray)
 
 
 def _available_cores() -> int:

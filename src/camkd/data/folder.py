@@ -14,10 +14,10 @@ from camkd.data.decode import DecoderPool
 from camkd.data.images import common_size, describe_remarks
 from camkd.data.scan import FolderListing, escape_name, join_first, quote_names, scan
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
-from camkd.data.value_range import FULL_RANGE, ValueRange, common_range
-from camkd.types import InputError
+from camkd.data.value_range import ValueRange, common_range
+from camkd.types import Fit, InputError, Interpolation, Preprocessing
 
-VERSION = 5
+VERSION = 6
 """Version of `cache_key`. Increment it when a change of the code stores different arrays for the same files."""
 
 BadImages = Literal["fail", "skip"]
@@ -34,6 +34,8 @@ def open_folder(
     root: Path,
     *,
     size: int | None,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bicubic",
     limit: int | None,
     train_limit: int | None = None,
     workers: int | None,
@@ -50,12 +52,15 @@ def open_folder(
     another split. Each split gets at least one image.
 
     Images are decoded when the folder is opened for the first time. They are decoded again when the path, the size or
-    the modification time of a file changes, or when ``size``, ``bad_images`` or the selection of images changes.
+    the modification time of a file changes, or when the preprocessing, ``bad_images`` or the selection of images
+    changes.
 
     Args:
         root: The folder.
         size: Side of the square images in pixels. None selects the common size of the training images if they are
             square and at most 64 pixels wide, else 64.
+        fit: ``crop`` keeps the center square of images that are not square, ``pad`` fills up their shorter side.
+        interpolation: Filter that resizes images, with antialiasing.
         limit: Maximum number of images per split, class-balanced. Only these images are decoded.
         train_limit: Maximum number of training images, class-balanced.
         workers: Number of processes that decode images. None is one per core.
@@ -63,7 +68,7 @@ def open_folder(
         test_only: Whether a folder that has no train folder is opened with a test split only. The test images are those
             of its test folder, or all images if it has no split folders. Train and val are empty.
         value_range: The gray values that become 0 and 255, for gray images of more than 8 bits. None: the range of the
-            training images, see `common_range`, or `FULL_RANGE` if there is no such training image.
+            training images, see `common_range`, or 0 to 65535 if there is no such training image.
         cache: Root of the cache.
         progress: Progress callback.
 
@@ -87,16 +92,18 @@ def open_folder(
         listing = listing.limited(limit)
     if train_limit is not None:
         listing = listing.limited(train_limit, ("train",))
+    preprocessing = Preprocessing(size, fit, interpolation, value_range)
     data = build_or_open(
         root.resolve().name,
-        cache_key(listing, size, bad_images, value_range),
+        cache_key(listing, preprocessing, bad_images),
         cache,
-        lambda folder: _decode_listing(folder, listing, size, workers, bad_images, value_range, progress),
+        lambda folder: _decode_listing(folder, listing, preprocessing, workers, bad_images, progress),
     )
-    return replace(data, notes=(*listing.notes, *data.notes))  # files that are not part of the key may have changed
+    notes = (*listing.notes, *data.notes)  # files that are not part of the key may have changed
+    return replace(data, notes=notes, fit=fit, interpolation=interpolation)
 
 
-def cache_key(listing: FolderListing, size: int, bad_images: BadImages, value_range: ValueRange | None = None) -> str:
+def cache_key(listing: FolderListing, preprocessing: Preprocessing, bad_images: BadImages) -> str:
     """Return the key of the cached dataset: the folder, the options, and the size and time of each file."""
     splits = {
         split: {name: [[file.name, file.bytes, file.modified_ns] for file in files] for name, files in classes.items()}
@@ -107,9 +114,11 @@ def cache_key(listing: FolderListing, size: int, bad_images: BadImages, value_ra
             "version": VERSION,
             "source": "folder",
             "root": str(listing.root.resolve()),
-            "size": size,
+            "size": preprocessing.size,
+            "fit": preprocessing.fit,
+            "interpolation": preprocessing.interpolation,
             "bad_images": bad_images,
-            "value_range": value_range,
+            "value_range": preprocessing.value_range,
             "splits": splits,
         }
     )
@@ -118,13 +127,15 @@ def cache_key(listing: FolderListing, size: int, bad_images: BadImages, value_ra
 def _decode_listing(
     folder: Path,
     listing: FolderListing,
-    size: int,
+    preprocessing: Preprocessing,
     workers: int | None,
     bad_images: BadImages,
-    value_range: ValueRange | None,
     progress: Progress,
 ) -> SplitArrays:
-    """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out."""
+    """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out.
+
+    Without a value range, that of the training images is computed and used for all splits.
+    """
     errors = {}
     sha256_of = {}
     remarks: dict[str, list[str]] = {}  # by name of the image
@@ -132,15 +143,14 @@ def _decode_listing(
         for split in SPLITS:
             paths = dict(enumerate(listing.paths(split)))
             file = folder / f"{split}_images.npy"
-            create_image_file(file, len(paths), size)
+            create_image_file(file, len(paths), preprocessing.size)
             description = f"reading {split} images"
-            measured = value_range if split == "train" else value_range or FULL_RANGE
-            decoded = pool.decode_into(file, paths, progress, description, measured)
+            summarize_gray = split == "train" and preprocessing.value_range is None
+            decoded = pool.decode_into(file, paths, preprocessing, progress, description, summarize_gray=summarize_gray)
             if decoded.summaries:
-                value_range = common_range(list(decoded.summaries.values()))
+                preprocessing = replace(preprocessing, value_range=common_range(list(decoded.summaries.values())))
                 waiting = {row: paths[row] for row in decoded.summaries}
-                again = pool.decode_into(file, waiting, progress, description, value_range)
-                decoded.update(again)
+                decoded.update(pool.decode_into(file, waiting, preprocessing, progress, description))
             errors[split] = decoded.errors
             sha256_of[split] = decoded.sha256_of
             samples = listing.samples(split)
@@ -159,6 +169,7 @@ def _decode_listing(
         [f"{len(unreadable):,} unreadable images were left out: {join_first(unreadable, '; ')}"] if unreadable else []
     )
     notes += describe_remarks(remarks)
+    value_range = preprocessing.value_range
     if value_range is not None:
         notes.append(
             f"gray values of images of more than 8 bits were scaled: {value_range[0]:,g} became 0 and "

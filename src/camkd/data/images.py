@@ -31,6 +31,7 @@ from camkd.data.image_formats import (
 )
 from camkd.data.scan import join_first
 from camkd.data.value_range import FULL_RANGE, ValueRange, ValueSummary, scale_to_bytes, summarize
+from camkd.types import PAD_VALUE, Preprocessing
 
 MAX_COMMON_SIZE = 64
 """Largest side in pixels that `common_size` returns."""
@@ -85,7 +86,7 @@ class Decoded(NamedTuple):
     """A decoded image file.
 
     Attributes:
-        pixels: RGB, ``(H, W, 3) uint8``. Only the `ValueSummary` of an image of more than 8 bits without a value range.
+        pixels: RGB, ``(H, W, 3) uint8``; or the `ValueSummary` of a gray image of more than 8 bits without value range.
         remarks: `INCOMPLETE`, and one of `OUTSIDE`, `NARROW_GRAY`, `NARROWED` and `NEARLY_FLAT`, as far as they apply.
         sha256: SHA-256 of the file, hexadecimal.
     """
@@ -100,7 +101,7 @@ class DecodedRows(NamedTuple):
 
     Attributes:
         errors: The error message for each row whose file cannot be decoded.
-        summaries: The gray values of each image that is not decoded because it needs a value range.
+        summaries: The gray values of each image that is summarized.
         remarks: The remarks on each image that has any, see `Decoded`.
         sha256_of: SHA-256 of the file of each decoded image, hexadecimal.
     """
@@ -123,18 +124,17 @@ class DecodedRows(NamedTuple):
         self.sha256_of.update(other.sha256_of)
 
 
-def decode(path: str | Path, size: int, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
+def decode(path: str | Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Decode an image file to a square RGB array.
 
     The image is the one that browsers show, without color management: the EXIF orientation of JPEG, PNG and AVIF and
     that of TIFF is applied, the first frame or page is used, transparent pixels are blended with white, and color
-    profiles are ignored. Gray images of more than 8 bits are scaled by a value range. The shorter side is resized to
-    ``size`` with antialiasing and the center square is cropped.
+    profiles are ignored. Gray images of more than 8 bits are scaled by a value range. The image is
+    then resized, and cropped or padded to a square.
 
     Args:
         path: Path of the file.
-        size: Side of the result in pixels.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
+        preprocessing: Size, fit, interpolation and value range.
 
     Returns:
         ``(size, size, 3) uint8``.
@@ -144,19 +144,18 @@ def decode(path: str | Path, size: int, value_range: ValueRange = FULL_RANGE) ->
             reason.
 
     Example:
-        >>> decode(Path("cat.jpg"), 64).shape      # doctest: +SKIP
+        >>> decode(Path("cat.jpg"), Preprocessing(64)).shape      # doctest: +SKIP
         (64, 64, 3)
     """
-    return decode_with_remarks(path, size, value_range)[0]
+    return decode_with_remarks(path, preprocessing)[0]
 
 
-def decode_with_remarks(path: str | Path, size: int, value_range: ValueRange) -> tuple[NDArray[np.uint8], list[str]]:
+def decode_with_remarks(path: str | Path, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], list[str]]:
     """Decode an image file as `decode` does, with remarks on what was lost.
 
     Args:
         path: Path of the file.
-        size: Side of the result in pixels.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
+        preprocessing: Size, fit, interpolation and value range.
 
     Returns:
         ``(size, size, 3) uint8`` and `Decoded.remarks`.
@@ -165,9 +164,9 @@ def decode_with_remarks(path: str | Path, size: int, value_range: ValueRange) ->
         ValueError: As `decode`.
 
     Example:
-        >>> pixels, remarks = decode_with_remarks(Path("cat.jpg"), 64, FULL_RANGE)      # doctest: +SKIP
+        >>> pixels, remarks = decode_with_remarks(Path("cat.jpg"), Preprocessing(64))      # doctest: +SKIP
     """
-    decoded = _decode(path, size, value_range)
+    decoded = _decode(path, preprocessing, preprocessing.value_range or FULL_RANGE)
     assert isinstance(decoded.pixels, np.ndarray)
     return decoded.pixels, decoded.remarks
 
@@ -192,14 +191,14 @@ def describe_remarks(remarks: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{len(images):,} {remark}: {join_first(images)}" for remark, images in names.items()]
 
 
-def decode_full(path: str | Path, value_range: ValueRange = FULL_RANGE) -> NDArray[np.uint8]:
-    """Decode an image file to an RGB array at its own resolution, without a crop.
+def decode_full(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
+    """Decode an image file to an RGB array at its own resolution, without crop and padding.
 
     Orientation, frames, transparency, color profiles and gray values are handled as in `decode`.
 
     Args:
         path: Path of the file.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
+        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits. None: `FULL_RANGE`.
 
     Returns:
         ``(H, W, 3) uint8``.
@@ -212,13 +211,16 @@ def decode_full(path: str | Path, value_range: ValueRange = FULL_RANGE) -> NDArr
         >>> decode_full(Path("cat.jpg")).shape     # doctest: +SKIP
         (375, 500, 3)
     """
-    pixels = _decode(path, None, value_range).pixels
+    pixels = _decode(path, None, value_range or FULL_RANGE).pixels
     assert isinstance(pixels, np.ndarray)
     return pixels
 
 
-def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) -> Decoded:
-    """Decode a file to upright RGB; raise every error of Pillow as ``ValueError``."""
+def _decode(path: str | Path, preprocessing: Preprocessing | None, value_range: ValueRange | None) -> Decoded:
+    """Decode a file to upright RGB; raise every error of Pillow as ``ValueError``.
+
+    Without a preprocessing, the image keeps its size. Without a value range, gray values are only summarized.
+    """
     try:
         with Path(path).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -245,8 +247,7 @@ def _decode(path: str | Path, size: int | None, value_range: ValueRange | None) 
                     rgb = _to_rgb(upright)
                     if opened.is_narrowed:
                         remarks.append(NARROWED if _num_levels(np.asarray(rgb)) >= FEW_LEVELS else NEARLY_FLAT)
-                square = rgb if size is None else _resize_center_square(rgb, size)
-                return Decoded(np.asarray(square), remarks, sha256)
+                return Decoded(np.asarray(_to_square(rgb, preprocessing) if preprocessing else rgb), remarks, sha256)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow raises SyntaxError, struct.error, IndexError, ... on broken files
@@ -420,19 +421,74 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy it
 
 
-def _resize_center_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize the center square, columns first. Pillow's own order of the two passes depends on its version."""
+class Placement(NamedTuple):
+    """Position of an image in the square input of a network.
+
+    Attributes:
+        box: Left, top, right and bottom of the part of the image that is used, in pixels of the image.
+        target: Left, top, right and bottom of this part in the input, in whole pixels of the input.
+    """
+
+    box: tuple[float, float, float, float]
+    target: tuple[int, int, int, int]
+
+
+def place(width: int, height: int, preprocessing: Preprocessing) -> Placement:
+    """Compute the position of an image in the square input of a network.
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        preprocessing: Size and fit.
+
+    Returns:
+        The used part of the image, and its position in the input. With ``pad`` these are those of `PIL.ImageOps.pad`.
+
+    Example:
+        >>> place(300, 100, Preprocessing(64))
+        Placement(box=(100.0, 0.0, 200.0, 100.0), target=(0, 0, 64, 64))
+        >>> place(300, 100, Preprocessing(64, "pad"))
+        Placement(box=(0, 0, 300, 100), target=(0, 22, 64, 43))
+    """
+    size = preprocessing.size
+    if preprocessing.fit == "crop":
+        side = min(width, height)
+        left = (width - side) / 2
+        top = (height - side) / 2
+        return Placement((left, top, left + side, top + side), (0, 0, size, size))
+    target_width = size if width >= height else max(1, round(width / height * size))
+    target_height = size if height >= width else max(1, round(height / width * size))
+    left = round((size - target_width) / 2)
+    top = round((size - target_height) / 2)
+    return Placement((0, 0, width, height), (left, top, left + target_width, top + target_height))
+
+
+def _to_square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize an image, and crop or pad it to a square."""
+    size = preprocessing.size
     if image.size == (size, size):
         return image
-    side = min(image.size)
-    left = (image.width - side) / 2
-    top = (image.height - side) / 2
-    margin = math.ceil(2 * max(side / size, 1)) + 1  # rows beyond the square that the filter reads
+    box, target = place(image.width, image.height, preprocessing)
+    resample = Image.Resampling[preprocessing.interpolation.upper()]
+    resized = _resize(image, box, (target[2] - target[0], target[3] - target[1]), resample)
+    if resized.size == (size, size):
+        return resized
+    square = Image.new("RGB", (size, size), (PAD_VALUE,) * 3)
+    square.paste(resized, target[:2])
+    return square
+
+
+def _resize(
+    image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Resize a part of an image, columns first. Pillow's own order of the two passes depends on its version."""
+    left, top, right, bottom = box
+    margin = math.ceil(2 * max((bottom - top) / size[1], 1)) + 1  # rows beyond the box that the filter reads
     first = max(math.floor(top) - margin, 0)
-    last = min(math.ceil(top) + side + margin, image.height)
+    last = min(math.ceil(bottom) + margin, image.height)
     rows = image if last - first == image.height else image.crop((0, first, image.width, last))
-    narrow = rows.resize((size, rows.height), Image.Resampling.BICUBIC, (left, 0, left + side, rows.height))
-    return narrow.resize((size, size), Image.Resampling.BICUBIC, (0, top - first, size, top - first + side))
+    narrow = rows.resize((size[0], rows.height), resample, (left, 0, right, rows.height))
+    return narrow.resize(size, resample, (0, top - first, size[0], bottom - first))
 
 
 def common_size(paths: Iterable[str]) -> int | None:
@@ -459,7 +515,12 @@ def common_size(paths: Iterable[str]) -> int | None:
 
 
 def decode_rows(
-    images: NDArray[np.uint8], rows: Sequence[int], paths: Sequence[str], value_range: ValueRange | None = FULL_RANGE
+    images: NDArray[np.uint8],
+    rows: Sequence[int],
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    summarize_gray: bool = False,
 ) -> DecodedRows:
     """Decode image files into rows of an array.
 
@@ -467,17 +528,18 @@ def decode_rows(
         images: Output array, ``(N, size, size, 3) uint8``.
         rows: The row of each image.
         paths: Image files.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits. None: these images are
-            not decoded, but summarized.
+        preprocessing: Size, fit, interpolation and value range.
+        summarize_gray: Whether gray images of more than 8 bits are not decoded, but summarized.
 
     Returns:
         Errors, summaries, remarks and checksums. Rows with an error or a summary are left unchanged.
     """
     result = DecodedRows.empty()
+    value_range = None if summarize_gray else preprocessing.value_range or FULL_RANGE
     with _suppress_pillow_warnings():
         for row, path in zip(rows, paths, strict=True):
             try:
-                decoded = _decode(path, images.shape[1], value_range)
+                decoded = _decode(path, preprocessing, value_range)
             except ValueError as error:
                 result.errors[row] = str(error)
                 continue

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
@@ -15,7 +15,7 @@ from camkd.data.folder import BadImages, open_folder
 from camkd.data.scan import holds_images
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
 from camkd.data.value_range import ValueRange
-from camkd.types import InputError
+from camkd.types import Fit, InputError, Interpolation
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def open_data(
     name: str | Path,
     *,
     size: int | None = None,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bicubic",
     limit: int | None = None,
     train_limit: int | None = None,
     workers: int | None = None,
@@ -88,6 +90,9 @@ def open_data(
     Args:
         name: A name in `SOURCES`, or the path of a folder, ``<class>/*`` or ``train/<class>/*``.
         size: Side of the square images in pixels (default: that of the dataset; see `open_folder` for a folder).
+        fit: ``crop`` keeps the center square of images of a folder that are not square, ``pad`` fills up their shorter
+            side with gray.
+        interpolation: Filter that resizes the images of a folder, with antialiasing.
         limit: Maximum number of images per split, class-balanced.
         train_limit: Maximum number of training images, class-balanced. Validation and test stay complete.
         workers: Number of processes that decode a folder (default: one per core).
@@ -118,12 +123,18 @@ def open_data(
             raise InputError(f"{option} must be 1 or more, got {value}. Choose a larger number or leave it out.")
     if size is not None and size > MAX_SIZE:
         raise InputError(f"size must be at most {MAX_SIZE:,} pixels, got {size:,}. Choose a smaller number.")
-    if bad_images not in ("fail", "skip"):
-        raise InputError(f"bad_images must be 'fail' or 'skip', got {bad_images!r}. Choose one of them.")
+    for option, choice, choices in (
+        ("bad_images", bad_images, get_args(BadImages)),
+        ("fit", fit, get_args(Fit)),
+        ("interpolation", interpolation, get_args(Interpolation)),
+    ):
+        if choice not in choices:
+            raise InputError(f"{option} must be {' or '.join(map(repr, choices))}, got {choice!r}. Choose one of them.")
     if not str(name).strip():
         raise InputError(f"data must be the name of a dataset or a folder, got {str(name)!r}. Give a name.")
     cache = cache_folder(cache)
     if name in SOURCES:
+        _check_square(str(name), fit, interpolation)
         notes = () if built_in else _check_built_in(str(name))
         source = SOURCES[str(name)]
         data = source.open(size, cache, progress)
@@ -139,6 +150,8 @@ def open_data(
     open_at = partial(
         _open_folder_at,
         root,
+        fit=fit,
+        interpolation=interpolation,
         limit=limit,
         train_limit=train_limit,
         workers=workers,
@@ -154,6 +167,16 @@ def open_data(
 def _open_folder_at(root: Path, size: int | None, **options: Any) -> Dataset:
     """Open a folder at a size, with the same options at every other size."""
     return replace(open_folder(root, size=size, **options), open_at=partial(_open_folder_at, root, **options))
+
+
+def _check_square(name: str, fit: Fit, interpolation: Interpolation) -> None:
+    """Check that a built-in dataset, whose images are neither cropped nor resized, has the default preprocessing."""
+    for option, value, default in (("fit", fit, "crop"), ("interpolation", interpolation, "bicubic")):
+        if value != default:
+            raise InputError(
+                f"{option} must be {default} for {name}, whose images are square and not resized, got {value}. Leave "
+                f"{option} out."
+            )
 
 
 def _check_built_in(name: str) -> tuple[str, ...]:
@@ -192,6 +215,8 @@ def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Datase
     return open_data(
         config.data,
         size=config.size,
+        fit=config.fit,
+        interpolation=config.interpolation,
         limit=config.limit,
         train_limit=config.train_limit,
         workers=config.workers,

@@ -48,6 +48,8 @@ def key_inputs(model: nn.Module, architecture: str, data: Dataset, size: int, de
             "source": data.source_fingerprint,
             "decoding": DECODING_VERSION,
             "size": size,
+            "fit": data.fit,
+            "interpolation": data.interpolation,
             "value_range": data.value_range,
         },
         "outputs": OUTPUT_VERSION,

@@ -204,7 +204,7 @@ def choose_teacher(
         The teacher's run folder. None if the model has no teacher, or if its weights are not found.
 
     Raises:
-        InputError: If there is no ``given`` teacher, or it has other classes than the model.
+        InputError: If there is no ``given`` teacher, or it has other classes or another fit than the model.
     """
     run_folder = find_run_folder(source)
     checksum = Run(run_folder).provenance().get("teacher_weights") if run_folder else None
@@ -234,10 +234,10 @@ def _check_given_teacher(
     folder = find_teacher(given, info.data)
     check_default_teacher(given, folder, info.data, info.source_fingerprint)
     teacher_info = read_model_info(folder)
-    if teacher_info.classes != info.classes:
+    if (teacher_info.classes, teacher_info.fit) != (info.classes, info.fit):
         raise InputError(
-            f"--teacher must have the classes of the model, {format_names(info.classes)}, got {str(folder)!r} with "
-            f"{format_names(teacher_info.classes)}. Choose another run."
+            f"--teacher must have the classes and the fit of the model, {format_names(info.classes)} and {info.fit}, "
+            f"got {str(folder)!r} with {format_names(teacher_info.classes)} and {teacher_info.fit}. Choose another run."
         )
     if checksum is not None and teacher_info.sha256 != checksum:
         message(f"the teacher in {folder} has other weights than the teacher that {str(source)!r} was trained with")
@@ -266,8 +266,8 @@ def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
         The teacher, without gradients.
 
     Raises:
-        InputError: If the teacher's classes differ from those of the dataset, or if the images do not exist at the
-            size of the teacher.
+        InputError: If the teacher's classes or fit differ from those of the dataset, or if the images do not exist at
+            the size of the teacher.
     """
     info = read_model_info(folder)
     if info.classes != data.classes:
@@ -279,6 +279,10 @@ def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
         raise InputError(
             f"The image size must be {info.size}, that of the teacher in {folder}, got {data.size}. Use images of this "
             "size, or a dataset of `camkd.data.open_data`."
+        )
+    if data.fit not in (None, info.fit):
+        raise InputError(
+            f"fit must be {info.fit}, that of the teacher in {folder}, got {data.fit}. Add --fit {info.fit}."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Teacher(model, folder, info.architecture, info.size, data)

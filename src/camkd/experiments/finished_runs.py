@@ -205,13 +205,15 @@ def _open_at_model_size(
     as_trained: bool = False,
     test_only: bool = False,
 ) -> Dataset:
-    """Open a dataset at the model's image size. If ``as_trained``, apply the limits of the model's run."""
+    """Open a dataset with the model's preprocessing. If ``as_trained``, apply the limits of the model's run."""
     info = read_model_info(source)
     options = Run(find_model_folder(source)).config()
     open_scaled = partial(
         open_data,
         data,
         size=info.size,
+        fit="crop" if data in SOURCES else info.fit,
+        interpolation="bicubic" if data in SOURCES else info.interpolation,
         limit=options.get("limit") if as_trained else None,
         train_limit=options.get("train_limit") if as_trained else None,
         bad_images=bad_images or options.get("bad_images", "fail"),
@@ -312,7 +314,6 @@ def explain_files(
     model = load(source).to(pick_device(device))
     info = model.info
     assert info is not None
-    value_range = info.value_range or FULL_RANGE
     against_ids = _class_indices(against, info.classes, source)
     num_candidates = len(info.classes) - len(against_ids)
     if not 1 <= top <= num_candidates:
@@ -324,17 +325,17 @@ def explain_files(
     teacher_folder = choose_teacher(info, source, teacher, message)
     title = "model" if teacher_folder and info.role == "teacher" else info.role
     models: dict[str, nn.Module] = {title: model}
-    sizes = {title: info.size}
+    preprocessings = {title: info.preprocessing}
     if teacher_folder and file_format != "folder":
         models = {"teacher": load(teacher_folder).to(pick_device(device)), **models}
-        sizes = {"teacher": read_model_info(teacher_folder).size, **sizes}
+        preprocessings = {"teacher": read_model_info(teacher_folder).preprocessing, **preprocessings}
     if file_format == "png":
         check_figure_size(len(paths), top * len(models))
     unreadable: dict[Path, str] = {}
     remarks: dict[Path, list[str]] = {}
     explanation = explain_batches(
         models,
-        decode_batches(paths, sizes, progress, value_range, unreadable if bad_images == "skip" else None, remarks),
+        decode_batches(paths, preprocessings, progress, unreadable if bad_images == "skip" else None, remarks),
         top=top,
         method=method,
         layers={title: layer} if layer else None,
@@ -344,9 +345,9 @@ def explain_files(
         message(note)
     paths = [path for path in paths if path not in unreadable]
     if file_format == "folder":
-        write_overlays(out, paths, explanation.maps_by_model[title].maps, progress, value_range)
+        write_overlays(out, paths, explanation.maps_by_model[title].maps, progress, info.preprocessing)
     elif file_format == "png":
-        write_figure(out, paths, explanation, info.classes, value_range)
+        write_figure(out, paths, explanation, info.classes, info.preprocessing)
     else:
         write = {"npz": write_maps, "json": write_records}[file_format]
         write(out, paths, explanation, info.classes)

@@ -233,6 +233,8 @@ def train_run(
             source_fingerprint=data.source_fingerprint,
             teacher=config.distill.teacher if teacher else None,
             value_range=data.value_range,
+            fit=config.data.fit,
+            interpolation=config.data.interpolation,
         )
 
         def finish() -> dict[str, Any]:

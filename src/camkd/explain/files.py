@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from camkd.data.dataset import Progress
 from camkd.data.ignored import OUTPUT_MARKER
 from camkd.data.images import decode, decode_full, decode_with_remarks
 from camkd.data.scan import find_images
-from camkd.data.value_range import FULL_RANGE, ValueRange
 from camkd.explain.explain import Explanation, draw_explanation
 from camkd.explain.plots import PANEL_SIZE, overlay_full_image, resize_image
-from camkd.types import InputError
+from camkd.types import InputError, Preprocessing
 from camkd.utils.files import atomic_write, commit_dir, write_json
 
 BATCH_SIZE = 32
@@ -56,19 +56,17 @@ def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
 
 def decode_batches(
     paths: Sequence[Path],
-    sizes: Mapping[str, int],
+    preprocessings: Mapping[str, Preprocessing],
     progress: Progress,
-    value_range: ValueRange = FULL_RANGE,
     unreadable: dict[Path, str] | None = None,
     remarks: dict[Path, list[str]] | None = None,
 ) -> Iterator[dict[str, NDArray[np.uint8]]]:
-    """Decode the center squares of image files in batches of `BATCH_SIZE`, at the image size of each model.
+    """Decode image files to the input of each model, in batches of `BATCH_SIZE`.
 
     Args:
         paths: Image files.
-        sizes: Side of the images in pixels by the title of the model.
+        preprocessings: Preprocessing by the title of the model.
         progress: Callback, called when the consumer requests the next batch.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
         unreadable: Collects the reasons of files that cannot be decoded, which are left out. None: an error is raised.
         remarks: Collects the remarks on the decoded images, see `camkd.data.images.Decoded`.
 
@@ -80,30 +78,32 @@ def decode_batches(
             decoded.
     """
     for start in range(0, len(paths), BATCH_SIZE):
-        images: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in sizes.values()}
+        images: dict[Preprocessing, list[NDArray[np.uint8]]] = {
+            preprocessing: [] for preprocessing in preprocessings.values()
+        }
         for path in paths[start : start + BATCH_SIZE]:
             try:
-                decoded = {size: decode_with_remarks(path, size, value_range) for size in images}
+                decoded = {preprocessing: decode_with_remarks(path, preprocessing) for preprocessing in images}
             except ValueError as error:
                 if unreadable is None or not os.path.lexists(path):
                     raise _unreadable_error(path, str(error)) from error
                 unreadable[path] = str(error)
                 continue
-            for size, (image, image_remarks) in decoded.items():
-                images[size].append(image)
+            for preprocessing, (image, image_remarks) in decoded.items():
+                images[preprocessing].append(image)
                 if image_remarks and remarks is not None:
                     remarks[path] = image_remarks
         if all(images.values()):
-            yield {title: np.stack(images[size]) for title, size in sizes.items()}
+            yield {title: np.stack(images[preprocessing]) for title, preprocessing in preprocessings.items()}
         progress(min(start + BATCH_SIZE, len(paths)), len(paths), "explaining images")
     if unreadable and len(unreadable) == len(paths):
         raise _unreadable_error(*next(iter(unreadable.items())), len(paths))
 
 
-def _decode(path: Path, size: int | None, value_range: ValueRange) -> NDArray[np.uint8]:
-    """Decode the center square at ``size`` pixels, or the full image if ``size`` is None."""
+def _decode_full(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Decode an image at its own resolution."""
     try:
-        return decode_full(path, value_range) if size is None else decode(path, size, value_range)
+        return decode_full(path, preprocessing.value_range)
     except ValueError as error:
         raise _unreadable_error(path, str(error)) from error
 
@@ -163,29 +163,32 @@ def write_figure(
     paths: Sequence[Path],
     explanation: Explanation,
     classes: Sequence[str],
-    value_range: ValueRange = FULL_RANGE,
+    preprocessing: Preprocessing,
 ) -> None:
-    """Write one PNG with the center square of each image and each model's maps over it.
+    """Write one PNG with each image, cropped or padded to a square, and each model's maps over it.
 
-    The pixels of a center square smaller than a panel are enlarged without smoothing. A larger square is shrunk.
+    The pixels of a square smaller than a panel are enlarged without smoothing. A larger square is shrunk.
 
     Args:
         out: The PNG file to write.
         paths: The ``N`` image files.
         explanation: Maps of the images.
         classes: Names of all ``K`` classes.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
+        preprocessing: Preprocessing of the models.
 
     Raises:
         InputError: If a file cannot be decoded.
     """
-    images = np.stack([_panel_image(path, value_range) for path in paths])
+    images = np.stack([_panel_image(path, preprocessing) for path in paths])
     draw_explanation(images, explanation, classes, out, names=[path.name for path in paths])
 
 
-def _panel_image(path: Path, value_range: ValueRange) -> NDArray[np.uint8]:
-    side = min(_decode(path, None, value_range).shape[:2])
-    return resize_image(_decode(path, min(side, PANEL_SIZE), value_range), (PANEL_SIZE, PANEL_SIZE))
+def _panel_image(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Decode an image to the square of a panel. A small image is not resized by the filter of the preprocessing."""
+    height, width, _ = _decode_full(path, preprocessing).shape
+    side = min(height, width) if preprocessing.fit == "crop" else max(height, width)
+    square = decode(path, replace(preprocessing, size=min(side, PANEL_SIZE)))
+    return resize_image(square, (PANEL_SIZE, PANEL_SIZE))
 
 
 def write_overlays(
@@ -193,7 +196,7 @@ def write_overlays(
     paths: Sequence[Path],
     maps: NDArray[np.float32],
     progress: Progress,
-    value_range: ValueRange = FULL_RANGE,
+    preprocessing: Preprocessing,
 ) -> None:
     """Write one PNG per image and map, at the resolution of the image. On an error, no file is written.
 
@@ -206,7 +209,7 @@ def write_overlays(
         paths: The ``N`` image files.
         maps: Maps ``(N, k, h, w)``.
         progress: Callback, called after each image.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits.
+        preprocessing: Preprocessing of the model.
 
     Raises:
         InputError: If a file cannot be decoded, or the overlays would lie beside the images.
@@ -221,12 +224,12 @@ def write_overlays(
         if is_new:
             (folder / OUTPUT_MARKER).touch()
         for row, path in enumerate(paths):
-            image = _decode(path, None, value_range)
+            image = _decode_full(path, preprocessing)
             target = folder / path.absolute().relative_to(parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             for rank, cam in enumerate(maps[row], 1):
                 suffix = ".png" if maps.shape[1] == 1 else f".{rank}.png"
-                Image.fromarray(overlay_full_image(image, cam)).save(f"{target}{suffix}")
+                Image.fromarray(overlay_full_image(image, cam, preprocessing)).save(f"{target}{suffix}")
             progress(row + 1, len(paths), "drawing overlays")
 
 

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from camkd.data.images import place
+from camkd.types import Preprocessing
 from camkd.utils.plot_style import EVIDENCE_COLORMAP, TEXT_COLOR, colorize, save_png, style_context, wrap
 from camkd.utils.text import shorten, shorten_middle
 
@@ -70,7 +72,12 @@ def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
     return np.asarray(Image.fromarray(image).resize(size[::-1], method))
 
 
-def overlay(image: Pixels, cam: NDArray[Any], size: tuple[int, int]) -> Pixels:
+def overlay(
+    image: Pixels,
+    cam: NDArray[Any],
+    size: tuple[int, int],
+    part: tuple[float, float, float, float] = (0, 0, 1, 1),
+) -> Pixels:
     """Draw a map over its image.
 
     The image is drawn in gray, so that color shows only the positive values of the map, the evidence for the class. The
@@ -81,6 +88,7 @@ def overlay(image: Pixels, cam: NDArray[Any], size: tuple[int, int]) -> Pixels:
         image: ``(H, W, 3)`` uint8, RGB.
         cam: The map ``(h, w)``, on any grid.
         size: Height and width of the result in pixels.
+        part: Left, top, right and bottom of the part of the map that lies on the image, as fractions of its sides.
 
     Returns:
         The overlay, ``(*size, 3)`` uint8, RGB.
@@ -92,27 +100,36 @@ def overlay(image: Pixels, cam: NDArray[Any], size: tuple[int, int]) -> Pixels:
     positive = np.maximum(np.nan_to_num(np.asarray(cam, np.float32), posinf=0), 0)
     peak = positive.max(initial=0)
     cam_image = Image.fromarray(positive / (peak if peak > 0 else 1))
-    intensity = np.asarray(cam_image.resize(size[::-1], Image.Resampling.BILINEAR))
+    width, height = cam_image.size
+    box = (part[0] * width, part[1] * height, part[2] * width, part[3] * height)
+    intensity = np.asarray(cam_image.resize(size[::-1], Image.Resampling.BILINEAR, box))
     return _blend(resize_image(image, size) @ LUMA_WEIGHTS / 255, intensity)
 
 
-def overlay_full_image(image: Pixels, cam: NDArray[Any]) -> Pixels:
-    """Draw a map over the center square of an image, at the resolution of the image.
+def overlay_full_image(image: Pixels, cam: NDArray[Any], preprocessing: Preprocessing) -> Pixels:
+    """Draw a map over an image, at the resolution of the image.
 
-    The center square is the input of the network. The pixels outside it are drawn in pale gray.
+    With the fit ``crop`` the map covers the center square, and the pixels outside it are drawn in pale gray. With
+    ``pad`` the map covers the padded square, and its part that lies on the image is drawn.
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
-        cam: The map of the center square ``(h, w)``, on any grid.
+        cam: The map of the input of the network ``(h, w)``, on any grid.
+        preprocessing: Preprocessing of the model.
 
     Returns:
         The overlay, ``(H, W, 3)`` uint8, RGB.
 
     Example:
-        >>> overlay_full_image(np.zeros((20, 30, 3), np.uint8), np.eye(2)).shape
+        >>> overlay_full_image(np.zeros((20, 30, 3), np.uint8), np.eye(2), Preprocessing(64)).shape
         (20, 30, 3)
     """
     height, width = image.shape[:2]
+    if preprocessing.fit == "pad":
+        left, top, right, bottom = (
+            position / preprocessing.size for position in place(width, height, preprocessing).target
+        )
+        return overlay(image, cam, (height, width), (left, top, right, bottom))
     side = min(height, width)
     top = (height - side) // 2
     left = (width - side) // 2

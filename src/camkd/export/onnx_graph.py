@@ -94,8 +94,9 @@ def metadata(info: ModelInfo) -> dict[str, str]:
         info: Description of the model.
 
     Returns:
-        The fields of ``info`` without paths and empty values, the checksum of the weights, the format of input and
-        output, the formula of contrast maps, and the version of camkd. Values that are not strings are JSON.
+        The fields of ``info`` without paths and empty values, the checksum of the weights, the preprocessing of images,
+        the format of input and output, the formula of contrast maps, and the version of camkd. Values that are not
+        strings are JSON.
     """
     fields = {key: value for key, value in asdict(info.portable()).items() if value is not None and key != "sha256"}
     return {
@@ -105,6 +106,7 @@ def metadata(info: ModelInfo) -> dict[str, str]:
         },
         "weights_sha256": info.sha256,
         "input": f"{IMAGE} (N, 3, {info.size}, {info.size}) float32, RGB in 0..1; normalization is inside",
+        "preprocessing": info.preprocessing.description,
         "output": f"{LOGITS} (N, K); {CAM} (N, K, h, w), logits = mean of cam over (h, w) + bias",
         "contrast": f"{CAM}[:, c] - gamma * mean of {CAM}[:, d] over other classes d: evidence for c and not for d; "
         "gamma is 1 by default, and the mean of the map is then the difference of the logits without their biases",

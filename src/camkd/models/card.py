@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from camkd.types import CHANCE_LEVELS
+from camkd.types import CHANCE_LEVELS, Preprocessing
 
 Kind = Literal["pytorch", "onnx"]
 
@@ -64,13 +64,15 @@ def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind,
     num_classes = len(info["classes"])
     form = "exact" if kind == "onnx" else metrics.get("cam_form")
     metadata = yaml.safe_dump(front_matter(info, metrics, kind), sort_keys=False, allow_unicode=True)
+    preprocessing = Preprocessing(info["size"], info["fit"], info["interpolation"], info["value_range"])
     parts = [
         f"---\n{metadata}---",
         f"# {title(info)}",
         f"A `{info['architecture']}` with {info['params']:,} parameters. It classifies images of {info['size']} x "
         f"{info['size']} pixels into {num_classes} classes. {MAP_DESCRIPTIONS[form]} Trained with camkd.",
         f"## Use\n\n```python\n{USAGE[kind].format(size=info['size'], num_classes=num_classes)}```\n\n"
-        "Normalization is part of the model. If the head is linear, `logits = mean of the map + bias` holds exactly.",
+        f"Images: {preprocessing.description}. Normalization is part of the model. If the head "
+        "is linear, `logits = mean of the map + bias` holds exactly.",
         f"## Classes\n\n{', '.join(info['classes'])}",
         f"## Results\n\n{_results_table(metrics)}{extra_results}",
         "## Training\n\n"

@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from safetensors.torch import save as serialize
 from torch import nn
 
 from camkd.models.card import render_card
-from camkd.types import InputError
+from camkd.types import Fit, InputError, Interpolation, Preprocessing
 from camkd.utils.files import atomic_write, write_json, write_text
 
 MAX_IMAGE_SIZE = 1 << 14
@@ -48,6 +48,8 @@ class ModelInfo:
         value_range: The gray values that became 0 and 255 in the training images, for gray images of more than 8 bits;
             None if there was no such image.
         source_fingerprint: `Dataset.source_fingerprint` of the dataset; empty for a network with pretrained weights.
+        fit: Treatment of images that are not square: ``crop`` or ``pad``; see `camkd.types.Preprocessing`.
+        interpolation: Filter that resized the images: ``bicubic`` or ``bilinear``.
         sha256: Checksum of the weights file, hexadecimal; empty before saving.
     """
 
@@ -64,7 +66,14 @@ class ModelInfo:
     teacher: str | None = None
     value_range: tuple[float, float] | None = None
     source_fingerprint: str = ""
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bicubic"
     sha256: str = ""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Conversion of an image file to the input of the model."""
+        return Preprocessing(self.size, self.fit, self.interpolation, self.value_range)
 
     def check(self) -> None:
         """Check the type of each field, the classes and the image size.
@@ -72,15 +81,22 @@ class ModelInfo:
         Raises:
             TypeError: If a field has the wrong type.
             ValueError: If there are fewer than two classes, if a class name is not a string of valid Unicode, or if
-                ``size`` or ``value_range`` is out of range.
+                ``size`` or ``value_range`` is out of range, or if ``fit`` or ``interpolation`` is unknown.
         """
         for name, annotation in get_type_hints(ModelInfo).items():
             value = getattr(self, name)
-            expected_type = {"classes": tuple, "value_range": tuple | None}.get(name, annotation)
+            types: dict[str, Any] = {"classes": tuple, "value_range": tuple | None, "fit": str, "interpolation": str}
+            expected_type = types.get(name, annotation)
             if not isinstance(value, expected_type) or isinstance(value, bool):
                 raise TypeError(f"{name} must be of type {_type_name(expected_type)}, got {value!r}")
         if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"classes must be two names or more, got {list(self.classes)!r}")
+        for name, value, choices in (
+            ("fit", self.fit, get_args(Fit)),
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
         if self.value_range is not None:
             low, high = self.value_range
             if not -math.inf < low < high < math.inf:

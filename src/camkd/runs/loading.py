@@ -239,5 +239,7 @@ def _load_checkpoint(run: Run, name: str | None = None) -> ImageClassifier:
         source_fingerprint=provenance.get("source_fingerprint", ""),
         teacher=config.get("teacher"),
         value_range=tuple(provenance["value_range"]) if provenance.get("value_range") else None,
+        fit=config.get("fit", "crop"),
+        interpolation=config.get("interpolation", "bicubic"),
     )
     return model

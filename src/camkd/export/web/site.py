@@ -76,6 +76,8 @@ def _page_config(source: str, model: Path) -> dict[str, Any]:
         "title": title({"architecture": info.architecture, "data": info.data}),
         "classes": info.classes,
         "size": info.size,
+        "fit": info.fit,
+        "interpolation": info.interpolation,
         "value_range": info.value_range,
         "params": info.params,
         "bytes": model.stat().st_size,

@@ -1,9 +1,11 @@
-// Converts an image file to the input of the model, as camkd/data/images.py does: upright, on white, cropped to the central square,
-// resized by the same filter with the same rounding.
+// Converts an image file to the input of the model, as camkd/data/images.py does: upright, on white, resized by the same
+// filter with the same rounding, cropped or padded to a square.
 
 export const MAX_PIXELS = 89478485;  // as in Python, the limit of Pillow; 358 MB after decoding
 const MAX_FILE_BYTES = 100e6;
 const HEADER_BYTES = 256;
+const PAD_VALUE = 127;  // gray of the padding
+const MAX_SHOWN_SIDE = 640;  // of the displayed image
 const STRIP_PIXELS = 1 << 20;  // the pixels are read in strips of rows of about 4 MB
 
 // Regular expressions of the first HEADER_BYTES bytes, as characters of Latin-1.
@@ -264,59 +266,91 @@ function readSize(blob) {
   }).finally(() => URL.revokeObjectURL(url));
 }
 
-// The central square of a bitmap or a video: `canvas` to display, and `pixels` for the model, RGBA of side x side.
-export function cropSquare(source, side) {
+// The input of the model from a bitmap or a video: `canvas` to display, and `pixels` for the model, RGBA of size x size.
+// preprocessing: size, fit and interpolation of the model.
+export function toSquare(source, preprocessing) {
   const image = source instanceof HTMLVideoElement ? draw(source, [0, 0, source.videoWidth, source.videoHeight]).canvas : source;  // one frame
   const { width, height } = image;
-  const shorter = Math.min(width, height);
-  const left = (width - shorter) / 2;
-  const top = (height - shorter) / 2;
-  const shownSide = Math.min(shorter, 640);
-  return { pixels: resizeSquare(image, left, top, shorter, side), canvas: draw(image, [left, top, shorter, shorter], shownSide, shownSide).canvas };
+  const { size, fit, interpolation } = preprocessing;
+  const { box, target } = place(width, height, size, fit);
+  const pixels = new Uint8ClampedArray(4 * size * size).fill(PAD_VALUE).map((value, i) => (i % 4 === 3 ? 255 : value));
+  const resized = resize(image, box, target[2], target[3], interpolation);
+  for (let y = 0; y < target[3]; y++) {
+    pixels.set(resized.subarray(4 * y * target[2], 4 * (y + 1) * target[2]), 4 * ((target[1] + y) * size + target[0]));
+  }
+  const shownSide = Math.min(Math.max(box[2], box[3]), MAX_SHOWN_SIDE);
+  const shown = place(width, height, shownSide, fit);
+  return { pixels, canvas: draw(image, box, shownSide, shownSide, shown.target).canvas };
 }
 
-// Draws the part [left, top, width, height] of the source on white.
-function draw(source, part, width = part[2], height = part[3]) {
+// As camkd/data/images.py: the used part of an image and its position in the square, as [left, top, width, height].
+function place(width, height, size, fit) {
+  if (fit === "crop") {
+    const side = Math.min(width, height);
+    return { box: [(width - side) / 2, (height - side) / 2, side, side], target: [0, 0, size, size] };
+  }
+  const targetWidth = width >= height ? size : Math.max(1, roundHalfToEven(width / height * size));
+  const targetHeight = height >= width ? size : Math.max(1, roundHalfToEven(height / width * size));
+  const left = roundHalfToEven((size - targetWidth) / 2);
+  const top = roundHalfToEven((size - targetHeight) / 2);
+  return { box: [0, 0, width, height], target: [left, top, targetWidth, targetHeight] };
+}
+
+// As round() of Python.
+function roundHalfToEven(x) {
+  const rounded = Math.round(x);
+  return rounded - x === 0.5 && rounded % 2 ? rounded - 1 : rounded;
+}
+
+// Draws the part [left, top, width, height] of the source at `target` of a canvas, on white; pixels around it are padding.
+function draw(source, part, width = part[2], height = part[3], target = [0, 0, width, height]) {
   const canvas = document.createElement("canvas");
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
-  context.fillStyle = "white";
+  context.fillStyle = `rgb(${PAD_VALUE} ${PAD_VALUE} ${PAD_VALUE})`;
   context.fillRect(0, 0, width, height);
-  context.imageSmoothingEnabled = part[2] !== width || part[3] !== height;  // without scaling, pixels stay exact
+  context.fillStyle = "white";
+  context.fillRect(...target);
+  context.imageSmoothingEnabled = part[2] !== target[2] || part[3] !== target[3];  // without scaling, pixels stay exact
   context.imageSmoothingQuality = "high";
-  context.drawImage(source, ...part, 0, 0, width, height);
+  context.drawImage(source, ...part, ...target);
   return context;
 }
 
-// --- antialiased bicubic resampling (a = -0.5), bit for bit as Pillow: columns, rounded to 8 bits, then rows
+// --- antialiased resampling, bit for bit as Pillow: columns, rounded to 8 bits, then rows
 
 const PRECISION_BITS = 22;  // weights are integers
+const FILTERS = {
+  bicubic: { radius: 2, weight: cubic },
+  bilinear: { radius: 1, weight: x => Math.max(0, 1 - Math.abs(x)) },
+};
 
-// Resizes the square box [left, top, boxSide] of an image to side x side, RGBA.
-export function resizeSquare(image, left, top, boxSide, side) {
-  const columns = resamplingWeights(left, boxSide, image.width, side);
-  const rows = resamplingWeights(top, boxSide, image.height, side);
+// Resizes the box [left, top, width, height] of an image to outputWidth x outputHeight, RGBA.
+function resize(image, [left, top, boxWidth, boxHeight], outputWidth, outputHeight, interpolation) {
+  const filter = FILTERS[interpolation];
+  const columns = resamplingWeights(left, boxWidth, image.width, outputWidth, filter);
+  const rows = resamplingWeights(top, boxHeight, image.height, outputHeight, filter);
   const firstColumn = columns[0].first;
   const firstRow = rows[0].first;
-  const width = columns[side - 1].first + columns[side - 1].weights.length - firstColumn;
-  const numRows = rows[side - 1].first + rows[side - 1].weights.length - firstRow;
-  const narrow = new Uint8ClampedArray(4 * side * numRows);
+  const width = columns.at(-1).first + columns.at(-1).weights.length - firstColumn;
+  const numRows = rows.at(-1).first + rows.at(-1).weights.length - firstRow;
+  const narrow = new Uint8ClampedArray(4 * outputWidth * numRows);
   const stripHeight = Math.max(1, Math.floor(STRIP_PIXELS / width));
   for (let start = 0; start < numRows; start += stripHeight) {
     const count = Math.min(stripHeight, numRows - start);
     const { data } = draw(image, [firstColumn, firstRow + start, width, count]).getImageData(0, 0, width, count);
     for (let y = 0; y < count; y++) {
-      for (let x = 0; x < side; x++) {
+      for (let x = 0; x < outputWidth; x++) {
         const { first, weights } = columns[x];
-        writeWeightedSum(data, 4 * (y * width + first - firstColumn), 4, weights, narrow, 4 * ((start + y) * side + x));
+        writeWeightedSum(data, 4 * (y * width + first - firstColumn), 4, weights, narrow, 4 * ((start + y) * outputWidth + x));
       }
     }
   }
-  const output = new Uint8ClampedArray(4 * side * side);
-  for (let y = 0; y < side; y++) {
+  const output = new Uint8ClampedArray(4 * outputWidth * outputHeight);
+  for (let y = 0; y < outputHeight; y++) {
     const { first, weights } = rows[y];
-    for (let x = 0; x < side; x++) writeWeightedSum(narrow, 4 * ((first - firstRow) * side + x), 4 * side, weights, output, 4 * (y * side + x));
+    for (let x = 0; x < outputWidth; x++) writeWeightedSum(narrow, 4 * ((first - firstRow) * outputWidth + x), 4 * outputWidth, weights, output, 4 * (y * outputWidth + x));
   }
   return output;
 }
@@ -339,16 +373,16 @@ function writeWeightedSum(input, start, step, weights, output, index) {
 }
 
 // For each of `count` output pixels: the first input pixel, and the weights from there on.
-function resamplingWeights(start, length, inputLength, count) {
+function resamplingWeights(start, length, inputLength, count, { radius, weight }) {
   const scale = length / count;
   const filterScale = Math.max(scale, 1);
-  const support = 2 * filterScale;
+  const support = radius * filterScale;
   const inverse = 1 / filterScale;
   return Array.from({ length: count }, (_, i) => {
     const center = start + (i + 0.5) * scale;
     const first = Math.max(0, Math.trunc(center - support + 0.5));
     const end = Math.min(inputLength, Math.trunc(center + support + 0.5));
-    const values = Array.from({ length: end - first }, (_, j) => cubic((first + j - center + 0.5) * inverse));
+    const values = Array.from({ length: end - first }, (_, j) => weight((first + j - center + 0.5) * inverse));
     const total = values.reduce((a, b) => a + b, 0);
     return { first, weights: Int32Array.from(values, value => roundAwayFromZero(value / total * 2 ** PRECISION_BITS)) };
   });
@@ -356,6 +390,7 @@ function resamplingWeights(start, length, inputLength, count) {
 
 const roundAwayFromZero = x => Math.trunc(x + 0.5 * Math.sign(x));
 
+// Bicubic with a = -0.5.
 function cubic(x) {
   x = Math.abs(x);
   if (x < 1) return (1.5 * x - 2.5) * x * x + 1;

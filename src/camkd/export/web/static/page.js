@@ -1,5 +1,5 @@
 import { describeMaximum, drawColorScale, drawMap } from "./heatmap.js";
-import { UnreadableImageError, cropSquare, decode } from "./images.js";
+import { UnreadableImageError, decode, toSquare } from "./images.js";
 import { loadModel } from "./model.js";
 
 const $ = id => document.getElementById(id);
@@ -22,7 +22,7 @@ let announced = { label: "", at: 0 };
 // --- from an image to a prediction
 
 async function classify(source, { name, teacher = null }) {
-  const { pixels, canvas } = cropSquare(source, config.size);
+  const { pixels, canvas } = toSquare(source, config);
   const start = performance.now();
   const prediction = await predict(pixels, config.size);
   return { canvas, pixels, prediction, teacher, name, milliseconds: performance.now() - start };
