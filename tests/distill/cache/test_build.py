@@ -117,6 +117,8 @@ def test_other_images_have_another_store(teacher: Teacher, easy: Dataset) -> Non
     folder = store_folder_of(teacher, easy)
     assert store_folder_of(teacher, replace(easy, fingerprint="e" * 64)) != folder
     assert store_folder_of(teacher, easy.limited(12, ("train",))) != folder
+    assert store_folder_of(teacher, replace(easy, fit="pad")) != folder
+    assert store_folder_of(teacher, replace(easy, interpolation="bilinear")) != folder
 
 
 @pytest.mark.parametrize("name", ["layer2.0.conv1.weight", "layer3.0.bn2.running_var", "fc.bias", "std"])
