@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from camkd.data.images import decode
-from camkd.data.scan import IMAGE_TYPES
+from camkd.data.walker import IMAGE_TYPES
 from camkd.explain.explain import Explanation, ModelMaps, draw_explanation
 from camkd.explain.files import (
     MAX_PANELS,

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from camkd.data.dataset import no_progress
-from camkd.data.scan import FolderListing, find_images, scan
+from camkd.data.scan import FolderListing, scan
 from camkd.data.shapes import COUNTS, SHAPES
 from camkd.data.sources import open_data
+from camkd.data.walker import find_images
 from camkd.experiments.finished_runs import reevaluate
 from camkd.types import InputError
 from support.cli import QUICK, camkd

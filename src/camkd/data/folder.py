@@ -11,8 +11,9 @@ import numpy as np
 
 from camkd.data.dataset import SPLITS, Dataset, Progress, Split, fingerprint_of_files
 from camkd.data.decode import DecoderPool
+from camkd.data.file_names import escape_name, join_first, quote_names
 from camkd.data.images import common_size, describe_remarks
-from camkd.data.scan import FolderListing, escape_name, join_first, quote_names, scan
+from camkd.data.scan import FolderListing, scan
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.data.value_range import ValueRange, common_range
 from camkd.types import Fit, InputError, Interpolation, Preprocessing

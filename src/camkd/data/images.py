@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
+from camkd.data.file_names import join_first
 from camkd.data.image_formats import (
     FORMAT_NAMES,
     HEADER_BYTES,
@@ -29,7 +30,6 @@ from camkd.data.image_formats import (
     read_png,
     repaired_jpegs,
 )
-from camkd.data.scan import join_first
 from camkd.data.value_range import FULL_RANGE, ValueRange, ValueSummary, scale_to_bytes, summarize
 from camkd.types import PAD_VALUE, Preprocessing
 

@@ -12,9 +12,9 @@ from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
 from camkd.data.dataset import Dataset, Progress, cache_folder, no_progress
 from camkd.data.folder import BadImages, open_folder
-from camkd.data.scan import holds_images
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
 from camkd.data.value_range import ValueRange
+from camkd.data.walker import holds_images
 from camkd.types import Fit, InputError, Interpolation
 
 

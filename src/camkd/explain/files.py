@@ -15,7 +15,7 @@ from PIL import Image
 from camkd.data.dataset import Progress
 from camkd.data.ignored import OUTPUT_MARKER
 from camkd.data.images import decode, decode_full, decode_with_remarks
-from camkd.data.scan import find_images
+from camkd.data.walker import find_images
 from camkd.explain.explain import Explanation, draw_explanation
 from camkd.explain.plots import PANEL_SIZE, overlay_full_image, resize_image
 from camkd.types import InputError, Preprocessing

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from camkd.data.scan import IMAGE_TYPES
+from camkd.data.walker import IMAGE_TYPES
 from support.cli import camkd
 
 

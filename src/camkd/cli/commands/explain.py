@@ -55,7 +55,8 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _run(options: Namespace) -> dict[str, Any]:
-    from camkd.data.scan import IMAGE_TYPES, count_suffixes, escape_name, join_first
+    from camkd.data.file_names import count_suffixes, escape_name, join_first
+    from camkd.data.walker import IMAGE_TYPES
     from camkd.experiments.finished_runs import explain_files
     from camkd.explain.class_names import describe_classes, describe_contrast
 
