@@ -165,7 +165,7 @@ def test_message_of_an_unknown_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError) as caught:
         make_views("heavy")
     assert str(caught.value) == (
-        "augment must be one of none, light, strong, got 'heavy'. Choose a policy from the list."
+        "augment must be one of none, light, strong, photo, photo-mix, got 'heavy'. Choose a policy from the list."
     )
 
 

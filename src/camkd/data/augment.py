@@ -20,12 +20,22 @@ from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, mix64
 VERSION = 2
 """Version of the augmented views, a part of `Policy.key`. Increment when the same policy computes other images."""
 
+PHOTO_VERSION = 1
+"""Version of the augmented views of a `PhotoPolicy`."""
+
 _NUM_STREAMS = 16
 """Number of random numbers per sample and epoch."""
 
 CROP_Y, CROP_X, FLIP, ANGLE, BRIGHTNESS, CONTRAST, SATURATION, CUTOUT_Y, CUTOUT_X = range(9)
 MIX, PARTNER, WEIGHT, BOX_Y, BOX_X, PARTNER_LOW = range(9, 15)
 """Streams: the column of `random_uniform` that each augmentation uses. Other columns give other augmented views."""
+
+CROP_AREA, CROP_RATIO, CROP_TOP, CROP_LEFT, CROP_FLIP, OPERATION, MAGNITUDE, SIGN = range(8)
+ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(8, 13)
+"""Streams of `random_photo`."""
+
+_PHOTO_SEED = -1
+"""Stream of `derive_seed` of the second block of random numbers. Epochs are the streams from 0."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +79,52 @@ class Policy:
         return self.crop or self.cutout > 0 or self.mix > 0
 
 
-POLICIES: dict[str, Policy] = {
+@dataclass(frozen=True)
+class PhotoPolicy:
+    """Augmentation policy of photographs, whose views are independent of any size in pixels.
+
+    A view is a random resized crop (Szegedy et al. 2014, arXiv 1409.4842), a horizontal flip with probability 0.5, one
+    operation of TrivialAugment (`camkd.data.trivial_augment`) and an erased rectangle.
+
+    Args:
+        min_area: Minimum area of the crop relative to the image. The area is uniform between it and 1.
+        erase: Probability of an erased rectangle (Zhong et al. 2017, arXiv 1708.04896).
+        mix: Probability of mixing an image with another one, half by mixup and half by CutMix.
+    """
+
+    min_area: float = 0.35
+    erase: float = 0.25
+    mix: float = 0.0
+
+    def key(self) -> str:
+        """Return a string that identifies the augmented views, for use in cache keys.
+
+        Example:
+            >>> PhotoPolicy().key()
+            'photo version=1 min_area=0.35 erase=0.25 mix=0.0'
+        """
+        return (
+            f"photo version={PHOTO_VERSION} min_area={float(self.min_area)!r} erase={float(self.erase)!r} "
+            f"mix={float(self.mix)!r}"
+        )
+
+    @property
+    def uses_frame(self) -> bool:
+        """False: the views do not depend on the frame."""
+        return False
+
+
+POLICIES: dict[str, Policy | PhotoPolicy] = {
     "none": Policy(),
     "light": Policy(crop=True, flip=True),
     "strong": Policy(crop=True, flip=True, rotation=15.0, color=0.3, cutout=0.25, mix=0.5),
+    "photo": PhotoPolicy(),
+    "photo-mix": PhotoPolicy(mix=0.5),
 }
 """Augmentation policies by name."""
 
 
-def get_policy(name: str) -> Policy:
+def get_policy(name: str) -> Policy | PhotoPolicy:
     """Return an augmentation policy by name.
 
     Args:
@@ -116,3 +163,18 @@ def random_uniform(seed: int, epoch: int, indices: Tensor) -> Tensor:
     counters: NDArray[np.uint64] = (first_counters + np.arange(1, _NUM_STREAMS + 1)).astype(np.uint64)
     bits = mix64(counters * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(seed, epoch)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
+
+
+def random_photo(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """Compute the random numbers of a `PhotoPolicy`, which are independent of those of `random_uniform`.
+
+    Args:
+        seed: Augmentation seed, 64 bits.
+        epoch: Epoch number.
+        indices: Sample indices, ``(B,) int64``.
+
+    Returns:
+        Numbers in [0, 1), ``(B, 16) float32``, one column per stream. The streams of mixing are those of
+        `random_uniform`.
+    """
+    return random_uniform(derive_seed(seed, _PHOTO_SEED), epoch, indices)

@@ -13,7 +13,7 @@ def color_jitter(x: Tensor, factors: Tensor) -> Tensor:
     """
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     x = x * brightness
-    mean = grayscale(x).mean((2, 3), keepdim=True)
+    mean = image_mean(grayscale(x))[:, :, None, None]
     x = torch.lerp(mean.expand_as(x), x, contrast.expand_as(x))
     return torch.lerp(grayscale(x).expand_as(x), x, saturation.expand_as(x)).clamp_(0, 1)
 
@@ -23,3 +23,16 @@ def grayscale(x: Tensor) -> Tensor:
     red, green, blue = x.split(1, 1)
     gray: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R 601
     return gray
+
+
+def image_mean(values: Tensor) -> Tensor:
+    """Return the mean of ``values (B, C, H, W)`` over each image, ``(B, C)``, the same bits for any batch.
+
+    PyTorch sums all values of a single result in another order, depending on the number of threads. So a batch of one
+    image is summed as a batch of two.
+    """
+    if len(values) == 1:
+        values = torch.cat([values, values])
+        return values.mean((2, 3))[:1]
+    mean: Tensor = values.mean((2, 3))
+    return mean

@@ -2,7 +2,7 @@
 
 A view is rendered from the whole image in one of two ways. `crop_and_flip` and `rotate` render it at the size of its
 frame, in whole pixels. `render_frame` renders the same view at any other size: positions are relative to the side of
-the image, in 0..1, and whole pixels are those of the frame.
+the image, in 0..1, and whole pixels are those of the frame. Photographs have another geometry (`camkd.data.affine`).
 """
 
 from __future__ import annotations

@@ -22,13 +22,17 @@ from camkd.data.augment import (
     PARTNER_LOW,
     SATURATION,
     WEIGHT,
+    PhotoPolicy,
+    Policy,
     get_policy,
+    random_photo,
     random_uniform,
 )
-from camkd.data.color import color_jitter
+from camkd.data.color import color_jitter, image_mean
 from camkd.data.dataset import Split
 from camkd.data.geometry import crop_and_flip, render_frame, rotate, rotation_angle
-from camkd.data.regions import at_size, cutmix_box, cutout
+from camkd.data.photo import render_photo
+from camkd.data.regions import at_size, cutmix_area, cutmix_box, cutout
 from camkd.types import InputError, to_device
 
 
@@ -102,7 +106,8 @@ class Views:
         height, width = split.images.shape[1:3]
         if frame is not None:
             _check_frame(frame, height, width)
-            height = width = frame
+            if self.policy.uses_frame:
+                height = width = frame
         self.frame = (height, width)
         self.split = split
         self.classes = classes
@@ -123,19 +128,25 @@ class Views:
         """Return the augmented views of ``(epoch, indices)``, with ``indices (B,) int64`` on the CPU."""
         epoch, indices = key
         u = random_uniform(self.seed, epoch, indices)
-        x = self._augment(indices, to_device(u, self.device))
+        x = self._augment(epoch, indices)
         labels = self.labels[to_device(indices, self.device)]
         if self.policy.mix:
             x, labels = self._mix(epoch, u, x, labels)
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation changes the memory format
 
-    def _augment(self, indices: Tensor, u: Tensor) -> Tensor:
+    def _augment(self, epoch: int, indices: Tensor) -> Tensor:
         """Compute the augmented views of ``indices`` without mixing, ``(B, 3, H, W)`` in 0..1."""
-        policy = self.policy
         pixels = self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
             self.split.verify(indices.numpy(), pixels.numpy())
         pixels = to_device(pixels, self.device)
+        if isinstance(self.policy, PhotoPolicy):
+            return render_photo(pixels, random_photo(self.seed, epoch, indices), self.policy)
+        u = to_device(random_uniform(self.seed, epoch, indices), self.device)
+        return self._whole_pixels(pixels, u, self.policy)
+
+    def _whole_pixels(self, pixels: Tensor, u: Tensor, policy: Policy) -> Tensor:
+        """Compute the views of ``pixels (B, H, W, 3) uint8`` by a policy in whole pixels of the frame."""
         if policy.crop and self.frame != pixels.shape[1:3]:
             x = render_frame(torch.div(pixels, 255).permute(0, 3, 1, 2), u, policy, self.frame[0])
         else:
@@ -158,7 +169,7 @@ class Views:
         rows = (u[:, MIX] < self.policy.mix).nonzero().squeeze(1)  # on the CPU, to avoid a synchronization of the GPU
         fraction = (u[rows, PARTNER].double() + u[rows, PARTNER_LOW].double() / (1 << 24)) * len(self)
         partners = fraction.long().clamp_max(len(self) - 1)
-        partner_x = self._augment(partners, to_device(random_uniform(self.seed, epoch, partners), self.device))
+        partner_x = self._augment(epoch, partners)
         u = to_device(u[rows], self.device)
         rows = to_device(rows, self.device)
         partners = to_device(partners, self.device)
@@ -168,6 +179,9 @@ class Views:
         pixel_weight = at_size(weight, x)[:, None].expand_as(partner_x)
         x = x.index_copy(0, rows, torch.lerp(x[rows], partner_x, pixel_weight))
         mixed = F.one_hot(labels, self.classes).float()
-        label_weight = weight.mean((1, 2))[:, None]
+        if self.policy.uses_frame:
+            label_weight = image_mean(weight[:, None])
+        else:  # independent of the size of the images
+            label_weight = torch.where(use_mixup, u[:, WEIGHT], cutmix_area(u))[:, None]
         partner_labels = F.one_hot(self.labels[partners], self.classes).float()
         return Batch(x, mixed.index_copy(0, rows, torch.lerp(mixed[rows], partner_labels, label_weight)))
