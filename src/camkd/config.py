@@ -58,7 +58,8 @@ class TrainConfig:
         grad_clip: maximum norm of the gradient.
         on_nan: action when the loss or the gradient of a batch is not finite: stop, or skip the batch.
         ema_decay: decay per step of the averaged weights, which are evaluated and saved.
-        augment: augmentation: none, light (flip, crop), or strong (light + rotation, color, cutout, mixup/cutmix).
+        augment: augmentation: none, light (flip, crop), strong (light + rotation, color, cutout, mixup/cutmix), photo
+            (resized crop, flip, TrivialAugment, erasing) or photo-mix (photo + mixup/cutmix).
         augment_epochs: number of epochs with new augmented views; later epochs repeat these views (default: all).
         augment_seed: seed of the augmentation and of the sample order, equal in runs that are compared.
         seed: seed of the initial weights.

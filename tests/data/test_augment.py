@@ -449,3 +449,18 @@ def test_mix_probability_and_uniform_partners() -> None:
     unmixed = int((labels.max(1).values == 1).sum())
     expected = count * (0.5 + 0.5 / 3)  # not mixed, or mixed with the same class
     assert expected < unmixed < expected + 0.12 * count  # plus boxes that contain no pixel center
+
+
+@pytest.mark.parametrize("policy", ["strong", "photo-mix"])
+def test_view_in_a_batch_of_one_large_image_has_the_same_bits_on_several_threads(policy: str) -> None:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        views = make_views(policy, images=noise(8, 224, 224))
+        expected = views[1, torch.arange(8)]
+        for sample in range(8):
+            x, labels = views[1, torch.tensor([sample])]
+            assert torch.equal(x[0], expected.x[sample])
+            assert torch.equal(labels[0], expected.labels[sample])
+    finally:
+        torch.set_num_threads(num_threads)
