@@ -51,6 +51,11 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def fresh_teacher(teacher: Teacher) -> Teacher:
+    """Return the teacher without its opened images and computed predictions."""
+    return replace(teacher)
+
+
 def run_config(**train: Any) -> RunConfig:
     return RunConfig(train=replace(TRAIN, **train), distill=DistillConfig(method="kd"), model="cam-net")
 
@@ -70,6 +75,9 @@ def test_dataset_at_another_size_has_the_same_samples(small: Dataset, easy_folde
     assert large.fingerprint != small.fingerprint
     assert small.at_size(SMALL) is small
     assert large.at_size(SMALL).fingerprint == small.fingerprint
+    bilinear = open_data(easy_folder, size=LARGE, interpolation="bilinear")
+    assert small.at_size(LARGE, "bilinear").fingerprint == bilinear.fingerprint != large.fingerprint
+    assert large.at_size(LARGE, "bilinear").fingerprint == bilinear.fingerprint
 
 
 @pytest.mark.parametrize("options", [{"limit": 9}, {"train_limit": 7}, {"limit": 12, "train_limit": 5}])
@@ -128,7 +136,7 @@ def test_large_images_are_not_opened_once_the_outputs_are_cached(
     """Neither for training, nor for the predictions on the validation and test images."""
 
     def train(name: str) -> dict[str, Any]:
-        fresh = Teacher(teacher.model, teacher.folder, teacher.architecture, teacher.size, small)
+        fresh = fresh_teacher(teacher)
         with_cache, config = pipeline.prepare_teacher(fresh, run_config())
         pipeline.train_run(tmp_path / name, config, small, with_cache)
         return pipeline.Run(tmp_path / name).read_history()[-1] | {"test": fresh.test_predictions.logits.tolist()}
@@ -138,7 +146,7 @@ def test_large_images_are_not_opened_once_the_outputs_are_cached(
     monkeypatch.setattr(Teacher, "check_accuracy", lambda self, weak: "weak")
     first = train("first")
 
-    def fail(self: Dataset, size: int) -> Dataset:
+    def fail(self: Dataset, size: int, interpolation: str) -> Dataset:
         raise AssertionError(f"the images are opened at {size} pixels")
 
     monkeypatch.setattr(Dataset, "at_size", fail)
@@ -148,25 +156,22 @@ def test_large_images_are_not_opened_once_the_outputs_are_cached(
 
 
 def test_corrupt_predictions_are_computed_again(teacher: Teacher, empty_cache: Path) -> None:
-    def fresh() -> Teacher:
-        return Teacher(teacher.model, teacher.folder, teacher.architecture, teacher.size, teacher.student_data)
-
-    expected = fresh().val_predictions
+    expected = fresh_teacher(teacher).val_predictions
     (file,) = (empty_cache / "predictions").iterdir()
     content = bytearray(file.read_bytes())
     for corrupt in (content[:100], content[: len(content) // 2], b"", bytes(len(content))):
         file.write_bytes(corrupt)
-        assert torch.equal(fresh().val_predictions.logits, expected.logits)
+        assert torch.equal(fresh_teacher(teacher).val_predictions.logits, expected.logits)
     start = content.index(b"logits.npy") + 400
     content[start] ^= 1
     file.write_bytes(content)
-    assert torch.equal(fresh().val_predictions.logits, expected.logits)
+    assert torch.equal(fresh_teacher(teacher).val_predictions.logits, expected.logits)
     assert file.read_bytes() != bytes(content)
 
 
 def test_predictions_are_computed_if_the_cache_cannot_be_written(teacher: Teacher, empty_cache: Path) -> None:
     empty_cache.write_text("a file where the folder should be", encoding="utf-8")
-    fresh = Teacher(teacher.model, teacher.folder, teacher.architecture, teacher.size, teacher.student_data)
+    fresh = fresh_teacher(teacher)
     assert fresh.val_predictions.logits.shape == (24, 3)
 
 
@@ -177,9 +182,9 @@ def test_key_depends_on_the_size_of_the_teacher_and_on_the_frame(teacher: Teache
         return store.folder.name
 
     other_frame = replace(teacher, student_data=small.at_size(20))
-    other_size = replace(teacher, size=32)
-    keys = [key(teacher, "light"), key(other_frame, "light"), key(other_size, "light"), key(teacher, "none")]
-    assert len(set(keys)) == 4
+    other_teachers = [other_frame, replace(teacher, size=32), replace(teacher, interpolation="bilinear")]
+    keys = [key(other, "light") for other in (teacher, *other_teachers)] + [key(teacher, "none")]
+    assert len(set(keys)) == 5
     assert key(teacher, "none") == key(other_frame, "none"), "views without a frame serve students of every size"
 
 

@@ -114,8 +114,8 @@ class Dataset:
         value_range: The gray values that became 0 and 255, if the source has gray images of more than 8 bits.
         fit: Treatment of images that are not square. None for a source whose images are square.
         interpolation: Filter that resized the images. None for a source whose images are not resized.
-        open_at: Function ``open_at(size) -> Dataset`` that opens the same images at another size, see `at_size`. None:
-            the images exist at one size only.
+        open_at: Function ``open_at(size, interpolation) -> Dataset`` that opens the same images at another size, see
+            `at_size`. None: the images exist at one size only.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Dataset:
     value_range: ValueRange | None = None
     fit: Fit | None = None
     interpolation: Interpolation | None = None
-    open_at: Callable[[int], Dataset] | None = field(default=None, repr=False, compare=False)
+    open_at: OpenAt | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -141,14 +141,16 @@ class Dataset:
         """The splits by name, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
-    def at_size(self, size: int) -> Dataset:
+    def at_size(self, size: int, interpolation: Interpolation | None = None) -> Dataset:
         """Open the same images at another size, for example at that of a teacher.
 
         Args:
             size: Side of the images in pixels.
+            interpolation: Filter that resizes the images (default: the filter of this dataset). Ignored for a source
+                whose images are not resized.
 
         Returns:
-            A dataset with the samples of this dataset in the same order, or the dataset itself if it has this size.
+            A dataset with the samples of this dataset in the same order, or the dataset itself if its images are those.
 
         Raises:
             InputError: If the images exist at one size only, or if the source has changed since it was opened.
@@ -158,14 +160,15 @@ class Dataset:
             >>> data.at_size(64).train.images.shape                    # doctest: +SKIP
             (10000, 64, 64, 3)
         """
-        if size == self.size:
+        interpolation = self.interpolation and (interpolation or self.interpolation)
+        if (size, interpolation) == (self.size, self.interpolation):
             return self
         if self.open_at is None:
             raise InputError(
                 f"the image size of {self.name} must be {self.size}, because its images are arrays in memory, got "
                 f"{size}. Use a model of {self.size} pixels."
             )
-        other = self.open_at(size)
+        other = self.open_at(size, interpolation)
         if other.source_fingerprint != self.source_fingerprint:
             raise InputError(
                 f"the images of {self.name} at {size} pixels must be those at {self.size} pixels, got other images. "
@@ -208,8 +211,13 @@ class Dataset:
         return self.changed(partial(_limit, n=n, splits=splits))
 
 
-def _open_changed(open_at: Callable[[int], Dataset], change: Callable[[Dataset], Dataset], size: int) -> Dataset:
-    return open_at(size).changed(change)
+OpenAt = Callable[[int, Interpolation | None], Dataset]
+
+
+def _open_changed(
+    open_at: OpenAt, change: Callable[[Dataset], Dataset], size: int, interpolation: Interpolation | None
+) -> Dataset:
+    return open_at(size, interpolation).changed(change)
 
 
 def _limit(data: Dataset, n: int, splits: tuple[str, ...]) -> Dataset:

@@ -138,7 +138,7 @@ def open_data(
         notes = () if built_in else _check_built_in(str(name))
         source = SOURCES[str(name)]
         data = source.open(size, cache, progress)
-        data = replace(data, notes=(*notes, *data.notes), open_at=lambda size: source.open(size, cache, progress))
+        data = replace(data, notes=(*notes, *data.notes), open_at=lambda size, _: source.open(size, cache, progress))
         data = data if limit is None else data.limited(limit)
         return data if train_limit is None else data.limited(train_limit, ("train",))
     root = Path(name).expanduser()
@@ -151,7 +151,6 @@ def open_data(
         _open_folder_at,
         root,
         fit=fit,
-        interpolation=interpolation,
         limit=limit,
         train_limit=train_limit,
         workers=workers,
@@ -161,12 +160,13 @@ def open_data(
         cache=cache,
         progress=progress,
     )
-    return open_at(size)
+    return open_at(size, interpolation)
 
 
-def _open_folder_at(root: Path, size: int | None, **options: Any) -> Dataset:
+def _open_folder_at(root: Path, size: int | None, interpolation: Interpolation, **options: Any) -> Dataset:
     """Open a folder at a size, with the same options at every other size."""
-    return replace(open_folder(root, size=size, **options), open_at=partial(_open_folder_at, root, **options))
+    data = open_folder(root, size=size, interpolation=interpolation, **options)
+    return replace(data, open_at=partial(_open_folder_at, root, **options))
 
 
 def _check_square(name: str, fit: Fit, interpolation: Interpolation) -> None:

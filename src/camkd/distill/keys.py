@@ -13,6 +13,7 @@ from torch import nn
 from camkd.data.dataset import Dataset
 from camkd.data.folder import VERSION as DECODING_VERSION
 from camkd.models.architecture import architecture_key, library_versions
+from camkd.types import Interpolation
 
 VERSION = 4
 """Version of the key. Increment it when the key is computed differently."""
@@ -24,7 +25,14 @@ Reasons are another ``forward``, other maps, or another split of a batch into fo
 """
 
 
-def key_inputs(model: nn.Module, architecture: str, data: Dataset, size: int, device: torch.device) -> dict[str, Any]:
+def key_inputs(
+    model: nn.Module,
+    architecture: str,
+    data: Dataset,
+    size: int,
+    interpolation: Interpolation,
+    device: torch.device,
+) -> dict[str, Any]:
     """Collect what a model's outputs depend on besides its weights, for `cache_key`.
 
     Images are identified by the content of their source and the way in which they are decoded. So the key is known
@@ -35,6 +43,7 @@ def key_inputs(model: nn.Module, architecture: str, data: Dataset, size: int, de
         architecture: Name of its network.
         data: The dataset, at any size.
         size: Side of the model's images in pixels.
+        interpolation: Filter that resizes the model's images.
         device: Device of the model. The key contains its type, not its index.
 
     Returns:
@@ -49,7 +58,7 @@ def key_inputs(model: nn.Module, architecture: str, data: Dataset, size: int, de
             "decoding": DECODING_VERSION,
             "size": size,
             "fit": data.fit,
-            "interpolation": data.interpolation,
+            "interpolation": data.interpolation and interpolation,
             "value_range": data.value_range,
         },
         "outputs": OUTPUT_VERSION,

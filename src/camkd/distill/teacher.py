@@ -23,7 +23,7 @@ from camkd.models.io import INFO_FILE, ModelInfo
 from camkd.runs.folder import Run, default_run_folder
 from camkd.runs.loading import find_model_folder, find_run_folder, load, read_model_info, shipped_models
 from camkd.runs.relocate import relocated
-from camkd.types import InputError
+from camkd.types import InputError, Interpolation
 from camkd.utils.devices import pick_device
 
 ROUNDING = 1e-9
@@ -39,6 +39,7 @@ class Teacher:
         folder: Run folder of the teacher.
         architecture: Name of its network.
         size: Side of its images in pixels.
+        interpolation: Filter that resizes its images.
         student_data: The dataset at the image size of the student.
     """
 
@@ -46,6 +47,7 @@ class Teacher:
     folder: Path
     architecture: str
     size: int
+    interpolation: Interpolation
     student_data: Dataset
 
     @cached_property
@@ -55,7 +57,7 @@ class Teacher:
         Raises:
             InputError: If the images exist at the size of the student only.
         """
-        return self.student_data.at_size(self.size)
+        return self.student_data.at_size(self.size, self.interpolation)
 
     @cached_property
     def val_predictions(self) -> SplitPredictions:
@@ -69,7 +71,7 @@ class Teacher:
 
     def _predict(self, split: str) -> SplitPredictions:
         device = next(self.model.parameters()).device
-        inputs = key_inputs(self.model, self.architecture, self.student_data, self.size, device)
+        inputs = key_inputs(self.model, self.architecture, self.student_data, self.size, self.interpolation, device)
         key = cache_key(self.model, {**inputs, "split": split})
         return cached_predictions(key, lambda: predict_split(self.model, self.data.splits[split]))
 
@@ -285,7 +287,7 @@ def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
             f"fit must be {info.fit}, that of the teacher in {folder}, got {data.fit}. Add --fit {info.fit}."
         )
     model = load(folder).requires_grad_(False).to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(model, folder, info.architecture, info.size, data)
+    return Teacher(model, folder, info.architecture, info.size, info.interpolation, data)
 
 
 def format_names(names: tuple[str, ...]) -> str:

@@ -128,7 +128,7 @@ def export(
             results["int8"] = _export_int8(folder, dataset, options, reporter)
         if teacher and out and options.teacher is not None:
             teacher_info = read_model_info(teacher)
-            teacher_data = dataset.at_size(teacher_info.size)
+            teacher_data = dataset.at_size(teacher_info.size, teacher_info.interpolation)
             results["teacher"] = _export_fp32(
                 load(teacher), teacher_info, folder / TEACHER, teacher_data, False, reporter
             )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from camkd.data.augment import Policy, get_policy
 from camkd.data.dataset import Dataset, Split
 from camkd.data.folder import VERSION as DECODING_VERSION
 from camkd.data.views import Views
+from camkd.distill import keys
 from camkd.distill.cache import Manifest, RecordFormat, TeacherCache, build, cache_key
 from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn
 from camkd.distill.keys import key_inputs
@@ -115,7 +117,7 @@ def test_each_map_size_has_its_store(teacher: Teacher, easy: Dataset) -> None:
 
 def test_other_images_have_another_store(teacher: Teacher, easy: Dataset) -> None:
     folder = store_folder_of(teacher, easy)
-    assert store_folder_of(teacher, replace(easy, fingerprint="e" * 64)) != folder
+    assert store_folder_of(teacher, replace(easy, source_fingerprint="e" * 64)) != folder
     assert store_folder_of(teacher, easy.limited(12, ("train",))) != folder
     assert store_folder_of(teacher, replace(easy, fit="pad")) != folder
     assert store_folder_of(teacher, replace(easy, interpolation="bilinear")) != folder
@@ -135,12 +137,14 @@ def test_one_changed_bit_of_a_weight_has_another_store(teacher: Teacher, easy: D
     assert store_folder_of(teacher, easy) == folder
 
 
-@pytest.mark.parametrize("version", ["OUTPUT_VERSION", "RECORD_VERSION"])
-def test_other_output_or_record_version_has_another_store(
-    teacher: Teacher, easy: Dataset, version: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "version"), [(keys, "OUTPUT_VERSION"), (keys, "DECODING_VERSION"), (build, "RECORD_VERSION")]
+)
+def test_other_version_has_another_store(
+    teacher: Teacher, easy: Dataset, module: ModuleType, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = store_folder_of(teacher, easy)
-    monkeypatch.setattr(build, version, getattr(build, version) + 1)
+    monkeypatch.setattr(module, version, getattr(module, version) + 1)
     assert store_folder_of(teacher, easy) != folder
 
 
@@ -235,7 +239,10 @@ def test_path_of_the_teacher_and_name_of_the_data_are_no_inputs_of_the_key(teach
 
 def test_kind_of_device_is_an_input_of_the_key(teacher: Teacher) -> None:
     devices = [torch.device(name) for name in ("cpu", "cuda", "cuda:1", "mps")]
-    kinds = [key_inputs(teacher.model, "resnet8", teacher.student_data, 16, device)["device"] for device in devices]
+    kinds = [
+        key_inputs(teacher.model, "resnet8", teacher.student_data, 16, "bicubic", device)["device"]
+        for device in devices
+    ]
     assert kinds == ["cpu", "cuda", "cuda", "mps"]
 
 

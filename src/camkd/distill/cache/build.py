@@ -90,7 +90,7 @@ def _key(teacher: Teacher, manifest: Manifest, device: torch.device) -> str:
     return cache_key(
         teacher.model,
         {
-            **key_inputs(teacher.model, manifest.architecture, data, teacher.size, device),
+            **key_inputs(teacher.model, manifest.architecture, data, teacher.size, teacher.interpolation, device),
             "augmentation": policy.key(),
             "augmentation_seed": manifest.augment_seed,
             "frame": data.size if policy.uses_frame else None,

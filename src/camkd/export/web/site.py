@@ -103,7 +103,8 @@ def _write_examples(folder: Path, teacher: Path | None, dataset: Dataset) -> lis
 
 def _teacher_predictions(teacher: Path, dataset: Dataset, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Return the probabilities and maps of the `NUM_TEACHER_MAPS` most probable classes of test images."""
-    images = dataset.at_size(read_model_info(teacher).size).test.images[rows]
+    info = read_model_info(teacher)
+    images = dataset.at_size(info.size, info.interpolation).test.images[rows]
     prediction = predict_images(load(teacher), images)
     assert prediction.cams is not None
     entries = []
