@@ -71,7 +71,7 @@ def write_train_folder(root: Path, student: float = 0.89, control: float = 0.85,
     maps = {
         "cam_cosine": 0.83,
         "cam_cosine_mean_map": 0.41,
-        "cam_cosine_centre": 0.52,
+        "cam_cosine_center": 0.52,
         "teacher_agreement": 0.9,
     }
     cost = {"params": 271_098, "macs": 40.6e6}

@@ -133,10 +133,10 @@ class ChanceLevel(NamedTuple):
         return f"{metric}_{self.suffix}"
 
 
-CENTRE = ChanceLevel("centre", "center", "a Gaussian in the center of the image")
+CENTER = ChanceLevel("center", "center", "a Gaussian in the center of the image")
 MEAN_MAP = ChanceLevel("mean_map", "mean map", "the teacher's mean map of the other images of the class")
 SHUFFLED = ChanceLevel("shuffled", "other image", "the model's map of another image")
 UNIFORM = ChanceLevel("chance", "anywhere", "a uniform map")
 
-CHANCE_LEVELS = (CENTRE, MEAN_MAP, SHUFFLED, UNIFORM)
+CHANCE_LEVELS = (CENTER, MEAN_MAP, SHUFFLED, UNIFORM)
 """Every baseline of a map metric. docs/metrics.md lists which metric has which."""

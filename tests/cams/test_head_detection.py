@@ -301,16 +301,16 @@ def test_channels_are_not_read_as_places(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["token mixing last", "learned pooling"])
-def test_layer_without_places_is_refused(name: str) -> None:
+def test_layer_without_positions_is_refused(name: str) -> None:
     model = nn.Sequential(conv_body(), *CHANNELS_AS_PLACES[name]).double().eval()
-    with pytest.raises(InputError, match=r"follows the positions of the image .*, got '1'"):
+    with pytest.raises(InputError, match=r"is spatially aligned with the image .*, got '1'"):
         predict(model, images(), layer="1")
 
 
-def test_network_without_places_is_refused() -> None:
+def test_network_without_positions_is_refused() -> None:
     mixer = nn.Sequential(nn.Flatten(), nn.Linear(768, 96), nn.ReLU(), nn.Unflatten(1, (6, 4, 4)), nn.ReLU())
     model = nn.Sequential(mixer, Mean(2, 3), nn.Linear(6, 3)).double()
-    with pytest.raises(InputError, match="cells that follow the positions of the image"):
+    with pytest.raises(InputError, match="a feature map that is spatially aligned with the image"):
         predict(model, images())
 
 

@@ -219,7 +219,7 @@ def test_message_for_a_layer_without_maps() -> None:
     with pytest.raises(InputError) as error:
         predict(net(), images(), layer="head")
     assert str(error.value) == (
-        "layer must have a spatial output that follows the positions of the image and that the logits of Net "
+        "layer must have a feature map that is spatially aligned with the image and that the logits of Net "
         "depend on, got 'head'. "
         "Choose another layer: early, late, act."
     )

@@ -46,9 +46,9 @@ def test_localization_metrics_have_chance_levels() -> None:
     metrics = compute_metrics(predictions, torch.tensor([0, 1]), ("cat", "dog"), None, masks)
     assert metrics["cam_inside"] == metrics["cam_pointing_game"] == 0.5
     assert metrics["cam_inside_chance"] == metrics["cam_pointing_game_chance"] == 4 / 64
-    assert metrics["cam_pointing_game_centre"] == 0.5  # the first of four equal center cells has its center at (3, 3)
+    assert metrics["cam_pointing_game_center"] == 0.5  # the first of four equal center cells has its center at (3, 3)
     weights = center_prior(4, 4) / center_prior(4, 4).sum()
-    assert metrics["cam_inside_centre"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
+    assert metrics["cam_inside_center"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
 
 
 def test_accuracy_of_a_class_without_images_is_absent() -> None:
@@ -98,8 +98,8 @@ def test_maps_of_different_classes_are_rejected(model: nn.Module, easy: Dataset)
 
 
 def test_chance_level_is_the_higher_of_those_present() -> None:
-    assert chance_level({"cam_cosine_centre": 0.4, "cam_cosine_mean_map": 0.6}) == 0.6
-    assert chance_level({"cam_cosine_centre": 0.4}) == 0.4
+    assert chance_level({"cam_cosine_center": 0.4, "cam_cosine_mean_map": 0.6}) == 0.6
+    assert chance_level({"cam_cosine_center": 0.4}) == 0.4
 
 
 def test_maps_that_do_not_depend_on_the_image_are_no_more_than_chance() -> None:
@@ -128,12 +128,12 @@ def test_measure_combines_predictions_agreement_and_faithfulness(model: nn.Modul
     expected = faithfulness(model, easy.test)
     assert {name: metrics[name] for name in expected} == expected
     agree = per_image["predicted"] == per_image["teacher_predicted"]
-    level = max(metrics["cam_cosine_centre"], metrics["cam_cosine_mean_map"])
+    level = max(metrics["cam_cosine_center"], metrics["cam_cosine_mean_map"])
     assert metrics["cam_disagreement"] == np.mean(per_image["cam_cosine"][agree] <= level)
-    for suffix in ("_centre", "_mean_map", "_shuffled"):
+    for suffix in ("_center", "_mean_map", "_shuffled"):
         share = np.mean(per_image[f"cam_cosine{suffix}"][agree] <= level)
         assert metrics[f"cam_disagreement{suffix}"] == share
-    for suffix in ("", "_centre", "_mean_map"):
+    for suffix in ("", "_center", "_mean_map"):
         assert metrics[f"cam_cosine{suffix}"] == pytest.approx(per_image[f"cam_cosine{suffix}"].mean())
     assert "cam_cosine_shuffled" not in metrics
 

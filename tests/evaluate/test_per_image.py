@@ -41,7 +41,7 @@ def test_record_with_a_teacher_compares_maps() -> None:
     assert list(record) == [
         *("label", "predicted", "confidence"),
         *("teacher_predicted", "teacher_confidence", "cam_cosine", "cam_iou"),
-        *("cam_cosine_centre", "cam_cosine_mean_map", "cam_cosine_shuffled"),
+        *("cam_cosine_center", "cam_cosine_mean_map", "cam_cosine_shuffled"),
     ]
     assert record["teacher_predicted"].tolist() == teacher.logits.argmax(1).tolist()
     np.testing.assert_array_equal(record["cam_cosine"], cosine(student.maps, teacher.maps))
@@ -57,7 +57,7 @@ def test_record_has_the_cosine_of_maps_that_do_not_depend_on_the_image() -> None
         teacher_map = teacher.maps[i][None]
         mean_map = torch.stack([teacher.maps[j] for j in range(6) if j != i]).mean(0)[None]
         expected = {
-            "centre": cosine(center_prior(4, 4)[None], teacher_map),
+            "center": cosine(center_prior(4, 4)[None], teacher_map),
             "mean_map": cosine(mean_map, teacher_map),
             "shuffled": cosine(student.maps[other[i]][None], teacher_map),
         }
@@ -68,7 +68,7 @@ def test_record_has_the_cosine_of_maps_that_do_not_depend_on_the_image() -> None
 def test_record_of_a_single_image_has_no_map_of_another_image() -> None:
     predictions = SplitPredictions(torch.eye(2)[:1], torch.rand(1, 4, 4), torch.tensor([0]), "exact")
     record = per_image_record(predictions, torch.tensor([0]), predictions, None)
-    assert "cam_cosine_centre" in record
+    assert "cam_cosine_center" in record
     assert not {"cam_cosine_mean_map", "cam_cosine_shuffled"} & set(record)
 
 
@@ -103,13 +103,13 @@ def test_share_of_disagreeing_maps_and_its_chance_levels() -> None:
         "predicted": np.array([0, 0, 1, 1, 0]),
         "teacher_predicted": np.array([0, 1, 1, 1, 0]),
         "cam_cosine": np.array([0.5, 0.1, 0.9, 0.2, 0.8], np.float32),
-        "cam_cosine_centre": np.array([0.6, 0.1, 0.8, 0.9, 0.75], np.float32),
+        "cam_cosine_center": np.array([0.6, 0.1, 0.8, 0.9, 0.75], np.float32),
         "cam_cosine_mean_map": np.array([0.5, 0.7, 0.8, 0.1, 0.9], np.float32),
         "cam_cosine_shuffled": np.array([0.1, 0.9, 0.2, 0.3, 0.9], np.float32),
     }
     assert disagreement(record, 0.7) == {  # the second image has another prediction
         "cam_disagreement": 2 / 4,
-        "cam_disagreement_centre": 1 / 4,
+        "cam_disagreement_center": 1 / 4,
         "cam_disagreement_mean_map": 2 / 4,
         "cam_disagreement_shuffled": 3 / 4,
     }

@@ -363,7 +363,7 @@ def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
         for key in (
             "cam_cosine",
             "cam_cosine_mean_map",
-            "cam_cosine_centre",
+            "cam_cosine_center",
             "insertion_shuffled",
             "cam_disagreement_shuffled",
         ):
@@ -371,7 +371,7 @@ def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
         assert float(row["cam_disagreement_shuffled"]) == metrics["cam_disagreement_shuffled"]
     summary = json.loads((folder / "comparison.json").read_text())
     assert summary["methods"]["kd"]["accuracy"]["runs"] == 2
-    assert summary["methods"]["kd"]["cam_cosine_centre"]["runs"] == 2
+    assert summary["methods"]["kd"]["cam_cosine_center"]["runs"] == 2
     assert summary["settings"]["student"] == "resnet8"
     html = page.read_text()
     best = summary["ranked_on_validation"][0]
@@ -379,8 +379,8 @@ def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
     assert "&lt;b&gt;images" in html
     assert "<b>images" not in html
     assert "ce=0.1+cam=1:pool=2 − kd" in html
-    centre = 100 * summary["methods"]["kd"]["cam_cosine_centre"]["mean"]
-    assert f"<small>center {centre:.1f}</small>" in html
+    center = 100 * summary["methods"]["kd"]["cam_cosine_center"]["mean"]
+    assert f"<small>center {center:.1f}</small>" in html
     (reached, _), chance = (
         tables(comparison),
         max(level.mean for level in comparison.arms[1].chance_levels("cam_cosine").values()),

@@ -44,8 +44,8 @@ pytestmark = pytest.mark.slow
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
 METRICS |= {"per_class", "confusion", "cam_form"}
-MAP_METRICS = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_centre", "_mean_map")}
-MAP_METRICS |= {f"cam_disagreement{level}" for level in ("", "_centre", "_mean_map", "_shuffled")}
+MAP_METRICS = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_center", "_mean_map")}
+MAP_METRICS |= {f"cam_disagreement{level}" for level in ("", "_center", "_mean_map", "_shuffled")}
 TEACHER_METRICS = {"teacher_accuracy", "teacher_agreement", *MAP_METRICS}
 HISTORY = {"epoch", "train_loss", "terms", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
 HISTORY_WITH_TEACHER = {"val_teacher_agreement", "val_cam_cosine"}
@@ -143,7 +143,7 @@ def test_per_image_records_agree_with_metrics(finished: Any, easy_folder: Path, 
 def test_every_metric_is_documented(finished: Any) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     metrics = Run(finished.folder / "student").read_metrics()
-    names = {re.sub("_(shuffled|centre|mean_map)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
+    names = {re.sub("_(shuffled|center|mean_map)$", "", name) for name in (*metrics, *metrics["by_outcome"])}
     assert {"road", "cam_spearman", "faithfulness_images"} < names
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
@@ -618,8 +618,8 @@ def test_wrong_setting_is_refused(wrong: WrongSetting) -> None:
     "config", [TrainConfig(), ONE, replace(ONE, warmup_fraction=0.0, ema_decay=0.0, weight_decay=0.0, grad_clip=1e-9)]
 )
 def test_valid_settings_pass(config: TrainConfig) -> None:
-    centre = DistillConfig(method="ce=1,cam=1:control=centre")
-    pipeline.check_config(run_config("cam-net", train=replace(config, batch_size=1), distill=centre))
+    center = DistillConfig(method="ce=1,cam=1:control=center")
+    pipeline.check_config(run_config("cam-net", train=replace(config, batch_size=1), distill=center))
     early = DistillConfig(method="ce=0.1,cam=1:schedule=early", cache_budget="1GB")
     pipeline.check_config(run_config("cam-net", train=config, distill=early), 1)
     json.dumps(config.__dict__)

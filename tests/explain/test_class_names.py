@@ -27,7 +27,7 @@ def test_unusual_names_stay_on_one_line_of_limited_width() -> None:
 
 def test_map_is_named_by_its_class_and_the_contrast() -> None:
     assert describe_map("bird", []) == "bird"
-    assert describe_map("bird", ["cat"]) == "bird and not cat"
+    assert describe_map("bird", ["cat"]) == "bird vs. cat"
 
 
 def test_contrast_with_one_and_with_many_classes() -> None:

@@ -159,10 +159,10 @@ def test_figure_names_both_sides_of_a_contrast(
     explanation = explain_batches(models, batches_of(models, images), top=top, against=[1])
     draw_explanation(images, explanation, easy.classes, tmp_path / "x.png", names=["a", "b", "c", "d"])
     columns = save_heatmaps_arguments["columns"]
-    names = [[f"{easy.classes[k]} and not leaf" for k in row] for row in explanation.class_ids.T]
+    names = [[f"{easy.classes[k]} vs. leaf" for k in row] for row in explanation.class_ids.T]
     if top == 1:
         assert save_heatmaps_arguments["map_classes"] == names[0]
-        assert all(" and not " not in name for column in columns for name in column.caption_classes)
+        assert all(" vs. " not in name for column in columns for name in column.caption_classes)
     else:
         assert [list(column.caption_classes) for column in columns] == [names[0], names[0], names[1], names[1]]
     assert save_heatmaps_arguments["footnote"].startswith("Every map is a contrast: ")

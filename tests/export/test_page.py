@@ -400,15 +400,15 @@ def test_heatmap_of_any_class_by_keyboard_and_by_list(page: Page, easy: Dataset)
 def test_contrast_is_the_difference_of_two_maps(page: Page, easy: Dataset) -> None:
     outputs = choose(page, as_file("known.png", Image.fromarray(easy.test.images[0])))
     top, second, _ = (int(k) for k in np.argsort(outputs["logits"])[::-1])
-    contrast = page.get_by_label("Why this class and not")
+    contrast = page.get_by_label("Contrast with")
     expect(contrast).to_have_value("")
     before = heatmap_url(page)
     contrast.focus()
     page.keyboard.press("ArrowDown")  # the first class
     shown = next(k for k in (top, second) if k != 0)
-    expect(page.locator("#status")).to_contain_text(f"Evidence for {easy.classes[shown]} and not {easy.classes[0]}: ")
+    expect(page.locator("#status")).to_contain_text(f"Evidence for {easy.classes[shown]} vs. {easy.classes[0]}: ")
     contrast.select_option(easy.classes[second])
-    name = f"{easy.classes[top]} and not {easy.classes[second]}"
+    name = f"{easy.classes[top]} vs. {easy.classes[second]}"
     expect(page.locator("#student figcaption")).to_contain_text(f"evidence for {name}: ")
     difference = np.subtract(outputs["maps"][top], outputs["maps"][second])
     drawn = page.evaluate(
@@ -430,18 +430,18 @@ def test_class_is_never_contrasted_with_itself(page: Page, easy: Dataset) -> Non
     outputs = choose(page, as_file("known.png", Image.fromarray(easy.test.images[0])))
     top, second, third = (easy.classes[k] for k in np.argsort(outputs["logits"])[::-1])
     caption = page.locator("#student figcaption")
-    page.get_by_label("Why this class and not").select_option(top)
-    expect(caption).to_contain_text(f"evidence for {second} and not {top}: ")
+    page.get_by_label("Contrast with").select_option(top)
+    expect(caption).to_contain_text(f"evidence for {second} vs. {top}: ")
     page.get_by_label("Heatmap of").select_option(third)
-    expect(caption).to_contain_text(f"evidence for {third} and not {top}: ")
-    page.get_by_label("Why this class and not").select_option(third)
-    expect(caption).to_contain_text(f"evidence for {top} and not {third}: ")
+    expect(caption).to_contain_text(f"evidence for {third} vs. {top}: ")
+    page.get_by_label("Contrast with").select_option(third)
+    expect(caption).to_contain_text(f"evidence for {top} vs. {third}: ")
     page.get_by_label("Heatmap of").select_option(third)
     expect(caption).to_contain_text(f"evidence for {third}: ")
-    expect(page.get_by_label("Why this class and not")).to_have_value("")
-    page.get_by_label("Why this class and not").select_option(second)
+    expect(page.get_by_label("Contrast with")).to_have_value("")
+    page.get_by_label("Contrast with").select_option(second)
     choose(page, as_file("other.png", Image.fromarray(easy.test.images[1])))
-    expect(page.get_by_label("Why this class and not")).to_have_value("")
+    expect(page.get_by_label("Contrast with")).to_have_value("")
 
 
 def test_contrast_applies_to_the_teacher(page: Page, fp32: Path, easy: Dataset) -> None:
@@ -449,8 +449,8 @@ def test_contrast_applies_to_the_teacher(page: Page, fp32: Path, easy: Dataset) 
     page.get_by_role("button", name=config["examples"][1]["true_class"], exact=True).first.click()
     expect(page.locator("#teacher")).to_be_visible()
     page.get_by_label("Heatmap of").select_option(easy.classes[0])
-    page.get_by_label("Why this class and not").select_option(easy.classes[2])
-    expect(page.locator("#teacher figcaption")).to_contain_text(f"{easy.classes[0]} and not {easy.classes[2]}: ")
+    page.get_by_label("Contrast with").select_option(easy.classes[2])
+    expect(page.locator("#teacher figcaption")).to_contain_text(f"{easy.classes[0]} vs. {easy.classes[2]}: ")
 
 
 def test_slider_changes_the_opacity(page: Page, easy: Dataset) -> None:

@@ -136,7 +136,7 @@ def test_map_similarities_are_bounded_and_symmetric(
 
 
 @settings(max_examples=100)
-@given(seeds, kinds, grids, grids, st.sampled_from(["none", "shuffled", "centre"]))
+@given(seeds, kinds, grids, grids, st.sampled_from(["none", "shuffled", "center"]))
 def test_resized_maps_keep_their_range_and_control_maps_their_mean(
     seed: int, kind: str, grid: tuple[int, int], new_grid: tuple[int, int], control: str
 ) -> None:

@@ -127,7 +127,7 @@ def test_card_names_results_and_training(run: Path, tmp_path: Path) -> None:
 
 
 def test_card_has_the_largest_chance_level_of_the_similarity(run: Path, tmp_path: Path) -> None:
-    text = card_text(run, tmp_path, cam_cosine_mean_map=0.4, cam_cosine_centre=0.625)
+    text = card_text(run, tmp_path, cam_cosine_mean_map=0.4, cam_cosine_center=0.625)
     assert [value for label, value in results(text).items() if "chance" in label] == ["62.5 %"]
 
 

@@ -219,15 +219,15 @@ def test_ranking_is_empty_without_a_common_seed() -> None:
 
 
 def test_columns_list_each_metric_before_its_chance_levels() -> None:
-    runs = {0: {"cam_cosine": 0.8, "cam_cosine_mean_map": 0.4, "cam_cosine_centre": 0.5, "cam_cosine_other": 0.1}}
+    runs = {0: {"cam_cosine": 0.8, "cam_cosine_mean_map": 0.4, "cam_cosine_center": 0.5, "cam_cosine_other": 0.1}}
     entry = Arm("kd", runs)
     assert {suffix: level.mean for suffix, level in entry.chance_levels("cam_cosine").items()} == {
         "mean_map": 0.4,
-        "centre": 0.5,
+        "center": 0.5,
     }
     columns = Comparison((entry, Arm("unfinished", {}))).columns
     start = columns.index("cam_cosine")
-    assert columns[start : start + 4] == ["cam_cosine", "cam_cosine_centre", "cam_cosine_mean_map", "cam_pearson"]
+    assert columns[start : start + 4] == ["cam_cosine", "cam_cosine_center", "cam_cosine_mean_map", "cam_pearson"]
 
 
 def test_summary_is_json_serializable_data() -> None:

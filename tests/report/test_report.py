@@ -95,7 +95,7 @@ def test_page_shows_verdict_numbers_curves_and_heatmaps(tmp_path: Path) -> None:
 
 def test_map_similarity_by_correct_model(tmp_path: Path) -> None:
     root = write_train_folder(tmp_path / "run")
-    both = {"images": 1234, "cam_cosine": 0.91, "cam_cosine_mean_map": 0.4, "cam_iou": 0.625, "cam_iou_centre": 0.5}
+    both = {"images": 1234, "cam_cosine": 0.91, "cam_cosine_mean_map": 0.4, "cam_iou": 0.625, "cam_iou_center": 0.5}
     groups = {"both_right": both, "only_teacher": {"images": 0}, "both_wrong": "?"}
     update_metrics(root / "student", by_outcome=groups)
     text = report(root, out=tmp_path).text
@@ -106,7 +106,7 @@ def test_map_similarity_by_correct_model(tmp_path: Path) -> None:
 
 def test_share_of_disagreeing_maps_is_shown_with_its_chance_levels(tmp_path: Path) -> None:
     root = write_train_folder(tmp_path / "run")
-    levels = {"cam_disagreement_centre": 0.5, "cam_disagreement_mean_map": 0.375, "cam_disagreement_shuffled": 0.75}
+    levels = {"cam_disagreement_center": 0.5, "cam_disagreement_mean_map": 0.375, "cam_disagreement_shuffled": 0.75}
     update_metrics(root / "student", cam_disagreement=0.25, **levels)
     assert "25.0 % center 50 % mean map 38 % other image 75 %" in report(root, out=tmp_path).text
 
@@ -120,7 +120,7 @@ def test_invalid_outcome_groups_are_left_out(tmp_path: Path) -> None:
 def test_localization_is_shown_with_teacher_and_chance(tmp_path: Path) -> None:
     root = write_train_folder(tmp_path / "run")
     update_metrics(root / "teacher", cam_inside=0.5, cam_inside_chance=0.125)
-    update_metrics(root / "student", cam_inside=0.25, cam_inside_chance=0.125, cam_inside_centre=0.2)
+    update_metrics(root / "student", cam_inside=0.25, cam_inside_chance=0.125, cam_inside_center=0.2)
     text = report(root, out=tmp_path).text
     assert "50.0 % anywhere 12 %" in text, "result table"
     scale = "CAM energy on the object ? 0 all evidence student 25.0 % teacher 50.0 %"

@@ -200,7 +200,7 @@ def test_contrast_is_the_difference_of_the_stored_maps(page: Any) -> None:
     number = min(NUMBERS, key=cam_cosine_of)
     shown = labels_of(number)["teacher"]
     other = (shown + 1) % 3
-    page.get_by_label("Why this class and not").select_option(str(other))
+    page.get_by_label("Contrast with").select_option(str(other))
     maps = {role: maps_of(role, number) for role in ("teacher", "student")}
     teacher_map, student_map = (upsampled(maps[role][shown] - maps[role][other]) for role in ("teacher", "student"))
     for tile, values, colormap in (
@@ -212,10 +212,10 @@ def test_contrast_is_the_difference_of_the_stored_maps(page: Any) -> None:
         expected = 255 * matplotlib.colormaps[colormap](values)[..., :3]
         assert np.abs(drawn - expected).max() < 16, tile  # errors of the 8-bit levels of two maps
     description = page.locator("#image-cards li").first.locator("canvas").first.get_attribute("aria-label")
-    assert description.startswith(f"Map of teacher for {CLASSES[shown]} and not {CLASSES[other]}. ")
+    assert description.startswith(f"Map of teacher for {CLASSES[shown]} vs. {CLASSES[other]}. ")
     page.locator("#image-cards li").first.click()
     contrast = page.locator("#detail-contrast")
-    assert plain(contrast.inner_text()) == f"Maps: evidence for a class and not for {CLASSES[other]}"
+    assert plain(contrast.inner_text()) == f"Maps: evidence for a class vs. {CLASSES[other]}"
     page.locator("#detail-classes").get_by_role("button", name=CLASSES[other]).click()
     empty = page.locator("#detail-tiles .tile:nth-child(2) .empty")
     assert plain(empty.inner_text()) == f"no contrast of {CLASSES[other]} with itself"

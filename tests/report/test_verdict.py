@@ -168,7 +168,7 @@ def map_run(cosine: float | None, images: int = 200, spread: float = 0.05, **lev
 
 
 @pytest.mark.parametrize(
-    ("cosine", "mean_map", "centre", "control_cosine", "claim"),
+    ("cosine", "mean_map", "center", "control_cosine", "claim"),
     [
         (0.83, 0.41, 0.52, 0.62, "Yes, closer than the control, in one run."),
         (0.83, 0.41, 0.52, 0.825, "Yes, no closer than the control, in one run."),
@@ -181,9 +181,9 @@ def map_run(cosine: float | None, images: int = 200, spread: float = 0.05, **lev
     ],
 )
 def test_attention_verdict_weighs_the_cosine_against_chance_and_control(
-    cosine: float, mean_map: float | None, centre: float | None, control_cosine: float | None, claim: str
+    cosine: float, mean_map: float | None, center: float | None, control_cosine: float | None, claim: str
 ) -> None:
-    levels = {name: level for name, level in (("mean_map", mean_map), ("centre", centre)) if level is not None}
+    levels = {name: level for name, level in (("mean_map", mean_map), ("center", center)) if level is not None}
     result = attention_verdict(map_run(cosine, **levels), map_run(control_cosine))
     assert result is not None
     assert result[0] == claim
@@ -196,7 +196,7 @@ def test_attention_verdict_weighs_the_cosine_against_chance_and_control(
 def test_attention_verdict_needs_more_images_for_a_small_difference() -> None:
     """A difference of 0.03 with a spread of 0.2 per image is beyond two standard errors of 2,000 images, not of 50."""
     for images, claim, relation in ((50, "No more than chance", "no closer"), (2000, "Partly", "closer")):
-        student = map_run(0.84, images, 0.2, mean_map=0.81, centre=0.5)
+        student = map_run(0.84, images, 0.2, mean_map=0.81, center=0.5)
         values = np.random.default_rng(1).permutation(student.per_image["cam_cosine"]) - 0.03
         control = replace(student, metrics={"cam_cosine": 0.81}, per_image=student.per_image | {"cam_cosine": values})
         result = attention_verdict(student, control)
@@ -205,7 +205,7 @@ def test_attention_verdict_needs_more_images_for_a_small_difference() -> None:
 
 
 def test_attention_verdict_compares_only_maps_of_the_same_classes() -> None:
-    student = map_run(0.84, mean_map=0.6, centre=0.5)
+    student = map_run(0.84, mean_map=0.6, center=0.5)
     control = replace(student, per_image=student.per_image | {"teacher_predicted": np.ones(200, np.int32)})
     assert attention_verdict(student, control) == ("Yes, in one run.", "CAM cosine 0.840, chance 0.600, control 0.840.")
 

@@ -167,15 +167,15 @@ DISPLAY_P3 = rgb_profile([(0.5151, 0.2412, -0.0011), (0.292, 0.6923, 0.0419), (0
 
 
 def readable_files() -> dict[str, bytes]:
-    """Return files that Python and the page read, by description."""
+    """Return files that Python and the exported web page read, by description."""
     pixels = photo()
     rgb = Image.fromarray(pixels)
     alpha = np.linspace(0, 255, pixels.shape[0] * pixels.shape[1]).reshape(pixels.shape[:2]).astype(np.uint8)
     rgba = Image.fromarray(np.dstack([pixels, alpha]))
     inverted = Image.fromarray(255 - pixels)
-    black = np.asarray(rgb.convert("CMYK")).copy()
-    black[..., 3] = alpha
-    wide = np.random.default_rng(1).integers(0, 65536, (40, 48, 4)).astype(np.uint16)
+    cmyk = np.asarray(rgb.convert("CMYK")).copy()
+    cmyk[..., 3] = alpha
+    samples = np.random.default_rng(1).integers(0, 65536, (40, 48, 4)).astype(np.uint16)
     cut_out = Image.new("RGBA", rgb.size)
     cut_out.paste(rgb.crop((0, 0, 20, 20)), (9, 9))
     animated = {"save_all": True, "append_images": [inverted]}
@@ -185,7 +185,7 @@ def readable_files() -> dict[str, bytes]:
         "JPEG 4:2:2": encode(rgb, "JPEG", quality=90, subsampling=1),
         "progressive JPEG": encode(rgb, "JPEG", quality=90, progressive=True),
         "gray JPEG": encode(rgb.convert("L"), "JPEG", quality=90),
-        "CMYK JPEG": encode(Image.fromarray(black, "CMYK"), "JPEG", quality=95),
+        "CMYK JPEG": encode(Image.fromarray(cmyk, "CMYK"), "JPEG", quality=95),
         "JPEG stored as RGB": encode(rgb, "JPEG", quality=90, keep_rgb=True),
         "JPEG with Display P3": encode(rgb, "JPEG", quality=90, icc_profile=DISPLAY_P3),
         "JPEG with two pictures": encode(rgb, "MPO", quality=90, **animated),
@@ -199,13 +199,13 @@ def readable_files() -> dict[str, bytes]:
         "PNG with Display P3": encode(rgb, "PNG", icc_profile=DISPLAY_P3),
         "PNG with linear gamma": png(pixels, 8, png_chunk(b"gAMA", struct.pack(">I", 100_000))),
         "PNG with PQ transfer": png(pixels, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))),
-        "RGB PNG of 16 bits": png(wide[..., :3], 16),
-        "RGBA PNG of 16 bits": png(wide, 16),
-        "gray PNG of 16 bits": png(wide[..., 0], 16),
+        "RGB PNG of 16 bits": png(samples[..., :3], 16),
+        "RGBA PNG of 16 bits": png(samples, 16),
+        "gray PNG of 16 bits": png(samples[..., 0], 16),
         "gray PNG of 16 bits with a transparent value": png(
-            wide[..., 0] >> 14 << 14, 16, png_chunk(b"tRNS", struct.pack(">H", 1 << 14))
+            samples[..., 0] >> 14 << 14, 16, png_chunk(b"tRNS", struct.pack(">H", 1 << 14))
         ),
-        "gray PNG of 16 bits with alpha": png(wide[..., :2], 16),
+        "gray PNG of 16 bits with alpha": png(samples[..., :2], 16),
         "PNG with bytes after its end": encode(rgb, "PNG") + b"more" * 50,
         "animated PNG": encode(rgb, "PNG", **animated),
         "animated PNG with another still image": encode(rgb, "PNG", default_image=True, **animated),
@@ -238,7 +238,7 @@ def readable_files() -> dict[str, bytes]:
 
 
 def corrupt_files() -> dict[str, bytes]:
-    """Return files of a known format that neither Python nor the page reads, by description."""
+    """Return files of a known format that neither Python nor the exported web page reads, by description."""
     rgb = Image.fromarray(photo())
     whole = {name: encode(rgb, name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP")}
     progressive = encode(rgb, "JPEG", progressive=True)
@@ -255,7 +255,7 @@ def corrupt_files() -> dict[str, bytes]:
 
 
 def incomplete_files() -> dict[str, bytes]:
-    """Return files without their last bytes that viewers, Python and the page read, by description."""
+    """Return files without their last bytes that viewers, Python and the exported web page read, by description."""
     rgb = Image.fromarray(photo())
     jpeg, progressive = (encode(rgb, "JPEG", quality=90, progressive=progressive) for progressive in (False, True))
     thumbnail = encode(rgb, "JPEG", quality=90, exif=b"Exif\0\0\xff\xd9")  # as the end of a thumbnail

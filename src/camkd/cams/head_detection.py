@@ -95,7 +95,7 @@ def detect_head(model: nn.Module, x: Tensor, layer: str | None = None, *, exact:
         model: The classifier. Its mode, hooks, buffers and gradients are left unchanged.
         x: Images ``(N, C, H, W)``. Their values do not matter for the head.
         layer: Dotted name of the layer to take the features from (default: the layer is detected).
-        exact: Whether an exact head is detected. Otherwise maps are computed from gradients.
+        exact: Whether to use an exact head if the model has one. Otherwise maps are computed from gradients.
 
     Returns:
         The head.
@@ -302,7 +302,7 @@ class _HeadDetector:
             raise InputError(f"x must have the dtype {expected} of the weights, got {name}. Convert the images.")
 
     def _is_confirmed(self, i: int, layout: FeatureLayout, use_input: bool = False) -> bool:
-        """Return True if the cells of call ``i`` follow the positions of the image."""
+        """Return True if the feature map of call ``i`` is spatially aligned with the image."""
         key = (i, layout)
         if key not in self.confirmed:
             call_index = self._call_index(i)
@@ -530,14 +530,14 @@ class _HeadDetector:
             )
         if layer is not None and reached:
             return (
-                f"layer must have a spatial output that follows the positions of the image and that the logits of "
+                f"layer must have a feature map that is spatially aligned with the image and that the logits of "
                 f"{model_name} depend on, got {layer!r}. Choose another layer: {listed}."
             )
         if reached:
             return (
-                f"{model_name} must have a layer with cells that follow the positions of the image for a class "
-                f"activation map, got none: a change in a corner of the image does not change most the same corner of "
-                f"{listed}. Use a model with convolutions or patch tokens before its pooling layer."
+                f"{model_name} must have a feature map that is spatially aligned with the image for a class activation "
+                f"map, got none: in the outputs of {listed}, a corner does not depend most on the same corner of the "
+                f"image. Use a model with convolutions or patch tokens before its pooling layer."
             )
         return (
             f"the logits of {model_name} must have a gradient with respect to a layer with a spatial output ({listed}) "

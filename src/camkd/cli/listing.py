@@ -71,9 +71,9 @@ def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
     costs = stored_costs() if (size, classes) == COSTS_SIZE_AND_CLASSES else count_costs(size, classes)
     rows: list[list[str]] = []
     for name, cost in costs.items():
-        map_size = "x".join(map(str, cost["map"]))
+        map_size = "x".join(map(str, cost["map_size"]))
         macs = f"{cost['macs'] / 1e6:,.1f} M"
-        rows.append([name, f"{cost['params']:,}", macs, map_size, cost["form"], cost["summary"]])
+        rows.append([name, f"{cost['params']:,}", macs, map_size, cost["map_form"], cost["summary"]])
     for library in EXTERNAL_LIBRARIES:
         summary = f"a classifier of {library} with random weights; NAME.TAG: with the pretrained weights TAG"
         rows.append([f"{library}:NAME", "", "", "", "", summary])
@@ -106,7 +106,7 @@ def count_costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
     for name, factory in MODELS.items():
         with torch.device("meta"):  # shapes only: no memory, no computation
             cost = profile_model(name, factory(classes, size), size)
-        costs[name] = {**stored[name], "params": cost.params, "macs": cost.macs, "map": list(cost.map_size)}
+        costs[name] = {**stored[name], "params": cost.params, "macs": cost.macs, "map_size": list(cost.map_size)}
     return costs
 
 

@@ -27,7 +27,7 @@ from camkd.evaluate.metrics import (
     pointing_game,
 )
 from camkd.evaluate.per_image import disagreement, per_image_record
-from camkd.types import CENTRE, CHANCE_LEVELS, UNIFORM, InputError
+from camkd.types import CENTER, CHANCE_LEVELS, UNIFORM, InputError
 
 MAX_CONFUSION_CLASSES = 1000
 """Largest number of classes with a confusion matrix. A matrix of 10,000 classes would hold 100 million numbers."""
@@ -88,7 +88,7 @@ def chance_level(metrics: Mapping[str, Any]) -> float:
     """Return the highest chance level of ``cam_cosine`` in ``metrics``.
 
     Args:
-        metrics: Values of ``metrics.json``, with ``cam_cosine_centre``, ``cam_cosine_mean_map`` or both.
+        metrics: Values of ``metrics.json``, with ``cam_cosine_center``, ``cam_cosine_mean_map`` or both.
 
     Returns:
         The largest of the stored chance levels.
@@ -97,7 +97,7 @@ def chance_level(metrics: Mapping[str, Any]) -> float:
         ValueError: If ``metrics`` has no chance level of ``cam_cosine``.
 
     Example:
-        >>> chance_level({"cam_cosine": 0.9, "cam_cosine_centre": 0.4, "cam_cosine_mean_map": 0.6})
+        >>> chance_level({"cam_cosine": 0.9, "cam_cosine_center": 0.4, "cam_cosine_mean_map": 0.6})
         0.6
     """
     keys = [level.key("cam_cosine") for level in CHANCE_LEVELS]
@@ -171,5 +171,5 @@ def _localization_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
     for name, metric in {"cam_inside": energy_inside, "cam_pointing_game": pointing_game}.items():
         metrics[name] = metric(maps, masks).double().mean().item()
         metrics[UNIFORM.key(name)] = object_share
-        metrics[CENTRE.key(name)] = metric(center, masks).double().mean().item()
+        metrics[CENTER.key(name)] = metric(center, masks).double().mean().item()
     return metrics

@@ -33,10 +33,10 @@ def per_image_record(
         - ``confidence``: probability of the predicted class, float32.
         - ``teacher_predicted``, ``teacher_confidence``: prediction and confidence of the teacher, if given.
         - ``cam_cosine``, ``cam_iou``: similarity of the model's and the teacher's map, float32, if a teacher is given.
-        - ``cam_cosine_centre``, ``cam_cosine_mean_map``, ``cam_cosine_shuffled``: cosine similarity of the teacher's
+        - ``cam_cosine_center``, ``cam_cosine_mean_map``, ``cam_cosine_shuffled``: cosine similarity of the teacher's
           map and a map that does not depend on the image, float32, if a teacher is given. The maps are those of
           `image_independent_maps`, and the model's map of another image, chosen by `derangement`. For a single image,
-          only ``cam_cosine_centre`` exists.
+          only ``cam_cosine_center`` exists.
         - ``name``: file name, if given.
     """
     confidence, predicted = predictions.logits.float().softmax(1).max(1)
@@ -90,7 +90,7 @@ def disagreement(per_image: Mapping[str, NDArray[Any]], level: float) -> dict[st
         level: Chance level of ``cam_cosine``, for example from `camkd.evaluate.chance_level`.
 
     Returns:
-        ``cam_disagreement``; and ``cam_disagreement_centre``, ``cam_disagreement_mean_map`` and
+        ``cam_disagreement``; and ``cam_disagreement_center``, ``cam_disagreement_mean_map`` and
         ``cam_disagreement_shuffled``, the share if the maps of the chance level take the place of the model's maps.
         Empty if no image has the teacher's prediction.
 

@@ -296,7 +296,7 @@ def explain_files(
         layer: Dotted name of the model's layer that the maps are computed from. None: found automatically.
         top: Number of classes per image: the most probable classes of the teacher if it is shown, else of the model.
             Classes in ``against`` are not counted.
-        against: Names of the classes that every map is contrasted with: "why this class and not those".
+        against: Names of the classes that every map is contrasted with.
         bad_images: ``skip`` leaves out unreadable images if another image is readable, ``fail`` raises an error.
         device: Device: auto, cpu, cuda, cuda:1 or mps.
 

@@ -62,9 +62,9 @@ def describe_map(class_name: str, against: Sequence[str]) -> str:
 
     Example:
         >>> describe_map("bird", ["cat", "dog"])
-        'bird and not cat or dog'
+        'bird vs. cat or dog'
     """
-    return f"{class_name} and not {' or '.join(against)}" if against else class_name
+    return f"{class_name} vs. {' or '.join(against)}" if against else class_name
 
 
 def describe_contrast(against: Sequence[str]) -> str:

@@ -126,7 +126,7 @@ def draw_explanation(
 
     With one explained class per image, the caption of a map is the class that its model predicts, and the confidence.
     With several explained classes, the caption is the class of the map and its probability. Without true classes, a
-    footnote names the classes of the model. The names of contrast maps have the form "bird and not cat", and a footnote
+    footnote names the classes of the model. The names of contrast maps have the form "bird vs. cat", and a footnote
     describes the contrast.
 
     Args:

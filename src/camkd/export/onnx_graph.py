@@ -108,7 +108,7 @@ def metadata(info: ModelInfo) -> dict[str, str]:
         "input": f"{IMAGE} (N, 3, {info.size}, {info.size}) float32, RGB in 0..1; normalization is inside",
         "preprocessing": info.preprocessing.description,
         "output": f"{LOGITS} (N, K); {CAM} (N, K, h, w), logits = mean of cam over (h, w) + bias",
-        "contrast": f"{CAM}[:, c] - gamma * mean of {CAM}[:, d] over other classes d: evidence for c and not for d; "
+        "contrast": f"{CAM}[:, c] - gamma * mean of {CAM}[:, d] over other classes d: evidence for c vs. d; "
         "gamma is 1 by default, and the mean of the map is then the difference of the logits without their biases",
         "camkd": version("camkd"),
     }

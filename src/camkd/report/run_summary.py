@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camkd.runs.per_image import read_per_image
-from camkd.types import CENTRE, MEAN_MAP, ChanceLevel, InputError
+from camkd.types import CENTER, MEAN_MAP, ChanceLevel, InputError
 from camkd.utils.files import load_json
 from camkd.utils.units import finite_number
 
@@ -85,7 +85,7 @@ class RunSummary:
     @property
     def cosine_chance(self) -> tuple[float, ChanceLevel] | None:
         """The higher of the two chance levels of ``cam_cosine``, and which one it is; None unless both are stored."""
-        levels = [(self.number(level.key("cam_cosine")), level) for level in (CENTRE, MEAN_MAP)]
+        levels = [(self.number(level.key("cam_cosine")), level) for level in (CENTER, MEAN_MAP)]
         stored = [(value, level) for value, level in levels if value is not None]
         return max(stored) if len(stored) == len(levels) else None
 

@@ -70,7 +70,10 @@ def parse_accept(names: str) -> tuple[str, ...]:
     accepted = tuple(name.strip() for name in names.split(",") if name.strip())
     for name in accepted:
         if name not in ACCEPTABLE:
-            raise InputError(f"--accept must name settings among {', '.join(ACCEPTABLE)}, got {name!r}.")
+            raise InputError(
+                f"--accept must name settings among {', '.join(ACCEPTABLE)}, got {name!r}. Choose among them, or "
+                "start a run in another --out."
+            )
     return accepted
 
 

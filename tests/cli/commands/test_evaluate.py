@@ -57,8 +57,8 @@ def test_tables_have_metrics_beside_their_chance_levels(student: str, stored_met
     assert "teacher_agreement" in output.out
     assert "{" not in output.out
     for name, suffixes in {
-        "cam_spearman": ("", "_centre", "_mean_map"),
-        "cam_disagreement": ("", "_centre", "_mean_map", "_shuffled"),
+        "cam_spearman": ("", "_center", "_mean_map"),
+        "cam_disagreement": ("", "_center", "_mean_map", "_shuffled"),
         "insertion": ("", "_shuffled"),
     }.items():
         (line,) = [line for line in output.out.splitlines() if name in line]
@@ -71,7 +71,7 @@ def test_tables_have_metrics_beside_their_chance_levels(student: str, stored_met
     values, levels = (line.split("│")[2:4] for line in lines[index : index + 2])
     assert "by chance" in lines[index + 1]
     both_right = stored_metrics["by_outcome"]["both_right"]
-    chance = max(both_right["cam_cosine_centre"], both_right["cam_cosine_mean_map"])
+    chance = max(both_right["cam_cosine_center"], both_right["cam_cosine_mean_map"])
     assert int(values[0]) == both_right["images"]
     assert not levels[0].strip()
     assert (float(values[1]), float(levels[1])) == pytest.approx((both_right["cam_cosine"], chance), abs=2e-3)
@@ -114,7 +114,7 @@ def test_disagreements_as_a_table(student: str, monkeypatch: pytest.MonkeyPatch)
     table = run("evaluate", student, "--list-disagreements", "2").out
     text = " ".join(table.split())
     assert f"{disagreements['count']:,} of {disagreements['same_prediction']:,} images" in text
-    for suffix, label in (("centre", "center"), ("mean_map", "mean map"), ("shuffled", "other image")):
+    for suffix, label in (("center", "center"), ("mean_map", "mean map"), ("shuffled", "other image")):
         assert disagreements["chance_shares"][suffix] == output.json[f"cam_disagreement_{suffix}"]
         assert f"{label} {disagreements['chance_shares'][suffix]:.1%}" in text
     for image in disagreements["images"]:

@@ -81,7 +81,7 @@ def test_contrast_is_named_in_terminal_and_json(finished: Any, easy_folder: Path
     *lines, contrast, _, _ = output.err.splitlines()
     assert len(lines) == 8
     for line in lines:
-        assert re.fullmatch(r".*/sky/\d+\.png: student \w+ \(\d+%\); map of sky and not leaf or berry", line)
+        assert re.fullmatch(r".*/sky/\d+\.png: student \w+ \(\d+%\); map of sky vs. leaf or berry", line)
     assert contrast.endswith("minus the mean evidence for these 2 classes: leaf, berry.")
     assert output.json["against"] == ["leaf", "berry"]
 

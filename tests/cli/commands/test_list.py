@@ -21,4 +21,4 @@ def test_models_at_another_size(keep_models: Callable[..., None]) -> None:
     keep_models("cam-net", "resnet8")
     models = camkd("list", "models", "--size", "16", "--classes", "3", "--json").json
     assert set(models) == {"cam-net", "resnet8"}
-    assert models["cam-net"]["map"] == [8, 8]
+    assert models["cam-net"]["map_size"] == [8, 8]

@@ -459,7 +459,7 @@ def test_top_1_is_found_among_class_ids() -> None:
     torch.testing.assert_close(value, term(Prediction(logits, student), Prediction(logits, teacher), labels))
 
 
-@pytest.mark.parametrize("control", ["shuffled", "centre"])
+@pytest.mark.parametrize("control", ["shuffled", "center"])
 def test_control_maps_change_layout_but_not_mean(control: Control) -> None:
     maps = randn(4, 5, 3, 8, 6)
     changed = control_maps(maps, control)

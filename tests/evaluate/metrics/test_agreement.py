@@ -65,7 +65,7 @@ def test_similarity_of_a_scaled_copy_is_one_and_above_chance() -> None:
     teacher = random_maps(0, 64, 8, 8)
     values = mean_similarities(teacher * 3, teacher)
     names = ("cam_cosine", "cam_pearson", "cam_spearman", "cam_iou", "cam_pointing_match")
-    assert list(values) == [f"{name}{suffix}" for name in names for suffix in ("", "_centre", "_mean_map")]
+    assert list(values) == [f"{name}{suffix}" for name in names for suffix in ("", "_center", "_mean_map")]
     for name in names:
         assert values[name] == pytest.approx(1, abs=1e-6)
     assert abs(values["cam_pearson_mean_map"]) < 0.06
@@ -91,7 +91,7 @@ def test_chance_levels_compare_maps_that_ignore_the_image_with_the_teacher() -> 
             ("cam_iou", metrics.iou_top),
             ("cam_pointing_match", metrics.pointing_match),
         ):
-            for suffix, baseline in (("centre", center), ("mean_map", mean_map)):
+            for suffix, baseline in (("center", center), ("mean_map", mean_map)):
                 expected = similarity(baseline, teacher_map).item()
                 assert values[f"{name}_{suffix}"][i] == pytest.approx(expected, abs=1e-6), (name, suffix)
 
@@ -105,7 +105,7 @@ def test_chance_levels_do_not_depend_on_the_student(seed: int) -> None:
     )
     assert not torch.equal(values["cam_pearson"], other_values["cam_pearson"])
     for name in values:
-        if name.endswith(("_centre", "_mean_map")):
+        if name.endswith(("_center", "_mean_map")):
             assert torch.equal(values[name], other_values[name]), name
 
 
@@ -142,7 +142,7 @@ def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
     large_teacher = resize(teacher, (6, 10))
     center = center_prior(6, 10).expand(2, 6, 10)
     assert values["cam_pearson"] == pytest.approx(metrics.pearson(large_student, large_teacher).mean().item())
-    assert values["cam_cosine_centre"] == pytest.approx(metrics.cosine(center, large_teacher).mean().item())
+    assert values["cam_cosine_center"] == pytest.approx(metrics.cosine(center, large_teacher).mean().item())
     assert {type(value) for value in values.values()} == {float}, "must be JSON-serializable"
     mean_map = values["cam_cosine_mean_map"]  # of two images, the other one
     assert mean_map == pytest.approx(metrics.cosine(large_teacher.flip(0), large_teacher).mean().item())
@@ -150,7 +150,7 @@ def test_maps_are_compared_at_the_larger_number_of_rows_and_columns() -> None:
 
 def test_single_image_has_no_mean_map() -> None:
     values = mean_similarities(random_maps(0, 1, 4, 4), random_maps(1, 1, 4, 4))
-    assert "cam_cosine_centre" in values
+    assert "cam_cosine_center" in values
     assert "cam_cosine_mean_map" not in values
 
 

@@ -102,7 +102,7 @@ def _format_prediction(title: str, record: dict[str, Any]) -> str:
 
 
 def _format_contrast(records: dict[str, Any], against: list[str]) -> str:
-    """Format ``; map of bird and not cat``, or nothing without a contrast.
+    """Format ``; map of bird vs. cat``, or nothing without a contrast.
 
     The records of all models of an image have the same ``classes_shown``.
     """

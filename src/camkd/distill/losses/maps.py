@@ -17,7 +17,7 @@ from camkd.types import Prediction
 
 Classes = Literal["all", "target", "top-1"]
 Norm = Literal["l2", "minmax", "raw"]
-Control = Literal["none", "shuffled", "centre"]
+Control = Literal["none", "shuffled", "center"]
 
 
 def map_sizes(maps: Tensor, norm: Literal["l2", "minmax"]) -> Tensor:
@@ -138,7 +138,7 @@ def control_maps(maps: Tensor, control: Control) -> Tensor:
 
     Args:
         maps: Maps of the teacher, ``(N, K, h, w)``.
-        control: ``shuffled``: the layout of another image of the batch, ``maps[n - 1]``. ``centre``: a Gaussian in the
+        control: ``shuffled``: the layout of another image of the batch, ``maps[n - 1]``. ``center``: a Gaussian in the
             center, `camkd.cams.center_prior`. ``none``: ``maps`` unchanged.
 
     Returns:
@@ -153,7 +153,7 @@ def control_maps(maps: Tensor, control: Control) -> Tensor:
     if control == "shuffled":
         other = maps.roll(1, 0)
         return other - other.mean((2, 3), keepdim=True) + means
-    if control == "centre":
+    if control == "center":
         prior = center_prior(*(int(side) for side in maps.shape[2:])).to(maps)
         return means * (prior / prior.mean())
     return maps
@@ -232,7 +232,7 @@ class CAM:
             teacher predicts.
         norm: Normalization of a map: ``l2``, ``minmax`` or ``raw``.
         pool: Side of the pooled maps in cells.
-        control: Kind of `control_maps` that replace the teacher's maps: ``none``, ``shuffled`` or ``centre``.
+        control: Kind of `control_maps` that replace the teacher's maps: ``none``, ``shuffled`` or ``center``.
 
     Example:
         >>> student = Prediction(torch.randn(2, 10), torch.randn(2, 10, 8, 8))

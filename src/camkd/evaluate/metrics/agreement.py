@@ -14,7 +14,7 @@ from torch import Tensor
 
 from camkd.cams import center_prior, resize
 from camkd.evaluate.metrics.map_similarity import cosine, iou_top, pearson, pointing_match, spearman
-from camkd.types import CENTRE, MEAN_MAP, ChanceLevel
+from camkd.types import CENTER, MEAN_MAP, ChanceLevel
 
 SIMILARITIES = {
     "cam_cosine": cosine,
@@ -69,7 +69,7 @@ def map_similarities(student_maps: Tensor, teacher_maps: Tensor, class_ids: Tens
         Tensors ``(N,)`` by the name of the metric.
 
         - ``cam_cosine``, ``cam_pearson``, ``cam_spearman``, ``cam_iou``, ``cam_pointing_match``: the similarities.
-        - ``*_centre``, ``*_mean_map``: chance levels, the similarity of each map of `image_independent_maps` and the
+        - ``*_center``, ``*_mean_map``: chance levels, the similarity of each map of `image_independent_maps` and the
           teacher's map. ``*_mean_map`` is absent for a single image.
 
     Raises:
@@ -78,7 +78,7 @@ def map_similarities(student_maps: Tensor, teacher_maps: Tensor, class_ids: Tens
     Example:
         >>> maps = torch.rand(1, 4, 4)
         >>> sorted(map_similarities(maps, torch.rand(1, 8, 8), torch.tensor([0])))[:2]
-        ['cam_cosine', 'cam_cosine_centre']
+        ['cam_cosine', 'cam_cosine_center']
     """
     if len(student_maps) != len(teacher_maps) or not len(student_maps):
         raise ValueError(
@@ -106,7 +106,7 @@ def image_independent_maps(teacher_maps: Tensor, class_ids: Tensor) -> dict[Chan
         Maps ``(N, h, w)`` by chance level: `camkd.cams.center_prior`, and `mean_maps_of_others` unless there is only
         one image.
     """
-    baselines = {CENTRE: center_prior(*teacher_maps.shape[1:]).to(teacher_maps).expand_as(teacher_maps)}
+    baselines = {CENTER: center_prior(*teacher_maps.shape[1:]).to(teacher_maps).expand_as(teacher_maps)}
     if len(teacher_maps) > 1:
         baselines[MEAN_MAP] = mean_maps_of_others(teacher_maps, class_ids)
     return baselines

@@ -12,7 +12,7 @@ function drawDetail() {
   const image = filtered[detail.index];
   byId("detail-title").textContent = `${isolate(className(image.label))}, ${detail.index + 1} of ${filtered.length}`;
   byId("detail-name").textContent = image.name === null ? "" : isolate(image.name);
-  byId("detail-contrast").textContent = state.contrast === "" ? "" : `Maps: evidence for a class and not for ${isolate(className(Number(state.contrast)))}`;
+  byId("detail-contrast").textContent = state.contrast === "" ? "" : `Maps: evidence for a class vs. ${isolate(className(Number(state.contrast)))}`;
   byId("detail-tiles").replaceChildren(...tiles(image, detail.classId ?? undefined));
   const columns = image.predictions.map((_, column) => column).filter((column) => image.predictions[column] !== null);
   byId("detail-head").replaceChildren(

@@ -66,13 +66,13 @@ function mapClass(image, prediction) {
   return Number(state.map);
 }
 
-/** Return the map of a class; with the control "Why this class and not", the difference to the map of that class. */
+/** Return the map of a class; with a class selected in "Contrast with", the difference to the map of that class. */
 function shownMap(prediction, classId) {
   return state.contrast === "" ? mapOf(prediction, classId) : contrastMap(prediction, classId, Number(state.contrast));
 }
 
 const isContrast = (classId) => state.contrast !== "" && classId === Number(state.contrast);
-const mapName = (classId) => (state.contrast === "" ? className(classId) : `${className(classId)} and not ${className(Number(state.contrast))}`);
+const mapName = (classId) => (state.contrast === "" ? className(classId) : `${className(classId)} vs. ${className(Number(state.contrast))}`);
 
 // --- an image, its maps and their difference
 

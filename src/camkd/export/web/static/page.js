@@ -74,7 +74,7 @@ const ranking = probabilities => probabilities.map((_, k) => k).sort((a, b) => p
 const percent = fraction => `${fraction < MIN_PROBABILITY ? "< 0.1" : fraction >= 0.995 && fraction < 1 ? "> 99" : (100 * fraction).toFixed(fraction < 0.0995 ? 1 : 0)}\u00a0%`;
 const label = k => config.classes[k];
 const mapClass = () => selectedClass ?? ranking(current.prediction.probabilities).find(k => k !== contrastClass);
-const mapLabel = () => (contrastClass === null ? label(mapClass()) : `${label(mapClass())} and not ${label(contrastClass)}`);
+const mapLabel = () => (contrastClass === null ? label(mapClass()) : `${label(mapClass())} vs. ${label(contrastClass)}`);
 
 // The map of the selected class, or with a contrast class the difference of the two maps. Undefined without the maps.
 function selectedMap(maps) {

@@ -1,4 +1,4 @@
-"""Inputs of bug reports about runs: moved projects, replaced teachers, unbalanced classes, unwritable folders."""
+"""Runs whose surroundings change: moved projects, replaced teachers, unbalanced classes, unwritable folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of bug reports: splits beside other folders, system folders, spellings of names, missing classes."""
+"""Folders that users have: splits beside other folders, system folders, spellings of names, missing classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines of bug reports: home folders, optimized bytecode, standard streams that fail, and other platforms."""
+"""Unusual machines: home folders, optimized bytecode, standard streams that fail, and other platforms."""
 
 from __future__ import annotations
 

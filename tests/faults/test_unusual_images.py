@@ -1,4 +1,4 @@
-"""Images and tensors of public bug reports: 16 bits, metadata, cut files, TIFF, no images, networks of another kind."""
+"""Unusual image files and models: 16 bits, metadata, incomplete files, TIFF, no images, tensors and other networks."""
 
 from __future__ import annotations
 
