@@ -59,7 +59,8 @@ class TrainConfig:
         on_nan: action when the loss or the gradient of a batch is not finite: stop, or skip the batch.
         ema_decay: decay per step of the averaged weights, which are evaluated and saved.
         augment: augmentation: none, light (flip, crop), strong (light + rotation, color, cutout, mixup/cutmix), photo
-            (resized crop, flip, TrivialAugment, erasing) or photo-mix (photo + mixup/cutmix).
+            (resized crop, flip, TrivialAugment, erasing) or photo-mix (photo + mixup/cutmix); auto: photo for folders
+            of images above 32 pixels, else light.
         augment_epochs: number of epochs with new augmented views; later epochs repeat these views (default: all).
         augment_seed: seed of the augmentation and of the sample order, equal in runs that are compared.
         seed: seed of the initial weights.
@@ -79,7 +80,7 @@ class TrainConfig:
     grad_clip: float = 5.0
     on_nan: Literal["stop", "skip"] = "stop"
     ema_decay: float = 0.998
-    augment: str = "light"
+    augment: str = AUTO
     augment_epochs: int | None = None
     augment_seed: int = 0
     seed: int = 0

@@ -92,7 +92,7 @@ def test_every_setting_is_a_flag_with_its_documentation(command: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--augment", "wild", "augment must be one of none, light, strong, photo, photo-mix, got 'wild'"),
+        ("--augment", "wild", "augment must be one of auto, none, light, strong, photo, photo-mix, got 'wild'"),
         ("--device", "quantum", "got 'quantum'"),
         ("--precision", "fp8", "--precision must be one of auto, fp32, bf16, got 'fp8'"),
         ("--bad-images", "perhaps", "--bad-images must be one of fail, skip, got 'perhaps'"),

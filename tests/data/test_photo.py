@@ -10,8 +10,8 @@ from scipy import stats
 from torch import Tensor
 
 from camkd.data.affine import GRAY, compose, crop_matrices, render_affine
-from camkd.data.augment import BOX_X, MIX, POLICIES, PhotoPolicy, random_photo, random_uniform
-from camkd.data.dataset import Split
+from camkd.data.augment import BOX_X, MIX, POLICIES, PhotoPolicy, pick_augment, random_photo, random_uniform
+from camkd.data.dataset import Dataset, Split
 from camkd.data.photo import render_photo
 from camkd.data.regions import cutmix_area, cutmix_box, erased_edges, fill
 from camkd.data.trivial_augment import OPERATIONS, draw_operation
@@ -123,6 +123,26 @@ def test_erased_rectangle_is_not_changed_by_the_operation_of_color() -> None:
     for name in ("Brightness", "Solarize", "Posterize", "Contrast"):
         views = x[draw_operation(u)[0] == OPERATIONS.index(name)]
         assert (views == 0.5).flatten(1).any(1).all()
+
+
+# --- the default
+
+
+def dataset(size: int, names: bool) -> Dataset:
+    files = tuple(f"{n}.jpg" for n in range(4)) if names else None
+    split = Split(np.zeros((4, size, size, 3), np.uint8), np.arange(4) % 2, names=files)
+    return Dataset("pets", ("a", "b"), split, split, split, "f" * 64, "f" * 64, ())
+
+
+@pytest.mark.parametrize(
+    ("size", "names", "expected"),
+    [(64, True, "photo"), (33, True, "photo"), (32, True, "light"), (64, False, "light"), (224, False, "light")],
+)
+def test_auto_is_photo_for_large_images_of_a_folder(size: int, names: bool, expected: str) -> None:
+    data = dataset(size, names)
+    assert pick_augment("auto", data) == expected
+    assert pick_augment("strong", data) == "strong"
+    assert pick_augment("auto", data.limited(2)) == expected
 
 
 # --- keys and sizes

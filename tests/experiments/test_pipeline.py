@@ -625,17 +625,17 @@ def test_valid_settings_pass(config: TrainConfig) -> None:
     json.dumps(config.__dict__)
 
 
-def test_resolve_precision_and_epochs(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_settings(easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "bf16_speedup", lambda: 3.0)
     auto = run_config(train=replace(ONE, precision="auto", device="cpu"))
 
     def resolve(config: RunConfig, *folders: Path) -> TrainConfig:
-        return pipeline.resolve_precision_and_epochs(config, *folders).train
+        return pipeline.resolve_settings(config, easy, *folders).train
 
     assert resolve(auto).precision == "bf16"
     assert resolve(replace(auto, train=replace(auto.train, precision="fp32"))).precision == "fp32"
     for folder, options in {
-        "teacher": {"model": "resnet8", "precision": "fp32", "augment_epochs": 5},
+        "teacher": {"model": "resnet8", "precision": "fp32", "augment": "strong", "augment_epochs": 5},
         "control": {"student": "cam-net", "method": "plain", "precision": "bf16", "augment_epochs": 2},
     }.items():
         Run(tmp_path / folder).start(options, {"data_fingerprint": "abc"})
@@ -643,6 +643,9 @@ def test_resolve_precision_and_epochs(easy: Dataset, tmp_path: Path, monkeypatch
     resolved = resolve(auto, *folders)
     assert resolved.precision == "fp32", "that of the first stored run"
     assert resolved.augment_epochs == 2, "that of the control"
+    assert resolved.augment == "strong", "that of the first stored run"
+    assert resolve(auto).augment == "light"
+    assert resolve(replace(auto, train=replace(auto.train, augment="none")), *folders).augment == "none"
     assert resolve(replace(auto, train=replace(auto.train, augment_epochs=7)), *folders).augment_epochs == 7
 
 
@@ -654,8 +657,8 @@ def test_resumed_run_keeps_its_augmented_epochs_at_any_budget(
     small_budget = DistillConfig(method="kd", cache_budget="15kB")
     computed, train = distill(folder, easy, "cam-net", loaded_teacher, small_budget, TWO)
     assert (computed, train.augment_epochs) == (96, 1)
-    config = pipeline.resolve_precision_and_epochs(
-        run_config("cam-net", train=TWO, distill=DistillConfig(method="kd")), folder
+    config = pipeline.resolve_settings(
+        run_config("cam-net", train=TWO, distill=DistillConfig(method="kd")), easy, folder
     )
     assert config.train.augment_epochs == 1
     teacher_with_cache, config = prepare_teacher(loaded_teacher, config)

@@ -115,7 +115,7 @@ def test_teacher_is_evaluated_on_its_own_images(teacher: Teacher, small: Dataset
         assert torch.equal(predictions.maps, expected.maps)
 
 
-@pytest.mark.parametrize("policy", ["none", "light", "strong"])
+@pytest.mark.parametrize("policy", ["none", "light", "strong", "photo", "photo-mix"])
 def test_teacher_gets_the_views_of_the_student_at_its_own_size(teacher: Teacher, small: Dataset, policy: str) -> None:
     cache = build_teacher_cache(teacher, run_config(augment=policy))
     samples = torch.tensor([5, 17, 2])
@@ -185,7 +185,8 @@ def test_key_depends_on_the_size_of_the_teacher_and_on_the_frame(teacher: Teache
     other_teachers = [other_frame, replace(teacher, size=32), replace(teacher, interpolation="bilinear")]
     keys = [key(other, "light") for other in (teacher, *other_teachers)] + [key(teacher, "none")]
     assert len(set(keys)) == 5
-    assert key(teacher, "none") == key(other_frame, "none"), "views without a frame serve students of every size"
+    for policy in ("none", "photo", "photo-mix"):
+        assert key(teacher, policy) == key(other_frame, policy), "views without a frame serve students of every size"
 
 
 # --- commands

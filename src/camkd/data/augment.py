@@ -14,11 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camkd.config import AUTO
+from camkd.data.dataset import Dataset
 from camkd.types import InputError
 from camkd.utils.hashing import GOLDEN_GAMMA, derive_seed, mix64
 
 VERSION = 2
 """Version of the augmented views, a part of `Policy.key`. Increment when the same policy computes other images."""
+
+LARGEST_LIGHT_SIZE = 32
+"""Side in pixels up to which ``auto`` is ``light`` for folders of images."""
 
 PHOTO_VERSION = 1
 """Version of the augmented views of a `PhotoPolicy`."""
@@ -122,6 +127,33 @@ POLICIES: dict[str, Policy | PhotoPolicy] = {
     "photo-mix": PhotoPolicy(mix=0.5),
 }
 """Augmentation policies by name."""
+
+
+def check_augment(name: str) -> None:
+    """Check that ``name`` is ``auto`` or a name in `POLICIES`.
+
+    Raises:
+        InputError: If it is another name.
+    """
+    if name != AUTO and name not in POLICIES:
+        choices = ", ".join((AUTO, *POLICIES))
+        raise InputError(f"augment must be one of {choices}, got {name!r}. Choose a policy from the list.")
+
+
+def pick_augment(name: str, data: Dataset) -> str:
+    """Return the name of the augmentation policy of a dataset.
+
+    Args:
+        name: A name in `POLICIES`, which is returned, or ``auto``.
+        data: The dataset at the size of the student.
+
+    Returns:
+        For ``auto``, ``photo`` if the images are files of a folder and are larger than `LARGEST_LIGHT_SIZE`, else
+        ``light``.
+    """
+    if name != AUTO:
+        return name
+    return "photo" if data.train.names is not None and data.size > LARGEST_LIGHT_SIZE else "light"
 
 
 def get_policy(name: str) -> Policy | PhotoPolicy:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from camkd.config import (
+    AUTO,
     Role,
     RunConfig,
     TrainConfig,
@@ -21,7 +22,7 @@ from camkd.config import (
     num_augmented_epochs,
     resolve_optimizer,
 )
-from camkd.data.augment import get_policy
+from camkd.data.augment import check_augment, pick_augment
 from camkd.data.batches import batch_count
 from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows
 from camkd.distill.cache import TeacherCache
@@ -91,7 +92,7 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
         raise InputError(
             f"batch_size must be 2 or more for {config.method}, got {config.train.batch_size}. Choose a larger number."
         )
-    get_policy(config.train.augment)
+    check_augment(config.train.augment)
     check_ranges({**asdict(config.train), **asdict(config.distill), "teacher_epochs": teacher_epochs})
     parse_quantity(config.distill.cache_budget, "cache_budget", "B")
     pick_device(config.train.device)
@@ -187,7 +188,7 @@ def train_run(
     """
     run = Run(folder)
     teacher = teacher_with_cache.teacher if teacher_with_cache else None
-    config = _resolve(config, teacher)
+    config = _resolve(config, data, teacher)
     objective = build_objective(config)
     _check_shards(config.train, len(data.train))
     if not run.config():
@@ -244,10 +245,10 @@ def train_run(
         return run_on_rank0(finish)
 
 
-def _resolve(config: RunConfig, teacher: Teacher | None) -> RunConfig:
-    """Resolve the optimizer settings and the path of the teacher's run folder."""
+def _resolve(config: RunConfig, data: Dataset, teacher: Teacher | None) -> RunConfig:
+    """Resolve the optimizer settings, the augmentation and the path of the teacher's run folder."""
     settings = resolve_optimizer(config.train, default_optimizer(config.model))
-    train = replace(config.train, **settings._asdict())
+    train = replace(config.train, augment=pick_augment(config.train.augment, data), **settings._asdict())
     distill = replace(config.distill, teacher=str(teacher.folder.resolve())) if teacher else config.distill
     return replace(config, train=train, distill=distill)
 
@@ -358,7 +359,7 @@ def train_all(
     trains_teacher = is_model_name(teacher_name)
     if not trains_teacher:
         del runs["teacher"]
-    config = resolve_precision_and_epochs(config, *(run.folder for run in runs.values()), callbacks=callbacks)
+    config = resolve_settings(config, data, *(run.folder for run in runs.values()), callbacks=callbacks)
     accept = resume.accept if resume else ()
     settings = run_on_rank0(lambda: _settings_by_role(runs, config.train, teacher_epochs, accept))
     if not any(run.config() for run in runs.values()):
@@ -492,31 +493,47 @@ def prepare_teacher(
     return TeacherWithCache(teacher, cache), config
 
 
-def resolve_precision_and_epochs(config: RunConfig, *folders: Path, callbacks: Sequence[Callback] = ()) -> RunConfig:
-    """Resolve the precision and the number of augmented epochs, so that they stay the same on resume.
+def resolve_settings(config: RunConfig, data: Dataset, *folders: Path, callbacks: Sequence[Callback] = ()) -> RunConfig:
+    """Resolve the augmentation, the precision and the number of augmented epochs, so that they stay the same on resume.
 
     Settings that ``config`` sets explicitly are kept.
 
     Args:
         config: Configuration of the run.
+        data: The dataset of ``config.data``.
         folders: Run folders. The values of the first existing run are used. The number of augmented epochs is not taken
             from teacher runs.
         callbacks: Callbacks that receive a message about the device.
 
     Returns:
-        The configuration. If no run has a precision, the precision is chosen for the device. If no run has a number of
-        augmented epochs, ``augment_epochs`` stays None.
+        The configuration. If no run has a precision, the precision is chosen for the device. If no run has an
+        augmentation, it is chosen for the dataset. If no run has a number of augmented epochs, ``augment_epochs`` stays
+        None.
     """
     train = config.train
     for stored in (Run(folder).config() for folder in folders):
         if train.precision == "auto":
             train = replace(train, precision=stored.get("precision", "auto"))
+        if train.augment == AUTO:
+            train = replace(train, augment=stored.get("augment", AUTO))
         if train.augment_epochs is None and "student" in stored:  # the control repeats epochs as the student does
             train = replace(train, augment_epochs=stored.get("augment_epochs"))
-    device = torch.device(pick_device(train.device))
-    CallbackList(callbacks).on_message(f"device: {describe_device(train.precision, device)}")
-    train = replace(train, precision=run_on_rank0(lambda: pick_precision(train.precision, device)))
-    return replace(config, train=train)
+    train = replace(train, augment=pick_augment(train.augment, data))
+    return resolve_precision(replace(config, train=train), callbacks)
+
+
+def resolve_precision(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunConfig:
+    """Resolve the precision for the device.
+
+    Args:
+        config: Configuration of the run.
+        callbacks: Callbacks that receive a message about the device.
+    """
+    precision = config.train.precision
+    device = torch.device(pick_device(config.train.device))
+    CallbackList(callbacks).on_message(f"device: {describe_device(precision, device)}")
+    precision = run_on_rank0(lambda: pick_precision(precision, device))
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def summary(folder: Path) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from camkd.cams import predict
 from camkd.config import AUTO, RunConfig, TrainConfig, num_augmented_epochs
+from camkd.data.augment import pick_augment
 from camkd.data.dataset import Dataset
 from camkd.data.views import Views
 from camkd.distill.cache.build import make_teacher_fn
@@ -133,7 +134,8 @@ def measure_rates(name: str, data: Dataset, config: TrainConfig) -> Rates:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model = build(name, len(data.classes), size, pretrained=False)
         model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
+        augment = pick_augment(config.augment, data)
+        views = Views(data.train, len(data.classes), augment, config.augment_seed, device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         bf16 = pick_precision(config.precision, device) == "bf16"
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from camkd.cams import predict
 from camkd.cams.head_detection import check_logits, check_not_probabilities
 from camkd.config import TrainConfig, resolve_optimizer
+from camkd.data.augment import pick_augment
 from camkd.data.batches import batch_count, epoch_order
 from camkd.data.dataset import Dataset
 from camkd.data.views import Batch, Views
@@ -84,7 +85,7 @@ def fit(
     """
     device = torch.device(pick_device(config.device))
     settings = resolve_optimizer(config, getattr(model, "default_optimizer", "sgd"))
-    config = replace(config, **settings._asdict())
+    config = replace(config, augment=pick_augment(config.augment, data), **settings._asdict())
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)

@@ -67,8 +67,8 @@ def _precompute(options: Namespace) -> dict[str, Any]:
     if teacher is not None:
         config = replace(config, distill=replace(config.distill, teacher=str(teacher)))
     with open_reporter() as reporter:
-        config = pipeline.resolve_precision_and_epochs(config, callbacks=[reporter])
         if images:
+            config = pipeline.resolve_precision(config, [reporter])
             info = read_model_info(teacher) if teacher else None
             classes = options.classes or (len(info.classes) if info else 10)
             size = options.size or (info.size if info else 32)
@@ -78,6 +78,7 @@ def _precompute(options: Namespace) -> dict[str, Any]:
             data = open_data(config.data, reporter)
             assert teacher is not None
             check_default_teacher(options.teacher, teacher, options.data, data.source_fingerprint)
+            config = pipeline.resolve_settings(config, data, callbacks=[reporter])
             if not options.dry_run:
                 return _compute_outputs(config, data, options.processes, reporter)
             cost = precompute.estimate_cost(config, data, reporter.progress)

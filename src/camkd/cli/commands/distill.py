@@ -45,7 +45,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
         data = open_data(config.data, reporter)
         teacher = load_teacher(teacher_folder, data, options.device)
         check_default_teacher(options.teacher, teacher_folder, options.data, data.source_fingerprint)
-        config = pipeline.resolve_precision_and_epochs(config, folder, callbacks=[reporter])
+        config = pipeline.resolve_settings(config, data, folder, callbacks=[reporter])
         teacher_with_cache, config = pipeline.prepare_teacher(teacher, config, [reporter])
         if not Run(folder).config():
             seconds = planning.estimate_distillation(teacher.model, teacher.size, config, data)

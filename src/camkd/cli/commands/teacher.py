@@ -45,7 +45,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
         model = planning.resolve_network(config.model, data, options.device, stored_folder)
         config = replace(config, model=model)
         folder = out_folder(options, "teacher", model)
-        config = pipeline.resolve_precision_and_epochs(config, folder, callbacks=[reporter])
+        config = pipeline.resolve_settings(config, data, folder, callbacks=[reporter])
         if not Run(folder).config():
             reporter.message(planning.describe_times({"teacher": planning.estimate_run(config, data)}))
         metrics = pipeline.train_run(folder, config, data, resume=resume, callbacks=[reporter])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from camkd.cams import bias, form, predict
 from camkd.config import RunConfig, TrainConfig
-from camkd.data.augment import get_policy
+from camkd.data.augment import get_policy, pick_augment
 from camkd.data.views import Views
 from camkd.distill.cache.records import MAX_CLASSES_WITH_ALL_MAPS, RecordFormat
 from camkd.distill.cache.records import VERSION as RECORD_VERSION
@@ -45,6 +46,7 @@ def build_teacher_cache(teacher: Teacher, config: RunConfig, *, features: bool =
         The cache. Its store is opened, but its folder is created with the first output.
     """
     data = teacher.student_data
+    config = replace(config, train=replace(config.train, augment=pick_augment(config.train.augment, data)))
     teacher_fn = make_teacher_fn(teacher.model, teacher.size, config.train, features=features)
     render = None if teacher.size == data.size else _TeacherViews(teacher, config.train)
     if features:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from camkd.config import RunConfig, epochs_in_budget
+from camkd.data.augment import pick_augment
 from camkd.data.batches import batch_count, epoch_order
 from camkd.data.dataset import Dataset, Progress, no_progress
 from camkd.data.sources import open_dataset
@@ -82,7 +83,8 @@ class _Precomputer:
     def _views(self) -> Views:
         train = self.config.train
         device = torch.device(pick_device(train.device))
-        return Views(self.data.train, len(self.data.classes), train.augment, train.augment_seed, device)
+        augment = pick_augment(train.augment, self.data)
+        return Views(self.data.train, len(self.data.classes), augment, train.augment_seed, device)
 
     def images(self, epoch: int, indices: Tensor) -> Tensor:
         """Return the augmented views at the teacher's image size, ``(N, 3, H, W)``."""

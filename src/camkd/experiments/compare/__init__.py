@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from camkd.config import AUTO
 from camkd.data.dataset import Dataset, Progress
 from camkd.distill.cache.precompute import precompute
 from camkd.distill.teacher import load_teacher
@@ -33,8 +34,8 @@ RUNS = "runs"
 def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> Plan:
     """Resolve the common settings and write them to the folder of the comparison.
 
-    A resumed comparison keeps its number of threads. It keeps its precision and its number of augmented epochs unless
-    the plan sets them.
+    A resumed comparison keeps its number of threads. It keeps its augmentation, its precision and its number of
+    augmented epochs unless the plan sets them.
 
     Args:
         plan: The plan.
@@ -54,12 +55,13 @@ def prepare(plan: Plan, data: Dataset, *, resume: bool, callback: Callback) -> P
         train = plan.config.train
         train = replace(
             train,
+            augment=stored["augment"] if train.augment == AUTO else train.augment,
             precision=stored["precision"] if train.precision == "auto" else train.precision,
             augment_epochs=train.augment_epochs or stored["augment_epochs"],
         )
         plan = replace(plan, config=replace(plan.config, train=train), threads=stored["threads"])
     teacher = load_teacher(plan.teacher, data, plan.config.train.device)
-    plan = replace(plan, config=pipeline.resolve_precision_and_epochs(plan.config, callbacks=[callback]))
+    plan = replace(plan, config=pipeline.resolve_settings(plan.config, data, callbacks=[callback]))
     cached_method = _cached_method(plan)
     if cached_method is not None:
         _, config = pipeline.prepare_teacher(teacher, plan.config_for(cached_method), [callback])
@@ -96,7 +98,7 @@ def _read_plan(folder: Path, resume: bool) -> dict[str, Any]:
         stored = yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError):
         stored = None
-    if not isinstance(stored, dict) or not {"precision", "augment_epochs", "threads"} <= stored.keys():
+    if not isinstance(stored, dict) or not {"augment", "precision", "augment_epochs", "threads"} <= stored.keys():
         raise InputError(f"--out must be a new folder or a comparison, got {folder}. Choose another --out.")
     if not resume:
         raise InputError(
