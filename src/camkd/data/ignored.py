@@ -1,4 +1,4 @@
-"""Folders and files that hold no images of a dataset: those of operating systems, of tools and of camkd itself."""
+"""Recognize folders and files that hold no images of a dataset: those of operating systems, tools and camkd itself."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def is_system_name(name: str) -> bool:
         >>> [is_system_name(name) for name in ("@eaDir", ".git", "._cat.jpg", "cat")]
         [True, True, True, False]
     """
-    folded = name.strip().lower()
-    is_system_folder = folded in SYSTEM_FOLDERS or SYSTEM_PATTERN.fullmatch(folded) is not None
+    lower_name = name.strip().lower()
+    is_system_folder = lower_name in SYSTEM_FOLDERS or SYSTEM_PATTERN.fullmatch(lower_name) is not None
     return name.startswith(".") or is_system_folder or name.lower() in SYSTEM_FILES
 
 

@@ -27,7 +27,7 @@ OTHER_IMAGE_SUFFIXES = {
 
 @dataclass
 class Walker:
-    """Lists folders without the folders and files of `camkd.data.ignored`, and collects the paths of these.
+    """Reader of folders that leaves out the folders and files of `camkd.data.ignored`, and records them for notes.
 
     Args:
         root: The folder that paths in notes are relative to.

@@ -32,13 +32,13 @@ DEFAULT_TEACHERS = ("wrn-16-4", "resnet20", "resnet8")
 """Default teachers, the most accurate and most expensive one first."""
 
 MAX_CPU_MACS = 400_000_000
-"""Largest number of multiply-accumulates per image of the default teacher on a CPU, if a network has as few."""
+"""Largest number of multiply-accumulates per image of the default teacher on a CPU, except for the smallest network."""
 
 SECONDS_PER_STEP = 0.3
 """Approximate time of a measured step."""
 
-SMALLEST_STEP = 8
-"""Number of images of the first steps, whose time determines the number of images of the measured steps."""
+WARMUP_IMAGES = 8
+"""Number of images of the first two steps. The time of the second determines the size of the measured steps."""
 
 
 class Rates(NamedTuple):
@@ -183,10 +183,10 @@ def _images_per_second(
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    most = min(batch_size, num_images)
-    count = min(SMALLEST_STEP, most)
+    max_count = min(batch_size, num_images)
+    count = min(WARMUP_IMAGES, max_count)
     seconds(count)  # the first step allocates memory
-    count = min(max(count, int(count * SECONDS_PER_STEP / seconds(count))), most)
+    count = min(max(count, int(count * SECONDS_PER_STEP / seconds(count))), max_count)
     seconds(count)
     return count / min(seconds(count), seconds(count))
 

@@ -1,7 +1,7 @@
 """Differences between two runs on the same test images. The images are paired, so the runs are not independent samples.
 
-A difference on the test images of two trained networks covers the choice of the images. It does not cover the seeds:
-other runs of the same methods differ by more.
+The errors and p-values are those of the sample of test images. They do not include the variation between seeds: other
+runs of the same methods differ by more.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def discordant_images(first: RunSummary, second: RunSummary) -> DiscordantImages
 def have_same_images(first: RunSummary, second: RunSummary) -> bool:
     """Return whether two runs have results of the same test images in the same order.
 
-    Images are the same if their labels are equal, and their file names or the source fingerprints of the runs too.
+    The labels must be equal. The file names must be equal too; without file names, the source fingerprints.
     """
     if not _equal_columns(first, second, "label"):
         return False

@@ -176,11 +176,6 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
     return bool(run.checkpoints)
 
 
-def _format_settings(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return `` (data pets, size 32)``, or nothing without names."""
-    return f" ({', '.join(f'{name} {values[name]}' for name in names)})" if names else ""
-
-
 def _check_epochs_left(run: Run, changed: Sequence[str], epochs: int) -> None:
     """Check that an epoch is left to train with the changed settings."""
     completed = len(run.read_history())
