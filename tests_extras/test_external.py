@@ -154,7 +154,7 @@ def test_pretrained_weights_of_torchvision(network: str, tag: str, monkeypatch: 
 )
 def test_classes_and_image_size_of_pretrained_weights(name: str, size: int) -> None:
     """The classes of ImageNet in their order, each with the first of its names."""
-    classes, image_size = pretrained_info(name)
+    classes, image_size, _ = pretrained_info(name)
     assert len(classes) == 1000
     assert image_size == size
     name_of_class = dict(enumerate(classes))
@@ -162,7 +162,7 @@ def test_classes_and_image_size_of_pretrained_weights(name: str, size: int) -> N
 
 
 def test_weights_without_label_names_have_the_names_of_imagenet() -> None:
-    classes, _ = pretrained_info("timm:inception_v4.tf_in1k")
+    classes = pretrained_info("timm:inception_v4.tf_in1k").classes
     assert classes[0] == "tench"
 
 

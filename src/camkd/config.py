@@ -114,6 +114,25 @@ class DistillConfig:
     weak_teacher: WeakTeacher = "reject"
 
 
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The start of a teacher's training: trained weights, their classes, and the layers to train.
+
+    Args:
+        train: the layers to train: all; head, the last layer on features that are computed once; or head, then all.
+        head_views: views of each training image that the head is trained on: the image and augmented views of it.
+        weights: trained weights of the network, a .safetensors, .pt or .pth file; --epochs 0 leaves them as they are.
+        classes: the classes of the trained weights in order (.txt, .json), or their map to those of the data (.csv).
+        normalization: mean and deviation of the images for --weights; auto: of the checkpoint, network or images.
+    """
+
+    train: Literal["all", "head", "head,all"] = "all"
+    head_views: int = 4
+    weights: str | None = None
+    classes: str | None = None
+    normalization: Literal["auto", "imagenet", "none", "data"] = "auto"
+
+
 Role = Literal["teacher", "control", "student"]
 """Role of a run in an experiment. A control is the student's network, trained without a teacher."""
 
@@ -128,6 +147,7 @@ class RunConfig:
         distill: the teacher and the loss; unused if the role is teacher.
         model: name of the network to train, see 'camkd list models'.
         role: teacher, control or student.
+        teacher: the start of a teacher's training; unused for other roles.
 
     Example:
         >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), model="resnet8", role="teacher")
@@ -142,6 +162,7 @@ class RunConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     model: str = "cam-net"
     role: Role = "student"
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     @property
     def method(self) -> str:
@@ -156,7 +177,7 @@ class RunConfig:
         """
         settings = {**asdict(self.data), **asdict(self.train)}
         if self.role == "teacher":
-            return {"model": self.model, **settings}
+            return {"model": self.model, **asdict(self.teacher), **settings}
         distill = asdict(self.distill)
         return {"teacher": distill.pop("teacher"), "student": self.model, **distill, **settings}
 
@@ -175,9 +196,9 @@ class RunConfig:
         is_student = "student" in options
         model = options.get("student" if is_student else "model", cls.model)
         distill = section(DistillConfig) if is_student else DistillConfig()
-        return cls(
-            section(DataConfig), section(TrainConfig), distill, model, role or ("student" if is_student else "teacher")
-        )
+        teacher = TeacherConfig() if is_student else section(TeacherConfig)
+        role = role or ("student" if is_student else "teacher")
+        return cls(section(DataConfig), section(TrainConfig), distill, model, role, teacher)
 
 
 class OptimizerSettings(NamedTuple):
@@ -192,12 +213,23 @@ DEFAULT_OPTIMIZERS = {"sgd": OptimizerSettings("sgd", 0.2, 5e-4), "adamw": Optim
 """Best settings in short runs of the built-in networks (LOG.md)."""
 
 
-def resolve_optimizer(config: TrainConfig, default: str = "sgd") -> OptimizerSettings:
+FINE_TUNING_LR = {"sgd": 0.01, "adamw": 0.0005}
+"""Default learning rates of networks that start from trained weights with their head."""
+
+
+def is_fine_tuned(config: RunConfig) -> bool:
+    """Return True if all layers of a network are trained after its head, or from given weights."""
+    is_teacher = config.role == "teacher"
+    return is_teacher and (config.teacher.train == "head,all" or config.teacher.weights is not None)
+
+
+def resolve_optimizer(config: TrainConfig, default: str = "sgd", *, fine_tune: bool = False) -> OptimizerSettings:
     """Resolve optimizer, learning rate and weight decay of a run.
 
     Args:
         config: Training settings; ``auto`` and None are resolved.
         default: Optimizer that ``auto`` stands for, ``sgd`` or ``adamw``.
+        fine_tune: Whether the default learning rate is that of `FINE_TUNING_LR`.
 
     Example:
         >>> resolve_optimizer(TrainConfig(lr=0.002), "adamw")
@@ -206,7 +238,7 @@ def resolve_optimizer(config: TrainConfig, default: str = "sgd") -> OptimizerSet
     settings = DEFAULT_OPTIMIZERS[default if config.optimizer == "auto" else config.optimizer]
     return OptimizerSettings(
         settings.optimizer,
-        settings.lr if config.lr is None else config.lr,
+        config.lr if config.lr is not None else FINE_TUNING_LR[settings.optimizer] if fine_tune else settings.lr,
         settings.weight_decay if config.weight_decay is None else config.weight_decay,
     )
 
@@ -257,6 +289,7 @@ RANGES: dict[str, Range] = {
     "seed": SEED,
     "figure_every": NOT_NEGATIVE,
     "cache_map_size": COUNT,
+    "head_views": COUNT,
 }
 """Valid ranges of numeric settings. `camkd.data.open_data` checks the settings of `DataConfig`."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import camkd
 from camkd.models import build
+from camkd.models.external import PretrainedInfo
 from camkd.models.io import ModelInfo
 from camkd.runs import loading
 from camkd.runs.folder import Run
@@ -141,7 +142,7 @@ def test_run_without_architecture_is_an_input_error(unfinished: Path) -> None:
 
 
 def test_pretrained_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "pretrained_info", lambda name: (("cat", "dog"), 16))
+    monkeypatch.setattr(loading, "pretrained_info", lambda name: PretrainedInfo(("cat", "dog"), 16, "bicubic"))
     monkeypatch.setattr(loading, "build", lambda name, classes, size: build("resnet8", classes, size, seed=2))
     model = camkd.load("timm:resnet8.cats")
     assert not model.training

@@ -19,6 +19,7 @@ from camkd.config import (
     TrainConfig,
     check_ranges,
     epochs_in_budget,
+    is_fine_tuned,
     num_augmented_epochs,
     resolve_optimizer,
 )
@@ -30,7 +31,7 @@ from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.cache.store import store_folder
 from camkd.distill.objective import Objective, format_objective, parse_objective
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
-from camkd.evaluate import measure
+from camkd.evaluate import measure, predict_split
 from camkd.experiments.planning import (
     check_network,
     describe_times,
@@ -38,6 +39,7 @@ from camkd.experiments.planning import (
     estimate_run,
     resolve_network,
 )
+from camkd.experiments.start_network import check_start, start_files, start_network
 from camkd.models import build, default_optimizer, is_model_name, model_factory
 from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile_model
@@ -50,6 +52,7 @@ from camkd.runs.loading import load, read_model_info
 from camkd.runs.per_image import write_per_image
 from camkd.runs.resume import Resume, lock_run, start_or_resume
 from camkd.train.callbacks import Callback, CallbackList
+from camkd.train.head import fit_head
 from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
 from camkd.train.loop import fit
 from camkd.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
@@ -93,7 +96,16 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
             f"batch_size must be 2 or more for {config.method}, got {config.train.batch_size}. Choose a larger number."
         )
     check_augment(config.train.augment)
-    check_ranges({**asdict(config.train), **asdict(config.distill), "teacher_epochs": teacher_epochs})
+    ranges = {
+        **asdict(config.train),
+        **asdict(config.distill),
+        **asdict(config.teacher),
+        "teacher_epochs": teacher_epochs,
+    }
+    if config.role == "teacher":
+        check_start(config)
+        ranges["epochs"] = config.train.epochs or None  # weights may be used as they are
+    check_ranges(ranges)
     parse_quantity(config.distill.cache_budget, "cache_budget", "B")
     pick_device(config.train.device)
     if config.train.tensorboard:
@@ -191,8 +203,11 @@ def train_run(
     config = _resolve(config, data, teacher)
     objective = build_objective(config)
     _check_shards(config.train, len(data.train))
+    message = CallbackList(callbacks).on_message
+    model = None
     if not run.config():
         check_network(config.model, data)
+        model = start_network(config, data, message)
     with ExitStack() as stack:
 
         def start() -> tuple[bool, dict[str, Any]]:
@@ -205,18 +220,19 @@ def train_run(
             CallbackList(callbacks).on_message(f"{folder} is a finished run: nothing is left to train")
             return metrics
         size = data.size
-        model = build(config.model, len(data.classes), size, config.train.seed, pretrained=not has_checkpoint)
+        if has_checkpoint:
+            model = build(config.model, len(data.classes), size, config.train.seed, pretrained=False)
+        elif model is None:
+            model = start_network(config, data, message)
         if not model.has_pretrained_normalization:
             model.set_normalization(*channel_statistics(data.train.images))
         cost = profile_model(config.model, model, size)
-        best = fit(
+        best = _train(
             model,
             data,
-            objective,
-            config.train,
+            config,
             run,
-            teacher=teacher.val_predictions if teacher else None,
-            cache=teacher_with_cache.cache if teacher_with_cache else None,
+            teacher_with_cache,
             resume=has_checkpoint,
             callbacks=_with_built_in(callbacks, run, config, data, teacher),
         )
@@ -245,9 +261,43 @@ def train_run(
         return run_on_rank0(finish)
 
 
+def _train(
+    model: nn.Module,
+    data: Dataset,
+    config: RunConfig,
+    run: Run,
+    teacher_with_cache: TeacherWithCache | None,
+    *,
+    resume: bool,
+    callbacks: Sequence[Callback],
+) -> nn.Module:
+    """Train the layers that the configuration names, and return the model to evaluate."""
+    layers = config.teacher.train if config.role == "teacher" else "all"
+    if layers != "all" and not resume:
+        model = fit_head(model, data, config, run, callbacks)
+    if layers == "head" or config.train.epochs == 0:
+        return model.to(pick_device(config.train.device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+    return fit(
+        model,
+        data,
+        build_objective(config),
+        config.train,
+        run,
+        teacher=teacher_with_cache.teacher.val_predictions if teacher_with_cache else None,
+        cache=teacher_with_cache.cache if teacher_with_cache else None,
+        resume=resume,
+        callbacks=callbacks,
+    )
+
+
 def _resolve(config: RunConfig, data: Dataset, teacher: Teacher | None) -> RunConfig:
-    """Resolve the optimizer settings, the augmentation and the path of the teacher's run folder."""
-    settings = resolve_optimizer(config.train, default_optimizer(config.model))
+    """Resolve the optimizer settings, the augmentation and the path of the teacher's run folder.
+
+    The weight decay of a head that is trained alone stays None if it is chosen on the validation images.
+    """
+    settings = resolve_optimizer(config.train, default_optimizer(config.model), fine_tune=is_fine_tuned(config))
+    if config.role == "teacher" and config.teacher.train == "head":
+        settings = settings._replace(weight_decay=config.train.weight_decay)  # type: ignore[arg-type]
     train = replace(config.train, augment=pick_augment(config.train.augment, data), **settings._asdict())
     distill = replace(config.distill, teacher=str(teacher.folder.resolve())) if teacher else config.distill
     return replace(config, train=train, distill=distill)
@@ -301,7 +351,7 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     seconds = sum(row["seconds"] for row in history)
     metrics = {
         **evaluation.metrics,
-        "val_accuracy": best.get("val_accuracy"),
+        "val_accuracy": best["val_accuracy"] if best else _val_accuracy(model, data),
         "best_epoch": best.get("epoch"),
         "params": info.params,
         "macs": info.macs,
@@ -320,6 +370,12 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     write_per_image(run.per_image_file, evaluation.per_image)
     write_json(run.metrics_file, metrics)
     return metrics
+
+
+def _val_accuracy(model: nn.Module, data: Dataset) -> float:
+    """Compute the validation accuracy of a network that was not trained here."""
+    labels = torch.from_numpy(np.array(data.val.labels))
+    return float((predict_split(model, data.val).logits.argmax(1) == labels).double().mean())
 
 
 def train_all(
@@ -579,6 +635,7 @@ def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, object
         "classes": list(data.classes),
         "size": data.size,
         "value_range": data.value_range,
+        **(start_files(config) if config.role == "teacher" else {}),
     }
 
 

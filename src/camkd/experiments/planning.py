@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -117,13 +118,14 @@ def check_network(name: str, data: Dataset) -> None:
         predict(model, torch.full((2, 3, size, size), 0.5))
 
 
-def measure_rates(name: str, data: Dataset, config: TrainConfig) -> Rates:
+def measure_rates(name: str, data: Dataset, config: TrainConfig, *, trains: bool = True) -> Rates:
     """Measure the speed of an untrained network on this machine, in about two seconds.
 
     Args:
         name: Name of the network.
         data: The dataset.
         config: Training settings, with device, precision and augmentation.
+        trains: Whether to measure training. Otherwise its speed is infinite.
 
     Returns:
         The speed. The random state is unchanged.
@@ -147,7 +149,7 @@ def measure_rates(name: str, data: Dataset, config: TrainConfig) -> Rates:
             optimizer.step()
             optimizer.zero_grad()
 
-        training = _images_per_second(train, len(views), config.batch_size, device)
+        training = _images_per_second(train, len(views), config.batch_size, device) if trains else math.inf
         validation = inference_rate(model, data.size, config)
         evaluation = inference_rate(model, data.size, replace(config, precision="fp32"))
         return Rates(training, validation, evaluation, _imputation_rate(data.size, device))
@@ -236,7 +238,13 @@ def describe_times(seconds: Mapping[str, float]) -> str:
 def estimate_run(config: RunConfig, data: Dataset) -> float:
     """Estimate the time of a run in seconds, without its teacher. Raises what `check_network` raises."""
     check_network(config.model, data)
-    return training_seconds(data, measure_rates(config.model, data, config.train), config.train.epochs)
+    layers = config.teacher.train if config.role == "teacher" else "all"
+    trains_all = layers != "head" and config.train.epochs > 0
+    rates = measure_rates(config.model, data, config.train, trains=trains_all)
+    seconds = training_seconds(data, rates, config.train.epochs if trains_all else 0)
+    if layers == "all":
+        return seconds
+    return seconds + (config.teacher.head_views * len(data.train) + len(data.val)) / rates.validation
 
 
 def estimate_distillation(teacher: nn.Module, teacher_size: int, config: RunConfig, data: Dataset) -> dict[str, float]:

@@ -5,6 +5,10 @@ example ``timm:resnet50.a1_in1k`` or ``torchvision:resnet50.IMAGENET1K_V2``. The
 the best weights. The library downloads the weights once, and the model gets the normalization that the weights were
 trained with. Without a tag, nothing is downloaded.
 
+The suffix ``+patch-mean`` gives a vision transformer with a class token another input of its head: the mean of the
+patch tokens after the last normalization, as in ``timm:vit_tiny_patch16_224+patch-mean``. Its maps are exact. The
+weights have the names and shapes of those with a class token, so the name alone tells the two networks apart.
+
 This is the only module that imports timm or torchvision. It imports either library only when a network of it is used.
 """
 
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +25,26 @@ from camkd.models.base import ImageClassifier
 from camkd.types import InputError
 
 LIBRARIES = ("timm", "torchvision")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PATCH_MEAN = "+patch-mean"
+"""Suffix of the name of a vision transformer whose head receives the mean of the patch tokens."""
+
+
+class PretrainedInfo(NamedTuple):
+    """Description of pretrained weights.
+
+    Attributes:
+        classes: Class names in the order of the logits.
+        size: Side in pixels of the images that the weights are made for.
+        interpolation: Interpolation of these images, for example ``bicubic``.
+    """
+
+    classes: tuple[str, ...]
+    size: int
+    interpolation: str
 
 
 class ExternalClassifier(ImageClassifier):
@@ -59,6 +83,8 @@ def check_external(name: str) -> None:
         InputError: If the library cannot be imported, has no such network, or has no such weights of the network.
     """
     library, network, tag = _split_name(name)
+    if "+" in name and not name.endswith(PATCH_MEAN):
+        raise InputError(f"the suffix of a model name must be {PATCH_MEAN}, got {name!r}. Leave out the suffix.")
     networks: list[str] = _timm().list_models() if library == "timm" else _torchvision_classifiers()
     if network not in networks:
         similar = difflib.get_close_matches(network, networks, 3, 0) or networks[:3]
@@ -96,7 +122,7 @@ def make_external(name: str, classes: int, size: int, pretrained: bool) -> Exter
     library, network, tag = _split_name(name)
     build = _build_timm if library == "timm" else _build_torchvision
     try:
-        model = build(network, tag, classes, size, bool(tag) and pretrained)
+        model = build(network, tag, classes, size, bool(tag) and pretrained, name.endswith(PATCH_MEAN))
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, 3, size, size))
     except InputError:
@@ -110,14 +136,11 @@ def make_external(name: str, classes: int, size: int, pretrained: bool) -> Exter
     return model.train()
 
 
-def pretrained_info(name: str) -> tuple[tuple[str, ...], int]:
-    """Return the classes and the image size of pretrained weights.
+def pretrained_info(name: str) -> PretrainedInfo:
+    """Describe pretrained weights.
 
     Args:
         name: ``LIBRARY:NETWORK.TAG``.
-
-    Returns:
-        The class names in the order of the logits, and the side in pixels of the images that the weights are made for.
 
     Raises:
         InputError: If the name has no tag, because random weights have no classes, or if `check_external` raises it.
@@ -132,9 +155,35 @@ def pretrained_info(name: str) -> tuple[tuple[str, ...], int]:
         )
     if library == "torchvision":
         weights = _torchvision().get_model_weights(network)[tag]
-        return tuple(weights.meta["categories"]), int(weights.transforms().crop_size[0])
+        transforms = weights.transforms()
+        interpolation = str(transforms.interpolation.value)
+        return PretrainedInfo(tuple(weights.meta["categories"]), int(transforms.crop_size[0]), interpolation)
     config = _timm().get_pretrained_cfg(f"{network}.{tag}")
-    return _timm_class_names(config), int(config.input_size[-1])
+    return PretrainedInfo(_timm_class_names(config), int(config.input_size[-1]), str(config.interpolation))
+
+
+def has_pretrained_weights(name: str) -> bool:
+    """Return True if a name selects pretrained weights of timm or torchvision.
+
+    >>> has_pretrained_weights("timm:resnet18.a1_in1k"), has_pretrained_weights("timm:resnet18")
+    (True, False)
+    """
+    return is_external(name) and bool(_split_name(name)[2])
+
+
+def usual_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation that timm or torchvision uses for a network, ImageNet's if it names none.
+
+    Args:
+        name: ``LIBRARY:NETWORK`` or ``LIBRARY:NETWORK.TAG``.
+    """
+    library, network, tag = _split_name(name)
+    if library == "torchvision":
+        weights = _torchvision().get_model_weights(network)
+        transforms = (weights[tag] if tag else weights.DEFAULT).transforms()
+        return tuple(transforms.mean), tuple(transforms.std)
+    config = _timm().get_pretrained_cfg(f"{network}.{tag}" if tag else network)
+    return (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
 
 
 def _timm_class_names(config: Any) -> tuple[str, ...]:
@@ -148,8 +197,8 @@ def _timm_class_names(config: Any) -> tuple[str, ...]:
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
-    """Split ``LIBRARY:NETWORK.TAG``; the tag may be empty."""
-    library, _, full_name = name.partition(":")
+    """Split ``LIBRARY:NETWORK.TAG``, with or without suffix; the tag may be empty."""
+    library, _, full_name = name.partition("+")[0].partition(":")
     network, _, tag = full_name.partition(".")
     return library, network, tag
 
@@ -161,12 +210,25 @@ def _weight_tags(library: str, network: str) -> list[str]:
     return list(_torchvision().get_model_weights(network).__members__)
 
 
-def _build_timm(network: str, tag: str, classes: int, size: int, pretrained: bool) -> ExternalClassifier:
+def _build_timm(
+    network: str, tag: str, classes: int, size: int, pretrained: bool, patch_mean: bool
+) -> ExternalClassifier:
     timm = _timm()
     full_name = f"{network}.{tag}" if tag else network
     config = timm.get_pretrained_cfg(full_name)
-    kwargs = {"num_classes": classes, **({"img_size": size} if config and config.fixed_input_size else {})}
+    kwargs: dict[str, Any] = {
+        "num_classes": classes,
+        **({"img_size": size} if config and config.fixed_input_size else {}),
+    }
+    if patch_mean:
+        kwargs |= {"global_pool": "avg", "fc_norm": False}  # the last normalization stays before the mean
+        try:
+            timm.create_model(full_name, pretrained=False, **kwargs)
+        except (TypeError, AssertionError) as error:
+            raise _no_patch_mean(f"timm:{full_name}") from error
     model = ExternalClassifier(timm.create_model(full_name, pretrained=False, **kwargs))
+    if patch_mean and not getattr(model.net, "num_prefix_tokens", 0):
+        raise _no_patch_mean(f"timm:{full_name}")
     if pretrained:
         try:
             model.net = timm.create_model(full_name, pretrained=True, **kwargs)
@@ -177,9 +239,15 @@ def _build_timm(network: str, tag: str, classes: int, size: int, pretrained: boo
     return model
 
 
-def _build_torchvision(network: str, tag: str, classes: int, size: int, pretrained: bool) -> ExternalClassifier:
+def _build_torchvision(
+    network: str, tag: str, classes: int, size: int, pretrained: bool, patch_mean: bool
+) -> ExternalClassifier:
     models = _torchvision()
     net = models.get_model(network, weights=None, num_classes=classes, **_torchvision_kwargs(network, tag, size))
+    if patch_mean:
+        if not network.startswith("vit_"):
+            raise _no_patch_mean(f"torchvision:{network}")
+        net.__class__ = type("PatchMeanTransformer", (type(net),), {"forward": _patch_mean_logits})
     model = ExternalClassifier(net)
     if pretrained:
         weights = models.get_model_weights(network)[tag]
@@ -192,6 +260,20 @@ def _build_torchvision(network: str, tag: str, classes: int, size: int, pretrain
         model.set_normalization(transforms.mean, transforms.std)
         model.has_pretrained_normalization = True
     return model
+
+
+def _patch_mean_logits(net: Any, x: Tensor) -> Tensor:
+    """Compute the logits of torchvision's vision transformer with the mean of the patch tokens as input of its head."""
+    tokens = net._process_input(x)
+    tokens = net.encoder(torch.cat([net.class_token.expand(len(tokens), -1, -1), tokens], 1))
+    logits: Tensor = net.heads(tokens[:, 1:].mean(1))
+    return logits
+
+
+def _no_patch_mean(name: str) -> InputError:
+    return InputError(
+        f"{PATCH_MEAN} must follow the name of a vision transformer with a class token, got {name}. Leave it out."
+    )
 
 
 def _torchvision_kwargs(network: str, tag: str, size: int) -> dict[str, Any]:

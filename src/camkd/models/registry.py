@@ -1,7 +1,8 @@
 """Registry of networks: the built-in networks, and the networks of timm and torchvision.
 
 A name is a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``. A tag after a dot selects pretrained weights of timm
-or torchvision, as in ``timm:resnet50.a1_in1k`` (`camkd.models.external`).
+or torchvision, as in ``timm:resnet50.a1_in1k`` (`camkd.models.external`). The suffix ``+groups-K`` stands for a network
+of ``K`` classes whose classes are grouped (`camkd.models.grouped`).
 
 To add a network, write a file with a subclass of `ImageClassifier`, add a line to `MODELS`, and add the network's cost
 to ``costs.json``. ``camkd list models`` reads ``costs.json``, so it does not import torch.
@@ -16,6 +17,7 @@ import torch
 from camkd.models.base import ImageClassifier
 from camkd.models.cam_net import CamNet
 from camkd.models.external import check_external, is_external, make_external
+from camkd.models.grouped import GroupedClassifier, split_groups
 from camkd.models.resnet import BasicBlock, Bottleneck, ResNet
 from camkd.models.resnet11 import ResNet11
 from camkd.models.wide_resnet import WideResNet
@@ -73,12 +75,13 @@ def default_optimizer(name: str) -> str:
     Returns:
         ``adamw`` for CAM-Net, which has no batch normalization; ``sgd`` for all others.
     """
-    return (CamNet if name in ("cam-net", "cam-net-lite") else ImageClassifier).default_optimizer
+    is_cam_net = split_groups(name)[0] in ("cam-net", "cam-net-lite")
+    return (CamNet if is_cam_net else ImageClassifier).default_optimizer
 
 
 def is_model_name(name: str) -> bool:
     """Return True for the name of a built-in network, and for any ``timm:NAME`` or ``torchvision:NAME``."""
-    return name in MODELS or is_external(name)
+    return name.partition("+")[0] in MODELS or is_external(name)
 
 
 def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
@@ -92,6 +95,9 @@ def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
         InputError: If there is no such network, or if timm or torchvision cannot be imported. The message names
             choices.
     """
+    name, base_classes = split_groups(name)
+    if base_classes:
+        return _grouped_factory(model_factory(name, pretrained=pretrained), base_classes)
     if is_external(name):
         check_external(name)
         return lambda num_classes, image_size: make_external(name, num_classes, image_size, pretrained)
@@ -101,6 +107,16 @@ def model_factory(name: str, *, pretrained: bool = True) -> ModelFactory:
             "Choose one of them."
         )
     return MODELS[name]
+
+
+def _grouped_factory(factory: ModelFactory, base_classes: int) -> ModelFactory:
+    """Return the factory of a grouped network with the groups ``k % num_classes``, which loaded weights replace."""
+
+    def make(num_classes: int, image_size: int) -> ImageClassifier:
+        groups = [range(label, base_classes, num_classes) for label in range(num_classes)]
+        return GroupedClassifier(factory(base_classes, image_size), groups, base_classes)
+
+    return make
 
 
 def build(name: str, classes: int, size: int, seed: int = 0, *, pretrained: bool = True) -> ImageClassifier:

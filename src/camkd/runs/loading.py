@@ -186,7 +186,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
 
 def _load_pretrained(name: str) -> ImageClassifier:
     """Load a pretrained network of timm or torchvision."""
-    classes, size = pretrained_info(name)
+    classes, size, _ = pretrained_info(name)
     model = build(name, len(classes), size).eval()
     cost = profile(model, size)
     model.info = ModelInfo(

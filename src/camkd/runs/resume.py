@@ -31,12 +31,20 @@ IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget", "
 ``cache_budget`` can change the result only by reducing ``augment_epochs``, which is itself compared on resume.
 """
 
-PROVENANCE = {"data_fingerprint": "images", "teacher_weights": "teacher's weights", "terms": "loss terms of the method"}
+PROVENANCE = {
+    "data_fingerprint": "images",
+    "teacher_weights": "teacher's weights",
+    "terms": "loss terms of the method",
+    "weights_file": "weights of --weights",
+    "classes_file": "classes of --classes",
+}
 """Entries of the provenance that must be equal on resume, and their names in error messages."""
 
 IDENTIFIED_BY = {
     **dict.fromkeys(("data", "size", "limit", "train_limit", "bad_images"), "data_fingerprint"),
     "teacher": "teacher_weights",
+    "weights": "weights_file",
+    "classes": "classes_file",
 }
 """Settings that select images or a teacher, and the entry of the provenance that identifies what they select.
 
@@ -154,7 +162,7 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
                 f"{options[name]}. {advice}, or choose another --out."
             )
     for name, description in PROVENANCE.items():
-        if name in stored_provenance and stored_provenance[name] != provenance[name]:
+        if name in stored_provenance and stored_provenance[name] != provenance.get(name):
             names = [option for option in options if option in moved and IDENTIFIED_BY[option] == name]
             before, after = (
                 ", ".join(f"{option} {values[option]}" for option in names) for values in (stored, options)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +29,7 @@ from camkd.train.callbacks import Callback, CallbackList
 from camkd.train.ema import EMA
 from camkd.train.schedule import Schedule
 from camkd.train.state import TrainState
+from camkd.train.stop_signals import stop_signals
 from camkd.train.validation import Validator
 from camkd.types import InputError, Interrupted, Prediction
 from camkd.utils.devices import keep_freed_memory, pick_device, pick_precision
@@ -105,7 +103,7 @@ def fit(
     validator = Validator(data, device, state.precision == "bf16", teacher)
     trainer = _Trainer(state, objective, config, schedule, events, views, cache)
     try:
-        with _stop_signals() as signals, fp32_dilated_convs(model), sync_batchnorm(model):
+        with stop_signals() as signals, fp32_dilated_convs(model), sync_batchnorm(model):
             stop = StopFlag(lambda: bool(signals))
             events.on_train_start(run.folder.name, schedule.total_steps, state.step)
             while state.epoch < config.epochs:
@@ -367,21 +365,3 @@ def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_
     state.seconds = 0.0
     state.sums = {}
     state.counts = {}
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list while the block runs. Outside the main thread the list stays empty."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    handlers = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from camkd.cli.flags import add_flags, from_namespace
-from camkd.config import DataConfig, DistillConfig, Role, RunConfig, TrainConfig
+from camkd.config import DataConfig, DistillConfig, Role, RunConfig, TeacherConfig, TrainConfig
 from camkd.types import InputError
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def run_config(options: Namespace, role: Role = "student") -> RunConfig:
         from_namespace(DistillConfig, options),
         model=options["model" if role == "teacher" else "student"],
         role=role,
+        teacher=from_namespace(TeacherConfig, options) if role == "teacher" else TeacherConfig(),
     )
 
 

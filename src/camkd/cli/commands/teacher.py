@@ -17,7 +17,8 @@ from camkd.cli.commands.common import (
     resume_option,
     run_config,
 )
-from camkd.config import AUTO
+from camkd.cli.flags import add_flags
+from camkd.config import AUTO, TeacherConfig
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -27,11 +28,12 @@ def _add_options(parser: ArgumentParser) -> None:
         default=AUTO,
         help="the network, see 'camkd list models'; auto: wrn-16-4, on a CPU resnet20 for more than 32 pixels",
     )
+    add_flags(parser, TeacherConfig)
     add_training_options(parser)
 
 
 def _run(options: Namespace) -> dict[str, Any] | None:
-    from camkd.experiments import pipeline, planning
+    from camkd.experiments import pipeline, planning, start_network
     from camkd.runs.folder import Run
     from camkd.utils.distributed import init_distributed, run_on_rank0
 
@@ -40,11 +42,12 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     pipeline.check_config(replace(config, model=planning.DEFAULT_TEACHERS[0]) if config.model == AUTO else config)
     with init_distributed(options.device) as group, open_reporter() as reporter:
         run_on_rank0(lambda: pipeline.check_outputs(config, Path(options.out or "runs")))
+        config = start_network.resolve_size(config)
         data = open_data(config.data, reporter)
         stored_folder = Path(options.out) if options.out else None
         model = planning.resolve_network(config.model, data, options.device, stored_folder)
-        config = replace(config, model=model)
         folder = out_folder(options, "teacher", model)
+        config = start_network.resolve_start(replace(config, model=model), data, reporter.message)
         config = pipeline.resolve_settings(config, data, folder, callbacks=[reporter])
         if not Run(folder).config():
             reporter.message(planning.describe_times({"teacher": planning.estimate_run(config, data)}))
@@ -53,4 +56,4 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     return {**metrics, "out": str(folder)} if group.rank == 0 else None
 
 
-TEACHER = Command("Train a teacher.", _add_options, _run)
+TEACHER = Command("Train a teacher, or use trained weights as a teacher.", _add_options, _run)

@@ -1,0 +1,356 @@
+"""The network that a run starts from: random, pretrained, or with weights and classes of other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from camkd.cams import form
+from camkd.cams.linear_head import linear_head
+from camkd.config import RunConfig
+from camkd.data.dataset import Dataset
+from camkd.data.sources import SOURCES
+from camkd.models import ImageClassifier, build
+from camkd.models.class_groups import Groups, group_classes, is_one_to_one, read_class_file
+from camkd.models.external import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LIBRARIES,
+    PATCH_MEAN,
+    has_pretrained_weights,
+    is_external,
+    pretrained_info,
+    usual_normalization,
+)
+from camkd.models.foreign_weights import ForeignWeights, check_fit, read_weights, without_prefix
+from camkd.models.grouped import GroupedClassifier, grouped_name, split_groups
+from camkd.types import InputError
+from camkd.utils.files import sha256_of
+
+Message = Callable[[str], None]
+"""Callback for a line for the user."""
+
+
+def no_message(text: str) -> None:
+    """Ignore a message."""
+
+
+def check_start(config: RunConfig) -> None:
+    """Check the options of a teacher's start that do not need the images.
+
+    Raises:
+        InputError: If options contradict each other, or a file does not exist.
+    """
+    start = config.teacher
+    is_trained = start.weights is not None or has_pretrained_weights(config.model)
+    if start.train != "all" and not is_trained:
+        raise InputError(
+            f"--train {start.train} must be given with trained weights, got {config.model} without. Add a tag to the "
+            "name of the model, as in timm:resnet18.a1_in1k, or --weights FILE."
+        )
+    if start.train != "all" and start.classes is not None:
+        raise InputError(
+            f"--classes must be given with --train all, got --train {start.train}, which trains a new head for the "
+            "classes of the data. Leave out --classes."
+        )
+    if start.classes is not None and not is_trained:
+        raise InputError(
+            f"--classes must be given with trained weights, got {config.model} without. Add --weights FILE, or a tag "
+            "to the name of the model."
+        )
+    if start.normalization != "auto" and start.weights is None:
+        raise InputError(
+            f"--normalization must be given with --weights, got {start.normalization!r} without. Leave it out."
+        )
+    if config.train.epochs == 0 and (start.train != "all" or (start.weights is None and start.classes is None)):
+        raise InputError(
+            "--epochs must be 1 or more without trained weights that are used as they are, got 0. Add --weights FILE, "
+            "or --classes FILE for a model with a tag, or choose a larger number."
+        )
+    if start.classes is not None:
+        read_class_file(start.classes)
+    if start.weights is not None and not Path(start.weights).expanduser().is_file():
+        read_weights(start.weights)  # raises the error
+
+
+def start_files(config: RunConfig) -> dict[str, str | None]:
+    """Return the SHA-256 of the files that a run starts from, for its provenance."""
+    return {
+        f"{name}_file": None if file is None else sha256_of(Path(file).expanduser())
+        for name, file in (("weights", config.teacher.weights), ("classes", config.teacher.classes))
+    }
+
+
+def resolve_size(config: RunConfig) -> RunConfig:
+    """Set the image size to that of the pretrained weights, for a folder of images without a given size.
+
+    Args:
+        config: Configuration of a teacher.
+    """
+    data = config.data
+    if data.size is not None or data.data in SOURCES or not has_pretrained_weights(config.model):
+        return config
+    return replace(config, data=replace(data, size=pretrained_info(split_groups(config.model)[0]).size))
+
+
+def resolve_start(config: RunConfig, data: Dataset, message: Message = no_message) -> RunConfig:
+    """Replace the model name of a teacher by the name of the network that its start leads to.
+
+    A vision transformer with a class token whose head is trained gets the suffix ``+patch-mean``, because its map is
+    then exact. Weights of more classes than the data get ``+groups-K``.
+
+    Args:
+        config: Configuration of a teacher.
+        data: The dataset.
+        message: Callback for a line about a new name.
+
+    Returns:
+        The configuration, with the name in ``config.model``.
+
+    Raises:
+        InputError: If the weights or the classes do not fit.
+    """
+    if config.teacher.train != "all":
+        name = _resolve_patch_mean(config.model, data)
+        if name != config.model:
+            message(f"{name}: the head gets the mean of the patch tokens, so that the maps are exact")
+        return replace(config, model=name)
+    plan = _plan(config, data)
+    return config if plan is None else replace(config, model=plan.name)
+
+
+def start_network(config: RunConfig, data: Dataset, message: Message = no_message) -> ImageClassifier:
+    """Build the network that a run starts from, with its trained weights.
+
+    Args:
+        config: Configuration of a run, from `resolve_start` for a teacher.
+        data: The dataset.
+        message: Callback for lines about the weights.
+
+    Returns:
+        The model in training mode. Its normalization is set, unless the weights are random.
+
+    Raises:
+        InputError: If the weights or the classes do not fit, or a download fails.
+    """
+    size = data.size
+    start = config.teacher
+    if config.role != "teacher" or (start.weights is None and start.classes is None):
+        return build(config.model, len(data.classes), size, config.train.seed)
+    if start.train != "all":
+        model = build(config.model, len(data.classes), size, config.train.seed, pretrained=False)
+        assert start.weights is not None
+        _load_weights(model, read_weights(start.weights), config, size, message, head=False)
+        return model
+    plan = _plan(config, data)
+    assert plan is not None
+    base_name = split_groups(config.model)[0]
+    base = build(base_name, plan.num_classes, size, config.train.seed, pretrained=plan.weights is None)
+    if plan.weights is not None:
+        _load_weights(base, plan.weights, config, size, message)
+    message(plan.describe(data.classes))
+    if plan.name != base_name:
+        return GroupedClassifier(base, plan.groups, plan.num_classes)
+    rows = [group[0] for group in plan.groups]
+    if rows == list(range(plan.num_classes)):
+        return base
+    return _select_classes(base, build(base_name, len(rows), size, pretrained=False), rows, size)
+
+
+class _Plan(NamedTuple):
+    """Use of trained weights for the classes of a dataset.
+
+    Attributes:
+        name: Name of the resulting network.
+        num_classes: Number of classes of the weights.
+        groups: Classes of the weights that stand for each class of the data.
+        weights: The given weights, or None for pretrained weights.
+        has_names: Whether the classes were matched by name.
+    """
+
+    name: str
+    num_classes: int
+    groups: Groups
+    weights: ForeignWeights | None
+    has_names: bool
+
+    def describe(self, classes: tuple[str, ...]) -> str:
+        """Describe the classes in one line."""
+        if not self.has_names:
+            names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+            return f"the weights name no classes: they are those of the data in order: {names}"
+        relation = "are those" if is_one_to_one(self.groups) else f"stand for the {len(classes):,} classes"
+        used = sum(map(len, self.groups))
+        return f"classes: {used:,} of the {self.num_classes:,} classes of the weights {relation} of the data"
+
+
+def _plan(config: RunConfig, data: Dataset) -> _Plan | None:
+    """Read the classes of trained weights that are used with their head. None if there are no such weights."""
+    start = config.teacher
+    if start.weights is None and start.classes is None:
+        return None
+    name = split_groups(config.model)[0]
+    size = data.size
+    class_file = None if start.classes is None else read_class_file(start.classes)
+    given_names = None if class_file is None else class_file.names
+    pairs = None if class_file is None or class_file.names is not None else class_file.pairs
+    if start.weights is None:
+        weights = None
+        stored_names: tuple[str, ...] | None = pretrained_info(name).classes
+        assert stored_names is not None
+        count = len(stored_names)
+    else:
+        weights = read_weights(start.weights)
+        stored_names = weights.classes
+        count = _count_classes(name, weights, len(data.classes), size)
+    names = given_names or stored_names
+    groups = group_classes(names, count, data.classes, pairs)
+    is_plain = [group[0] for group in groups] == list(range(count)) and is_one_to_one(groups)
+    if not is_plain and not (is_one_to_one(groups) and _has_linear_head(name, len(data.classes), size)):
+        name = grouped_name(name, count)
+    return _Plan(name, count, groups, weights, names is not None or pairs is not None)
+
+
+def _count_classes(name: str, weights: ForeignWeights, default: int, size: int) -> int:
+    """Return the number of classes of given weights: the rows of the head, or ``default`` if there is no such layer."""
+    model = build(name, default, size, pretrained=False)
+    try:
+        head = linear_head(_network(model), _random_images(size))[0]
+    except InputError:
+        return default
+    weight = _own_state(model, weights).get(f"{head}.weight")
+    return default if weight is None or weight.ndim < 2 else len(weight)
+
+
+def _has_linear_head(name: str, classes: int, size: int) -> bool:
+    try:
+        linear_head(build(name, classes, size, pretrained=False), _random_images(size))
+    except InputError:
+        return False
+    return True
+
+
+def _network(model: ImageClassifier) -> nn.Module:
+    """Return the network itself: that of timm or torchvision without its normalization, else the model."""
+    net = getattr(model, "net", None)
+    return net if isinstance(net, nn.Module) and not isinstance(net, ImageClassifier) else model
+
+
+def _own_state(model: ImageClassifier, weights: ForeignWeights) -> dict[str, Tensor]:
+    """Return the tensors of a file by their names in `_network`."""
+    return without_prefix(weights.state, _network(model).state_dict())
+
+
+def _load_weights(
+    model: ImageClassifier,
+    weights: ForeignWeights,
+    config: RunConfig,
+    size: int,
+    message: Message,
+    *,
+    head: bool = True,
+) -> None:
+    """Load given weights into a model, with the normalization of the images.
+
+    Args:
+        model: The model.
+        weights: The weights.
+        config: Configuration of the run, with the normalization.
+        size: Side of the images in pixels.
+        message: Callback for a line about the weights.
+        head: Whether the head is loaded too. Otherwise the weights may have any number of classes.
+    """
+    network = _network(model)
+    state = _own_state(model, weights)
+    normalization = {name: _pop_normalization(state, weights, name) for name in ("mean", "std")}
+    expected = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if network is not model or name not in normalization
+    }
+    if not head:
+        prefix = f"{linear_head(network, _random_images(size))[0]}."
+        state, expected = (
+            {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+            for tensors in (state, expected)
+        )
+    check_fit(state, expected, weights.path, split_groups(config.model)[0])
+    network.load_state_dict(state, strict=False)
+    source = f", entry {'.'.join(weights.source)}" if weights.source else ""
+    text = _set_normalization(model, normalization, config)
+    message(f"weights: {len(state):,} tensors of {weights.path}{source}; normalization: {text}")
+
+
+def _pop_normalization(state: dict[str, Tensor], weights: ForeignWeights, name: str) -> Tensor | None:
+    """Remove the statistics that camkd stores with its weights from a state dict, and return them."""
+    value = state.get(name, weights.state.get(name))
+    if value is None or value.shape != (1, 3, 1, 1):
+        return None
+    state.pop(name, None)
+    return value
+
+
+def _set_normalization(model: ImageClassifier, stored: Mapping[str, Tensor | None], config: RunConfig) -> str:
+    """Set the normalization of given weights, and describe it.
+
+    The statistics of the training images are set by the caller of `start_network`.
+    """
+    choice = config.teacher.normalization
+    mean, std = stored["mean"], stored["std"]
+    statistics: tuple[Any, Any] | None
+    if choice == "auto" and mean is not None and std is not None:
+        statistics, source = (mean.flatten().tolist(), std.flatten().tolist()), "of the file"
+    elif choice == "auto" and is_external(config.model):
+        library = config.model.partition(":")[0]
+        assert library in LIBRARIES
+        statistics, source = usual_normalization(split_groups(config.model)[0]), f"usual for this network of {library}"
+    elif choice == "imagenet":
+        statistics, source = (IMAGENET_MEAN, IMAGENET_STD), "ImageNet's"
+    elif choice == "none":
+        statistics, source = ((0.0,) * 3, (1.0,) * 3), "none"
+    else:
+        return "the statistics of the training images"
+    model.set_normalization(*statistics)
+    model.has_pretrained_normalization = True
+    return f"mean {_format(statistics[0])}, deviation {_format(statistics[1])} ({source})"
+
+
+def _format(values: Any) -> str:
+    return "/".join(f"{value:.3g}" for value in values)
+
+
+def _select_classes(base: ImageClassifier, model: ImageClassifier, rows: list[int], size: int) -> ImageClassifier:
+    """Copy the weights of a network into one with fewer classes or other order: ``rows`` of its last layer."""
+    head, _ = linear_head(base, _random_images(size))
+    state = base.state_dict()
+    for name in (f"{head}.weight", f"{head}.bias"):
+        if name in state:
+            state[name] = state[name][rows]
+    model.load_state_dict(state)
+    model.has_pretrained_normalization = base.has_pretrained_normalization
+    return model.train()
+
+
+def _resolve_patch_mean(name: str, data: Dataset) -> str:
+    """Return the name with `PATCH_MEAN` if the maps of the network are exact with it only, else the name."""
+    if not is_external(name) or name.endswith(PATCH_MEAN):
+        return name
+    size = data.size
+    images = _random_images(size)
+    if form(build(name, len(data.classes), size, pretrained=False).eval(), images) == "exact":
+        return name
+    try:
+        model = build(name + PATCH_MEAN, len(data.classes), size, pretrained=False).eval()
+    except InputError:
+        return name
+    return name + PATCH_MEAN if form(model, images) == "exact" else name
+
+
+def _random_images(size: int) -> Tensor:
+    """Return two random images, the same images in every call."""
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,399 @@
+"""Training of a classifier's last layer alone, on features of the frozen layers before it.
+
+The features of a few views of each training image are computed once and stored (`feature_cache.py`). The cross-entropy
+of a linear layer is convex, so L-BFGS finds its minimum in a few seconds. The weight decay is chosen on the validation
+images.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camkd.cams.linear_head import head_inputs, linear_head
+from camkd.config import RunConfig
+from camkd.data.augment import get_policy
+from camkd.data.batches import sequential_batches
+from camkd.data.dataset import Dataset
+from camkd.data.views import Views
+from camkd.distill.keys import cache_key
+from camkd.models.architecture import architecture_key, library_versions
+from camkd.models.fold_batchnorm import fold_batchnorm
+from camkd.runs.folder import Run
+from camkd.train.callbacks import Callback, CallbackList
+from camkd.train.feature_cache import FORMAT, FeatureStore, feature_folder
+from camkd.train.stop_signals import stop_signals
+from camkd.types import InputError, Interrupted
+from camkd.utils.devices import keep_freed_memory, pick_device, pick_precision
+from camkd.utils.distributed import run_on_rank0
+from camkd.utils.files import write_json
+from camkd.utils.units import format_duration, format_quantity
+
+FEATURES_VERSION = 1
+"""Version of the features. Increment it when the same network would give other features."""
+
+CPU_BATCH_SIZE = 32
+"""Images per forward pass on a CPU, small enough for the activations to stay in the CPU cache."""
+
+WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Weight decays that are compared on the validation images, the strongest first.
+
+They belong to features with a standard deviation of one. Each solution is the start of the next one.
+"""
+
+ITERATIONS = 10
+"""Iterations of L-BFGS between two checks of the convergence."""
+
+MAX_ITERATIONS = 300
+"""Maximum number of iterations per weight decay."""
+
+TOLERANCE = 1e-5
+"""Relative change of the loss over `ITERATIONS` at which the minimum counts as reached."""
+
+
+class LabeledFeatures(NamedTuple):
+    """Features and their labels.
+
+    Attributes:
+        features: Features ``(N, D)``.
+        labels: Class indices ``(N,)``, or label probabilities ``(N, K)``.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+
+class Solution(NamedTuple):
+    """Minimum of the loss of a linear layer.
+
+    Attributes:
+        weight: Weight ``(K, D)``.
+        bias: Bias ``(K,)``.
+        loss: Cross-entropy on the training features, without the weight decay.
+        iterations: Number of iterations of L-BFGS.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    loss: float
+    iterations: int
+
+
+def fit_head(
+    model: nn.Module, data: Dataset, config: RunConfig, run: Run, callbacks: Sequence[Callback] = ()
+) -> nn.Module:
+    """Train the last layer of a model on features of its frozen layers, and write ``metrics.jsonl`` and ``head.json``.
+
+    The features of the first view are those of the images themselves, the others those of augmented views. The weight
+    decay with the lowest loss on the validation images is chosen. The only line of ``metrics.jsonl`` describes the
+    chosen head, ``head.json`` all weight decays.
+
+    Args:
+        model: A classifier whose logits are a linear layer of one feature vector per image.
+        data: The dataset.
+        config: Configuration of the run. ``config.train.weight_decay`` replaces the grid of weight decays.
+        run: The run folder.
+        callbacks: Callbacks, called in order.
+
+    Returns:
+        The model with the trained head, in eval mode.
+
+    Raises:
+        Interrupted: If SIGINT or SIGTERM is received. The features so far are stored.
+        InputError: If the model does not end in a linear layer, or if the disk has no space for the features.
+
+    Example:
+        >>> config = RunConfig(DataConfig("pets"), teacher=TeacherConfig(train="head"))       # doctest: +SKIP
+        >>> model = build("timm:resnet18.a1_in1k", 37, 224)                                   # doctest: +SKIP
+        >>> model = fit_head(model, open_dataset(config.data), config, Run(Path("runs/pets")))  # doctest: +SKIP
+    """
+    device = torch.device(pick_device(config.train.device))
+    keep_freed_memory()
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    _, layer = linear_head(model, _random_images(data.size, device))
+    if layer.bias is None:
+        raise InputError(
+            f"the last layer of {config.model} must have a bias, got none. Choose another network, or train all layers."
+        )
+    events = CallbackList(callbacks)
+
+    def solve() -> tuple[Tensor, Tensor, dict[str, Any]]:
+        started = time.perf_counter()
+        train, val = _features(model, data, config, run, events)
+        features_seconds = time.perf_counter() - started
+        weight, bias, summary = _choose(train, val, len(data.classes), config)
+        seconds = time.perf_counter() - started
+        row = {
+            "epoch": 1,
+            "train_loss": summary["train_loss"],
+            "terms": {"ce": summary["train_loss"]},
+            "lr": 1.0,
+            "val_accuracy": summary["val_accuracy"],
+            "val_loss": summary["val_loss"],
+            "images_per_second": len(data.train) / seconds,
+            "seconds": seconds,
+        }
+        run.write_history([row])
+        write_json(
+            run.folder / "head.json", {"views": _num_views(config), "features_seconds": features_seconds, **summary}
+        )
+        grid = ", ".join(format(entry["weight_decay"], "g") for entry in summary["candidates"])
+        events.on_message(
+            f"head: weight decay {summary['weight_decay']:g} of {grid}; features in "
+            f"{format_duration(features_seconds)}, head in {format_duration(seconds - features_seconds)}"
+        )
+        return weight, bias, row
+
+    try:
+        weight, bias, row = run_on_rank0(solve)
+        with torch.no_grad():
+            layer.weight.copy_(weight.view_as(layer.weight))
+            layer.bias.copy_(bias)
+        events.on_epoch_end(row, model)
+    finally:
+        events.on_train_end()
+    return model
+
+
+def minimize(
+    data: LabeledFeatures, weight_decay: float, start: tuple[Tensor, Tensor], label_smoothing: float = 0.0
+) -> Solution:
+    """Minimize the mean cross-entropy of a linear layer plus ``weight_decay / 2 * |weight|^2`` by L-BFGS.
+
+    Args:
+        data: Features ``(N, D)`` and labels.
+        weight_decay: Weight decay of the weight; the bias has none.
+        start: Weight ``(K, D)`` and bias ``(K,)`` to start from.
+        label_smoothing: Label smoothing of the cross-entropy.
+
+    Returns:
+        The solution, when `ITERATIONS` iterations change the loss by less than `TOLERANCE` of the loss.
+
+    Example:
+        >>> data = LabeledFeatures(torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1]))
+        >>> solution = minimize(data, 0.1, (torch.zeros(2, 1), torch.zeros(2)))
+        >>> bool(solution.weight[1] > solution.weight[0])
+        True
+    """
+    weight, bias = (tensor.clone().requires_grad_() for tensor in start)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe", tolerance_change=0.0
+    )
+
+    def cross_entropy() -> Tensor:
+        logits = F.linear(data.features, weight, bias)
+        return F.cross_entropy(logits, data.labels, label_smoothing=label_smoothing)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            total = cross_entropy() + 0.5 * weight_decay * weight.square().sum()
+            total.backward()
+        return float(total.detach())
+
+    previous = math.inf
+    total = closure()
+    iterations = 0
+    while iterations < MAX_ITERATIONS and previous - total > TOLERANCE * abs(total):
+        optimizer.step(closure)
+        previous, total = total, closure()
+        iterations += ITERATIONS
+    with torch.no_grad():
+        return Solution(weight.detach(), bias.detach(), float(cross_entropy()), iterations)
+
+
+@dataclass(frozen=True)
+class _Standardization:
+    """Mean and standard deviation of each feature. Constant features get a standard deviation of one."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> _Standardization:
+        std, mean = torch.std_mean(features, 0, correction=0)
+        return cls(mean, torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std)))
+
+    def apply(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+    def unapply(self, solution: Solution) -> tuple[Tensor, Tensor]:
+        """Return the weight and bias that give the same logits for features that are not standardized."""
+        weight = solution.weight / self.std
+        return weight, solution.bias - weight @ self.mean
+
+
+def _choose(
+    train: LabeledFeatures, val: LabeledFeatures, classes: int, config: RunConfig
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Minimize for each weight decay, and choose by the loss on the validation images.
+
+    The loss varies less than the accuracy does with few images, and it also rates the scale of the logits, which a
+    student learns from.
+
+    Returns:
+        Weight, bias, and the content of ``head.json``.
+    """
+    standardization = _Standardization.of(train.features)
+    train, val = (split._replace(features=standardization.apply(split.features)) for split in (train, val))
+    given = config.train.weight_decay
+    width = train.features.shape[1]
+    start = train.features.new_zeros(classes, width), train.features.new_zeros(classes)
+    solutions = []
+    candidates = []
+    for weight_decay in WEIGHT_DECAYS if given is None or config.teacher.train != "head" else (given,):
+        solution = minimize(train, weight_decay, start, config.train.label_smoothing)
+        start = solution.weight, solution.bias
+        logits = F.linear(val.features, *start)
+        solutions.append(solution)
+        candidates.append(
+            {
+                "weight_decay": weight_decay,
+                "iterations": solution.iterations,
+                "train_loss": solution.loss,
+                "val_accuracy": float((logits.argmax(1) == val.labels).double().mean()),
+                "val_loss": float(F.cross_entropy(logits, val.labels)),
+            }
+        )
+    index = min(range(len(candidates)), key=lambda i: candidates[i]["val_loss"])
+    weight, bias = standardization.unapply(solutions[index])
+    return weight, bias, {**candidates[index], "candidates": candidates}
+
+
+def _num_views(config: RunConfig) -> int:
+    """Return the number of views per training image. Without augmentation, all views are equal."""
+    return config.teacher.head_views if config.train.augment != "none" else 1
+
+
+def _features(
+    model: nn.Module, data: Dataset, config: RunConfig, run: Run, events: Callback
+) -> tuple[LabeledFeatures, LabeledFeatures]:
+    """Return the features of the training views and of the validation images. Missing features are computed."""
+    device = torch.device(pick_device(config.train.device))
+    classes = len(data.classes)
+    feature_fn, width = make_feature_fn(model, data.size, config, device)
+    mixes = bool(get_policy(config.train.augment).mix)
+    key_inputs = _key_inputs(model, data, config, device)
+    folder = feature_folder(cache_key(_without_head(model, data), key_inputs))
+    store = FeatureStore(folder, key_inputs, width, classes if mixes else 0)
+    store.mark_used()
+    plain, augmented, val = (
+        Views(split, classes, policy, config.train.augment_seed, device)
+        for split, policy in ((data.train, "none"), (data.train, config.train.augment), (data.val, "none"))
+    )
+    jobs: list[tuple[str, int, int, Views]] = [("train", 0, 0, plain)]
+    jobs += [("train", view, view - 1, augmented) for view in range(1, _num_views(config))]
+    jobs.append(("val", 0, 0, val))
+    batches = [
+        (job, rows)
+        for job in jobs
+        for rows in sequential_batches(job[3].split, CPU_BATCH_SIZE if device.type == "cpu" else None)
+    ]
+    missing = [(job, rows) for job, rows in batches if store.missing(job[0], job[1], rows.numpy(), len(job[3])).any()]
+    count = sum(len(views) for *_, views in jobs)
+    events.on_message(
+        f"features: {_num_views(config)} views of {len(plain):,} training images, {width:,} numbers each, "
+        f"{format_quantity(count * store.dtype.itemsize)} in {store.folder}"
+    )
+    with stop_signals() as signals:
+        events.on_train_start(run.folder.name, len(batches), len(batches) - len(missing))
+        for (split, view, epoch, views), rows in missing:
+            batch = views[epoch, rows]
+            targets = None
+            if mixes:
+                labels = batch.labels
+                targets = labels if labels.ndim == 2 else F.one_hot(labels, classes).float()
+            store.write(split, view, rows.numpy(), len(views), feature_fn(batch.x), targets)
+            events.on_batch_end(len(rows))
+            if signals:
+                raise Interrupted(str(run.folder))
+    features: dict[str, list[Tensor]] = {"train": [], "val": []}
+    labels_of: dict[str, list[Tensor]] = {"train": [], "val": []}
+    for split, view, _, views in jobs:
+        stored, targets = store.read(split, view, len(views))
+        features[split].append(stored)
+        labels_of[split].append(views.labels.cpu() if targets is None or split == "val" else targets)
+    train_set, val_set = (
+        LabeledFeatures(torch.cat(features[split]).to(device), torch.cat(labels_of[split]).to(device))
+        for split in ("train", "val")
+    )
+    return train_set, val_set
+
+
+def make_feature_fn(
+    model: nn.Module, size: int, config: RunConfig, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Create the function that computes the inputs of a model's head, with folded batch normalization.
+
+    Args:
+        model: The model, on ``device``. The function uses a frozen copy.
+        size: Side of the images in pixels.
+        config: Configuration with the precision.
+        device: Device of the model.
+
+    Returns:
+        A function from images ``(N, 3, H, W)`` to features ``(N, D)`` in fp32, and the number ``D`` of features.
+    """
+    images = _random_images(size, device)
+    name, layer = linear_head(model, images)
+    frozen = fold_batchnorm(model, images)
+    modules = dict(frozen.named_modules())
+    if name not in modules:  # tracing has replaced the layer
+        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        modules = dict(frozen.named_modules())
+    head = modules[name]
+    bf16 = pick_precision(config.train.precision, device) == "bf16"
+
+    def feature_fn(x: Tensor) -> Tensor:
+        outputs = []
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            for chunk in x.split(CPU_BATCH_SIZE if x.is_cpu else len(x)):
+                with head_inputs(head) as inputs:
+                    frozen(chunk)
+                outputs.append(inputs[0].float())
+        features = torch.cat(outputs)
+        if not bool(features.isfinite().all()):
+            raise FloatingPointError("All features must be finite, got NaN or infinity. Try --precision fp32")
+        return features
+
+    return feature_fn, int(layer.weight.shape[1])
+
+
+def _without_head(model: nn.Module, data: Dataset) -> nn.Module:
+    """Return a copy whose head is zero, because features do not depend on the head."""
+    copied = copy.deepcopy(model)
+    _, layer = linear_head(copied, _random_images(data.size, next(model.parameters()).device))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    return copied
+
+
+def _key_inputs(model: nn.Module, data: Dataset, config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Collect everything that features depend on besides the weights. Each view has a file of its own."""
+    return {
+        "kind": "features",
+        "version": FEATURES_VERSION,
+        "format": FORMAT,
+        "architecture": config.model,
+        "layers": architecture_key(model),
+        "libraries": library_versions(config.model),
+        "data": data.fingerprint,
+        "augmentation": get_policy(config.train.augment).key(),
+        "augmentation_seed": config.train.augment_seed,
+        "precision": pick_precision(config.train.precision, device),
+        "device": device.type,
+    }
+
+
+def _random_images(size: int, device: torch.device) -> Tensor:
+    """Return two random images, the same images in every call."""
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
