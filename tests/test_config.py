@@ -14,6 +14,7 @@ from camkd.config import (
     DistillConfig,
     OptimizerSettings,
     RunConfig,
+    TeacherConfig,
     TrainConfig,
     check_ranges,
     epochs_in_budget,
@@ -26,7 +27,9 @@ from camkd.utils.units import parse_quantity
 
 def test_defaults_are_in_range() -> None:
     values = {
-        field.name: field.default for config in (DataConfig, TrainConfig, DistillConfig) for field in fields(config)
+        field.name: field.default
+        for config in (DataConfig, TrainConfig, DistillConfig, TeacherConfig)
+        for field in fields(config)
     }
     check_ranges(values)
     assert parse_quantity(values["cache_budget"], "cache_budget", "B") == 8 * 10**9

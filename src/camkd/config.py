@@ -120,14 +120,14 @@ class TeacherConfig:
 
     Args:
         train: the layers to train: all; head, the last layer on features that are computed once; or head, then all.
-        head_views: views of each training image that the head is trained on: the image and augmented views of it.
+        head_views: views of each training image that the head is trained on: the image itself, then augmented views.
         weights: trained weights of the network, a .safetensors, .pt or .pth file; --epochs 0 leaves them as they are.
         classes: the classes of the trained weights in order (.txt, .json), or their map to those of the data (.csv).
         normalization: mean and deviation of the images for --weights; auto: of the checkpoint, network or images.
     """
 
     train: Literal["all", "head", "head,all"] = "all"
-    head_views: int = 4
+    head_views: int = 1
     weights: str | None = None
     classes: str | None = None
     normalization: Literal["auto", "imagenet", "none", "data"] = "auto"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from camkd.cams import form
 from camkd.cams.linear_head import linear_head
-from camkd.config import RunConfig
+from camkd.config import RANGES, RunConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import SOURCES
 from camkd.models import ImageClassifier, build
@@ -69,8 +69,8 @@ def check_start(config: RunConfig) -> None:
         )
     if config.train.epochs == 0 and (start.train != "all" or (start.weights is None and start.classes is None)):
         raise InputError(
-            "--epochs must be 1 or more without trained weights that are used as they are, got 0. Add --weights FILE, "
-            "or --classes FILE for a model with a tag, or choose a larger number."
+            f"epochs must be {RANGES['epochs'][0]}, got 0 without weights that are used as they are. Choose a larger "
+            "number, or add --weights FILE, or --classes FILE for a model with a tag."
         )
     if start.classes is not None:
         read_class_file(start.classes)
