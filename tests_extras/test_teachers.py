@@ -21,7 +21,7 @@ from camkd.cli.main import main
 from camkd.config import DataConfig, RunConfig, TeacherConfig, TrainConfig
 from camkd.data.dataset import Dataset, Split
 from camkd.experiments.pipeline import train_run
-from camkd.experiments.start_network import resolve_size, resolve_start, start_network
+from camkd.experiments.start_network import default_interpolation, resolve_size, resolve_start, start_network
 from camkd.models import build
 from camkd.models.external import has_pretrained_weights, pretrained_info, usual_normalization
 from camkd.models.io import ModelInfo, save
@@ -164,6 +164,10 @@ def test_size_and_normalization_of_pretrained_weights() -> None:
     assert has_pretrained_weights("timm:vit_tiny_patch16_224.augreg_in21k+patch-mean")
     config = RunConfig(DataConfig("a/folder"), model="timm:inception_v3.tf_in1k", role="teacher")
     assert resolve_size(config).data.size == 299
+    bilinear = "torchvision:resnet18.IMAGENET1K_V1"
+    assert default_interpolation(bilinear, "a/folder") == "bilinear"
+    assert default_interpolation(bilinear, "cifar10") == default_interpolation("resnet8", "a/folder") == "bicubic"
+    assert default_interpolation("timm:tf_efficientnet_lite0.in1k", "a/folder") == "bicubic"
     for unchanged in (DataConfig("a/folder", size=64), DataConfig("cifar10")):
         assert resolve_size(RunConfig(unchanged, model=config.model)).data == unchanged
     assert resolve_size(RunConfig(DataConfig("a/folder"), model="timm:inception_v3")).data.size is None

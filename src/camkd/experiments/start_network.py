@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from camkd.cams import form
 from camkd.cams.linear_head import linear_head
-from camkd.config import RANGES, RunConfig
+from camkd.config import RANGES, Interpolation, RunConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import SOURCES
 from camkd.models import ImageClassifier, build
@@ -96,6 +96,18 @@ def resolve_size(config: RunConfig) -> RunConfig:
     if data.size is not None or data.data in SOURCES or not has_pretrained_weights(config.model):
         return config
     return replace(config, data=replace(data, size=pretrained_info(split_groups(config.model)[0]).size))
+
+
+def default_interpolation(model: str, data: str) -> Interpolation:
+    """Return the filter that resizes images for a teacher: that of its pretrained weights for a folder, else bicubic.
+
+    Args:
+        model: Name of the network.
+        data: Name or folder of the dataset.
+    """
+    name = model.partition("+")[0]
+    is_pretrained = data not in SOURCES and has_pretrained_weights(name)
+    return "bilinear" if is_pretrained and pretrained_info(name).interpolation == "bilinear" else "bicubic"
 
 
 def resolve_start(config: RunConfig, data: Dataset, message: Message = no_message) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,9 +65,9 @@ class CommandFailed(Exception):
         self.result = result
 
 
-def add_training_options(parser: ArgumentParser) -> None:
-    """Add the options of commands that train models."""
-    add_flags(parser, DataConfig, TrainConfig)
+def add_training_options(parser: ArgumentParser, exclude: Collection[str] = ()) -> None:
+    """Add the options of commands that train models, except for settings in ``exclude``."""
+    add_flags(parser, DataConfig, TrainConfig, exclude=exclude)
     parser.add_argument("--out", type=str | None, default=None, help="the run folder (default: a folder in runs/)")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --out; an empty or missing folder gets a new run"

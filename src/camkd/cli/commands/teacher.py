@@ -18,7 +18,7 @@ from camkd.cli.commands.common import (
     run_config,
 )
 from camkd.cli.flags import add_flags
-from camkd.config import AUTO, TeacherConfig
+from camkd.config import AUTO, Interpolation, TeacherConfig
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -29,7 +29,13 @@ def _add_options(parser: ArgumentParser) -> None:
         help="the network, see 'camkd list models'; auto: wrn-16-4, on a CPU resnet20 for more than 32 pixels",
     )
     add_flags(parser, TeacherConfig)
-    add_training_options(parser)
+    add_training_options(parser, exclude=["interpolation"])
+    parser.add_argument(
+        "--interpolation",
+        type=Interpolation | None,
+        default=None,
+        help="filter that resizes images, with antialiasing (default: that of pretrained weights, else bicubic)",
+    )
 
 
 def _run(options: Namespace) -> dict[str, Any] | None:
@@ -37,6 +43,8 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     from camkd.runs.folder import Run
     from camkd.utils.distributed import init_distributed, run_on_rank0
 
+    if options.interpolation is None:
+        options.interpolation = start_network.default_interpolation(options.model, options.data)
     config = run_config(options, "teacher")
     resume = resume_option(options)
     pipeline.check_config(replace(config, model=planning.DEFAULT_TEACHERS[0]) if config.model == AUTO else config)
