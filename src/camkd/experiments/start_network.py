@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from camkd.cams import form
 from camkd.cams.linear_head import linear_head
-from camkd.config import RANGES, Interpolation, RunConfig
+from camkd.config import RANGES, RunConfig
 from camkd.data.dataset import Dataset
 from camkd.data.sources import SOURCES
 from camkd.models import ImageClassifier, build
@@ -29,7 +29,7 @@ from camkd.models.external import (
 )
 from camkd.models.foreign_weights import ForeignWeights, check_fit, read_weights, without_prefix
 from camkd.models.grouped import GroupedClassifier, grouped_name, split_groups
-from camkd.types import InputError
+from camkd.types import InputError, Interpolation
 from camkd.utils.files import sha256_of
 
 Message = Callable[[str], None]

@@ -18,7 +18,8 @@ from camkd.cli.commands.common import (
     run_config,
 )
 from camkd.cli.flags import add_flags
-from camkd.config import AUTO, Interpolation, TeacherConfig
+from camkd.config import AUTO, TeacherConfig
+from camkd.types import Interpolation
 
 
 def _add_options(parser: ArgumentParser) -> None:
