@@ -26,7 +26,7 @@ from camkd.types import InputError, Interrupted
 from support.interrupt import InterruptAt, Messages
 
 CPU = torch.device("cpu")
-TRAIN = TrainConfig(precision="fp32", device="cpu", figure_every=0)
+TRAIN = TrainConfig(augment="light", precision="fp32", device="cpu", figure_every=0)
 
 
 def run_config(views: int = 2, model: str = "resnet8", **train: Any) -> RunConfig:
@@ -172,7 +172,7 @@ def test_only_the_head_changes_and_fits_the_images(name: str, easy: Dataset, tmp
 
 def test_features_are_those_of_the_images_and_of_their_augmented_views(easy: Dataset, tmp_path: Path) -> None:
     model = build("resnet8", 3, 16)
-    config = run_config(views=3)
+    config = run_config(views=3, augment="light")
     train, val = head_module._features(model.eval(), easy, config, Run(tmp_path / "run"), Messages())
     with torch.no_grad():
         for view, (policy, epoch) in enumerate([("none", 0), ("light", 0), ("light", 1)]):

@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from camkd.cams.linear_head import head_inputs, linear_head
 from camkd.config import RunConfig
-from camkd.data.augment import get_policy
+from camkd.data.augment import get_policy, pick_augment
 from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Dataset
 from camkd.data.views import Views
@@ -115,6 +115,7 @@ def fit_head(
         >>> model = build("timm:resnet18.a1_in1k", 37, 224)                                   # doctest: +SKIP
         >>> model = fit_head(model, open_dataset(config.data), config, Run(Path("runs/pets")))  # doctest: +SKIP
     """
+    config = replace(config, train=replace(config.train, augment=pick_augment(config.train.augment, data)))
     device = torch.device(pick_device(config.train.device))
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
