@@ -137,8 +137,8 @@ def candidates() -> dict[str, Callable[[int], ImageClassifier]]:
     """
     stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
     return {
-        "cam-net": CamNet,
-        "cam-net-lite": lambda classes: CamNet(classes, lite=True),
+        "cam-net": lambda classes: CamNet(classes, 32),
+        "cam-net-lite": lambda classes: CamNet(classes, 32, variant="lite"),
         "cam-net with the blocks of cifar10-tiniest": make_candidate(
             64, stem, ChannelNorm(64), *(TiniestBlock(64) for _ in range(6))
         ),

@@ -50,7 +50,7 @@ class TrainConfig:
     Args:
         epochs: passes over the training images.
         batch_size: approximate number of images per step; the batches of an epoch differ by at most one image.
-        optimizer: sgd (Nesterov momentum 0.9) or adamw; auto: adamw for cam-net and cam-net-lite, else sgd.
+        optimizer: sgd (Nesterov momentum 0.9) or adamw; auto: adamw for cam-net and its variants, else sgd.
         lr: peak learning rate at batch size 128, scaled linearly with the batch size (default: sgd 0.2, adamw 0.01).
         weight_decay: weight decay of all weights except normalization and biases (default: sgd 0.0005, adamw 0.01).
         warmup_fraction: fraction of the run over which the learning rate rises.

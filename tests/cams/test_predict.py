@@ -387,6 +387,7 @@ def test_stages_are_hooked_only_on_request() -> None:
 STAGES = {
     "cam-net": ["body.7"],
     "cam-net-lite": ["body.5", "body.9"],
+    "cam-net-large": ["body.2", "body.8"],
     "resnet8": ["layer1", "layer2", "layer3"],
     "resnet20": ["layer1", "layer2", "layer3"],
     "resnet56": ["layer1", "layer2", "layer3"],

@@ -46,6 +46,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 REMAINING_NORMS = {"wrn-16-4": 5 + 1}
 """Number of batch normalizations that are not folded, because they precede a convolution."""
 NETWORKS_WITHOUT_BATCHNORM = {"cam-net", "cam-net-lite"}
+"""At the side of these images, `SIZE`."""
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,20 +1,60 @@
 """CAM-Net, the student network. Its head computes the class activation maps directly.
 
-The maps have half the resolution of the image; in the lite variant, a quarter of the resolution. The blocks follow
-https://github.com/xvel/cifar10-tiniest, but start at half the image's resolution. Each block splits the channels into
-four groups: one is unchanged, and the others have a 3x3, a 5x5 and, on a small image, a nearly global receptive field.
-A gated linear unit mixes the groups. The head is a 1x1 convolution followed by global average pooling, so the output of
-the convolution, without the bias, is the class activation maps. docs/evidence.md lists the candidates that CAM-Net was
-chosen from.
+The head is a 1x1 convolution followed by global average pooling, so the output of the convolution, without the bias, is
+the class activation maps. The layers before the head depend on the side of the image:
+
+- Below `MIN_PHOTO_SIZE` pixels: gated blocks at half the image's resolution; in the lite variant, partly at a quarter.
+  The blocks follow https://github.com/xvel/cifar10-tiniest.
+- From `MIN_PHOTO_SIZE` pixels: strided convolutions with residual blocks, then gated blocks with 3x3 kernels. The
+  number of strided convolutions leaves a map of 8 to 14 cells per side, so the cost is bounded at every size.
+
+A gated block splits the channels into four groups: one is unchanged, and the others have a small, a medium and a nearly
+global receptive field. A gated linear unit mixes the groups. docs/evidence.md lists the candidates that both forms of
+CAM-Net were chosen from.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkd.models.base import ImageClassifier
+from camkd.models.resnet import BasicBlock
+from camkd.models.resnet11 import conv_bn_relu
+
+Variant = Literal["default", "lite", "large"]
+
+MIN_PHOTO_SIZE = 48
+"""Side in pixels of the smallest image that gets a `Plan`. Smaller images keep half their resolution."""
+
+MIN_CELLS = 8
+"""Minimum number of cells per side of the map, from `MIN_PHOTO_SIZE` pixels."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Channels and blocks of CAM-Net for images of `MIN_PHOTO_SIZE` pixels or more.
+
+    Args:
+        residual: Channels and number of the residual blocks of each stage. A stage has twice the resolution of the next
+            one, and the last of them twice the resolution of the map.
+        gated: Channels, a multiple of 4, and number of the gated blocks, at the resolution of the map.
+    """
+
+    residual: tuple[tuple[int, int], ...]
+    gated: tuple[int, int]
+
+
+PLANS: dict[Variant, Plan] = {
+    "lite": Plan(residual=((16, 0), (24, 1)), gated=(64, 2)),
+    "default": Plan(residual=((16, 1), (24, 1)), gated=(76, 3)),
+    "large": Plan(residual=((32, 1), (64, 2)), gated=(144, 4)),
+}
+"""Plans by variant. Measured cost and accuracy: docs/evidence.md."""
 
 
 class ChannelNorm(nn.Module):
@@ -30,16 +70,22 @@ class ChannelNorm(nn.Module):
 
 
 class PooledDepthwiseConv(nn.Conv2d):
-    """Depthwise 7x7 convolution at half resolution: 2x2 average pooling, convolution, nearest-neighbor upsampling.
+    """Depthwise convolution at lower resolution: average pooling, convolution, nearest-neighbor upsampling.
 
-    An output location depends on the input up to six or seven locations away in each direction.
+    Args:
+        channels: Number of channels.
+        kernel_size: Side of the kernel, odd. With ``factor`` 2 and kernel 7, an output location depends on the input up
+            to six or seven locations away in each direction.
+        factor: Factor between the resolutions.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 7, padding=3, groups=channels)
+    def __init__(self, channels: int, kernel_size: int, factor: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.interpolate(super().forward(F.avg_pool2d(x, 2, ceil_mode=True)), scale_factor=2.0)
+        y = super().forward(F.avg_pool2d(x, self.factor, ceil_mode=True))
+        y = F.interpolate(y, scale_factor=float(self.factor))
         return y[:, :, : x.shape[2], : x.shape[3]]
 
 
@@ -47,21 +93,29 @@ class GatedBlock(nn.Module):
     """Residual block with a gated linear unit: ``keep * x + narrow(silu(gate(z)) * value(z))``.
 
     ``z`` is the normalized concatenation of four groups of ``C / 4`` channels: the first is unchanged, ``near`` is a
-    depthwise 3x3 convolution, ``mid`` a depthwise 5x5 convolution, and ``far`` a `PooledDepthwiseConv`. ``gate``,
-    ``value`` and ``narrow`` are 1x1 convolutions from ``C`` to ``C`` channels. Together they are SwiGLU (Shazeer 2020,
-    arXiv 2002.05202) with a hidden width of ``C``, and ``narrow`` is its output projection. ``keep`` is a learned
-    factor per channel of the skip connection, initially 1. Input and output are ``(N, C, h, w)``.
+    depthwise 3x3 convolution, and ``mid`` and ``far`` are depthwise convolutions with larger receptive fields.
+    ``gate``, ``value`` and ``narrow`` are 1x1 convolutions from ``C`` to ``C`` channels. Together they are SwiGLU
+    (Shazeer 2020, arXiv 2002.05202) with a hidden width of ``C``, and ``narrow`` is its output projection. ``keep`` is
+    a learned factor per channel of the skip connection, initially 1. Input and output are ``(N, C, h, w)``.
 
     Args:
         channels: Number of channels ``C``, a multiple of 4.
+        pyramid: Whether ``mid`` and ``far`` are 3x3 convolutions of means over 2x2 and 4x4 locations. The gradients of
+            3x3 kernels are fast on a CPU. Otherwise ``mid`` is a 5x5 convolution, and ``far`` a 7x7 convolution of
+            means over 2x2 locations.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, pyramid: bool = False) -> None:
         super().__init__()
         quarter = channels // 4
         self.near = nn.Conv2d(quarter, quarter, 3, padding=1, groups=quarter)
-        self.mid = nn.Conv2d(quarter, quarter, 5, padding=2, groups=quarter)
-        self.far = PooledDepthwiseConv(quarter)
+        self.mid: nn.Conv2d
+        if pyramid:
+            self.mid = PooledDepthwiseConv(quarter, 3, 2)
+            self.far = PooledDepthwiseConv(quarter, 3, 4)
+        else:
+            self.mid = nn.Conv2d(quarter, quarter, 5, padding=2, groups=quarter)
+            self.far = PooledDepthwiseConv(quarter, 7, 2)
         self.norm = ChannelNorm(channels)
         self.gate = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -78,31 +132,75 @@ class GatedBlock(nn.Module):
 
 
 class CamNet(ImageClassifier):
-    """Stem to half the resolution, gated blocks, 1x1 convolution, global average pooling.
+    """Body, 1x1 convolution, global average pooling: ``logits = head(body(normalize(x))).mean((2, 3))``.
 
-    ``logits = head(body(normalize(x))).mean((2, 3))``. Both variants were designed for at most 96,000 parameters with
-    ten classes. The default variant has 86,858, and a 16x16 map for a 32x32 image. The lite variant has 93,578, and
-    halves the resolution again before its last two blocks. For a 32x32 image it has an 8x8 map and 11.6 million
-    multiply-accumulates, fewer than the 12.5 million of ``resnet8``.
+    The default and lite variants have at most 96,000 parameters with ten classes, the large variant about 0.5 million.
+    For a 32x32 image the default variant has a 16x16 map, and the lite variant an 8x8 map and 11.6 million
+    multiply-accumulates, fewer than the 12.5 million of ``resnet8``. From `MIN_PHOTO_SIZE` pixels, the map has 8 to 14
+    cells per side.
 
     Args:
         num_classes: Number of classes.
-        lite: Whether to build the lite variant.
+        image_size: Side of the images in pixels; it selects the layers.
+        variant: ``default``, ``lite`` for fewer multiply-accumulates, or ``large`` for more parameters.
     """
 
     default_optimizer = "adamw"
 
-    def __init__(self, num_classes: int, *, lite: bool = False) -> None:
+    def __init__(self, num_classes: int, image_size: int, *, variant: Variant = "default") -> None:
         super().__init__()
-        stem_channels, channels = (48, 80) if lite else (64, 64)
-        stem = [nn.Conv2d(3, stem_channels, 3, stride=2, padding=1), ChannelNorm(stem_channels)]
-        blocks: list[nn.Module] = [GatedBlock(stem_channels) for _ in range(4 if lite else 6)]
-        if lite:
-            blocks += [nn.Conv2d(stem_channels, channels, 2, stride=2), ChannelNorm(channels)]
-            blocks += [GatedBlock(channels), GatedBlock(channels)]
-        self.body = nn.Sequential(*stem, *blocks)
+        if image_size >= MIN_PHOTO_SIZE or variant == "large":
+            self.body, channels = _photo_body(PLANS[variant], image_size)
+        else:
+            self.body, channels = _small_image_body(lite=variant == "lite")
         self.head = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(self.normalize(x))).mean((2, 3))
         return logits
+
+
+def _small_image_body(lite: bool) -> tuple[nn.Sequential, int]:
+    """Build the layers for images below `MIN_PHOTO_SIZE` pixels. Return them with their number of output channels."""
+    stem_channels, channels = (48, 80) if lite else (64, 64)
+    layers: list[nn.Module] = [nn.Conv2d(3, stem_channels, 3, stride=2, padding=1), ChannelNorm(stem_channels)]
+    layers += [GatedBlock(stem_channels) for _ in range(4 if lite else 6)]
+    if lite:
+        layers += [nn.Conv2d(stem_channels, channels, 2, stride=2), ChannelNorm(channels)]
+        layers += [GatedBlock(channels), GatedBlock(channels)]
+    return nn.Sequential(*layers), channels
+
+
+def _photo_body(plan: Plan, image_size: int) -> tuple[nn.Sequential, int]:
+    """Build the layers of a plan. Return them with their number of output channels.
+
+    The last strided convolutions before the gated blocks belong to the residual stages. Large images have further
+    strided convolutions before the stages, and the smallest images only the last stage.
+    """
+    strided_convs = num_halvings(image_size) - 1
+    stages = plan.residual[-strided_convs:]
+    first = stages[0][0]
+    stages = tuple((first >> shift, 0) for shift in range(strided_convs - len(stages), 0, -1)) + stages
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, blocks in stages:
+        layers.append(conv_bn_relu(channels, width, stride=2))
+        layers += [BasicBlock(width, width, 1) for _ in range(blocks)]
+        channels = width
+    width, blocks = plan.gated
+    layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), ChannelNorm(width)]
+    layers += [GatedBlock(width, pyramid=True) for _ in range(blocks)]
+    return nn.Sequential(*layers), width
+
+
+def num_halvings(image_size: int) -> int:
+    """Return how often the resolution is halved between the image and the map, for a map of `MIN_CELLS` or more.
+
+    Example:
+        >>> [num_halvings(size) for size in (48, 64, 112, 113, 224)]
+        [2, 3, 3, 4, 4]
+    """
+    halvings = 2
+    while image_size > (MIN_CELLS - 1) * 2 ** (halvings + 1):
+        halvings += 1
+    return halvings

@@ -53,8 +53,9 @@ def _resnet50(hidden_features: int = 0) -> ModelFactory:
 
 
 MODELS: dict[str, ModelFactory] = {
-    "cam-net": lambda num_classes, image_size: CamNet(num_classes),
-    "cam-net-lite": lambda num_classes, image_size: CamNet(num_classes, lite=True),
+    "cam-net": CamNet,
+    "cam-net-lite": lambda num_classes, image_size: CamNet(num_classes, image_size, variant="lite"),
+    "cam-net-large": lambda num_classes, image_size: CamNet(num_classes, image_size, variant="large"),
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),
     "resnet56": _cifar_resnet(9),
@@ -75,7 +76,7 @@ def default_optimizer(name: str) -> str:
     Returns:
         ``adamw`` for CAM-Net, which has no batch normalization; ``sgd`` for all others.
     """
-    is_cam_net = split_groups(name)[0] in ("cam-net", "cam-net-lite")
+    is_cam_net = split_groups(name)[0] in ("cam-net", "cam-net-lite", "cam-net-large")
     return (CamNet if is_cam_net else ImageClassifier).default_optimizer
 
 
