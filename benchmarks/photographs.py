@@ -55,6 +55,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the selected commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)

@@ -33,7 +33,7 @@ def test_defaults_are_in_range() -> None:
     }
     check_ranges(values)
     assert parse_quantity(values["cache_budget"], "cache_budget", "B") == 8 * 10**9
-    assert set(RANGES) - set(values) == {"teacher_epochs"}
+    assert set(RANGES) - set(values) == {"teacher_epochs", "teacher_size"}
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("cache_map_size", 0), ("cache_map_size", -3), ("augment_epochs", 0)])

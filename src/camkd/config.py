@@ -114,6 +114,10 @@ class DistillConfig:
     weak_teacher: WeakTeacher = "reject"
 
 
+Layers = Literal["all", "head", "head,all"]
+"""Layers of a teacher that are trained: all, the head, or first the head and then all."""
+
+
 @dataclass(frozen=True)
 class TeacherConfig:
     """The start of a teacher's training: trained weights, their classes, and the layers to train.
@@ -126,7 +130,7 @@ class TeacherConfig:
         normalization: mean and deviation of the images for --weights; auto: of the checkpoint, network or images.
     """
 
-    train: Literal["all", "head", "head,all"] = "all"
+    train: Layers = "all"
     head_views: int = 1
     weights: str | None = None
     classes: str | None = None
@@ -147,7 +151,7 @@ class RunConfig:
         distill: the teacher and the loss; unused if the role is teacher.
         model: name of the network to train, see 'camkd list models'.
         role: teacher, control or student.
-        teacher: the start of a teacher's training; unused for other roles.
+        teacher: the start of a teacher's training; for other roles, of the teacher that is trained first.
 
     Example:
         >>> config = RunConfig(DataConfig("shapes"), TrainConfig(epochs=5), model="resnet8", role="teacher")
@@ -277,6 +281,7 @@ SEED: Range = ("between 0 and 4,294,967,295", lambda value: 0 <= value < 1 << 32
 RANGES: dict[str, Range] = {
     "epochs": COUNT,
     "teacher_epochs": COUNT,
+    "teacher_size": COUNT,
     "batch_size": COUNT,
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,

@@ -149,10 +149,10 @@ def test_auto_is_photo_for_large_images_of_a_folder(size: int, names: bool, expe
 
 
 def test_photo_policies() -> None:
-    assert POLICIES["photo"] == PhotoPolicy(min_area=0.35, erase=0.25, mix=0.0)
-    assert POLICIES["photo-mix"] == PhotoPolicy(min_area=0.35, erase=0.25, mix=0.5)
-    assert POLICIES["photo"].key() == "photo version=1 min_area=0.35 erase=0.25 mix=0.0"
-    assert POLICIES["photo-mix"].key() == "photo version=1 min_area=0.35 erase=0.25 mix=0.5"
+    assert POLICIES["photo"] == PhotoPolicy(min_area=0.35, operate=0.25, erase=0.25, mix=0.0)
+    assert POLICIES["photo-mix"] == PhotoPolicy(min_area=0.35, operate=0.25, erase=0.25, mix=0.5)
+    assert POLICIES["photo"].key() == "photo version=1 min_area=0.35 operate=0.25 erase=0.25 mix=0.0"
+    assert POLICIES["photo-mix"].key() == "photo version=1 min_area=0.35 operate=0.25 erase=0.25 mix=0.5"
     assert not POLICIES["photo-mix"].uses_frame
 
 

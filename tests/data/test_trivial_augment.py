@@ -178,3 +178,15 @@ def test_operations_bins_and_signs_are_equally_likely() -> None:
         assert stats.chisquare(counts.numpy()).pvalue > 1e-3
     pairs = torch.bincount((operation * NUM_BINS + bins) * 2 + (sign + 1) // 2)
     assert stats.chisquare(pairs.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_probability_of_an_operation(probability: float) -> None:
+    u = random_photo(0, 0, torch.arange(20_000))
+    certain = draw_operation(u)[0]
+    operation = draw_operation(u, probability)[0]
+    identity = OPERATIONS.index("Identity")
+    changed = operation != certain
+    assert (operation[changed] == identity).all()
+    kept = (~changed & (certain != identity)).sum().item() / (certain != identity).sum().item()
+    assert kept == pytest.approx(probability, abs=0.01)

@@ -261,3 +261,38 @@ def test_compare_export_and_precompute_accept_a_larger_teacher(
     done = camkd("cache", "precompute", *common, *cache_options)
     assert done.status == 0, done.err
     assert len(list_stores()) == 1, "training and precomputing share a store"
+
+
+def test_train_trains_a_teacher_of_another_size(easy_folder: Path, tmp_path: Path) -> None:
+    options = ("--data", str(easy_folder), "--size", str(SMALL), "--teacher", "resnet8", "--teacher-size", str(LARGE))
+    out = ("--student", "resnet8", "--weak-teacher", "accept", "--out", str(tmp_path / "run"), *QUICK)
+    done = camkd("train", *options, *out)
+    assert done.status == 0, done.err
+    sizes = {role: read_model_info(tmp_path / "run" / role).size for role in ("teacher", "control", "student")}
+    assert sizes == {"teacher": LARGE, "control": SMALL, "student": SMALL}
+    assert pipeline.Run(tmp_path / "run" / "teacher").config()["size"] == LARGE
+    again = camkd("train", *options, *out, "--resume")
+    assert again.status == 0, again.err
+    other = camkd("train", *options[:-1], "20", *out, "--resume")
+    assert other.status == 2
+    assert f"(size {LARGE}), got other images (size 20)" in other.last_line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--teacher-size", "24"), "--teacher-size must be given with the name of a model, got --teacher-size 24"),
+        (("--teacher-train", "head"), "--teacher-train must be given with the name of a model"),
+        (("--teacher", "resnet8", "--teacher-train", "head"), "--train head must be given with trained weights"),
+        (("--teacher", "resnet8", "--teacher-size", "0"), "teacher_size must be 1 or more"),
+    ],
+)
+def test_options_of_a_teacher_to_train_are_checked(
+    runs: Path, easy_folder: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    teacher = () if "--teacher" in options else ("--teacher", str(runs / "t"))
+    out = ("--out", str(tmp_path / "run"))
+    done = camkd("train", "--data", str(easy_folder), *teacher, *options, *out, *QUICK)
+    assert done.status == 2
+    assert message in done.last_line
+    assert not (tmp_path / "run").exists()

@@ -36,7 +36,7 @@ MIX, PARTNER, WEIGHT, BOX_Y, BOX_X, PARTNER_LOW = range(9, 15)
 """Streams: the column of `random_uniform` that each augmentation uses. Other columns give other augmented views."""
 
 CROP_AREA, CROP_RATIO, CROP_TOP, CROP_LEFT, CROP_FLIP, OPERATION, MAGNITUDE, SIGN = range(8)
-ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(8, 13)
+ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT, OPERATE = range(8, 14)
 """Streams of `random_photo`."""
 
 _PHOTO_SEED = -1
@@ -88,16 +88,19 @@ class Policy:
 class PhotoPolicy:
     """Augmentation policy of photographs, whose views are independent of any size in pixels.
 
-    A view is a random resized crop (Szegedy et al. 2014, arXiv 1409.4842), a horizontal flip with probability 0.5, one
-    operation of TrivialAugment (`camkd.data.trivial_augment`) and an erased rectangle.
+    A view is a random resized crop (Szegedy et al. 2014, arXiv 1409.4842), a horizontal flip with probability 0.5, with
+    probability ``operate`` one operation of TrivialAugment (`camkd.data.trivial_augment`), and with probability
+    ``erase`` an erased rectangle.
 
     Args:
         min_area: Minimum area of the crop relative to the image. The area is uniform between it and 1.
+        operate: Probability of an operation of TrivialAugment.
         erase: Probability of an erased rectangle (Zhong et al. 2017, arXiv 1708.04896).
         mix: Probability of mixing an image with another one, half by mixup and half by CutMix.
     """
 
     min_area: float = 0.35
+    operate: float = 0.25
     erase: float = 0.25
     mix: float = 0.0
 
@@ -106,11 +109,11 @@ class PhotoPolicy:
 
         Example:
             >>> PhotoPolicy().key()
-            'photo version=1 min_area=0.35 erase=0.25 mix=0.0'
+            'photo version=1 min_area=0.35 operate=0.25 erase=0.25 mix=0.0'
         """
         return (
-            f"photo version={PHOTO_VERSION} min_area={float(self.min_area)!r} erase={float(self.erase)!r} "
-            f"mix={float(self.mix)!r}"
+            f"photo version={PHOTO_VERSION} min_area={float(self.min_area)!r} operate={float(self.operate)!r} "
+            f"erase={float(self.erase)!r} mix={float(self.mix)!r}"
         )
 
     @property

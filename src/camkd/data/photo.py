@@ -22,7 +22,7 @@ def render_photo(pixels: Tensor, u: Tensor, policy: PhotoPolicy) -> Tensor:
     Returns:
         The views, ``(B, 3, H, W)`` in 0..1.
     """
-    operation, bins, sign = draw_operation(u)
+    operation, bins, sign = draw_operation(u, policy.operate)
     matrix = compose(crop_matrices(u, policy.min_area), affine_matrices(operation, signed_magnitude(bins, sign)))
     x = render_affine(pixels, to_device(matrix.float(), pixels.device))
     x = apply_color(x, operation, bins, sign)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from camkd.data.augment import MAGNITUDE, OPERATION, SIGN
+from camkd.data.augment import MAGNITUDE, OPERATE, OPERATION, SIGN
 from camkd.data.color import grayscale
 from camkd.types import to_device
 
@@ -146,16 +146,18 @@ OPERATIONS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotat
 """Names of the operations, those of torchvision. Each has the same probability."""
 
 
-def draw_operation(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def draw_operation(u: Tensor, probability: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Return the operation of each view, its bin of the magnitude and its sign, for numbers of `random_photo`.
 
     Args:
         u: Random numbers, ``(B, 16)``.
+        probability: Probability of drawing an operation. All other views get ``Identity``.
 
     Returns:
         Index into `OPERATIONS`, bin ``0..30`` and sign -1 or 1, each ``(B,) int64``.
     """
     operation = (u[:, OPERATION] * len(OPERATIONS)).long()
+    operation = torch.where(u[:, OPERATE] < probability, operation, OPERATIONS.index("Identity"))
     bins = (u[:, MAGNITUDE] * NUM_BINS).long()
     return operation, bins, torch.where(u[:, SIGN] < 0.5, 1, -1)
 

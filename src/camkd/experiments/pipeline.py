@@ -39,7 +39,15 @@ from camkd.experiments.planning import (
     estimate_run,
     resolve_network,
 )
-from camkd.experiments.start_network import check_start, start_files, start_network
+from camkd.experiments.start_network import (
+    Message,
+    check_start,
+    default_interpolation,
+    resolve_size,
+    resolve_start,
+    start_files,
+    start_network,
+)
 from camkd.models import build, default_optimizer, is_model_name, model_factory
 from camkd.models.io import ModelInfo, save
 from camkd.models.profile import profile_model
@@ -78,12 +86,13 @@ class TeacherWithCache(NamedTuple):
     cache: TeacherCache | None = None
 
 
-def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
+def check_config(config: RunConfig, teacher_epochs: int | None = None, teacher_size: int | None = None) -> None:
     """Check a configuration before the dataset is opened. The teacher is not checked.
 
     Args:
         config: Configuration of the run.
         teacher_epochs: Epochs of a teacher that is trained first.
+        teacher_size: Side of the images of a teacher that is trained first.
 
     Raises:
         InputError: If the model, method, augmentation or device is unknown or not available, a number is out of range,
@@ -101,6 +110,7 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None) -> None:
         **asdict(config.distill),
         **asdict(config.teacher),
         "teacher_epochs": teacher_epochs,
+        "teacher_size": teacher_size,
     }
     if config.role == "teacher":
         check_start(config)
@@ -384,6 +394,7 @@ def train_all(
     data: Dataset,
     *,
     teacher_epochs: int | None = None,
+    teacher_size: int | None = None,
     resume: Resume | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, dict[str, Any]]:
@@ -392,9 +403,12 @@ def train_all(
     Args:
         folder: Folder of the three runs and ``report.html``.
         config: Configuration of the student. If ``config.distill.teacher`` is a model name, a teacher is trained first,
-            without label smoothing. Otherwise it is the folder of a trained teacher.
+            without label smoothing; ``config.teacher`` has the layers to train. Otherwise it is the folder of a trained
+            teacher.
         data: The dataset of ``config.data``.
         teacher_epochs: Epochs of a teacher that is trained first. None: the epochs of the student.
+        teacher_size: Side of the images of a teacher that is trained first. None: that of the pretrained weights if the
+            head of a pretrained network is trained on a folder of images, else that of the student.
         resume: Permission to continue runs in ``folder``. None: the folders must be new.
         callbacks: Callbacks of all three runs.
 
@@ -418,19 +432,25 @@ def train_all(
     config = resolve_settings(config, data, *(run.folder for run in runs.values()), callbacks=callbacks)
     accept = resume.accept if resume else ()
     settings = run_on_rank0(lambda: _settings_by_role(runs, config.train, teacher_epochs, accept))
+    message = CallbackList(callbacks).on_message
+    teacher_run = None
+    if trains_teacher:
+        train_config = replace(config.train, label_smoothing=0.0, **settings["teacher"])
+        teacher_config = replace(config, model=teacher_name, role="teacher", train=train_config)
+        teacher_run = _prepare_teacher_run(teacher_config, data, teacher_size, message)
     if not any(run.config() for run in runs.values()):
-        CallbackList(callbacks).on_message(describe_times(_estimate_all(config, data, teacher_name, teacher_epochs)))
+        message(describe_times(_estimate_all(config, data, teacher_name, teacher_run)))
     metrics: dict[str, dict[str, Any]] = {}
 
-    def train(role: Role, config: RunConfig, teacher_with_cache: TeacherWithCache | None = None) -> None:
+    def train(role: Role, config: RunConfig, teacher_with_cache: TeacherWithCache) -> None:
         config = replace(config, role=role, train=replace(config.train, **settings[role]))
         metrics[role] = train_run(
             runs[role].folder, config, data, teacher_with_cache, resume=resume, callbacks=callbacks
         )
 
-    if trains_teacher:
+    if teacher_run:
         teacher_folder = runs["teacher"].folder
-        train("teacher", replace(config, model=teacher_name, train=replace(config.train, label_smoothing=0.0)))
+        metrics["teacher"] = train_run(teacher_folder, *teacher_run, resume=resume, callbacks=callbacks)
     else:
         teacher_folder = find_teacher(teacher_name, config.data.data)
         metrics["teacher"] = Run(teacher_folder).read_metrics()
@@ -485,16 +505,40 @@ def _settings_by_role(
     return {**settings, **unaffected} if has_effect else settings
 
 
-def _estimate_all(config: RunConfig, data: Dataset, teacher: str, teacher_epochs: int | None) -> dict[str, float]:
+def _prepare_teacher_run(
+    config: RunConfig, data: Dataset, size: int | None, message: Message
+) -> tuple[RunConfig, Dataset]:
+    """Resolve the images and the network of a teacher that `train_all` trains first.
+
+    Args:
+        config: Configuration of the teacher, with the images of the student.
+        data: The dataset at the image size of the student.
+        size: Side of the teacher's images in pixels, or None, see `train_all`.
+        message: Callback for a line about a new name of the network.
+
+    Returns:
+        The configuration of the teacher, and the dataset at its image size.
+    """
+    interpolation = config.data.interpolation
+    if config.teacher.train != "all":
+        interpolation = default_interpolation(config.model, config.data.data)
+        if size is None:
+            size = resolve_size(replace(config, data=replace(config.data, size=None))).data.size
+    data = data.at_size(size or data.size, interpolation)
+    config = replace(config, data=replace(config.data, size=data.size, interpolation=interpolation))
+    return resolve_start(config, data, message), data
+
+
+def _estimate_all(
+    config: RunConfig, data: Dataset, teacher: str, teacher_run: tuple[RunConfig, Dataset] | None
+) -> dict[str, float]:
     """Estimate the time in seconds of each part of `train_all`."""
     seconds: dict[str, float] = {}
-    if is_model_name(teacher):
-        model: nn.Module = build(teacher, len(data.classes), data.size, pretrained=False)
-        size = data.size
-        teacher_config = replace(
-            config, model=teacher, train=replace(config.train, epochs=teacher_epochs or config.train.epochs)
-        )
-        seconds["teacher"] = estimate_run(teacher_config, data)
+    if teacher_run:
+        teacher_config, teacher_data = teacher_run
+        size = teacher_data.size
+        model: nn.Module = build(teacher_config.model, len(data.classes), size, pretrained=False)
+        seconds["teacher"] = estimate_run(teacher_config, teacher_data)
     else:
         folder = find_teacher(teacher, config.data.data)
         model = load(folder)

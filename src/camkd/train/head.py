@@ -301,7 +301,7 @@ def _features(
     missing = [(job, rows) for job, rows in batches if store.missing(job[0], job[1], rows.numpy(), len(job[3])).any()]
     count = sum(len(views) for *_, views in jobs)
     events.on_message(
-        f"features: {_num_views(config)} views of {len(plain):,} training images, {width:,} numbers each, "
+        f"features: {len(plain):,} training images, views of each: {_num_views(config)}, {width:,} numbers per view, "
         f"{format_quantity(count * store.dtype.itemsize)} in {store.folder}"
     )
     with stop_signals() as signals:
