@@ -126,7 +126,7 @@ class TeacherConfig:
         train: the layers to train: all; head, the last layer on features that are computed once; or head, then all.
         head_views: views of each training image that the head is trained on: the image itself, then augmented views.
         weights: trained weights of the network, a .safetensors, .pt or .pth file; --epochs 0 leaves them as they are.
-        classes: the classes of the trained weights in order (.txt, .json), or their map to those of the data (.csv).
+        classes: classes of the trained weights in order (.txt, .json), or their mapping to those of the data (.csv).
         normalization: mean and deviation of the images for --weights; auto: of the checkpoint, network or images.
     """
 

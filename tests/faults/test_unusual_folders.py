@@ -124,7 +124,7 @@ def test_classes_whose_names_contain_the_name_of_one_split(tmp_path: Path) -> No
 
 @pytest.mark.fault("splits beside other folders")
 def test_splits_inside_of_classes_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"inside of the splits, got splits .*, such as 'cat/test'\. Move the images"):
+    with pytest.raises(InputError, match=r"inside the splits, got splits .*, such as 'cat/test'\. Move the images"):
         scan(make(tmp_path, cat__train=5, cat__test=2, dog__Train=5, dog__Test=2))
 
 
@@ -223,7 +223,7 @@ def test_numbered_classes_with_equal_subfolders_are_noted(tmp_path: Path) -> Non
 
 @pytest.mark.fault("splits beside other folders")
 def test_splits_inside_of_some_classes_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"got splits inside of the classes, such as 'cat/test'"):
+    with pytest.raises(InputError, match=r"got splits inside the class folders, such as 'cat/test'"):
         scan(make(tmp_path, cat__train=5, cat__test=2, dog__Train=5, dog__Test=2, plots=3))
 
 

@@ -133,14 +133,14 @@ def test_default_teacher_of_a_dataset_of_the_same_name_is_refused(
     error = camkd("distill", *common, "--out", "other").last_line
     assert error == (
         "camkd: The teacher in runs/pets/teacher-resnet8, a default folder, must be trained on the images "
-        f"of {str(data[1])!r}, got other images ({str(data[0])!r}) or other limits. Set --teacher "
+        f"of {str(data[1])!r}, got other images ({str(data[0])!r}), or another --limit or --train-limit. Set --teacher "
         "runs/pets/teacher-resnet8 to use it anyway, or train another teacher."
     )
     assert not Path("other").exists()
     compare = [*common[:6], "--methods", "kd", "--seeds", "1", *QUICK]
     assert "or train another teacher" in camkd("compare", *compare, "--out", "other").last_line
     limited = ["--data", str(data[0]), *common[2:], "--train-limit", "48"]
-    assert "or other limits" in camkd("distill", *limited, "--out", "other").last_line
+    assert "or another --limit or --train-limit" in camkd("distill", *limited, "--out", "other").last_line
     given = [*common, "--teacher", "runs/pets/teacher-resnet8"]
     assert camkd("distill", *given, "--out", "given").status == 0
 

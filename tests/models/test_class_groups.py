@@ -71,9 +71,9 @@ PAIRS = [(1, "0", "café"), (2, "1", "dog"), (3, "2", "sky")]
     [
         ([*PAIRS, (4, "lion", "dog")], "line 4 must be a name or an index below 4, got 'lion'"),
         ([*PAIRS, (4, "4", "dog")], "line 4 must be a name or an index below 4, got '4'"),
-        ([*PAIRS, (4, "crane", "dog")], "line 4 must be one class, got 'crane', the name of 1, 3"),
+        ([*PAIRS, (4, "crane", "dog")], "line 4 must be a unique name, got 'crane', the name of classes 1, 3"),
         ([*PAIRS, (4, "3", "cow")], r"class of the data in line 4 must be one of café, dog, sky, got 'cow'"),
-        ([*PAIRS, (4, "0", "dog")], "mapped to one class of the data, got another one for '0' in line 4"),
+        ([*PAIRS, (4, "0", "dog")], "mapped to one class of the data, got a second class for '0' in line 4"),
         (PAIRS[:2], "got none for sky"),
         ([(1, "lion", "cow"), *PAIRS[1:]], "got none for café"),
     ],
@@ -109,5 +109,5 @@ def test_errors_of_files(name: str, content: bytes, message: str, tmp_path: Path
     with pytest.raises(InputError, match=message) as raised:
         read_class_file(path)
     assert str(path) in str(raised.value)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="does not exist"):
         read_class_file(tmp_path / "other.txt")

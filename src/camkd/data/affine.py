@@ -1,7 +1,7 @@
 """Affine geometry of the augmented views of photographs.
 
-A matrix maps a position in the view to its source in the image. Positions are relative to the side, from the upper left
-corner, so a matrix is independent of any size in pixels.
+A matrix maps a position in the view to a position in the image. Positions are relative to the sides: (0, 0) is the
+upper left corner and (1, 1) the lower right corner. A matrix is therefore independent of any size in pixels.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ GRAY = 127.5
 
 
 def crop_matrices(u: Tensor, min_area: float) -> Tensor:
-    """Return the map from a position in the view to its source, for random resized crops with flips.
+    """Return the matrices of random resized crops with flips.
 
-    The area is uniform between ``min_area`` and 1, relative to the image. The logarithm of the ratio of width to height
-    is uniform between 3/4 and 4/3, among the ratios whose crop fits. Positions are uniform.
+    The area is uniform between ``min_area`` and 1, relative to the image. The ratio of width to height is log-uniform
+    between 3/4 and 4/3, or in the part of this range in which the crop fits into the image. The position is uniform.
 
     Args:
         u: Random numbers of `camkd.data.augment.random_photo`, ``(B, 16)``.
@@ -42,7 +42,10 @@ def crop_matrices(u: Tensor, min_area: float) -> Tensor:
 
 
 def box_sides(area: Tensor, u: Tensor, max_ratio: float) -> tuple[Tensor, Tensor]:
-    """Return width and height of boxes, at most 1. The ratio is log-uniform between ``1/max_ratio`` and ``max_ratio``.
+    """Return width and height of boxes that fit into the unit square.
+
+    The ratio of width to height is log-uniform between ``1 / max_ratio`` and ``max_ratio``, or in the part of this
+    range in which the box fits.
 
     Args:
         area: Area of each box, ``(B,)`` in 0..1.
@@ -67,7 +70,7 @@ def render_affine(pixels: Tensor, matrix: Tensor) -> Tensor:
 
     Args:
         pixels: Images ``(B, H, W, 3) uint8``.
-        matrix: Map from a relative position in the view to its source, ``(B, 2, 3)``.
+        matrix: Matrices from positions in the view to positions in the image, ``(B, 2, 3)``.
 
     Returns:
         The views, ``(B, 3, H, W)`` in 0..255.

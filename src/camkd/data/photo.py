@@ -12,7 +12,9 @@ from camkd.types import to_device
 
 
 def render_photo(pixels: Tensor, u: Tensor, policy: PhotoPolicy) -> Tensor:
-    """Render views without mixing. Crop, flip and the operation of geometry are one bilinear sampling.
+    """Render augmented views of photographs, without mixup and CutMix.
+
+    Crop, flip and a geometric operation of TrivialAugment are applied in one bilinear sampling.
 
     Args:
         pixels: Images ``(B, H, W, 3) uint8``.

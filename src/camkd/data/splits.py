@@ -47,18 +47,18 @@ UNLABELED_FOLDERS = frozenset(
         "unlabelled",
     }
 )
-"""Names of a folder of images without labels, the only folder in a split."""
+"""Names of the only folder in a split that mark its images as unlabeled, as in test/unknown."""
 
 MAX_SPLIT_DEPTH = 3
 """Number of levels of folders below the root in which splits are searched."""
 
 
 def find_split_folders(walker: Walker, test_only: bool) -> tuple[dict[str, Path], list[str]]:
-    """Return the folder of each split that exists, and notes.
+    """Return the folder of each split that exists, and notes for the user.
 
-    ``root`` itself is the train folder, or the test folder with ``test_only``, if it contains only class folders.
-    Folders with the name of a split are splits if they hold class folders. One such folder is a class if it holds
-    images directly and other folders with images lie beside it.
+    If the root contains only class folders, it is itself the train folder, or with ``test_only`` the test folder.
+    Folders with the name of a split are splits if they hold class folders. A single folder with such a name is a class
+    if it holds images directly and other folders with images lie beside it.
     """
     root = walker.root
     subfolders = walker.folders(root)
@@ -74,7 +74,7 @@ def find_split_folders(walker: Walker, test_only: bool) -> tuple[dict[str, Path]
     labeled = {split: folder for split, folder in labeled.items() if split not in left_out}
     unlabeled = {split: folder for split, folder in named.items() if split not in labeled}
     if not labeled and others:
-        return whole, [_check_class_of_split_name(root, list(unlabeled.values()), others)]
+        return whole, [_check_class_named_like_split(root, list(unlabeled.values()), others)]
     if test_only and "train" not in named and "test" in named:
         folders = {"test": named["test"]}
     elif "train" in named:
@@ -171,7 +171,7 @@ def _named_folders(walker: Walker, subfolders: Sequence[os.DirEntry[str]]) -> di
     return named
 
 
-def _check_class_of_split_name(root: Path, folders: Sequence[Path], others: Sequence[str]) -> str:
+def _check_class_named_like_split(root: Path, folders: Sequence[Path], others: Sequence[str]) -> str:
     """Return the note that a folder is a class despite its name. Raise `InputError` if it may be a split."""
     names = [folder.name for folder in folders]
     beside = quote_names([escape_name(name) for name in others])
@@ -205,8 +205,13 @@ def _check_majority(walker: Walker, split: Path, others: Sequence[str]) -> None:
 def _check_not_splits(walker: Walker, folders: Sequence[os.DirEntry[str]]) -> list[str]:
     """Raise `InputError` if ``folders`` hold splits with other names, for example train_set and test_set, or folds.
 
-    The names of splits contain the names of two splits and nothing else, or they differ only in the split, or the
-    folders hold the same class folders. Further folders may lie beside them.
+    Folders look like splits in two cases:
+
+    - Their names contain the words of two or more splits, such as train_set and test_set. In addition, every folder
+      with images has such a name and one is train, or two names differ only in the split, or two of the folders hold
+      class folders with the same names.
+    - Their names start with the names of splits, and they hold the same two or more class folders. Folders of only one
+      split are classes if another folder holds these class folders too.
 
     Args:
         walker: Walker of the root.
@@ -343,6 +348,6 @@ def _check_no_splits_in_classes(walker: Walker, folders: Sequence[os.DirEntry[st
     if len(with_splits) > 1 or (splits and len(with_splits) == len(splits)):
         first = relative_name(walker.root, contents[with_splits[0]][0].path)
         raise InputError(
-            f"'{walker.root}' must have the classes inside of the splits, got splits inside of the classes, such as "
+            f"'{walker.root}' must have class folders inside the splits, got splits inside the class folders, such as "
             f"'{escape_name(first)}'. Move the images to train/<class>, val/<class> and test/<class>."
         )

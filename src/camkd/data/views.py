@@ -1,6 +1,8 @@
 """Augmented views of the images of a split.
 
-An augmented view is one geometry, a pure function of (seed, epoch, sample), that can be rendered at several sizes.
+The geometry of a view is a pure function of (seed, epoch, sample) and can be rendered at several image sizes. Some
+policies shift and erase whole pixels. These are the pixels of the *frame*, the image at the size of the student, so a
+teacher and a student of different sizes get the same views.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Batch(NamedTuple):
 
 
 def _check_split(split: Split, classes: int) -> None:
-    """Check the images of a split, and its labels if ``classes`` is above 0. Raise `InputError`."""
+    """Check the images of a split, and its labels unless ``classes`` is 0. Raise `InputError`."""
     shape = split.images.shape
     if split.images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
         raise InputError(
@@ -73,8 +75,8 @@ def _check_frame(frame: int, height: int, width: int) -> None:
 class Views:
     """Augmented views of a split: ``views[epoch, indices]`` is a `Batch`.
 
-    Images are compared with the checksums of the split, if the split has checksums: on access, or when they are copied
-    to a GPU.
+    If the split has checksums, they are compared with those of the images: on access, or when images are copied to a
+    GPU.
 
     Args:
         split: Images and labels.
@@ -82,13 +84,13 @@ class Views:
         policy: Name of the augmentation policy.
         seed: Augmentation seed.
         device: Device of the batches. All images are copied to a GPU if they take less than half of its free memory.
-        frame: Side in pixels of the network for which these views are rendered too, from a split of that size. Crop
-            offsets, reflected borders, squares and boxes are whole pixels at that size. Default: the side of the
-            images of ``split``.
+        frame: Side of the frame in pixels: the side of the student's images, if ``split`` has the teacher's images at
+            another size. Crop offsets, reflected borders, cutout squares and CutMix boxes are whole pixels of the
+            frame. Default: the size of the images of ``split``.
 
     Raises:
-        InputError: If the policy does not exist, the frame is below 1, images that are not square have a frame, or the
-            checksum of an image differs.
+        InputError: If the policy does not exist, the frame is below 1, ``frame`` is given for images that are not
+            square, or the checksum of an image differs.
 
     Example:
         >>> split = Split(np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2)
@@ -135,7 +137,7 @@ class Views:
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation changes the memory format
 
     def _augment(self, epoch: int, indices: Tensor) -> Tensor:
-        """Compute the augmented views of ``indices`` without mixing, ``(B, 3, H, W)`` in 0..1."""
+        """Compute the augmented views of ``indices`` without mixup and CutMix, ``(B, 3, H, W)`` in 0..1."""
         pixels = self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
             self.split.verify(indices.numpy(), pixels.numpy())
@@ -143,10 +145,10 @@ class Views:
         if isinstance(self.policy, PhotoPolicy):
             return render_photo(pixels, random_photo(self.seed, epoch, indices), self.policy)
         u = to_device(random_uniform(self.seed, epoch, indices), self.device)
-        return self._whole_pixels(pixels, u, self.policy)
+        return self._render(pixels, u, self.policy)
 
-    def _whole_pixels(self, pixels: Tensor, u: Tensor, policy: Policy) -> Tensor:
-        """Compute the views of ``pixels (B, H, W, 3) uint8`` by a policy in whole pixels of the frame."""
+    def _render(self, pixels: Tensor, u: Tensor, policy: Policy) -> Tensor:
+        """Render the views of ``pixels (B, H, W, 3) uint8`` by a policy that uses pixels of the frame."""
         if policy.crop and self.frame != pixels.shape[1:3]:
             x = render_frame(torch.div(pixels, 255).permute(0, 3, 1, 2), u, policy, self.frame[0])
         else:

@@ -21,7 +21,7 @@ VERSION = 4
 OUTPUT_VERSION = 1
 """Version of the outputs. Increment it when the same weights would give other outputs.
 
-Reasons are another ``forward``, other maps, or another split of a batch into forward passes.
+Reasons are a changed ``forward``, changed maps, or another division of a batch into forward passes.
 """
 
 
@@ -35,12 +35,12 @@ def key_inputs(
 ) -> dict[str, Any]:
     """Collect what a model's outputs depend on besides its weights, for `cache_key`.
 
-    Images are identified by the content of their source and the way in which they are decoded. So the key is known
-    without decoding them at the size of the model.
+    Images are identified by the content of their source files and by the decoding settings. So the key can be computed
+    before the images are decoded at the size of the model.
 
     Args:
         model: The model.
-        architecture: Name of its network.
+        architecture: Name of the network.
         data: The dataset, at any size.
         size: Side of the model's images in pixels.
         interpolation: Filter that resizes the model's images.

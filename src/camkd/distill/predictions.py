@@ -16,7 +16,7 @@ from camkd.evaluate import SplitPredictions
 from camkd.utils.files import atomic_write
 
 MAX_FILES = 100
-"""Number of files that are kept. A further file replaces the one that was written first."""
+"""Maximum number of files. Writing another file removes the oldest file."""
 
 
 def cached_predictions(key: str, predict: Callable[[], SplitPredictions]) -> SplitPredictions:

@@ -27,7 +27,7 @@ from camkd.types import InputError, Interpolation
 from camkd.utils.devices import pick_device
 
 ROUNDING = 1e-9
-"""Difference of two balanced accuracies that counts as rounding."""
+"""Largest difference of two balanced accuracies that counts as equal."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Teacher:
     Args:
         model: The network in evaluation mode, without gradients.
         folder: Run folder of the teacher.
-        architecture: Name of its network.
-        size: Side of its images in pixels.
-        interpolation: Filter that resizes its images.
+        architecture: Name of the network.
+        size: Side of the teacher's images in pixels.
+        interpolation: Filter that resizes the teacher's images.
         student_data: The dataset at the image size of the student.
     """
 
@@ -78,18 +78,19 @@ class Teacher:
     def check_accuracy(self, weak_teacher: WeakTeacher = "reject") -> str:
         """Check that the teacher is better than guessing, per class.
 
-        A teacher whose weights, normalization or class order do not fit these images fails the check. The balanced
-        accuracy on the validation images, the mean accuracy of the classes, must be above that of a constant
-        prediction. It must also be at least two standard errors above, where the standard error is that of a teacher
-        with the same predictions in random order (`camkd.evaluate.metrics.balanced_accuracy`). The bound is at most 1,
-        so a teacher without errors passes. It does not depend on the balance of the classes: a constant prediction
-        fails, however frequent its class. Validation images of a single class cannot show a difference, and pass.
+        A teacher whose weights, normalization or class order do not fit these images fails the check. The check uses
+        the balanced accuracy on the validation images, which is the mean of the accuracies per class. This accuracy
+        must be above the chance level, the balanced accuracy of a constant prediction, by at least two standard errors.
+        The standard error is that of a teacher with the same predictions in random order
+        (`camkd.evaluate.metrics.balanced_accuracy`). The bound is at most 1, so a teacher without errors passes. A
+        constant prediction fails, however frequent its class is. With validation images of a single class, every
+        teacher passes, because no difference can be measured.
 
         Args:
-            weak_teacher: ``accept``: a teacher that fails the check is described instead.
+            weak_teacher: Treatment of a teacher that fails the check: ``reject`` raises an error, ``accept`` does not.
 
         Returns:
-            The accuracy as text.
+            Description of the validation accuracy, and of the failed check.
 
         Raises:
             InputError: If the teacher fails the check and ``weak_teacher`` is ``reject``.
@@ -106,7 +107,7 @@ class Teacher:
         if accuracy == 1 or (above_chance and balanced.value >= bound - ROUNDING):
             return text
         if weak_teacher == "accept":
-            return f"{text}, no better than guessing: balanced accuracy {balanced.value:.1%}, by chance {bound:.1%}"
+            return f"{text}, no better than guessing: balanced accuracy {balanced.value:.1%}, bound {bound:.1%}"
         more_images = " More validation images lower the bound." if above_chance else ""
         raise InputError(
             f"The teacher in {self.folder} must have a balanced accuracy above {balanced.chance:.1%}, that of "
@@ -166,8 +167,9 @@ def _find_only_teacher(data: str) -> Path:
 def check_default_teacher(name: str, folder: Path, data: str, source_fingerprint: str) -> None:
     """Check that a teacher that was found by the name of its model was trained on these images.
 
-    The default folder of a run contains only the name of the dataset, so another dataset of this name has the same
-    folder. A teacher that is given by its folder is not checked. Of a built-in dataset, the limits may differ.
+    The name of a default folder contains the name of the dataset only, so two datasets of the same name share a folder.
+    A teacher that is given by its folder is not checked. For a built-in dataset, ``limit`` and ``train_limit`` may
+    differ from those of the teacher.
 
     Args:
         name: The value of ``--teacher``.
@@ -176,7 +178,7 @@ def check_default_teacher(name: str, folder: Path, data: str, source_fingerprint
         source_fingerprint: Source fingerprint of the dataset.
 
     Raises:
-        InputError: If the teacher was trained on other images.
+        InputError: If the teacher was trained on other images, or on a folder with other limits.
     """
     if name != AUTO and folder != default_run_folder(data, "teacher", name):
         return
@@ -184,8 +186,8 @@ def check_default_teacher(name: str, folder: Path, data: str, source_fingerprint
     if info.source_fingerprint != source_fingerprint and not (data in SOURCES and info.data == data):
         raise InputError(
             f"The teacher in {folder}, a default folder, must be trained on the images of {data!r}, got "
-            f"other images ({info.data!r}) or other limits. Set --teacher {folder} to use it anyway, or train another "
-            "teacher."
+            f"other images ({info.data!r}), or another --limit or --train-limit. Set --teacher {folder} to use it "
+            "anyway, or train another teacher."
         )
 
 
@@ -203,7 +205,7 @@ def choose_teacher(
         message: Callback ``message(text)`` for a note that the teacher is left out or has other weights.
 
     Returns:
-        The teacher's run folder. None if the model has no teacher, or if its weights are not found.
+        The teacher's run folder. None if the model has no teacher, or if no folder contains the teacher's weights.
 
     Raises:
         InputError: If there is no ``given`` teacher, or it has other classes or another fit than the model.
@@ -214,8 +216,8 @@ def choose_teacher(
         return _check_given_teacher(info, source, given, checksum, message)
     if info.teacher is None or run_folder is None:
         return None
-    places = (*relocated(info.teacher, run_folder), run_folder.parent / "teacher", *shipped_models().values())
-    teachers = [folder for folder in places if (folder / INFO_FILE).exists()]
+    folders = (*relocated(info.teacher, run_folder), run_folder.parent / "teacher", *shipped_models().values())
+    teachers = [folder for folder in folders if (folder / INFO_FILE).exists()]
     for folder in teachers:
         if checksum is not None and _checksum(folder) == checksum:
             return folder
@@ -232,7 +234,7 @@ def choose_teacher(
 def _check_given_teacher(
     info: ModelInfo, source: str | Path, given: str, checksum: str | None, message: Callable[[str], None]
 ) -> Path:
-    """Find the given teacher and check that it fits the model. Note other weights than those of the run's teacher."""
+    """Find the given teacher and check that it fits the model. Send a message if the model had another teacher."""
     folder = find_teacher(given, info.data)
     check_default_teacher(given, folder, info.data, info.source_fingerprint)
     teacher_info = read_model_info(folder)

@@ -1,4 +1,4 @@
-"""The network that a run starts from: random, pretrained, or with weights and classes of other programs."""
+"""Initial network of a run: random weights, pretrained weights, or weights and classes from files of other programs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from camkd.types import InputError, Interpolation
 from camkd.utils.files import sha256_of
 
 Message = Callable[[str], None]
-"""Callback for a line for the user."""
+"""Callback that shows one line of text to the user."""
 
 
 def no_message(text: str) -> None:
@@ -41,7 +41,7 @@ def no_message(text: str) -> None:
 
 
 def check_start(config: RunConfig) -> None:
-    """Check the options of a teacher's start that do not need the images.
+    """Check the options for the initial weights of a teacher, as far as possible without the images.
 
     Raises:
         InputError: If options contradict each other, or a file does not exist.
@@ -50,8 +50,8 @@ def check_start(config: RunConfig) -> None:
     is_trained = start.weights is not None or has_pretrained_weights(config.model)
     if start.train != "all" and not is_trained:
         raise InputError(
-            f"--train {start.train} must be given with trained weights, got {config.model} without. Add a tag to the "
-            "name of the model, as in timm:resnet18.a1_in1k, or --weights FILE."
+            f"--train {start.train} must be given with trained weights, got {config.model} without weights. Add a "
+            "tag to the name of the model, as in timm:resnet18.a1_in1k, or --weights FILE."
         )
     if start.train != "all" and start.classes is not None:
         raise InputError(
@@ -60,17 +60,18 @@ def check_start(config: RunConfig) -> None:
         )
     if start.classes is not None and not is_trained:
         raise InputError(
-            f"--classes must be given with trained weights, got {config.model} without. Add --weights FILE, or a tag "
-            "to the name of the model."
+            f"--classes must be given with trained weights, got {config.model} without weights. Add --weights FILE, "
+            "or a tag to the name of the model."
         )
     if start.normalization != "auto" and start.weights is None:
         raise InputError(
-            f"--normalization must be given with --weights, got {start.normalization!r} without. Leave it out."
+            f"--normalization must be given with --weights, got {start.normalization!r} without --weights. Leave out "
+            "--normalization."
         )
     if config.train.epochs == 0 and (start.train != "all" or (start.weights is None and start.classes is None)):
         raise InputError(
-            f"epochs must be {RANGES['epochs'][0]}, got 0 without weights that are used as they are. Choose a larger "
-            "number, or add --weights FILE, or --classes FILE for a model with a tag."
+            f"epochs must be {RANGES['epochs'][0]}, got 0. Choose a larger number. To use trained weights without "
+            "training, leave out --train, and add --weights FILE, or --classes FILE for a model with a tag."
         )
     if start.classes is not None:
         read_class_file(start.classes)
@@ -79,7 +80,7 @@ def check_start(config: RunConfig) -> None:
 
 
 def start_files(config: RunConfig) -> dict[str, str | None]:
-    """Return the SHA-256 of the files that a run starts from, for its provenance."""
+    """Return the SHA-256 of the weights file and the class file of a run, for the provenance of the run."""
     return {
         f"{name}_file": None if file is None else sha256_of(Path(file).expanduser())
         for name, file in (("weights", config.teacher.weights), ("classes", config.teacher.classes))
@@ -111,15 +112,16 @@ def default_interpolation(model: str, data: str) -> Interpolation:
 
 
 def resolve_start(config: RunConfig, data: Dataset, message: Message = no_message) -> RunConfig:
-    """Replace the model name of a teacher by the name of the network that its start leads to.
+    """Add the suffix that the options for the initial weights require to the model name of a teacher.
 
-    A vision transformer with a class token whose head is trained gets the suffix ``+patch-mean``, because its map is
-    then exact. Weights of more classes than the data get ``+groups-K``.
+    If the head of a vision transformer with a class token is trained, the suffix is ``+patch-mean``, because the maps
+    are then exact. If several classes of the weights are mapped to one class of the data, or the classes differ and the
+    head is not linear, the suffix is ``+groups-K``.
 
     Args:
         config: Configuration of a teacher.
         data: The dataset.
-        message: Callback for a line about a new name.
+        message: Callback for a line about the suffix ``+patch-mean``.
 
     Returns:
         The configuration, with the name in ``config.model``.
@@ -132,8 +134,8 @@ def resolve_start(config: RunConfig, data: Dataset, message: Message = no_messag
         if name != config.model:
             message(f"{name}: the head gets the mean of the patch tokens, so that the maps are exact")
         return replace(config, model=name)
-    plan = _plan(config, data)
-    return config if plan is None else replace(config, model=plan.name)
+    mapping = _map_classes(config, data)
+    return config if mapping is None else replace(config, model=mapping.name)
 
 
 def start_network(config: RunConfig, data: Dataset, message: Message = no_message) -> ImageClassifier:
@@ -159,28 +161,28 @@ def start_network(config: RunConfig, data: Dataset, message: Message = no_messag
         assert start.weights is not None
         _load_weights(model, read_weights(start.weights), config, size, message, head=False)
         return model
-    plan = _plan(config, data)
-    assert plan is not None
+    mapping = _map_classes(config, data)
+    assert mapping is not None
     base_name = split_groups(config.model)[0]
-    base = build(base_name, plan.num_classes, size, config.train.seed, pretrained=plan.weights is None)
-    if plan.weights is not None:
-        _load_weights(base, plan.weights, config, size, message)
-    message(plan.describe(data.classes))
-    if plan.name != base_name:
-        return GroupedClassifier(base, plan.groups, plan.num_classes)
-    rows = [group[0] for group in plan.groups]
-    if rows == list(range(plan.num_classes)):
+    base = build(base_name, mapping.num_classes, size, config.train.seed, pretrained=mapping.weights is None)
+    if mapping.weights is not None:
+        _load_weights(base, mapping.weights, config, size, message)
+    message(mapping.describe(data.classes))
+    if mapping.name != base_name:
+        return GroupedClassifier(base, mapping.groups, mapping.num_classes)
+    rows = [group[0] for group in mapping.groups]
+    if rows == list(range(mapping.num_classes)):
         return base
     return _select_classes(base, build(base_name, len(rows), size, pretrained=False), rows, size)
 
 
-class _Plan(NamedTuple):
-    """Use of trained weights for the classes of a dataset.
+class _ClassMapping(NamedTuple):
+    """Mapping from the classes of trained weights to the classes of a dataset, and the network for it.
 
     Attributes:
         name: Name of the resulting network.
         num_classes: Number of classes of the weights.
-        groups: Classes of the weights that stand for each class of the data.
+        groups: Indices of the classes of the weights that are mapped to each class of the data.
         weights: The given weights, or None for pretrained weights.
         has_names: Whether the classes were matched by name.
     """
@@ -192,17 +194,19 @@ class _Plan(NamedTuple):
     has_names: bool
 
     def describe(self, classes: tuple[str, ...]) -> str:
-        """Describe the classes in one line."""
+        """Describe the mapping in one line."""
         if not self.has_names:
             names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            return f"the weights name no classes: they are those of the data in order: {names}"
-        relation = "are those" if is_one_to_one(self.groups) else f"stand for the {len(classes):,} classes"
+            return f"classes: the weights contain no class names, so the order of the data is assumed: {names}"
         used = sum(map(len, self.groups))
-        return f"classes: {used:,} of the {self.num_classes:,} classes of the weights {relation} of the data"
+        return (
+            f"classes: {used:,} of the {self.num_classes:,} classes of the weights are mapped to the {len(classes):,} "
+            "classes of the data"
+        )
 
 
-def _plan(config: RunConfig, data: Dataset) -> _Plan | None:
-    """Read the classes of trained weights that are used with their head. None if there are no such weights."""
+def _map_classes(config: RunConfig, data: Dataset) -> _ClassMapping | None:
+    """Map the classes of trained weights to those of the data. None without ``--weights`` and ``--classes``."""
     start = config.teacher
     if start.weights is None and start.classes is None:
         return None
@@ -225,11 +229,11 @@ def _plan(config: RunConfig, data: Dataset) -> _Plan | None:
     is_plain = [group[0] for group in groups] == list(range(count)) and is_one_to_one(groups)
     if not is_plain and not (is_one_to_one(groups) and _has_linear_head(name, len(data.classes), size)):
         name = grouped_name(name, count)
-    return _Plan(name, count, groups, weights, names is not None or pairs is not None)
+    return _ClassMapping(name, count, groups, weights, names is not None or pairs is not None)
 
 
 def _count_classes(name: str, weights: ForeignWeights, default: int, size: int) -> int:
-    """Return the number of classes of given weights: the rows of the head, or ``default`` if there is no such layer."""
+    """Return the number of classes of weights: rows of the linear head, or ``default`` if there is no linear head."""
     model = build(name, default, size, pretrained=False)
     try:
         head = linear_head(_network(model), _random_images(size))[0]
@@ -248,13 +252,13 @@ def _has_linear_head(name: str, classes: int, size: int) -> bool:
 
 
 def _network(model: ImageClassifier) -> nn.Module:
-    """Return the network itself: that of timm or torchvision without its normalization, else the model."""
+    """Return the network without the normalization of `ExternalClassifier`. Other models are returned as they are."""
     net = getattr(model, "net", None)
     return net if isinstance(net, nn.Module) and not isinstance(net, ImageClassifier) else model
 
 
 def _own_state(model: ImageClassifier, weights: ForeignWeights) -> dict[str, Tensor]:
-    """Return the tensors of a file by their names in `_network`."""
+    """Return the tensors of a file, with the names that they have in ``_network(model)``."""
     return without_prefix(weights.state, _network(model).state_dict())
 
 
@@ -267,7 +271,7 @@ def _load_weights(
     *,
     head: bool = True,
 ) -> None:
-    """Load given weights into a model, with the normalization of the images.
+    """Load given weights into a model, and set its normalization.
 
     Args:
         model: The model.
@@ -299,7 +303,7 @@ def _load_weights(
 
 
 def _pop_normalization(state: dict[str, Tensor], weights: ForeignWeights, name: str) -> Tensor | None:
-    """Remove the statistics that camkd stores with its weights from a state dict, and return them."""
+    """Remove the mean or std that camkd stores with its weights from a state dict, and return it. None without it."""
     value = state.get(name, weights.state.get(name))
     if value is None or value.shape != (1, 3, 1, 1):
         return None
@@ -308,9 +312,9 @@ def _pop_normalization(state: dict[str, Tensor], weights: ForeignWeights, name: 
 
 
 def _set_normalization(model: ImageClassifier, stored: Mapping[str, Tensor | None], config: RunConfig) -> str:
-    """Set the normalization of given weights, and describe it.
+    """Set the normalization that belongs to given weights, and describe it in a few words.
 
-    The statistics of the training images are set by the caller of `start_network`.
+    If it is that of the training images, nothing is set: the caller of `start_network` computes and sets it.
     """
     choice = config.teacher.normalization
     mean, std = stored["mean"], stored["std"]
@@ -320,7 +324,7 @@ def _set_normalization(model: ImageClassifier, stored: Mapping[str, Tensor | Non
     elif choice == "auto" and is_external(config.model):
         library = config.model.partition(":")[0]
         assert library in LIBRARIES
-        statistics, source = usual_normalization(split_groups(config.model)[0]), f"usual for this network of {library}"
+        statistics, source = usual_normalization(split_groups(config.model)[0]), f"default of {library}"
     elif choice == "imagenet":
         statistics, source = (IMAGENET_MEAN, IMAGENET_STD), "ImageNet's"
     elif choice == "none":
@@ -329,7 +333,7 @@ def _set_normalization(model: ImageClassifier, stored: Mapping[str, Tensor | Non
         return "the statistics of the training images"
     model.set_normalization(*statistics)
     model.has_pretrained_normalization = True
-    return f"mean {_format(statistics[0])}, deviation {_format(statistics[1])} ({source})"
+    return f"mean {_format(statistics[0])}, std {_format(statistics[1])} ({source})"
 
 
 def _format(values: Any) -> str:
@@ -337,7 +341,7 @@ def _format(values: Any) -> str:
 
 
 def _select_classes(base: ImageClassifier, model: ImageClassifier, rows: list[int], size: int) -> ImageClassifier:
-    """Copy the weights of a network into one with fewer classes or other order: ``rows`` of its last layer."""
+    """Load the weights of ``base`` into ``model``, with only ``rows`` of the last layer, in this order."""
     head, _ = linear_head(base, _random_images(size))
     state = base.state_dict()
     for name in (f"{head}.weight", f"{head}.bias"):
@@ -349,7 +353,7 @@ def _select_classes(base: ImageClassifier, model: ImageClassifier, rows: list[in
 
 
 def _resolve_patch_mean(name: str, data: Dataset) -> str:
-    """Return the name with `PATCH_MEAN` if the maps of the network are exact with it only, else the name."""
+    """Add the suffix `PATCH_MEAN` to the name of a network whose maps are exact only with the suffix."""
     if not is_external(name) or name.endswith(PATCH_MEAN):
         return name
     size = data.size

@@ -1,16 +1,17 @@
 """CAM-Net, the student network. Its head computes the class activation maps directly.
 
-The head is a 1x1 convolution followed by global average pooling, so the output of the convolution, without the bias, is
-the class activation maps. The layers before the head depend on the side of the image:
+The head is a 1x1 convolution followed by global average pooling. The output of the convolution, without the bias, is
+the class activation maps. The layers before the head depend on the size of the images and on the variant:
 
-- Below `MIN_PHOTO_SIZE` pixels: gated blocks at half the image's resolution; in the lite variant, partly at a quarter.
-  The blocks follow https://github.com/xvel/cifar10-tiniest.
-- From `MIN_PHOTO_SIZE` pixels: strided convolutions with residual blocks, then gated blocks with 3x3 kernels. The
-  number of strided convolutions leaves a map of 8 to 14 cells per side, so the cost is bounded at every size.
+- Below `MIN_PHOTO_SIZE` pixels, default and lite variants: gated blocks at half the image's resolution; in the lite
+  variant, the last two at a quarter. The blocks follow https://github.com/xvel/cifar10-tiniest.
+- From `MIN_PHOTO_SIZE` pixels, and in the large variant at every size: strided convolutions with residual blocks, then
+  gated blocks with 3x3 kernels. From `MIN_PHOTO_SIZE` pixels, the strided convolutions leave a map of 8 to 14 cells per
+  side, so the cost is bounded.
 
 A gated block splits the channels into four groups: one is unchanged, and the others have a small, a medium and a nearly
-global receptive field. A gated linear unit mixes the groups. docs/evidence.md lists the candidates that both forms of
-CAM-Net were chosen from.
+global receptive field. A gated linear unit mixes the groups. docs/evidence.md lists the candidates from which the
+layers for small images were chosen.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from camkd.models.resnet11 import conv_bn_relu
 Variant = Literal["default", "lite", "large"]
 
 MIN_PHOTO_SIZE = 48
-"""Side in pixels of the smallest image that gets a `Plan`. Smaller images keep half their resolution."""
+"""Side in pixels of the smallest images for which all variants follow a `Plan`. Below, only the large variant does."""
 
 MIN_CELLS = 8
 """Minimum number of cells per side of the map, from `MIN_PHOTO_SIZE` pixels."""
@@ -37,11 +38,11 @@ MIN_CELLS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Channels and blocks of CAM-Net for images of `MIN_PHOTO_SIZE` pixels or more.
+    """Channels and blocks of CAM-Net for images of `MIN_PHOTO_SIZE` pixels or more, and of the large variant.
 
     Args:
         residual: Channels and number of the residual blocks of each stage. A stage has twice the resolution of the next
-            one, and the last of them twice the resolution of the map.
+            stage, and the last stage twice the resolution of the map.
         gated: Channels, a multiple of 4, and number of the gated blocks, at the resolution of the map.
     """
 
@@ -54,7 +55,7 @@ PLANS: dict[Variant, Plan] = {
     "default": Plan(residual=((16, 1), (24, 1)), gated=(76, 3)),
     "large": Plan(residual=((32, 1), (64, 2)), gated=(144, 4)),
 }
-"""Plans by variant. Measured cost and accuracy: docs/evidence.md."""
+"""Plans by variant."""
 
 
 class ChannelNorm(nn.Module):
@@ -175,7 +176,7 @@ def _photo_body(plan: Plan, image_size: int) -> tuple[nn.Sequential, int]:
     """Build the layers of a plan. Return them with their number of output channels.
 
     The last strided convolutions before the gated blocks belong to the residual stages. Large images have further
-    strided convolutions before the stages, and the smallest images only the last stage.
+    strided convolutions before the stages, and the smallest images have only the last stage.
     """
     strided_convs = num_halvings(image_size) - 1
     stages = plan.residual[-strided_convs:]

@@ -1,4 +1,4 @@
-"""The classes of trained weights and those of a dataset: which of the former stand for each of the latter."""
+"""Mapping from the classes of trained weights to the classes of a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_LISTED = 5
 """Maximum number of class names that an error message lists."""
 
 Groups = tuple[tuple[int, ...], ...]
-"""For each class of the data, the indices of the classes of the weights that stand for the class."""
+"""Indices of the classes of the weights that are mapped to each class of the data."""
 
 
 class ClassFile(NamedTuple):
@@ -24,8 +24,8 @@ class ClassFile(NamedTuple):
 
     Attributes:
         path: The file.
-        names: Class names of the weights in order, or None for a map.
-        pairs: Line number, class of the weights (name or index) and class of the data, for each line of a map.
+        names: Class names of the weights in order, or None for a mapping.
+        pairs: Line number, class of the weights (name or index) and class of the data, for each line of a mapping.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class ClassFile(NamedTuple):
 
 
 def read_class_file(file: str | Path) -> ClassFile:
-    """Read the classes of trained weights, or their map to the classes of the data.
+    """Read the class names of trained weights, or their mapping to the classes of the data.
 
     Args:
         file: A ``.csv`` file with two columns, the class of the weights (name or index) and the class of the data; a
@@ -42,7 +42,7 @@ def read_class_file(file: str | Path) -> ClassFile:
             line. The order of names is that of the logits.
 
     Raises:
-        InputError: If the file cannot be read or has another content.
+        InputError: If the file cannot be read, or contains neither class names nor a mapping.
 
     Example:
         >>> read_class_file("imagenet-to-pets.csv").pairs[0]                # doctest: +SKIP
@@ -50,14 +50,14 @@ def read_class_file(file: str | Path) -> ClassFile:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        state = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"classes must be a .txt, .json or .csv file, got {state}: {path}. Check the path.")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"--classes must be a .txt, .json or .csv file, got {path}, which {problem}. Check the path.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} must be a text file in UTF-8, got: {error}. Save it as UTF-8.") from error
+        raise InputError(f"{path} must be a text file in UTF-8, got: {error}. Save the file as UTF-8.") from error
     if path.suffix.lower() == ".csv":
-        return ClassFile(path, None, _parse_map(text, path))
+        return ClassFile(path, None, _parse_mapping(text, path))
     if path.suffix.lower() == ".json":
         try:
             names = parse_classes(load_json(text))
@@ -66,11 +66,11 @@ def read_class_file(file: str | Path) -> ClassFile:
     else:
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
-        raise InputError(f"{path} must hold class names in order, got none. Write one name per line.")
+        raise InputError(f"{path} must hold class names in order, got none. Write one name per line, or a JSON list.")
     return ClassFile(path, names)
 
 
-def _parse_map(text: str, path: Path) -> tuple[tuple[int, str, str], ...]:
+def _parse_mapping(text: str, path: Path) -> tuple[tuple[int, str, str], ...]:
     pairs = []
     reader = csv.reader(text.splitlines())
     for row in reader:
@@ -84,31 +84,34 @@ def _parse_map(text: str, path: Path) -> tuple[tuple[int, str, str], ...]:
             )
         pairs.append((reader.line_num, cells[0], cells[1]))
     if not pairs:
-        raise InputError(f"{path} must have a line per class of the weights, got an empty file. Write the map.")
+        raise InputError(
+            f"{path} must have one line or more, got an empty file. Write a class of the weights, a comma and a class "
+            "of the data in each line."
+        )
     return tuple(pairs)
 
 
 def group_classes(
     names: Sequence[str] | None, count: int, classes: Sequence[str], pairs: Sequence[tuple[int, str, str]] | None
 ) -> Groups:
-    """Find the classes of trained weights that stand for each class of the data.
+    """Map the classes of trained weights to the classes of the data, and group them by class of the data.
 
-    Names are compared in Unicode's normalization form C. Classes of the weights that stand for no class of the data are
-    ignored.
+    Names are compared in Unicode's normalization form C. Classes of the weights that are mapped to no class of the data
+    are ignored.
 
     Args:
         names: Class names of the weights in order, or None if they are unknown.
         count: Number of classes of the weights.
         classes: Classes of the data.
-        pairs: Lines of a map, see `ClassFile`. A first line with two unknown names is a header. None: equal names stand
-            for each other, and without names the classes are those of the data in order.
+        pairs: Lines of a mapping, see `ClassFile`. A first line with two unknown names is a header. None: classes are
+            matched by name, or by index if ``names`` is None too.
 
     Returns:
         The indices of the classes of the weights for each class of the data.
 
     Raises:
-        InputError: If the number of classes differs, a name in the map is unknown or ambiguous, a class of the weights
-            is mapped to several classes, or no class of the weights stands for a class of the data.
+        InputError: If the number of classes differs, a name in the mapping is unknown or ambiguous, a class of the
+            weights is mapped to several classes, or no class of the weights is mapped to a class of the data.
 
     Example:
         >>> pairs = [(1, "1", "cat"), (2, "lion", "cat"), (3, "dog", "dog")]
@@ -123,7 +126,7 @@ def group_classes(
         if count != len(classes):
             raise InputError(
                 f"The weights must have {len(classes):,} classes, those of the data, got {count:,}. Map the classes "
-                "with --classes map.csv, or train a new head with --train head."
+                "with --classes mapping.csv, or train a new head with --train head."
             )
         return tuple((index,) for index in range(count))
     targets = {_normalize(name): label for label, name in enumerate(classes)}
@@ -135,24 +138,24 @@ def group_classes(
         for name, label in targets.items():
             label_of |= dict.fromkeys(sources.get(name, ()), label)
     else:
-        label_of = _apply_map(pairs, sources, targets, count)
+        label_of = _apply_mapping(pairs, sources, targets, count)
     groups = tuple(
         tuple(index for index in sorted(label_of) if label_of[index] == label) for label in range(len(classes))
     )
-    without = [name for name, group in zip(classes, groups, strict=True) if not group]
-    if without:
-        known = "" if names is None else f" The weights have {_list_names(names)}."
+    unmapped = [name for name, group in zip(classes, groups, strict=True) if not group]
+    if unmapped:
+        available = "" if names is None else f" The weights have {_list_names(names)}."
         raise InputError(
-            f"Each class of the data must have a class of the weights, got none for {_list_names(without)}.{known} "
-            "Name or map the classes with --classes."
+            f"Each class of the data must have a class of the weights, got none for {_list_names(unmapped)}."
+            f"{available} Name or map the classes with --classes."
         )
     return groups
 
 
-def _apply_map(
+def _apply_mapping(
     pairs: Sequence[tuple[int, str, str]], sources: dict[str, list[int]], targets: dict[str, int], count: int
 ) -> dict[int, int]:
-    """Return the class of the data for each mapped class of the weights."""
+    """Return the index of the class of the data for the index of each mapped class of the weights."""
     label_of: dict[int, int] = {}
     for number, (line, source, target) in enumerate(pairs):
         indices = sources.get(_normalize(source), [])
@@ -162,9 +165,9 @@ def _apply_map(
         if number == 0 and not indices and label is None and len(pairs) > 1:
             continue  # a header
         if len(indices) != 1:
-            rule = f"a name or an index below {count:,}" if not indices else "one class"
-            found = repr(source) if not indices else f"{source!r}, the name of {', '.join(map(str, indices))}"
-            raise InputError(f"The class of the weights in line {line} must be {rule}, got {found}. Give the index.")
+            rule = f"a name or an index below {count:,}" if not indices else "a unique name"
+            value = repr(source) if not indices else f"{source!r}, the name of classes {', '.join(map(str, indices))}"
+            raise InputError(f"The class of the weights in line {line} must be {rule}, got {value}. Write the index.")
         if label is None:
             raise InputError(
                 f"The class of the data in line {line} must be one of {_list_names(list(targets))}, got {target!r}. "
@@ -172,14 +175,14 @@ def _apply_map(
             )
         if label_of.setdefault(indices[0], label) != label:
             raise InputError(
-                f"Each class of the weights must be mapped to one class of the data, got another one for {source!r} in "
-                f"line {line}. Remove a line."
+                f"Each class of the weights must be mapped to one class of the data, got a second class for {source!r} "
+                f"in line {line}. Remove a line."
             )
     return label_of
 
 
 def is_one_to_one(groups: Groups) -> bool:
-    """Return True if one class of the weights stands for each class of the data."""
+    """Return True if exactly one class of the weights is mapped to each class of the data."""
     return all(len(group) == 1 for group in groups)
 
 

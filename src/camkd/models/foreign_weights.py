@@ -1,6 +1,7 @@
-"""Weights of other programs: a file of PyTorch or safetensors, read without executing code.
+"""Weights of other programs: a file written by PyTorch or safetensors, read without executing code.
 
-Training programs nest the state dict in a dict, and wrappers put a prefix before every name. Both are removed.
+Training programs nest the state dict in a dict, and wrappers add a prefix to every name. Nesting and prefixes are
+removed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 MAX_NESTING = 4
 
 COUNTERS = ("n_averaged", "total_ops", "total_params")
-"""Last parts of names that other libraries add to a state dict and that are not weights."""
+"""Last parts of the names of entries that other libraries add to a state dict. These entries are not loaded."""
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Prefixes of the auxiliary heads of torchvision's GoogLeNet and Inception, which are used in training only."""
@@ -74,8 +75,8 @@ def read_weights(file: str | Path) -> ForeignWeights:
     A PyTorch file is read with ``weights_only=True``. A file that would execute code is refused.
 
     Args:
-        file: A ``.safetensors`` file, or a file of ``torch.save`` with a state dict, which may be nested under the
-            names in `STATE_KEYS`.
+        file: A ``.safetensors`` file, or a file written by ``torch.save`` with a state dict, which may be nested under
+            the names in `STATE_KEYS`.
 
     Raises:
         InputError: If there is no such file, if the file cannot be read without executing code, or if it holds no state
@@ -88,14 +89,16 @@ def read_weights(file: str | Path) -> ForeignWeights:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"weights must be a .safetensors, .pt or .pth file, got {kind}: {path}. Check the path.")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"--weights must be a .safetensors, .pt or .pth file, got {path}, which {problem}. Check the path."
+        )
     content = _load(path)
     tensors, source = _find_state_dict(content)
     if not tensors:
         keys = ", ".join(str(key) for key in list(content)[:5]) if isinstance(content, Mapping) else ""
-        found = f"a dict with {keys}" if keys else f"a {type(content).__name__}"
-        raise InputError(f"{path} must hold a state dict, got {found}. Save model.state_dict() with torch.save.")
+        summary = f"a dict with {keys}" if keys else f"a {type(content).__name__}"
+        raise InputError(f"{path} must hold a state dict, got {summary}. Save model.state_dict() with torch.save.")
     return ForeignWeights(path, tensors, source, _find_classes(content, path))
 
 
@@ -119,7 +122,7 @@ def _load(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> InputError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = lines[0][:120].rstrip(".")
-    return InputError(f"{path} must be a file of torch.save or safetensors, got: {reason}. Check the file.")
+    return InputError(f"{path} must be a file written by torch.save or safetensors, got: {reason}. Check the file.")
 
 
 def _find_state_dict(content: Any, nesting: int = 0) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -137,7 +140,7 @@ def _find_state_dict(content: Any, nesting: int = 0) -> tuple[dict[str, Tensor],
 
 
 def _find_classes(content: Any, path: Path) -> tuple[str, ...] | None:
-    """Return the class names of a checkpoint, from the entry of the first of `CLASS_KEYS`, also under ``meta``."""
+    """Return the class names of a checkpoint: the first entry with a key in `CLASS_KEYS`, else that under ``meta``."""
     if not isinstance(content, Mapping):
         return None
     meta = content.get("meta")
@@ -190,14 +193,15 @@ def parse_classes(value: Any) -> tuple[str, ...] | None:
 
 
 def without_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers from the names of a state dict, as far as more names are then expected.
+    """Remove the prefixes of wrappers from the names of a state dict if more names then match those of the network.
 
     Args:
         state: Tensors by name.
         expected: The state dict of the network.
 
     Returns:
-        The tensors that have a name after the removal. Counters of other libraries are left out.
+        The tensors by their new names, without `COUNTERS` and `AUXILIARY` heads. If a prefix is removed, tensors whose
+        names lack the prefix are left out.
 
     Example:
         >>> list(without_prefix({"module.fc.bias": torch.zeros(2)}, {"fc.bias": torch.zeros(2)}))
@@ -257,7 +261,7 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path:
         )
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise InputError(f"The weights in {path} must be finite, got NaN or infinity in {name}. Train them again.")
+            raise InputError(f"The weights in {path} must be finite, got NaN or infinity in {name}. Use other weights.")
 
 
 def _list_names(names: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""A classifier of many classes as a classifier of fewer: the log-sum-exp of the logits of each group of classes.
+"""Classifier with grouped classes: each logit is the log-sum-exp of the logits of a group of classes.
 
-The name of a grouped network is that of the network and ``+groups-K`` for ``K`` classes of its own, such as
-``timm:resnet50.a1_in1k+groups-1000``. The groups are a buffer, which is saved with the weights.
+The name of a grouped network is the name of the base network, followed by ``+groups-K`` for the ``K`` classes of the
+base, for example ``timm:resnet50.a1_in1k+groups-1000``. The groups are a buffer, which is saved with the weights.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ SUFFIX = "+groups-"
 
 
 class GroupedClassifier(ImageClassifier):
-    """Classifier whose logit of a class is the log-sum-exp of the logits of a group of another classifier's classes.
+    """Classifier whose classes are groups of the classes of a base classifier.
 
         logit[c] = log(sum_k(exp(logit[k])))    for k in groups[c]
 
-    The softmax over the classes is then the softmax over all grouped classes of the base, summed in each group. Classes
-    of the base that are in no group are ignored. A map of this network is gradient-based: the weighted sum of the maps
+    The probability of a class is the sum of the probabilities of its group, relative to all grouped classes. Classes of
+    the base that are in no group are ignored. A map of this network is gradient-based: the weighted sum of the maps
     of the group, with the softmax of the group's logits as weights. It is not exact, because its mean is the weighted
     mean of the logits and not their log-sum-exp.
 
     Args:
         base: The classifier, from images ``(N, 3, H, W)`` to logits ``(N, K)``. Its normalization moves to this module.
-        groups: For each class, the classes of ``base`` in its group.
+        groups: For each class, the indices of the classes of ``base`` in its group.
         base_classes: Number ``K`` of classes of ``base``.
 
     Example:
@@ -61,13 +61,13 @@ class GroupedClassifier(ImageClassifier):
 
 
 def split_groups(name: str) -> tuple[str, int]:
-    """Split the name of a grouped network into the name of the network and the number of classes of its own.
+    """Split the name of a grouped network into the name and the number of classes of the base network.
 
     Args:
         name: Name of any network.
 
     Returns:
-        The name without suffix, and the number of classes; 0 without suffix.
+        The name of the base network, and its number of classes. Without suffix, ``name`` and 0.
 
     Raises:
         InputError: If the number of classes is missing or less than 2.

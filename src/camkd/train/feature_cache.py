@@ -2,8 +2,8 @@
 
 A store is a folder ``<CAMKD_CACHE>/features/<key>/`` with ``features.json`` and a file of fixed-size records per view:
 ``train-0000.bin``, ``train-0001.bin`` and so on, and ``val-0000.bin``. A record is a 64-bit checksum, the features as
-float16, and the label probabilities as float32 if the augmentation mixes images. A record of zeros has not been
-computed, and a record with a wrong checksum counts as not computed, so an interruption loses at most one batch.
+float16, and the label probabilities as float32 if the augmentation mixes images. A record with a wrong checksum, such
+as a record of zeros, counts as not computed. An interruption therefore loses at most one batch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from camkd.utils.files import reserve, write_text
 from camkd.utils.units import format_quantity
 
 FORMAT = 1
-"""Version of the records. Increment it when the same features would be stored as other bytes."""
+"""Version of the records. Increment it when the byte layout of a record changes."""
 
 LARGEST_FLOAT16 = 65504.0
+"""Largest finite float16 number. Larger features are clamped."""
 
 
 @dataclass
@@ -38,22 +39,22 @@ class FeatureStore:
     Args:
         folder: Folder of the store. It is created by the first write.
         description: Content of ``features.json``: everything that the features depend on.
-        width: Number of features per image.
-        targets: Number of label probabilities per image, 0 if the labels are those of the images.
+        width: Number of features per view.
+        num_targets: Number of label probabilities per view; 0 without mixing, when the labels are those of the images.
     """
 
     folder: Path
     description: dict[str, Any]
     width: int
-    targets: int = 0
+    num_targets: int = 0
     _open: dict[str, NDArray[np.void]] = field(default_factory=dict, repr=False)
 
     @property
     def dtype(self) -> np.dtype[np.void]:
         """Structured NumPy type of a record: ``checksum``, ``features``, and ``targets`` if stored."""
         fields: list[tuple[Any, ...]] = [("checksum", "<u8"), ("features", "<f2", (self.width,))]
-        if self.targets:
-            fields.append(("targets", "<f4", (self.targets,)))
+        if self.num_targets:
+            fields.append(("targets", "<f4", (self.num_targets,)))
         padding = -np.dtype(fields).itemsize % 8
         return np.dtype([*fields, ("", f"V{padding}")]) if padding else np.dtype(fields)
 
@@ -62,7 +63,7 @@ class FeatureStore:
 
         Args:
             split: Name of the split.
-            view: Number of the view.
+            view: Index of the view, from 0.
             indices: Sample indices, ``(N,)``.
             count: Number of samples in the split.
         """
@@ -85,35 +86,36 @@ class FeatureStore:
 
         Args:
             split: Name of the split.
-            view: Number of the view.
+            view: Index of the view, from 0.
             indices: Sample indices, ``(N,)``.
             count: Number of samples in the split.
             features: Features ``(N, width)``, finite.
-            targets: Label probabilities ``(N, targets)``, if they are stored.
+            targets: Label probabilities ``(N, num_targets)``; None if ``num_targets`` is 0.
 
         Raises:
             InputError: If the disk has no space for the view.
         """
         records: NDArray[np.void] = np.zeros(len(indices), self.dtype)
         records["features"] = features.clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16).half().cpu().numpy()
-        if self.targets:
+        if self.num_targets:
             assert targets is not None
             records["targets"] = targets.float().cpu().numpy()
         records["checksum"] = self._checksums(records, split, view, indices)
         self._map(split, view, count)[indices] = records
 
     def read(self, split: str, view: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Read a view.
+        """Read all records of a view, without comparing checksums.
 
         Returns:
-            Features ``(count, width)`` as float32, and label probabilities ``(count, targets)`` if they are stored.
+            Features ``(count, width)`` as float32, and label probabilities ``(count, num_targets)``; None if
+            ``num_targets`` is 0.
         """
         records = self._map(split, view, count)
         features = torch.from_numpy(records["features"].astype(np.float32))
-        return features, torch.from_numpy(records["targets"].copy()) if self.targets else None
+        return features, torch.from_numpy(records["targets"].copy()) if self.num_targets else None
 
     def mark_used(self) -> None:
-        """Write ``features.json``, or set its modification time, the time of last use, to now."""
+        """Write ``features.json``, or update its modification time, which is the time of last use."""
         path = self.folder / "features.json"
         text = json.dumps(self.description, indent=2, sort_keys=True) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") == text:

@@ -1,6 +1,6 @@
-"""Training of a classifier's last layer alone, on features of the frozen layers before it.
+"""Training of only the last layer of a classifier, on features of the frozen layers before it.
 
-The features of a few views of each training image are computed once and stored (`feature_cache.py`). The cross-entropy
+The features of a few views of each training image are computed once and stored (`camkd.train.feature_cache`). The loss
 of a linear layer is convex, so L-BFGS finds its minimum in a few seconds. The weight decay is chosen on the validation
 images.
 """
@@ -46,17 +46,17 @@ CPU_BATCH_SIZE = 32
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Weight decays that are compared on the validation images, the strongest first.
 
-They belong to features with a standard deviation of one. Each solution is the start of the next one.
+The values are for standardized features. L-BFGS starts from the solution for the previous weight decay.
 """
 
 ITERATIONS = 10
-"""Iterations of L-BFGS between two checks of the convergence."""
+"""Number of iterations of L-BFGS between two checks of convergence."""
 
 MAX_ITERATIONS = 300
 """Maximum number of iterations per weight decay."""
 
 TOLERANCE = 1e-5
-"""Relative change of the loss over `ITERATIONS` at which the minimum counts as reached."""
+"""Relative decrease of the loss in `ITERATIONS` iterations below which L-BFGS stops."""
 
 
 class LabeledFeatures(NamedTuple):
@@ -92,14 +92,15 @@ def fit_head(
 ) -> nn.Module:
     """Train the last layer of a model on features of its frozen layers, and write ``metrics.jsonl`` and ``head.json``.
 
-    The features of the first view are those of the images themselves, the others those of augmented views. The weight
-    decay with the lowest loss on the validation images is chosen. The only line of ``metrics.jsonl`` describes the
-    chosen head, ``head.json`` all weight decays.
+    The first view of an image is the image itself, further views are augmented. The weight decay with the lowest loss
+    on the validation images is chosen. ``metrics.jsonl`` gets one line, for the chosen weight decay. ``head.json``
+    lists all weight decays.
 
     Args:
         model: A classifier whose logits are a linear layer of one feature vector per image.
         data: The dataset.
-        config: Configuration of the run. ``config.train.weight_decay`` replaces the grid of weight decays.
+        config: Configuration of the run. With ``--train head``, a given ``config.train.weight_decay`` replaces
+            `WEIGHT_DECAYS`. With ``--train head,all`` it is used only when all layers are trained.
         run: The run folder.
         callbacks: Callbacks, called in order.
 
@@ -108,7 +109,9 @@ def fit_head(
 
     Raises:
         Interrupted: If SIGINT or SIGTERM is received. The features so far are stored.
-        InputError: If the model does not end in a linear layer, or if the disk has no space for the features.
+        InputError: If the model does not end in a linear layer with a bias, or if the disk has no space for the
+            features.
+        FloatingPointError: If a feature is not finite.
 
     Example:
         >>> config = RunConfig(DataConfig("pets"), teacher=TeacherConfig(train="head"))       # doctest: +SKIP
@@ -122,15 +125,15 @@ def fit_head(
     _, layer = linear_head(model, _random_images(data.size, device))
     if layer.bias is None:
         raise InputError(
-            f"the last layer of {config.model} must have a bias, got none. Choose another network, or train all layers."
+            f"the last layer of {config.model} must have a bias, got none. Choose another network, or --train all."
         )
     events = CallbackList(callbacks)
 
     def solve() -> tuple[Tensor, Tensor, dict[str, Any]]:
         started = time.perf_counter()
-        train, val = _features(model, data, config, run, events)
+        train, val = _load_features(model, data, config, run, events)
         features_seconds = time.perf_counter() - started
-        weight, bias, summary = _choose(train, val, len(data.classes), config)
+        weight, bias, summary = _choose_weight_decay(train, val, len(data.classes), config)
         seconds = time.perf_counter() - started
         row = {
             "epoch": 1,
@@ -148,8 +151,8 @@ def fit_head(
         )
         grid = ", ".join(format(entry["weight_decay"], "g") for entry in summary["candidates"])
         events.on_message(
-            f"head: weight decay {summary['weight_decay']:g} of {grid}; features in "
-            f"{format_duration(features_seconds)}, head in {format_duration(seconds - features_seconds)}"
+            f"head: weight decay {summary['weight_decay']:g}, chosen from {grid}; the features took "
+            f"{format_duration(features_seconds)}, the head {format_duration(seconds - features_seconds)}"
         )
         return weight, bias, row
 
@@ -176,7 +179,8 @@ def minimize(
         label_smoothing: Label smoothing of the cross-entropy.
 
     Returns:
-        The solution, when `ITERATIONS` iterations change the loss by less than `TOLERANCE` of the loss.
+        The solution. L-BFGS stops when `ITERATIONS` iterations decrease the loss by less than the fraction `TOLERANCE`,
+        or after `MAX_ITERATIONS` iterations.
 
     Example:
         >>> data = LabeledFeatures(torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1]))
@@ -232,13 +236,13 @@ class _Standardization:
         return weight, solution.bias - weight @ self.mean
 
 
-def _choose(
+def _choose_weight_decay(
     train: LabeledFeatures, val: LabeledFeatures, classes: int, config: RunConfig
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Minimize for each weight decay, and choose by the loss on the validation images.
+    """Minimize the loss for each weight decay, and choose the weight decay with the lowest validation loss.
 
-    The loss varies less than the accuracy does with few images, and it also rates the scale of the logits, which a
-    student learns from.
+    With few validation images, the loss varies less than the accuracy. It also depends on the scale of the logits,
+    which matters in distillation.
 
     Returns:
         Weight, bias, and the content of ``head.json``.
@@ -270,14 +274,14 @@ def _choose(
 
 
 def _num_views(config: RunConfig) -> int:
-    """Return the number of views per training image. Without augmentation, all views are equal."""
+    """Return the number of views per training image: 1 without augmentation, because all views would be equal."""
     return config.teacher.head_views if config.train.augment != "none" else 1
 
 
-def _features(
+def _load_features(
     model: nn.Module, data: Dataset, config: RunConfig, run: Run, events: Callback
 ) -> tuple[LabeledFeatures, LabeledFeatures]:
-    """Return the features of the training views and of the validation images. Missing features are computed."""
+    """Compute missing features, and read those of the training views and of the validation images from the store."""
     device = torch.device(pick_device(config.train.device))
     classes = len(data.classes)
     feature_fn, width = make_feature_fn(model, data.size, config, device)
@@ -290,7 +294,7 @@ def _features(
         Views(split, classes, policy, config.train.augment_seed, device)
         for split, policy in ((data.train, "none"), (data.train, config.train.augment), (data.val, "none"))
     )
-    jobs: list[tuple[str, int, int, Views]] = [("train", 0, 0, plain)]
+    jobs: list[tuple[str, int, int, Views]] = [("train", 0, 0, plain)]  # split, view, epoch, views
     jobs += [("train", view, view - 1, augmented) for view in range(1, _num_views(config))]
     jobs.append(("val", 0, 0, val))
     batches = [
@@ -301,8 +305,8 @@ def _features(
     missing = [(job, rows) for job, rows in batches if store.missing(job[0], job[1], rows.numpy(), len(job[3])).any()]
     count = sum(len(views) for *_, views in jobs)
     events.on_message(
-        f"features: {len(plain):,} training images, views of each: {_num_views(config)}, {width:,} numbers per view, "
-        f"{format_quantity(count * store.dtype.itemsize)} in {store.folder}"
+        f"features: {len(plain):,} training images, views per image: {_num_views(config)}, {width:,} features per "
+        f"view, {format_quantity(count * store.dtype.itemsize)} in {store.folder}"
     )
     with stop_signals() as signals:
         events.on_train_start(run.folder.name, len(batches), len(batches) - len(missing))
@@ -362,14 +366,14 @@ def make_feature_fn(
                 outputs.append(inputs[0].float())
         features = torch.cat(outputs)
         if not bool(features.isfinite().all()):
-            raise FloatingPointError("All features must be finite, got NaN or infinity. Try --precision fp32")
+            raise FloatingPointError("Features must be finite, got NaN or infinity. Add --precision fp32")
         return features
 
     return feature_fn, int(layer.weight.shape[1])
 
 
 def _without_head(model: nn.Module, data: Dataset) -> nn.Module:
-    """Return a copy whose head is zero, because features do not depend on the head."""
+    """Return a copy with a zero head, so that the cache key does not depend on the head, as features do not."""
     copied = copy.deepcopy(model)
     _, layer = linear_head(copied, _random_images(data.size, next(model.parameters()).device))
     with torch.no_grad():
@@ -379,7 +383,7 @@ def _without_head(model: nn.Module, data: Dataset) -> nn.Module:
 
 
 def _key_inputs(model: nn.Module, data: Dataset, config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """Collect everything that features depend on besides the weights. Each view has a file of its own."""
+    """Collect what features depend on besides the weights. Views are left out: each view has a file of its own."""
     return {
         "kind": "features",
         "version": FEATURES_VERSION,
