@@ -173,7 +173,7 @@ def test_only_the_head_changes_and_fits_the_images(name: str, easy: Dataset, tmp
 def test_features_are_those_of_the_images_and_of_their_augmented_views(easy: Dataset, tmp_path: Path) -> None:
     model = build("resnet8", 3, 16)
     config = run_config(views=3, augment="light")
-    train, val = head_module._features(model.eval(), easy, config, Run(tmp_path / "run"), Messages())
+    train, val = head_module._load_features(model.eval(), easy, config, Run(tmp_path / "run"), Messages())
     with torch.no_grad():
         for view, (policy, epoch) in enumerate([("none", 0), ("light", 0), ("light", 1)]):
             views = Views(easy.train, 3, policy, 0, CPU)
@@ -191,8 +191,8 @@ def test_features_are_those_of_the_images_and_of_their_augmented_views(easy: Dat
 def test_mixed_views_keep_their_label_probabilities(easy: Dataset, tmp_path: Path) -> None:
     model = build("resnet8", 3, 16).eval()
     config = run_config(views=2, augment="strong")
-    first, _ = head_module._features(model, easy, config, Run(tmp_path / "run"), Messages())
-    again, _ = head_module._features(model, easy, config, Run(tmp_path / "run"), Messages())
+    first, _ = head_module._load_features(model, easy, config, Run(tmp_path / "run"), Messages())
+    again, _ = head_module._load_features(model, easy, config, Run(tmp_path / "run"), Messages())
     expected = Views(easy.train, 3, "strong", 0, CPU)[0, torch.arange(len(easy.train))].labels
     torch.testing.assert_close(first.labels[len(easy.train) :], expected)
     assert torch.equal(first.labels, again.labels)
