@@ -222,7 +222,8 @@ def test_gallery_and_report_show_the_teacher(runs: Path) -> None:
     for record in gallery["images"]:
         assert record["predictions"][0]["predicted"] == int(expected[record["row"]])
     page = (runs / "train" / "report.html").read_text(encoding="utf-8")
-    assert "teacher" in page
+    assert f"{LARGE} px" in page
+    assert f"{SMALL} px" in page
 
 
 def test_evaluate_repeats_the_metrics_of_the_run(runs: Path) -> None:
@@ -230,6 +231,7 @@ def test_evaluate_repeats_the_metrics_of_the_run(runs: Path) -> None:
     values = camkd("evaluate", str(runs / "distill"), "--json").json
     for key in ("accuracy", "teacher_accuracy", "teacher_agreement", "cam_cosine"):
         assert values[key] == pytest.approx(stored[key], abs=1e-6)
+    assert (stored["image_size"], values["image_size"]) == (SMALL, SMALL)
     assert stored["teacher_accuracy"] == pytest.approx(pipeline.Run(runs / "t").read_metrics()["accuracy"])
 
 

@@ -63,7 +63,7 @@ def reevaluate(
         bad_images: Treatment of unreadable images of a folder. None: as in the training.
 
     Returns:
-        The evaluation, with ``params`` and ``macs`` of the model among the metrics.
+        The evaluation, with ``params``, ``macs`` and ``image_size`` of the model among the metrics.
 
     Raises:
         InputError: If the images are missing, or a class of them is not a class of the model or of the teacher.
@@ -85,7 +85,8 @@ def reevaluate(
     teacher_folder = choose_teacher(info, source, teacher, message)
     teacher_predictions = load_teacher(teacher_folder, dataset, device).test_predictions if teacher_folder else None
     evaluation = measure(model, dataset, teacher_predictions)
-    return evaluation._replace(metrics={**evaluation.metrics, "params": info.params, "macs": info.macs})
+    properties = {"params": info.params, "macs": info.macs, "image_size": info.size}
+    return evaluation._replace(metrics={**evaluation.metrics, **properties})
 
 
 def _open_test_data(

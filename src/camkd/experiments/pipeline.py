@@ -365,6 +365,7 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
         "best_epoch": best.get("epoch"),
         "params": info.params,
         "macs": info.macs,
+        "image_size": info.size,
         "epochs": len(history),
         "augment_epochs": min(run.config().get("augment_epochs") or len(history), len(history)),
         "seconds": seconds,

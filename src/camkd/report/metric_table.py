@@ -33,6 +33,10 @@ def _format_decimal(number: float) -> str:
     return f"{number:.3f}".replace("-", "−")
 
 
+def _format_pixels(value: float) -> str:
+    return f"{value:.0f} px"
+
+
 def _format_integer(number: float) -> str:
     return f"{number:,.0f}"
 
@@ -151,6 +155,7 @@ METRICS = (
         optional=True,
     ),
     MetricSpec("params", "Parameters", format_count, "Number of learned parameters."),
+    MetricSpec("image_size", "Image size", _format_pixels, "Side of the network's images.", optional=True),
     MetricSpec("macs", "MACs", format_count, "Multiply-accumulate operations per image."),
     MetricSpec("epochs", "Epochs", _format_integer, "Passes over the training images."),
     MetricSpec(
