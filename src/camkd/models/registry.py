@@ -74,7 +74,7 @@ def default_optimizer(name: str) -> str:
         name: Name of the network.
 
     Returns:
-        ``adamw`` for CAM-Net, which has no batch normalization; ``sgd`` for all others.
+        ``adamw`` for CAM-Net and its variants; ``sgd`` for all others.
     """
     is_cam_net = split_groups(name)[0] in ("cam-net", "cam-net-lite", "cam-net-large")
     return (CamNet if is_cam_net else ImageClassifier).default_optimizer
