@@ -103,6 +103,7 @@ def test_other_class_order_permutes_the_head(
     content: dict[str, Any] = {"model": trained.state_dict()}
     classes = None
     if source == "file":
+        content["classes"] = len(names)  # a number, which the file of --classes replaces
         classes = str(tmp_path / "names.txt")
         Path(classes).write_text("\n".join(names), encoding="utf-8")
     else:

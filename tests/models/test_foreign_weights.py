@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -84,6 +86,34 @@ def test_class_names_of_a_checkpoint(entry: dict[str, Any], tmp_path: Path) -> N
 @pytest.mark.parametrize("value", [{"cat": 0, "dog": 2}, {"cat": "dog"}, [1, 2], "cat", {"0": 1.5}])
 def test_other_values_are_no_class_names(value: Any) -> None:
     assert parse_classes(value) is None
+
+
+@pytest.mark.parametrize("value", [3, torch.arange(3), torch.tensor(3), {"cat": 1, "dog": 2}])
+def test_classes_that_are_no_names_in_order_are_refused_where_they_are_needed(value: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": state_dict(), "classes": value}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"classes in .*a\.pth must be class names in order, got .*--classes"):
+        read_weights(tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth", needs_classes=False).classes is None
+
+
+@pytest.mark.parametrize("value", [np.float64(0.9), np.float32(0.9), np.int64(3), np.bool_(True)])
+def test_numpy_scalars_of_a_checkpoint_are_read(value: Any, tmp_path: Path) -> None:
+    expected = state_dict()
+    torch.save({"state_dict": expected, "best": value}, tmp_path / "a.pth")
+    assert_equal(read_weights(tmp_path / "a.pth").state, expected)
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "an empty file"), (b"hello" * 100, "other content")])
+def test_content_of_another_file_is_named(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(InputError, match=f"got: {reason}"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_a_pickle_of_the_standard_library_is_refused_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(state_dict(), protocol=4))
+    with pytest.raises(InputError, match=r"a\.pth must hold tensors and plain values only"):
+        read_weights(tmp_path / "a.pth")
 
 
 class Dangerous:

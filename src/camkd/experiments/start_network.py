@@ -159,7 +159,7 @@ def start_network(config: RunConfig, data: Dataset, message: Message = no_messag
     if start.train != "all":
         model = build(config.model, len(data.classes), size, config.train.seed, pretrained=False)
         assert start.weights is not None
-        _load_weights(model, read_weights(start.weights), config, size, message, head=False)
+        _load_weights(model, read_weights(start.weights, needs_classes=False), config, size, message, head=False)
         return model
     mapping = _map_classes(config, data)
     assert mapping is not None
@@ -221,7 +221,7 @@ def _map_classes(config: RunConfig, data: Dataset) -> _ClassMapping | None:
         assert stored_names is not None
         count = len(stored_names)
     else:
-        weights = read_weights(start.weights)
+        weights = read_weights(start.weights, needs_classes=class_file is None)
         stored_names = weights.classes
         count = _count_classes(name, weights, len(data.classes), size)
     names = given_names or stored_names

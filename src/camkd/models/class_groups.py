@@ -79,8 +79,8 @@ def _parse_mapping(text: str, path: Path) -> tuple[tuple[int, str, str], ...]:
             continue
         if len(cells) != 2 or not all(cells):
             raise InputError(
-                f"Each line of {path} must have two columns, a class of the weights and a class of the data, got "
-                f"{','.join(row)!r} in line {reader.line_num}. Correct the line."
+                f"Each line of {path} must have two columns separated by a comma, a class of the weights and a class "
+                f"of the data, got {','.join(row)!r} in line {reader.line_num}. Correct the line."
             )
         pairs.append((reader.line_num, cells[0], cells[1]))
     if not pairs:

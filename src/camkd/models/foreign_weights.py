@@ -7,11 +7,13 @@ removed.
 from __future__ import annotations
 
 import pickle
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -49,6 +51,17 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class")
 """Names under which training programs store the classes in order."""
 
+PLAIN_TYPES: list[Any] = [
+    Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
+    *(
+        (type(np.float64(0)).__reduce__(np.float64(0))[0], f"numpy.{name}.multiarray.scalar")
+        for name in ("_core", "core")
+    ),
+]
+"""Types of plain values in checkpoints that PyTorch does not read by itself: options of argparse, NumPy's scalars."""
+
 MAX_LISTED = 3
 """Maximum number of names of each kind that an error message lists."""
 
@@ -69,7 +82,7 @@ class ForeignWeights(NamedTuple):
     classes: tuple[str, ...] | None
 
 
-def read_weights(file: str | Path) -> ForeignWeights:
+def read_weights(file: str | Path, *, needs_classes: bool = True) -> ForeignWeights:
     """Read a state dict from a file, and the class names if the file has them.
 
     A PyTorch file is read with ``weights_only=True``. A file that would execute code is refused.
@@ -77,10 +90,12 @@ def read_weights(file: str | Path) -> ForeignWeights:
     Args:
         file: A ``.safetensors`` file, or a file written by ``torch.save`` with a state dict, which may be nested under
             the names in `STATE_KEYS`.
+        needs_classes: Whether an entry for the classes that holds no names in order is an error. Otherwise it is
+            ignored.
 
     Raises:
         InputError: If there is no such file, if the file cannot be read without executing code, or if it holds no state
-            dict.
+            dict, or if the class names are needed and cannot be read.
 
     Example:
         >>> weights = read_weights("checkpoint.pth")                    # doctest: +SKIP
@@ -99,14 +114,15 @@ def read_weights(file: str | Path) -> ForeignWeights:
         keys = ", ".join(str(key) for key in list(content)[:5]) if isinstance(content, Mapping) else ""
         summary = f"a dict with {keys}" if keys else f"a {type(content).__name__}"
         raise InputError(f"{path} must hold a state dict, got {summary}. Save model.state_dict() with torch.save.")
-    return ForeignWeights(path, tensors, source, _find_classes(content, path))
+    return ForeignWeights(path, tensors, source, _find_classes(content, path, needs_classes))
 
 
 def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([Namespace]):  # options of argparse, plain values
+        with torch.serialization.safe_globals(PLAIN_TYPES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
@@ -120,8 +136,8 @@ def _load(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[0][:120].rstrip(".")
+    sentence = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    reason = "an empty file" if path.stat().st_size == 0 else sentence if " " in sentence else "other content"
     return InputError(f"{path} must be a file written by torch.save or safetensors, got: {reason}. Check the file.")
 
 
@@ -139,18 +155,19 @@ def _find_state_dict(content: Any, nesting: int = 0) -> tuple[dict[str, Tensor],
     return tensors, ()
 
 
-def _find_classes(content: Any, path: Path) -> tuple[str, ...] | None:
+def _find_classes(content: Any, path: Path, needs_classes: bool) -> tuple[str, ...] | None:
     """Return the class names of a checkpoint: the first entry with a key in `CLASS_KEYS`, else that under ``meta``."""
     if not isinstance(content, Mapping):
         return None
     meta = content.get("meta")
     for mapping in (content, meta if isinstance(meta, Mapping) else {}):
         for key in CLASS_KEYS:
-            if mapping.get(key):
-                names = parse_classes(mapping[key])
-                if names is None:
+            value = mapping.get(key)
+            if value is not None and not (isinstance(value, list | tuple | Mapping | str) and not value):
+                names = parse_classes(value)
+                if names is None and needs_classes:
                     raise InputError(
-                        f"{key} in {path} must be class names in order, got {_describe(mapping[key])}. Give the "
+                        f"{key} in {path} must be class names in order, got {_describe(value)}. Give the "
                         "classes with --classes."
                     )
                 return names
