@@ -157,7 +157,7 @@ def test_file_that_differs_from_pytorch_is_not_kept(
         (["RUN", "--teacher", "nowhere"], "'nowhere' must be a run folder with a trained model"),
         (
             ["RUN", "--teacher", "cam-net-cifar10"],
-            "must have the classes and the image size of the model, got ",
+            "must have the classes and the fit of the model, ",
         ),
     ],
 )

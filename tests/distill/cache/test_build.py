@@ -218,7 +218,7 @@ def test_inputs_of_the_key_have_explicit_names(
                 "interpolation": None,
                 "value_range": None,
             },
-            "augmentation": get_policy(TRAIN.augment).key(),
+            "augmentation": get_policy("light").key(),
             "augmentation_seed": 7,
             "frame": 16,
             "records": {"version": 2, "classes": 3, "map": [4, 4], "bias": bias},
