@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -122,6 +121,8 @@ def backbone_session(out: Path) -> onnxruntime.InferenceSession:
     """Return the backbone in ONNX Runtime on one thread, which is faster than PyTorch for one image at a time."""
     file = out / "backbone.onnx"
     if not file.exists():
+        import timm  # an optional library, so that --help works without it
+
         backbone = timm.create_model(TEACHER, pretrained=True, num_classes=0, global_pool="").eval()
         x = torch.rand(1, 3, TEACHER_SIZE, TEACHER_SIZE)
         torch.onnx.export(backbone, (x,), file, input_names=["x"], output_names=["features"], dynamo=False)

@@ -47,6 +47,17 @@ RECIPES: dict[str, Recipe] = {
         "3 hours for 45,000 images on one busy core",
         "CIFAR-10 (JPEG q75): 87.8 ± 0.3 %, its teacher 89.2 % (3 runs)",
     ),
+    "photo-quick": Recipe(
+        {
+            "teacher": "timm:tf_efficientnet_lite0.in1k",
+            "size": 64,
+            "epochs": 40,
+            "augment-epochs": 2,
+            "method": "ce=0.1,lskd=9:T=2,cam=1:pool=4",
+        },
+        "about 40 minutes of one core for 3,781 photographs, 17 of them for the outputs of the teacher",
+        "clothing photographs: 73.7 % test accuracy, 71.2 % without a teacher (one run)",
+    ),
 }
 """Recipes by name. The measurements are in docs/evidence.md."""
 
