@@ -241,7 +241,7 @@ def test_other_inputs_have_other_features(change: str, easy: Dataset, tmp_path: 
     elif change == "normalization":
         model.set_normalization([0.1] * 3, [0.2] * 3)
     elif change == "data":
-        data = replace(easy, fingerprint="e" * 64)
+        data = replace(easy, source_fingerprint="e" * 64)
     else:
         config = run_config(**{change: {"augment": "strong", "augment_seed": 1}[change]})
     fit_head(model, data, config, Run(tmp_path / "b"))

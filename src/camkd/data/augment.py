@@ -80,7 +80,7 @@ class Policy:
 
     @property
     def uses_frame(self) -> bool:
-        """Whether the views depend on the frame (`camkd.data.views.Views`), by whole pixels of it."""
+        """True if views contain offsets or regions of whole pixels of the frame, see `camkd.data.views.Views`."""
         return self.crop or self.cutout > 0 or self.mix > 0
 
 

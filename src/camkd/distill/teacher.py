@@ -72,9 +72,7 @@ class Teacher:
     def _predict(self, split: str) -> SplitPredictions:
         device = next(self.model.parameters()).device
         inputs = key_inputs(self.model, self.architecture, self.student_data, self.size, self.interpolation, device)
-        key = cache_key(
-            self.model, {**inputs, "split": split, "labels": self.student_data.splits[split].labels.tolist()}
-        )
+        key = cache_key(self.model, {**inputs, "split": split})
         return cached_predictions(key, lambda: predict_split(self.model, self.data.splits[split]))
 
     def check_accuracy(self, weak_teacher: WeakTeacher = "reject") -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from camkd.cams import form
@@ -17,6 +16,7 @@ from camkd.data.dataset import Dataset
 from camkd.data.sources import SOURCES
 from camkd.models import ImageClassifier, build
 from camkd.models.class_groups import Groups, group_classes, is_one_to_one, read_class_file
+from camkd.models.example_images import example_images
 from camkd.models.external import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -236,7 +236,7 @@ def _count_classes(name: str, weights: ForeignWeights, default: int, size: int) 
     """Return the number of classes of weights: rows of the linear head, or ``default`` if there is no linear head."""
     model = build(name, default, size, pretrained=False)
     try:
-        head = linear_head(_network(model), _random_images(size))[0]
+        head = linear_head(_network(model), example_images(size))[0]
     except InputError:
         return default
     weight = _own_state(model, weights).get(f"{head}.weight")
@@ -245,7 +245,7 @@ def _count_classes(name: str, weights: ForeignWeights, default: int, size: int) 
 
 def _has_linear_head(name: str, classes: int, size: int) -> bool:
     try:
-        linear_head(build(name, classes, size, pretrained=False), _random_images(size))
+        linear_head(build(name, classes, size, pretrained=False), example_images(size))
     except InputError:
         return False
     return True
@@ -290,7 +290,7 @@ def _load_weights(
         if network is not model or name not in normalization
     }
     if not head:
-        prefix = f"{linear_head(network, _random_images(size))[0]}."
+        prefix = f"{linear_head(network, example_images(size))[0]}."
         state, expected = (
             {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
             for tensors in (state, expected)
@@ -342,7 +342,7 @@ def _format(values: Any) -> str:
 
 def _select_classes(base: ImageClassifier, model: ImageClassifier, rows: list[int], size: int) -> ImageClassifier:
     """Load the weights of ``base`` into ``model``, with only ``rows`` of the last layer, in this order."""
-    head, _ = linear_head(base, _random_images(size))
+    head, _ = linear_head(base, example_images(size))
     state = base.state_dict()
     for name in (f"{head}.weight", f"{head}.bias"):
         if name in state:
@@ -357,7 +357,7 @@ def _resolve_patch_mean(name: str, data: Dataset) -> str:
     if not is_external(name) or name.endswith(PATCH_MEAN):
         return name
     size = data.size
-    images = _random_images(size)
+    images = example_images(size)
     if form(build(name, len(data.classes), size, pretrained=False).eval(), images) == "exact":
         return name
     try:
@@ -365,8 +365,3 @@ def _resolve_patch_mean(name: str, data: Dataset) -> str:
     except InputError:
         return name
     return name + PATCH_MEAN if form(model, images) == "exact" else name
-
-
-def _random_images(size: int) -> Tensor:
-    """Return two random images, the same images in every call."""
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))

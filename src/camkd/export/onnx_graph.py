@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from camkd.cams import bias, form, predict
 from camkd.export.sessions import CAM, IMAGE, LOGITS, suppress_output
+from camkd.models.example_images import example_images
 from camkd.models.io import ModelInfo
 from camkd.types import InputError
 
@@ -71,7 +72,7 @@ def write_onnx(model: nn.Module, info: ModelInfo, path: Path, *, cam: bool = Tru
     """
     import onnx
 
-    x = torch.rand(2, 3, info.size, info.size, generator=torch.Generator().manual_seed(0))
+    x = example_images(info.size)
     if cam and form(model, x) != "exact":
         raise InputError(
             f"the network must have exact maps, got {info.architecture} with gradient-based maps, which no single "

@@ -24,8 +24,8 @@ from camkd.data.augment import get_policy, pick_augment
 from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Dataset
 from camkd.data.views import Views
-from camkd.distill.keys import cache_key
-from camkd.models.architecture import architecture_key, library_versions
+from camkd.distill.keys import cache_key, key_inputs
+from camkd.models.example_images import example_images
 from camkd.models.fold_batchnorm import fold_batchnorm
 from camkd.runs.folder import Run
 from camkd.train.callbacks import Callback, CallbackList
@@ -122,7 +122,7 @@ def fit_head(
     device = torch.device(pick_device(config.train.device))
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    _, layer = linear_head(model, _random_images(data.size, device))
+    _, layer = linear_head(model, example_images(data.size, device))
     if layer.bias is None:
         raise InputError(
             f"the last layer of {config.model} must have a bias, got none. Choose another network, or --train all."
@@ -286,9 +286,9 @@ def _load_features(
     classes = len(data.classes)
     feature_fn, width = make_feature_fn(model, data.size, config, device)
     mixes = bool(get_policy(config.train.augment).mix)
-    key_inputs = _key_inputs(model, data, config, device)
-    folder = feature_folder(cache_key(_without_head(model, data), key_inputs))
-    store = FeatureStore(folder, key_inputs, width, classes if mixes else 0)
+    description = _key_inputs(model, data, config, device)
+    folder = feature_folder(cache_key(_without_head(model, data), description))
+    store = FeatureStore(folder, description, width, classes if mixes else 0)
     store.mark_used()
     plain, augmented, val = (
         Views(split, classes, policy, config.train.augment_seed, device)
@@ -347,7 +347,7 @@ def make_feature_fn(
     Returns:
         A function from images ``(N, 3, H, W)`` to features ``(N, D)`` in fp32, and the number ``D`` of features.
     """
-    images = _random_images(size, device)
+    images = example_images(size, device)
     name, layer = linear_head(model, images)
     frozen = fold_batchnorm(model, images)
     modules = dict(frozen.named_modules())
@@ -375,7 +375,7 @@ def make_feature_fn(
 def _without_head(model: nn.Module, data: Dataset) -> nn.Module:
     """Return a copy with a zero head, so that the cache key does not depend on the head, as features do not."""
     copied = copy.deepcopy(model)
-    _, layer = linear_head(copied, _random_images(data.size, next(model.parameters()).device))
+    _, layer = linear_head(copied, example_images(data.size, next(model.parameters()).device))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
@@ -385,20 +385,11 @@ def _without_head(model: nn.Module, data: Dataset) -> nn.Module:
 def _key_inputs(model: nn.Module, data: Dataset, config: RunConfig, device: torch.device) -> dict[str, Any]:
     """Collect what features depend on besides the weights. Views are left out: each view has a file of its own."""
     return {
+        **key_inputs(model, config.model, data, data.size, config.data.interpolation, device),
         "kind": "features",
         "version": FEATURES_VERSION,
         "format": FORMAT,
-        "architecture": config.model,
-        "layers": architecture_key(model),
-        "libraries": library_versions(config.model),
-        "data": data.fingerprint,
         "augmentation": get_policy(config.train.augment).key(),
         "augmentation_seed": config.train.augment_seed,
         "precision": pick_precision(config.train.precision, device),
-        "device": device.type,
     }
-
-
-def _random_images(size: int, device: torch.device) -> Tensor:
-    """Return two random images, the same images in every call."""
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)

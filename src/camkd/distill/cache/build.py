@@ -21,6 +21,7 @@ from camkd.distill.cache.store import Manifest, Store, store_folder
 from camkd.distill.cache.teacher_cache import TeacherCache
 from camkd.distill.keys import cache_key, key_inputs
 from camkd.distill.teacher import Teacher
+from camkd.models.example_images import example_images
 from camkd.models.fold_batchnorm import fold_batchnorm
 from camkd.types import Prediction
 from camkd.utils.devices import pick_device, pick_precision
@@ -128,7 +129,7 @@ def make_teacher_fn(
     bf16 = pick_precision(config.precision, device) == "bf16"
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     if not features:
-        frozen = _fold_if_equivalent(frozen, _random_images(model, image_size))
+        frozen = _fold_if_equivalent(frozen, example_images(image_size, next(model.parameters()).device))
 
     def teacher_fn(x: Tensor) -> Prediction:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -174,7 +175,7 @@ def record_format_for(
     Returns:
         The record format.
     """
-    images = _random_images(model, image_size)
+    images = example_images(image_size, next(model.parameters()).device)
     cams = teacher_fn(images).cams
     head_bias = bias(model, images)
     assert cams is not None
@@ -184,12 +185,6 @@ def record_format_for(
     if head_bias is None or not is_integer_factor or classes > MAX_CLASSES_WITH_ALL_MAPS:
         return RecordFormat(classes, height, width)
     return RecordFormat(classes, height, width, tuple(head_bias.tolist()))
-
-
-def _random_images(model: nn.Module, image_size: int) -> Tensor:
-    """Return two random images on the model's device, the same images in every call."""
-    device = next(model.parameters()).device
-    return torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _concatenate(outputs: Sequence[Prediction]) -> Prediction:
