@@ -86,7 +86,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class PhotoPolicy:
-    """Augmentation policy of photographs, whose views are independent of any size in pixels.
+    """Augmentation policy of photographs. Its views are independent of any size in pixels.
 
     A view is a random resized crop (Szegedy et al. 2014, arXiv 1409.4842), a horizontal flip with probability 0.5, with
     probability ``operate`` one operation of TrivialAugment (`camkd.data.trivial_augment`), and with probability

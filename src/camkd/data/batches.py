@@ -15,7 +15,7 @@ MAX_BATCH_BYTES = 1 << 22
 
 
 def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
-    """Shuffle the samples of an epoch and split them into batches whose sizes differ by at most one.
+    """Shuffle the samples of an epoch and split them into batches. The batch sizes differ by at most one.
 
     Args:
         count: Number of samples.

@@ -36,8 +36,8 @@ def _add_options(parser: ArgumentParser) -> None:
         "--teacher-size",
         type=int | None,
         default=None,
-        help="side of the teacher's images in pixels (default: that of pretrained weights whose head is trained on a "
-        "folder, else --size)",
+        help="side of the teacher's images in pixels (default: if the head of pretrained weights is trained on a "
+        "folder, their size, else --size)",
     )
     parser.add_argument(
         "--teacher-train",
