@@ -188,7 +188,11 @@ def test_fine_tuning_starts_from_the_weights(weights: Path, easy: Dataset, tmp_p
     train_run(tmp_path / "run", run_config(weights, train=train), easy)
     head = load(tmp_path / "run").state_dict()["fc.weight"]
     torch.testing.assert_close(head, torch.load(weights, weights_only=True)["fc.weight"])
-    train_run(tmp_path / "default", run_config(weights, train=replace(TRAIN, epochs=1)), easy)
+    metrics = train_run(tmp_path / "default", run_config(weights, train=replace(TRAIN, epochs=1)), easy)
+    rows = Run(tmp_path / "default").read_history()
+    assert [row["epoch"] for row in rows] == [0, metrics["epochs"]] == [0, 1]
+    accuracy = train_run(tmp_path / "unchanged", run_config(weights), easy)["val_accuracy"]
+    assert rows[0]["val_accuracy"] == pytest.approx(accuracy)
     assert Run(tmp_path / "default").config()["lr"] < 0.1
 
 
@@ -212,8 +216,12 @@ def test_head_and_then_all_layers(weights: Path, easy: Dataset, tmp_path: Path) 
     teacher = TeacherConfig(train="head,all", head_views=1, weights=str(weights))
     config = replace(run_config(weights), teacher=teacher, train=replace(TRAIN, epochs=2))
     messages = Messages()
-    train_run(tmp_path / "run", config, easy, callbacks=[messages])
-    assert [row["epoch"] for row in Run(tmp_path / "run").read_history()] == [1, 2]
+    metrics = train_run(tmp_path / "run", config, easy, callbacks=[messages])
+    rows = Run(tmp_path / "run").read_history()
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert metrics["epochs"] == 2
+    head = train_run(tmp_path / "head", replace(config, teacher=replace(teacher, train="head")), easy)
+    assert rows[0]["val_accuracy"] == head["val_accuracy"]
     state, before = load(tmp_path / "run").state_dict(), torch.load(weights, weights_only=True)
     assert not torch.equal(state["conv1.weight"], before["conv1.weight"])
     assert any(text.startswith("head: weight decay") for text in messages.texts)

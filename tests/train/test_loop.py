@@ -508,6 +508,25 @@ def test_result_is_of_the_best_epoch(
     assert not equal_weights(weights, recorder.averages[best])
 
 
+@pytest.mark.parametrize("best", [0, 2])
+def test_initial_weights_are_returned_if_no_epoch_improves_them(
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    values = iter([0.5, 0.7, 0.6])
+    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(values), "val_loss": 1.0})
+    model, recorder, run = build_network(), Recorder(), Run(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    initial = {"epoch": 0, "val_accuracy": {0: 0.71, 2: 0.69}[best], "val_loss": 1.0, "seconds": 0.0}
+    config = train_config(epochs=3, batch_size=48)
+    result = fit(model, easy, PLAIN, config, run, initial=initial, callbacks=[recorder])
+    expected = before if best == 0 else recorder.averages[best - 1]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.state_dict().items())
+    assert [row["epoch"] for row in run.read_history()] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in recorder.rows] == [1, 2, 3]
+    assert run.completed_epochs() == 3
+    assert run.checkpoints.load()[0]["best_epoch"] == best
+
+
 def test_result_is_in_evaluation_mode(easy: Dataset, tmp_path: Path) -> None:
     average = fit(build_network(), easy, PLAIN, ONE_EPOCH, Run(tmp_path))
     assert not any(module.training for module in average.modules())

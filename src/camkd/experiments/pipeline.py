@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -65,6 +66,7 @@ from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
 from camkd.train.loop import fit
 from camkd.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from camkd.train.tensorboard import TensorBoardCallback, check_tensorboard
+from camkd.train.validation import Validator
 from camkd.types import InputError
 from camkd.utils.devices import describe_device, pick_device, pick_precision
 from camkd.utils.distributed import process_group, run_on_rank0
@@ -282,11 +284,18 @@ def _train(
     callbacks: Sequence[Callback],
 ) -> nn.Module:
     """Train the layers that the configuration names, and return the model to evaluate."""
+    device = torch.device(pick_device(config.train.device))
     layers = config.teacher.train if config.role == "teacher" else "all"
     if layers != "all" and not resume:
         model = fit_head(model, data, config, run, callbacks)
     if layers == "head" or config.train.epochs == 0:
-        return model.to(pick_device(config.train.device), memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+        return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+    initial = None
+    if is_fine_tuned(config) and not resume:
+        initial = run.read_history()[0] if layers == "head,all" else _validate(model, data, device)
+        CallbackList(callbacks).on_message(
+            f"epoch 0 (initial weights): validation {initial['val_accuracy']:.1%}, loss {initial['val_loss']:.3f}"
+        )
     return fit(
         model,
         data,
@@ -295,9 +304,18 @@ def _train(
         run,
         teacher=teacher_with_cache.teacher.val_predictions if teacher_with_cache else None,
         cache=teacher_with_cache.cache if teacher_with_cache else None,
+        initial=initial,
         resume=resume,
         callbacks=callbacks,
     )
+
+
+def _validate(model: nn.Module, data: Dataset, device: torch.device) -> dict[str, Any]:
+    """Return the row of ``metrics.jsonl`` for the initial weights of a model."""
+    started = time.perf_counter()
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    metrics = Validator(data, device, bf16=False, teacher=None)(model)
+    return {"epoch": 0, **metrics, "seconds": time.perf_counter() - started}
 
 
 def _resolve(config: RunConfig, data: Dataset, teacher: Teacher | None) -> RunConfig:
@@ -358,7 +376,9 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     best: dict[str, Any] = max(  # the latest of the epochs with the best accuracy
         reversed(history), key=lambda row: row["val_accuracy"], default={}
     )
+    epochs = run.completed_epochs()
     seconds = sum(row["seconds"] for row in history)
+    training_seconds = sum(row["seconds"] for row in history if row["epoch"])
     metrics = {
         **evaluation.metrics,
         "val_accuracy": best["val_accuracy"] if best else _val_accuracy(model, data),
@@ -366,10 +386,10 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
         "params": info.params,
         "macs": info.macs,
         "image_size": info.size,
-        "epochs": len(history),
-        "augment_epochs": min(run.config().get("augment_epochs") or len(history), len(history)),
+        "epochs": epochs,
+        "augment_epochs": min(run.config().get("augment_epochs") or epochs, epochs),
         "seconds": seconds,
-        "images_per_second": len(history) * len(data.train) / seconds if seconds else None,
+        "images_per_second": epochs * len(data.train) / training_seconds if epochs else None,
     }
     gallery_models = {info.role: GalleryModel(model, info.sha256, data.test)}
     if teacher:
@@ -480,7 +500,7 @@ def _settings_by_role(
     Raises:
         InputError: If more epochs are given for such a teacher.
     """
-    completed = {role: len(run.read_history()) if run.finished else 0 for role, run in runs.items()}
+    completed = {role: run.completed_epochs() if run.finished else 0 for role, run in runs.items()}
     epochs = dict.fromkeys(runs, train.epochs)
     if "teacher" in runs:
         students = [role for role, run in runs.items() if role != "teacher" and run.config()]

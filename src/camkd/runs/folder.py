@@ -100,7 +100,7 @@ class Run:
         before = self.config()
         changes = {name: [before.get(name), value] for name, value in settings.items()}
         provenance = self.provenance()
-        log = [*provenance.get("changes", []), {"epochs_done": len(self.read_history()), **changes}]
+        log = [*provenance.get("changes", []), {"epochs_done": self.completed_epochs(), **changes}]
         write_json(self.folder / "environment.json", {**provenance, "changes": log})
         write_text(
             self.folder / "config.yaml", yaml.safe_dump({**before, **settings}, sort_keys=False, allow_unicode=True)
@@ -136,6 +136,8 @@ class Run:
     def read_history(self) -> list[dict[str, Any]]:
         """Read the training history: one row per epoch, and no row if the file does not exist.
 
+        The row of epoch 0, if there is one, describes the initial weights.
+
         Raises:
             InputError: If the file is corrupt.
         """
@@ -143,11 +145,19 @@ class Run:
             return []
         try:
             rows = [load_json(line) for line in self.history_file.read_text(encoding="utf-8").splitlines()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("every line must be an object")
+            if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in rows):
+                raise ValueError("every line must be an object with an epoch")
         except ValueError as error:
             raise InputError(f"{self.history_file} is corrupt ({error}). {RECREATE}.") from error
         return rows
+
+    def completed_epochs(self) -> int:
+        """Return the number of completed epochs.
+
+        Raises:
+            InputError: If the history is corrupt.
+        """
+        return max((row["epoch"] for row in self.read_history()), default=0)
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Replace the training history."""

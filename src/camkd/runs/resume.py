@@ -186,7 +186,7 @@ def start_or_resume(run: Run, config: RunConfig, provenance: Mapping[str, Any], 
 
 def _check_epochs_left(run: Run, changed: Sequence[str], epochs: int) -> None:
     """Check that an epoch is left to train with the changed settings."""
-    completed = len(run.read_history())
+    completed = run.completed_epochs()
     if epochs <= completed:
         raise InputError(
             f"epochs must be more than {completed}, the number of completed epochs of {run.folder}, for a change of "

@@ -93,8 +93,8 @@ def fit_head(
     """Train the last layer of a model on features of its frozen layers, and write ``metrics.jsonl`` and ``head.json``.
 
     The first view of an image is the image itself, further views are augmented. The weight decay with the lowest loss
-    on the validation images is chosen. ``metrics.jsonl`` gets one line, for the chosen weight decay. ``head.json``
-    lists all weight decays.
+    on the validation images is chosen. ``metrics.jsonl`` gets one line, for the chosen weight decay: epoch 1, or
+    epoch 0 if all layers are trained afterwards. ``head.json`` lists all weight decays.
 
     Args:
         model: A classifier whose logits are a linear layer of one feature vector per image.
@@ -136,7 +136,7 @@ def fit_head(
         weight, bias, summary = _choose_weight_decay(train, val, len(data.classes), config)
         seconds = time.perf_counter() - started
         row = {
-            "epoch": 1,
+            "epoch": 1 if config.teacher.train == "head" else 0,
             "train_loss": summary["train_loss"],
             "terms": {"ce": summary["train_loss"]},
             "lr": 1.0,
@@ -161,7 +161,8 @@ def fit_head(
         with torch.no_grad():
             layer.weight.copy_(weight.view_as(layer.weight))
             layer.bias.copy_(bias)
-        events.on_epoch_end(row, model)
+        if row["epoch"]:
+            events.on_epoch_end(row, model)
     finally:
         events.on_train_end()
     return model

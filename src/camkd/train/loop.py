@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,7 @@ def fit(
     *,
     teacher: SplitPredictions | None = None,
     cache: TeacherCache | None = None,
+    initial: Mapping[str, Any] | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> nn.Module:
@@ -63,6 +64,8 @@ def fit(
         run: The run folder.
         teacher: The teacher's predictions on the validation images. If given, two more validation metrics are computed.
         cache: The teacher's outputs on the training images, required if the objective needs a teacher.
+        initial: Row of ``metrics.jsonl`` for the initial weights, as epoch 0. If given, the initial weights are
+            returned if no epoch improves them. Ignored if ``resume`` is set.
         resume: Whether to continue from the newest intact checkpoint of the run.
         callbacks: Callbacks, called in order.
 
@@ -99,6 +102,8 @@ def fit(
     if resume:
         for message in state.load(run):
             events.on_message(message)
+    elif initial is not None:
+        _add_row(state, dict(initial))
     schedule = Schedule(config, batch_count(len(views), config.batch_size))
     validator = Validator(data, device, state.precision == "bf16", teacher)
     trainer = _Trainer(state, objective, config, schedule, events, views, cache)
@@ -344,7 +349,8 @@ def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_
     metrics = validator(state.average)
     for name, value in metrics.items():
         _check_finite(value, name, location)
-    state.rows.append(
+    _add_row(
+        state,
         {
             "epoch": state.epoch + 1,
             "train_loss": loss / num_trained,
@@ -354,14 +360,19 @@ def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_
             "images_per_second": num_images / state.seconds,
             "seconds": state.seconds,
             **({"skipped_samples": num_images - num_trained} if num_trained < num_images else {}),
-        }
+        },
     )
-    if metrics["val_accuracy"] >= state.best:
-        state.best = metrics["val_accuracy"]
-        state.best_epoch = state.epoch + 1
-        state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
     state.epoch += 1
     state.batch = 0
     state.seconds = 0.0
     state.sums = {}
     state.counts = {}
+
+
+def _add_row(state: TrainState, row: dict[str, Any]) -> None:
+    """Append the metrics of an epoch, and remember the averaged weights if they are the best so far."""
+    state.rows.append(row)
+    if row["val_accuracy"] >= state.best:
+        state.best = row["val_accuracy"]
+        state.best_epoch = row["epoch"]
+        state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}
