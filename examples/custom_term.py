@@ -19,7 +19,7 @@ from torch import Tensor
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.sources import open_data
 from camkd.distill.losses.registry import TERMS
-from camkd.experiments.pipeline import train_all
+from camkd.experiments.teacher_student import train_all
 from camkd.runs.resume import Resume
 from camkd.types import Prediction
 

@@ -18,8 +18,8 @@ from browser import chromium
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset, Split
 from camkd.data.sources import open_dataset
-from camkd.experiments import pipeline
-from camkd.experiments.pipeline import train_all
+from camkd.experiments import pipeline, teacher_student
+from camkd.experiments.teacher_student import train_all
 from camkd.models import MODELS
 from camkd.report.report import write_report
 from camkd.train import heatmap_figures
@@ -79,6 +79,7 @@ def no_figures() -> Iterator[None]:
     """Leave out the figures, which take longer than the training here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "draw_examples", lambda *arguments: None)
+        patch.setattr(teacher_student, "draw_examples", lambda *arguments: None)
         patch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
         yield
 

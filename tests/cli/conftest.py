@@ -32,7 +32,7 @@ def teacher_run(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no figures, which take longer than a short training."""
-    for module in (pipeline, heatmap_figures):
+    for module in (pipeline, teacher_student, heatmap_figures):
         monkeypatch.setattr(module, "draw_examples", lambda *arguments: None)
 
 

@@ -22,9 +22,10 @@ from camkd.data.dataset import Dataset, Split
 from camkd.data.sources import open_data
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
 from camkd.evaluate import SplitPredictions, predict_split
-from camkd.experiments import pipeline
+from camkd.experiments import pipeline, teacher_student
 from camkd.experiments.finished_runs import reevaluate
-from camkd.experiments.pipeline import TeacherWithCache, channel_statistics, prepare_teacher, train_all, train_run
+from camkd.experiments.pipeline import TeacherWithCache, channel_statistics, prepare_teacher, train_run
+from camkd.experiments.teacher_student import train_all
 from camkd.models import MODELS, ImageClassifier
 from camkd.models.resnet import BasicBlock, ResNet
 from camkd.report.gallery import gallery_rows
@@ -93,6 +94,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer than the training here."""
     monkeypatch.setattr(pipeline, "draw_examples", lambda *arguments: None)
+    monkeypatch.setattr(teacher_student, "draw_examples", lambda *arguments: None)
     monkeypatch.setattr(heatmap_figures, "draw_examples", lambda *arguments: None)
 
 
@@ -182,7 +184,7 @@ def test_three_runs_and_a_report(finished: Any) -> None:
     assert different == {"method"}
     student, control = (read_per_image(Run(finished.folder / role).per_image_file) for role in ("student", "control"))
     correct, control_correct = (rows["predicted"] == rows["label"] for rows in (student, control))
-    summary = pipeline.summary(finished.folder)
+    summary = teacher_student.summary(finished.folder)
     assert "in one run" in summary
     assert f"only the student predicts {(correct & ~control_correct).sum()} correctly" in summary
 

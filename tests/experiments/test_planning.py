@@ -12,8 +12,8 @@ import torch
 from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.dataset import Dataset, Split
 from camkd.experiments import planning
-from camkd.experiments.pipeline import train_all
 from camkd.experiments.planning import Rates
+from camkd.experiments.teacher_student import train_all
 from camkd.models import build
 from camkd.runs.folder import Run
 from camkd.types import InputError

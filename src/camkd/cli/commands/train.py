@@ -52,7 +52,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> dict[str, Any] | None:
     from camkd.distill.teacher import find_teacher
-    from camkd.experiments import pipeline, planning
+    from camkd.experiments import pipeline, planning, teacher_student
     from camkd.models import is_model_name
     from camkd.models.external import has_pretrained_weights
     from camkd.report.run_summary import ROLES
@@ -75,7 +75,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
     with init_distributed(options.device) as group, open_reporter() as reporter:
         run_on_rank0(lambda: pipeline.check_outputs(config, folder, *(folder / role for role in ROLES)))
         data = open_data(config.data, reporter)
-        metrics = pipeline.train_all(
+        metrics = teacher_student.train_all(
             folder,
             config,
             data,
@@ -84,7 +84,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
             resume=resume,
             callbacks=[reporter],
         )
-        reporter.message(pipeline.summary(folder))
+        reporter.message(teacher_student.summary(folder))
         reporter.message(f"report: {folder / 'report.html'}")
     return {**metrics, "out": str(folder)} if group.rank == 0 else None
 
