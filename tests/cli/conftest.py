@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from camkd.data import sources
-from camkd.experiments import finished_runs, pipeline
+from camkd.experiments import finished_runs, pipeline, teacher_student
 from camkd.train import heatmap_figures
 from support.cli import QUICK, Output, camkd
 
