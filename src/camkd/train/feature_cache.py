@@ -25,6 +25,8 @@ from camkd.types import InputError
 from camkd.utils.files import reserve, write_text
 from camkd.utils.units import format_quantity
 
+DESCRIPTION = "features.json"
+
 FORMAT = 1
 """Version of the records. Increment it when the byte layout of a record changes."""
 
@@ -116,7 +118,7 @@ class FeatureStore:
 
     def mark_used(self) -> None:
         """Write ``features.json``, or update its modification time, which is the time of last use."""
-        path = self.folder / "features.json"
+        path = self.folder / DESCRIPTION
         text = json.dumps(self.description, indent=2, sort_keys=True) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") == text:
             os.utime(path)
@@ -155,3 +157,9 @@ class FeatureStore:
 def feature_folder(key: str) -> Path:
     """Return the folder of the store with this key, ``$CAMKD_CACHE/features/<key>``."""
     return cache_folder() / "features" / key
+
+
+def list_feature_stores() -> list[Path]:
+    """List the folders of all stores that have a description, least recently used first."""
+    descriptions = feature_folder("").glob(f"*/{DESCRIPTION}")
+    return [path.parent for path in sorted(descriptions, key=lambda path: path.stat().st_mtime)]

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from camkd.cli.progress import ProgressReporter
+from camkd.data.augment import get_policy
 from camkd.data.dataset import Dataset
 from camkd.distill.cache import Manifest, RecordFormat, Store, precompute, store_folder
 from camkd.models import build
+from camkd.train.feature_cache import feature_folder
 from camkd.types import Prediction
 from support.cli import camkd
 from support.untrained import save_untrained
@@ -81,6 +83,7 @@ def test_precompute_list_verify_and_prune(precompute_arguments: list[str], store
     assert [path.stat().st_size for path in folder.glob("*.bin")] == [96 * RECORD_BYTES] * 2
     assert run_json("cache", "list") == {
         folder.name: {
+            "kind": "outputs",
             "teacher": str((train_folder / "teacher").resolve()),
             "architecture": "resnet8",
             "data": "easy",
@@ -289,6 +292,42 @@ def test_precompute_changes_the_time_of_last_use(precompute_arguments: list[str]
     make_store("other", 2000, 20)
     run_json(*precompute_arguments)
     assert list(run_json("cache", "list")) == ["other", folder.name]
+
+
+def test_features_are_listed_and_pruned_with_the_outputs(easy_folder: Path, tmp_path: Path) -> None:
+    make_store("old", 1000, 20)
+    make_store("new", 9_000_000_000, 20)
+    torch.save(build("resnet8", 3, 16).state_dict(), tmp_path / "weights.pth")
+    arguments = ["--data", str(easy_folder), "--size", "16", "--device", "cpu", "--precision", "fp32"]
+    start = ["--model", "resnet8", "--weights", str(tmp_path / "weights.pth"), "--train", "head", "--head-views", "2"]
+    camkd("teacher", *arguments, *start, "--out", str(tmp_path / "run"))
+    caches = run_json("cache", "list")
+    (key,) = set(caches) - {"old", "new"}
+    folder = feature_folder(key)
+    assert list(caches) == ["old", key, "new"]
+    assert caches[key] == {
+        "kind": "features",
+        "architecture": "resnet8",
+        "image_size": 16,
+        "augmentation": get_policy("light").key(),
+        "augment_seed": 0,
+        "precision": "fp32",
+        "views": 2,
+        "bytes": folder_bytes(folder),
+    }
+    assert "16 pixels" in camkd("cache", "list").out
+    assert list(run_json("cache", "verify")) == ["old", "new"]
+    assert run_json("cache", "prune", "--keep", f"{folder_bytes(store_folder('new'))}B")["removed"] == ["old", key]
+    assert not folder.exists()
+
+
+def test_corrupt_features_are_reported_and_can_be_pruned() -> None:
+    folder = feature_folder("broken")
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text('{"architecture": ', encoding="utf-8")
+    output = camkd("cache", "list", "--json")
+    assert (output.json, str(folder) in output.err) == ({}, True)
+    assert run_json("cache", "prune", "broken")["removed"] == ["broken"]
 
 
 def test_store_with_a_corrupt_manifest_is_reported_and_can_be_pruned(stores: Path) -> None:

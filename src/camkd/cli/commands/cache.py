@@ -1,4 +1,4 @@
-"""The commands ``cache list|precompute|verify|prune``: cached teacher outputs on disk."""
+"""The commands ``cache list|precompute|verify|prune``: cached outputs of teachers and features of networks on disk."""
 
 from __future__ import annotations
 
@@ -120,9 +120,17 @@ def _list(options: Namespace) -> dict[str, Any]:
     from camkd.distill.cache import Manifest, Store
     from camkd.types import InputError
 
-    result = {}
+    result: dict[str, Any] = {}
     rows = []
     for folder in _select_stores([]):
+        if _holds_features(folder):
+            try:
+                result[folder.name] = _describe_features(folder)
+            except (ValueError, KeyError, TypeError) as error:
+                print_message(f"{folder} must have an intact features.json, got an error: {error}. Prune it.")
+                continue
+            rows.append(_feature_row(folder.name, result[folder.name]))
+            continue
         try:
             store = Store(folder, Manifest.read(folder))
         except InputError as error:
@@ -133,6 +141,7 @@ def _list(options: Namespace) -> dict[str, Any]:
         size = _folder_bytes(folder)
         epochs = len(store.epochs())
         result[folder.name] = {
+            "kind": "outputs",
             "teacher": manifest.teacher,
             "architecture": manifest.architecture,
             "data": manifest.data,
@@ -157,9 +166,47 @@ def _list(options: Namespace) -> dict[str, Any]:
             ]
         )
     if not options.json:
-        columns = ["key", "teacher", "data", "augmentation", "maps", "epochs", "size"]
-        print_table("cached teacher outputs, least recently used first", columns, rows)
+        columns = ["key", "network", "data", "augmentation", "content", "epochs", "size"]
+        print_table("cached outputs and features, least recently used first", columns, rows)
     return result
+
+
+def _holds_features(folder: Path) -> bool:
+    """Return True for a cache of features, False for one of teacher outputs."""
+    from camkd.train.feature_cache import feature_folder
+
+    return folder.parent == feature_folder("")
+
+
+def _describe_features(folder: Path) -> dict[str, Any]:
+    """Describe a cache of features as JSON values."""
+    from camkd.train.feature_cache import DESCRIPTION
+    from camkd.utils.files import load_json
+
+    description = load_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    return {
+        "kind": "features",
+        "architecture": description["architecture"],
+        "image_size": description["images"]["size"],
+        "augmentation": description["augmentation"],
+        "augment_seed": description["augmentation_seed"],
+        "precision": description["precision"],
+        "views": len(list(folder.glob("train-*.bin"))),
+        "bytes": _folder_bytes(folder),
+    }
+
+
+def _feature_row(key: str, features: dict[str, Any]) -> list[str]:
+    """Return the table row of a cache of features."""
+    return [
+        key[:12],
+        features["architecture"],
+        f"{features['image_size']} pixels",
+        f"seed {features['augment_seed']}",
+        f"features {features['precision']}",
+        str(features["views"]),
+        format_quantity(features["bytes"]),
+    ]
 
 
 def _verify(options: Namespace) -> dict[str, Any]:
@@ -169,6 +216,8 @@ def _verify(options: Namespace) -> dict[str, Any]:
     result = {}
     with open_reporter() as reporter:
         for folder in _select_stores(options["keys"]):
+            if _holds_features(folder):
+                continue  # `camkd teacher` verifies the checksums of features when it reads them
             try:
                 store = Store(folder, Manifest.read(folder))
             except InputError as error:
@@ -226,11 +275,14 @@ def _prune(options: Namespace) -> dict[str, Any]:
 
 
 def _select_stores(keys: list[str]) -> list[Path]:
-    """List the stores whose key starts with one of ``keys``, or all stores, least recently used first."""
-    from camkd.distill.cache import list_stores
+    """List the caches whose key starts with one of ``keys``, or all caches, least recently used first."""
+    from camkd.distill.cache import MANIFEST, list_stores
+    from camkd.train.feature_cache import DESCRIPTION, list_feature_stores
     from camkd.types import InputError
 
-    folders = list_stores()
+    times = {folder: (folder / MANIFEST).stat().st_mtime for folder in list_stores()}
+    times |= {folder: (folder / DESCRIPTION).stat().st_mtime for folder in list_feature_stores()}
+    folders = sorted(times, key=lambda folder: times[folder])
     for key in keys:
         if not any(folder.name.startswith(key) for folder in folders):
             raise InputError(f"A key must be one of 'camkd cache list', got {key!r}. Choose one of them.")
@@ -246,11 +298,11 @@ def _no_options(parser: ArgumentParser) -> None:
 
 
 CACHE = Group(
-    "Cached teacher outputs on disk: list, precompute, verify, prune.",
+    "Cached outputs of teachers and features of networks on disk: list, precompute, verify, prune.",
     {
         "list": Command("List the caches.", _no_options, _list),
         "precompute": Command("Compute teacher outputs before training.", _add_precompute_options, _precompute),
-        "verify": Command("Verify all checksums; corrupt outputs are removed.", _add_keys_option, _verify),
+        "verify": Command("Verify the checksums of outputs; corrupt outputs are removed.", _add_keys_option, _verify),
         "prune": Command("Remove caches.", _add_prune_options, _prune),
     },
 )

@@ -14,11 +14,20 @@ cases the outputs are computed again.
 """
 
 from camkd.distill.cache.records import RecordFormat
-from camkd.distill.cache.store import CacheFullError, CorruptCacheWarning, Manifest, Store, list_stores, store_folder
+from camkd.distill.cache.store import (
+    MANIFEST,
+    CacheFullError,
+    CorruptCacheWarning,
+    Manifest,
+    Store,
+    list_stores,
+    store_folder,
+)
 from camkd.distill.cache.teacher_cache import TeacherCache
 from camkd.distill.keys import cache_key
 
 __all__ = [
+    "MANIFEST",
     "CacheFullError",
     "CorruptCacheWarning",
     "Manifest",
