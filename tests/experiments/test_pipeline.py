@@ -40,6 +40,7 @@ from camkd.types import InputError, Interrupted
 from camkd.utils import devices
 from camkd.utils.distributed import ProcessGroupInfo
 from support.interrupt import InterruptAt, Messages
+from support.untrained import save_untrained
 
 pytestmark = pytest.mark.slow
 
@@ -783,3 +784,13 @@ def test_teacher_near_chance_is_refused(easy: Dataset, loaded_teacher: Teacher, 
     plain, config = prepare_teacher(corrupt(loaded_teacher, kind), run_config())
     assert plain.cache is None
     assert config == run_config()
+
+
+def test_weak_teacher_is_refused_before_times_are_estimated(easy: Dataset, tmp_path: Path) -> None:
+    save_untrained(tmp_path / "teacher", "resnet8", easy)
+    messages = Messages()
+    config = run_config(train=replace(ONE, precision="fp32"), distill=DistillConfig(str(tmp_path / "teacher")))
+    with pytest.raises(InputError, match="--weak-teacher accept"):
+        train_all(tmp_path / "run", config, easy, callbacks=[messages])
+    assert not any("estimated time" in text for text in messages.texts)
+    assert not (tmp_path / "run").exists()

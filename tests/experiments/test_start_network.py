@@ -18,6 +18,7 @@ from camkd.config import DataConfig, RunConfig, TeacherConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.views import Views
 from camkd.distill.teacher import load_teacher
+from camkd.experiments import pipeline
 from camkd.experiments.pipeline import check_config, train_run
 from camkd.experiments.start_network import resolve_start, start_network
 from camkd.models import ImageClassifier, build
@@ -270,4 +271,16 @@ def test_weights_that_do_not_fit_leave_no_run_folder(kind: str, easy: Dataset, t
     with pytest.raises(InputError) as raised:
         train_run(tmp_path / "run", run_config(path), easy)
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_head_that_cannot_be_trained_leaves_no_run_folder(
+    weights: Path, easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("resnet8", 3, 16)
+    model.fc = nn.Linear(64, 3, bias=False)
+    monkeypatch.setattr(pipeline, "start_network", lambda *arguments: model)
+    config = replace(run_config(weights, train=replace(TRAIN, epochs=1)), teacher=TeacherConfig("head"))
+    with pytest.raises(InputError, match="resnet8 must have a bias, got none"):
+        train_run(tmp_path / "run", config, easy)
     assert not (tmp_path / "run").exists()

@@ -49,7 +49,7 @@ from camkd.runs.loading import read_model_info
 from camkd.runs.per_image import write_per_image
 from camkd.runs.resume import Resume, lock_run, start_or_resume
 from camkd.train.callbacks import Callback, CallbackList
-from camkd.train.head import fit_head
+from camkd.train.head import find_head, fit_head
 from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
 from camkd.train.loop import fit
 from camkd.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
@@ -208,6 +208,8 @@ def train_run(
     if not run.config():
         check_network(config.model, data)
         model = start_network(config, data, message)
+        if config.role == "teacher" and config.teacher.train != "all":
+            find_head(model, config.model, data.size)
     with ExitStack() as stack:
 
         def start() -> tuple[bool, dict[str, Any]]:

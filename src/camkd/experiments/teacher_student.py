@@ -96,22 +96,13 @@ def train_all(
     accept = resume.accept if resume else ()
     settings = run_on_rank0(lambda: _settings_by_role(runs, config.train, teacher_epochs, accept))
     message = CallbackList(callbacks).on_message
-    teacher_run = None
+    metrics: dict[str, dict[str, Any]] = {}
     if trains_teacher:
         train_config = replace(config.train, label_smoothing=0.0, **settings["teacher"])
         teacher_config = replace(config, model=teacher_name, role="teacher", train=train_config)
         teacher_run = _prepare_teacher_run(teacher_config, data, teacher_size, message)
-    if not any(run.config() for run in runs.values()):
-        message(describe_times(_estimate_all(config, data, teacher_name, teacher_run)))
-    metrics: dict[str, dict[str, Any]] = {}
-
-    def train(role: Role, config: RunConfig, teacher_with_cache: TeacherWithCache) -> None:
-        config = replace(config, role=role, train=replace(config.train, **settings[role]))
-        metrics[role] = train_run(
-            runs[role].folder, config, data, teacher_with_cache, resume=resume, callbacks=callbacks
-        )
-
-    if teacher_run:
+        if not any(run.config() for run in runs.values()):
+            message(describe_times(_estimate_all(config, data, teacher_run)))
         teacher_folder = runs["teacher"].folder
         metrics["teacher"] = train_run(teacher_folder, *teacher_run, resume=resume, callbacks=callbacks)
     else:
@@ -119,6 +110,15 @@ def train_all(
         metrics["teacher"] = Run(teacher_folder).read_metrics()
     teacher = load_teacher(teacher_folder, data, config.train.device)
     teacher_with_cache, config = prepare_teacher(teacher, config, callbacks=callbacks)
+    if not trains_teacher and not any(run.config() for run in runs.values()):
+        message(describe_times(_estimate_students(config, data, teacher.model, teacher.size)))
+
+    def train(role: Role, config: RunConfig, teacher_with_cache: TeacherWithCache) -> None:
+        config = replace(config, role=role, train=replace(config.train, **settings[role]))
+        metrics[role] = train_run(
+            runs[role].folder, config, data, teacher_with_cache, resume=resume, callbacks=callbacks
+        )
+
     train("control", replace(config, distill=replace(config.distill, method="plain")), TeacherWithCache(teacher))
     train("student", config, teacher_with_cache)
 
@@ -192,22 +192,20 @@ def _prepare_teacher_run(
     return resolve_start(config, data, message), data
 
 
-def _estimate_all(
-    config: RunConfig, data: Dataset, teacher: str, teacher_run: tuple[RunConfig, Dataset] | None
-) -> dict[str, float]:
-    """Estimate the time in seconds of each part of `train_all`."""
-    seconds: dict[str, float] = {}
-    if teacher_run:
-        teacher_config, teacher_data = teacher_run
-        size = teacher_data.size
-        model: nn.Module = build(teacher_config.model, len(data.classes), size, pretrained=False)
-        seconds["teacher"] = estimate_run(teacher_config, teacher_data)
-    else:
-        folder = find_teacher(teacher, config.data.data)
-        model = load(folder)
-        size = read_model_info(folder).size
-    distillation = estimate_distillation(model.to(pick_device(config.train.device)), size, config, data)
-    return {**seconds, "control": distillation["student"], **distillation}
+def _estimate_all(config: RunConfig, data: Dataset, teacher_run: tuple[RunConfig, Dataset]) -> dict[str, float]:
+    """Estimate the time in seconds of a teacher, and of what follows."""
+    teacher_config, teacher_data = teacher_run
+    size = teacher_data.size
+    model = build(teacher_config.model, len(data.classes), size, pretrained=False)
+    model.to(pick_device(config.train.device))
+    seconds = {"teacher": estimate_run(teacher_config, teacher_data)}
+    return {**seconds, **_estimate_students(config, data, model, size)}
+
+
+def _estimate_students(config: RunConfig, data: Dataset, teacher: nn.Module, teacher_size: int) -> dict[str, float]:
+    """Estimate the time in seconds of the control, the student and the outputs of the teacher."""
+    seconds = estimate_distillation(teacher, teacher_size, config, data)
+    return {"control": seconds["student"], **seconds}
 
 
 def _draw_all_models(folder: Path, data: Dataset, teacher: Teacher) -> None:

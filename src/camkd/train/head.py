@@ -122,11 +122,7 @@ def fit_head(
     device = torch.device(pick_device(config.train.device))
     keep_freed_memory()
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    _, layer = linear_head(model, example_images(data.size, device))
-    if layer.bias is None:
-        raise InputError(
-            f"the last layer of {config.model} must have a bias, got none. Choose another network, or --train all."
-        )
+    layer = find_head(model, config.model, data.size)
     events = CallbackList(callbacks)
 
     def solve() -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -160,12 +156,32 @@ def fit_head(
         weight, bias, row = run_on_rank0(solve)
         with torch.no_grad():
             layer.weight.copy_(weight.view_as(layer.weight))
+            assert layer.bias is not None
             layer.bias.copy_(bias)
         if row["epoch"]:
             events.on_epoch_end(row, model)
     finally:
         events.on_train_end()
     return model
+
+
+def find_head(model: nn.Module, name: str, size: int) -> nn.Linear | nn.Conv2d:
+    """Return the last layer of a classifier, which `fit_head` trains.
+
+    Args:
+        model: The classifier.
+        name: Name of the network.
+        size: Side of the images in pixels.
+
+    Raises:
+        InputError: If the model does not end in a linear layer with a bias.
+    """
+    _, layer = linear_head(model, example_images(size, next(model.parameters()).device))
+    if layer.bias is None:
+        raise InputError(
+            f"the last layer of {name} must have a bias, got none. Choose another network, or --train all."
+        )
+    return layer
 
 
 def minimize(
