@@ -19,7 +19,8 @@ class DataConfig:
     """The images of a run.
 
     Args:
-        data: shapes, shapes-cue, cifar10, cifar100, or a folder of images with one subfolder per class.
+        data: shapes, shapes-cue, cifar10, cifar100, a folder of images with one subfolder per class, or a table
+            (.csv, .tsv) with the columns image and label.
         size: side of the images in pixels (default: the dataset's own, 64 for folders of mixed or larger sizes).
         fit: images that are not square: crop the center square (crop), or fill up the shorter side with gray (pad).
         interpolation: filter that resizes images, with antialiasing.
@@ -40,7 +41,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.data.strip():
-            raise InputError(f"data must be the name of a dataset or a folder, got {self.data!r}. Give a name.")
+            raise InputError(
+                f"data must be the name of a dataset, a folder or a table, got {self.data!r}. Give a name."
+            )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from PIL import Image, ImageOps
 from camkd.data import open_data
 from camkd.data.dataset import Dataset, no_progress
 from camkd.data.decode import DecodeTask
-from camkd.data.folder import open_folder
+from camkd.data.files import open_listing
 from camkd.data.images import decode, place
+from camkd.data.scan import scan
 from camkd.types import PAD_VALUE, Fit, InputError, Interpolation, Preprocessing
 
 FILTERS: dict[Interpolation, Image.Resampling] = {
@@ -108,7 +109,7 @@ def test_padded_image_is_centered_and_inside_the_square(width: int, height: int)
 
 def open_wide(root: Path, cache: Path, **options: object) -> Dataset:
     defaults = {"size": 12, "limit": None, "workers": 1, "bad_images": "fail"}
-    return open_folder(root, cache=cache, progress=no_progress, **(defaults | options))  # type: ignore[arg-type]
+    return open_listing(scan(root), cache=cache, progress=no_progress, **(defaults | options))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from tests.support.image_folders import make_classes, save_image
 
 from camkd.data import decode
 from camkd.data.dataset import Dataset, Split, no_progress
-from camkd.data.folder import cache_key, open_folder
-from camkd.data.scan import FolderListing, ImageFile, scan
+from camkd.data.files import cache_key, open_listing
+from camkd.data.listing import ImageFile, Listing
+from camkd.data.scan import scan
 from camkd.types import InputError, Preprocessing
 
 WHITE = (255, 255, 255)
@@ -33,7 +34,8 @@ def open_images(root: Path, cache: Path, **options: object) -> Dataset:
         "cache": cache,
         "progress": no_progress,
     }
-    return open_folder(root, **(defaults | options))  # type: ignore[arg-type]
+    listing = scan(root, test_only=bool(options.pop("test_only", False)))
+    return open_listing(listing, **(defaults | options))  # type: ignore[arg-type]
 
 
 def assert_rejected(root: Path, cache: Path, match: str, **options: object) -> None:
@@ -337,7 +339,7 @@ def test_limit_below_the_number_of_classes_and_above_the_number_of_images(tmp_pa
 ROOT = Path("/nonexistent/pets")
 CAT = ImageFile("train/cat/0.png", 70, 1_700_000_000_000_000_001)
 DOG = ImageFile("train/dog/\udcff.png", 71, 1_700_000_000_000_000_002)
-LISTING = FolderListing(
+LISTING = Listing(
     ROOT,
     {"train": {"cat": (CAT,), "dog": (DOG,)}, "val": {"cat": (), "dog": ()}, "test": {"cat": (), "dog": ()}},
     ("a note",),
@@ -359,7 +361,7 @@ def test_cache_key_is_independent_of_class_and_field_names() -> None:
         bytes: int
         modified_ns: int
 
-    RenamedListing = type("RenamedListing", (FolderListing,), {})
+    RenamedListing = type("RenamedListing", (Listing,), {})
     splits = {
         split: {name: [RenamedFile(*file) for file in files] for name, files in classes.items()}
         for split, classes in LISTING.splits.items()
@@ -466,7 +468,7 @@ def test_message_of_an_invalid_folder(tmp_path: Path) -> None:
 
 def test_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"PK")
-    assert_rejected(tmp_path / "pets.zip", tmp_path / "cache", r"pets\.zip' must be a folder.*, got a file")
+    assert_rejected(tmp_path / "pets.zip", tmp_path / "cache", r"pets\.zip' must be a folder.*, got another file")
 
 
 # --- unreadable images

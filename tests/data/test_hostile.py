@@ -17,8 +17,9 @@ from PIL import Image
 from camkd.cli.main import main
 from camkd.data.cifar import CIFAR10, PIXEL_BYTES, read_archive
 from camkd.data.dataset import Dataset, no_progress
-from camkd.data.folder import open_folder
+from camkd.data.files import open_listing
 from camkd.data.images import decode
+from camkd.data.scan import scan
 from camkd.runs.folder import Run
 from camkd.types import InputError, Preprocessing
 
@@ -46,7 +47,7 @@ def save_image(path: bytes | Path, red: int = 0) -> None:
 
 
 def open_images(root: Path, cache: Path) -> Dataset:
-    return open_folder(root, size=8, limit=None, workers=1, bad_images="fail", cache=cache, progress=no_progress)
+    return open_listing(scan(root), size=8, limit=None, workers=1, bad_images="fail", cache=cache, progress=no_progress)
 
 
 # --- file names

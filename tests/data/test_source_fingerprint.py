@@ -14,13 +14,14 @@ from tests.support.image_folders import make_classes
 
 from camkd.data import Dataset, open_data
 from camkd.data.dataset import no_progress
-from camkd.data.folder import open_folder
+from camkd.data.files import open_listing
+from camkd.data.scan import scan
 from camkd.experiments.finished_runs import _match_classes
 
 
 def open_pets(root: Path, **options: object) -> Dataset:
     defaults = {"size": 8, "limit": None, "workers": 1, "bad_images": "fail", "cache": root.parent / "cache"}
-    return open_folder(root, progress=no_progress, **(defaults | options))  # type: ignore[arg-type]
+    return open_listing(scan(root), progress=no_progress, **(defaults | options))  # type: ignore[arg-type]
 
 
 def expected_fingerprint(root: Path, data: Dataset) -> str:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from camkd.data.dataset import no_progress
-from camkd.data.scan import FolderListing, scan
+from camkd.data.listing import Listing
+from camkd.data.scan import scan
 from camkd.data.shapes import COUNTS, SHAPES
 from camkd.data.sources import open_data
 from camkd.data.walker import find_images
@@ -36,16 +37,16 @@ def make(root: Path, **counts: int) -> Path:
     return root
 
 
-def folders_of(listing: FolderListing, split: str) -> set[str]:
+def folders_of(listing: Listing, split: str) -> set[str]:
     """Return the folders of the images of a split."""
     return {Path(file.name).parent.as_posix() for _, file in listing.samples(split)}
 
 
-def total(listing: FolderListing) -> int:
+def total(listing: Listing) -> int:
     return sum(len(listing.samples(split)) for split in listing.splits)
 
 
-def note(listing: FolderListing, text: str) -> str:
+def note(listing: Listing, text: str) -> str:
     """Return the only note that contains ``text``."""
     (match,) = [each for each in listing.notes if text in each]
     return match

@@ -20,6 +20,9 @@ VARIATION_SELECTORS = re.compile("[\u034f\u180b-\u180d\ufe00-\ufe0f\U000e0100-\U
 MAX_SUFFIX_WIDTH = 16
 """Largest number of columns of a file suffix in a message."""
 
+TABLE_SUFFIXES = (".csv", ".tsv")
+"""Suffixes of tables that list image files."""
+
 MAX_LISTED = 10
 """Maximum number of items that a message lists. Further items are counted."""
 
@@ -31,6 +34,29 @@ def escape_name(name: str) -> str:
         character.encode("unicode_escape").decode() if category(character) in ESCAPED_CATEGORIES else character
         for character in text
     )
+
+
+def dataset_name(data: str) -> str:
+    """Return the name of a dataset without its location: the name of a folder, or of a table without suffix.
+
+    Args:
+        data: Name or path of the dataset, as in ``--data``.
+
+    Example:
+        >>> dataset_name("cifar10"), dataset_name("/data/pets"), dataset_name("/data/pets.csv")
+        ('cifar10', 'pets', 'pets')
+    """
+    path = Path(data).expanduser().resolve()
+    return path.stem if is_table_name(path.name) else path.name
+
+
+def is_table_name(name: str) -> bool:
+    """Return whether a file of this name is a table of images.
+
+    Args:
+        name: Name or path of the file.
+    """
+    return name.lower().endswith(TABLE_SUFFIXES)
 
 
 def quote_names(names: Sequence[str]) -> str:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 from unicodedata import normalize
 
-import numpy as np
-
-from camkd.data.dataset import SPLITS, balanced_subset, limit_note
 from camkd.data.file_names import (
-    comparable_name,
     count_suffixes,
     escape_name,
     join_first,
     quote_names,
     respelled_names,
-    reveal,
 )
+from camkd.data.listing import ClassFiles, ImageFile, Listing, complete_splits, notes_of_similar_names
 from camkd.data.splits import find_split_folders
 from camkd.data.walker import (
     IMAGE_TYPES,
@@ -38,83 +32,8 @@ from camkd.data.walker import (
 )
 from camkd.types import InputError
 
-HELD_OUT_FRACTION = 0.1
-"""Fraction of each class that is held out for a missing split."""
 
-
-class ImageFile(NamedTuple):
-    """Image file.
-
-    Attributes:
-        name: Path relative to the root of the dataset.
-        bytes: Size of the file.
-        modified_ns: Modification time in nanoseconds.
-    """
-
-    name: str
-    bytes: int
-    modified_ns: int
-
-
-ClassFiles = Mapping[str, Sequence[ImageFile]]
-"""Image files of each class, by class name."""
-
-
-@dataclass(frozen=True)
-class FolderListing:
-    """Image files of a folder by split and class.
-
-    Args:
-        root: The folder.
-        splits: Image files of each split and class.
-        notes: Messages for the user, for example that a split was made.
-    """
-
-    root: Path
-    splits: Mapping[str, ClassFiles]
-    notes: tuple[str, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, sorted."""
-        return tuple(sorted(self.splits["train"]))
-
-    def samples(self, split: str) -> list[tuple[int, ImageFile]]:
-        """Return the label and the file of each image of ``split``, sorted by class, then by file name."""
-        files = self.splits[split]
-        return [(label, file) for label, name in enumerate(self.classes) for file in files[name]]
-
-    def paths(self, split: str) -> list[str]:
-        """Return the path of each image of ``split``, in the order of `samples`."""
-        return [os.path.join(self.root, file.name) for _, file in self.samples(split)]
-
-    def sample_paths(self, split: str, n: int) -> list[str]:
-        """Return the paths of at most ``n`` evenly spaced images of at most ``n`` evenly spaced classes of ``split``.
-
-        The classes share ``n`` equally; a class with fewer images than its share contributes all of them.
-        """
-        all_classes = list(self.splits[split].values())
-        classes = all_classes[:: _stride(all_classes, n)]
-        chosen = [file for files in classes for file in files[:: _stride(files, n // len(classes))]]
-        return [os.path.join(self.root, file.name) for file in chosen]
-
-    def limited(self, n: int, splits: tuple[str, ...] = SPLITS) -> FolderListing:
-        """Keep ``n`` images of each of ``splits``: the first images of each class, as `Dataset.limited` does."""
-        if n >= max(len(self.samples(split)) for split in splits):
-            return self
-        classes = self.classes
-        limited_splits = dict(self.splits)
-        for split in splits:
-            samples = self.samples(split)
-            kept: dict[str, list[ImageFile]] = {name: [] for name in classes}
-            for row in balanced_subset(np.array([label for label, _ in samples], np.int64), n):
-                label, file = samples[row]
-                kept[classes[label]].append(file)
-            limited_splits[split] = kept
-        return FolderListing(self.root, limited_splits, (*self.notes, limit_note(n, splits)))
-
-
-def scan(root: Path, *, test_only: bool = False) -> FolderListing:
+def scan(root: Path, *, test_only: bool = False) -> Listing:
     """List the image files of every split and class below a folder.
 
     The folder is ``<split>/<class>/*`` or ``<class>/*``. Images for a missing split are held out from train. Class
@@ -140,7 +59,8 @@ def scan(root: Path, *, test_only: bool = False) -> FolderListing:
     """
     if not root.is_dir():
         raise InputError(
-            f"'{root}' must be a folder with one subfolder of images per class, got a file. Choose a folder."
+            f"'{root}' must be a folder with one subfolder of images per class, or a table of images (.csv, .tsv), got "
+            "another file. Choose a folder or a table."
         )
     try:
         splits, notes = _find_splits(root, test_only)
@@ -154,42 +74,8 @@ def scan(root: Path, *, test_only: bool = False) -> FolderListing:
     if len(names) < 2 and not test_only:
         _raise_one_class(root, splits["train"])
     splits = {split: {name: classes.get(name, ()) for name in sorted(names)} for split, classes in splits.items()}
-    missing = [split for split in SPLITS if split not in splits]
-    if "train" in missing:
-        no_files: ClassFiles = dict.fromkeys(splits["test"], ())
-        splits = {"train": no_files, "val": no_files, "test": splits["test"]}
-    elif missing:
-        splits |= _hold_out_splits(root, splits["train"], missing)
-        counts = [f"{sum(map(len, splits[split].values())):,} {split}" for split in ("train", *missing)]
-        notes.append(
-            f"there is no {' and no '.join(missing)} folder, so images of train were held out: {', '.join(counts)}"
-        )
-    return FolderListing(root, splits, (*notes, *_notes_of_absent_classes(splits)))
-
-
-def _notes_of_absent_classes(splits: Mapping[str, ClassFiles]) -> list[str]:
-    """Name the classes without images in val and test. Accuracy per class is undefined for these classes."""
-    splits_by_classes: dict[tuple[str, ...], list[str]] = {}
-    for split in ("val", "test"):
-        absent = tuple(name for name, files in splits[split].items() if not files)
-        if 0 < len(absent) < len(splits[split]):
-            splits_by_classes.setdefault(absent, []).append(split)
-    return [
-        f"there are no {' and no '.join(names)} images of {quote_names(absent)}"
-        for absent, names in splits_by_classes.items()
-    ]
-
-
-def _hold_out_splits(root: Path, train: ClassFiles, missing: Sequence[str]) -> dict[str, ClassFiles]:
-    """Divide the images of train into train and the ``missing`` splits."""
-    parts = {name: _assign_splits(files, missing) for name, files in train.items()}
-    for split in missing:
-        if not any(part[split] for part in parts.values()):
-            raise InputError(
-                f"'{root}' must have enough images to hold some out for {split}, got too few. Add images, at least "
-                f"three per class, or add a '{split}' folder."
-            )
-    return {split: {name: parts[name][split] for name in parts} for split in ("train", *missing)}
+    complete, split_notes = complete_splits(splits, root, "folder")
+    return Listing(root, complete, (*notes, *split_notes))
 
 
 def _find_splits(root: Path, test_only: bool) -> tuple[dict[str, ClassFiles], list[str]]:
@@ -282,21 +168,8 @@ def _find_classes(walker: Walker, folder: Path, ignored: _IgnoredFiles, class_fo
             f"Move each image into a folder named after its class, such as '{folder / 'cat'}'."
         )
     ignored.images += images
-    ignored.spellings += _notes_of_similar_names(folder, classes)
+    ignored.spellings += notes_of_similar_names(list(classes), f"'{folder}'")
     return classes
-
-
-def _notes_of_similar_names(folder: Path, names: Iterable[str]) -> list[str]:
-    """Name the classes of a folder whose names look alike."""
-    groups: dict[str, list[str]] = {}
-    for name in sorted(names):
-        groups.setdefault(comparable_name(name), []).append(name)
-    return [
-        f"the classes {join_first([reveal(name) for name in group])} in '{folder}' differ only in upper and lower "
-        "case, in spaces or in characters that look equal or are invisible"
-        for group in groups.values()
-        if len(group) > 1
-    ]
 
 
 def _image_file(root: Path, entry: os.DirEntry[str]) -> ImageFile:
@@ -348,31 +221,3 @@ def _raise_one_class(root: Path, classes: ClassFiles) -> NoReturn:
     else:
         advice = f"Did you mean the folder '{root / name}'?" if nested else "Add a folder for each other class."
     raise InputError(f"'{root}' must have two or more classes, got one, '{name}'. {advice}")
-
-
-def _stride(items: Sequence[object], n: int) -> int:
-    """Return the smallest step for which ``items[::step]`` has at most ``n`` items."""
-    return max(1, -(-len(items) // n))
-
-
-def _path_hash(file: ImageFile) -> float:
-    """Hash the path of an image to a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(file.name)).digest()[:6], "big") / 2**48
-
-
-def _assign_splits(files: Sequence[ImageFile], missing: Sequence[str]) -> dict[str, list[ImageFile]]:
-    """Divide the images of a class into train and the ``missing`` splits, a tenth each, by a hash of their paths.
-
-    Every split gets at least one image if there are enough images. Otherwise train has priority.
-    """
-    by_hash = sorted((_path_hash(file), file) for file in files)
-    hashes = [value for value, _ in by_hash]
-    ordered = [file for _, file in by_hash]
-    starts = [bisect_left(hashes, 1 - HELD_OUT_FRACTION * count) for count in range(len(missing), 0, -1)]
-    starts.append(len(ordered))
-    for index in reversed(range(len(missing))):
-        starts[index] = min(starts[index], starts[index + 1] - 1)
-    for index in range(len(missing)):
-        starts[index] = min(max(starts[index], index + 1), len(ordered))
-    borders = zip(("train", *missing), [0, *starts], starts, strict=False)
-    return {split: sorted(ordered[start:stop]) for split, start, stop in borders}

@@ -1,4 +1,4 @@
-"""Registry of the built-in datasets, and functions that open a dataset by name or folder."""
+"""Registry of the built-in datasets, and functions that open a dataset by name, folder or table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any, get_args
 from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
 from camkd.data.dataset import Dataset, Progress, cache_folder, no_progress
-from camkd.data.folder import BadImages, open_folder
+from camkd.data.file_names import is_table_name
+from camkd.data.files import BadImages, open_listing
+from camkd.data.scan import scan
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
+from camkd.data.table import read_table
 from camkd.data.value_range import ValueRange
 from camkd.data.walker import holds_images
 from camkd.types import Fit, InputError, Interpolation
@@ -62,7 +65,7 @@ SOURCES: dict[str, Source] = {
         open=partial(open_cifar, CIFAR100),
     ),
 }
-"""Built-in datasets by name. Any other name, also ``./shapes`` or ``shapes/``, is the path of a folder of images."""
+"""Built-in datasets by name. Any other name, also ``./shapes`` or ``shapes/``, is the path of a folder or table."""
 
 
 MAX_SIZE = 65_535
@@ -85,22 +88,23 @@ def open_data(
     cache: Path | None = None,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Open a built-in dataset or a folder of images. The images are stored as arrays the first time.
+    """Open a built-in dataset, a folder or a table of images. The images are stored as arrays the first time.
 
     Args:
-        name: A name in `SOURCES`, or the path of a folder, ``<class>/*`` or ``train/<class>/*``.
-        size: Side of the square images in pixels (default: that of the dataset; see `open_folder` for a folder).
-        fit: ``crop`` keeps the center square of images of a folder that are not square, ``pad`` fills up their shorter
-            side with gray.
-        interpolation: Filter that resizes the images of a folder, with antialiasing.
+        name: A name in `SOURCES`, the path of a folder, ``<class>/*`` or ``train/<class>/*``, or that of a table, see
+            `camkd.data.table`.
+        size: Side of the square images in pixels (default: that of the dataset; see `open_listing` for files).
+        fit: ``crop`` keeps the center square of image files that are not square, ``pad`` fills up their shorter side
+            with gray.
+        interpolation: Filter that resizes image files, with antialiasing.
         limit: Maximum number of images per split, class-balanced.
         train_limit: Maximum number of training images, class-balanced. Validation and test stay complete.
-        workers: Number of processes that decode a folder (default: one per core).
-        bad_images: ``fail`` raises an error for unreadable images of a folder, ``skip`` leaves them out.
-        test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
-            if it has no split folders. Train and val are then empty. Ignored for built-in datasets.
+        workers: Number of processes that decode image files (default: one per core).
+        bad_images: ``fail`` raises an error for unreadable image files, ``skip`` leaves them out.
+        test_only: Whether a folder or table without train is a test split: its test images, or all images if it has no
+            splits. Train and val are then empty. Ignored for built-in datasets.
         built_in: Whether a name in `SOURCES` is the built-in dataset even if a folder of images has the same name.
-        value_range: The gray values that become 0 and 255, for gray images of more than 8 bits in a folder (default:
+        value_range: The gray values that become 0 and 255, for gray image files of more than 8 bits (default:
             the range of the training images).
         cache: Root of the cache (default: ``$CAMKD_CACHE``, else ``~/.cache/camkd``).
         progress: Progress callback.
@@ -110,8 +114,8 @@ def open_data(
         dataset into memory.
 
     Raises:
-        InputError: If an argument, the folder or an image is invalid, or if the dataset cannot be downloaded or stored.
-            If ``name`` is a built-in dataset and also a folder of images in the current folder.
+        InputError: If an argument, the folder, the table or an image is invalid, or if the dataset cannot be downloaded
+            or stored. If ``name`` is a built-in dataset and also a folder of images in the current folder.
 
     Example:
         >>> data = open_data("shapes", limit=100)      # doctest: +SKIP
@@ -131,7 +135,7 @@ def open_data(
         if choice not in choices:
             raise InputError(f"{option} must be {' or '.join(map(repr, choices))}, got {choice!r}. Choose one of them.")
     if not str(name).strip():
-        raise InputError(f"data must be the name of a dataset or a folder, got {str(name)!r}. Give a name.")
+        raise InputError(f"data must be the name of a dataset, a folder or a table, got {str(name)!r}. Give a name.")
     cache = cache_folder(cache)
     if name in SOURCES:
         _check_square(str(name), fit, interpolation)
@@ -144,11 +148,11 @@ def open_data(
     root = Path(name).expanduser()
     if not root.exists():
         raise InputError(
-            f"data must be {', '.join(SOURCES)} or a folder with one subfolder of images per class, got '{name}', "
-            "which does not exist. Check the name."
+            f"data must be {', '.join(SOURCES)}, a folder with one subfolder of images per class, or a table of images "
+            f"(.csv, .tsv), got '{name}', which does not exist. Check the name."
         )
     open_at = partial(
-        _open_folder_at,
+        _open_files_at,
         root,
         fit=fit,
         limit=limit,
@@ -163,10 +167,23 @@ def open_data(
     return open_at(size, interpolation)
 
 
-def _open_folder_at(root: Path, size: int | None, interpolation: Interpolation, **options: Any) -> Dataset:
-    """Open a folder at a size, with the same options at every other size."""
-    data = open_folder(root, size=size, interpolation=interpolation, **options)
-    return replace(data, open_at=partial(_open_folder_at, root, **options))
+def _open_files_at(
+    path: Path,
+    size: int | None,
+    interpolation: Interpolation,
+    *,
+    test_only: bool,
+    bad_images: BadImages,
+    **options: Any,
+) -> Dataset:
+    """Open a folder or a table at a size, with the same options at every other size."""
+    if path.is_dir() or not is_table_name(path.name):
+        listing = scan(path, test_only=test_only)
+    else:
+        listing = read_table(path, test_only=test_only, bad_images=bad_images)
+    data = open_listing(listing, size=size, interpolation=interpolation, bad_images=bad_images, **options)
+    open_at = partial(_open_files_at, path, test_only=test_only, bad_images=bad_images, **options)
+    return replace(data, open_at=open_at)
 
 
 def _check_square(name: str, fit: Fit, interpolation: Interpolation) -> None:

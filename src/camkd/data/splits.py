@@ -11,17 +11,11 @@ from typing import NoReturn
 from unicodedata import normalize
 
 from camkd.data.file_names import comparable_name, escape_name, join_first, quote_names, respelled_names
+from camkd.data.listing import SPLIT_NAMES, split_of
 from camkd.data.walker import Walker, describe_empty, describe_link, is_folder, relative_name
 from camkd.types import InputError
 
-SPLIT_FOLDER_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-"""Folder names of each split, compared without regard to case, invisible characters and full width."""
-
-SPLIT_WORDS = tuple(name for names in SPLIT_FOLDER_NAMES.values() for name in names)
+SPLIT_WORDS = tuple(name for names in SPLIT_NAMES.values() for name in names)
 """Folder names of all splits."""
 
 SPLIT_PATTERN = re.compile(rf"(?:.*[\d\W_])?({'|'.join(SPLIT_WORDS)})(?:[\d\W_].*|[a-rt-z])?", re.DOTALL)
@@ -68,7 +62,7 @@ def find_split_folders(walker: Walker, test_only: bool) -> tuple[dict[str, Path]
         notes = _check_not_splits(walker, subfolders)
         _check_no_splits_in_classes(walker, subfolders)
         return whole, notes
-    others = [entry.name for entry in subfolders if _split_of(entry.name) is None and any(walker.images(entry.path))]
+    others = [entry.name for entry in subfolders if split_of(entry.name) is None and any(walker.images(entry.path))]
     labeled = {split: folder for split, folder in named.items() if walker.class_names(folder)}
     left_out = _find_unlabeled(walker, labeled, test_only)
     labeled = {split: folder for split, folder in labeled.items() if split not in left_out}
@@ -104,7 +98,7 @@ def find_split_folders(walker: Walker, test_only: bool) -> tuple[dict[str, Path]
     empty = [
         describe_empty(root, entry.path, [Path(file.path) for file in walker.walk(entry.path, {root.resolve()})])
         for entry in subfolders
-        if _split_of(entry.name) is not None and not any(walker.images(entry.path))
+        if split_of(entry.name) is not None and not any(walker.images(entry.path))
     ]
     notes += numbered
     if empty:
@@ -132,7 +126,7 @@ def _find_unlabeled(walker: Walker, labeled: Mapping[str, Path], test_only: bool
         name = min(names)
         if len(names) > 1 or name in classes or respelled_names([name], classes):
             continue
-        if not test_only or _split_of(name) or comparable_name(name) in UNLABELED_FOLDERS:
+        if not test_only or split_of(name) or comparable_name(name) in UNLABELED_FOLDERS:
             count = sum(1 for _ in walker.images(folder))
             notes[split] = (
                 f"'{folder.name}' was left out, because its {count:,} images lie in one folder, '{name}', which is not "
@@ -141,18 +135,12 @@ def _find_unlabeled(walker: Walker, labeled: Mapping[str, Path], test_only: bool
     return notes
 
 
-def _split_of(name: str) -> str | None:
-    """Return the split that a folder name stands for."""
-    folded = comparable_name(name)
-    return next((split for split, names in SPLIT_FOLDER_NAMES.items() if folded in names), None)
-
-
 def _named_folders(walker: Walker, subfolders: Sequence[os.DirEntry[str]]) -> dict[str, Path]:
     """Return the folder of each split that holds images, by its name."""
     named: dict[str, Path] = {}
-    for split in SPLIT_FOLDER_NAMES:
+    for split in SPLIT_NAMES:
         for entry in subfolders:
-            if _split_of(entry.name) != split or not any(walker.images(entry.path)):
+            if split_of(entry.name) != split or not any(walker.images(entry.path)):
                 continue
             if split in named:
                 raise InputError(
@@ -224,7 +212,7 @@ def _check_not_splits(walker: Walker, folders: Sequence[os.DirEntry[str]]) -> li
     for folder in filled:
         _check_holds_no_splits(walker, folder.path)
     words = {folder.name: word for folder in filled if (word := _find_split_word(folder.name))}
-    splits = {name: _split_of(word) for name, word in words.items()}
+    splits = {name: split_of(word) for name, word in words.items()}
     named = [folder for folder in filled if folder.name in words]
     if len(set(splits.values())) > 1:
         complete = len(named) == len(filled) and "train" in splits.values()
@@ -326,15 +314,15 @@ def _check_holds_no_splits(walker: Walker, folder: str) -> None:
     pending = [(folder, 1)]
     for path, depth in pending:
         inner = walker.folders(path)
-        named = [entry for entry in inner if _split_of(entry.name) and any(walker.images(entry.path))]
-        if len({_split_of(entry.name) for entry in named}) > 1 and any(walker.class_names(e.path) for e in named):
+        named = [entry for entry in inner if split_of(entry.name) and any(walker.images(entry.path))]
+        if len({split_of(entry.name) for entry in named}) > 1 and any(walker.class_names(e.path) for e in named):
             names = quote_names([escape_name(entry.name) for entry in named])
             raise InputError(
                 f"'{walker.root}' must hold splits or classes, got '{escape_name(relative_name(walker.root, path))}', "
                 f"which holds the splits {names}. Choose '{path}'."
             )
         words = {e.name: word for e in inner if (word := _find_split_word(e.name)) and any(walker.images(e.path))}
-        if _have_pairs({name: _split_of(word) for name, word in words.items()}, words) and not named:
+        if _have_pairs({name: split_of(word) for name, word in words.items()}, words) and not named:
             _raise_other_splits(walker, [entry for entry in inner if entry.name in words])
         if depth < MAX_SPLIT_DEPTH:
             pending += [(entry.path, depth + 1) for entry in inner if not entry.is_symlink()]
@@ -343,7 +331,7 @@ def _check_holds_no_splits(walker: Walker, folder: str) -> None:
 def _check_no_splits_in_classes(walker: Walker, folders: Sequence[os.DirEntry[str]]) -> None:
     """Raise `InputError` if two or more ``folders``, or all with images, hold two or more splits and nothing else."""
     contents = [walker.entries(folder.path) for folder in folders if any(walker.images(folder.path))]
-    splits = [{_split_of(entry.name) if is_folder(entry) else None for entry in entries} for entries in contents]
+    splits = [{split_of(entry.name) if is_folder(entry) else None for entry in entries} for entries in contents]
     with_splits = [index for index, names in enumerate(splits) if len(names) > 1 and None not in names]
     if len(with_splits) > 1 or (splits and len(with_splits) == len(splits)):
         first = relative_name(walker.root, contents[with_splits[0]][0].path)

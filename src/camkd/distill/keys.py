@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from camkd.data.dataset import Dataset
-from camkd.data.folder import VERSION as DECODING_VERSION
+from camkd.data.files import VERSION as DECODING_VERSION
 from camkd.models.architecture import architecture_key, library_versions
 from camkd.types import Interpolation
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from camkd.data.dataset import Dataset, Progress, derived_fingerprint, fingerprint
 from camkd.data.file_names import escape_name, join_first, quote_names, respelled_names
-from camkd.data.folder import BadImages
+from camkd.data.files import BadImages
 from camkd.data.images import describe_remarks
 from camkd.data.sources import SOURCES, open_data
 from camkd.data.value_range import FULL_RANGE

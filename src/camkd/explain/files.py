@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camkd.data.dataset import Progress
+from camkd.data.file_names import is_table_name
 from camkd.data.ignored import OUTPUT_MARKER
 from camkd.data.images import decode, decode_full, decode_with_remarks
+from camkd.data.table import table_images
 from camkd.data.walker import find_images
 from camkd.explain.explain import Explanation, draw_explanation
 from camkd.explain.plots import PANEL_SIZE, overlay_full_image, resize_image
@@ -29,10 +31,10 @@ MAX_PANELS = 600
 
 
 def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """List image files: each given file, and all images below each given folder.
+    """List image files: each given file, all images below each given folder, and those of each given table.
 
     Args:
-        paths: Files and folders. Files are not checked.
+        paths: Files, folders and tables. Files are not checked.
 
     Returns:
         Paths of the images without duplicates, in the order of ``paths``; the images of a folder are sorted. Paths of
@@ -48,7 +50,10 @@ def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
             "images must be files or folders, got an empty name. Give a name, or . for the current folder."
         )
     for path in map(Path, paths):
-        folder_images, others = find_images(path) if path.is_dir() else ([path], [])
+        if path.is_dir():
+            folder_images, others = find_images(path)
+        else:
+            folder_images, others = table_images(path) if is_table_name(path.name) else [path], []
         images += folder_images
         skipped += others
     return list(dict.fromkeys(images)), list(dict.fromkeys(skipped))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from camkd.cams import predict
 from camkd.data.dataset import Dataset, Progress
-from camkd.data.folder import BadImages
+from camkd.data.files import BadImages
 from camkd.experiments.finished_runs import open_model_data
 from camkd.export.int8 import write_int8
 from camkd.export.onnx_graph import write_onnx

@@ -12,7 +12,7 @@ from torch import nn
 
 from camkd.config import AUTO
 from camkd.data.dataset import Dataset
-from camkd.data.folder import BadImages
+from camkd.data.files import BadImages
 from camkd.distill.teacher import choose_teacher
 from camkd.experiments.finished_runs import open_model_data
 from camkd.explain.explain import example_rows

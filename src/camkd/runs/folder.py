@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+from camkd.data.file_names import dataset_name
 from camkd.models.io import INFO_FILE
 from camkd.runs.checkpoints import Checkpoints
 from camkd.types import InputError
@@ -169,8 +170,10 @@ def default_run_folder(data: str, *names: str) -> Path:
 
     >>> default_run_folder("cifar10", "teacher", "timm:resnet18").as_posix()
     'runs/cifar10/teacher-timm-resnet18'
+    >>> default_run_folder("tables/birds.csv", "teacher", "resnet20").as_posix()
+    'runs/birds/teacher-resnet20'
     """
-    return Path("runs", Path(data).expanduser().resolve().name, "-".join(names).replace(":", "-"))
+    return Path("runs", dataset_name(data), "-".join(names).replace(":", "-"))
 
 
 def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict[str, Any]:

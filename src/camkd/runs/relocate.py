@@ -1,4 +1,4 @@
-"""Find a folder that a run records by its path, after the run or the folder was moved."""
+"""Find a folder or table that a run records by its path, after the run or the folder was moved."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 def relocated(path: str, run_folder: Path) -> Iterator[Path]:
-    """Yield the existing folders that a recorded path may stand for, the recorded path first.
+    """Yield the existing paths that a recorded path may stand for, the recorded path first.
 
     A project that is moved as a whole keeps the relative location of its folders. So the last components of the path,
     most components first, are looked up in each parent folder of the run and in the current folder. The caller must
-    compare the content of a folder, because a path does not identify it.
+    compare the content, because a path does not identify it.
 
     Args:
-        path: Path of a folder, as the run recorded it.
+        path: Path of a folder or table, as the run recorded it.
         run_folder: Folder of the run.
 
     Yields:
-        Existing folders, each once.
+        Existing paths, each once.
 
     Example:
         >>> list(relocated("/old/project/pets", Path("/new/project/runs/student")))      # doctest: +SKIP
@@ -31,6 +31,6 @@ def relocated(path: str, run_folder: Path) -> Iterator[Path]:
     seen = set()
     for candidate in (recorded, *moved):
         resolved = candidate.resolve()
-        if resolved not in seen and candidate.is_dir():
+        if resolved not in seen and candidate.exists():
             seen.add(resolved)
             yield candidate

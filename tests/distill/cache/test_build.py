@@ -19,7 +19,7 @@ from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data import augment
 from camkd.data.augment import Policy, get_policy
 from camkd.data.dataset import Dataset, Split
-from camkd.data.folder import VERSION as DECODING_VERSION
+from camkd.data.files import VERSION as DECODING_VERSION
 from camkd.data.views import Views
 from camkd.distill import keys
 from camkd.distill.cache import Manifest, RecordFormat, TeacherCache, build, cache_key

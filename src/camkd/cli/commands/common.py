@@ -16,7 +16,7 @@ from camkd.types import InputError
 if TYPE_CHECKING:
     from camkd.cli.progress import ProgressReporter
     from camkd.data.dataset import Dataset
-    from camkd.data.folder import BadImages
+    from camkd.data.files import BadImages
     from camkd.runs.resume import Resume
 
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"

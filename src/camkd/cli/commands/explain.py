@@ -19,7 +19,12 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "run", type=str, help="a run, one of its checkpoints, a shipped model, or a name like timm:resnet50.a1_in1k"
     )
-    parser.add_argument("images", type=str, nargs="+", help="image files, or folders with images at any depth")
+    parser.add_argument(
+        "images",
+        type=str,
+        nargs="+",
+        help="image files, folders of images, or tables (.csv, .tsv)",
+    )
     parser.add_argument(
         "--out",
         type=str,

@@ -1,4 +1,4 @@
-"""Folder of images with one subfolder per class."""
+"""Open the image files of a listing as a dataset: decode them once into the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from camkd.data.dataset import SPLITS, Dataset, Progress, Split, fingerprint_of_
 from camkd.data.decode import DecoderPool
 from camkd.data.file_names import escape_name, join_first, quote_names
 from camkd.data.images import common_size, describe_remarks
-from camkd.data.scan import FolderListing, scan
+from camkd.data.listing import Listing
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.data.value_range import ValueRange, common_range
 from camkd.types import Fit, InputError, Interpolation, Preprocessing
@@ -25,14 +25,14 @@ BadImages = Literal["fail", "skip"]
 """Treatment of unreadable images: ``fail`` raises an error, ``skip`` leaves them out."""
 
 DEFAULT_SIZE = 64
-"""Side in pixels to which images are resized if the folder has no common size; see `common_size`."""
+"""Side in pixels to which images are resized if the images have no common size; see `common_size`."""
 
 MAX_HEADERS_READ = 300
 """Number of training images whose headers are read to find a common size."""
 
 
-def open_folder(
-    root: Path,
+def open_listing(
+    listing: Listing,
     *,
     size: int | None,
     fit: Fit = "crop",
@@ -41,23 +41,18 @@ def open_folder(
     train_limit: int | None = None,
     workers: int | None,
     bad_images: BadImages,
-    test_only: bool = False,
     value_range: ValueRange | None = None,
     cache: Path,
     progress: Progress,
 ) -> Dataset:
-    """Open a folder of images, ``<class>/*`` or ``train/<class>/*`` with optional ``val/`` and ``test/``.
+    """Open the image files of a listing as a dataset.
 
-    If the folder has no ``val/`` or ``test/``, a hash of each image's path determines the images that are held out from
-    train. If each class has a few dozen images or more, adding an image later therefore does not move other images to
-    another split. Each split gets at least one image.
-
-    Images are decoded when the folder is opened for the first time. They are decoded again when the path, the size or
+    Images are decoded when the listing is opened for the first time. They are decoded again when the path, the size or
     the modification time of a file changes, or when the preprocessing, ``bad_images`` or the selection of images
     changes.
 
     Args:
-        root: The folder.
+        listing: The image files, from `camkd.data.scan.scan` or `camkd.data.table.read_table`.
         size: Side of the square images in pixels. None selects the common size of the training images if they are
             square and at most 64 pixels wide, else 64.
         fit: ``crop`` keeps the center square of images that are not square, ``pad`` fills up their shorter side.
@@ -66,8 +61,6 @@ def open_folder(
         train_limit: Maximum number of training images, class-balanced.
         workers: Number of processes that decode images. None is one per core.
         bad_images: ``fail`` raises an error for unreadable images, ``skip`` leaves them out and adds a note.
-        test_only: Whether a folder that has no train folder is opened with a test split only. The test images are those
-            of its test folder, or all images if it has no split folders. Train and val are empty.
         value_range: The gray values that become 0 and 255, for gray images of more than 8 bits. None: the range of the
             training images, see `common_range`, or 0 to 65535 if there is no such training image.
         cache: Root of the cache.
@@ -77,16 +70,15 @@ def open_folder(
         The dataset, with the relative path of each image in `Split.names`.
 
     Raises:
-        InputError: If the folder does not have this structure. If an image cannot be read and ``bad_images`` is
-            ``fail``. If a split or a class of train has no readable image. If the dataset cannot be stored.
+        InputError: If an image cannot be read and ``bad_images`` is ``fail``. If a split or a class of train has no
+            readable image. If the dataset cannot be stored.
 
     Example:
-        >>> data = open_folder(                                          # doctest: +SKIP
-        ...     Path("pets"), size=32, limit=None, workers=None, bad_images="skip", cache=cache_folder(),
+        >>> data = open_listing(                                         # doctest: +SKIP
+        ...     scan(Path("pets")), size=32, limit=None, workers=None, bad_images="skip", cache=cache_folder(),
         ...     progress=no_progress,
         ... )
     """
-    listing = scan(root, test_only=test_only)
     if size is None:
         size = common_size(listing.sample_paths("train", MAX_HEADERS_READ)) or DEFAULT_SIZE
     if limit is not None:
@@ -95,7 +87,7 @@ def open_folder(
         listing = listing.limited(train_limit, ("train",))
     preprocessing = Preprocessing(size, fit, interpolation, value_range)
     data = build_or_open(
-        root.resolve().name,
+        listing.name,
         cache_key(listing, preprocessing, bad_images),
         cache,
         lambda folder: _decode_listing(folder, listing, preprocessing, workers, bad_images, progress),
@@ -104,8 +96,8 @@ def open_folder(
     return replace(data, notes=notes, fit=fit, interpolation=interpolation)
 
 
-def cache_key(listing: FolderListing, preprocessing: Preprocessing, bad_images: BadImages) -> str:
-    """Return the key of the cached dataset: the folder, the options, and the size and time of each file."""
+def cache_key(listing: Listing, preprocessing: Preprocessing, bad_images: BadImages) -> str:
+    """Return the key of the cached dataset: the location, the options, and the size and time of each file."""
     splits = {
         split: {name: [[file.name, file.bytes, file.modified_ns] for file in files] for name, files in classes.items()}
         for split, classes in listing.splits.items()
@@ -113,7 +105,7 @@ def cache_key(listing: FolderListing, preprocessing: Preprocessing, bad_images: 
     return encode_key(
         {
             "version": VERSION,
-            "source": "folder",
+            "source": listing.source,
             "root": str(listing.root.resolve()),
             "size": preprocessing.size,
             "fit": preprocessing.fit,
@@ -127,7 +119,7 @@ def cache_key(listing: FolderListing, preprocessing: Preprocessing, bad_images: 
 
 def _decode_listing(
     folder: Path,
-    listing: FolderListing,
+    listing: Listing,
     preprocessing: Preprocessing,
     workers: int | None,
     bad_images: BadImages,
@@ -163,7 +155,7 @@ def _decode_listing(
         unreadable += [f"{escape_name(samples[row][1].name)}: {reason}" for row, reason in reasons.items()]
     if unreadable and bad_images == "fail":
         raise InputError(
-            f"all images in '{listing.root}' must be readable, got {len(unreadable):,} unreadable "
+            f"all images in '{listing.path}' must be readable, got {len(unreadable):,} unreadable "
             f"({join_first(unreadable, '; ')}). Replace or delete them, or leave them out with --bad-images skip."
         )
     notes = (
@@ -184,7 +176,7 @@ def _decode_listing(
     ]
     if without_images:
         raise InputError(
-            f"every class in '{listing.root}' must have a readable training image, got none of "
+            f"every class in '{listing.path}' must have a readable training image, got none of "
             f"{quote_names(without_images)}. Add images of these classes."
         )
     files = {}
@@ -195,12 +187,12 @@ def _decode_listing(
     return SplitArrays(listing.classes, train, val, test, tuple(notes), value_range, digest)
 
 
-def _make_split(folder: Path, split: str, listing: FolderListing, errors: Mapping[int, str]) -> Split:
+def _make_split(folder: Path, split: str, listing: Listing, errors: Mapping[int, str]) -> Split:
     """Return the decoded images of ``split`` without the unreadable rows."""
     samples = listing.samples(split)
     kept = np.array([row for row in range(len(samples)) if row not in errors], np.int64)
     if errors and not len(kept):
-        raise InputError(f"the {split} split of '{listing.root}' must have a readable image, got none. Add images.")
+        raise InputError(f"the {split} split of '{listing.path}' must have a readable image, got none. Add images.")
     path = folder / f"{split}_images.npy"
     images = select_rows(path, kept) if errors else np.load(path, mmap_mode="r")
     labels = np.array([samples[row][0] for row in kept], np.int64)
