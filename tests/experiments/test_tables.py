@@ -38,9 +38,8 @@ def test_every_command_takes_a_table(project: Path, monkeypatch: pytest.MonkeyPa
     moved = project.parent / "moved"
     project.rename(moved)
     monkeypatch.chdir(project.parent)
-    resumed = camkd(
-        "teacher", "--model", "resnet8", "--data", "moved/easy.csv", "--out", "moved/runs/table", "--resume", *QUICK
-    )
+    run = ("teacher", "--model", "resnet8", "--out", "moved/runs/table", "--resume", *QUICK)
+    resumed = camkd(*run, "--data", "moved/easy.csv")
     assert resumed.status == 0, resumed.err
     assert "is a finished run" in resumed.err
     evaluated = camkd("evaluate", "moved/runs/table", "--json")
@@ -54,7 +53,7 @@ def test_every_command_takes_a_table(project: Path, monkeypatch: pytest.MonkeyPa
 
     lines = (moved / "easy.csv").read_text().splitlines()
     (moved / "fewer.csv").write_text("\n".join(lines[:-1]) + "\n")
-    fewer = camkd("teacher", "--model", "resnet8", "--data", "moved/fewer.csv", *run, *QUICK)
+    fewer = camkd(*run, "--data", "moved/fewer.csv")
     assert (fewer.status, "got other images (data moved/fewer.csv)" in fewer.err) == (2, True)
 
     student = ("--data", "moved/easy.csv", "--teacher", "moved/runs/table", *QUICK)
