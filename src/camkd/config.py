@@ -28,6 +28,9 @@ class DataConfig:
         train_limit: use at most N training images, balanced over the classes; validation and test stay complete.
         workers: processes that decode a folder (default: one per core; 1: this process only).
         bad_images: unreadable images: stop and list them (fail), or leave them out (skip).
+        group: column of a table with the group of each image, such as the patient; a group stays in one split (default:
+            the column group, if there is one).
+        group_regex: regular expression; its first capturing group in the path of an image is the group of the image.
     """
 
     data: str = "shapes"
@@ -38,6 +41,8 @@ class DataConfig:
     train_limit: int | None = None
     workers: int | None = None
     bad_images: Literal["fail", "skip"] = "fail"
+    group: str | None = None
+    group_regex: str | None = None
 
     def __post_init__(self) -> None:
         if not self.data.strip():

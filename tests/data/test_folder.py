@@ -360,6 +360,7 @@ def test_cache_key_is_independent_of_class_and_field_names() -> None:
         name: str
         bytes: int
         modified_ns: int
+        group: str | None
 
     RenamedListing = type("RenamedListing", (Listing,), {})
     splits = {

@@ -17,7 +17,9 @@ from camkd.data.file_names import (
     quote_names,
     respelled_names,
 )
-from camkd.data.listing import ClassFiles, ImageFile, Listing, complete_splits, notes_of_similar_names
+from camkd.data.groups import add_groups
+from camkd.data.hold_out import complete_splits
+from camkd.data.listing import ClassFiles, ImageFile, Listing, notes_of_similar_names
 from camkd.data.splits import find_split_folders
 from camkd.data.walker import (
     IMAGE_TYPES,
@@ -33,7 +35,7 @@ from camkd.data.walker import (
 from camkd.types import InputError
 
 
-def scan(root: Path, *, test_only: bool = False) -> Listing:
+def scan(root: Path, *, test_only: bool = False, group_regex: str | None = None) -> Listing:
     """List the image files of every split and class below a folder.
 
     The folder is ``<split>/<class>/*`` or ``<class>/*``. Images for a missing split are held out from train. Class
@@ -44,6 +46,8 @@ def scan(root: Path, *, test_only: bool = False) -> Listing:
         test_only: Whether a folder without a train folder is a test split: the images of its test folder, or all images
             if it has no split folders. Train and val are then empty. With a train folder, a class may be in one split
             only. One class is enough.
+        group_regex: Regular expression that captures the group of an image in its path, relative to the folder. A group
+            stays in one split. Ignored without train images.
 
     Returns:
         The image files and the notes for the user.
@@ -51,7 +55,7 @@ def scan(root: Path, *, test_only: bool = False) -> Listing:
     Raises:
         InputError: If the folder does not have this structure, cannot be read, or has fewer than two classes. If the
             folder can be read as splits and as classes. If a class is in val or test, but not in train. If there are
-            too few images to hold out a missing split.
+            too few images to hold out a missing split. If a group is in two splits.
 
     Example:
         >>> scan(Path("pets")).classes             # doctest: +SKIP
@@ -74,7 +78,9 @@ def scan(root: Path, *, test_only: bool = False) -> Listing:
     if len(names) < 2 and not test_only:
         _raise_one_class(root, splits["train"])
     splits = {split: {name: classes.get(name, ()) for name in sorted(names)} for split, classes in splits.items()}
-    complete, split_notes = complete_splits(splits, root, "folder")
+    if group_regex is not None and "train" in splits:
+        splits = add_groups(splits, root, group_regex)
+    complete, split_notes = complete_splits(splits, root, "folder", has_groups=group_regex is not None)
     return Listing(root, complete, (*notes, *split_notes))
 
 

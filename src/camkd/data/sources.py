@@ -84,6 +84,8 @@ def open_data(
     bad_images: BadImages = "fail",
     test_only: bool = False,
     built_in: bool = False,
+    group: str | None = None,
+    group_regex: str | None = None,
     value_range: ValueRange | None = None,
     cache: Path | None = None,
     progress: Progress = no_progress,
@@ -104,6 +106,9 @@ def open_data(
         test_only: Whether a folder or table without train is a test split: its test images, or all images if it has no
             splits. Train and val are then empty. Ignored for built-in datasets.
         built_in: Whether a name in `SOURCES` is the built-in dataset even if a folder of images has the same name.
+        group: Column of a table with the group of each image, such as a patient. A group stays in one split (default:
+            ``group``, if there is one).
+        group_regex: Regular expression whose first capturing group, searched in the path of an image, is its group.
         value_range: The gray values that become 0 and 255, for gray image files of more than 8 bits (default:
             the range of the training images).
         cache: Root of the cache (default: ``$CAMKD_CACHE``, else ``~/.cache/camkd``).
@@ -134,11 +139,16 @@ def open_data(
     ):
         if choice not in choices:
             raise InputError(f"{option} must be {' or '.join(map(repr, choices))}, got {choice!r}. Choose one of them.")
+    if group is not None and group_regex is not None:
+        raise InputError(
+            f"group and group_regex must not be given together, got {group!r} and {group_regex!r}. Choose one of them."
+        )
     if not str(name).strip():
         raise InputError(f"data must be the name of a dataset, a folder or a table, got {str(name)!r}. Give a name.")
     cache = cache_folder(cache)
     if name in SOURCES:
         _check_square(str(name), fit, interpolation)
+        _check_no_groups(str(name), group, group_regex)
         notes = () if built_in else _check_built_in(str(name))
         source = SOURCES[str(name)]
         data = source.open(size, cache, progress)
@@ -160,6 +170,8 @@ def open_data(
         workers=workers,
         bad_images=bad_images,
         test_only=test_only,
+        group=group,
+        group_regex=group_regex,
         value_range=value_range,
         cache=cache,
         progress=progress,
@@ -174,15 +186,29 @@ def _open_files_at(
     *,
     test_only: bool,
     bad_images: BadImages,
+    group: str | None,
+    group_regex: str | None,
     **options: Any,
 ) -> Dataset:
     """Open a folder or a table at a size, with the same options at every other size."""
     if path.is_dir() or not is_table_name(path.name):
-        listing = scan(path, test_only=test_only)
+        if group is not None:
+            raise InputError(
+                f"--group must be given with a table, got {group!r} for '{path}'. Add --group-regex for a folder."
+            )
+        listing = scan(path, test_only=test_only, group_regex=group_regex)
     else:
-        listing = read_table(path, test_only=test_only, bad_images=bad_images)
+        listing = read_table(path, test_only=test_only, bad_images=bad_images, group=group, group_regex=group_regex)
     data = open_listing(listing, size=size, interpolation=interpolation, bad_images=bad_images, **options)
-    open_at = partial(_open_files_at, path, test_only=test_only, bad_images=bad_images, **options)
+    open_at = partial(
+        _open_files_at,
+        path,
+        test_only=test_only,
+        bad_images=bad_images,
+        group=group,
+        group_regex=group_regex,
+        **options,
+    )
     return replace(data, open_at=open_at)
 
 
@@ -193,6 +219,15 @@ def _check_square(name: str, fit: Fit, interpolation: Interpolation) -> None:
             raise InputError(
                 f"{option} must be {default} for {name}, whose images are square and not resized, got {value}. Leave "
                 f"{option} out."
+            )
+
+
+def _check_no_groups(name: str, group: str | None, group_regex: str | None) -> None:
+    """Check that no groups are given for a built-in dataset, whose images are not files."""
+    for option, value in (("group", group), ("group_regex", group_regex)):
+        if value is not None:
+            raise InputError(
+                f"{option} must be given with a folder or table of images, got {value!r} for {name}. Leave it out."
             )
 
 
@@ -238,5 +273,7 @@ def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Datase
         train_limit=config.train_limit,
         workers=config.workers,
         bad_images=config.bad_images,
+        group=config.group,
+        group_regex=config.group_regex,
         progress=progress,
     )

@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple
 
 from camkd.data.dataset import SPLITS
 from camkd.data.file_names import comparable_name, escape_name, join_first, quote_names, respelled_names
+from camkd.data.groups import add_groups
+from camkd.data.hold_out import complete_splits
 from camkd.data.listing import (
     SPLIT_NAMES,
     ClassFiles,
     ImageFile,
     Listing,
-    complete_splits,
     notes_of_similar_names,
     split_of,
 )
@@ -24,7 +25,7 @@ from camkd.data.walker import class_name
 from camkd.types import InputError
 
 REQUIRED_COLUMNS = ("image", "label")
-COLUMNS = (*REQUIRED_COLUMNS, "split")
+COLUMNS = (*REQUIRED_COLUMNS, "split", "group")
 """Columns of a table. Other columns are ignored."""
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -41,15 +42,24 @@ class Row(NamedTuple):
         image: Path of the image, absolute or relative to the folder of the table.
         label: Class name.
         split: Split: train, val or test. None without the column.
+        group: Group of the image. None without groups.
     """
 
     number: int
     image: str
     label: str
     split: str | None
+    group: str | None
 
 
-def read_table(path: Path, *, test_only: bool = False, bad_images: Literal["fail", "skip"] = "fail") -> Listing:
+def read_table(
+    path: Path,
+    *,
+    test_only: bool = False,
+    bad_images: Literal["fail", "skip"] = "fail",
+    group: str | None = None,
+    group_regex: str | None = None,
+) -> Listing:
     """List the image files of a table. No image is opened.
 
     The first row names the columns. ``image`` is the path of a file, absolute or relative to the folder of the table,
@@ -62,20 +72,23 @@ def read_table(path: Path, *, test_only: bool = False, bad_images: Literal["fail
             ``split``. Train and val are then empty. One class is enough.
         bad_images: Treatment of images that do not exist: ``fail`` raises an error, ``skip`` leaves them out and adds a
             note.
+        group: Column with the group of each image, which stays in one split (default: ``group``, if there is one).
+            Ignored without train rows.
+        group_regex: Regular expression that captures the group of an image in its path, in place of a column.
 
     Returns:
         The image files and the notes for the user.
 
     Raises:
         InputError: If the table cannot be read, a column is missing, or a cell is invalid. If an image is in two rows
-            or does not exist. If there are fewer than two classes, or val or test have a class that train lacks. The
-            message names the rows.
+            or does not exist. If there are fewer than two classes, or val or test have a class that train lacks. If a
+            group is in two splits. The message names the rows or groups.
 
     Example:
         >>> read_table(Path("pets.csv")).classes             # doctest: +SKIP
         ('cat', 'dog')
     """
-    rows, notes = _read_rows(path)
+    rows, notes = _read_rows(path, group, use_groups=group_regex is None)
     _check_once(path, rows)
     root = path.parent
     files = {}
@@ -104,11 +117,14 @@ def read_table(path: Path, *, test_only: bool = False, bad_images: Literal["fail
     for split, split_rows in by_split.items():
         classes: dict[str, list[ImageFile]] = {name: [] for name in sorted(labels)}
         for row in split_rows:
-            classes[row.label].append(files[row.number])
+            classes[row.label].append(files[row.number]._replace(group=row.group))
         splits[split] = {name: sorted(group) for name, group in classes.items()}
     notes += notes_of_similar_names(sorted(labels), f"'{path}'")
     notes += _notes_of_equal_numbers(labels)
-    complete, split_notes = complete_splits(splits, path, "table")
+    has_groups = group_regex is not None or rows[0].group is not None
+    if group_regex is not None and "train" in splits:
+        splits = add_groups(splits, path, group_regex)
+    complete, split_notes = complete_splits(splits, path, "table", has_groups=has_groups)
     return Listing(root, complete, (*notes, *split_notes), path)
 
 
@@ -121,16 +137,16 @@ def table_images(path: Path) -> list[Path]:
     Raises:
         InputError: If the table cannot be read, a column is missing, or a cell is invalid.
     """
-    rows, _ = _read_rows(path)
+    rows, _ = _read_rows(path, None, use_groups=False)
     return [path.parent / row.image for row in rows]
 
 
-def _read_rows(path: Path) -> tuple[list[Row], list[str]]:
+def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list[Row], list[str]]:
     """Parse a table and check its cells, but not its files."""
     records = _records(path)
     header = next(records, (1, []))[1]
-    columns, notes = _find_columns(path, header)
-    errors: dict[str, list[tuple[int, str]]] = {"width": [], "image": [], "label": [], "split": []}
+    columns, notes = _find_columns(path, header, group, use_groups)
+    errors: dict[str, list[tuple[int, str]]] = {"width": [], "image": [], "label": [], "group": [], "split": []}
     rows = []
     for number, record in records:
         if len(record) > len(header):
@@ -139,13 +155,13 @@ def _read_rows(path: Path) -> tuple[list[Row], list[str]]:
         cells = {name: record[index] if index < len(record) else "" for name, index in columns.items()}
         image = cells["image"]  # spaces are part of a path
         cells = {name: cell.strip() for name, cell in cells.items()}
-        for name in REQUIRED_COLUMNS:
-            if not cells[name]:
+        for name in (*REQUIRED_COLUMNS, "group"):
+            if cells.get(name) == "":
                 errors[name].append((number, ""))
         split = cells.get("split")
         if split is not None and split_of(split) is None:
             errors["split"].append((number, _quote(split)))
-        rows.append(Row(number, str(PurePath(image)), class_name(cells["label"]), split))
+        rows.append(Row(number, str(PurePath(image)), class_name(cells["label"]), split, cells.get("group")))
     separator = SEPARATOR_NAMES[SEPARATORS[path.suffix.lower()]]
     for name, rule, advice in (
         (
@@ -155,6 +171,11 @@ def _read_rows(path: Path) -> tuple[list[Row], list[str]]:
         ),
         ("image", f"every row of '{path}' must have an image", "Fill in the paths, or delete the rows"),
         ("label", f"every row of '{path}' must have a label", "Fill in the labels, or delete the rows"),
+        (
+            "group",
+            f"every row of '{path}' must have a group in the column '{group or 'group'}'",
+            "Fill in the groups, another one for each single image",
+        ),
     ):
         if errors[name]:
             got = _describe(errors[name])
@@ -196,10 +217,15 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"'{path}' must be readable, got: {error.strerror}. Change its permissions.") from error
 
 
-def _find_columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], list[str]]:
-    """Return the index of each known column, and a note about the others."""
+def _find_columns(
+    path: Path, header: Sequence[str], group: str | None, use_groups: bool
+) -> tuple[dict[str, int], list[str]]:
+    """Return the index of each known column by its name in `COLUMNS`, and a note about the others."""
     names = [comparable_name(name) for name in header]
-    columns = {name: names.index(name) for name in COLUMNS if name in names}
+    sought = {name: name for name in COLUMNS if name != "group"}
+    if use_groups:
+        sought["group"] = comparable_name(group or "group")
+    columns = {key: names.index(name) for key, name in sought.items() if name in names}
     shown = [escape_name(name) for name in header]
     if missing := [name for name in REQUIRED_COLUMNS if name not in columns]:
         separator = SEPARATORS[path.suffix.lower()]
@@ -212,11 +238,16 @@ def _find_columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], li
             f"'{path}' must have the columns {quote_names(REQUIRED_COLUMNS)}, got {quote_names(shown) or 'no columns'} "
             f"without {quote_names(missing)}. {advice}."
         )
-    if double := sorted({name for name in columns if names.count(name) > 1}):
+    if group is not None and "group" not in columns:
+        raise InputError(
+            f"--group must be a column of '{path}', got {group!r}, and the columns {quote_names(shown)}. Choose one of "
+            "them."
+        )
+    if double := sorted({shown[index] for index in columns.values() if names.count(names[index]) > 1}):
         raise InputError(
             f"the columns of '{path}' must have different names, got two of {quote_names(double)}. Rename one."
         )
-    ignored = [name for name, folded in zip(shown, names, strict=True) if folded not in columns and folded]
+    ignored = [name for index, name in enumerate(shown) if index not in columns.values() and names[index]]
     return columns, [f"columns that are not used were ignored: {quote_names(ignored)}"] if ignored else []
 
 

@@ -99,20 +99,24 @@ def _open_test_data(
     """Open the dataset of `reevaluate`.
 
     All images of a folder without splits are test images, unless the model was trained on this folder. Then the test
-    split of the training is used.
+    split of the training is used. It is also used if the training had groups, which decide what is held out.
     """
     if data is None:
         return open_model_data(source, None, progress, message, bad_images)
     open_at_model_size = partial(_open_at_model_size, source, data, progress, bad_images)
     dataset = open_at_model_size(test_only=True)
-    if not len(dataset.train):
+    options = Run(find_model_folder(source)).config()
+    if not len(dataset.train) or options.get("group") or options.get("group_regex"):
         with suppress(InputError):  # a folder that cannot be split for training was not trained on
             split_dataset = open_at_model_size(as_trained=True)
             info = read_model_info(source)
-            is_own_folder = Path(data).expanduser().resolve() == Path(info.data).expanduser().resolve()
-            is_own = is_own_folder or split_dataset.fingerprint == info.data_fingerprint
+            is_own = _is_same_path(data, info.data) or split_dataset.fingerprint == info.data_fingerprint
             return split_dataset if is_own else dataset
     return dataset
+
+
+def _is_same_path(data: str, other: str) -> bool:
+    return Path(data).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def open_model_data(
@@ -206,9 +210,10 @@ def _open_at_model_size(
     as_trained: bool = False,
     test_only: bool = False,
 ) -> Dataset:
-    """Open a dataset with the model's preprocessing. If ``as_trained``, apply the limits of the model's run."""
+    """Open a dataset with the model's preprocessing. If ``as_trained``, apply the limits and groups of its run."""
     info = read_model_info(source)
     options = Run(find_model_folder(source)).config()
+    has_groups = as_trained or _is_same_path(data, info.data)
     open_scaled = partial(
         open_data,
         data,
@@ -219,6 +224,7 @@ def _open_at_model_size(
         train_limit=options.get("train_limit") if as_trained else None,
         bad_images=bad_images or options.get("bad_images", "fail"),
         test_only=test_only,
+        **{name: options.get(name) for name in ("group", "group_regex") if has_groups},
         built_in=as_trained,
         progress=progress,
     )

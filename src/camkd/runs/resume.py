@@ -41,7 +41,7 @@ PROVENANCE = {
 """Entries of the provenance that must be equal on resume, and their names in error messages."""
 
 IDENTIFIED_BY = {
-    **dict.fromkeys(("data", "size", "limit", "train_limit", "bad_images"), "data_fingerprint"),
+    **dict.fromkeys(("data", "size", "limit", "train_limit", "bad_images", "group", "group_regex"), "data_fingerprint"),
     "teacher": "teacher_weights",
     "weights": "weights_file",
     "classes": "classes_file",
