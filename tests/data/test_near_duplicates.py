@@ -2,14 +2,12 @@
 
 import io
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import pytest
 import scipy.fft
 import scipy.sparse
 from PIL import Image, ImageEnhance
-from scipy.ndimage import gaussian_filter
 
 from camkd.data.near_duplicates import (
     GRID,
@@ -20,23 +18,9 @@ from camkd.data.near_duplicates import (
     hash_images,
     pixel_digests,
 )
+from support.photos import make_photos
 
 COUNT = 24
-
-
-@cache
-def make_photos(count: int = COUNT, side: int = 128, seed: int = 0) -> list[Image.Image]:
-    """Return images with the spectrum of photographs: noise at five scales, the coarsest the strongest."""
-    rng = np.random.default_rng(seed)
-    photos = []
-    for _ in range(count):
-        values = sum(
-            scale * gaussian_filter(rng.standard_normal((side, side, 3)), (scale, scale, 0))
-            for scale in (1, 3, 8, 16, 32)
-        )
-        values = (values - values.min()) / (values.max() - values.min())
-        photos.append(Image.fromarray((30 + 195 * values).astype(np.uint8)))
-    return photos
 
 
 def to_array(images: list[Image.Image], side: int = 64) -> np.ndarray:
@@ -71,7 +55,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_planted_copies_are_found_and_nothing_else(name: str) -> None:
-    photos = make_photos()
+    photos = make_photos(COUNT)
     copies = [CHANGES[name](photo) for photo in photos[: COUNT // 2]]
     pairs = find_near_duplicates(hash_images(to_array(photos), to_array(copies)))
     assert list(zip(pairs.first, pairs.second, strict=True)) == [(row, COUNT + row) for row in range(COUNT // 2)]

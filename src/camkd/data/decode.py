@@ -184,9 +184,10 @@ class _Worker:
                 f"images, the first of which is '{task.paths[0]}'. Look for an image that is too large, or decode with "
                 "--workers 1."
             )
-        errors, summaries, remarks, sha256_of = map(dict, json.loads(line))
+        errors, summaries, remarks, sha256_of, sizes = map(dict, json.loads(line))
         summaries = {row: ValueSummary(*values) for row, values in summaries.items()}
-        return DecodedRows(errors, summaries, remarks, sha256_of)
+        sizes = {row: (width, height) for row, (width, height) in sizes.items()}
+        return DecodedRows(errors, summaries, remarks, sha256_of, sizes)
 
     def close(self) -> None:
         """Kill the process and wait for its end."""

@@ -12,7 +12,7 @@ import numpy as np
 from camkd.data.dataset import SPLITS, Dataset, Progress, Split, fingerprint_of_files
 from camkd.data.decode import DecoderPool
 from camkd.data.file_names import escape_name, join_first, quote_names
-from camkd.data.images import common_size, describe_remarks
+from camkd.data.images import DecodedRows, common_size, describe_remarks
 from camkd.data.listing import Listing
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.data.value_range import ValueRange, common_range
@@ -117,21 +117,26 @@ def cache_key(listing: Listing, preprocessing: Preprocessing, bad_images: BadIma
     )
 
 
-def _decode_listing(
-    folder: Path,
-    listing: Listing,
-    preprocessing: Preprocessing,
-    workers: int | None,
-    bad_images: BadImages,
-    progress: Progress,
-) -> SplitArrays:
-    """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out.
+def decode_splits(
+    folder: Path, listing: Listing, preprocessing: Preprocessing, workers: int | None, progress: Progress
+) -> tuple[dict[str, DecodedRows], ValueRange | None]:
+    """Decode all images of a listing into the files ``<split>_images.npy``. Rows of unreadable images are zero.
 
-    Without a value range, that of the training images is computed and used for all splits.
+    Args:
+        folder: Folder of the files.
+        listing: The image files.
+        preprocessing: Size, fit, interpolation and value range. Without a value range, that of the training images is
+            computed and used for all splits.
+        workers: Number of processes that decode images. None is one per core.
+        progress: Progress callback.
+
+    Returns:
+        The results of each split, and the value range.
+
+    Raises:
+        InputError: If the disk is full, or a decoder process ends.
     """
-    errors = {}
-    sha256_of = {}
-    remarks: dict[str, list[str]] = {}  # by name of the image
+    results = {}
     with DecoderPool(workers) as pool:
         for split in SPLITS:
             paths = dict(enumerate(listing.paths(split)))
@@ -144,11 +149,29 @@ def _decode_listing(
                 preprocessing = replace(preprocessing, value_range=common_range(list(decoded.summaries.values())))
                 waiting = {row: paths[row] for row in decoded.summaries}
                 decoded.update(pool.decode_into(file, waiting, preprocessing, progress, description))
-            errors[split] = decoded.errors
-            sha256_of[split] = decoded.sha256_of
-            samples = listing.samples(split)
-            for row in sorted(decoded.remarks):
-                remarks[escape_name(samples[row][1].name)] = decoded.remarks[row]
+            results[split] = decoded
+    return results, preprocessing.value_range
+
+
+def _decode_listing(
+    folder: Path,
+    listing: Listing,
+    preprocessing: Preprocessing,
+    workers: int | None,
+    bad_images: BadImages,
+    progress: Progress,
+) -> SplitArrays:
+    """Decode all images of ``listing`` into ``folder``. Raise an error for unreadable images, or leave them out.
+
+    Without a value range, that of the training images is computed and used for all splits.
+    """
+    decoded, value_range = decode_splits(folder, listing, preprocessing, workers, progress)
+    errors = {split: rows.errors for split, rows in decoded.items()}
+    remarks: dict[str, list[str]] = {}  # by name of the image
+    for split, rows in decoded.items():
+        samples = listing.samples(split)
+        for row in sorted(rows.remarks):
+            remarks[escape_name(samples[row][1].name)] = rows.remarks[row]
     unreadable: list[str] = []
     for split, reasons in errors.items():
         samples = listing.samples(split)
@@ -162,7 +185,6 @@ def _decode_listing(
         [f"{len(unreadable):,} unreadable images were left out: {join_first(unreadable, '; ')}"] if unreadable else []
     )
     notes += describe_remarks(remarks)
-    value_range = preprocessing.value_range
     if value_range is not None:
         notes.append(
             f"gray values of images of more than 8 bits were scaled: {value_range[0]:,g} became 0 and "
@@ -182,7 +204,8 @@ def _decode_listing(
     files = {}
     for split in SPLITS:
         labels = [label for label, _ in listing.samples(split)]
-        files[split] = [(labels[row], sha256_of[split][row]) for row in sorted(sha256_of[split])]
+        sha256_of = decoded[split].sha256_of
+        files[split] = [(labels[row], sha256_of[row]) for row in sorted(sha256_of)]
     digest = fingerprint_of_files(listing.classes, files, value_range)
     return SplitArrays(listing.classes, train, val, test, tuple(notes), value_range, digest)
 

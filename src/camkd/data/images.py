@@ -89,11 +89,13 @@ class Decoded(NamedTuple):
         pixels: RGB, ``(H, W, 3) uint8``; or the `ValueSummary` of a gray image of more than 8 bits without value range.
         remarks: `INCOMPLETE`, and one of `OUTSIDE`, `NARROW_GRAY`, `NARROWED` and `NEARLY_FLAT`, as far as they apply.
         sha256: SHA-256 of the file, hexadecimal.
+        size: Width and height of the upright image in pixels.
     """
 
     pixels: NDArray[np.uint8] | ValueSummary
     remarks: list[str]
     sha256: str
+    size: tuple[int, int]
 
 
 class DecodedRows(NamedTuple):
@@ -104,17 +106,19 @@ class DecodedRows(NamedTuple):
         summaries: The gray values of each image that is summarized.
         remarks: The remarks on each image that has any, see `Decoded`.
         sha256_of: SHA-256 of the file of each decoded image, hexadecimal.
+        sizes: Width and height of each decoded image file in pixels.
     """
 
     errors: dict[int, str]
     summaries: dict[int, ValueSummary]
     remarks: dict[int, list[str]]
     sha256_of: dict[int, str]
+    sizes: dict[int, tuple[int, int]]
 
     @classmethod
     def empty(cls) -> DecodedRows:
         """Return the results of no row."""
-        return cls({}, {}, {}, {})
+        return cls({}, {}, {}, {}, {})
 
     def update(self, other: DecodedRows) -> None:
         """Add the results of other rows. A row that was summarized before stays in ``summaries``."""
@@ -122,6 +126,7 @@ class DecodedRows(NamedTuple):
         self.summaries.update(other.summaries)
         self.remarks.update(other.remarks)
         self.sha256_of.update(other.sha256_of)
+        self.sizes.update(other.sizes)
 
 
 def decode(path: str | Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -238,7 +243,7 @@ def _decode(path: str | Path, preprocessing: Preprocessing | None, value_range: 
                         values = _invert(values, image.tag_v2[BITS_TAG][0])
                     transparent = image.info.get("transparency")
                     if value_range is None:
-                        return Decoded(summarize(values, transparent), remarks, sha256)
+                        return Decoded(summarize(values, transparent), remarks, sha256, upright.size)
                     pixels = scale_to_bytes(values, value_range, transparent)
                     visible = np.ones(values.shape, bool) if transparent is None else values != transparent
                     remarks += _remarks_on_scaling(values[visible], pixels[visible], value_range)
@@ -247,7 +252,8 @@ def _decode(path: str | Path, preprocessing: Preprocessing | None, value_range: 
                     rgb = _to_rgb(upright)
                     if opened.is_narrowed:
                         remarks.append(NARROWED if _num_levels(np.asarray(rgb)) >= FEW_LEVELS else NEARLY_FLAT)
-                return Decoded(np.asarray(_to_square(rgb, preprocessing) if preprocessing else rgb), remarks, sha256)
+                square = _to_square(rgb, preprocessing) if preprocessing else rgb
+                return Decoded(np.asarray(square), remarks, sha256, rgb.size)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow raises SyntaxError, struct.error, IndexError, ... on broken files
@@ -532,7 +538,7 @@ def decode_rows(
         summarize_gray: Whether gray images of more than 8 bits are not decoded, but summarized.
 
     Returns:
-        Errors, summaries, remarks and checksums. Rows with an error or a summary are left unchanged.
+        Errors, summaries, remarks, checksums and sizes. Rows with an error or a summary are left unchanged.
     """
     result = DecodedRows.empty()
     value_range = None if summarize_gray else preprocessing.value_range or FULL_RANGE
@@ -548,6 +554,7 @@ def decode_rows(
             else:
                 images[row] = decoded.pixels
                 result.sha256_of[row] = decoded.sha256
+                result.sizes[row] = decoded.size
             if decoded.remarks:
                 result.remarks[row] = decoded.remarks
     return result

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -182,6 +182,66 @@ def find_near_duplicates(
     is_new = np.ones(len(order), np.bool_)
     is_new[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
     return Pairs(*(column[order[is_new]] for column in columns))
+
+
+class DuplicateGroup(NamedTuple):
+    """Images that are duplicates of each other.
+
+    Attributes:
+        rows: Rows of two or more images, sorted.
+        is_exact: Whether all images have the same pixels.
+        similarity: Smallest similarity of the pairs that connect the images; 1 for exact duplicates.
+    """
+
+    rows: tuple[int, ...]
+    is_exact: bool
+    similarity: float
+
+
+def find_duplicates(
+    *parts: NDArray[np.uint8], skip: NDArray[np.bool_] | None = None, progress: Progress = no_progress
+) -> tuple[list[DuplicateGroup], NDArray[np.bool_]]:
+    """Find the groups of exact and near duplicates among images.
+
+    Args:
+        *parts: Arrays of square images, ``(n, S, S, 3) uint8``. The rows of all parts are counted through, from 0.
+        skip: Images to leave out, ``(N,) bool``.
+        progress: Progress callback.
+
+    Returns:
+        The groups, in the order of their first row, and whether each image is blank, ``(N,) bool``. Blank images are in
+        no group.
+
+    Example:
+        >>> images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+        >>> images[3] = images[1]
+        >>> find_duplicates(images)[0]
+        [DuplicateGroup(rows=(1, 3), is_exact=True, similarity=1.0)]
+    """
+    hashed = hash_images(*parts, progress=progress)
+    ignored = hashed.is_blank if skip is None else hashed.is_blank | skip
+    digests = [
+        None if is_ignored else digest for digest, is_ignored in zip(pixel_digests(*parts), ignored, strict=True)
+    ]
+    equal = equal_groups(digests)
+    pairs: dict[tuple[int, int], float] = {(group[0], row): 1.0 for group in equal for row in group[1:]}
+    copies = np.zeros(len(hashed), np.bool_)
+    copies[[row for group in equal for row in group[1:]]] = True  # the first image stands for the others
+    near = find_near_duplicates(replace(hashed, is_blank=ignored | copies), progress=progress)
+    pairs |= dict(
+        zip(zip(near.first.tolist(), near.second.tolist(), strict=True), near.similarity.tolist(), strict=True)
+    )
+    groups = connected_groups(list(pairs))
+    group_of = {row: index for index, rows in enumerate(groups) for row in rows}
+    similarity = [1.0] * len(groups)
+    for (first, _), value in pairs.items():
+        index = group_of[first]
+        similarity[index] = min(similarity[index], value)
+    result = [
+        DuplicateGroup(tuple(rows), len({digests[row] for row in rows}) == 1, value)
+        for rows, value in zip(groups, similarity, strict=True)
+    ]
+    return result, hashed.is_blank
 
 
 def connected_groups(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:

@@ -13,6 +13,7 @@ from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
 from camkd.data.dataset import Dataset, Progress, cache_folder, no_progress
 from camkd.data.file_names import is_table_name
 from camkd.data.files import BadImages, open_listing
+from camkd.data.listing import Listing
 from camkd.data.scan import scan
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
 from camkd.data.table import read_table
@@ -179,6 +180,42 @@ def open_data(
     return open_at(size, interpolation)
 
 
+def read_listing(
+    path: Path,
+    *,
+    test_only: bool = False,
+    bad_images: BadImages = "fail",
+    group: str | None = None,
+    group_regex: str | None = None,
+) -> Listing:
+    """List the image files of a folder or a table. No image is opened.
+
+    Args:
+        path: The folder or the table.
+        test_only: See `open_data`.
+        bad_images: Treatment of images of a table that do not exist.
+        group: See `open_data`.
+        group_regex: See `open_data`.
+
+    Returns:
+        The image files by split and class, and the notes for the user.
+
+    Raises:
+        InputError: If the folder or the table is invalid.
+
+    Example:
+        >>> read_listing(Path("pets")).classes             # doctest: +SKIP
+        ('cat', 'dog')
+    """
+    if not path.is_dir() and is_table_name(path.name):
+        return read_table(path, test_only=test_only, bad_images=bad_images, group=group, group_regex=group_regex)
+    if group is not None:
+        raise InputError(
+            f"--group must be given with a table, got {group!r} for '{path}'. Add --group-regex for a folder."
+        )
+    return scan(path, test_only=test_only, group_regex=group_regex)
+
+
 def _open_files_at(
     path: Path,
     size: int | None,
@@ -191,14 +228,7 @@ def _open_files_at(
     **options: Any,
 ) -> Dataset:
     """Open a folder or a table at a size, with the same options at every other size."""
-    if path.is_dir() or not is_table_name(path.name):
-        if group is not None:
-            raise InputError(
-                f"--group must be given with a table, got {group!r} for '{path}'. Add --group-regex for a folder."
-            )
-        listing = scan(path, test_only=test_only, group_regex=group_regex)
-    else:
-        listing = read_table(path, test_only=test_only, bad_images=bad_images, group=group, group_regex=group_regex)
+    listing = read_listing(path, test_only=test_only, bad_images=bad_images, group=group, group_regex=group_regex)
     data = open_listing(listing, size=size, interpolation=interpolation, bad_images=bad_images, **options)
     open_at = partial(
         _open_files_at,

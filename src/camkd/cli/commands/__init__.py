@@ -1,5 +1,6 @@
 """The commands, one module each. Torch is imported when a command runs, not with these modules."""
 
+from camkd.cli.commands.audit import AUDIT
 from camkd.cli.commands.bench_device import BENCH_DEVICE
 from camkd.cli.commands.cache import CACHE
 from camkd.cli.commands.common import Command, Group
@@ -17,6 +18,7 @@ from camkd.cli.commands.web import WEB
 __all__ = ["COMMANDS", "Command", "Group"]
 
 COMMANDS: dict[str, Command | Group] = {
+    "audit": AUDIT,
     "train": TRAIN,
     "teacher": TEACHER,
     "distill": DISTILL,

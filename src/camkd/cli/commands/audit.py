@@ -1,0 +1,41 @@
+"""The command ``audit``: faults of a dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from camkd.cli.commands.common import Command, CommandFailed, open_reporter
+from camkd.cli.flags import add_flags, from_namespace
+from camkd.config import DataConfig
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", type=str, help="a folder or table of images, or a built-in dataset")
+    add_flags(parser, DataConfig, only=("size", "fit", "interpolation", "group", "group_regex"))
+    parser.add_argument(
+        "--fail-on",
+        type=str | None,
+        default=None,
+        help="KIND,...: exit with status 1 if a fault of these kinds is found, for example leakage,unreadable",
+    )
+
+
+def _run(options: Namespace) -> dict[str, Any]:
+    from camkd.audit.audit import audit, failure, parse_kinds
+
+    kinds = parse_kinds(options.fail_on) if options.fail_on is not None else ()
+    config = from_namespace(DataConfig, Namespace(data=options.dataset, **options))
+    with open_reporter() as reporter:
+        result, lines = audit(config, progress=reporter.progress)
+        for note in result["notes"]:
+            reporter.message(f"  {note}")
+    if not options.json:
+        print("\n".join(lines))
+    if message := failure(result, kinds):
+        raise CommandFailed(message, result)
+    return dict(result)
+
+
+AUDIT = Command("Find faults of a dataset: unreadable, blank and duplicate images, and others.", _add_options, _run)
