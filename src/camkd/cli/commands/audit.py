@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -26,7 +27,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     from camkd.audit.audit import audit, failure, parse_kinds
 
     kinds = parse_kinds(options.fail_on) if options.fail_on is not None else ()
-    config = from_namespace(DataConfig, Namespace(data=options.dataset, **options))
+    config = replace(from_namespace(DataConfig, options), data=options.dataset)
     with open_reporter() as reporter:
         result, lines = audit(config, progress=reporter.progress)
         for note in result["notes"]:
