@@ -20,7 +20,7 @@ from camkd.data import augment, batches
 from camkd.data.augment import POLICIES, Policy, random_uniform
 from camkd.data.batches import epoch_order, sequential_batches
 from camkd.data.color import color_jitter
-from camkd.data.dataset import Split
+from camkd.data.dataset import Dataset, Split
 from camkd.data.geometry import rotate
 from camkd.data.views import Batch, Views
 from camkd.types import InputError
@@ -73,7 +73,7 @@ def test_view_is_independent_of_order_and_batch_size(policy: str, order: list[in
     expected = whole_epoch(policy)
     views = make_views(policy)
     for samples in torch.tensor(order).split(size):
-        x, labels = views[2, samples]
+        x, labels, _ = views[2, samples]
         assert torch.equal(x, expected.x[samples])
         assert torch.equal(labels, expected.labels[samples])
 
@@ -89,7 +89,7 @@ def test_view_is_independent_of_memory_maps_and_random_states(policy: str, tmp_p
         images = np.load(tmp_path / "images.npy", mmap_mode="r")
         samples = torch.arange(rank, COUNT, 3)
         rng_state = torch.get_rng_state()
-        x, labels = make_views(policy, images=images)[2, samples]
+        x, labels, _ = make_views(policy, images=images)[2, samples]
         assert torch.equal(torch.get_rng_state(), rng_state)
         assert torch.equal(x, expected.x[samples])
         assert torch.equal(labels, expected.labels[samples])
@@ -105,7 +105,7 @@ def test_view_changes_with_seed_and_epoch(policy: str) -> None:
 
 
 def test_two_samples_of_the_same_image_have_different_views() -> None:
-    x, _ = make_views("light", images=np.repeat(noise(1), COUNT, 0))[0, torch.arange(COUNT)]
+    x, *_ = make_views("light", images=np.repeat(noise(1), COUNT, 0))[0, torch.arange(COUNT)]
     assert len({view.numpy().tobytes() for view in x}) > COUNT / 2
 
 
@@ -118,7 +118,7 @@ def test_batch_has_documented_shape_dtype_and_range(policy: str, shape: tuple[in
     images = noise(COUNT, *shape)
     images[0] = 0
     images[1] = 255
-    x, labels = make_views(policy, images=images)[0, torch.arange(5)]
+    x, labels, _ = make_views(policy, images=images)[0, torch.arange(5)]
     assert x.shape == (5, 3, *shape)
     assert x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -135,7 +135,7 @@ def test_batch_has_documented_shape_dtype_and_range(policy: str, shape: tuple[in
 
 
 def test_policy_none_returns_the_image() -> None:
-    x, labels = make_views("none")[7, torch.tensor([5, 2, 2])]
+    x, labels, _ = make_views("none")[7, torch.tensor([5, 2, 2])]
     np.testing.assert_array_equal(x.permute(0, 2, 3, 1).numpy(), noise()[[5, 2, 2]].astype(np.float32) / 255)
     assert labels.tolist() == [2, 2, 2]
 
@@ -274,7 +274,7 @@ def reference_crop_and_flip(image: np.ndarray, u: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(16, 16), (32, 24), (9, 7)])
 def test_crop_and_flip_match_the_reference(shape: tuple[int, int]) -> None:
     images = noise(60, *shape)
-    x, _ = make_views("light", seed=4, images=images)[6, torch.arange(60)]
+    x, *_ = make_views("light", seed=4, images=images)[6, torch.arange(60)]
     u = random_uniform(4, 6, torch.arange(60))
     for n in range(60):
         expected = reference_crop_and_flip(images[n], u[n]).astype(np.float32) / 255
@@ -284,7 +284,7 @@ def test_crop_and_flip_match_the_reference(shape: tuple[int, int]) -> None:
 def test_crop_offsets_are_equally_likely() -> None:
     images = np.zeros((4000, 16, 1, 3), np.uint8)
     images[:, 8] = 255
-    x, _ = make_views("crop", images=images)[0, torch.arange(4000)]
+    x, *_ = make_views("crop", images=images)[0, torch.arange(4000)]
     offsets = x[:, 0, :, 0].argmax(1) - 8
     counts = torch.bincount(offsets + 2)
     assert len(counts) == 5
@@ -294,7 +294,7 @@ def test_crop_offsets_are_equally_likely() -> None:
 def test_flip_has_probability_one_half() -> None:
     images = np.zeros((4000, 1, 2, 3), np.uint8)
     images[:, :, 1] = 255
-    x, _ = make_views("flip", images=images)[0, torch.arange(4000)]
+    x, *_ = make_views("flip", images=images)[0, torch.arange(4000)]
     assert stats.binomtest(int(x[:, 0, 0, 0].sum()), 4000).pvalue > 1e-3
 
 
@@ -369,7 +369,7 @@ def test_color_jitter_is_clipped_to_0_and_1() -> None:
 def test_cutout_is_a_gray_square(shape: tuple[int, int]) -> None:
     images = noise(40, *shape)
     side = round(shape[1] * 0.25)
-    x, _ = make_views("cutout", seed=2, images=images)[1, torch.arange(40)]
+    x, *_ = make_views("cutout", seed=2, images=images)[1, torch.arange(40)]
     u = random_uniform(2, 1, torch.arange(40))
     for n in range(40):
         expected = images[n].astype(np.float32) / 255
@@ -396,14 +396,14 @@ def one_color_per_class(count: int, side: int = 8) -> np.ndarray:
 @pytest.mark.parametrize("policy", ["mix", "light mix"])
 def test_mixed_label_is_the_fraction_of_each_class_in_the_pixels(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(POLICIES, "light mix", Policy(crop=True, flip=True, rotation=15.0, mix=0.5))
-    x, labels = make_views(policy, images=one_color_per_class(600))[3, torch.arange(600)]
+    x, labels, _ = make_views(policy, images=one_color_per_class(600))[3, torch.arange(600)]
     torch.testing.assert_close(x.mean((2, 3)), labels, rtol=0, atol=1e-5)
     assert (labels.max(1).values < 0.99).any()
 
 
 def test_mixup_and_cutmix_are_equally_likely() -> None:
     count = 3000
-    x, labels = make_views("mix", images=one_color_per_class(count))[0, torch.arange(count)]
+    x, labels, _ = make_views("mix", images=one_color_per_class(count))[0, torch.arange(count)]
     is_mixed = labels.max(1).values < 1 - 1e-6  # with another class
     is_constant = (x.amax((2, 3)) - x.amin((2, 3))).amax(1) < 1e-6
     is_binary = ((x < 1e-6) | (x > 1 - 1e-6)).all(1).all(1).all(1)
@@ -445,7 +445,7 @@ def test_mix_probability_and_uniform_partners() -> None:
     u = random_uniform(1, 0, torch.arange(count))
     fraction = (u[:, augment.PARTNER].double() + u[:, augment.PARTNER_LOW].double() / 2**24).numpy()
     assert stats.kstest(fraction, "uniform").pvalue > 1e-3
-    _, labels = make_views("strong", images=one_color_per_class(count, 4))[0, torch.arange(count)]
+    _, labels, _ = make_views("strong", images=one_color_per_class(count, 4))[0, torch.arange(count)]
     unmixed = int((labels.max(1).values == 1).sum())
     expected = count * (0.5 + 0.5 / 3)  # not mixed, or mixed with the same class
     assert expected < unmixed < expected + 0.12 * count  # plus boxes that contain no pixel center
@@ -459,8 +459,35 @@ def test_view_in_a_batch_of_one_large_image_has_the_same_bits_on_several_threads
         views = make_views(policy, images=noise(8, 224, 224))
         expected = views[1, torch.arange(8)]
         for sample in range(8):
-            x, labels = views[1, torch.tensor([sample])]
+            x, labels, _ = views[1, torch.tensor([sample])]
             assert torch.equal(x[0], expected.x[sample])
             assert torch.equal(labels[0], expected.labels[sample])
     finally:
         torch.set_num_threads(num_threads)
+
+
+# --- weights
+
+
+@pytest.mark.parametrize("policy", ["none", "light", "strong", "photo-mix"])
+def test_weights_of_views(easy: Dataset, policy: str) -> None:
+    indices = torch.arange(40)
+
+    def batch(weights: np.ndarray | None) -> Batch:
+        return Views(replace(easy.train, weights=weights), 3, policy, 1, CPU)[0, indices]
+
+    values = np.linspace(0, 2, len(easy.train), dtype=np.float32)
+    plain, weighted = batch(None), batch(values)
+    assert plain.weights is None
+    assert torch.equal(plain.x, weighted.x)
+    assert torch.equal(plain.labels, weighted.labels)
+    assert weighted.weights is not None
+    if plain.labels.ndim == 1:
+        assert weighted.weights.tolist() == values[:40].tolist()
+        return
+    assert (weighted.weights.sum(1) - torch.from_numpy(values[:40])).abs().lt(1e-6).sum() >= 10  # half are not mixed
+    ones = batch(np.ones_like(values))
+    torch.testing.assert_close(ones.weights, plain.labels)
+    for k in range(3):  # only the part of class k has a weight
+        of_class = batch((easy.train.labels == k).astype(np.float32))
+        torch.testing.assert_close(of_class.weights, plain.labels * torch.eye(3)[k])

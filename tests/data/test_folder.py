@@ -361,6 +361,7 @@ def test_cache_key_is_independent_of_class_and_field_names() -> None:
         bytes: int
         modified_ns: int
         group: str | None
+        weight: float | None
 
     RenamedListing = type("RenamedListing", (Listing,), {})
     splits = {

@@ -11,6 +11,7 @@ import pytest
 from tests.support.image_folders import make_classes, save_image
 
 from camkd.data import Dataset, open_data
+from camkd.data.dataset import weights_digest
 from camkd.data.listing import ImageFile
 from camkd.data.table import read_table
 from camkd.types import InputError
@@ -236,6 +237,14 @@ def images(tmp_path: Path) -> Path:
         ),
         ("image,label\na/0.png,a\na/1.png,a\n", "must have two or more classes, got one, 'a', in all 2 rows"),
         ("image,label\na/0.png,a\nb/0.png,b\n", "must have enough images to hold some out for val, got too few"),
+        (
+            "image,label,weight\na/0.png,a,-1\na/1.png,a,nan\nb/0.png,b,inf\nb/1.png,b,1e-3\nb/2.png,b,one\nb/3.png,b,\n",
+            "must be a number of 0 or more, got rows 2 ('-1'), 3 ('nan'), 4 ('inf'), 6 ('one'). Correct the cells",
+        ),
+        (
+            "image,label,weight,split\na/0.png,a,0,train\nb/0.png,b,0,train\na/1.png,a,1,val\nb/1.png,b,1,test\n",
+            "must have a weight above 0, got 0 for all. Correct the column 'weight'",
+        ),
         ('image,label\n"a/0.png,a\nb/0.png,b\n', "got an error in line 3 (unexpected end of data)"),
         ('image,label\n"a/0.png"x,a\nb/0.png,b\n', "got an error in line 2"),
         (f'image,label\n"{"a" * 200_000}",a\n', "got an error in line 2 (field larger than field limit"),
@@ -287,3 +296,35 @@ def test_large_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {split: len(listing.samples(split)) for split in listing.splits}
     assert sum(counts.values()) == 30_000
     np.testing.assert_allclose([counts["val"], counts["test"]], 3_000, rtol=0.1)
+
+
+# --- weights
+
+
+def test_weights_follow_their_images(tmp_path: Path) -> None:
+    root = make_classes(tmp_path, "a", "b", count=20)
+    (root / "a" / "3.png").write_bytes(b"broken")
+    weight_of = {name: number / 8 for number, (name, _) in enumerate(list_files(root))}
+    rows = [(name, label, weight_of[name]) for name, label in list_files(root)]
+    data = read(write_table(root / "t.csv", rows[::-1], "image,label,weight"), bad_images="skip")
+    for other in (data, data.at_size(12), data.limited(6), read(root / "t.csv", bad_images="skip", limit=6)):
+        for split in other.splits.values():
+            assert split.weights is not None
+            assert split.weights.dtype == np.float32
+            assert split.weights.tolist() == [weight_of[name] for name in split.names or ()]
+
+
+def test_other_weights_need_no_new_images(tmp_path: Path) -> None:
+    root = make_classes(tmp_path, "a", "b", count=20)
+    rows = [(name, label, "") for name, label in list_files(root)]
+    table = write_table(root / "t.csv", rows, "image,label,weight")
+    first = read(table)
+    write_table(table, [(name, label, 2) for name, label, _ in rows], "image,label,weight")
+    second = read(table)
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 1
+    assert first.train.weights is not None
+    assert second.train.weights is not None
+    assert (set(first.train.weights.tolist()), set(second.train.weights.tolist())) == ({1.0}, {2.0})
+    assert (first.fingerprint, first.source_fingerprint) == (second.fingerprint, second.source_fingerprint)
+    assert weights_digest(first.train) != weights_digest(second.train)
+    assert read(root).train.weights is None

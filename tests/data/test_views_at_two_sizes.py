@@ -93,7 +93,7 @@ def test_result_has_the_shape_of_the_images_and_valid_values(policy: str) -> Non
     images = noise(COUNT, 24)
     images[0] = 0
     images[1] = 255
-    x, _ = render(policy, images, frame=16)
+    x, *_ = render(policy, images, frame=16)
     assert x.shape == (COUNT, 3, 24, 24)
     assert x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -110,7 +110,7 @@ def test_result_has_the_shape_of_the_images_and_valid_values(policy: str) -> Non
 def test_view_is_independent_of_order_batch_size_and_process(policy: str, order: list[int], size: int) -> None:
     expected = render(policy, noise(COUNT, 24), frame=16)
     for samples in torch.tensor(order).split(size):  # each with views of its own, as another process has
-        x, labels = make_views(policy, noise(COUNT, 24), frame=16)[2, samples]
+        x, labels, _ = make_views(policy, noise(COUNT, 24), frame=16)[2, samples]
         assert torch.equal(x, expected.x[samples])
         assert torch.equal(labels, expected.labels[samples])
 

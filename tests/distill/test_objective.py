@@ -464,3 +464,57 @@ def test_message_for_an_invalid_setting() -> None:
         parse_objective("cam=1:norm=l3")
     expected = "norm must be one of l2, minmax, raw, got 'l3' in 'cam=1:norm=l3'. Choose one of them."
     assert str(raised.value) == expected
+
+
+# --- weights of the images
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_cross_entropy_is_torchs_with_class_weights(smoothing: float) -> None:
+    """The mean of PyTorch's cross-entropy with ``weight`` is weighted by the class of each image."""
+    student = random_prediction(0, 4, 3)
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    class_weights = torch.tensor([0.5, 3.0, 0.0])
+    losses = F.cross_entropy(student.logits, labels, label_smoothing=smoothing, reduction="none")
+    expected = (class_weights[labels] * losses).sum() / class_weights[labels].sum()
+    if not smoothing:  # with smoothing, PyTorch also weights the other classes
+        torch.testing.assert_close(expected, F.cross_entropy(student.logits, labels, weight=class_weights))
+    objective = parse_objective("ce=2", label_smoothing=smoothing)
+    loss, means = objective(student, None, labels, 0.5, class_weights[labels])
+    torch.testing.assert_close(loss, 2 * expected)
+    torch.testing.assert_close(means["ce"], expected.detach())
+
+
+def test_weights_leave_every_other_term_as_it_is() -> None:
+    student, teacher = random_prediction(0, 4, 3), random_prediction(9, 4, 3)
+    labels, weights = torch.tensor([0, 2, 1, 1, 0]), torch.tensor([0.0, 1.0, 5.0, 0.1, 2.0])
+    for method in ("kd=1", "dkd=1", "cam=1", "lskd=1", "sp=1"):
+        objective = parse_objective(method)
+        expected, _ = objective(student, teacher, labels, 0.1)
+        assert torch.equal(objective(student, teacher, labels, 0.1, weights)[0], expected)
+
+
+def test_equal_weights_give_the_mean_and_zero_weights_give_zero() -> None:
+    student, labels = random_prediction(0, 4, 3), torch.tensor([0, 2, 1, 1, 0])
+    objective = parse_objective("ce=1")
+    torch.testing.assert_close(
+        objective(student, None, labels, 0.5, torch.full((5,), 7.0))[0], objective(student, None, labels, 0.5)[0]
+    )
+    loss, _ = objective(student, None, labels, 0.5, torch.zeros(5))
+    assert loss.item() == 0
+    (gradient,) = torch.autograd.grad(loss, student.logits)
+    assert not gradient.any()
+
+
+def test_each_part_of_a_mixed_image_has_its_own_weight() -> None:
+    student = random_prediction(0, 4, 3)
+    first, second = torch.tensor([0, 2, 1, 1, 0]), torch.tensor([1, 2, 0, 2, 0])
+    own, partner = torch.tensor([0.0, 1.0, 2.0, 0.5, 0.0]), torch.tensor([1.0, 3.0, 0.0, 1.0, 0.0])
+    share = torch.tensor([0.3, 0.5, 0.9, 0.0, 0.2])
+    log_probabilities = student.logits.log_softmax(1)
+    own_part, partner_part = (1 - share) * own, share * partner
+    losses = [-log_probabilities[torch.arange(5), labels] for labels in (first, second)]
+    expected = (own_part * losses[0] + partner_part * losses[1]).sum() / (own_part + partner_part).sum()
+    labels = torch.lerp(F.one_hot(first, 3).float(), F.one_hot(second, 3).float(), share[:, None])
+    weights = F.one_hot(first, 3) * own_part[:, None] + F.one_hot(second, 3) * partner_part[:, None]
+    torch.testing.assert_close(parse_objective("ce=1")(student, None, labels, 0.5, weights)[0], expected)

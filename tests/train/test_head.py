@@ -83,6 +83,19 @@ def test_probabilities_as_labels_equal_indices() -> None:
     torch.testing.assert_close(minimize(one_hot, 0.1, start).weight, minimize(data, 0.1, start).weight)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_whole_weights_equal_repeated_samples(smoothing: float) -> None:
+    data = random_features(60, 4, 3)
+    start = torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    counts = torch.arange(60) % 4  # some are 0
+    rows = torch.arange(60).repeat_interleave(counts)
+    repeated = LabeledFeatures(data.features[rows], data.labels[rows])
+    weighted = data._replace(weights=counts.double())
+    expected, solution = (minimize(samples, 0.1, start, smoothing) for samples in (repeated, weighted))
+    torch.testing.assert_close(solution.weight, expected.weight, atol=1e-3, rtol=0)
+    assert solution.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
 class MlpHead(nn.Module):
     """A hidden layer after the average, so that maps are not exact."""
 

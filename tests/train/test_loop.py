@@ -141,7 +141,7 @@ def test_training_equals_a_literal_loop(easy: Dataset, tmp_path: Path, optimizer
     batches = [(epoch, samples) for epoch in (0, 1) for samples in epoch_order(96, 0, epoch, 24)]
     num_clipped = 0
     for step, (batch, weights) in enumerate(zip(batches, recorder.weights, strict=True)):
-        x, labels = views[batch]
+        x, labels, _ = views[batch]
         for group in literal.param_groups:
             group["lr"] = Schedule(config, 4)(step)
         literal.zero_grad()

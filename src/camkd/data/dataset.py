@@ -47,6 +47,8 @@ class Split:
         masks: Object masks, ``(N, H, W) bool``, True on the object; None if the source has no masks.
         names: Path of each image file, relative to the dataset folder; None if the images are not files.
         checksums: CRC-32 of each image, ``(N,) uint32``; None if the dataset was not opened from the dataset cache.
+        weights: Weight of each image in the cross-entropy of the training, ``(N,) float32``, 0 or more; None if all
+            images count equally. Metrics do not use it.
     """
 
     images: NDArray[np.uint8]
@@ -54,6 +56,7 @@ class Split:
     masks: NDArray[np.bool_] | None = None
     names: tuple[str, ...] | None = None
     checksums: NDArray[np.uint32] | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,6 +97,7 @@ class Split:
             masks=None if self.masks is None else self.masks[rows],
             names=None if self.names is None else tuple(self.names[row] for row in rows),
             checksums=None if self.checksums is None else self.checksums[rows],
+            weights=None if self.weights is None else self.weights[rows],
         )
 
 
@@ -364,6 +368,15 @@ def fingerprint_of_files(
     """
     values = [classes, {name: list(files[name]) for name in SPLITS}, value_range]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def weights_digest(split: Split) -> str | None:
+    """Compute the SHA-256 of the weights of a split, hexadecimal. None without weights.
+
+    Args:
+        split: The split.
+    """
+    return None if split.weights is None else hashlib.sha256(split.weights.astype("<f4").tobytes()).hexdigest()
 
 
 def derived_fingerprint(source_fingerprint: str, change: Mapping[str, Any]) -> str:

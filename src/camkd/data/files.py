@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from camkd.data.dataset import SPLITS, Dataset, Progress, Split, fingerprint_of_
 from camkd.data.decode import DecoderPool
 from camkd.data.file_names import escape_name, join_first, quote_names
 from camkd.data.images import DecodedRows, common_size, describe_remarks
-from camkd.data.listing import Listing
+from camkd.data.listing import ImageFile, Listing
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.data.value_range import ValueRange, common_range
 from camkd.types import Fit, InputError, Interpolation, Preprocessing
@@ -93,7 +93,16 @@ def open_listing(
         lambda folder: _decode_listing(folder, listing, preprocessing, workers, bad_images, progress),
     )
     notes = (*listing.notes, *data.notes)  # files that are not part of the key may have changed
-    return replace(data, notes=notes, fit=fit, interpolation=interpolation)
+    train, val, test = (_add_weights(data.splits[split], listing.samples(split)) for split in SPLITS)
+    return replace(data, train=train, val=val, test=test, notes=notes, fit=fit, interpolation=interpolation)
+
+
+def _add_weights(split: Split, samples: Sequence[tuple[int, ImageFile]]) -> Split:
+    """Set the weights of the images, which are not stored. A changed weight therefore needs no new decoding."""
+    weights = {escape_name(file.name): file.weight for _, file in samples if file.weight is not None}
+    if not weights:
+        return split
+    return replace(split, weights=np.array([weights[name] for name in split.names or ()], np.float32))
 
 
 def cache_key(listing: Listing, preprocessing: Preprocessing, bad_images: BadImages) -> str:

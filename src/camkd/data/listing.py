@@ -32,12 +32,14 @@ class ImageFile(NamedTuple):
         bytes: Size of the file.
         modified_ns: Modification time in nanoseconds.
         group: Name of the group that must stay in one split, such as a patient. None without groups.
+        weight: Weight of the image in the cross-entropy. None without weights.
     """
 
     name: str
     bytes: int
     modified_ns: int
     group: str | None = None
+    weight: float | None = None
 
 
 ClassFiles = Mapping[str, Sequence[ImageFile]]

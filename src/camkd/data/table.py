@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from camkd.data.walker import class_name
 from camkd.types import InputError
 
 REQUIRED_COLUMNS = ("image", "label")
-COLUMNS = (*REQUIRED_COLUMNS, "split", "group")
+COLUMNS = (*REQUIRED_COLUMNS, "split", "group", "weight")
 """Columns of a table. Other columns are ignored."""
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -43,6 +44,7 @@ class Row(NamedTuple):
         label: Class name.
         split: Split: train, val or test. None without the column.
         group: Group of the image. None without groups.
+        weight: Weight of the image in the cross-entropy, 1 for an empty cell. None without the column.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Row(NamedTuple):
     label: str
     split: str | None
     group: str | None
+    weight: float | None
 
 
 def read_table(
@@ -65,6 +68,7 @@ def read_table(
     The first row names the columns. ``image`` is the path of a file, absolute or relative to the folder of the table,
     and ``label`` is the class name. ``split`` is the split. Without this column, or without rows of val or test, images
     are held out from train. The path in the table decides the split, as the path of an image in a folder does.
+    ``weight`` is the weight of the image in the cross-entropy, 0 or more.
 
     Args:
         path: The table, ``.csv`` or ``.tsv``, UTF-8 with or without byte order mark.
@@ -117,7 +121,7 @@ def read_table(
     for split, split_rows in by_split.items():
         classes: dict[str, list[ImageFile]] = {name: [] for name in sorted(labels)}
         for row in split_rows:
-            classes[row.label].append(files[row.number]._replace(group=row.group))
+            classes[row.label].append(files[row.number]._replace(group=row.group, weight=row.weight))
         splits[split] = {name: sorted(group) for name, group in classes.items()}
     notes += notes_of_similar_names(sorted(labels), f"'{path}'")
     notes += _notes_of_equal_numbers(labels)
@@ -125,6 +129,12 @@ def read_table(
     if group_regex is not None and "train" in splits:
         splits = add_groups(splits, path, group_regex)
     complete, split_notes = complete_splits(splits, path, "table", has_groups=has_groups)
+    if any(complete["train"].values()) and all(
+        file.weight == 0 for group in complete["train"].values() for file in group
+    ):
+        raise InputError(
+            f"a training image of '{path}' must have a weight above 0, got 0 for all. Correct the column 'weight'."
+        )
     return Listing(root, complete, (*notes, *split_notes), path)
 
 
@@ -146,7 +156,14 @@ def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list
     records = _records(path)
     header = next(records, (1, []))[1]
     columns, notes = _find_columns(path, header, group, use_groups)
-    errors: dict[str, list[tuple[int, str]]] = {"width": [], "image": [], "label": [], "group": [], "split": []}
+    errors: dict[str, list[tuple[int, str]]] = {
+        "width": [],
+        "image": [],
+        "label": [],
+        "group": [],
+        "split": [],
+        "weight": [],
+    }
     rows = []
     for number, record in records:
         if len(record) > len(header):
@@ -161,7 +178,10 @@ def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list
         split = cells.get("split")
         if split is not None and split_of(split) is None:
             errors["split"].append((number, _quote(split)))
-        rows.append(Row(number, str(PurePath(image)), class_name(cells["label"]), split, cells.get("group")))
+        weight = _parse_weight(cells.get("weight"))
+        if weight is not None and not 0 <= weight < math.inf:
+            errors["weight"].append((number, _quote(cells["weight"])))
+        rows.append(Row(number, str(PurePath(image)), class_name(cells["label"]), split, cells.get("group"), weight))
     separator = SEPARATOR_NAMES[SEPARATORS[path.suffix.lower()]]
     for name, rule, advice in (
         (
@@ -176,10 +196,11 @@ def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list
             f"every row of '{path}' must have a group in the column '{group or 'group'}'",
             "Fill in the groups, another one for each single image",
         ),
+        ("weight", f"every weight in '{path}' must be a number of 0 or more", "Correct the cells"),
     ):
         if errors[name]:
             got = _describe(errors[name])
-            raise InputError(f"{rule}, got {got if name == 'width' else f'none in {got}'}. {advice}.")
+            raise InputError(f"{rule}, got {got if name in ('width', 'weight') else f'none in {got}'}. {advice}.")
     if errors["split"]:
         if not any(row.split for row in rows):
             return [row._replace(split=None) for row in rows], notes
@@ -191,6 +212,16 @@ def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list
     if not rows:
         raise InputError(f"'{path}' must have a row for each image, got only a header. Add rows.")
     return [row._replace(split=None if row.split is None else split_of(row.split)) for row in rows], notes
+
+
+def _parse_weight(text: str | None) -> float | None:
+    """Return the weight of a cell: 1 if it is empty, NaN if it is no number, None without the column."""
+    if text is None:
+        return None
+    try:
+        return float(text or "1")
+    except ValueError:
+        return math.nan
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:

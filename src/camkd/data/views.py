@@ -44,10 +44,13 @@ class Batch(NamedTuple):
     Attributes:
         x: Images ``(B, 3, H, W)`` float32 in 0..1, in channels-last memory format.
         labels: Class indices ``(B,)`` int64. If the policy mixes images, class probabilities ``(B, K)`` float32.
+        weights: Weights of the images in the cross-entropy ``(B,)`` float32, None if all count equally. If the policy
+            mixes images, the class probabilities with each image's part multiplied by its weight, ``(B, K)``.
     """
 
     x: Tensor
     labels: Tensor
+    weights: Tensor | None = None
 
 
 def _check_split(split: Split, classes: int) -> None:
@@ -95,7 +98,7 @@ class Views:
     Example:
         >>> split = Split(np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2)
         >>> views = Views(split, classes=2, policy="light", seed=0, device=torch.device("cpu"))
-        >>> x, labels = views[3, torch.tensor([0, 5])]
+        >>> x, labels, _ = views[3, torch.tensor([0, 5])]
         >>> x.shape, labels.tolist()
         (torch.Size([2, 3, 16, 16]), [0, 1])
     """
@@ -122,6 +125,7 @@ class Views:
             split.verify(np.arange(len(split)), split.images)
             self.pixels = self.pixels.to(device)
         self.labels = torch.from_numpy(np.array(split.labels, dtype=np.int64)).to(device)
+        self.weights = None if split.weights is None else torch.from_numpy(np.array(split.weights)).to(device)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -131,10 +135,13 @@ class Views:
         epoch, indices = key
         u = random_uniform(self.seed, epoch, indices)
         x = self._augment(epoch, indices)
-        labels = self.labels[to_device(indices, self.device)]
+        rows = to_device(indices, self.device)
+        labels = self.labels[rows]
+        weights = None if self.weights is None else self.weights[rows]
         if self.policy.mix:
-            x, labels = self._mix(epoch, u, x, labels)
-        return Batch(x.contiguous(memory_format=torch.channels_last), labels)  # rotation changes the memory format
+            x, labels, weights = self._mix(epoch, u, Batch(x, labels, weights))
+        x = x.contiguous(memory_format=torch.channels_last)  # rotation changes the memory format
+        return Batch(x, labels, weights)
 
     def _augment(self, epoch: int, indices: Tensor) -> Tensor:
         """Compute the augmented views of ``indices`` without mixup and CutMix, ``(B, 3, H, W)`` in 0..1."""
@@ -163,11 +170,12 @@ class Views:
             x = cutout(x, u[:, CUTOUT_Y], u[:, CUTOUT_X], policy.cutout, self.frame)
         return x
 
-    def _mix(self, epoch: int, u: Tensor, x: Tensor, labels: Tensor) -> Batch:
+    def _mix(self, epoch: int, u: Tensor, batch: Batch) -> Batch:
         """Apply mixup (Zhang et al. 2017, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899), alpha = 1.
 
         The partner is drawn from the whole split and has its own augmented view of the same epoch.
         """
+        x, labels, weights = batch
         rows = (u[:, MIX] < self.policy.mix).nonzero().squeeze(1)  # on the CPU, to avoid a synchronization of the GPU
         fraction = (u[rows, PARTNER].double() + u[rows, PARTNER_LOW].double() / (1 << 24)) * len(self)
         partners = fraction.long().clamp_max(len(self) - 1)
@@ -180,10 +188,15 @@ class Views:
         weight = torch.where(use_mixup[:, None, None], u[:, WEIGHT, None, None], in_box.float())
         pixel_weight = at_size(weight, x)[:, None].expand_as(partner_x)
         x = x.index_copy(0, rows, torch.lerp(x[rows], partner_x, pixel_weight))
-        mixed = F.one_hot(labels, self.classes).float()
+        own_labels = F.one_hot(labels, self.classes).float()
         if self.policy.uses_frame:
             label_weight = image_mean(weight[:, None])
         else:  # independent of the size of the images
             label_weight = torch.where(use_mixup, u[:, WEIGHT], cutmix_area(u))[:, None]
         partner_labels = F.one_hot(self.labels[partners], self.classes).float()
-        return Batch(x, mixed.index_copy(0, rows, torch.lerp(mixed[rows], partner_labels, label_weight)))
+        mixed = own_labels.index_copy(0, rows, torch.lerp(own_labels[rows], partner_labels, label_weight))
+        if weights is None or self.weights is None:
+            return Batch(x, mixed)
+        own = weights[:, None] * own_labels
+        partner = self.weights[partners, None] * partner_labels
+        return Batch(x, mixed, own.index_copy(0, rows, torch.lerp(own[rows], partner, label_weight)))

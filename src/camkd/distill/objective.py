@@ -73,6 +73,8 @@ class Objective:
 
         loss = mean_n sum_i weight[i](progress) * term[i][n]
 
+    With weights of the images, the mean of the cross-entropy is weighted, and that of all other terms is not.
+
     Args:
         terms: Weighted terms by name, in which a second ``cam`` term is ``cam 2``.
 
@@ -128,7 +130,12 @@ class Objective:
         return nn.ModuleList(weighted.term for weighted in self.terms.values() if isinstance(weighted.term, nn.Module))
 
     def __call__(
-        self, student: Prediction, teacher: Prediction | None, labels: Tensor, progress: float
+        self,
+        student: Prediction,
+        teacher: Prediction | None,
+        labels: Tensor,
+        progress: float,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
@@ -137,6 +144,8 @@ class Objective:
             teacher: Prediction of the teacher for the same images, or None if ``needs_teacher`` is False.
             labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images.
             progress: Completed fraction of the run in 0..1, for the schedules.
+            weights: Weights of the images in the cross-entropy, `camkd.data.views.Batch.weights`. None: all count
+                equally.
 
         Returns:
             The loss to minimize, a scalar, and the mean of each term, unweighted and detached. A term whose weight is
@@ -151,10 +160,23 @@ class Objective:
         for name, weighted in self.terms.items():
             weight = weighted.weight_at(progress)
             if weight > 0:
-                mean = weighted.term(student, teacher, labels).mean()
+                if weights is not None and isinstance(weighted.term, CrossEntropy):
+                    mean = _weighted_mean(weighted.term, student, labels, weights)
+                else:
+                    mean = weighted.term(student, teacher, labels).mean()
                 loss = loss + weight * mean
                 means[name] = mean.detach()
         return loss, means
+
+
+def _weighted_mean(term: CrossEntropy, student: Prediction, labels: Tensor, weights: Tensor) -> Tensor:
+    """Compute ``sum_n w[n] ce[n] / sum_n w[n]``, 0 if all weights are 0."""
+    if weights.ndim == 2:  # parts of mixed images, each with its own weight
+        total = weights.sum(1)
+        labels = weights / total.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        weights = total
+    losses = term(student, None, labels)
+    return (weights * losses).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _check_shapes(student: Prediction, teacher: Prediction | None, labels: Tensor) -> None:

@@ -25,7 +25,7 @@ from camkd.config import (
 )
 from camkd.data.augment import check_augment, pick_augment
 from camkd.data.batches import batch_count
-from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows
+from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows, weights_digest
 from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.cache.store import store_folder
@@ -515,6 +515,7 @@ def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, object
         "role": config.role,
         "data_fingerprint": data.fingerprint,
         "source_fingerprint": data.source_fingerprint,
+        "sample_weights": weights_digest(data.train),
         "teacher_weights": read_model_info(teacher.folder).sha256 if teacher else None,
         "terms": format_objective(objective, label_smoothing=config.train.label_smoothing),
         "classes": list(data.classes),

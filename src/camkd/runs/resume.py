@@ -33,6 +33,7 @@ IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget", "
 
 PROVENANCE = {
     "data_fingerprint": "images",
+    "sample_weights": "weights of the images",
     "teacher_weights": "teacher's weights",
     "terms": "loss terms of the method",
     "weights_file": "weights of --weights",

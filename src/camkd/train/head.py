@@ -22,7 +22,7 @@ from camkd.cams.linear_head import head_inputs, linear_head
 from camkd.config import RunConfig
 from camkd.data.augment import get_policy, pick_augment
 from camkd.data.batches import sequential_batches
-from camkd.data.dataset import Dataset
+from camkd.data.dataset import Dataset, weights_digest
 from camkd.data.views import Views
 from camkd.distill.keys import cache_key, key_inputs
 from camkd.models.example_images import example_images
@@ -65,10 +65,12 @@ class LabeledFeatures(NamedTuple):
     Attributes:
         features: Features ``(N, D)``.
         labels: Class indices ``(N,)``, or label probabilities ``(N, K)``.
+        weights: Weights of the samples in the cross-entropy ``(N,)``. None: all count equally.
     """
 
     features: Tensor
     labels: Tensor
+    weights: Tensor | None = None
 
 
 class Solution(NamedTuple):
@@ -212,7 +214,10 @@ def minimize(
 
     def cross_entropy() -> Tensor:
         logits = F.linear(data.features, weight, bias)
-        return F.cross_entropy(logits, data.labels, label_smoothing=label_smoothing)
+        if data.weights is None:
+            return F.cross_entropy(logits, data.labels, label_smoothing=label_smoothing)
+        losses = F.cross_entropy(logits, data.labels, label_smoothing=label_smoothing, reduction="none")
+        return (data.weights * losses).sum() / data.weights.sum()
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -331,8 +336,10 @@ def _load_features(
             batch = views[epoch, rows]
             targets = None
             if mixes:
-                labels = batch.labels
-                targets = labels if labels.ndim == 2 else F.one_hot(labels, classes).float()
+                labels = batch.labels if batch.weights is None else batch.weights
+                targets = labels if labels.ndim == 2 else F.one_hot(batch.labels, classes).float()
+                if batch.weights is not None and labels.ndim == 1:
+                    targets = targets * batch.weights[:, None]
             store.write(split, view, rows.numpy(), len(views), feature_fn(batch.x), targets)
             events.on_batch_end(len(rows))
             if signals:
@@ -347,7 +354,13 @@ def _load_features(
         LabeledFeatures(torch.cat(features[split]).to(device), torch.cat(labels_of[split]).to(device))
         for split in ("train", "val")
     )
-    return train_set, val_set
+    if plain.weights is None:
+        return train_set, val_set
+    if not mixes:
+        return train_set._replace(weights=plain.weights.repeat(_num_views(config))), val_set
+    weights = train_set.labels.sum(1)
+    labels = train_set.labels / weights.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    return train_set._replace(labels=labels, weights=weights), val_set
 
 
 def make_feature_fn(
@@ -401,12 +414,14 @@ def _without_head(model: nn.Module, data: Dataset) -> nn.Module:
 
 def _key_inputs(model: nn.Module, data: Dataset, config: RunConfig, device: torch.device) -> dict[str, Any]:
     """Collect what features depend on besides the weights. Views are left out: each view has a file of its own."""
+    digest = weights_digest(data.train)  # part of the labels of mixed views
     return {
         **key_inputs(model, config.model, data, data.size, config.data.interpolation, device),
         "kind": "features",
         "version": FEATURES_VERSION,
         "format": FORMAT,
         "augmentation": get_policy(config.train.augment).key(),
+        **({"sample_weights": digest} if get_policy(config.train.augment).mix and digest else {}),
         "augmentation_seed": config.train.augment_seed,
         "precision": pick_precision(config.train.precision, device),
     }

@@ -175,7 +175,9 @@ class _Trainer:
         student = _all_gather_prediction(prediction.float(), sizes)
         teacher = None if targets is None else _all_gather_prediction(targets, sizes)
         progress = state.step / self.schedule.total_steps
-        loss, means = self.objective(student, teacher, all_gather(batch.labels, sizes), progress)
+        labels = all_gather(batch.labels, sizes)
+        weights = None if batch.weights is None else all_gather(batch.weights, sizes)
+        loss, means = self.objective(student, teacher, labels, progress, weights)
         try:
             _update(state, loss, self.schedule, self.config)
         except FloatingPointError as error:
