@@ -25,6 +25,7 @@ from camkd.report.report import write_report
 from camkd.train import heatmap_figures
 from run_folders import gallery_content, write_gallery_json, write_train_folder
 from support.fault_table import fault_table, pytest_configure, pytest_runtest_call, pytest_terminal_summary
+from support.hub import LocalHub
 from support.processes import distill_arguments, reference_run, teacher
 
 if TYPE_CHECKING:
@@ -138,6 +139,13 @@ def finished(easy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     config = RunConfig(DataConfig(data=str(easy_folder)), train, DistillConfig("resnet8"))
     train_all(folder, config, open_dataset(config.data))
     return Finished(folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    """A Hugging Face Hub in a local folder; skips without the library."""
+    pytest.importorskip("huggingface_hub")
+    return LocalHub(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import yaml
 
 import camkd
 from camkd.models import build
-from camkd.models.io import CARD_FILE, INFO_FILE, MAX_IMAGE_SIZE, WEIGHTS_FILE, save
+from camkd.models.io import CARD_FILE, INFO_FILE, MAX_IMAGE_SIZE, METRICS_FILE, WEIGHTS_FILE, save
 from camkd.types import InputError
+from support.hub import LocalHub
 from support.model_info import INFO
 
 METRICS = {
@@ -55,8 +56,9 @@ def test_saved_model_has_equal_predictions_after_loading(run: Path, tmp_path: Pa
     model = camkd.load(run)
     folder = tmp_path / "shared"
     model.save_pretrained(folder)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([CARD_FILE, INFO_FILE, WEIGHTS_FILE])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([CARD_FILE, INFO_FILE, METRICS_FILE, WEIGHTS_FILE])
     loaded = camkd.load(str(folder))
+    assert loaded.metrics == METRICS
     x = torch.rand(2, 3, 8, 8)
     for expected, actual in zip(camkd.predict(model, x)[:2], camkd.predict(loaded, x)[:2], strict=True):
         assert torch.equal(actual, expected)
@@ -164,33 +166,17 @@ def test_saving_a_model_without_info_raises(tmp_path: Path) -> None:
 # --- upload to the Hugging Face Hub
 
 
-def test_uploaded_files_equal_saved_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    requests: dict[str, Any] = {}
-
-    def create_repo(api: Any, repo_id: str, **options: Any) -> Any:
-        requests.update(repo_id=repo_id, token=api.token, **options)
-        return hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def upload_folder(api: Any, *, repo_id: str, folder_path: str, commit_message: str) -> None:
-        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-        requests.update(files=files, upload_repo_id=repo_id, commit_message=commit_message)
-
-    monkeypatch.setattr(hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+def test_uploaded_files_equal_saved_files(run: Path, tmp_path: Path, hub: LocalHub) -> None:
     model = camkd.load(run)
     url = model.push_to_hub("me/pets", private=True, token="t", commit_message="first")
     assert url == "https://huggingface.co/me/pets"
     model.save_pretrained(tmp_path / "shared")
-    assert requests.pop("files") == {path.name: path.read_bytes() for path in (tmp_path / "shared").iterdir()}
-    assert requests == {
-        "repo_id": "me/pets",
-        "upload_repo_id": "me/pets",
-        "token": "t",
-        "private": True,
-        "exist_ok": True,
-        "commit_message": "first",
-    }
+    uploaded = {path.name: path.read_bytes() for path in hub.folder("me/pets").iterdir()}
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "shared").iterdir()}
+    saved[CARD_FILE] = saved[CARD_FILE].replace(b'camkd.load("FOLDER")', b'camkd.load("hf:me/pets")')
+    assert uploaded == saved
+    assert hub.commits == [("me/pets", "model", "first", "t")]
+    assert hub.private == {("me/pets", "model"): True}
 
 
 def test_methods_have_the_parameters_of_the_mixin_of_the_hub() -> None:

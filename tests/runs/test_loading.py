@@ -166,6 +166,7 @@ def test_folder_without_a_model_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         camkd.load(tmp_path)
     assert str(caught.value) == (
-        f"{str(tmp_path)!r} must be a run folder with a trained model or a shipped name (shipped: cam-net-cifar10). "
+        f"{str(tmp_path)!r} must be a run folder with a trained model, a shipped name (shipped: cam-net-cifar10) or "
+        "hf:owner/name. "
         "Train a model with 'camkd train', or give the folder of a trained model."
     )

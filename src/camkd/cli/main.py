@@ -26,7 +26,7 @@ from camkd.types import InputError, Interrupted
 
 PROGRAM = "camkd"
 
-POSITIONAL = ("dataset", "run", "runs", "images", "folder", "keys", "kind")
+POSITIONAL = ("dataset", "run", "runs", "repo", "images", "folder", "keys", "kind")
 """Names of the arguments without a flag, of all commands."""
 
 

@@ -142,13 +142,15 @@ def export(
 
 
 def default_export_folder(source: str) -> Path:
-    """Return the default folder of an export: ``RUN/export``, or ``runs/NAME/export`` for a shipped model.
+    """Return the default folder of an export: ``RUN/export``, or ``runs/NAME/export`` for a model given by name.
 
     Example:
         >>> default_export_folder("cam-net-cifar10").as_posix()
         'runs/cam-net-cifar10/export'
+    >>> default_export_folder("hf:me/my-birds").as_posix()
+    'runs/hf-me/my-birds/export'
     """
-    return Path(source if Path(source).is_dir() else Path("runs", source), "export")
+    return Path(source if Path(source).is_dir() else Path("runs", source.replace(":", "-")), "export")
 
 
 def results_table(results: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camkd.models.io import ModelInfo, save_portable, upload
+from camkd.models.hub import PREFIX, upload_folder
+from camkd.models.io import ModelInfo, save_portable
 from camkd.types import InputError
 
 
@@ -73,7 +75,7 @@ class ImageClassifier(nn.Module):
         return (x - self.mean) / self.std
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save weights (safetensors), model info (JSON) and a model card, for ``camkd.load(folder)`` on any machine.
+        """Save weights, info, metrics and a model card, for ``camkd.load(folder)`` on any machine.
 
         Args:
             folder: The folder to write to; it is created if needed.
@@ -97,7 +99,7 @@ class ImageClassifier(nn.Module):
         """Upload the files of `save_pretrained` to the Hugging Face Hub.
 
         The signature follows ``huggingface_hub.PyTorchModelHubMixin``. The method needs the extra ``camkd[hub]``. Load
-        the model on another machine with ``camkd.load(huggingface_hub.snapshot_download(repo_id))``.
+        the model on another machine with ``camkd.load("hf:user/name")``.
 
         Args:
             repo_id: Repository on the Hub, ``user/name``; it is created if needed.
@@ -109,21 +111,19 @@ class ImageClassifier(nn.Module):
             The address of the repository.
 
         Raises:
-            InputError: If ``huggingface_hub`` is not installed, or if ``info`` is None.
+            InputError: If ``info`` is None, if ``huggingface_hub`` is not installed, or if the Hub rejects the upload
+                or cannot be reached.
 
         Example:
             >>> camkd.load("runs/mine").push_to_hub("someone/my-birds")  # doctest: +SKIP
             'https://huggingface.co/someone/my-birds'
         """
-        return upload(
-            self,
-            repo_id,
-            self._require_info(),
-            self.metrics,
-            commit_message=commit_message,
-            private=private,
-            token=token,
-        )
+        info = self._require_info()
+        with tempfile.TemporaryDirectory() as folder:
+            save_portable(self, Path(folder), info, self.metrics, PREFIX + repo_id)
+            return upload_folder(
+                Path(folder), repo_id, private=private, token=token, commit_message=commit_message or "Upload model"
+            )
 
     def _require_info(self) -> ModelInfo:
         if self.info is None:

@@ -15,7 +15,7 @@ USAGE = {
     "pytorch": """\
 import camkd, torch
 
-model = camkd.load("FOLDER")  # this folder
+model = camkd.load("{source}")
 prediction = camkd.predict(model, torch.rand(1, 3, {size}, {size}))  # RGB in 0..1
 prediction.logits, prediction.cams  # (1, {num_classes}) and (1, {num_classes}, h, w)
 """,
@@ -49,7 +49,13 @@ METRIC_LABELS = {
 """Label of each metric in the card, by its key in ``metrics.json``."""
 
 
-def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind, extra_results: str = "") -> str:
+def render_card(
+    info: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    kind: Kind,
+    extra_results: str = "",
+    source: str = "FOLDER",
+) -> str:
     """Render the model card.
 
     Args:
@@ -57,6 +63,7 @@ def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind,
         metrics: Content of ``metrics.json``; it may be empty.
         kind: Format of the model file.
         extra_results: Markdown below the table of metrics, for example the measurements of an export.
+        source: Argument of ``camkd.load`` in the example.
 
     Returns:
         The card as Markdown with YAML metadata.
@@ -64,13 +71,14 @@ def render_card(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind,
     num_classes = len(info["classes"])
     form = "exact" if kind == "onnx" else metrics.get("cam_form")
     metadata = yaml.safe_dump(front_matter(info, metrics, kind), sort_keys=False, allow_unicode=True)
+    usage = USAGE[kind].format(size=info["size"], num_classes=num_classes, source=source)
     preprocessing = Preprocessing(info["size"], info["fit"], info["interpolation"], info["value_range"])
     parts = [
         f"---\n{metadata}---",
         f"# {title(info)}",
         f"A `{info['architecture']}` with {info['params']:,} parameters. It classifies images of {info['size']} x "
         f"{info['size']} pixels into {num_classes} classes. {MAP_DESCRIPTIONS[form]} Trained with camkd.",
-        f"## Use\n\n```python\n{USAGE[kind].format(size=info['size'], num_classes=num_classes)}```\n\n"
+        f"## Use\n\n```python\n{usage}```\n\n"
         f"Images: {preprocessing.description}. Normalization is part of the model. If the head "
         "is linear, `logits = mean of the map + bias` holds exactly.",
         f"## Classes\n\n{', '.join(info['classes'])}",

@@ -1,4 +1,4 @@
-"""Save a model as a folder of weights, model info and model card.
+"""Save a model as a folder of weights, model info, metrics and model card.
 
 Weights are stored as safetensors, and nothing is pickled. The model info holds the checksum of the weights, so that
 `camkd.load` detects a corrupted file.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from camkd.models.card import render_card
-from camkd.types import Fit, InputError, Interpolation, Preprocessing
+from camkd.types import Fit, Interpolation, Preprocessing
 from camkd.utils.files import atomic_write, write_json, write_text
 
 MAX_IMAGE_SIZE = 1 << 14
@@ -27,6 +26,7 @@ MAX_IMAGE_SIZE = 1 << 14
 WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "model.json"
 CARD_FILE = "README.md"
+METRICS_FILE = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,17 @@ def save(model: nn.Module, folder: Path, info: ModelInfo) -> None:
     write_json(folder / INFO_FILE, {**asdict(info), "sha256": hashlib.sha256(content).hexdigest()})
 
 
-def save_portable(model: nn.Module, folder: Path, info: ModelInfo, metrics: Mapping[str, Any]) -> None:
-    """Save weights, model info without paths of this machine, and a model card.
+def save_portable(
+    model: nn.Module, folder: Path, info: ModelInfo, metrics: Mapping[str, Any], source: str = "FOLDER"
+) -> None:
+    """Save weights, model info without paths of this machine, metrics and a model card.
 
     Args:
         model: The model.
-        folder: The folder to write ``model.safetensors``, ``model.json`` and ``README.md`` to.
+        folder: The folder to write ``model.safetensors``, ``model.json``, ``metrics.json`` and ``README.md`` to.
         info: The model info. `ModelInfo.portable` removes the paths.
-        metrics: Content of ``metrics.json`` for the card; it may be empty.
+        metrics: Content of ``metrics.json``. If it is empty, the file is not written.
+        source: Argument of ``camkd.load`` in the example of the card.
 
     Example:
         >>> model = camkd.load("runs/mine")                                           # doctest: +SKIP
@@ -144,45 +147,6 @@ def save_portable(model: nn.Module, folder: Path, info: ModelInfo, metrics: Mapp
     """
     portable = info.portable()
     save(model, folder, portable)
-    write_text(folder / CARD_FILE, render_card(asdict(portable), metrics, "pytorch"))
-
-
-def upload(
-    model: nn.Module,
-    repo_id: str,
-    info: ModelInfo,
-    metrics: Mapping[str, Any],
-    *,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-) -> str:
-    """Upload the files of `save_portable` to the Hugging Face Hub, as one commit.
-
-    Args:
-        model: The model.
-        repo_id: Repository on the Hub, ``user/name``; it is created if needed.
-        info: The model info.
-        metrics: Content of ``metrics.json`` for the card.
-        commit_message: Message of the commit (default: "Upload model").
-        private: Whether a new repository is private (default: the default of the user or organization).
-        token: Access token (default: the token that ``hf auth login`` stored).
-
-    Returns:
-        The address of the repository.
-
-    Raises:
-        InputError: If ``huggingface_hub`` is not installed.
-    """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise InputError(
-            "push_to_hub needs huggingface_hub, which is not installed. Run pip install 'camkd[hub]'."
-        ) from error
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save_portable(model, Path(folder), info, metrics)
-        repo_url = api.create_repo(repo_id, exist_ok=True, private=private)
-        api.upload_folder(repo_id=repo_url.repo_id, folder_path=folder, commit_message=commit_message or "Upload model")
-    return str(repo_url)
+    if metrics:
+        write_json(folder / METRICS_FILE, dict(metrics))
+    write_text(folder / CARD_FILE, render_card(asdict(portable), metrics, "pytorch", source=source))

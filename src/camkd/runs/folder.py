@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from camkd.data.file_names import dataset_name
-from camkd.models.io import INFO_FILE
+from camkd.models.io import INFO_FILE, METRICS_FILE
 from camkd.runs.checkpoints import Checkpoints
 from camkd.types import InputError
 from camkd.utils.files import load_json, write_json, write_text
@@ -50,7 +50,7 @@ class Run:
     @property
     def metrics_file(self) -> Path:
         """Path of the final metrics; `read_metrics` reads the file."""
-        return self.folder / "metrics.json"
+        return self.folder / METRICS_FILE
 
     @property
     def history_file(self) -> Path:

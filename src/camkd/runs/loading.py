@@ -1,4 +1,4 @@
-"""Load a trained model: from a run, a checkpoint or a saved folder, or by the name of a shipped or pretrained model."""
+"""Load a trained model: from a run, a checkpoint, a saved folder or the Hub, or by the name of another model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.torch import load as load_safetensors
 
 from camkd.models import ImageClassifier, build
 from camkd.models.external import is_external, pretrained_info
+from camkd.models.hub import PREFIX, download_model, is_hub_name
 from camkd.models.io import INFO_FILE, WEIGHTS_FILE, ModelInfo
 from camkd.models.profile import profile
 from camkd.runs.folder import Run
@@ -35,25 +36,30 @@ def find_model_folder(source: str | Path) -> Path:
 
     Args:
         source: A run folder, a folder of ``camkd train`` (the folder of its student is returned), a folder of
-            ``save_pretrained``, or the name of a shipped model.
+            ``save_pretrained``, the name of a shipped model, or a model of the Hugging Face Hub, ``hf:owner/name``,
+            which is downloaded.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: If ``source`` is neither a folder with a trained model nor the name of a shipped model.
+        InputError: If ``source`` is neither a folder with a trained model nor the name of a shipped model, or if the
+            model cannot be downloaded.
 
     Example:
         >>> find_model_folder("cam-net-cifar10").name
         'cam-net-cifar10'
     """
+    if is_hub_name(source):
+        return download_model(str(source))
     folder = Path(source)
     for candidate in (folder, folder / "student", shipped_models().get(str(source))):
         if candidate is not None and (candidate / INFO_FILE).exists():
             return candidate
     names = ", ".join(shipped_models()) or "none"
     raise InputError(
-        f"{str(source)!r} must be a run folder with a trained model or a shipped name (shipped: {names}). "
+        f"{str(source)!r} must be a run folder with a trained model, a shipped name (shipped: {names}) or "
+        f"{PREFIX}owner/name. "
         "Train a model with 'camkd train', or give the folder of a trained model."
     )
 
@@ -62,7 +68,8 @@ def find_run_folder(source: str | Path) -> Path | None:
     """Return the folder of a model that `load` accepts.
 
     Args:
-        source: A run folder, one of its checkpoints, a saved folder, or the name of a shipped or pretrained model.
+        source: A run folder, one of its checkpoints, a saved folder, or the name of a shipped or pretrained model or of
+            a model of the Hugging Face Hub.
 
     Returns:
         The run folder, which may be unfinished. None for a pretrained network of timm or torchvision.
@@ -126,6 +133,8 @@ def load(source: str | Path) -> ImageClassifier:
             - a run folder, or a folder of ``camkd train`` (its student is loaded);
             - a folder of ``save_pretrained``;
             - the name of a shipped model, such as ``cam-net-cifar10``;
+            - ``hf:owner/name``, a model of the Hugging Face Hub that ``camkd push`` or ``push_to_hub`` uploaded (needs
+              ``camkd[hub]``). It is downloaded once;
             - an unfinished run, or the folder ``checkpoints`` of any run. The best weights so far are loaded, or the
               averaged weights before the first validation;
             - a checkpoint file, ``checkpoints/last-<step>.pt`` or ``checkpoints/best-<epoch>.pt``. The averaged weights

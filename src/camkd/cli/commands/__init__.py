@@ -10,6 +10,7 @@ from camkd.cli.commands.evaluate import EVALUATE
 from camkd.cli.commands.explain import EXPLAIN
 from camkd.cli.commands.export import EXPORT
 from camkd.cli.commands.list import LIST
+from camkd.cli.commands.push import PUSH
 from camkd.cli.commands.report import REPORT
 from camkd.cli.commands.teacher import TEACHER
 from camkd.cli.commands.train import TRAIN
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Command | Group] = {
     "explain": EXPLAIN,
     "report": REPORT,
     "export": EXPORT,
+    "push": PUSH,
     "bench-device": BENCH_DEVICE,
     "web": WEB,
     "cache": CACHE,

@@ -15,12 +15,12 @@ from PIL import Image
 
 from camkd.data.dataset import Dataset
 from camkd.explain.explain import example_rows, predict_images
-from camkd.export.web.runtime import PACKAGE
+from camkd.export.web.runtime import FILES, PACKAGE
 from camkd.models.card import title
 from camkd.runs.folder import Run
 from camkd.runs.loading import find_model_folder, load, read_model_info
 from camkd.types import InputError
-from camkd.utils.files import write_json, write_text
+from camkd.utils.files import load_json, write_json, write_text
 from camkd.utils.plot_style import EVIDENCE_COLORMAP, color_table
 
 CONFIG_FILE, MODEL_FILE, SERVICE_WORKER = "page.json", "model.onnx", "offline.js"
@@ -66,6 +66,45 @@ def build(
     version = _content_digest(folder, config)
     write_json(folder / CONFIG_FILE, {**config, "version": version})
     _complete_service_worker(folder, version)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the description of a page, ``page.json``.
+
+    Args:
+        folder: Folder of the page.
+
+    Raises:
+        InputError: If the folder holds no page.
+    """
+    try:
+        config = load_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not {"classes", "runtime", "examples"} <= config.keys():
+            raise ValueError("entries are missing")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder} must be a page of camkd, got none. Write one with 'camkd export RUN --web {folder}'."
+        ) from error
+    return config
+
+
+def page_files(folder: Path) -> list[str]:
+    """Return the files of a page, relative to its folder. Other files in the folder are left out.
+
+    Args:
+        folder: Folder of the page.
+
+    Raises:
+        InputError: If the folder holds no page, or a file of the page is missing.
+    """
+    config = read_config(folder)
+    static_files = sorted(file.name for file in (resources.files("camkd.export.web") / "static").iterdir())
+    runtime = [f"{config['runtime']}/{name}" for name in FILES]
+    names = [CONFIG_FILE, MODEL_FILE, *static_files, *runtime, *(example["file"] for example in config["examples"])]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} must be a complete page, got none of the file {missing[0]}. Export the page again.")
+    return names
 
 
 def _page_config(source: str, model: Path) -> dict[str, Any]:
