@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from camkd.audit.findings import KINDS, Entry, Finding, class_counts, find_faults
 from camkd.audit.inventory import Inventory, open_inventory
+from camkd.audit.page import write_page
 from camkd.config import DataConfig
 from camkd.data.dataset import SPLITS, Progress, no_progress
 from camkd.types import InputError
+from camkd.utils.files import check_writable
 from camkd.utils.text import shorten_middle
 
 NUM_EXAMPLES = 3
@@ -21,24 +24,31 @@ MAX_NAME_WIDTH = 48
 """Largest number of columns of the name of an image in the summary. Longer names are cut in the middle."""
 
 
-def audit(config: DataConfig, *, progress: Progress = no_progress) -> tuple[dict[str, Any], list[str]]:
+def audit(
+    config: DataConfig, *, out: Path | None = None, progress: Progress = no_progress
+) -> tuple[dict[str, Any], list[str]]:
     """Look for faults of a dataset.
 
     Args:
         config: The dataset, the size, fit and interpolation of its images, and its groups.
+        out: Folder for the page ``audit.html``. None: no page.
         progress: Progress callback.
 
     Returns:
         The result, see `to_json`, and the lines of `describe`.
 
     Raises:
-        InputError: If the dataset cannot be listed, or the cache cannot be written.
+        InputError: If the dataset cannot be listed, or the cache or ``out`` cannot be written.
 
     Example:
         >>> result, lines = audit(DataConfig("pets"))                                         # doctest: +SKIP
     """
+    if out is not None:
+        check_writable(out, "Choose another folder for --out.")
     with open_inventory(config, progress) as inventory:
         findings = find_faults(inventory, progress)
+        if out is not None:
+            write_page(out, inventory, findings, progress)
         return to_json(config.data, inventory, findings), describe(inventory, findings)
 
 

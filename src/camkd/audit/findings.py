@@ -70,11 +70,13 @@ class Entry:
         rows: Rows of the images.
         text: What was found, in a few words.
         facts: The same as values for JSON.
+        maps: Pictures that are shown beside the images, with their captions: class activation maps.
     """
 
     rows: tuple[int, ...]
     text: str
     facts: dict[str, Any]
+    maps: tuple[tuple[str, NDArray[np.uint8]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def find_faults(inventory: Inventory, progress: Progress) -> list[Finding]:
     findings = [
         _unreadable(inventory),
         *_duplicates(inventory, groups),
-        _images("blank", np.flatnonzero(is_blank & readable), "blank", "blank or nearly blank images"),
+        _blank(np.flatnonzero(is_blank & readable)),
         _few_images(inventory),
         _imbalance(inventory),
         _small(inventory),
@@ -135,11 +137,12 @@ def class_counts(inventory: Inventory) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _images(kind: str, rows: NDArray[np.int64], text: str, noun: str) -> Finding | None:
+def _blank(rows: NDArray[np.int64]) -> Finding | None:
     if not len(rows):
         return None
-    entries = tuple(Entry((row,), text, {}) for row in rows.tolist())
-    return Finding(kind, len(rows), f"{len(rows):,} {noun}", entries)
+    count = len(rows)
+    entries = tuple(Entry((row,), "blank", {}) for row in rows.tolist())
+    return Finding("blank", count, f"{count:,} image{_s(count)} {_are(count)} nearly one color", entries)
 
 
 def _unreadable(inventory: Inventory) -> Finding | None:
@@ -235,7 +238,7 @@ def _proportions(inventory: Inventory) -> Finding | None:
     if not rows:
         return None
     count = len(rows)
-    summary = f"{count:,} image{_s(count)} {'are' if count > 1 else 'is'} more than {MAX_RATIO:g} times as long as wide"
+    summary = f"{count:,} image{_s(count)} {_are(count)} longer than {MAX_RATIO:g} times the shorter side"
     return Finding("proportions", count, summary, tuple(_size_entry(inventory, row) for row in rows))
 
 
@@ -263,7 +266,7 @@ def _gray(inventory: Inventory, candidates: NDArray[np.bool_]) -> Finding | None
     classes, counts = np.unique(inventory.labels[rows], return_counts=True)
     most = inventory.classes[int(classes[counts.argmax()])]
     total = len(gray) + len(color)
-    summary = f"{len(rows):,} of {total:,} images {'are' if len(rows) > 1 else 'is'} {noun}"
+    summary = f"{len(rows):,} of {total:,} images {_are(len(rows))} {noun}"
     if 1 < counts.max() > len(rows) / 2:
         summary += f", {int(counts.max()):,} of them in {most}"
     return Finding("gray", len(rows), summary, tuple(Entry((row,), noun, {}) for row in rows.tolist()))
@@ -271,3 +274,7 @@ def _gray(inventory: Inventory, candidates: NDArray[np.bool_]) -> Finding | None
 
 def _s(count: int) -> str:
     return "" if count == 1 else "s"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"

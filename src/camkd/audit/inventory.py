@@ -16,9 +16,10 @@ from camkd.config import DataConfig
 from camkd.data.dataset import SPLITS, Dataset, Progress, cache_folder
 from camkd.data.file_names import escape_name
 from camkd.data.files import DEFAULT_SIZE, MAX_HEADERS_READ, decode_splits
-from camkd.data.images import common_size, describe_remarks
+from camkd.data.images import common_size, decode_full, describe_remarks
 from camkd.data.listing import Listing
 from camkd.data.sources import MAX_SIZE, SOURCES, open_dataset, read_listing
+from camkd.data.value_range import ValueRange
 from camkd.types import InputError, Preprocessing
 
 
@@ -38,6 +39,7 @@ class Inventory:
         errors: Reason why an image is unreadable, by row.
         sizes: Width and height of each readable image file in pixels, by row. Empty for a built-in dataset.
         notes: Messages for the user.
+        value_range: The gray values that became 0 and 255, for gray images of more than 8 bits.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Inventory:
     errors: dict[int, str]
     sizes: dict[int, tuple[int, int]]
     notes: tuple[str, ...]
+    value_range: ValueRange | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,8 +65,10 @@ class Inventory:
         readable[list(self.errors)] = False
         return readable
 
-    def image(self, row: int) -> NDArray[np.uint8]:
-        """Return the decoded image of a row, ``(size, size, 3)``."""
+    def read_full(self, row: int) -> NDArray[np.uint8]:
+        """Return a readable image at its own resolution, ``(H, W, 3)``."""
+        if self.paths:
+            return decode_full(self.paths[row], self.value_range)
         for part in self.parts:
             if row < len(part):
                 return np.asarray(part[row])
@@ -115,7 +120,7 @@ def open_inventory(config: DataConfig, progress: Progress) -> Iterator[Inventory
 
 
 def _decode(folder: Path, listing: Listing, preprocessing: Preprocessing, progress: Progress) -> Inventory:
-    decoded, _ = decode_splits(folder, listing, preprocessing, None, progress)
+    decoded, value_range = decode_splits(folder, listing, preprocessing, None, progress)
     parts = []
     values: dict[str, list[Any]] = {"splits": [], "labels": [], "names": [], "paths": []}
     errors: dict[int, str] = {}
@@ -146,6 +151,7 @@ def _decode(folder: Path, listing: Listing, preprocessing: Preprocessing, progre
         errors=errors,
         sizes=sizes,
         notes=(*listing.notes, *describe_remarks(remarks)),
+        value_range=value_range,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -16,6 +17,9 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", type=str, help="a folder or table of images, or a built-in dataset")
     add_flags(parser, DataConfig, only=("size", "fit", "interpolation", "group", "group_regex"))
     parser.add_argument(
+        "--out", type=str | None, default=None, help="FOLDER for audit.html, a page with the images of all faults"
+    )
+    parser.add_argument(
         "--fail-on",
         type=str | None,
         default=None,
@@ -28,10 +32,13 @@ def _run(options: Namespace) -> dict[str, Any]:
 
     kinds = parse_kinds(options.fail_on) if options.fail_on is not None else ()
     config = replace(from_namespace(DataConfig, options), data=options.dataset)
+    out = Path(options.out) if options.out else None
     with open_reporter() as reporter:
-        result, lines = audit(config, progress=reporter.progress)
+        result, lines = audit(config, out=out, progress=reporter.progress)
         for note in result["notes"]:
             reporter.message(f"  {note}")
+        if out is not None:
+            reporter.message(f"page: {out / 'audit.html'}")
     if not options.json:
         print("\n".join(lines))
     if message := failure(result, kinds):
