@@ -200,6 +200,9 @@ class RunConfig:
         Args:
             options: Content of a ``config.yaml``.
             role: Role of the run (default: student if the options name a student, else teacher).
+
+        Returns:
+            The configuration.
         """
 
         def section(config: type[Any]) -> Any:
@@ -242,6 +245,9 @@ def resolve_optimizer(config: TrainConfig, default: str = "sgd", *, fine_tune: b
         config: Training settings; ``auto`` and None are resolved.
         default: Optimizer that ``auto`` stands for, ``sgd`` or ``adamw``.
         fine_tune: Whether the default learning rate is that of `FINE_TUNING_LR`.
+
+    Returns:
+        The resolved settings.
 
     Example:
         >>> resolve_optimizer(TrainConfig(lr=0.002), "adamw")

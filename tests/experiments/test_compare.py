@@ -290,8 +290,8 @@ def test_skipped_batches_are_reported_with_their_run(plan: Plan, data: Dataset, 
     assert list(failed) == [f"{diverging}, seed 3"]
     skipped = [text for text in messages.texts if "skipped" in text]
     assert skipped == [
-        f"{diverging}, seed 3: The loss must be finite, got inf in epoch 1, batch {batch}. Lower --lr; the batch is "
-        "skipped"
+        f"{diverging}, seed 3: The loss must be finite, got inf in epoch 1, batch {batch}. Lower --lr. The batch is "
+        "skipped."
         for batch in (1, 2, 3, 4)
     ]
 

@@ -8,13 +8,17 @@ from support.unusual_names import UNUSUAL_NAMES
 
 def test_every_class_is_named_in_order() -> None:
     names = [f"class {index}" for index in range(20)]
-    assert describe_classes(names).startswith(f"The model knows these 20 classes only: {', '.join(names)}. ")
+    assert describe_classes(names) == (
+        "The model predicts one of these 20 classes for every image, even for an image of another class: "
+        f"{', '.join(names)}."
+    )
 
 
 def test_classes_beyond_twenty_are_counted() -> None:
     names = [f"class {index}" for index in range(1000)]
     sentence = describe_classes(names)
-    assert sentence.startswith(f"The model knows these 1,000 classes only: {', '.join(names[:20])}, and 980 more. ")
+    assert sentence.startswith("The model predicts one of these 1,000 classes for every image")
+    assert sentence.endswith(f": {', '.join(names[:20])}, and 980 more.")
     assert "class 20" not in sentence
 
 

@@ -166,7 +166,9 @@ def test_figure_names_both_sides_of_a_contrast(
     else:
         assert [list(column.caption_classes) for column in columns] == [names[0], names[0], names[1], names[1]]
     assert save_heatmaps_arguments["footnote"].startswith("Every map is a contrast: ")
-    assert "minus the evidence for leaf. The model knows these 3 classes" in save_heatmaps_arguments["footnote"]
+    assert (
+        "minus the evidence for leaf. The model predicts one of these 3 classes" in save_heatmaps_arguments["footnote"]
+    )
 
 
 # --- choice of examples

@@ -72,7 +72,8 @@ def test_nan_another_shape_and_a_large_difference_are_errors(actual: tuple[float
     with pytest.raises(FloatingPointError) as caught:
         max_difference(expected, np.array([actual], np.float32), Path("x.onnx"))
     assert str(caught.value) == (
-        f"x.onnx must match PyTorch within 0.0001, got a difference of {difference}. The file was not kept."
+        f"x.onnx must match PyTorch within 0.0001, got a difference of {difference}, so it was not kept. Try another "
+        "version of torch, onnxscript or onnxruntime."
     )
 
 

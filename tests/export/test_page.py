@@ -222,21 +222,23 @@ def test_int8_logits_match_python(browser: Browser, exported: Any, easy: Dataset
 # --- the classes of the model
 
 
-def test_page_names_the_classes_beside_the_answer(page: Page, easy: Dataset) -> None:
-    sentence = "The model knows these 3 classes only: berry, leaf, sky. Every image gets one of them"
+def test_page_lists_the_classes_beside_the_prediction(page: Page, easy: Dataset) -> None:
+    sentence = "The model predicts one of these 3 classes for every image, even for an image of another class: berry, "
+    sentence += "leaf, sky."
     expect(page.locator("#classes")).to_contain_text(sentence)
     choose(page, as_file("known.png", Image.fromarray(easy.test.images[0])))
     expect(page.locator("#classes")).to_be_visible()
     expect(page.locator("#all-classes")).to_be_hidden()
 
 
-def test_page_names_twenty_of_many_classes_and_unfolds_the_others(browser: Browser, fp32: Path) -> None:
+def test_page_lists_twenty_of_many_classes_and_expands_the_others(browser: Browser, fp32: Path) -> None:
     names = [f"class {index}" for index in range(1000)]
     context = browser.new_context()
     content = json.loads((fp32 / "page.json").read_text(encoding="utf-8")) | {"classes": names}
     context.route("**/page.json", lambda route: route.fulfill(json=content))
     with serve(fp32) as address, open_page(context, address) as page:
-        text = f"The model knows these 1,000 classes only: {', '.join(names[:20])}, and 980 more."
+        text = "The model predicts one of these 1,000 classes for every image, even for an image of another class: "
+        text += f"{', '.join(names[:20])}, and 980 more."
         expect(page.locator("#classes")).to_contain_text(text)
         page.get_by_text("All classes").click()
         expect(page.get_by_text(", ".join(names), exact=True)).to_be_visible()
@@ -629,7 +631,7 @@ def test_gray_png_of_16_bits_is_scaled_by_the_value_range(browser: Browser, fp32
             assert len(np.unique(model_input(outputs))) > 50
         rotated = png(noise, 16, png_chunk(b"eXIf", tiff_header(6)))
         page.set_input_files("#file", {"name": "rotated", "mimeType": "", "buffer": rotated})
-        expect(page.get_by_role("alert")).to_contain_text("rotated is a PNG image of 16 bits with interlacing or EXIF")
+        expect(page.get_by_role("alert")).to_contain_text("rotated is a 16-bit PNG image with interlacing or EXIF")
     context.close()
 
 

@@ -47,7 +47,7 @@ Values = np.ndarray[Any, Any]
 
 
 def wide_values(label: int, number: int, low: int = LOW, high: int = HIGH) -> Values:
-    """Gray values of 16 bits: a gradient of all values, turned by the label, with a pattern of the number."""
+    """16-bit gray values: a gradient of all values, turned by the label, with a pattern of the number."""
     ramp = np.linspace(low, high, 256).round().reshape(16, 16)
     return np.roll(np.rot90(ramp, label), number).astype(np.uint16)
 
@@ -81,7 +81,7 @@ def stored_pixels(data: Dataset) -> dict[str, Values]:
 # --- 16 bits
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_values_of_16_bits_keep_their_differences(tmp_path: Path, suffix: str) -> None:
     write_classes(tmp_path / "scans", suffix)
@@ -95,7 +95,7 @@ def test_values_of_16_bits_keep_their_differences(tmp_path: Path, suffix: str) -
         assert len(np.unique(pixels)) == HIGH - LOW + 1
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.parametrize("kind", ["float", "int32", "negative"])
 def test_tiff_of_32_bits_is_scaled(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def test_tiff_of_32_bits_is_scaled(tmp_path: Path, kind: str) -> None:
         assert len(np.unique(pixels)) > 50
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_hot_pixel_takes_at_most_half_of_the_gray_levels(tmp_path: Path) -> None:
     (tmp_path / "scans" / "a").mkdir(parents=True)
     (tmp_path / "scans" / "b").mkdir()
@@ -130,7 +130,7 @@ def test_hot_pixel_takes_at_most_half_of_the_gray_levels(tmp_path: Path) -> None
     assert all(len(np.unique(image)) >= 100 for image in data.train.images)
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_range_is_that_of_the_training_images(tmp_path: Path) -> None:
     for split, shift in (("train", 0), ("val", 5000), ("test", -5000)):
         for name in ("a", "b"):
@@ -146,7 +146,7 @@ def test_range_is_that_of_the_training_images(tmp_path: Path) -> None:
     assert sum(outside in note for note in data.notes) == 1
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_images_of_8_bits_beside_16_bits_stay_as_they_are(tmp_path: Path) -> None:
     write_classes(tmp_path / "scans")
     plain = photo(16, 16)
@@ -161,7 +161,7 @@ def test_images_of_8_bits_beside_16_bits_stay_as_they_are(tmp_path: Path) -> Non
     assert data.value_range == (LOW, HIGH)
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.slow
 def test_worker_processes_measure_the_same_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_module, "IN_PROCESS_SECONDS", 0.0)
@@ -175,7 +175,7 @@ def test_worker_processes_measure_the_same_range(tmp_path: Path, monkeypatch: py
     assert in_process.fingerprint == with_workers.fingerprint
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_color_images_of_16_bits_are_counted(tmp_path: Path) -> None:
     write_classes(tmp_path / "scans")
     values = np.random.default_rng(0).integers(0, 65536, (16, 16, 3))
@@ -183,13 +183,13 @@ def test_color_images_of_16_bits_are_counted(tmp_path: Path) -> None:
     flat = np.repeat(wide_values(0, 0)[..., None], 3, 2)
     (tmp_path / "scans" / "left" / "flat.png").write_bytes(png(flat, 16))
     data = open_folder(tmp_path / "scans", tmp_path / "cache")
-    note = "1 color images of 16 bits were read with 8 bits per channel"
+    note = "1 color images with 16 bits per channel were read with 8"
     assert f"{note}: left/color.png" in data.notes
-    advice = "which leaves fewer than 32 of 256 levels; save them as gray images of 16 bits"
+    advice = "which leaves fewer than 32 of 256 levels; save them as 16-bit gray images"
     assert f"{note}, {advice}: left/flat.png" in data.notes
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.slow
 def test_range_of_a_model_is_applied_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Training, evaluation on other images, heatmaps and the metadata of an exported file use one range."""
@@ -221,7 +221,7 @@ def test_range_of_a_model_is_applied_everywhere(tmp_path: Path, capsys: pytest.C
     assert {prop.key: prop.value for prop in graph.metadata_props}["value_range"] == "[29455.0, 29663.0]"
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.slow
 def test_float_images_without_splits_are_evaluated_with_the_range_of_the_model(tmp_path: Path) -> None:
     for root, count in (("scans", 20), ("new", 1)):
@@ -237,15 +237,15 @@ def test_float_images_without_splits_are_evaluated_with_the_range_of_the_model(t
     assert main(["evaluate", run]) == 0
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_float_image_needs_the_range_of_a_model(tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tif")
-    with pytest.raises(ValueError, match=r"must have integer values of 16 bits .*, got values from 0 to 1$"):
+    with pytest.raises(ValueError, match=r"must have 16-bit integer values .*, got values from 0 to 1$"):
         decode(tmp_path / "x.tif", Preprocessing(8))
     assert decode(tmp_path / "x.tif", Preprocessing(8, value_range=(0.0, 1.0))).max() == 255
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_missing_values_of_a_float_image_are_black(tmp_path: Path) -> None:
     values = np.full((8, 8), 0.5, np.float32)
     values[0, :3] = [np.nan, np.inf, -np.inf]
@@ -260,7 +260,7 @@ NARROW_NOTE = (
 OUTSIDE_NOTE = "images are mostly black or white, because more than half of their values are outside of the value range"
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_narrow_gray_test_images_beside_training_images_of_8_bits_are_counted(tmp_path: Path, suffix: str) -> None:
     for name in ("left", "right"):
@@ -275,7 +275,7 @@ def test_narrow_gray_test_images_beside_training_images_of_8_bits_are_counted(tm
     assert f"2 {NARROW_NOTE}: test/left/a{suffix}, test/right/a{suffix}" in data.notes
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_narrow_gray_training_image_beside_wide_ones_is_counted(tmp_path: Path) -> None:
     write_classes(tmp_path / "scans")
     for name in ("left", "right"):
@@ -284,7 +284,7 @@ def test_narrow_gray_training_image_beside_wide_ones_is_counted(tmp_path: Path) 
     assert any(note.startswith(f"20 {NARROW_NOTE}: ") for note in data.notes)
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_gray_images_that_lose_no_levels_have_no_note(tmp_path: Path) -> None:
     """Masks of two values, and gray values of 8 bits that were multiplied by 257."""
     values = np.zeros((16, 16), np.uint16)
@@ -295,7 +295,7 @@ def test_gray_images_that_lose_no_levels_have_no_note(tmp_path: Path) -> None:
         assert decode_with_remarks(tmp_path / f"{name}.png", Preprocessing(16))[1] == []
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.parametrize(("num_inside", "remarks"), [(1, [OUTSIDE_NOTE]), (127, [OUTSIDE_NOTE]), (128, [])])
 @pytest.mark.parametrize("outside", [0, 65_535])
 def test_mostly_clipped_image_has_a_remark(tmp_path: Path, num_inside: int, remarks: list[str], outside: int) -> None:
@@ -305,7 +305,7 @@ def test_mostly_clipped_image_has_a_remark(tmp_path: Path, num_inside: int, rema
     assert decode_with_remarks(tmp_path / "x.png", Preprocessing(16, value_range=(LOW, HIGH)))[1] == remarks
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_transparent_values_are_not_counted_as_clipped(tmp_path: Path) -> None:
     values = np.full((16, 16), 65_535, np.uint16)
     values[:2] = np.linspace(LOW, HIGH, 32).reshape(2, 16)
@@ -314,7 +314,7 @@ def test_transparent_values_are_not_counted_as_clipped(tmp_path: Path) -> None:
     assert decode_with_remarks(tmp_path / "x.png", Preprocessing(16, value_range=(LOW, HIGH)))[1] == []
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 def test_incomplete_image_outside_of_the_range_has_both_remarks(tmp_path: Path) -> None:
     content = encode(Image.fromarray(wide_values(0, 0)), "PNG")
     (tmp_path / "x.png").write_bytes(content[:-12])
@@ -322,7 +322,7 @@ def test_incomplete_image_outside_of_the_range_has_both_remarks(tmp_path: Path) 
     assert remarks == ["images without the end of their file were read", OUTSIDE_NOTE]
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.parametrize(("value_range", "note"), [(None, NARROW_NOTE), ((0.0, 1000.0), OUTSIDE_NOTE)])
 @pytest.mark.parametrize("command", ["explain", "evaluate", "export"])
 def test_commands_name_images_that_do_not_fit_the_range_of_a_model(
@@ -353,7 +353,7 @@ def test_commands_name_images_that_do_not_fit_the_range_of_a_model(
     assert "2 images without the end of their file were read: " in shown
 
 
-@pytest.mark.fault("images of 16 bits")
+@pytest.mark.fault("16-bit images")
 @pytest.mark.slow
 def test_training_on_8_bits_names_narrow_gray_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val", "test"):

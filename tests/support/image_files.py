@@ -199,13 +199,13 @@ def readable_files() -> dict[str, bytes]:
         "PNG with Display P3": encode(rgb, "PNG", icc_profile=DISPLAY_P3),
         "PNG with linear gamma": png(pixels, 8, png_chunk(b"gAMA", struct.pack(">I", 100_000))),
         "PNG with PQ transfer": png(pixels, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))),
-        "RGB PNG of 16 bits": png(samples[..., :3], 16),
-        "RGBA PNG of 16 bits": png(samples, 16),
-        "gray PNG of 16 bits": png(samples[..., 0], 16),
-        "gray PNG of 16 bits with a transparent value": png(
+        "16-bit RGB PNG": png(samples[..., :3], 16),
+        "16-bit RGBA PNG": png(samples, 16),
+        "16-bit gray PNG": png(samples[..., 0], 16),
+        "16-bit gray PNG with a transparent value": png(
             samples[..., 0] >> 14 << 14, 16, png_chunk(b"tRNS", struct.pack(">H", 1 << 14))
         ),
-        "gray PNG of 16 bits with alpha": png(samples[..., :2], 16),
+        "16-bit gray PNG with alpha": png(samples[..., :2], 16),
         "PNG with bytes after its end": encode(rgb, "PNG") + b"more" * 50,
         "animated PNG": encode(rgb, "PNG", **animated),
         "animated PNG with another still image": encode(rgb, "PNG", default_image=True, **animated),

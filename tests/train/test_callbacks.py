@@ -95,7 +95,7 @@ def test_run_calls_all_events_in_order(easy: Dataset, tmp_path: Path, monkeypatc
         ("on_train_start", ("name", 4, 0)),
         ("on_optimizer_step", (1,)),
         batch_end,
-        ("on_message", ("The loss must be finite, got nan in epoch 1, batch 2. Lower --lr; the batch is skipped",)),
+        ("on_message", ("The loss must be finite, got nan in epoch 1, batch 2. Lower --lr. The batch is skipped.",)),
         batch_end,
         ("on_optimizer_step", (3,)),
         batch_end,

@@ -542,7 +542,7 @@ def test_loss_that_is_not_finite_stops_the_run(easy: Dataset, tmp_path: Path) ->
         fit_network(
             easy, tmp_path, objective=single_term(NonFiniteTerm(batches=(7,), value=math.inf)), callbacks=[recorder]
         )
-    assert str(caught.value) == "The loss must be finite, got inf in epoch 2, batch 3. Lower --lr"
+    assert str(caught.value) == "The loss must be finite, got inf in epoch 2, batch 3. Lower --lr."
     assert len(recorder.sizes) == 6
     state, best_weights = Run(tmp_path).checkpoints.load()
     assert best_weights is not None
@@ -568,7 +568,7 @@ def test_batch_that_is_not_finite_is_skipped(easy: Dataset, tmp_path: Path, valu
     for text, location in zip(messages.texts, ("epoch 1, batch 3", "epoch 2, batch 2"), strict=True):
         assert text.startswith(f"The {name} must be finite, got ")
         assert location in text
-        assert text.endswith("the batch is skipped")
+        assert text.endswith("Lower --lr. The batch is skipped.")
     assert [row["skipped_samples"] for row in rows] == [24, 24]
     assert all(math.isfinite(row["train_loss"]) for row in rows)
     assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -607,7 +607,7 @@ def test_state_that_is_not_finite_is_not_saved(
     """Cases: the end of an epoch, and an interruption. The run resumes from the previous checkpoint."""
     model = build_network()
     callbacks = [CorruptWeight(model, step), InterruptAt(interrupt)]
-    with pytest.raises(FloatingPointError, match=r"weights must be finite.* in epoch 2\. Lower --lr"):
+    with pytest.raises(FloatingPointError, match=r"weights must be finite.* in epoch 2\. Lower --lr\."):
         fit_network(easy, tmp_path, model=model, callbacks=callbacks)
     state, _ = Run(tmp_path).checkpoints.load()
     assert (state["epoch"], state["step"]) == (1, 4)

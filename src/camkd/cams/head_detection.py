@@ -129,6 +129,10 @@ def detect_head(model: nn.Module, x: Tensor, layer: str | None = None, *, exact:
 def check_logits(model: nn.Module, logits: Any) -> None:
     """Check that a model has returned logits ``(N, K)``.
 
+    Args:
+        model: The model.
+        logits: The output of the model, of any type.
+
     Raises:
         InputError: If it has returned anything else. The message names the mode of the model.
     """
@@ -142,6 +146,10 @@ def check_logits(model: nn.Module, logits: Any) -> None:
 
 def check_not_probabilities(model: nn.Module, logits: Tensor) -> None:
     """Check that the outputs of a model are not probabilities. The host waits for the device.
+
+    Args:
+        model: The model.
+        logits: The outputs of the model, ``(N, K)``.
 
     Raises:
         InputError: If all outputs ``(N, K)`` are 0 or more and add up to 1.

@@ -277,6 +277,9 @@ def corner_regions(size: tuple[int, int], split_rows: bool, split_columns: bool)
         split_rows: Whether the grid is halved vertically. Otherwise a region has all rows.
         split_columns: Whether the grid is halved horizontally.
 
+    Returns:
+        Slices of rows and columns of each corner.
+
     Example:
         >>> corner_regions((3, 4), split_rows=True, split_columns=False)
         [(slice(0, 1, None), slice(None, None, None)), (slice(2, 3, None), slice(None, None, None))]

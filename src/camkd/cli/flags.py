@@ -79,6 +79,9 @@ def clean_parser_error(message: str) -> str:
     Args:
         message: The error of the parser.
 
+    Returns:
+        The rewritten message.
+
     Example:
         >>> clean_parser_error("--epochs: Expected a <class 'int'>. Got value: many")
         "--epochs must be an integer, got 'many'."

@@ -38,6 +38,9 @@ def list_items(kind: str, size: int, classes: int) -> tuple[dict[str, Any], Tabl
         size: Image size for which the cost of models is listed.
         classes: Number of classes for which the cost of models is listed.
 
+    Returns:
+        The list as data, for ``--json``, and as a table.
+
     Raises:
         InputError: If there is no such list, if a number is below 1, or if images of this size are too small for a
             model.
@@ -64,6 +67,9 @@ def list_models(size: int, classes: int) -> tuple[dict[str, Any], Table]:
     Args:
         size: Side of the images in pixels.
         classes: Number of classes.
+
+    Returns:
+        The models as data, for ``--json``, and as a table.
 
     Raises:
         InputError: If images of this size are too small for a model.
@@ -92,6 +98,9 @@ def count_costs(size: int, classes: int) -> dict[str, dict[str, Any]]:
     Args:
         size: Side of the images in pixels.
         classes: Number of classes.
+
+    Returns:
+        Costs by name of the model.
 
     Raises:
         InputError: If images of this size are too small for a model.

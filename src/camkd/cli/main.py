@@ -78,9 +78,7 @@ def _run(arguments: list[str]) -> int:
         failure = str(error)
     except InputError as error:
         return _exit(2, str(error))
-    except FloatingPointError as error:
-        return _exit(1, f"{error}.")
-    except ChildProcessError as error:
+    except (FloatingPointError, ChildProcessError) as error:
         return _exit(1, str(error))
     except OSError as error:
         if not _has_current_folder():

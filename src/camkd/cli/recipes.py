@@ -39,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "standard": Recipe(
         {"teacher": "resnet11", "teacher-epochs": 20, "epochs": 6},
-        "2 hours for 45,000 images on one busy core, 94 minutes of them for the teacher",
+        "2 hours for 45,000 images on one busy core, of which 94 minutes train the teacher",
         "CIFAR-10 (JPEG q75): 83.8 ± 0.3 %, its teacher 89.2 % (5 runs)",
     ),
     "record": Recipe(
@@ -55,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
             "augment-epochs": 2,
             "method": "ce=0.1,lskd=9:T=2,cam=1:pool=4",
         },
-        "about 40 minutes of one core for 3,781 photographs, 17 of them for the outputs of the teacher",
+        "about 40 minutes on one core for 3,781 photographs, of which 17 minutes compute teacher outputs",
         "clothing photographs: 72.8 % test accuracy, 70.6 % without a teacher (2 runs)",
     ),
 }
@@ -85,7 +85,7 @@ def expand_recipe(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if tokens.count("--recipe") > 1:
         raise InputError(
-            "--recipe must be given once, got it twice. Give one recipe, and single options to override it."
+            "--recipe must be given once, got it twice. Give one recipe, and individual options to override it."
         )
     name = tokens[tokens.index("--recipe") + 1]
     if name not in RECIPES:

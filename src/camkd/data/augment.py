@@ -133,10 +133,13 @@ POLICIES: dict[str, Policy | PhotoPolicy] = {
 
 
 def check_augment(name: str) -> None:
-    """Check that ``name`` is ``auto`` or a name in `POLICIES`.
+    """Check the name of an augmentation policy.
+
+    Args:
+        name: Must be ``auto`` or a name in `POLICIES`.
 
     Raises:
-        InputError: If it is another name.
+        InputError: If ``name`` is neither.
     """
     if name != AUTO and name not in POLICIES:
         choices = ", ".join((AUTO, *POLICIES))
@@ -165,8 +168,11 @@ def get_policy(name: str) -> Policy | PhotoPolicy:
     Args:
         name: A name in `POLICIES`.
 
+    Returns:
+        The policy.
+
     Raises:
-        InputError: If there is no such policy.
+        InputError: If there is no policy of this name.
 
     Example:
         >>> get_policy("light").flip

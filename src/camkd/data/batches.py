@@ -31,7 +31,14 @@ def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Ten
 
 
 def batch_count(count: int, batch_size: int) -> int:
-    """Return the number of batches per epoch, ``round(count / batch_size)`` and at least 1.
+    """Return the number of batches per epoch.
+
+    Args:
+        count: Number of samples.
+        batch_size: Approximate batch size.
+
+    Returns:
+        ``round(count / batch_size)``, at least 1.
 
     Example:
         >>> batch_count(1000, 128)

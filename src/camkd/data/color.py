@@ -7,9 +7,16 @@ from torch import Tensor
 
 
 def color_jitter(x: Tensor, factors: Tensor) -> Tensor:
-    """Scale brightness, contrast and saturation of ``x (B, 3, H, W)`` by ``factors (B, 3)``.
+    """Scale brightness, contrast and saturation of images.
 
     Contrast is relative to the mean luma of the image, saturation to the luma of each pixel (ITU-R 601).
+
+    Args:
+        x: RGB images in 0..1, ``(B, 3, H, W)``.
+        factors: Factors of brightness, contrast and saturation, ``(B, 3)``. 1 leaves the image unchanged.
+
+    Returns:
+        Images in 0..1, ``(B, 3, H, W)``.
     """
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     x = x * brightness
@@ -21,15 +28,21 @@ def color_jitter(x: Tensor, factors: Tensor) -> Tensor:
 def grayscale(x: Tensor) -> Tensor:
     """Return the luma of ``x (B, 3, H, W)`` by ITU-R 601, ``(B, 1, H, W)``."""
     red, green, blue = x.split(1, 1)
-    gray: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R 601
+    gray: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
     return gray
 
 
 def image_mean(values: Tensor) -> Tensor:
-    """Return the mean of ``values (B, C, H, W)`` over each image, ``(B, C)``, the same bits for any batch.
+    """Return the mean of each channel of each image, bit-identical for every batch size.
 
-    PyTorch sums all values of a single result in another order, depending on the number of threads. So a batch of one
-    image is summed as a batch of two.
+    If a sum has a single result, PyTorch divides its values among threads, which changes the order of the additions.
+    A batch of one image is therefore summed as a batch of two.
+
+    Args:
+        values: Images, ``(B, C, H, W)``.
+
+    Returns:
+        Means, ``(B, C)``.
     """
     if len(values) == 1:
         values = torch.cat([values, values])

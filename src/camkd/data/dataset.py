@@ -312,6 +312,9 @@ def max_rows(max_bytes: int, images: NDArray[np.uint8]) -> int:
         max_bytes: Available memory in bytes.
         images: Array ``(N, ...) uint8``; only its shape is used.
 
+    Returns:
+        The number of images.
+
     Example:
         >>> max_rows(1_000_000, np.zeros((5, 224, 224, 3), np.uint8))
         6
@@ -399,7 +402,13 @@ def derived_fingerprint(source_fingerprint: str, change: Mapping[str, Any]) -> s
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Return the root of the cache: ``cache`` if given, else ``$CAMKD_CACHE``, else ``~/.cache/camkd``.
+    """Return the root folder of the cache.
+
+    Args:
+        cache: The folder. None: ``$CAMKD_CACHE``, or ``~/.cache/camkd`` if the variable is not set.
+
+    Returns:
+        The folder, which may not exist yet.
 
     Raises:
         InputError: If the home folder is needed and there is none.

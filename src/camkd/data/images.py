@@ -57,10 +57,10 @@ BLOCK_SIDE = 18
 """Side in pixels of the area that a block of a JPEG file affects: 16, and a border where colors are interpolated."""
 
 INCOMPLETE = "images without the end of their file were read"
-NARROWED = "color images of 16 bits were read with 8 bits per channel"
+NARROWED = "color images with 16 bits per channel were read with 8"
 OUTSIDE = "images are mostly black or white, because more than half of their values are outside of the value range"
 FEW_LEVELS = 32
-NEARLY_FLAT = f"{NARROWED}, which leaves fewer than {FEW_LEVELS} of 256 levels; save them as gray images of 16 bits"
+NEARLY_FLAT = f"{NARROWED}, which leaves fewer than {FEW_LEVELS} of 256 levels; save them as 16-bit gray images"
 NARROW_GRAY = (
     f"gray images of more than 8 bits were scaled to 8 bits, which leaves fewer than {FEW_LEVELS} of 256 levels; "
     "spread their values as those of the training images"

@@ -28,6 +28,9 @@ def cutout(x: Tensor, u_y: Tensor, u_x: Tensor, fraction: float, frame: tuple[in
         u_x: Horizontal center of the square in 0..1, ``(B,)``.
         fraction: Side of the square relative to the width of the frame.
         frame: Height and width of the frame in pixels.
+
+    Returns:
+        Images ``(B, 3, H, W)``.
     """
     height, width = frame
     half = max(1, round(width * fraction)) / 2

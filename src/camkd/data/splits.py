@@ -48,11 +48,18 @@ MAX_SPLIT_DEPTH = 3
 
 
 def find_split_folders(walker: Walker, test_only: bool) -> tuple[dict[str, Path], list[str]]:
-    """Return the folder of each split that exists, and notes for the user.
+    """Find the folder of each split, and collect notes for the user.
 
     If the root contains only class folders, it is itself the train folder, or with ``test_only`` the test folder.
     Folders with the name of a split are splits if they hold class folders. A single folder with such a name is a class
     if it holds images directly and other folders with images lie beside it.
+
+    Args:
+        walker: The walker of the root folder.
+        test_only: Whether a root without split folders is the test folder.
+
+    Returns:
+        Folders by name of the split, and the notes.
     """
     root = walker.root
     subfolders = walker.folders(root)

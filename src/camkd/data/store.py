@@ -57,6 +57,12 @@ def encode_key(values: Mapping[str, Any]) -> str:
     List every value explicitly and add a ``"version"``. A key made of ``repr()`` or ``vars()`` of an object changes
     when a class or a field is renamed, and the cached dataset is then no longer found.
 
+    Args:
+        values: Every value that the arrays of the dataset depend on, by name.
+
+    Returns:
+        JSON with sorted names and without spaces.
+
     Example:
         >>> encode_key({"version": 1, "source": "cifar10", "md5": "c32a1d4ab5d03f1284b67883e8d87530"})
         '{"md5":"c32a1d4ab5d03f1284b67883e8d87530","source":"cifar10","version":1}'

@@ -12,7 +12,7 @@ ValueRange = tuple[float, float]
 """The gray values that become 0 and 255. Values outside are clipped."""
 
 FULL_RANGE: ValueRange = (0.0, 65535.0)
-"""Value range of images of 16 bits in browsers."""
+"""Value range of 16-bit images in browsers."""
 
 OUTLIER_FRACTION = 0.001
 """Fraction of the pixels of an image at either end of its values that may be outliers."""
@@ -112,7 +112,7 @@ def scale_to_bytes(
     else:
         if value_range == FULL_RANGE and not _is_16_bits(values):
             raise ValueError(
-                "an image of 32 bits must have integer values of 16 bits or belong to a model with a value range, got "
+                "a 32-bit image must have 16-bit integer values or belong to a model with a value range, got "
                 f"values from {np.nanmin(values):g} to {np.nanmax(values):g}"
             )
         blocks = [_scale(values[row : row + BLOCK_ROWS], value_range) for row in range(0, len(values), BLOCK_ROWS)]
@@ -123,7 +123,7 @@ def scale_to_bytes(
 
 
 def _is_16_bits(values: NDArray[Any]) -> bool:
-    """Return whether all values are integers of 16 bits."""
+    """Return whether all values are 16-bit integers."""
     return bool(((values >= 0) & (values <= 65535) & (values == np.trunc(values))).all())
 
 

@@ -58,7 +58,13 @@ class WeightedTerm:
     schedule: str = "constant"
 
     def weight_at(self, progress: float) -> float:
-        """Return the weight at ``progress``, the completed fraction of the run in 0..1.
+        """Return the weight of the term at a step of the training.
+
+        Args:
+            progress: Completed fraction of the training steps, in 0..1.
+
+        Returns:
+            The weight.
 
         Example:
             >>> WeightedTerm(CrossEntropy(), weight=2.0, schedule="ramp").weight_at(0.15)

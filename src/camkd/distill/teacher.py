@@ -293,7 +293,13 @@ def load_teacher(folder: Path, data: Dataset, device: str) -> Teacher:
 
 
 def format_names(names: tuple[str, ...]) -> str:
-    """Format class names: at most five of the names, and the number of all names.
+    """Format class names for a message.
+
+    Args:
+        names: Names of all classes.
+
+    Returns:
+        At most five of the names, and the number of all names.
 
     Example:
         >>> format_names(("cat", "dog"))

@@ -35,6 +35,12 @@ IMPUTATIONS_PER_IMAGE = 16
 def default_sample_size(split: Split) -> int:
     """Return the default number of images in the sample of `faithfulness`.
 
+    Args:
+        split: The images.
+
+    Returns:
+        The number of images, which decreases with the size of an image.
+
     Example:
         >>> sides = (32, 128, 224)
         >>> [default_sample_size(Split(np.zeros((500, s, s, 3), np.uint8), np.zeros(500))) for s in sides]

@@ -133,19 +133,33 @@ def pixel_ranks(maps: Tensor, x: Tensor) -> Tensor:
 
 
 def blur(x: Tensor) -> Tensor:
-    """Blur images ``(N, C, H, W)`` with a Gaussian of standard deviation ``BLUR_SIGMA * side``, per axis.
+    """Blur images with a Gaussian of standard deviation ``BLUR_SIGMA * side``, per axis.
 
     Near an edge, the weights of the pixels inside the image are normalized to sum to 1.
+
+    Args:
+        x: Images, ``(N, C, H, W)``.
+
+    Returns:
+        Blurred images, ``(N, C, H, W)``.
     """
     height, width = _image_size(x)
     return _gaussian_matrix(height).to(x) @ x @ _gaussian_matrix(width).to(x).T
 
 
 def pixel_counts(fractions: Iterable[float], x: Tensor) -> list[int]:
-    """Convert fractions of an image ``(N, C, H, W)`` to numbers of pixels, rounded half up.
+    """Convert fractions of an image to numbers of pixels.
 
-    >>> pixel_counts([0.0, 0.25, 1.0], torch.zeros(1, 3, 2, 5))
-    [0, 3, 10]
+    Args:
+        fractions: Fractions in 0..1.
+        x: Images, ``(N, C, H, W)``. Only the shape is used.
+
+    Returns:
+        The number of pixels for each fraction, rounded half up.
+
+    Example:
+        >>> pixel_counts([0.0, 0.25, 1.0], torch.zeros(1, 3, 2, 5))
+        [0, 3, 10]
     """
     height, width = _image_size(x)
     return [int(fraction * height * width + 0.5) for fraction in fractions]

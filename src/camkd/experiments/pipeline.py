@@ -480,6 +480,9 @@ def resolve_precision(config: RunConfig, callbacks: Sequence[Callback] = ()) -> 
     Args:
         config: Configuration of the run.
         callbacks: Callbacks that receive a message about the device.
+
+    Returns:
+        The configuration with the resolved precision.
     """
     precision = config.train.precision
     device = torch.device(pick_device(config.train.device))
@@ -510,7 +513,17 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, objective: Objective) -> dict[str, Any]:
-    """Describe the inputs of a run by content, for example by hashes of images and teacher."""
+    """Describe the inputs of a run by content, for example by hashes of images and teacher.
+
+    Args:
+        config: Configuration of the run.
+        data: The dataset.
+        teacher: The teacher, or None.
+        objective: The objective.
+
+    Returns:
+        The inputs, for ``environment.json``.
+    """
     return {
         "role": config.role,
         "data_fingerprint": data.fingerprint,

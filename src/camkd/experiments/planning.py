@@ -156,7 +156,16 @@ def measure_rates(name: str, data: Dataset, config: TrainConfig, *, trains: bool
 
 
 def inference_rate(model: nn.Module, size: int, config: TrainConfig) -> float:
-    """Measure how many random images per second a network predicts with its maps, as a teacher does for the cache."""
+    """Measure the speed of a network with its maps, as it runs as a teacher for the cache.
+
+    Args:
+        model: The network.
+        size: Side of the random images in pixels.
+        config: Training settings, with device and precision.
+
+    Returns:
+        Images per second.
+    """
     device = torch.device(pick_device(config.device))
     teacher_fn = make_teacher_fn(model, size, config)
     images = torch.rand(config.batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -200,6 +209,9 @@ def training_seconds(data: Dataset, rates: Rates, epochs: int) -> float:
         data: The dataset.
         rates: Speed of the network.
         epochs: Number of epochs.
+
+    Returns:
+        The time in seconds.
     """
     sample_size = default_sample_size(data.test)
     num_evaluated = len(data.test) + FORWARD_PASSES_PER_IMAGE * sample_size
@@ -218,12 +230,21 @@ def teacher_output_seconds(data: Dataset, rate: float, augmented_epochs: int) ->
         data: The dataset.
         rate: Images per second of the teacher.
         augmented_epochs: Number of augmented epochs to compute.
+
+    Returns:
+        The time in seconds.
     """
     return (augmented_epochs * len(data.train) + len(data.val) + len(data.test)) / rate
 
 
 def describe_times(seconds: Mapping[str, float]) -> str:
     """Describe estimated times in one line.
+
+    Args:
+        seconds: Estimated seconds by name of the run.
+
+    Returns:
+        The line.
 
     Example:
         >>> describe_times({"control": 75.0, "student": 75.0}).replace(chr(160), " ")
@@ -236,7 +257,15 @@ def describe_times(seconds: Mapping[str, float]) -> str:
 
 
 def estimate_run(config: RunConfig, data: Dataset) -> float:
-    """Estimate the time of a run in seconds, without its teacher. Raises what `check_network` raises."""
+    """Estimate the time of a run without its teacher. Raises what `check_network` raises.
+
+    Args:
+        config: Configuration of the run.
+        data: The dataset.
+
+    Returns:
+        The time in seconds.
+    """
     check_network(config.model, data)
     layers = config.teacher.train if config.role == "teacher" else "all"
     trains_all = layers != "head" and config.train.epochs > 0

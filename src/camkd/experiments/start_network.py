@@ -43,6 +43,9 @@ def no_message(text: str) -> None:
 def check_start(config: RunConfig) -> None:
     """Check the options for the initial weights of a teacher, as far as possible without the images.
 
+    Args:
+        config: Configuration of the teacher.
+
     Raises:
         InputError: If options contradict each other, or a file does not exist.
     """
@@ -92,6 +95,9 @@ def resolve_size(config: RunConfig) -> RunConfig:
 
     Args:
         config: Configuration of a teacher.
+
+    Returns:
+        The configuration with the size.
     """
     data = config.data
     if data.size is not None or data.data in SOURCES or not has_pretrained_weights(config.model):

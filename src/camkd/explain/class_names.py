@@ -14,10 +14,9 @@ MAX_COLUMNS = 40
 
 
 def describe_classes(classes: Sequence[str]) -> str:
-    """Name the classes of a model.
+    """Return a sentence with the classes of a model.
 
-    A model predicts one of its classes for every image, so the sentence prevents that a prediction for an image of
-    another class is misread.
+    The sentence warns that a model also predicts one of its classes for an image of another class.
 
     Args:
         classes: Names of all ``K`` classes.
@@ -27,10 +26,12 @@ def describe_classes(classes: Sequence[str]) -> str:
 
     Example:
         >>> describe_classes(["cat", "dog"])
-        'The model knows these 2 classes only: cat, dog. Every image gets one of them, whatever it shows.'
+        'The model predicts one of these 2 classes for every image, even for an image of another class: cat, dog.'
     """
-    sentence = f"The model knows these {len(classes):,} classes only: {list_classes(classes)}."
-    return f"{sentence} Every image gets one of them, whatever it shows."
+    return (
+        f"The model predicts one of these {len(classes):,} classes for every image, even for an image of another "
+        f"class: {list_classes(classes)}."
+    )
 
 
 def list_classes(classes: Sequence[str]) -> str:

@@ -150,6 +150,9 @@ def relative_overhead(baseline: NDArray[np.float64], other: NDArray[np.float64])
 def peak_memory(variant: Variant) -> int | None:
     """Measure the peak resident memory of a new process that loads the variant and predicts.
 
+    Args:
+        variant: The exported file or the run, with its settings.
+
     Returns:
         Bytes, or None if the operating system does not report it.
     """

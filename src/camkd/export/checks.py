@@ -102,8 +102,8 @@ def max_difference(expected: NDArray[np.float32], actual: NDArray[np.float32], p
     limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not difference <= limit:
         raise FloatingPointError(
-            f"{path.name} must match PyTorch within {limit:.3g}, got a difference of {difference:.3g}. "
-            "The file was not kept."
+            f"{path.name} must match PyTorch within {limit:.3g}, got a difference of {difference:.3g}, so it was not "
+            "kept. Try another version of torch, onnxscript or onnxruntime."
         )
     return difference
 

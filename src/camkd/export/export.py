@@ -193,7 +193,8 @@ def _export_fp32(
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no narrower common base class
             raise InputError(
-                f"--any-size needs a network for images of any size, got {info.architecture}. Leave out --any-size."
+                f"--any-size must be given for a network that accepts images of any size, got {info.architecture}. "
+                "Leave out --any-size."
             ) from error
     size = path.stat().st_size
     reporter.message(

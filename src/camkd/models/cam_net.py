@@ -195,7 +195,13 @@ def _photo_body(plan: Plan, image_size: int) -> tuple[nn.Sequential, int]:
 
 
 def num_halvings(image_size: int) -> int:
-    """Return how often the resolution is halved between the image and the map, for a map of `MIN_CELLS` or more.
+    """Return how often the resolution is halved between the image and the map.
+
+    Args:
+        image_size: Side of the image in pixels.
+
+    Returns:
+        The number of halvings, for a map of `MIN_CELLS` or more cells per side.
 
     Example:
         >>> [num_halvings(size) for size in (48, 64, 112, 113, 224)]

@@ -41,6 +41,9 @@ def read_class_file(file: str | Path) -> ClassFile:
             ``.json`` file with a list of names, or a dict between names and indices; or a text file with one name per
             line. The order of names is that of the logits.
 
+    Returns:
+        The names or the mapping.
+
     Raises:
         InputError: If the file cannot be read, or contains neither class names nor a mapping.
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and restore the mode of each module on exit, also after an exception.
 
+    Args:
+        model: The model.
+
     Example:
         >>> model = nn.Sequential(nn.Dropout()).train()
         >>> with eval_mode(model):
@@ -36,6 +39,9 @@ def fp32_dilated_convs(model: nn.Module) -> Iterator[None]:
 
     oneDNN computes a wrong weight gradient of such a convolution on a CPU in bf16 with channels last: the error is as
     large as the gradient, or infinite (LOG.md). All other layers still run in bf16 under autocast.
+
+    Args:
+        model: The model.
     """
     convolutions = [
         module

@@ -66,8 +66,9 @@ class ExternalClassifier(ImageClassifier):
 def is_external(name: str) -> bool:
     """Return True if ``name`` starts with ``timm:`` or ``torchvision:``, even if there is no such network.
 
-    >>> is_external("timm:resnet18"), is_external("resnet8")
-    (True, False)
+    Example:
+        >>> is_external("timm:resnet18"), is_external("resnet8")
+        (True, False)
     """
     library, colon, _ = name.partition(":")
     return bool(colon) and library in LIBRARIES
@@ -142,6 +143,9 @@ def pretrained_info(name: str) -> PretrainedInfo:
     Args:
         name: ``LIBRARY:NETWORK.TAG``.
 
+    Returns:
+        The description.
+
     Raises:
         InputError: If the name has no tag, because random weights have no classes, or if `check_external` raises it.
     """
@@ -165,8 +169,9 @@ def pretrained_info(name: str) -> PretrainedInfo:
 def has_pretrained_weights(name: str) -> bool:
     """Return True if a name selects pretrained weights of timm or torchvision.
 
-    >>> has_pretrained_weights("timm:resnet18.a1_in1k"), has_pretrained_weights("timm:resnet18")
-    (True, False)
+    Example:
+        >>> has_pretrained_weights("timm:resnet18.a1_in1k"), has_pretrained_weights("timm:resnet18")
+        (True, False)
     """
     return is_external(name) and bool(_split_name(name)[2])
 

@@ -93,6 +93,9 @@ def read_weights(file: str | Path, *, needs_classes: bool = True) -> ForeignWeig
         needs_classes: Whether an entry for the classes that holds no names in order is an error. Otherwise it is
             ignored.
 
+    Returns:
+        The state dict, and the class names or None.
+
     Raises:
         InputError: If there is no such file, if the file cannot be read without executing code, or if it holds no state
             dict, or if the class names are needed and cannot be read.

@@ -90,7 +90,8 @@ def split_groups(name: str) -> tuple[str, int]:
 def grouped_name(name: str, base_classes: int) -> str:
     """Return the name of a grouped network.
 
-    >>> grouped_name("resnet8", 1000)
-    'resnet8+groups-1000'
+    Example:
+        >>> grouped_name("resnet8", 1000)
+        'resnet8+groups-1000'
     """
     return f"{name}{SUFFIX}{base_classes}"

@@ -81,9 +81,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     Returns:
         The mean, half the width of the interval (None for a single value), and ``n``.
 
-    >>> mean, half_width, runs = estimate([1.0, 2.0, 3.0])
-    >>> mean, round(half_width, 3), runs
-    (2.0, 2.484, 3)
+    Example:
+        >>> mean, half_width, runs = estimate([1.0, 2.0, 3.0])
+        >>> mean, round(half_width, 3), runs
+        (2.0, 2.484, 3)
     """
     count = len(values)
     if count < 2:
@@ -135,8 +136,9 @@ class PairedDifference:
     def sentence(self) -> str:
         """The outcome as a sentence.
 
-        >>> PairedDifference("cam-kd", "kd", (0, 1), (0.004, 0.006), 0.1257).sentence
-        'cam-kd versus kd: +0.50 ± 1.27 points over 2 paired seeds, within noise (p = 0.126).'
+        Example:
+            >>> PairedDifference("cam-kd", "kd", (0, 1), (0.004, 0.006), 0.1257).sentence
+            'cam-kd versus kd: +0.50 ± 1.27 points over 2 paired seeds, within noise (p = 0.126).'
         """
         mean, half_width, count = self.estimate
         if self.p is None or half_width is None:
@@ -288,6 +290,12 @@ def holm_adjust(differences: Sequence[PairedDifference]) -> tuple[PairedDifferen
 
     The i-th smallest of m p-values is multiplied by ``m - i``, counting from 0. Adjusted values never decrease with i
     and are at most 1.
+
+    Args:
+        differences: The differences of one table.
+
+    Returns:
+        The differences in the same order, with adjusted p-values.
     """
     p_values = sorted((d.p, index) for index, d in enumerate(differences) if d.p is not None)
     adjusted: dict[int, float] = {}
@@ -306,8 +314,9 @@ def format_p_value(p: float) -> str:
 def format_estimate(value: Estimate | None) -> str:
     """Format an estimate of a share in percent, without a percent sign; None becomes a dash.
 
-    >>> format_estimate(Estimate(0.8348, 0.0016, 3))
-    '83.48 ± 0.16'
+    Example:
+        >>> format_estimate(Estimate(0.8348, 0.0016, 3))
+        '83.48 ± 0.16'
     """
     if value is None:
         return DASH

@@ -92,7 +92,8 @@ def select_images(
     Returns:
         At most ``count`` distinct rows of the test split.
 
-    >>> rows = select_images(labels, student, teacher)                                   # doctest: +SKIP
+    Example:
+        >>> rows = select_images(labels, student, teacher)                                   # doctest: +SKIP
     """
     predicted = student.logits.argmax(1)
     correct = predicted == labels
@@ -231,9 +232,10 @@ def quantize_maps(maps: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], N
     Returns:
         Levels ``(k, h, w)`` from 1 to 255 with zero at 128, and scales ``(k,)``, the largest magnitude of each map.
 
-    >>> levels, scales = quantize_maps(np.array([[[-2.0, 0.0, 1.0]]]))
-    >>> levels.tolist(), scales.tolist()
-    ([[[1, 128, 192]]], [2.0])
+    Example:
+        >>> levels, scales = quantize_maps(np.array([[[-2.0, 0.0, 1.0]]]))
+        >>> levels.tolist(), scales.tolist()
+        ([[[1, 128, 192]]], [2.0])
     """
     values = np.nan_to_num(np.asarray(maps, np.float64), posinf=0, neginf=0)
     scales = np.abs(values).max((1, 2))

@@ -78,8 +78,8 @@ METRICS = (
         _format_decimal,
         "Cosine similarity of the model's and the teacher's class activation map. Both maps are of the class that the "
         "teacher predicts, positive evidence only. 1 means the same map up to scale. Small print: chance levels, the "
-        "cosine of the teacher's map and a map that ignores the image: a Gaussian in the center, or the teacher's mean "
-        "map of the other images of the class.",
+        "cosine of the teacher's map and a map that does not depend on the image: a Gaussian in the center, or the "
+        "teacher's mean map of the other images of the class.",
     ),
     MetricSpec(
         "cam_pearson",
@@ -99,8 +99,8 @@ METRICS = (
         "CAM disagreement",
         format_percent,
         "Share of images with a CAM cosine no higher than chance, among the images with the teacher's predicted class. "
-        "Lower is better. Small print: the share for maps that ignore the image, and for the model's map of another "
-        "image. 'camkd evaluate RUN --list-disagreements 20' lists the images.",
+        "Lower is better. Small print: the share for maps that do not depend on the image, and for the model's map of "
+        "another image. 'camkd evaluate RUN --list-disagreements 20' lists the images.",
         optional=True,
     ),
     MetricSpec(

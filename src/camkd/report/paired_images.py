@@ -84,6 +84,10 @@ def have_same_images(first: RunSummary, second: RunSummary) -> bool:
     """Return whether two runs have results of the same test images in the same order.
 
     The labels must be equal. The file names must be equal too; without file names, the source fingerprints.
+
+    Args:
+        first: Results of a run.
+        second: Results of another run.
     """
     if not _equal_columns(first, second, "label"):
         return False
@@ -98,6 +102,10 @@ def have_same_maps(first: RunSummary, second: RunSummary) -> bool:
     """Return whether the maps of two runs are of the same test images and, image by image, of the same classes.
 
     The class is the one that the teacher predicts, so runs with different teachers have maps of different classes.
+
+    Args:
+        first: Results of a run.
+        second: Results of another run.
     """
     return have_same_images(first, second) and _equal_columns(first, second, "teacher_predicted")
 
@@ -112,8 +120,9 @@ def mean_difference(first: NDArray[Any], second: NDArray[Any]) -> MeanDifference
     Returns:
         The mean and its standard error, which is infinite for a single image.
 
-    >>> mean_difference(np.array([0.5, 0.9]), np.array([0.25, 0.25]))
-    MeanDifference(mean=0.45, standard_error=0.2)
+    Example:
+        >>> mean_difference(np.array([0.5, 0.9]), np.array([0.25, 0.25]))
+        MeanDifference(mean=0.45, standard_error=0.2)
     """
     differences = first.astype(np.float64) - second
     count = len(differences)

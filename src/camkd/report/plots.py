@@ -41,7 +41,8 @@ def curve_figure(
     Returns:
         The figure.
 
-    >>> figure = curve_figure({"student": [{"epoch": 1, "val_loss": 0.5}]}, "val_loss", "validation loss")
+    Example:
+        >>> figure = curve_figure({"student": [{"epoch": 1, "val_loss": 0.5}]}, "val_loss", "validation loss")
     """
     with style_context():
         figure = Figure((3.9, 3.1), layout="constrained")
@@ -75,7 +76,8 @@ def confusion_figure(counts: Sequence[Sequence[float]] | NDArray[Any], classes: 
     Raises:
         ValueError: If ``counts`` is not ``(K, K)``, or there is no class.
 
-    >>> figure = confusion_figure([[9, 1], [2, 8]], ["cat", "dog"])
+    Example:
+        >>> figure = confusion_figure([[9, 1], [2, 8]], ["cat", "dog"])
     """
     table = np.asarray(counts, float)
     num_classes = len(classes)

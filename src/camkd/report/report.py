@@ -73,7 +73,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         InputError: If ``runs`` is empty, a folder is not a run folder, or a JSON file or
             ``per_image.npz`` is invalid.
 
-    >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
+    Example:
+        >>> write_report([Path("runs/demo")], Path("runs/demo/report.html"))                 # doctest: +SKIP
     """
     if not runs:
         raise InputError("A report must have at least one run folder, got none. Name one, for example runs/demo.")

@@ -51,8 +51,9 @@ def verdict(student: RunSummary, control: RunSummary | None) -> Verdict:
         at most `WEAK_SIGNIFICANCE`, and ``noise`` for a larger one. It is ``unknown`` without a control run, or if an
         accuracy or the results of the same test images are missing.
 
-    >>> verdict(RunSummary("student", metrics={"accuracy": 0.5}), None).outcome
-    'unknown'
+    Example:
+        >>> verdict(RunSummary("student", metrics={"accuracy": 0.5}), None).outcome
+        'unknown'
     """
     accuracy = student.number("accuracy")
     control_accuracy = control.number("accuracy") if control else None

@@ -97,6 +97,9 @@ class Run:
         """Change settings of a started run.
 
         The old and new values and the number of completed epochs are recorded in ``environment.json``.
+
+        Args:
+            settings: New values by name of the setting.
         """
         before = self.config()
         changes = {name: [before.get(name), value] for name, value in settings.items()}
@@ -109,6 +112,9 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """Read the resolved configuration; empty if the run has not started.
+
+        Returns:
+            The content of ``config.yaml``.
 
         Raises:
             InputError: If the file is corrupt.
@@ -129,6 +135,9 @@ class Run:
     def read_metrics(self) -> dict[str, Any]:
         """Read the final metrics; empty if the run is unfinished.
 
+        Returns:
+            The content of ``metrics.json``.
+
         Raises:
             InputError: If the file is corrupt.
         """
@@ -138,6 +147,9 @@ class Run:
         """Read the training history: one row per epoch, and no row if the file does not exist.
 
         The row of epoch 0, if there is one, describes the initial weights.
+
+        Returns:
+            The rows of ``metrics.jsonl``.
 
         Raises:
             InputError: If the file is corrupt.
@@ -166,12 +178,20 @@ class Run:
 
 
 def default_run_folder(data: str, *names: str) -> Path:
-    """Return the default folder of a run: ``runs/<data>/`` and the names joined by hyphens, without colons.
+    """Return the default folder of a run.
 
-    >>> default_run_folder("cifar10", "teacher", "timm:resnet18").as_posix()
-    'runs/cifar10/teacher-timm-resnet18'
-    >>> default_run_folder("tables/birds.csv", "teacher", "resnet20").as_posix()
-    'runs/birds/teacher-resnet20'
+    Args:
+        data: Name of a dataset, a folder or a table.
+        names: Parts of the folder's name.
+
+    Returns:
+        ``runs/<data>/`` and the names joined by hyphens, without colons.
+
+    Example:
+        >>> default_run_folder("cifar10", "teacher", "timm:resnet18").as_posix()
+        'runs/cifar10/teacher-timm-resnet18'
+        >>> default_run_folder("tables/birds.csv", "teacher", "resnet20").as_posix()
+        'runs/birds/teacher-resnet20'
     """
     return Path("runs", dataset_name(data), "-".join(names).replace(":", "-"))
 
@@ -198,8 +218,9 @@ def _parse_yaml(text: str) -> Any:
 def collect_environment() -> dict[str, Any]:
     """Return the command line, and what results may depend on: machine, library versions and number of threads.
 
-    >>> sorted(collect_environment())[:4]
-    ['accelerator', 'command', 'cores', 'packages']
+    Example:
+        >>> sorted(collect_environment())[:4]
+        ['accelerator', 'command', 'cores', 'packages']
     """
     packages = ("camkd", "torch", "numpy", "pillow", "safetensors")
     return {

@@ -24,8 +24,9 @@ from camkd.utils.files import load_json
 def shipped_models() -> dict[str, Path]:
     """Return the folder of each trained model that the package contains, by name.
 
-    >>> sorted(shipped_models())
-    ['cam-net-cifar10']
+    Example:
+        >>> sorted(shipped_models())
+        ['cam-net-cifar10']
     """
     root = Path(str(resources.files("camkd"))) / "runs" / "shipped"
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{INFO_FILE}"))}

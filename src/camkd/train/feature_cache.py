@@ -108,6 +108,11 @@ class FeatureStore:
     def read(self, split: str, view: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Read all records of a view, without comparing checksums.
 
+        Args:
+            split: Name of the split.
+            view: Index of the view, from 0.
+            count: Number of samples in the split.
+
         Returns:
             Features ``(count, width)`` as float32, and label probabilities ``(count, num_targets)``; None if
             ``num_targets`` is 0.

@@ -396,7 +396,7 @@ def make_feature_fn(
                 outputs.append(inputs[0].float())
         features = torch.cat(outputs)
         if not bool(features.isfinite().all()):
-            raise FloatingPointError("Features must be finite, got NaN or infinity. Add --precision fp32")
+            raise FloatingPointError("Features must be finite, got NaN or infinity. Add --precision fp32.")
         return features
 
     return feature_fn, int(layer.weight.shape[1])

@@ -183,7 +183,7 @@ class _Trainer:
         except FloatingPointError as error:
             if not skips_nan:
                 raise
-            self.events.on_message(f"{error}; the batch is skipped")
+            self.events.on_message(f"{error} The batch is skipped.")
             _restore_buffers(state.model, state.terms, buffers)
         else:
             self.events.on_optimizer_step(state.step)
@@ -306,7 +306,7 @@ def _update(state: TrainState, loss: Tensor, schedule: Schedule, config: TrainCo
 
 def _check_finite(value: Tensor | float, name: str, location: str) -> None:
     if not math.isfinite(value):
-        raise FloatingPointError(f"The {name} must be finite, got {float(value)} in {location}. Lower --lr")
+        raise FloatingPointError(f"The {name} must be finite, got {float(value)} in {location}. Lower --lr.")
 
 
 def _check_state(state: TrainState) -> None:
@@ -316,7 +316,7 @@ def _check_state(state: TrainState) -> None:
         _check_finite(total, name or "loss", location)
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     if not torch.stack([parameter.isfinite().all() for parameter in parameters]).all():
-        raise FloatingPointError(f"All weights must be finite, got NaN or infinity in {location}. Lower --lr")
+        raise FloatingPointError(f"All weights must be finite, got NaN or infinity in {location}. Lower --lr.")
 
 
 def _clone_buffers(*modules: nn.Module) -> list[Tensor]:

@@ -107,12 +107,20 @@ def bf16_speedup() -> float:
 
 
 def describe_device(precision: Precision, device: torch.device) -> str:
-    """Describe the device and the precision that `pick_precision` selects, for a message.
+    """Describe a device and its precision for a message.
 
-    >>> describe_device("fp32", torch.device("cpu"))
-    'cpu in fp32'
-    >>> describe_device("auto", torch.device("cpu"))                   # doctest: +SKIP
-    'cpu in bf16, 2.1 times as fast as fp32'
+    Args:
+        precision: The precision, see `pick_precision`.
+        device: The device.
+
+    Returns:
+        The description.
+
+    Example:
+        >>> describe_device("fp32", torch.device("cpu"))
+        'cpu in fp32'
+        >>> describe_device("auto", torch.device("cpu"))                   # doctest: +SKIP
+        'cpu in bf16, 2.1 times as fast as fp32'
     """
     text = f"{device} in {pick_precision(precision, device)}"
     if precision == "auto" and device.type == "cpu":

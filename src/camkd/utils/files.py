@@ -300,6 +300,12 @@ def write_json(path: Path, value: Any) -> None:
 def load_json(text: str) -> Any:
     """Parse JSON.
 
+    Args:
+        text: The JSON text.
+
+    Returns:
+        The value.
+
     Raises:
         ValueError: If ``text`` is invalid or nested too deeply.
 
@@ -314,19 +320,29 @@ def load_json(text: str) -> Any:
 
 
 def dump_checksummed(values: Mapping[str, Any]) -> str:
-    """Return ``values`` as indented JSON with their SHA-256 under the key ``sha256``.
+    """Format values as JSON with a checksum.
 
-    >>> print(dump_checksummed({"step": 3}), end="")
-    {
-      "step": 3,
-      "sha256": "a76b25b15faff287c95e28b4a43ff88d437be30fcec77d072a333b6115427769"
-    }
+    Args:
+        values: Values by name.
+
+    Returns:
+        Indented JSON, with the SHA-256 of the values under the key ``sha256``.
+
+    Example:
+        >>> print(dump_checksummed({"step": 3}), end="")
+        {
+          "step": 3,
+          "sha256": "a76b25b15faff287c95e28b4a43ff88d437be30fcec77d072a333b6115427769"
+        }
     """
     return json.dumps({**values, "sha256": _digest(values)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def load_checksummed(path: Path) -> dict[str, Any]:
     """Read a file that holds the text of `dump_checksummed`, and verify its checksum.
+
+    Args:
+        path: The file.
 
     Returns:
         The values without the checksum.

@@ -67,8 +67,9 @@ def figure_to_svg(figure: Figure) -> str:
 
     The background is transparent, and text and axes have the color of the page's text.
 
-    >>> figure_to_svg(Figure())[:4]
-    '<svg'
+    Example:
+        >>> figure_to_svg(Figure())[:4]
+        '<svg'
     """
     stream = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -80,21 +81,36 @@ def figure_to_svg(figure: Figure) -> str:
 
 
 def color_table(name: str) -> NDArray[np.uint8]:
-    """Return the colors of a colormap for the values 0, 1/255, ..., 1, RGB ``(256, 3)``.
+    """Return the colors of a colormap.
 
     The scripts of the report and of the exported page have the same table and rounding as `colorize`.
 
-    >>> color_table("inferno")[[0, 255]].tolist()
-    [[0, 0, 4], [252, 255, 164]]
+    Args:
+        name: Name of a colormap of matplotlib.
+
+    Returns:
+        RGB ``(256, 3)``, for the values 0, 1/255, ..., 1.
+
+    Example:
+        >>> color_table("inferno")[[0, 255]].tolist()
+        [[0, 0, 4], [252, 255, 164]]
     """
     return np.asarray(255 * matplotlib.colormaps[name](np.arange(256))[:, :3] + 0.5, np.uint8)
 
 
 def colorize(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Return the color of each value from 0 to 1, RGB ``(*values.shape, 3)``.
+    """Color values by a colormap.
 
-    >>> colorize(np.array([0.0, 1.0]), "inferno").tolist()
-    [[0, 0, 4], [252, 255, 164]]
+    Args:
+        values: Values in 0..1.
+        name: Name of a colormap of matplotlib.
+
+    Returns:
+        RGB ``(*values.shape, 3)``.
+
+    Example:
+        >>> colorize(np.array([0.0, 1.0]), "inferno").tolist()
+        [[0, 0, 4], [252, 255, 164]]
     """
     return color_table(name)[np.floor(255 * values + 0.5).astype(np.intp)]
 

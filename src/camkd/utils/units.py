@@ -42,18 +42,27 @@ def parse_quantity(text: str, name: str, unit: str = "") -> int:
 def finite_number(value: Any) -> float | None:
     """Return a finite int or float as a float, and None for any other value.
 
-    >>> finite_number(3), finite_number(float("nan")), finite_number("3"), finite_number(True)
-    (3.0, None, None, None)
+    Example:
+        >>> finite_number(3), finite_number(float("nan")), finite_number("3"), finite_number(True)
+        (3.0, None, None, None)
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def format_quantity(quantity: float, unit: str = "B") -> str:
-    """Format a quantity with its unit; from 1000 on with a decimal prefix and one decimal.
+    """Format a quantity with its unit.
 
-    >>> format_quantity(1_300_000_000), format_quantity(999)
-    ('1.3 GB', '999 B')
+    Args:
+        quantity: The quantity.
+        unit: The unit.
+
+    Returns:
+        The text, with a decimal prefix and one decimal from 1000 on.
+
+    Example:
+        >>> format_quantity(1_300_000_000), format_quantity(999)
+        ('1.3 GB', '999 B')
     """
     for factor, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         if quantity >= 0.99995 * factor:  # 999,999 is 1.0 M, not 1,000.0 k
@@ -62,10 +71,17 @@ def format_quantity(quantity: float, unit: str = "B") -> str:
 
 
 def format_count(number: float) -> str:
-    r"""Format a count, from 1000 on with a decimal prefix and three significant digits.
+    r"""Format a count.
 
-    >>> format_count(25_557_032), format_count(640)
-    ('25.6\xa0M', '640')
+    Args:
+        number: The count.
+
+    Returns:
+        The text, with a decimal prefix and three significant digits from 1000 on.
+
+    Example:
+        >>> format_count(25_557_032), format_count(640)
+        ('25.6\xa0M', '640')
     """
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * factor:

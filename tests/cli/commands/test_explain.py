@@ -24,7 +24,8 @@ def test_figure_and_json(finished: Any, easy_folder: Path, tmp_path: Path) -> No
     assert out.exists()
     assert all(path in output.err for path in paths)
     assert output.json["classes"] == ["berry", "leaf", "sky"]
-    assert "The model knows these 3 classes only: berry, leaf, sky. " in output.err
+    assert "The model predicts one of these 3 classes for every image" in output.err
+    assert "another class: berry, leaf, sky." in output.err
 
 
 def test_several_classes(finished: Any, easy_folder: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     reporter.message(f"page: {page}")
     result = {"out": str(folder), **comparison.summary()}
     if errors:
-        raise CommandFailed("; ".join(f"{name}: {error}" for name, error in errors.items()) + ".", result)
+        raise CommandFailed(" ".join(f"{name}: {error}" for name, error in errors.items()), result)
     return result
 
 

@@ -101,11 +101,14 @@ def _run(options: Namespace) -> dict[str, Any]:
 
 
 def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
-    """Return metrics with their chance levels, and map similarity by outcome if there is a teacher.
+    """Build tables of metrics with their chance levels, and of map similarity by outcome if there is a teacher.
 
     Args:
         title: Title of the first table.
         metrics: The content of ``metrics.json``.
+
+    Returns:
+        The tables.
     """
     scalars = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
     chance_keys = {level.key(name) for level in CHANCE_LEVELS for name in scalars} & scalars.keys()

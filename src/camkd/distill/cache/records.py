@@ -102,6 +102,9 @@ class RecordFormat:
     def decode(self, records: NDArray[np.void]) -> Prediction:
         """Decode ``N`` records. The result depends only on their bytes.
 
+        Args:
+            records: Encoded records, ``(N,)``.
+
         Returns:
             A float32 prediction on the CPU: logits ``(N, K)`` and maps ``(N, num_maps, height, width)``. If maps are
             stored for some classes only, ``class_ids (N, num_maps)`` are their classes.

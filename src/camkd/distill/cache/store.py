@@ -64,6 +64,12 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of the store in ``folder``.
 
+        Args:
+            folder: The folder of the store.
+
+        Returns:
+            The manifest.
+
         Raises:
             InputError: If ``store.json`` is missing, corrupt, incomplete or of another version.
         """
@@ -103,6 +109,9 @@ class Manifest:
 
         The modification time is the time of last use. ``camkd cache prune --keep`` removes the least recently used
         stores.
+
+        Args:
+            folder: The folder of the store.
         """
         path = folder / MANIFEST
         record_format = self.record_format
@@ -193,7 +202,14 @@ class Store:
         return self.record_format.decode(records) if self._all_valid(epoch, records, valid) else None
 
     def contains(self, epoch: int, indices: NDArray[np.int64]) -> bool:
-        """Return whether every one of ``indices`` has a valid record.
+        """Check whether samples have valid records.
+
+        Args:
+            epoch: Augmented epoch.
+            indices: Sample indices, ``(N,)``.
+
+        Returns:
+            True if every sample has a valid record.
 
         Raises:
             CacheFullError: If the file is truncated, and the disk has no space to extend it.

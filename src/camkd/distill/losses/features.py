@@ -334,7 +334,13 @@ class Review(_StageAdapter):
 
 
 def middle_stage(stages: Stages) -> Tensor:
-    """Return the middle stage; of an even number of stages, the earlier of the two in the middle.
+    """Return the middle stage of a network.
+
+    Args:
+        stages: The stages in the order of the network.
+
+    Returns:
+        The middle stage. Of an even number of stages, the earlier of the two in the middle.
 
     Example:
         >>> middle_stage((torch.tensor(1), torch.tensor(2), torch.tensor(3), torch.tensor(4)))

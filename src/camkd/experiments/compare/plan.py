@@ -129,6 +129,12 @@ def parse_methods(text: str, label_smoothing: float = 0.0) -> tuple[str, ...]:
 def slug(method: str) -> str:
     """Convert a method to the name of its folder.
 
+    Args:
+        method: A method: its name or its terms.
+
+    Returns:
+        The name of the folder.
+
     Example:
         >>> slug("ce=0.1+cam=1:pool=2")
         'ce=0.1+cam=1_pool=2'

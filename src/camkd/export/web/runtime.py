@@ -91,6 +91,10 @@ def _download(folder: Path) -> None:
 def extract_runtime(archive: Path, folder: Path) -> None:
     """Extract the files in `FILES` from the archive of npm into ``folder``.
 
+    Args:
+        archive: The ``.tgz`` archive.
+        folder: The folder for the files.
+
     Raises:
         InputError: If the archive is not the pinned package.
     """

@@ -40,7 +40,7 @@ const OTHER_FORMATS = {
 export class UnreadableImageError extends Error {}
 const CORRUPT = "is corrupt. Choose another image";
 
-// valueRange: the gray values that become 0 and 255 in PNG images of 16 bits; null: 0 and 65535.
+// valueRange: the gray values that become 0 and 255 in 16-bit PNG images; null: 0 and 65535.
 export async function decode(file, valueRange) {
   if (file.size > MAX_FILE_BYTES) {
     throw new UnreadableImageError(`must be at most ${MAX_FILE_BYTES / 1e6} MB large, got ${Math.round(file.size / 1e6)} MB. Choose a smaller image`);
@@ -108,10 +108,10 @@ async function decodePng(bytes, valueRange) {
   const view = new DataView(header.buffer, header.byteOffset);
   const [width, height] = [view.getUint32(0), view.getUint32(4)];
   checkSize(width, height);
-  const isWide = header[8] === 16 && header[9] === 0;  // gray with 16 bits, of which a canvas keeps 8
+  const isWide = header[8] === 16 && header[9] === 0;  // 16-bit gray, of which a canvas keeps 8 bits
   const isScaled = valueRange && isWide;
   if (isScaled && (header[12] || chunks.some(({ kind }) => kind === "eXIf"))) {
-    throw new UnreadableImageError("is a PNG image of 16 bits with interlacing or EXIF data, which the page cannot scale as the model needs it. Save it without them");
+    throw new UnreadableImageError("is a 16-bit PNG image with interlacing or EXIF data, which the page cannot scale as the model needs it. Save it without them");
   }
   const data = isScaled || !hasEnd ? await inflate(chunks, width, height) : null;
   if (data === undefined) throw new UnreadableImageError(CORRUPT);
@@ -138,7 +138,7 @@ async function inflate(chunks, width, height) {
   return length ? data.subarray(0, length) : undefined;
 }
 
-// Scales gray pixels of 16 bits, as camkd/data/value_range.py does.
+// Scales 16-bit gray pixels, as camkd/data/value_range.py does.
 function scaleWidePng(data, width, height, [low, high], chunks) {
   const stride = 2 * width;
   if (data.length < height * (stride + 1)) throw new UnreadableImageError(CORRUPT);

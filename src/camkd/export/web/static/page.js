@@ -319,13 +319,13 @@ async function fetchFile(path) {
   return response;
 }
 
-// An image of anything else gets one of the classes too, so their names stand above the answer.
+// The model predicts one of the classes for an image of another class too, so the names are listed above the prediction.
 function showClasses() {
   const { classes } = config;
   const numHidden = Math.max(0, classes.length - NUM_NAMED_CLASSES);
   const more = numHidden ? `, and ${numHidden.toLocaleString("en")} more` : "";
   const names = classes.slice(0, NUM_NAMED_CLASSES).join(", ");
-  $("classes").textContent = `The model knows these ${classes.length.toLocaleString("en")} classes only: ${names}${more}. Every image gets one of them, whatever it shows.`;
+  $("classes").textContent = `The model predicts one of these ${classes.length.toLocaleString("en")} classes for every image, even for an image of another class: ${names}${more}.`;
   $("all-classes").hidden = !numHidden;
   $("all-classes").querySelector("p").textContent = classes.join(", ");
 }
