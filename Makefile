@@ -26,7 +26,7 @@ FUZZ_SECONDS ?= 60
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo          train a teacher and a student on drawn shapes; the report is runs/demo/report.html"
+	@echo "make demo          train a teacher and a student on synthetic shapes; the report is runs/demo/report.html"
 	@echo "make check         format, lint, types, layers"
 	@echo "make test-fast     tests that are not marked slow: no training by the command line"
 	@echo "make test          all tests; warnings are errors"

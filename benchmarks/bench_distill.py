@@ -7,13 +7,13 @@ The script measures images per second of training, without validation:
 plain          training without a teacher
 cold           CAM-KD while the teacher cache is filled
 warm           CAM-KD with a full teacher cache
-usual_plain    a common training loop: DataLoader with two worker processes, PIL transforms per image, fp32
+usual_plain    a usual training loop: DataLoader with two worker processes, PIL transforms per image, fp32
 usual          the same loop with CAM-KD: the teacher runs at every step, forward hooks compute the maps
 torchdistill   the training loop of torchdistill, if it is installed
 
-It also measures the forward pass of the teacher in camkd (teacher) and in the common loop (usual_teacher). The loops of
+It also measures the forward pass of the teacher in camkd (teacher) and in the usual loop (usual_teacher). The loops of
 other programs run in processes of their own, because the memory settings of camkd hold for a whole process. The cases
-alternate. A result is the median over the rounds. The networks have random weights and the images are drawn shapes,
+alternate. A result is the median over the rounds. The networks have random weights and the images are synthetic shapes,
 neither of which changes the amount of work.
 """
 
@@ -155,7 +155,7 @@ def run_in_process(case: Callable[..., float | None], *arguments: Any) -> float 
 
 
 def make_data(num_images: int) -> Dataset:
-    """Return drawn shapes with ``num_images`` training images, and 100 for validation and test each."""
+    """Return synthetic shapes with ``num_images`` training images, and 100 for validation and test each."""
     data = open_data("shapes")
     subset = np.arange(100)
     train = data.train.take(np.arange(num_images) % len(data.train))
@@ -186,7 +186,7 @@ class UsualImages(TorchDataset[tuple[Tensor, int]]):
 
 
 def train_usual(student_name: str, teacher_name: str | None, steps: int) -> float:
-    """Train with the common loop for ``steps`` steps, after one step to warm up.
+    """Train with the usual loop for ``steps`` steps, after one warm-up step.
 
     Returns:
         Images per second.
@@ -284,13 +284,13 @@ def train_torchdistill(student_name: str, teacher_name: str, steps: int) -> floa
 
 
 def usual_forward_speed(teacher_name: str, repeats: int) -> float:
-    """Return images per second of a teacher's forward pass in the common loop."""
+    """Return images per second of a teacher's forward pass in the usual loop."""
     teacher = HookedModel(build(teacher_name, 10, SIZE).eval(), teacher_name)
     return forward_speed(torch.no_grad()(teacher), repeats)
 
 
 def forward_speed(function: Callable[[Tensor], Any], repeats: int) -> float:
-    """Return images per second of a forward pass, the best of ``repeats`` after one to warm up."""
+    """Return images per second of a forward pass, the best of ``repeats`` after one warm-up pass."""
     x = torch.rand(BATCH, 3, SIZE, SIZE)
     seconds = []
     for _ in range(repeats + 1):

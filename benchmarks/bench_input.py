@@ -1,14 +1,14 @@
 """Speed and memory of reading images.
 
-    python benchmarks/bench_input.py            # some minutes
+    python benchmarks/bench_input.py            # a few minutes
     python benchmarks/bench_input.py --quick    # fewer images and rounds, to test the script
 
 loop     percentage of a training step outside the model's forward and backward pass
 store    images per second of decoding a folder of JPEGs into arrays and of an epoch from these arrays, and of two
          passes over the folder with torchvision's ImageFolder: a DataLoader with the same number of worker processes,
          PIL images, RGB, shorter side resized, center crop, float tensor in 0..1. The images have 32 pixels, or 500x375
-         resized to 224 pixels. There are 1,000 different images, copied. The runs alternate; results are medians over
-         the rounds. All files are in the page cache.
+         resized to 224 pixels. There are 1,000 unique images, and copies of them. The runs alternate; results are
+         medians over the rounds. All files are in the page cache.
 memory   decoding and one epoch of training with a limit on memory of half the size of the decoded images. The limit is
          RLIMIT_DATA for each process. The decoded images are dropped from the page cache before training, so that
          training reads from disk. The peak is the sum over all processes, from /proc.
@@ -45,8 +45,8 @@ from camkd.data.views import Views
 from camkd.runs.folder import collect_environment
 
 BATCH = 128
-NUM_DIFFERENT = 1000
-"""Number of different JPEGs; the others are copies."""
+NUM_UNIQUE = 1000
+"""Number of unique JPEGs. The others are copies."""
 
 SIZES = {"32 px": ((32, 32), 32), "224 px": ((500, 375), 224)}
 """Width and height of the JPEGs, and the size they are decoded to."""
@@ -94,15 +94,15 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
 
 def make_jpegs(root: Path, num_images: int, size: tuple[int, int]) -> Path:
-    """Write ``root/<shape>/<number>.jpg``: drawn shapes, resized and with noise if ``size`` is not 32 x 32."""
-    drawn = draw_split("train", min(num_images, NUM_DIFFERENT), 32, no_progress)
+    """Write ``root/<shape>/<number>.jpg``: synthetic shapes, resized and with noise if ``size`` is not 32 x 32."""
+    drawn = draw_split("train", min(num_images, NUM_UNIQUE), 32, no_progress)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 8, (size[1], size[0], 3)).astype(np.int16)
     for number in range(num_images):
-        row = number % NUM_DIFFERENT
+        row = number % NUM_UNIQUE
         folder = root / list(SHAPES)[drawn.labels[row]]
         folder.mkdir(parents=True, exist_ok=True)
-        if number >= NUM_DIFFERENT:
+        if number >= NUM_UNIQUE:
             shutil.copyfile(folder / f"{row:05d}.jpg", folder / f"{number:05d}.jpg")
             continue
         image = Image.fromarray(drawn.images[row])
@@ -137,7 +137,7 @@ def measure_round(root: Path, size: int, cache: Path, workers: int) -> dict[str,
 
 def measure_store(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure decoding and an epoch from the arrays, and passes over the folder."""
-    results: dict[str, Any] = {"pictures": options.images, "workers": options.workers, "rounds": options.rounds}
+    results: dict[str, Any] = {"images": options.images, "workers": options.workers, "rounds": options.rounds}
     for name, (jpeg_size, size) in SIZES.items():
         root = make_jpegs(folder / name, options.images, jpeg_size)
         rounds = [measure_round(root, size, folder / "cache", options.workers) for _ in range(options.rounds)]
@@ -154,7 +154,7 @@ def measure_store(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def show_store(results: dict[str, Any]) -> None:
     """Print the section as Markdown."""
     print(
-        f"{results['pictures']:,} JPEGs, {results['workers']} worker processes, medians of {results['rounds']} rounds\n"
+        f"{results['images']:,} JPEGs, {results['workers']} worker processes, medians of {results['rounds']} rounds\n"
     )
     print("| images/s | decoding | ImageFolder, first | ratio | epoch from arrays | ImageFolder, later | ratio |")
     print("|---|---|---|---|---|---|---|")

@@ -2,8 +2,8 @@
 
     python benchmarks/loss_compare.py [REVISION]          # or: make loss-compare BASE=REVISION; the default is HEAD
 
-The working tree and the revision each train a teacher, a control and a student on drawn shapes, with one seed, on one
-thread, in fp32. The loss has the terms of CAM-KD, a term between the images of a batch and a term on features. Every
+The working tree and the revision each train a teacher, a control and a student on synthetic shapes, with one seed, on
+one thread, in fp32. The loss has the terms of CAM-KD, a term between the images of a batch and a term on features. Each
 number of ``metrics.jsonl`` except times must be equal. Otherwise the script prints the first difference of each run and
 exits with status 1.
 

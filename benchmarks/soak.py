@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --minutes 120 --out benchmarks/results/soak.json
 
-A round is one ``camkd train`` (teacher, control, student, report) on 144 drawn images, with a cache of its own. Its
+A round is one ``camkd train`` (teacher, control, student, report) on 144 synthetic images, with a cache of its own. Its
 process receives SIGKILL or SIGTERM at a random time, several times. It is restarted with --resume each time, and runs
 to its end after the last signal. The three networks must then equal those of an undisturbed run bit for bit, and so
 must metrics, loss curves and per-image predictions. No lock, temporary file or process may be left. The processes are

@@ -207,9 +207,9 @@ def test_failing_download_raises(name: str, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("timm:resnt18", "timm has no classifier 'resnt18'.* resnet18"),
-        ("torchvision:resnt18", "torchvision has no classifier 'resnt18'.* resnet18"),
-        ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no classifier 'fasterrcnn_resnet50_fpn'"),
+        ("timm:resnt18", "must be a classifier of timm, got 'resnt18'.* resnet18"),
+        ("torchvision:resnt18", "must be a classifier of torchvision, got 'resnt18'.* resnet18"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "must be a classifier of torchvision, got 'fasterrcnn_resnet50_fpn'"),
         ("timm:resnet18.best", "timm:resnet18 must be one of a1_in1k.*, got 'best'"),
         ("torchvision:resnet18.best", "torchvision:resnet18 must be one of IMAGENET1K_V1, DEFAULT, got 'best'"),
         ("torchvision:vit_b_16", "`--size` must be supported by torchvision:vit_b_16, got 30 pixels"),

@@ -118,7 +118,7 @@ def test_killed_worker_raises_an_error(paths: list[str], file: Path) -> None:
         pool.decode_into(file, dict(enumerate(paths)), Preprocessing(SIZE), no_progress, "reading")
         for worker in pool._workers:
             worker.process.kill()
-        with pytest.raises(InputError, match=r"exited with status -9 while it decoded \d+ images.*\.png'"):
+        with pytest.raises(InputError, match=r"must exit with status 0, got -9 while it decoded \d+ images.*\.png'"):
             pool.decode_into(file, dict(enumerate(paths)), Preprocessing(SIZE), no_progress, "reading")
 
 

@@ -1,4 +1,4 @@
-"""The drawn shapes: geometry, determinism, masks, spurious cue and cache key."""
+"""The synthetic shapes: geometry, determinism, masks, spurious cue and cache key."""
 
 from __future__ import annotations
 

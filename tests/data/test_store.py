@@ -134,7 +134,7 @@ def test_full_disk_during_a_build(tmp_path: Path, error: OSError, is_full_disk: 
 
     with pytest.raises(InputError if is_full_disk else OSError) as caught:
         open_pets(tmp_path, build)
-    assert "no space left in" in str(caught.value) if is_full_disk else caught.value is error
+    assert "got a full disk after" in str(caught.value) if is_full_disk else caught.value is error
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -146,7 +146,7 @@ def test_full_disk_is_detected_before_images_are_written(tmp_path: Path, monkeyp
     with pytest.raises(InputError) as caught:
         create_image_file(tmp_path / "train_images.npy", 3, 4)
     assert str(caught.value) == (
-        f"there is no space for 144 B of decoded images in '{tmp_path.parent}'. Free some space, choose a "
+        f"'{tmp_path.parent}' must have space for 144 B of decoded images, got a full disk. Free some space, choose a "
         "smaller size, or set CAMKD_CACHE to another folder."
     )
 
@@ -261,7 +261,7 @@ def test_flipped_bit_of_the_manifest_or_of_a_header_is_detected(tmp_path: Path, 
         if content[position : position + 1].isspace():
             continue  # a space between the parts of a header may change
         flip_bit(path, position)
-        with pytest.raises(InputError, match=r"is corrupt"):
+        with pytest.raises(InputError, match=r"must be intact"):
             open_pets(tmp_path)
         path.write_bytes(content)
     read_all(open_pets(tmp_path))
@@ -274,10 +274,10 @@ def test_truncated_or_missing_file_is_detected(tmp_path: Path, field: str, keep:
     open_pets(tmp_path)
     path = stored_folder(tmp_path) / f"train_{field}.npy"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"is corrupt"):
+    with pytest.raises(InputError, match=r"must be intact"):
         open_pets(tmp_path)
     path.unlink()
-    with pytest.raises(InputError, match=r"is corrupt"):
+    with pytest.raises(InputError, match=r"must be intact"):
         open_pets(tmp_path)
 
 
@@ -289,8 +289,8 @@ def test_message_of_a_corrupt_dataset(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         open_pets(tmp_path)
     assert str(caught.value) == (
-        f"the cached dataset '{folder}' is corrupt (the checksum of val_labels.npy differs). Delete the folder to "
-        "rebuild it."
+        f"the cached dataset '{folder}' must be intact, got a corrupt file (the checksum of val_labels.npy differs). "
+        "Delete the folder to rebuild it."
     )
 
 

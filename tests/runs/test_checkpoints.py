@@ -104,7 +104,7 @@ def test_best_weights_of_an_epoch_are_written_once(checkpoints: Checkpoints) -> 
 def test_empty_folder_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         Checkpoints(tmp_path).load()
-    assert str(caught.value) == f"{tmp_path} holds no checkpoint. Leave out --resume to start the run."
+    assert str(caught.value) == f"{tmp_path} must hold a checkpoint, got none. Leave out --resume to start the run."
 
 
 def test_unknown_name_is_an_input_error_that_lists_checkpoints(checkpoints: Checkpoints) -> None:

@@ -95,7 +95,7 @@ def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: fl
     with pytest.raises(InputError) as caught:
         load(folder)
     assert str(caught.value) == (
-        f"{folder / WEIGHTS_FILE} is corrupt: its checksum differs. Train the run again or restore it."
+        f"{folder / WEIGHTS_FILE} must be intact, got another checksum. Train the run again or restore the file."
     )
 
 
@@ -103,10 +103,10 @@ def test_flipped_bit_in_the_weights_is_an_input_error(folder: Path, position: fl
 def test_truncated_or_missing_weights_are_an_input_error(folder: Path) -> None:
     content = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(content[:-1])
-    with pytest.raises(InputError, match=r"model\.safetensors is corrupt"):
+    with pytest.raises(InputError, match=r"model\.safetensors must be intact"):
         load(folder)
     (folder / WEIGHTS_FILE).unlink()
-    with pytest.raises(InputError, match=r"has a model\.json but no model\.safetensors"):
+    with pytest.raises(InputError, match=r"must hold model\.safetensors, got only model\.json"):
         load(folder)
 
 
@@ -143,9 +143,9 @@ def test_unknown_entry_of_model_info_is_ignored(folder: Path) -> None:
     ("change", "message"),
     [
         ({"architecture": "vgg"}, "'vgg'"),
-        ({"architecture": "resnet20"}, r"model\.safetensors does not fit .*'resnet20'"),
-        ({"classes": ["a", "b"]}, r"model\.safetensors does not fit .*'resnet8'"),
-        ({"architecture": "wrn-16-4"}, r"model\.safetensors does not fit .*'wrn-16-4'"),
+        ({"architecture": "resnet20"}, r"model\.safetensors must hold weights of 'resnet20'"),
+        ({"classes": ["a", "b"]}, r"model\.safetensors must hold weights of 'resnet8'"),
+        ({"architecture": "wrn-16-4"}, r"model\.safetensors must hold weights of 'wrn-16-4'"),
     ],
 )
 def test_weights_that_do_not_fit_the_model_info_are_an_input_error(
@@ -194,7 +194,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_weights_are_an_input_error(folder: Path, name: str) -> None:
     replace_weights(folder, HOSTILE[name])
-    with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
+    with pytest.raises(InputError, match=r"model\.safetensors must hold weights of"):
         load(folder)
 
 
@@ -208,7 +208,7 @@ def test_pickled_weights_are_refused_without_executing_code(folder: Path, writer
     else:
         pickle.dump(TouchOnUnpickle(marker), stream)
     replace_weights(folder, stream.getvalue())
-    with pytest.raises(InputError, match=r"model\.safetensors does not fit"):
+    with pytest.raises(InputError, match=r"model\.safetensors must hold weights of"):
         load(folder)
     assert not marker.exists()
 
@@ -342,5 +342,5 @@ def test_corrupt_file_of_a_run_is_an_input_error(tmp_path: Path, name: str, text
         assert read() == []
         return
     advice = "Delete it" if name.startswith("metrics") else "Restore it"
-    with pytest.raises(InputError, match=rf"{re.escape(name)} is corrupt \(.*\)\. {advice}"):
+    with pytest.raises(InputError, match=rf"{re.escape(name)} must be intact, got a corrupt file \(.*\)\. {advice}"):
         read()

@@ -128,13 +128,13 @@ def test_checkpoint_of_another_architecture_is_an_input_error(unfinished: Path) 
 
 def test_run_without_classes_is_an_input_error(unfinished: Path) -> None:
     (unfinished / "environment.json").write_text("{}", encoding="utf-8")  # holds the classes of a run
-    with pytest.raises(InputError, match=r"unfinished does not record its classes\. Finish the run"):
+    with pytest.raises(InputError, match=r"unfinished must record its classes, got none\. Finish the run"):
         camkd.load(unfinished)
 
 
 def test_run_without_architecture_is_an_input_error(unfinished: Path) -> None:
     (unfinished / "config.yaml").unlink()
-    with pytest.raises(InputError, match="unfinished does not record its architecture"):
+    with pytest.raises(InputError, match="unfinished must record its architecture"):
         camkd.load(unfinished)
 
 

@@ -180,9 +180,9 @@ class _Worker:
             line = ""
         if not line:
             raise InputError(
-                f"a decoder process exited with status {self.process.wait()} while it decoded {len(task.paths)} "
-                f"images, the first of which is '{task.paths[0]}'. Look for an image that is too large, or decode with "
-                "--workers 1."
+                f"a decoder process must exit with status 0, got {self.process.wait()} while it decoded "
+                f"{len(task.paths)} images, the first of which is '{task.paths[0]}'. Look for an image that is too "
+                "large, or decode with --workers 1."
             )
         errors, summaries, remarks, sha256_of, sizes = map(dict, json.loads(line))
         summaries = {row: ValueSummary(*values) for row, values in summaries.items()}

@@ -1,4 +1,4 @@
-"""Synthetic dataset of drawn shapes with object masks.
+"""Synthetic dataset of shapes with object masks.
 
 Each image contains one object, of one of ten classes, with a random position, size, rotation and color. The background
 has a pattern, lines, dots and small distractors that belong to no class. Each shape is a signed distance function,
@@ -173,7 +173,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def open_shapes(size: int | None, cache: Path, progress: Progress, *, cue: bool = False) -> Dataset:
-    """Open the dataset of drawn shapes; draw the images the first time.
+    """Open the dataset of synthetic shapes; draw the images the first time.
 
     The dataset has 10,000 training, 1,000 validation and 2,000 test images with masks. It is deterministic.
 

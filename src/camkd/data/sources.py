@@ -44,7 +44,7 @@ SOURCES: dict[str, Source] = {
     "shapes": Source(
         classes=len(SHAPES),
         images=(COUNTS["train"], COUNTS["val"], COUNTS["test"]),
-        summary="drawn shapes on a cluttered background, 32x32, with object masks; generated in seconds, no download",
+        summary="synthetic shapes on a cluttered background, 32x32, with object masks; generated in seconds",
         open=open_shapes,
     ),
     "shapes-cue": Source(

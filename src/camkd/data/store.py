@@ -122,8 +122,8 @@ def create_image_file(path: Path, count: int, size: int) -> NDArray[np.uint8]:
         if error.errno not in NO_SPACE_ERRNOS:
             raise
         raise InputError(
-            f"there is no space for {format_quantity(math.prod(shape))} of decoded images in "
-            f"'{path.parent.parent}'. Free some space, choose a smaller size, or set CAMKD_CACHE to another folder."
+            f"'{path.parent.parent}' must have space for {format_quantity(math.prod(shape))} of decoded images, got a "
+            "full disk. Free some space, choose a smaller size, or set CAMKD_CACHE to another folder."
         ) from error
     return images
 
@@ -168,8 +168,8 @@ def _staged_folder(folder: Path) -> Iterator[Path]:
                 raise
             size = sum(path.stat().st_size for path in temporary.iterdir())
             raise InputError(
-                f"there is no space left in '{folder.parent}' after {size:,} bytes ({error}). Free some space, or set "
-                "CAMKD_CACHE to another folder."
+                f"'{folder.parent}' must have space for the dataset, got a full disk after {size:,} bytes ({error}). "
+                "Free some space, or set CAMKD_CACHE to another folder."
             ) from error
         try:
             temporary.rename(folder)
@@ -226,7 +226,8 @@ def _open(folder: Path) -> Dataset:
         train, val, test = (_open_split(folder, split, manifest["names"][split]) for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"the cached dataset '{folder}' is corrupt ({error}). Delete the folder to rebuild it."
+            f"the cached dataset '{folder}' must be intact, got a corrupt file ({error}). Delete the folder to "
+            "rebuild it."
         ) from error
     return Dataset(
         name=manifest["name"],

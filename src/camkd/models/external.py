@@ -90,7 +90,7 @@ def check_external(name: str) -> None:
     if network not in networks:
         similar = difflib.get_close_matches(network, networks, 3, 0) or networks[:3]
         raise InputError(
-            f"{library} has no classifier {network!r}. Choose a classifier of {library}, for example "
+            f"the network must be a classifier of {library}, got {network!r}. Choose another, for example "
             f"{', '.join(similar)}."
         )
     tags = _weight_tags(library, network)

@@ -150,7 +150,10 @@ def _validate_prediction(prediction: Mapping[str, Any], class_ids: list[int], nu
     scales = [_validate_number(value) for value in prediction["scales"]]
     levels = base64.b64decode(prediction["maps"], validate=True)
     if not len(class_ids) == len(probabilities) == len(scales):
-        raise ValueError(f"probabilities and scales must have one number per class, {len(class_ids)}.")
+        raise ValueError(
+            f"probabilities and scales must have {len(class_ids)} numbers, one per class, got {len(probabilities)} and "
+            f"{len(scales)}."
+        )
     if len(levels) != len(class_ids) * height * width:
         raise ValueError(f"maps must have {height} x {width} bytes per class, got {len(levels)} bytes.")
     cam_cosine = prediction.get("cam_cosine")

@@ -91,7 +91,7 @@ class Checkpoints:
         """
         manifests = self._manifests()
         if not manifests:
-            raise InputError(f"{self.folder} holds no checkpoint. Leave out --resume to start the run.")
+            raise InputError(f"{self.folder} must hold a checkpoint, got none. Leave out --resume to start the run.")
         damage = []
         for manifest in reversed(manifests):
             try:
@@ -107,7 +107,7 @@ class Checkpoints:
                 )
             return states
         raise InputError(
-            f"{self.folder} holds no readable checkpoint: {'; '.join(damage)}. Delete that folder to start again."
+            f"{self.folder} must hold an intact checkpoint, got: {'; '.join(damage)}. Delete the folder to start again."
         )
 
     def load_weights(self, name: str | None = None) -> State:
@@ -129,7 +129,10 @@ class Checkpoints:
         entries = self._existing_entries()
         if name not in entries:
             names = ", ".join(sorted(entries)) or "none yet"
-            raise InputError(f"{self.folder / name} must be a checkpoint ({names}). Give one of these, or the run.")
+            raise InputError(
+                f"the checkpoint must be a file in {self.folder} ({names}), got {name!r}. Give one of these, or "
+                "the run."
+            )
         try:
             state = self._load_file(entries[name])
         except ValueError as error:

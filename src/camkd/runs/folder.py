@@ -161,7 +161,9 @@ class Run:
             if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in rows):
                 raise ValueError("every line must be an object with an epoch")
         except ValueError as error:
-            raise InputError(f"{self.history_file} is corrupt ({error}). {RECREATE}.") from error
+            raise InputError(
+                f"{self.history_file} must be intact, got a corrupt file ({error}). {RECREATE}."
+            ) from error
         return rows
 
     def completed_epochs(self) -> int:
@@ -203,7 +205,7 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict[
         if not isinstance(values, dict):
             raise ValueError(f"it must hold an object, got {type(values).__name__}")
     except ValueError as error:
-        raise InputError(f"{path} is corrupt ({error}). {advice}.") from error
+        raise InputError(f"{path} must be intact, got a corrupt file ({error}). {advice}.") from error
     return values
 
 

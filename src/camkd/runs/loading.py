@@ -120,7 +120,7 @@ def read_model_info(source: str | Path) -> ModelInfo:
         info.check()
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} must be a valid model description ({error}). Train the run again or restore it."
+            f"{path} must be a valid model description, got an error: {error}. Train the run again or restore the file."
         ) from error
     return info
 
@@ -169,17 +169,19 @@ def _load_saved(folder: Path) -> ImageClassifier:
     info = read_model_info(folder)
     path = folder / WEIGHTS_FILE
     if not path.exists():
-        raise InputError(f"{folder} has a {INFO_FILE} but no {WEIGHTS_FILE}. Train the run again or restore it.")
+        raise InputError(
+            f"{folder} must hold {WEIGHTS_FILE}, got only {INFO_FILE}. Train the run again or restore the file."
+        )
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != info.sha256:
-        raise InputError(f"{path} is corrupt: its checksum differs. Train the run again or restore it.")
+        raise InputError(f"{path} must be intact, got another checksum. Train the run again or restore the file.")
     model = build(info.architecture, len(info.classes), info.size, pretrained=False)
     try:
         model.load_state_dict(load_safetensors(content))
     except (RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{path} does not fit the architecture {info.architecture!r} that {INFO_FILE} beside it names. "
-            "Train the run again or restore it."
+            f"{path} must hold weights of {info.architecture!r}, the architecture in {INFO_FILE}, got other weights. "
+            "Train the run again or restore the file."
         ) from error
     model.info = info
     model.metrics = _read_metrics(folder)
@@ -220,10 +222,12 @@ def _load_checkpoint(run: Run, name: str | None = None) -> ImageClassifier:
     config = run.config()
     provenance = run.provenance()
     if "classes" not in provenance:
-        raise InputError(f"{run.folder} does not record its classes. Finish the run, or choose another run.")
+        raise InputError(f"{run.folder} must record its classes, got none. Finish the run, or choose another run.")
     architecture = config.get("student") or config.get("model")
     if not architecture:
-        raise InputError(f"{run.folder} does not record its architecture. Restore config.yaml, or choose another run.")
+        raise InputError(
+            f"{run.folder} must record its architecture, got none. Restore config.yaml, or choose another run."
+        )
     classes = tuple(provenance["classes"])
     size = provenance["size"]
     model = build(architecture, len(classes), size, pretrained=False)
@@ -231,7 +235,8 @@ def _load_checkpoint(run: Run, name: str | None = None) -> ImageClassifier:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
-            f"the checkpoint in {run.folder} does not fit the architecture {architecture!r}. Choose another run."
+            f"the checkpoint in {run.folder} must hold weights of {architecture!r}, got other weights. Choose another "
+            "run."
         ) from error
     model.eval()
     cost = profile(model, size)

@@ -349,8 +349,8 @@ def test_store_with_a_corrupt_manifest_is_reported_and_can_be_pruned(stores: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("prune", "needs keys or --keep, got none"),
-        ("prune --dry-run", "needs keys or --keep, got none"),
+        ("prune", "must have keys or --keep, got neither"),
+        ("prune --dry-run", "must have keys or --keep, got neither"),
         ("prune nope", "A key must be one of 'camkd cache list', got 'nope'"),
         ("verify nope", "A key must be one of 'camkd cache list', got 'nope'"),
         ("prune --keep much", "keep must be a quantity, got 'much'"),

@@ -249,7 +249,7 @@ def test_full_disk_is_an_input_error(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", raise_no_space)
-    with pytest.raises(CacheFullError, match="no space for"):
+    with pytest.raises(CacheFullError, match="got a full disk"):
         precompute(run_config(teacher_folder), easy, 1, no_progress)
     assert not list(stores.rglob("*.bin"))
 

@@ -59,7 +59,8 @@ def make_manifest(num_samples: int = NUM_SAMPLES, record_format: RecordFormat = 
 
 def corrupt_manifest(folder: Path) -> str:
     """Pattern of the error for a manifest that is missing or corrupt."""
-    return rf"^{re.escape(str(folder))} is not a complete teacher cache \(.+\)\. The next use repairs the cache\.$"
+    pattern = r"must be a complete teacher cache, got an incomplete one \(.+\)\. The next use repairs the cache\."
+    return rf"^{re.escape(str(folder))} {pattern}$"
 
 
 def make_store(folder: Path, num_samples: int = NUM_SAMPLES, record_format: RecordFormat = FORMAT) -> Store:
@@ -562,7 +563,8 @@ def test_message_for_a_corrupt_manifest(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         Manifest.read(tmp_path)
     assert str(raised.value) == (
-        f"{tmp_path} is not a complete teacher cache (key 'teacher' is missing). The next use repairs the cache."
+        f"{tmp_path} must be a complete teacher cache, got an incomplete one (key 'teacher' is missing). The next "
+        "use repairs the cache."
     )
 
 

@@ -254,7 +254,9 @@ def _prune(options: Namespace) -> dict[str, Any]:
     from camkd.types import InputError
 
     if not options["keys"] and options.keep is None:
-        raise InputError("'camkd cache prune' needs keys or --keep, got none. Name caches, or give a size like 10GB.")
+        raise InputError(
+            "'camkd cache prune' must have keys or --keep, got neither. Name caches, or give a size like 10GB."
+        )
     folders = _select_stores(options["keys"])
     if options.keep is not None:
         max_bytes = parse_quantity(options.keep, "keep", "B")

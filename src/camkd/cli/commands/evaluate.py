@@ -150,8 +150,8 @@ def _disagreements(evaluation: Evaluation, options: Namespace) -> dict[str, Any]
     records = evaluation.per_image
     if "cam_cosine" not in records:
         raise InputError(
-            f"--list-disagreements needs a teacher, got {options.run!r} without one. Give --teacher its run, or leave "
-            "the option out."
+            f"--list-disagreements must have a teacher, got {options.run!r} without one. Give --teacher its run, or "
+            "leave the option out."
         )
     level = chance_level(evaluation.metrics)
     classes = read_model_info(options.run).classes

@@ -101,7 +101,8 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise InputError(
-                f"{folder} is not a complete teacher cache ({reason}). The next use repairs the cache."
+                f"{folder} must be a complete teacher cache, got an incomplete one ({reason}). The next use repairs "
+                "the cache."
             ) from error
 
     def write(self, folder: Path) -> None:
@@ -303,8 +304,8 @@ class Store:
             if error.errno not in NO_SPACE_ERRNOS:
                 raise
             raise CacheFullError(
-                f"no space for {format_quantity(self.epoch_bytes)} of cached teacher outputs in {self.folder}. Free "
-                "space with 'camkd cache prune', lower --cache-budget, or set CAMKD_CACHE to another folder."
+                f"{self.folder} must have space for {format_quantity(self.epoch_bytes)} of teacher outputs, got a full "
+                "disk. Free space with 'camkd cache prune', lower --cache-budget, or set CAMKD_CACHE to another folder."
             ) from error
         mapped: NDArray[np.void] = np.memmap(path, self.record_format.dtype, "r+", shape=(self.num_samples,))
         self._open = epoch, mapped

@@ -1,6 +1,7 @@
 """Files of onnxruntime-web (MIT license) for the page, downloaded by npm or taken from a folder.
 
-The three files have 14 MB and are not part of camkd. The version is pinned, and the checksum of every file is verified.
+The three files take 14 MB in total and are not part of camkd. The version is pinned, and the checksum of every file is
+verified.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def _download(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise InputError(
-            f"the page needs {PACKAGE} from npm, got no npm. Install Node.js, or run 'npm pack {PACKAGE}' elsewhere, "
-            "unpack the archive and give its folder as --runtime."
+            f"npm must be installed to download {PACKAGE}, got no npm. Install Node.js, or run 'npm pack {PACKAGE}' on "
+            "another machine, unpack the archive and give its folder as --runtime."
         )
     with TemporaryDirectory() as download:
         command = [npm, "pack", PACKAGE, "--ignore-scripts", "--pack-destination", download]
@@ -82,14 +83,14 @@ def _download(folder: Path) -> None:
             errors = (line.strip() for line in process.stderr.splitlines() if "error" in line.lower())
             reason = next(errors, "no error message")
             raise InputError(
-                f"npm must download {PACKAGE}, got: {reason}. Try again, or unpack the archive from elsewhere and give "
-                "its folder as --runtime."
+                f"npm must download {PACKAGE}, got: {reason}. Try again, or download the archive on another machine, "
+                "unpack it and give its folder as --runtime."
             )
         extract_runtime(archives[0], folder)
 
 
 def extract_runtime(archive: Path, folder: Path) -> None:
-    """Extract the files in `FILES` from the archive of npm into ``folder``.
+    """Extract the files in `FILES` from the npm archive into ``folder``.
 
     Args:
         archive: The ``.tgz`` archive.
@@ -101,7 +102,7 @@ def extract_runtime(archive: Path, folder: Path) -> None:
     digest = b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if digest != PACKAGE_SHA512:
         raise InputError(
-            f"the package of npm must be {PACKAGE} with sha512 {PACKAGE_SHA512}, got {digest}. Try another registry."
+            f"the npm package must be {PACKAGE} with sha512 {PACKAGE_SHA512}, got {digest}. Try another registry."
         )
     with commit_dir(folder) as temporary, tarfile.open(archive) as package:
         for name in FILES:
