@@ -134,7 +134,7 @@ def test_an_activation_after_the_last_layer_is_refused() -> None:
         linear_head(build("torchvision:squeezenet1_1", 3, 64), images())
 
 
-def test_torchvision_resnet_of_plain_pytorch_is_adopted(tmp_path: Path) -> None:
+def test_torchvision_resnet_of_plain_pytorch_is_loaded(tmp_path: Path) -> None:
     """The logits are those of torchvision's network on images that are normalized outside of it."""
     network = torchvision.models.resnet18(num_classes=3)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)

@@ -1,4 +1,4 @@
-"""The network that a teacher starts from: weights, classes, normalization, and the run that results."""
+"""The initial network of a teacher: weights, classes, normalization, and the resulting run."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_classes_of_a_larger_network_are_selected_or_grouped(tmp_path: Path, eas
     torch.testing.assert_close(logits[:, 1:], expected[:, [1, 2]])
 
 
-def test_adopted_weights_are_a_run_like_any_other(weights: Path, easy: Dataset, tmp_path: Path) -> None:
+def test_given_weights_without_training_are_a_finished_run(weights: Path, easy: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = run_config(weights)
     metrics = train_run(folder, config, easy)

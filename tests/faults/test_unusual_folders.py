@@ -406,7 +406,9 @@ def test_unicode_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("train", "test"), [("Cat", "cat"), ("cat", "cat "), ("STRASSE", "straße")])
 def test_names_that_differ_in_case_or_spaces_between_splits_are_rejected(tmp_path: Path, train: str, test: str) -> None:
     root = make(tmp_path, **{f"train/{train}": 9, "train/dog": 9, f"test/{test}": 3, "test/dog": 3})
-    with pytest.raises(InputError, match=f"must spell the classes as the train folder, got '{test}' for '{train}'"):
+    with pytest.raises(
+        InputError, match=f"must spell the class names like the train folder, got '{test}' for '{train}'"
+    ):
         scan(root)
 
 

@@ -202,7 +202,7 @@ def test_train_end_after_an_error_of_an_earlier_callback() -> None:
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [1, 2, 4]), (5, [1, 5])])
-def test_figures_after_the_first_epoch_and_every_few(
+def test_figures_after_the_first_epoch_and_every_n_epochs(
     easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, epochs: list[int]
 ) -> None:
     drawn: list[tuple[Path, str, list[str], SplitPredictions | None]] = []

@@ -71,7 +71,7 @@ def select_classes(selection: ClassSelection, logits: Tensor) -> Tensor | None:
         Class indices ``(N, k)`` on the device of ``logits``, or None for all classes.
 
     Raises:
-        InputError: If the shape or the dtype of the class indices is wrong, or if a value is out of range.
+        InputError: If the shape or the dtype of the class indices is invalid, or if a value is out of range.
 
     Example:
         >>> select_classes(ClassSelection(top=2), torch.tensor([[0.1, 0.7, 0.2]]))
@@ -96,7 +96,7 @@ def select_contrast(selection: ClassSelection, logits: Tensor) -> Tensor | None:
         logits: Logits ``(N, K)``.
 
     Raises:
-        InputError: If the shape or the dtype of the class indices is wrong, or if a value is out of range.
+        InputError: If the shape or the dtype of the class indices is invalid, or if a value is out of range.
     """
     return None if selection.against is None else _check_class_ids("against", selection.against, logits)
 

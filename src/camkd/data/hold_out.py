@@ -59,7 +59,7 @@ def complete_splits(
 
 
 def _notes_of_absent_classes(splits: Mapping[str, ClassFiles]) -> list[str]:
-    """Name the classes without images in val and test. Accuracy per class is undefined for these classes."""
+    """List the classes without images in val and test. Accuracy per class is undefined for these classes."""
     splits_by_classes: dict[tuple[str, ...], list[str]] = {}
     for split in ("val", "test"):
         absent = tuple(name for name, files in splits[split].items() if not files)

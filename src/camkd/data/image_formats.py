@@ -52,7 +52,10 @@ OTHER_CONTENT = {
     "SVG": rb".*<svg",
     "a text file": rb"[\t\n\r\x20-\x7e\x80-\xff]+$",
 }
-"""Content that is rejected by name: a regular expression of the first `HEADER_BYTES` bytes, as in ``images.js``."""
+"""Rejected content by its name in the error message: a regular expression of the first `HEADER_BYTES` bytes.
+
+``export/web/static/images.js`` has the same table.
+"""
 
 HEADER_BYTES = 256
 
@@ -90,7 +93,7 @@ class StrippedFile(NamedTuple):
     Attributes:
         content: The file.
         orientation: The EXIF orientation, 1 to 8.
-        complete: Whether the file has its end.
+        complete: Whether the end of the file is present.
     """
 
     content: bytes
@@ -108,7 +111,7 @@ def detect_format(header: bytes) -> str:
         A name in `FORMATS`.
 
     Raises:
-        ValueError: If the file is of no such format. The message names the content.
+        ValueError: If the file has none of these formats. The message names the content.
 
     Example:
         >>> detect_format(b"GIF89a...")
@@ -126,8 +129,8 @@ def detect_format(header: bytes) -> str:
 def read_png(file: IO[bytes]) -> StrippedFile:
     """Read the chunks of a PNG file that affect its pixels.
 
-    As in browsers, the checksums of critical chunks must be right, and an ancillary chunk with a wrong checksum is left
-    out. EXIF data after the pixels are ignored. The chunk that ends the file may be missing.
+    As in browsers, the checksums of critical chunks must be correct, and an ancillary chunk with a wrong checksum is
+    ignored. EXIF data after the pixels are ignored. The chunk that ends the file may be missing.
 
     Args:
         file: The file.

@@ -92,9 +92,17 @@ class Listing:
         return [os.path.join(self.root, file.name) for _, file in self.samples(split)]
 
     def sample_paths(self, split: str, n: int) -> list[str]:
-        """Return the paths of at most ``n`` evenly spaced images of at most ``n`` evenly spaced classes of ``split``.
+        """Select a sample of the images of a split.
 
-        The classes share ``n`` equally; a class with fewer images than its share contributes all of them.
+        Evenly spaced images of each class are selected; of more than ``n`` classes, evenly spaced classes. The classes
+        share ``n`` equally, and a class with fewer images than its share contributes all of them.
+
+        Args:
+            split: Name of the split.
+            n: Maximum number of images.
+
+        Returns:
+            Paths of the selected images.
         """
         all_classes = list(self.splits[split].values())
         classes = all_classes[:: _stride(all_classes, n)]
@@ -118,7 +126,7 @@ class Listing:
 
 
 def notes_of_similar_names(names: Sequence[str], location: str) -> list[str]:
-    """Name the classes whose names look alike.
+    """List the classes whose names look alike.
 
     Args:
         names: Class names.

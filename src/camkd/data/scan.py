@@ -195,7 +195,7 @@ def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles], names
         advice = (
             "Convert the files, correct their suffixes, or choose another folder"
             if files
-            else ("Add one folder of images per class")
+            else "Add one folder of images per class"
         )
         raise InputError(
             f"{location} must contain images ({IMAGE_TYPES}), got {count_suffixes(files) or 'none'}. {advice}."
@@ -206,8 +206,8 @@ def _check_split(root: Path, split: str, splits: Mapping[str, ClassFiles], names
     missing = sorted(names - classes.keys())
     if respelled := respelled_names(additional, names):
         raise InputError(
-            f"{location} must spell the classes as the train folder, got {join_first(respelled)}. Rename one of the "
-            "folders; upper and lower case, spaces and invisible characters count."
+            f"{location} must spell the class names like the train folder, got {join_first(respelled)}. Rename one of "
+            "the folders; upper and lower case, spaces and invisible characters count."
         )
     differences = {"missing": missing, "additional": additional}
     listed = "; ".join(f"{kind}: {quote_names(group)}" for kind, group in differences.items() if group)

@@ -52,7 +52,7 @@ def list_classes(classes: Sequence[str]) -> str:
 
 
 def describe_map(class_name: str, against: Sequence[str]) -> str:
-    """Name the class of a map, and the classes that the map is contrasted with.
+    """Format the class of a map, and the classes that the map is contrasted with.
 
     Args:
         class_name: Name of the explained class.
