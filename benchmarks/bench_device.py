@@ -4,7 +4,7 @@
 
 The script first measures what `camkd export --int8` and `camkd bench-device` report. It then measures the latency of
 one heatmap of the predicted class, batch size 1, on one thread: the exported files in fp32 and int8, camkd in PyTorch,
-torchcam and pytorch-grad-cam. The programs run in turns of ten calls. Their maps are compared before they are timed.
+torchcam and pytorch-grad-cam. The libraries run in turns of ten calls. Their maps are compared before they are timed.
 
 Targets: int8 loses at most 0.5 points of accuracy, and the cosine similarity of its maps to those in fp32 is 0.98 or
 more. The maps cost at most 3 % of latency. The exported file computes a heatmap 15 times as fast as the libraries.
@@ -111,7 +111,7 @@ def check_maps(functions: dict[str, HeatmapFunction], x: NDArray[np.float32]) ->
 def measure_heatmaps(
     model: nn.Module, folder: Path, images: NDArray[np.uint8], rounds: int, reporter: ProgressReporter
 ) -> dict[str, Any]:
-    """Measure the latency of a heatmap with every program, in milliseconds."""
+    """Measure the latency of a heatmap with every library, in milliseconds."""
     layer = TARGET_LAYERS[type(model).__name__]
     x = to_input(images[:1])
     candidates = {

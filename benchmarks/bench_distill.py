@@ -1,4 +1,4 @@
-"""Training speed of distillation: without a teacher, with an empty cache, with a full cache, and with other programs.
+"""Training speed of distillation: without a teacher, with an empty cache, with a full cache, and with other libraries.
 
     python benchmarks/bench_distill.py [--json] [--quick]
 
@@ -12,7 +12,7 @@ usual          the same loop with CAM-KD: the teacher runs at every step, forwar
 torchdistill   the training loop of torchdistill, if it is installed
 
 It also measures the forward pass of the teacher in camkd (teacher) and in the usual loop (usual_teacher). The loops of
-other programs run in processes of their own, because the memory settings of camkd hold for a whole process. The cases
+other libraries run in processes of their own, because the memory settings of camkd hold for a whole process. The cases
 alternate. A result is the median over the rounds. The networks have random weights and the images are synthetic shapes,
 neither of which changes the amount of work.
 """

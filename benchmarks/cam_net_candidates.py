@@ -131,9 +131,9 @@ def gated_block(channels: int, norm: Callable[[int], nn.Module]) -> GatedBlock:
 
 
 def candidates() -> dict[str, Callable[[int], ImageClassifier]]:
-    """Return a factory of each candidate by name, from the number of classes.
+    """Return the candidates by name, each as a function from the number of classes to a model.
 
-    Random weights depend on the global seed at the time of the call of this function and of the factory.
+    Random weights depend on the global seed when this function and the returned function are called.
     """
     stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
     return {

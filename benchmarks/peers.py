@@ -1,4 +1,4 @@
-"""Import of other programs that camkd is compared with (requirements-bench.txt)."""
+"""Import of other libraries that camkd is compared with (requirements-bench.txt)."""
 
 from __future__ import annotations
 

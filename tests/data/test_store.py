@@ -37,9 +37,6 @@ def stored_folder(cache: Path) -> Path:
 # --- build and open
 
 
-# --- build and open
-
-
 @pytest.mark.parametrize("optional_fields", [True, False])
 def test_stored_dataset_equals_the_built_arrays(tmp_path: Path, optional_fields: bool) -> None:
     arrays = make_arrays(optional_fields)
@@ -177,9 +174,6 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InputError, match=r"'.*cache/data' must be writable.*CAMKD_CACHE"):
         open_pets(tmp_path / "cache")
-
-
-# --- rows and chunks
 
 
 # --- rows and chunks

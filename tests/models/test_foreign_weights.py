@@ -1,4 +1,4 @@
-"""Weights of other programs: nesting, prefixes, class names, and files that are refused."""
+"""Weights from other libraries: nesting, prefixes, class names, and files that are refused."""
 
 from __future__ import annotations
 

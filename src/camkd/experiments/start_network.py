@@ -1,4 +1,4 @@
-"""Initial network of a run: random weights, pretrained weights, or weights and classes from files of other programs."""
+"""Initial network of a run: random weights, pretrained weights, or weights and classes from a file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Weights of other programs: a file written by PyTorch or safetensors, read without executing code.
+"""Weights from other libraries: a file written by PyTorch or safetensors, read without executing code.
 
-Training programs nest the state dict in a dict, and wrappers add a prefix to every name. Nesting and prefixes are
+Training scripts nest the state dict in a dict, and wrappers add a prefix to every name. Nesting and prefixes are
 removed.
 """
 
@@ -35,7 +35,7 @@ STATE_KEYS = (
     "weights",
     "module",
 )
-"""Names under which training programs store a state dict. Averaged weights come first, as in timm."""
+"""Names under which training scripts store a state dict. Averaged weights are preferred, as in timm."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """Prefixes that wrappers such as ``DataParallel``, ``torch.compile`` and Lightning put before every name."""
@@ -49,7 +49,7 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Prefixes of the auxiliary heads of torchvision's GoogLeNet and Inception, which are used in training only."""
 
 CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class")
-"""Names under which training programs store the classes in order."""
+"""Names under which training scripts store the classes in order."""
 
 PLAIN_TYPES: list[Any] = [
     Namespace,

@@ -56,7 +56,7 @@ def huber(x: float) -> float:
 
 
 def reference_attention(student: Tensor, teacher: Tensor) -> list[float]:
-    """The program of arXiv 1910.10699: features are pooled to the smaller grid, then squared, averaged, normalized."""
+    """The code of arXiv 1910.10699: features are pooled to the smaller grid, then squared, averaged, normalized."""
     grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     values = []
     for images in zip(student.numpy(), teacher.numpy(), strict=True):

@@ -5,11 +5,11 @@ stages of student and teacher from the deepest backwards. If one network has mor
 used. ``hint`` compares the middle stages; ``sp``, ``rkd-d`` and ``rkd-a`` compare the last stages.
 
 A stage is the output of a layer as the network computes it, in most networks after the activation function. The last
-stage is the input of the global pooling. The program of arXiv 1910.10699, a comparison of these methods, is the source
+stage is the input of the global pooling. The code of arXiv 1910.10699, a comparison of these methods, is the source
 of the weights where the paper has none.
 
 Lengths of features below `MIN_LENGTH` count as `MIN_LENGTH`, so that gradients are bounded for features near zero and
-for equal features. The programs of the authors have 1e-12 or no bound.
+for equal features. The code of the authors has 1e-12 or no bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     If the grids differ, the features ``A`` are first pooled to the smaller height and the smaller width.
 
     Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928. The loss is a mean over the cells, as in the authors' code,
-    whose weight is 1,000. The authors' code compares equal grids only. The program of arXiv 1910.10699 pools before the
+    whose weight is 1,000. The authors' code compares equal grids only. The code of arXiv 1910.10699 pools before the
     square too, with the same weight.
 
     Args:
@@ -102,8 +102,8 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     ``huber(x)`` is ``x^2 / 2`` up to ``|x| = 1`` and ``|x| - 1 / 2`` beyond.
 
     Source: Park et al. 2019, arXiv 1904.05068. The loss is a mean over ``m``, as in the authors' code, whose weight is
-    25. The paper has a sum. The authors' code for classifiers scales embeddings to unit length first; the program of
-    arXiv 1910.10699 and this function do not. Both programs count the distance of equal embeddings as 1e-6 in ``mean``.
+    25. The paper has a sum. The authors' code for classifiers scales embeddings to unit length first; the code of
+    arXiv 1910.10699 and this function do not. Both count the distance of equal embeddings as 1e-6 in ``mean``.
 
     Args:
         student: Embeddings ``e`` of the student, ``(b, C)``.
@@ -137,7 +137,7 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Park et al. 2019, arXiv 1904.05068. The loss is a mean over ``i`` and ``k``, as in the authors' code, whose
     weight is 50. The paper has a sum. The authors' code for classifiers scales embeddings to unit length first; the
-    program of arXiv 1910.10699 and this function do not.
+    code of arXiv 1910.10699 and this function do not.
 
     Args:
         student: Embeddings ``e`` of the student, ``(b, C)``.
@@ -455,7 +455,7 @@ class Reviewer(nn.Module):
     authors' weight is 1 by default, and 0.6 to 8 for pairs of networks on CIFAR-100. It rises over the first 20 of 240
     epochs, as with ``schedule=warm``.
 
-    The authors' targets are the teacher's stages *before* the activation function, with negative values. Their program
+    The authors' targets are the teacher's stages *before* the activation function, with negative values. Their code
     for ImageNet takes the student's stages before the activation function too. In camkd, all stages are outputs of
     layers. The targets of a network with ReLU are then 0 or more, so other weights may be better.
 

@@ -42,7 +42,7 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
         loss = T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
     The factor ``T^2`` keeps the scale of the gradient roughly constant when ``T`` changes.
-    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531. The paper has no single setting. The program of
+    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531. The paper has no single setting. The code of
     arXiv 1910.10699 has ``T = 4``, a weight of 0.9, and a weight of 0.1 for the cross-entropy.
 
     Args:
