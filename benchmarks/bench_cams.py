@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from peers import peer
+from optional_imports import import_optional
 from torch import Tensor, nn
 
 import camkd
@@ -137,15 +137,15 @@ def make_programs(model: nn.Module, layer: str, head: str) -> dict[str, Program]
     programs = {CAMKD: camkd_program(partial(camkd.predict, copy_model()), "like_for_like")}
     teacher_fn = make_teacher_fn(copy_model("as_it_ships"), SIZE, TrainConfig(device="cpu"))
     programs[CAMKD_SHIPPED] = camkd_program(teacher_fn, "as_it_ships")
-    if methods := peer("torchcam.methods"):
+    if methods := import_optional("torchcam.methods"):
         for name, format_name in zip(("torchcam CAM", TORCHCAM_SHIPPED), FORMATS, strict=True):
             extractor = methods.CAM(copy_model(format_name), layer, head)
             programs[name] = torchcam_program(extractor, False, format_name)
         grad_cam = methods.GradCAM(copy_model(), layer)
         programs["torchcam Grad-CAM"] = torchcam_program(grad_cam, True, "like_for_like")
-    if package := peer("pytorch_grad_cam"):
-        target = peer("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-        scale = peer("pytorch_grad_cam.utils.image").scale_cam_image
+    if package := import_optional("pytorch_grad_cam"):
+        target = import_optional("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        scale = import_optional("pytorch_grad_cam.utils.image").scale_cam_image
         for method in (package.GradCAM, package.HiResCAM):
             model_copy = copy_model()
             extractor = method(model_copy, [model_copy.get_submodule(layer)])

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peers import peer
+from optional_imports import import_optional
 from torch import nn
 
 import camkd
@@ -71,7 +71,7 @@ def pytorch_heatmap(model: nn.Module) -> HeatmapFunction:
 
 def torchcam_heatmap(model: nn.Module, layer: str) -> HeatmapFunction | None:
     """Return a function that computes Grad-CAM with torchcam: a forward pass, and a backward pass to ``layer``."""
-    methods = peer("torchcam.methods")
+    methods = import_optional("torchcam.methods")
     extractor = methods.GradCAM(model, layer) if methods else None
 
     def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -86,7 +86,7 @@ def pytorch_grad_cam_heatmap(model: nn.Module, layer: str) -> HeatmapFunction | 
 
     The library always resizes the map to the image and scales it to 0..1.
     """
-    package = peer("pytorch_grad_cam")
+    package = import_optional("pytorch_grad_cam")
     extractor = package.GradCAM(model, [model.get_submodule(layer)]) if package else None
 
     def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:

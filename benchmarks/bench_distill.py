@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import peer
+from optional_imports import import_optional
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,7 +73,7 @@ TARGETS = {
 }
 """Minimum of each ratio."""
 
-TRANSFORMS = peer("torchvision.transforms")
+TRANSFORMS = import_optional("torchvision.transforms")
 
 
 class Bench:
@@ -248,7 +248,10 @@ def train_torchdistill(student_name: str, teacher_name: str, steps: int) -> floa
     Returns:
         Images per second, or None if torchdistill cannot be imported.
     """
-    modules = [peer(f"torchdistill.{name}") for name in ("core.distillation", "losses.mid_level", "losses.high_level")]
+    modules = [
+        import_optional(f"torchdistill.{name}")
+        for name in ("core.distillation", "losses.mid_level", "losses.high_level")
+    ]
     if None in modules:
         return None
     forward = {"forward_proc": "forward_batch_only", "sequential": [], "forward_hook": {"input": [], "output": []}}

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import peer
+from optional_imports import import_optional
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,7 +115,7 @@ class HuggingFaceNet(nn.Module):
 
     def __init__(self, family: str, size: int) -> None:
         super().__init__()
-        library = peer("transformers")
+        library = import_optional("transformers")
         config = getattr(library, f"{family}Config")(
             image_size=size,
             patch_size=16,
@@ -173,7 +173,7 @@ def grad_cam_maps(model: nn.Module, x: Tensor, method: str, class_id: int) -> Te
     Returns:
         Maps ``(N, h, w)``.
     """
-    library = peer("pytorch_grad_cam")
+    library = import_optional("pytorch_grad_cam")
     feature_call = detect_head(model, x).feature_call
     extractor_class = getattr(library, GRAD_CAM_CLASSES[method])
     extractor = extractor_class(model, [feature_call.layer], reshape_transform=feature_call.layout.spatial)
@@ -332,7 +332,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    if any(peer(library) is None for library in ("torchvision", "timm", "pytorch_grad_cam", "transformers")):
+    if any(import_optional(library) is None for library in ("torchvision", "timm", "pytorch_grad_cam", "transformers")):
         raise SystemExit(
             "map_matrix.py needs torchvision, timm, transformers and pytorch-grad-cam. Install requirements-extras.txt."
         )

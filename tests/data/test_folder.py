@@ -505,7 +505,7 @@ def test_unreadable_images_can_be_skipped(tmp_path: Path) -> None:
     for name in ("a/3.png", "b/0.png", "b/29.png"):
         (root / name).write_text("not an image")
     data = open_images(root, tmp_path / "cache", bad_images="skip")
-    assert any(note.startswith("3 unreadable images were left out: ") for note in data.notes)
+    assert any(note.startswith("3 unreadable images were skipped: ") for note in data.notes)
     for split, whole_split in zip(data.splits.values(), whole.splits.values(), strict=True):
         rows = [row for row, name in enumerate(whole_split.names or ()) if name in names(split)]
         np.testing.assert_array_equal(split.images, whole_split.images[rows])

@@ -638,7 +638,7 @@ def test_evaluate_leaves_out_unreadable_images(finished: Any, easy_folder: Path,
     assert "leave them out with --bad-images skip" in camkd(*command).error
     output = camkd(*command, "--bad-images", "skip")
     assert output.json["confusion"] == expected["confusion"]
-    assert "1 unreadable images were left out: leaf/broken.png" in output.err
+    assert "1 unreadable images were skipped: leaf/broken.png" in output.err
 
 
 @pytest.mark.slow
@@ -655,7 +655,7 @@ def test_explain_leaves_out_unreadable_images(finished: Any, easy_folder: Path, 
     output = camkd(*command)
     assert sorted(output.json["images"]) == readable
     assert [Path(path).name for path in output.json["unreadable"]] == ["gone.png", "0.png", "zz.jpg"]
-    assert "3 unreadable images were left out: " in output.err
+    assert "3 unreadable images were skipped: " in output.err
     assert (tmp_path / out).exists()
     assert "gone.png' must be a readable image file" in camkd(*command, "--bad-images", "fail").error
     for path in readable:

@@ -191,7 +191,7 @@ def _decode_listing(
             f"({join_first(unreadable, '; ')}). Replace or delete them, or leave them out with --bad-images skip."
         )
     notes = (
-        [f"{len(unreadable):,} unreadable images were left out: {join_first(unreadable, '; ')}"] if unreadable else []
+        [f"{len(unreadable):,} unreadable images were skipped: {join_first(unreadable, '; ')}"] if unreadable else []
     )
     notes += describe_remarks(remarks)
     if value_range is not None:

@@ -215,8 +215,8 @@ class Comparison:
     def ranked(self) -> list[Arm]:
         """Methods by mean validation accuracy, best first. The test images have no influence.
 
-        Methods without a finished run are left out. Only the seeds count that all other methods have in common. The
-        list is empty if there is no common seed.
+        Methods without a finished run are excluded. Each mean is over the seeds that the remaining methods have in
+        common. The list is empty if there is no common seed.
         """
         finished = [arm for arm in self.arms if arm.values("val_accuracy")]
         seeds = [{seed for seed, run in arm.runs.items() if run.get("val_accuracy") is not None} for arm in finished]
@@ -276,7 +276,16 @@ class Comparison:
 
 
 def paired_difference(arm: Arm, reference: Arm, key: str = "accuracy") -> PairedDifference:
-    """Compare two methods in the metric ``key``, at the seeds at which both have the metric."""
+    """Compare two methods at the seeds at which both have a metric.
+
+    Args:
+        arm: The method.
+        reference: The reference method, whose values are subtracted.
+        key: Key of the metric.
+
+    Returns:
+        The differences by seed, with the p-value of the paired t-test.
+    """
     both = (arm.runs, reference.runs)
     seeds = [seed for seed in arm.runs if all(runs.get(seed, {}).get(key) is not None for runs in both)]
     differences = [float(arm.runs[seed][key]) - float(reference.runs[seed][key]) for seed in seeds]

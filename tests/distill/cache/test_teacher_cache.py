@@ -279,5 +279,5 @@ def test_truncated_file_on_a_full_disk_gives_a_warning(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "posix_fallocate", raise_no_space)
     cache, _ = make_cache(tmp_path)
-    with pytest.warns(UserWarning, match="no space"):
+    with pytest.warns(UserWarning, match="a full disk"):
         assert equal(get_or_compute(cache, 0, 8, 9), expected_outputs(0, 8, 9))

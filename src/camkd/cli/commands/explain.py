@@ -92,7 +92,7 @@ def _run(options: Namespace) -> dict[str, Any]:
         print_message(f"skipped files that are not images ({IMAGE_TYPES}): {len(skipped):,} ({counts})")
     if unreadable := result["unreadable"]:
         reasons = join_first([f"{escape_name(path)}: {reason}" for path, reason in unreadable.items()], "; ")
-        print_message(f"{len(unreadable):,} unreadable images were left out: {reasons}")
+        print_message(f"{len(unreadable):,} unreadable images were skipped: {reasons}")
     print_message(f"output: {options.out}")
     return {"out": options.out, **result}
 

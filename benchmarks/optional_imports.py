@@ -15,8 +15,8 @@ _library: torch.library.Library | None = None  # keeps its operators declared
 
 
 @cache
-def peer(name: str) -> Any:
-    """Import a module.
+def import_optional(name: str) -> Any:
+    """Import a module that may not be installed.
 
     Args:
         name: Name of the module.
@@ -34,10 +34,10 @@ def peer(name: str) -> Any:
 
 
 def _declare_torchvision_operators() -> None:
-    """Declare two operators, so that torchvision can be imported beside another build of torch than its own.
+    """Declare two operators, so that torchvision can be imported with any build of torch.
 
-    PyPI has wheels of torchvision for the CUDA build of torch only. Beside another build the compiled library does not
-    load. The import then fails because two operators are not declared, which no benchmark calls.
+    PyPI has wheels of torchvision for the CUDA build of torch only. With another build of torch, torchvision's compiled
+    library does not load, and the import fails because two operators are not declared. No benchmark calls them.
     """
     global _library
     spec = find_spec("torchvision")
