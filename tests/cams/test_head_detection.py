@@ -271,7 +271,7 @@ class Transposed(nn.Module):
         return self.conv(x.permute(0, 3, 1, 2))
 
 
-CHANNELS_AS_PLACES: dict[str, list[nn.Module]] = {
+CHANNELS_AS_LOCATIONS: dict[str, list[nn.Module]] = {
     "average of flat cells, then linear": [nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 3)],
     "average of flat cells, then MLP": [
         nn.Flatten(2),
@@ -289,11 +289,11 @@ CHANNELS_AS_PLACES: dict[str, list[nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANNELS_AS_PLACES)
-def test_channels_are_not_read_as_places(name: str) -> None:
+@pytest.mark.parametrize("name", CHANNELS_AS_LOCATIONS)
+def test_channels_are_not_read_as_locations(name: str) -> None:
     """The map is that of the last layer whose cells follow the image: rolling the image rolls the features."""
     torch.manual_seed(0)
-    model = nn.Sequential(conv_body(), *CHANNELS_AS_PLACES[name]).double().eval()
+    model = nn.Sequential(conv_body(), *CHANNELS_AS_LOCATIONS[name]).double().eval()
     call = detect_head(model, images()).feature_call
     assert call.layer is model[0] or call.layer in list(model[0])
     assert call.layout == FeatureLayout("channels_first", (4, 4))
@@ -302,7 +302,7 @@ def test_channels_are_not_read_as_places(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["token mixing last", "learned pooling"])
 def test_layer_without_positions_is_refused(name: str) -> None:
-    model = nn.Sequential(conv_body(), *CHANNELS_AS_PLACES[name]).double().eval()
+    model = nn.Sequential(conv_body(), *CHANNELS_AS_LOCATIONS[name]).double().eval()
     with pytest.raises(InputError, match=r"is spatially aligned with the image .*, got '1'"):
         predict(model, images(), layer="1")
 
@@ -428,7 +428,7 @@ def test_map_of_an_ensemble_is_partial() -> None:
 
 
 @pytest.mark.parametrize("separate", [True, False])
-def test_queries_keys_and_values_are_no_features(separate: bool) -> None:
+def test_queries_keys_and_values_are_not_features(separate: bool) -> None:
     """With separate linear layers, as in Hugging Face models, the values have the width of the tokens."""
 
     class SeparateBlock(Block):
@@ -508,7 +508,7 @@ def test_probe_leaves_buffers_of_any_kind_unchanged(hidden: bool) -> None:
 
 
 class OwnAttributes(nn.Module):
-    """A lazy cache of a parameter, a counter, and a tensor that is no buffer and changes in place."""
+    """A lazy cache of a parameter, a counter, and a tensor that is not a buffer and changes in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -538,7 +538,7 @@ def test_probe_leaves_ordinary_attributes_unchanged() -> None:
 
 
 @pytest.mark.parametrize("order", ["columns first", "windows"])
-def test_tokens_in_another_order_are_not_read_as_places(order: str) -> None:
+def test_tokens_in_another_order_are_not_read_as_locations(order: str) -> None:
     class Reordered(nn.Module):
         def __init__(self) -> None:
             super().__init__()

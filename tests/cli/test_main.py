@@ -249,7 +249,7 @@ def raise_error(error: BaseException) -> Any:
     [
         (InputError("epochs must be 1 or more, got 0."), 2, "camkd: epochs must be 1 or more, got 0."),
         (FloatingPointError("The loss must be finite, got nan."), 1, "camkd: The loss must be finite, got nan."),
-        (ChildProcessError("A worker process died."), 1, "camkd: A worker process died."),
+        (ChildProcessError("A worker process ended."), 1, "camkd: A worker process ended."),
         (
             PermissionError(13, "Permission denied", "a.png"),
             1,

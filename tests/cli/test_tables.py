@@ -7,7 +7,7 @@ import pytest
 from camkd.cli.tables import print_table
 
 
-def test_numbers_are_right_aligned_and_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_are_right_aligned_and_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("costs of [all]", ["model", "parameters"], [["a", "5"], ["longer", "12,345"], ["none", ""]])
     title, *_, first, second, third, _ = capsys.readouterr().out.splitlines()
     assert title.rstrip() == "costs of [all]"

@@ -58,7 +58,7 @@ def test_sanity_is_the_mean_of_its_draws(easy: Dataset) -> None:
         draws.append(value)
     assert sanity(model, easy.test, predictions) == pytest.approx(sum(draws[:DRAWS]) / DRAWS)
     assert sanity(model, easy.test, predictions, draws=3, seed=1) == pytest.approx(sum(draws[1:4]) / 3)
-    assert max(draws) - min(draws) > 0.05, "a single draw says little"
+    assert max(draws) - min(draws) > 0.05, "a single draw is a noisy estimate"
 
 
 def test_draws_that_overflow_are_left_out(easy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

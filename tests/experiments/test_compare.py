@@ -183,7 +183,7 @@ def _die(*arguments: Any) -> None:
 
 def test_dead_worker_is_reported(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_serve", _die)
-    with pytest.raises(ChildProcessError, match="died"):
+    with pytest.raises(ChildProcessError, match="ended unexpectedly"):
         list(workers._iter_parallel(plan, plan.runs, 2, Callback()))
 
 

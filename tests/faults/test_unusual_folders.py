@@ -162,20 +162,20 @@ def test_full_width_names_of_splits(tmp_path: Path) -> None:
 
 @pytest.mark.fault("splits beside other folders")
 @pytest.mark.parametrize("inner", ["data", "data/images"])
-def test_folder_that_holds_splits_is_no_class(tmp_path: Path, inner: str) -> None:
+def test_folder_that_holds_splits_is_not_a_class(tmp_path: Path, inner: str) -> None:
     splits = {f"{inner}/{split}/{name}": 3 for split in ("train", "val", "test") for name in "abc"}
     with pytest.raises(InputError, match=rf"got '{inner}', which holds the splits .*\. Choose '.*/{inner}'"):
         scan(make(tmp_path, plots=2, **splits))
 
 
 @pytest.mark.fault("splits beside other folders")
-def test_folder_that_holds_splits_with_other_names_is_no_class(tmp_path: Path) -> None:
+def test_folder_that_holds_splits_with_other_names_is_not_a_class(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"got 'data/testA', 'data/trainA', which look like splits"):
         scan(make(tmp_path, plots=2, data__trainA=3, data__testA=3))
 
 
 @pytest.mark.fault("splits beside other folders")
-def test_folds_inside_of_train_are_no_classes(tmp_path: Path) -> None:
+def test_folds_inside_of_train_are_not_classes(tmp_path: Path) -> None:
     folders = {f"train/fold{number}/{label}": 3 for number in range(2) for label in ("cat", "dog")}
     with pytest.raises(InputError, match=r"got 'fold0', 'fold1', which look like parts of one dataset"):
         scan(make(tmp_path, **folders))
@@ -191,7 +191,7 @@ def test_broken_link_to_train_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.fault("splits beside other folders")
 @pytest.mark.parametrize("name", ["fold", "Fold_", "cv-", "data_split"])
-def test_folds_are_no_classes(tmp_path: Path, name: str) -> None:
+def test_folds_are_not_classes(tmp_path: Path, name: str) -> None:
     folders = {f"{name}{number}/{label}": 3 for number in range(3) for label in ("cat", "dog")}
     with pytest.raises(InputError, match=rf"got '{name}0', '{name}1', '{name}2', which look like parts of one dataset"):
         scan(make(tmp_path, plots=2, **folders))
@@ -280,7 +280,7 @@ def test_broken_link_to_a_class_is_noted(tmp_path: Path) -> None:
 @pytest.mark.fault("test folder without labels")
 @pytest.mark.parametrize("name", ["unknown", "test", "Images"])
 @pytest.mark.parametrize("test_only", [False, True])
-def test_test_images_in_one_folder_that_is_no_class_are_left_out(tmp_path: Path, name: str, test_only: bool) -> None:
+def test_test_images_in_one_folder_that_is_not_a_class_are_left_out(tmp_path: Path, name: str, test_only: bool) -> None:
     root = make(tmp_path, **{"train/cat": 20, "train/dog": 20, f"test/{name}": 7})
     listing = scan(root, test_only=test_only)
     assert listing.classes == ("cat", "dog")
@@ -320,7 +320,7 @@ def test_split_without_class_folders_is_left_out(tmp_path: Path, split: str) -> 
         "Recycled", "FOUND.000", "_vti_cnf", "CVS", "@__thumb", "~snapshot", "_thumbnails",
     ],
 )  # fmt: skip
-def test_system_folder_is_no_class_and_holds_no_images(tmp_path: Path, name: str) -> None:
+def test_system_folder_is_not_a_class_and_holds_no_images(tmp_path: Path, name: str) -> None:
     for root, classes in ((tmp_path / "flat", ""), (tmp_path / "split", "train/")):
         make(root, **{f"{classes}cat": 6, f"{classes}dog": 6})
         for folder in (name, f"{name}/cat", f"{classes}{name}", f"{classes}cat/{name}", f"{classes}cat/sub/{name}"):
@@ -337,7 +337,7 @@ def test_system_folder_is_no_class_and_holds_no_images(tmp_path: Path, name: str
 
 @pytest.mark.fault("folders of camkd among the images")
 @pytest.mark.parametrize("markers", [("config.yaml", "environment.json"), ("model.json", "model.safetensors")])
-def test_folder_that_camkd_wrote_is_no_class(tmp_path: Path, markers: tuple[str, ...]) -> None:
+def test_folder_that_camkd_wrote_is_not_a_class(tmp_path: Path, markers: tuple[str, ...]) -> None:
     make(tmp_path, cat=6, dog=6, runs__pets__student__figures=3, cat__student__figures=3)
     for folder in ("runs/pets/student", "cat/student"):
         for name in markers:
@@ -352,7 +352,7 @@ def test_folder_that_camkd_wrote_is_no_class(tmp_path: Path, markers: tuple[str,
 
 
 @pytest.mark.fault("folders of camkd among the images")
-def test_overlays_beside_the_classes_are_no_class(working_folder: Path) -> None:
+def test_overlays_beside_the_classes_are_not_a_class(working_folder: Path) -> None:
     make(working_folder, cat=6, dog=6)
     command = ["explain", "cam-net-cifar10", ".", "--json", "--out"]
     images = list(camkd(*command, "maps").json["images"])
@@ -365,7 +365,7 @@ def test_overlays_beside_the_classes_are_no_class(working_folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("folders of camkd among the images")
-def test_run_and_cache_among_the_images_are_no_classes(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_and_cache_among_the_images_are_not_classes(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMKD_CACHE", "cache")
     make(working_folder, cat=12, dog=12)
     before = scan(working_folder)

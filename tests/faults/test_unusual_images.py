@@ -562,10 +562,10 @@ def test_tiff_of_samples_that_cannot_be_read_is_named(tmp_path: Path, content: b
         decode(_write(tmp_path / "x.tif", content), Preprocessing(8))
 
 
-# --- files that are no images
+# --- files that are not images
 
 
-@pytest.mark.fault("file that is no image")
+@pytest.mark.fault("file that is not an image")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -584,7 +584,7 @@ def test_tiff_of_samples_that_cannot_be_read_is_named(tmp_path: Path, content: b
         (b"\x1f\x8b" + zlib.compress(b"x"), "got an archive"),
     ],
 )
-def test_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_file_that_is_not_an_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     write_classes(tmp_path / "scans")
     (tmp_path / "scans" / "left" / "bad.jpg").write_bytes(content)
     with pytest.raises(InputError, match=rf"left/bad\.jpg: .*{reason}"):

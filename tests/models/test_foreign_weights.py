@@ -84,12 +84,12 @@ def test_class_names_of_a_checkpoint(entry: dict[str, Any], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("value", [{"cat": 0, "dog": 2}, {"cat": "dog"}, [1, 2], "cat", {"0": 1.5}])
-def test_other_values_are_no_class_names(value: Any) -> None:
+def test_other_values_are_not_class_names(value: Any) -> None:
     assert parse_classes(value) is None
 
 
 @pytest.mark.parametrize("value", [3, torch.arange(3), torch.tensor(3), {"cat": 1, "dog": 2}])
-def test_classes_that_are_no_names_in_order_are_refused_where_they_are_needed(value: Any, tmp_path: Path) -> None:
+def test_classes_that_are_not_names_in_order_are_refused_where_they_are_needed(value: Any, tmp_path: Path) -> None:
     torch.save({"state_dict": state_dict(), "classes": value}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"classes in .*a\.pth must be class names in order, got .*--classes"):
         read_weights(tmp_path / "a.pth")

@@ -305,7 +305,7 @@ def files_with_broken_metadata() -> dict[str, bytes]:
 
 
 def files_of_no_image() -> dict[str, bytes]:
-    """Return files that are no images, by the name of their content in the message."""
+    """Return files that are not images, by the name of their content in the message."""
     return {
         "an HTML page": b"<!DOCTYPE html>\n<html><body>404 <svg></svg></body></html>",
         "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid",

@@ -167,7 +167,7 @@ def test_other_version_of_torch_has_another_store(
 def test_other_architecture_key_has_another_store(
     teacher: Teacher, easy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An example is ``global_pool`` of a vision transformer, which is no parameter."""
+    """An example is ``global_pool`` of a vision transformer, which is not a parameter."""
     folder = store_folder_of(teacher, easy)
     monkeypatch.setattr(teacher.model.fc, "scale", 2.0, raising=False)
     assert store_folder_of(teacher, easy) != folder
@@ -229,7 +229,7 @@ def test_inputs_of_the_key_have_explicit_names(
     ]
 
 
-def test_path_of_the_teacher_and_name_of_the_data_are_no_inputs_of_the_key(teacher: Teacher, tmp_path: Path) -> None:
+def test_path_of_the_teacher_and_name_of_the_data_are_not_inputs_of_the_key(teacher: Teacher, tmp_path: Path) -> None:
     data = replace(teacher.student_data, name="renamed")
     moved = replace(teacher, folder=tmp_path / "moved", student_data=data)
     assert store_folder_of(moved, data) == store_folder_of(teacher, teacher.student_data)

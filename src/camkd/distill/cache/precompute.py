@@ -158,7 +158,7 @@ def precompute(config: RunConfig, data: Dataset, processes: int, progress: Progr
 
     Raises:
         InputError: If the teacher does not fit the dataset, the budget is smaller than one epoch, or the disk is full.
-        ChildProcessError: If a worker process dies.
+        ChildProcessError: If a worker process ends unexpectedly.
     """
     precomputer = _Precomputer(config, data)
     if not precomputer.epochs:
@@ -184,7 +184,8 @@ def precompute(config: RunConfig, data: Dataset, processes: int, progress: Progr
             progress(done, total, "computing teacher outputs")
     except BrokenProcessPool:
         raise ChildProcessError(
-            "A worker process died, perhaps for lack of memory. Computed outputs are kept. Use fewer --processes."
+            "A worker process ended unexpectedly, perhaps for lack of memory. Computed outputs are kept. Use fewer "
+            "--processes."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -125,7 +125,7 @@ def run_missing(plan: Plan, data: Dataset, processes: int, callback: Callback, p
 
     Raises:
         InputError: If the disk is full.
-        ChildProcessError: If a worker process dies.
+        ChildProcessError: If a worker process ends unexpectedly.
     """
     missing = plan.missing()
     errors: dict[str, str] = {}
@@ -150,7 +150,14 @@ def run_missing(plan: Plan, data: Dataset, processes: int, callback: Callback, p
 
 
 def collect(plan: Plan) -> Comparison:
-    """Collect the metrics of all finished runs of a comparison, including runs of earlier calls."""
+    """Collect the metrics of all finished runs of a comparison, including runs of earlier calls.
+
+    Args:
+        plan: The resolved plan.
+
+    Returns:
+        The methods with their finished runs.
+    """
     path = plan.folder / PLAN_FILE
     stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     arms = []

@@ -45,7 +45,7 @@ def iter_runs(
         The results, in the order in which the runs end.
 
     Raises:
-        ChildProcessError: If a worker process dies.
+        ChildProcessError: If a worker process ends unexpectedly.
     """
     if processes > 1:
         yield from _iter_parallel(plan, runs, processes, callback)
@@ -174,8 +174,8 @@ def _receive(connection: Connection) -> RunResult | str:
         message: RunResult | str | Exception = connection.recv()
     except (EOFError, ConnectionError):
         raise ChildProcessError(
-            "A worker process of the comparison died, perhaps for lack of memory. Add --resume, and use fewer "
-            "--processes."
+            "A worker process of the comparison ended unexpectedly, perhaps for lack of memory. Add --resume, and use "
+            "fewer --processes."
         ) from None
     if isinstance(message, Exception):
         raise message
