@@ -59,7 +59,11 @@ PLANS: dict[Variant, Plan] = {
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalization over the channels at each location (Ba et al. 2016, arXiv 1607.06450)."""
+    """Layer normalization over the channels at each location (Ba et al. 2016, arXiv 1607.06450).
+
+    Args:
+        channels: Number of channels.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -20,7 +20,11 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int = 3, stri
 
 
 class ResidualBlock(nn.Module):
-    """Residual block of two sequences of `conv_bn_relu`: ``x + conv_bn_relu(conv_bn_relu(x))``."""
+    """Residual block of two sequences of `conv_bn_relu`: ``x + conv_bn_relu(conv_bn_relu(x))``.
+
+    Args:
+        channels: Number of input and output channels.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

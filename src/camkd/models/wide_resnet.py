@@ -11,6 +11,11 @@ class WideBlock(nn.Module):
     """Pre-activation residual block: two sequences of batch normalization, ReLU and 3x3 convolution.
 
     If the number of channels or the resolution changes, the shortcut is a 1x1 convolution of the first ReLU's output.
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        stride: Stride of the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -198,7 +198,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of several methods, trained with the same data and settings."""
+    """Results of several methods, trained with the same data and settings.
+
+    Args:
+        arms: The methods with their runs.
+    """
 
     arms: tuple[Arm, ...]
 

@@ -69,7 +69,11 @@ class Callback:
 
 
 class CallbackList(Callback):
-    """Pass every event to several callbacks, in order."""
+    """Pass every event to several callbacks, in order.
+
+    Args:
+        callbacks: The callbacks, in order.
+    """
 
     def __init__(self, callbacks: Iterable[Callback]) -> None:
         self.callbacks = tuple(callbacks)

@@ -433,7 +433,7 @@ def test_full_disk_raises_and_leaves_no_file(tmp_path: Path, number: int, monkey
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", fail)
         for _ in range(2):
-            with pytest.raises(CacheFullError, match=rf"240 B .* {re.escape(str(tmp_path / 'store'))}.*prune"):
+            with pytest.raises(CacheFullError, match=rf"{re.escape(str(tmp_path / 'store'))} .* 240 B .*prune"):
                 write(store, 0, 1)
             assert store.epochs() == []
     assert issubclass(CacheFullError, InputError)
