@@ -164,7 +164,7 @@ def test_color_profiles_are_ignored(tmp_path: Path, profile: str) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 16])
 def test_transparent_value_of_a_gray_png_becomes_white(tmp_path: Path, bits: int) -> None:
-    name = f"gray PNG of {bits} bits with a transparent value"
+    name = f"{bits}-bit gray PNG with a transparent value"
     pixels = decode_bytes(tmp_path / "x", readable_files()[name])
     values = np.arange(1 << min(bits, 2)) * (255 // ((1 << min(bits, 2)) - 1))
     assert (pixels == 255).any()

@@ -231,7 +231,7 @@ def readable_files() -> dict[str, bytes]:
     }
     for bits in (1, 2, 4):
         values = pixels[..., 0] >> (8 - bits)
-        files[f"gray PNG of {bits} bits with a transparent value"] = png(
+        files[f"{bits}-bit gray PNG with a transparent value"] = png(
             values, bits, png_chunk(b"tRNS", struct.pack(">H", int(values[5, 5])))
         )
     return files
