@@ -14,8 +14,8 @@ from tests.data.test_table import error_of, list_files, read, write_table
 from tests.support.image_folders import make_classes, save_image
 
 from camkd.data import open_data
-from camkd.data.hold_out import complete_splits
 from camkd.data.listing import ClassFiles, ImageFile, Listing
+from camkd.data.missing_splits import complete_splits
 from camkd.data.scan import scan
 from camkd.types import InputError
 

@@ -18,8 +18,8 @@ from camkd.data.file_names import (
     respelled_names,
 )
 from camkd.data.groups import add_groups
-from camkd.data.hold_out import complete_splits
 from camkd.data.listing import ClassFiles, ImageFile, Listing, notes_of_similar_names
+from camkd.data.missing_splits import complete_splits
 from camkd.data.splits import find_split_folders
 from camkd.data.walker import (
     IMAGE_TYPES,

@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 from camkd.data.dataset import SPLITS
 from camkd.data.file_names import comparable_name, escape_name, join_first, quote_names, respelled_names
 from camkd.data.groups import add_groups
-from camkd.data.hold_out import complete_splits
 from camkd.data.listing import (
     SPLIT_NAMES,
     ClassFiles,
@@ -22,6 +21,7 @@ from camkd.data.listing import (
     notes_of_similar_names,
     split_of,
 )
+from camkd.data.missing_splits import complete_splits
 from camkd.data.walker import class_name
 from camkd.types import InputError
 
