@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +51,54 @@ class DataConfig:
             )
 
 
+Select = Literal["accuracy", "balanced_accuracy", "nll"]
+"""Criterion that selects the epoch of a run and ranks methods, on the validation images."""
+
+
+class Criterion(NamedTuple):
+    """Validation metric of a `Select` criterion.
+
+    Attributes:
+        key: Key in ``metrics.jsonl`` and ``metrics.json``.
+        label: Name in a sentence.
+        sign: 1 if higher is better, -1 if lower is better.
+    """
+
+    key: str
+    label: str
+    sign: int
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """Return the value of the metric with the sign for which higher is better."""
+        return self.sign * float(metrics[self.key])
+
+
+CRITERIA: dict[Select, Criterion] = {
+    "accuracy": Criterion("val_accuracy", "validation accuracy", 1),
+    "balanced_accuracy": Criterion("val_balanced_accuracy", "balanced validation accuracy", 1),
+    "nll": Criterion("val_loss", "validation loss", -1),
+}
+"""The metric of each criterion."""
+
+
+def best_epoch(rows: Sequence[Mapping[str, Any]], select: Select) -> Mapping[str, Any] | None:
+    """Return the row of the epoch that is kept.
+
+    Args:
+        rows: Rows of ``metrics.jsonl``.
+        select: The criterion.
+
+    Returns:
+        The row with the best value. Of equal values, the last row counts. None without rows.
+
+    Example:
+        >>> rows = [{"epoch": 1, "val_loss": 0.5}, {"epoch": 2, "val_loss": 0.4}, {"epoch": 3, "val_loss": 0.4}]
+        >>> best_epoch(rows, "nll")
+        {'epoch': 3, 'val_loss': 0.4}
+    """
+    return max(reversed(rows), key=CRITERIA[select].score, default=None)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of the training loop. The learning rate rises linearly, then decays to zero along a cosine.
@@ -66,6 +114,8 @@ class TrainConfig:
         grad_clip: maximum norm of the gradient.
         on_nan: action when the loss or the gradient of a batch is not finite: stop, or skip the batch.
         ema_decay: decay per step of the averaged weights, which are evaluated and saved.
+        select: criterion on the validation images for the epoch that is kept: accuracy, balanced_accuracy (mean recall
+            of the classes) or nll (mean negative log-likelihood).
         augment: augmentation: none, light (flip, crop), strong (light + rotation, color, cutout, mixup/cutmix), photo
             (resized crop, flip, TrivialAugment, erasing) or photo-mix (photo + mixup/cutmix); auto: photo for folders
             of images above 32 pixels, else light.
@@ -88,6 +138,7 @@ class TrainConfig:
     grad_clip: float = 5.0
     on_nan: Literal["stop", "skip"] = "stop"
     ema_decay: float = 0.998
+    select: Select = "accuracy"
     augment: str = AUTO
     augment_epochs: int | None = None
     augment_seed: int = 0

@@ -14,7 +14,14 @@ Captured = pytest.CaptureFixture[str]
 
 
 def epoch_row(**values: Any) -> dict[str, Any]:
-    row = {"epoch": 1, "val_accuracy": 0.875, "val_loss": 0.5, "train_loss": 1.25, "terms": {"ce": 1.25}}
+    row = {
+        "epoch": 1,
+        "val_accuracy": 0.875,
+        "val_balanced_accuracy": 0.75,
+        "val_loss": 0.5,
+        "train_loss": 1.25,
+        "terms": {"ce": 1.25},
+    }
     return {**row, "lr": 0.4, "images_per_second": 1234.5, **values}
 
 
@@ -35,7 +42,8 @@ def test_epoch_is_one_line(capsys: Captured) -> None:
     with ProgressReporter() as reporter:
         train_epoch(reporter)
     assert capsys.readouterr().err == (
-        "student  epoch 1  validation 87.5%, loss 0.500  training loss 1.250  lr 0.4  1,234 images/s  0:00 left\n"
+        "student  epoch 1  validation 87.5%, balanced 75.0%, loss 0.500  training loss 1.250  lr 0.4  1,234 images/s  "
+        "0:00 left\n"
     )
 
 

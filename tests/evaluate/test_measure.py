@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from camkd.cams import center_prior
@@ -29,7 +30,8 @@ def test_classification_metrics_by_hand() -> None:
     metrics = compute_metrics(predictions, labels, ("cat", "dog"), None)
     assert metrics["accuracy"] == 0.5
     assert metrics["confusion"] == [[1, 1], [1, 1]]
-    assert metrics["per_class"] == {"cat": 0.5, "dog": 0.5}
+    assert {name: entry["recall"] for name, entry in metrics["per_class"].items()} == {"cat": 0.5, "dog": 0.5}
+    assert metrics["balanced_accuracy"] == metrics["min_recall"] == 0.5
     expected_nll = -float(logits.softmax(1)[range(4), labels].log().mean())
     assert metrics["nll"] == pytest.approx(expected_nll)
     assert metrics["cam_form"] == "exact"
@@ -54,7 +56,11 @@ def test_localization_metrics_have_chance_levels() -> None:
 def test_accuracy_of_a_class_without_images_is_absent() -> None:
     predictions = SplitPredictions(torch.eye(3)[[0, 1]], torch.rand(2, 4, 4), torch.tensor([0, 1]), "gradient")
     metrics = compute_metrics(predictions, torch.tensor([0, 0]), ("a", "b", "c"), None)
-    assert metrics["per_class"] == {"a": 0.5}
+    assert metrics["per_class"].keys() == {"a"}
+    assert metrics["per_class"]["a"]["recall"] == metrics["balanced_accuracy"] == metrics["min_recall"] == 0.5
+    interval = stats.binomtest(1, 2).proportion_ci(0.95, method="wilson")
+    assert [metrics["per_class"]["a"][end] for end in ("low", "high")] == pytest.approx([interval.low, interval.high])
+    assert metrics["per_class"]["a"]["images"] == 2
     assert metrics["confusion"] == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
 
 

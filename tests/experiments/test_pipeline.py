@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
+from camkd.config import DataConfig, DistillConfig, RunConfig, Select, TrainConfig
 from camkd.data.dataset import Dataset, Split
 from camkd.data.sources import open_data
 from camkd.distill.teacher import Teacher, find_teacher, load_teacher
@@ -45,11 +45,13 @@ from support.untrained import save_untrained
 pytestmark = pytest.mark.slow
 
 METRICS = {"accuracy", "val_accuracy", "params", "macs", "epochs", "seconds", "images_per_second", "ece", "nll"}
-METRICS |= {"per_class", "confusion", "cam_form"}
+METRICS |= {"per_class", "confusion", "cam_form", "balanced_accuracy", "macro_f1", "min_recall"}
+METRICS |= {"val_balanced_accuracy", "val_loss"}
 MAP_METRICS = {f"cam_{name}{level}" for name in ("cosine", "pearson", "iou") for level in ("", "_center", "_mean_map")}
 MAP_METRICS |= {f"cam_disagreement{level}" for level in ("", "_center", "_mean_map", "_shuffled")}
 TEACHER_METRICS = {"teacher_accuracy", "teacher_agreement", *MAP_METRICS}
 HISTORY = {"epoch", "train_loss", "terms", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
+HISTORY |= {"val_balanced_accuracy"}
 HISTORY_WITH_TEACHER = {"val_teacher_agreement", "val_cam_cosine"}
 DATA = DataConfig(data="easy")
 ONE = TrainConfig(epochs=1, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
@@ -171,7 +173,9 @@ def test_model_info_and_metrics_agree_with_the_model(finished: Any, easy: Datase
     assert counts.sum() == len(easy.test)
     assert counts.sum(1).tolist() == [8, 8, 8]
     assert metrics["accuracy"] == pytest.approx(np.trace(counts) / 24)
-    assert metrics["per_class"] == pytest.approx(dict(zip(easy.classes, np.diag(counts) / 8, strict=True)))
+    recalls = {name: entry["recall"] for name, entry in metrics["per_class"].items()}
+    assert recalls == pytest.approx(dict(zip(easy.classes, np.diag(counts) / 8, strict=True)))
+    assert metrics["balanced_accuracy"] == pytest.approx(metrics["accuracy"])  # the classes have equally many images
 
 
 def test_three_runs_and_a_report(finished: Any) -> None:
@@ -220,20 +224,27 @@ def test_channel_statistics() -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(("select", "best"), [("accuracy", 2), ("balanced_accuracy", 3), ("nll", 1)])
 def test_saved_weights_are_those_of_the_best_epoch(
-    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: Select, best: int
 ) -> None:
     scores = iter([0.9, 0.9, 0.1])
-    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(scores), "val_loss": 1.0})
+    losses = iter([0.3, 0.4, 0.5])
+
+    def validate(self: Validator, model: nn.Module) -> dict[str, float]:
+        return {"val_accuracy": next(scores), "val_loss": next(losses), "val_balanced_accuracy": 0.5}
+
+    monkeypatch.setattr(Validator, "__call__", validate)
     averaged_weights: list[Tensor] = []
 
     class Averages(Callback):
         def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
             averaged_weights.append(model.state_dict()["fc.weight"].clone())
 
-    config = replace(ONE, epochs=3, batch_size=96)
+    config = replace(ONE, epochs=3, batch_size=96, select=select)
     metrics = train_run(tmp_path, run_config("resnet8", "teacher", config), easy, callbacks=[Averages()])
-    assert metrics["val_accuracy"] == 0.9
+    assert metrics["best_epoch"] == best
+    assert (metrics["val_accuracy"], metrics["val_loss"]) == [(0.9, 0.3), (0.9, 0.4), (0.1, 0.5)][best - 1]
     assert torch.equal(load(tmp_path).state_dict()["fc.weight"], averaged_weights[metrics["best_epoch"] - 1])
 
 

@@ -585,7 +585,9 @@ def test_evaluate_on_images_of_some_classes(
             for name, row in zip(whole["per_class"], whole["confusion"], strict=True)
         ]
         assert output.json["confusion"] == rows
-        assert output.json["accuracy"] == pytest.approx(sum(whole["per_class"][name] for name in names) / len(names))
+        recalls = [whole["per_class"][name]["recall"] for name in names]
+        assert output.json["balanced_accuracy"] == pytest.approx(sum(recalls) / len(names))
+        assert output.json["accuracy"] == pytest.approx(sum(recalls) / len(names))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from camkd.config import CRITERIA, Select
 from camkd.report.comparison_stats import (
     Arm,
     Comparison,
@@ -177,6 +178,38 @@ def test_validation_accuracy_ranks_the_methods() -> None:
     comparison = Comparison((strong, weak, Arm("unfinished", {})))
     assert [entry.method for entry in comparison.ranked] == ["weak", "strong"]
     assert comparison.choice == "Best on the validation images: weak, ahead of strong (significant)."
+
+
+@pytest.mark.parametrize(
+    ("select", "best", "by"),
+    [
+        ("accuracy", "a", ""),
+        ("balanced_accuracy", "b", " by balanced validation accuracy"),
+        ("nll", "c", " by validation loss"),
+    ],
+)
+def test_selection_criterion_ranks_the_methods(select: Select, best: str, by: str) -> None:
+    """Of losses, the lowest is the best; its lead over the second is significant, as their difference is constant."""
+    values = {"a": (0.9, 0.6, 0.5), "b": (0.8, 0.7, 0.6), "c": (0.7, 0.5, 0.4)}
+    keys = [criterion.key for criterion in CRITERIA.values()]
+    arms = [
+        Arm(name, {s: {key: v + 0.001 * s * v for key, v in zip(keys, numbers, strict=True)} for s in range(5)})
+        for name, numbers in values.items()
+    ]
+    comparison = Comparison(tuple(arms), select)
+    assert comparison.ranked[0].method == best
+    assert comparison.choice.startswith(f"Best on the validation images{by}: {best}, ahead of ")
+    assert comparison.choice.endswith("(significant).")
+
+
+def test_recall_of_classes_is_a_column() -> None:
+    runs = {s: {"accuracy": 0.5, "per_class": {"cat": {"recall": 0.25 + s}}} for s in (0, 1)}
+    comparison = Comparison((Arm("plain", runs), Arm("kd", {0: {"accuracy": 0.5}})))
+    assert comparison.recall_keys == ["recall:cat"]
+    assert "recall:cat" in comparison.columns
+    assert comparison.arms[0].values("recall:cat") == [0.25, 1.25]
+    assert comparison.arms[1].estimate("recall:cat") is None
+    assert comparison.summary()["methods"]["plain"]["recall:cat"]["mean"] == 0.75
 
 
 @pytest.mark.parametrize(

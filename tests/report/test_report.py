@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from camkd.report.metric_table import METRICS
 from camkd.report.report import write_report
@@ -91,6 +92,15 @@ def test_page_shows_verdict_numbers_curves_and_heatmaps(tmp_path: Path) -> None:
     assert page.text.index("Distillation helped") < page.text.index("Results")
     assert page.html.count("<svg") == 2  # accuracy and loss
     assert sum(tag == "img" for tag, _ in page.tags) == 3
+
+
+def test_recall_of_each_class_has_its_interval(tmp_path: Path) -> None:
+    page = report(write_train_folder(tmp_path / "run"), out=tmp_path)
+    student = json.loads((tmp_path / "run" / "student" / "metrics.json").read_text(encoding="utf-8"))
+    correct, total = student["confusion"][0][0], sum(student["confusion"][0])
+    interval = stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    low, high = 100 * interval.low, 100 * interval.high
+    assert f"{100 * correct / total:.1f} % {low:.0f}–{high:.0f} %" in page.text
 
 
 def test_map_similarity_by_correct_model(tmp_path: Path) -> None:
@@ -236,6 +246,7 @@ def test_page_without_one_of_the_files(tmp_path: Path, name: str) -> None:
         {"accuracy": None, "confusion": None, "params": "many", "seconds": [], "cam_cosine": {}},
         {"accuracy": 0.5, "confusion": [[1, 2], [3]]},
         {"accuracy": 0.5, "confusion": [["a"]]},
+        {"accuracy": 0.5, "confusion": [[-3, 1, 1], [0.25, 0.5, 0.1], [1e300, 0, 0]]},
         {"accuracy": 0.5, "confusion": [[0] * 5] * 5},
         {"accuracy": 0.0, "params": 0, "macs": 0, "seconds": 0.0, "cam_cosine": -0.2},
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch import nn
@@ -180,6 +181,8 @@ def test_only_the_head_changes_and_fits_the_images(name: str, easy: Dataset, tmp
     with torch.no_grad():
         logits = trained(batch.x)
     assert row["val_accuracy"] == pytest.approx(float((logits.argmax(1) == batch.labels).double().mean()))
+    balanced = sklearn.metrics.balanced_accuracy_score(batch.labels, logits.argmax(1))
+    assert row["val_balanced_accuracy"] == pytest.approx(balanced)
     assert row["val_loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, batch.labels)), rel=1e-2)
 
 

@@ -8,6 +8,7 @@ import math
 import signal
 import threading
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd.cams import predict
+from camkd.config import CRITERIA, Select
 from camkd.data.batches import epoch_order
 from camkd.data.dataset import Dataset
 from camkd.data.views import Views
@@ -495,15 +497,31 @@ def test_test_images_are_not_read(easy: Dataset, tmp_path: Path) -> None:
     fit_network(data, tmp_path, ONE_EPOCH, parse_objective("cam-kd"), teacher=teacher, cache=RecordingCache(teacher))
 
 
-@pytest.mark.parametrize(("accuracies", "best"), [([0.5, 0.9, 0.9, 0.7], 3), ([0.9, 0.2, 0.3, 0.4], 1)])
+@pytest.mark.parametrize(
+    ("select", "values", "best"),
+    [
+        ("accuracy", [0.5, 0.9, 0.9, 0.7], 3),
+        ("accuracy", [0.9, 0.2, 0.3, 0.4], 1),
+        ("balanced_accuracy", [0.5, 0.9, 0.9, 0.7], 3),
+        ("nll", [0.5, 0.1, 0.1, 0.7], 3),
+        ("nll", [0.5, 0.9, 0.9, 0.7], 1),
+    ],
+)
 def test_result_is_of_the_best_epoch(
-    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], best: int
+    easy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: Select, values: list[float], best: int
 ) -> None:
-    """Of two epochs with equal accuracy, the later one is the best."""
-    values = iter(accuracies)
-    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_accuracy": next(values), "val_loss": 1.0})
+    """Of two equally good epochs, the later one is the best. The other metrics have no influence."""
+    remaining = iter(values)
+    others = count()
+
+    def validate(self: Validator, model: nn.Module) -> dict[str, float]:
+        metrics = {criterion.key: criterion.sign * float(next(others)) for criterion in CRITERIA.values()}
+        return {**metrics, CRITERIA[select].key: next(remaining)}
+
+    monkeypatch.setattr(Validator, "__call__", validate)
     recorder = Recorder()
-    weights, _ = fit_network(easy, tmp_path, train_config(epochs=4, batch_size=48), callbacks=[recorder])
+    config = train_config(epochs=4, batch_size=48, select=select)
+    weights, _ = fit_network(easy, tmp_path, config, callbacks=[recorder])
     assert equal_weights(weights, recorder.averages[best - 1])
     assert not equal_weights(weights, recorder.averages[best])
 

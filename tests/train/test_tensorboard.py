@@ -27,7 +27,16 @@ pytestmark = pytest.mark.slow
 TWO_EPOCHS = TrainConfig(
     epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=1, tensorboard=True
 )
-NAMES = {"train_loss", "terms/ce", "lr", "val_accuracy", "val_loss", "images_per_second", "seconds"}
+NAMES = {
+    "train_loss",
+    "terms/ce",
+    "lr",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_loss",
+    "images_per_second",
+    "seconds",
+}
 
 
 class CallRecorder(Callback):

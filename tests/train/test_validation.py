@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from torch import nn
 
@@ -55,16 +58,27 @@ def test_metrics_equal_a_literal_loop(
     expected = {
         "val_accuracy": sum(correct) / 24,
         "val_loss": sum(losses) / 24,
+        "val_balanced_accuracy": np.mean([np.mean(np.array(correct)[easy.val.labels == k]) for k in range(3)]),
         "val_teacher_agreement": sum(agreements) / 24,
         "val_cam_cosine": sum(cosines) / 24,
     }
     assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+def test_classes_count_equally_in_the_balanced_accuracy(easy: Dataset, student: nn.Module) -> None:
+    """Images of one class are removed, and those of another class repeated: only the accuracy changes."""
+    rows = np.concatenate([np.flatnonzero(easy.val.labels == 0).repeat(5), np.flatnonzero(easy.val.labels == 1)])
+    data = replace(easy, val=easy.val.take(rows))
+    metrics = Validator(data, CPU, False, None)(student)
+    logits = torch.cat([student(batch.x) for _, batch in Validator(data, CPU, False, None)._shards()])
+    expected = sklearn.metrics.balanced_accuracy_score(data.val.labels, logits.argmax(1).numpy(), adjusted=False)
+    assert metrics["val_balanced_accuracy"] == pytest.approx(expected)
+
+
 def test_metrics_without_a_teacher(easy: Dataset, student: nn.Module) -> None:
     metrics = Validator(easy, CPU, False, None)(student)
     with_teacher = Validator(easy, CPU, False, compute_targets(build_network(4), easy))(student)
-    assert metrics.keys() == {"val_accuracy", "val_loss"}
+    assert metrics.keys() == {"val_accuracy", "val_loss", "val_balanced_accuracy"}
     assert metrics == pytest.approx({name: with_teacher[name] for name in metrics}, rel=1e-5)
 
 

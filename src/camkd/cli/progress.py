@@ -84,7 +84,8 @@ class ProgressReporter(Callback):
     def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
         parts = [
             f"{self.title}  epoch {row['epoch']}",
-            f"validation {row['val_accuracy']:.1%}, loss {row['val_loss']:.3f}",
+            f"validation {row['val_accuracy']:.1%}, balanced {row['val_balanced_accuracy']:.1%}, "
+            f"loss {row['val_loss']:.3f}",
             f"training loss {row['train_loss']:.3f}{_format_terms(row['terms'])}",
         ]
         if "val_teacher_agreement" in row:

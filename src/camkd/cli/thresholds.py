@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from camkd.report.metric_table import class_recalls
 from camkd.types import InputError
 
 
@@ -44,7 +45,7 @@ def violations(metrics: Mapping[str, Any], under: Mapping[str, float], over: Map
     """Describe the metrics that violate a threshold in one sentence.
 
     Args:
-        metrics: Metrics by name.
+        metrics: Metrics by name. The recall of a class in ``per_class`` has the name ``recall:CLASS``.
         under: Thresholds that metrics must not be below.
         over: Thresholds that metrics must not be above.
 
@@ -58,10 +59,13 @@ def violations(metrics: Mapping[str, Any], under: Mapping[str, float], over: Map
         >>> violations({"accuracy": 0.7, "ece": 0.02}, {"accuracy": 0.8}, {"ece": 0.05})
         'accuracy is 0.7, below 0.8.'
     """
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    scalars = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    recalls = class_recalls(metrics)
+    numbers = {**scalars, **recalls}
     for name in (*under, *over):
         if name not in numbers:
-            raise InputError(f"A threshold must be for one of {', '.join(numbers)}, got {name!r}. Choose one of them.")
+            names = [*scalars, *(["recall:CLASS"] if recalls else [])]
+            raise InputError(f"A threshold must be for one of {', '.join(names)}, got {name!r}. Choose one of them.")
     below = [
         f"{name} is {numbers[name]:.6g}, below {threshold:g}"
         for name, threshold in under.items()

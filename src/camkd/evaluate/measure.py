@@ -19,7 +19,9 @@ from camkd.evaluate.metrics import (
     confusion_matrix,
     ece,
     energy_inside,
+    macro_f1,
     map_similarities,
+    mean_recall,
     means,
     means_by_outcome,
     nll,
@@ -28,6 +30,7 @@ from camkd.evaluate.metrics import (
 )
 from camkd.evaluate.per_image import disagreement, per_image_record
 from camkd.types import CENTER, CHANCE_LEVELS, UNIFORM, InputError
+from camkd.utils.intervals import wilson_interval
 
 MAX_CONFUSION_CLASSES = 1000
 """Largest number of classes with a confusion matrix. A matrix of 10,000 classes would hold 100 million numbers."""
@@ -127,26 +130,29 @@ def compute_metrics(
         masks: Object masks ``(N, H, W)`` bool, or None.
 
     Returns:
-        Metrics by name. A metric that does not apply is absent, for example the accuracy of a class without images, a
+        Metrics by name. A metric that does not apply is absent, for example the recall of a class without images, a
         confusion matrix of more than `MAX_CONFUSION_CLASSES` classes, localization without masks, or agreement without
         a teacher.
 
     Example:
         >>> predictions = SplitPredictions(torch.eye(2), torch.rand(2, 4, 4), torch.tensor([0, 1]), "exact")
         >>> metrics = compute_metrics(predictions, torch.tensor([0, 0]), ("cat", "dog"), None)
-        >>> metrics["accuracy"], metrics["per_class"], metrics["confusion"]
-        (0.5, {'cat': 0.5}, [[1, 1], [0, 0]])
+        >>> metrics["accuracy"], metrics["confusion"], metrics["per_class"]["cat"]["recall"]
+        (0.5, [[1, 1], [0, 0]], 0.5)
     """
     predicted = predictions.logits.argmax(1)
     correct = labels[predicted == labels].bincount(minlength=len(classes))
     totals = labels.bincount(minlength=len(classes))
-    class_accuracy = zip(classes, (correct / totals).tolist(), totals.tolist(), strict=True)
+    per_class = _per_class(classes, correct.tolist(), totals.tolist())
     metrics: dict[str, Any] = {
         "accuracy": accuracy(predictions.logits, labels),
+        "balanced_accuracy": mean_recall(correct, totals),
+        "macro_f1": macro_f1(predicted, labels),
+        "min_recall": min(entry["recall"] for entry in per_class.values()),
         "ece": ece(predictions.logits, labels),
         "nll": nll(predictions.logits, labels),
         "cam_form": predictions.form,
-        "per_class": {name: value for name, value, total in class_accuracy if total},
+        "per_class": per_class,
     }
     if len(classes) <= MAX_CONFUSION_CLASSES:
         metrics["confusion"] = confusion_matrix(predicted, labels, len(classes)).tolist()
@@ -161,6 +167,16 @@ def compute_metrics(
         metrics |= means(similarities)
         metrics["by_outcome"] = means_by_outcome(similarities, outcome_masks(predicted, teacher_predicted, labels))
     return metrics
+
+
+def _per_class(classes: tuple[str, ...], correct: list[int], totals: list[int]) -> dict[str, dict[str, float]]:
+    """Return the recall of each class with images, its 95 % interval, and the number of images."""
+    entries = {}
+    for name, successes, count in zip(classes, correct, totals, strict=True):
+        if count:
+            low, high = wilson_interval(successes, count)
+            entries[name] = {"recall": successes / count, "low": low, "high": high, "images": count}
+    return entries
 
 
 def _localization_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:

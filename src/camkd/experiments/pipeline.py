@@ -15,8 +15,10 @@ from torch import nn
 
 from camkd.config import (
     AUTO,
+    CRITERIA,
     RunConfig,
     TrainConfig,
+    best_epoch,
     check_ranges,
     epochs_in_budget,
     is_fine_tuned,
@@ -31,7 +33,7 @@ from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.cache.store import store_folder
 from camkd.distill.objective import Objective, format_objective, parse_objective
 from camkd.distill.teacher import Teacher
-from camkd.evaluate import measure, predict_split
+from camkd.evaluate import measure
 from camkd.experiments.planning import (
     check_network,
 )
@@ -363,16 +365,15 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     history = run.read_history()
     teacher_predictions = teacher.test_predictions if teacher else None
     evaluation = measure(model, data, teacher_predictions)
-    best: dict[str, Any] = max(  # the latest of the epochs with the best accuracy
-        reversed(history), key=lambda row: row["val_accuracy"], default={}
-    )
+    best = best_epoch(history, run.config().get("select", TrainConfig.select))
+    validation = _validate(model, data, next(model.parameters()).device) if best is None else best
     epochs = run.completed_epochs()
     seconds = sum(row["seconds"] for row in history)
     training_seconds = sum(row["seconds"] for row in history if row["epoch"])
     metrics = {
         **evaluation.metrics,
-        "val_accuracy": best["val_accuracy"] if best else _val_accuracy(model, data),
-        "best_epoch": best.get("epoch"),
+        **{key: validation[key] for criterion in CRITERIA.values() if (key := criterion.key) in validation},
+        "best_epoch": None if best is None else best["epoch"],
         "params": info.params,
         "macs": info.macs,
         "image_size": info.size,
@@ -391,12 +392,6 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     write_per_image(run.per_image_file, evaluation.per_image)
     write_json(run.metrics_file, metrics)
     return metrics
-
-
-def _val_accuracy(model: nn.Module, data: Dataset) -> float:
-    """Compute the validation accuracy of a network that was not trained here."""
-    labels = torch.from_numpy(np.array(data.val.labels))
-    return float((predict_split(model, data.val).logits.argmax(1) == labels).double().mean())
 
 
 def prepare_teacher(

@@ -20,7 +20,7 @@ from camkd.report.comparison_stats import (
     format_estimate,
     format_p_value,
 )
-from camkd.report.metric_table import DASH, METRICS
+from camkd.report.metric_table import DASH, METRICS, RECALL, class_recalls
 from camkd.report.page import render_page
 from camkd.types import CHANCE_LEVELS
 from camkd.utils.files import write_json, write_text
@@ -28,12 +28,24 @@ from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg, style_context
 from camkd.utils.text import shorten
 from camkd.utils.units import format_points
 
-PAGE_METRICS = ("accuracy", "val_accuracy", "ece", "teacher_agreement", "cam_cosine", "cam_iou", "cam_inside")
+PAGE_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "val_accuracy",
+    "ece",
+    "teacher_agreement",
+    "cam_cosine",
+    "cam_iou",
+    "cam_inside",
+)
 PAGE_COSTS = ("params", "macs", "seconds", "images_per_second")
 """Keys of the metrics and the costs in ``comparison.html``."""
 
 TERMINAL_METRICS = {
     "accuracy": "test",
+    "balanced_accuracy": "balanced",
+    "macro_f1": "macro-F1",
     "val_accuracy": "val",
     "teacher_agreement": "agreement",
     "cam_cosine": "CAM cosine",
@@ -99,7 +111,8 @@ def _csv(comparison: Comparison) -> str:
     writer.writerow(["method", "seed", *columns])
     for arm in comparison.arms:
         for seed, run in arm.runs.items():
-            writer.writerow([arm.method, seed, *("" if run.get(key) is None else run[key] for key in columns)])
+            values = {**run, **class_recalls(run)}
+            writer.writerow([arm.method, seed, *("" if values.get(key) is None else values[key] for key in columns)])
     return stream.getvalue()
 
 
@@ -116,6 +129,7 @@ def _page(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         differences={SPECS[key].label: differences for key, differences in by_metric.items() if differences},
         settings=settings,
         specs=[SPECS[key] for key in PAGE_METRICS if any(arm.values(key) for arm in arms)],
+        recalls={key.removeprefix(RECALL): [arm.estimate(key) for arm in arms] for key in comparison.recall_keys},
         cost_specs=[SPECS[key] for key in PAGE_COSTS],
         chance_levels=CHANCE_LEVELS,
         format_estimate=format_estimate,

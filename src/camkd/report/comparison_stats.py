@@ -15,13 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from camkd.report.metric_table import DASH
+from camkd.config import CRITERIA, Select
+from camkd.report.metric_table import DASH, RECALL, class_recalls
 from camkd.types import CHANCE_LEVELS
 from camkd.utils.units import format_points
 
 METRIC_KEYS = (
     "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "min_recall",
     "val_accuracy",
+    "val_balanced_accuracy",
+    "val_loss",
     "ece",
     "nll",
     "teacher_agreement",
@@ -45,7 +51,7 @@ METRIC_KEYS = (
 COST_KEYS = ("params", "macs", "epochs", "seconds", "images_per_second")
 """Keys of the costs, the last columns of ``comparison.csv``."""
 
-TESTED_METRICS = ("accuracy", "teacher_agreement", "cam_cosine", "cam_inside")
+TESTED_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "teacher_agreement", "cam_cosine", "cam_inside")
 """Metrics whose differences are tested for significance."""
 
 BASELINES = ("plain", "kd")
@@ -182,8 +188,9 @@ class Arm:
     runs: Mapping[int, Mapping[str, Any]]
 
     def values(self, key: str) -> list[float]:
-        """Return a metric of every run that has it."""
-        return [float(run[key]) for run in self.runs.values() if run.get(key) is not None]
+        """Return a metric, or the recall of a class as ``recall:CLASS``, of every run that has it."""
+        runs = ({**run, **class_recalls(run)} if key.startswith(RECALL) else run for run in self.runs.values())
+        return [float(run[key]) for run in runs if run.get(key) is not None]
 
     def estimate(self, key: str) -> Estimate | None:
         """Return the mean of a metric with its interval, or None if no run has the metric."""
@@ -202,9 +209,11 @@ class Comparison:
 
     Args:
         arms: The methods with their runs.
+        select: The criterion that ranks the methods on the validation images.
     """
 
     arms: tuple[Arm, ...]
+    select: Select = "accuracy"
 
     @property
     def columns(self) -> list[str]:
@@ -213,39 +222,48 @@ class Comparison:
         for key in METRIC_KEYS:
             suffixes = {suffix for arm in self.arms for suffix in arm.chance_levels(key)}
             columns += [key, *(f"{key}_{suffix}" for suffix in sorted(suffixes))]
-        return [*columns, *COST_KEYS]
+        return [*columns, *self.recall_keys, *COST_KEYS]
+
+    @property
+    def recall_keys(self) -> list[str]:
+        """Keys ``recall:CLASS`` of all classes with test images."""
+        return list(dict.fromkeys(key for arm in self.arms for run in arm.runs.values() for key in class_recalls(run)))
 
     @property
     def ranked(self) -> list[Arm]:
-        """Methods by mean validation accuracy, best first. The test images have no influence.
+        """Methods by their mean in the criterion ``select``, best first. The test images have no influence.
 
         Methods without a finished run are excluded. Each mean is over the seeds that the remaining methods have in
         common. The list is empty if there is no common seed.
         """
-        finished = [arm for arm in self.arms if arm.values("val_accuracy")]
-        seeds = [{seed for seed, run in arm.runs.items() if run.get("val_accuracy") is not None} for arm in finished]
+        key, _, sign = CRITERIA[self.select]
+        finished = [arm for arm in self.arms if arm.values(key)]
+        seeds = [{seed for seed, run in arm.runs.items() if run.get(key) is not None} for arm in finished]
         shared = set.intersection(*seeds) if seeds else set()
         if not shared:
             return []
         arms = [Arm(arm.method, {seed: arm.runs[seed] for seed in arm.runs if seed in shared}) for arm in finished]
-        return sorted(arms, key=lambda arm: -float(np.mean(arm.values("val_accuracy"))))
+        return sorted(arms, key=lambda arm: -sign * float(np.mean(arm.values(key))))
 
     @property
     def choice(self) -> str:
         """Sentence with the best method on the validation images and the significance of its lead."""
-        if not any(arm.values("val_accuracy") for arm in self.arms):
+        key, label, _ = CRITERIA[self.select]
+        if not any(arm.values(key) for arm in self.arms):
             return "No run is finished yet."
         if not self.ranked:
-            return "No seed is finished for every method, so the methods cannot be ranked by validation accuracy."
+            return f"No seed is finished for every method, so the methods cannot be ranked by {label}."
         first, *others = self.ranked
         if not others:
             return f"{first.method} is the only method with a finished run."
         second = others[0]
-        lead = paired_difference(first, second, "val_accuracy")
+        lead = paired_difference(first, second, key)
         if abs(lead.estimate.mean) < TOLERANCE:
             return f"On the validation images, {first.method} and {second.method} are equally good."
-        significance = {"ahead": "significant", "noise": "within noise"}.get(lead.outcome, "unknown significance")
-        return f"Best on the validation images: {first.method}, ahead of {second.method} ({significance})."
+        outcomes = {"ahead": "significant", "behind": "significant", "noise": "within noise"}  # a lower loss is better
+        significance = outcomes.get(lead.outcome, "unknown significance")
+        by = "" if self.select == "accuracy" else f" by {label}"
+        return f"Best on the validation images{by}: {first.method}, ahead of {second.method} ({significance})."
 
     def differences(self, key: str = "accuracy") -> tuple[PairedDifference, ...]:
         """Compare all methods except ``plain`` with ``plain``, and all except ``plain`` and ``kd`` with ``kd``.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from camkd.utils.units import format_count, format_duration, format_percent
 
@@ -29,6 +29,20 @@ class MetricSpec(NamedTuple):
     optional: bool = False
 
 
+RECALL = "recall:"
+"""Prefix of the recall of a class, in thresholds and comparisons."""
+
+
+def class_recalls(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the recall of each class as ``recall:CLASS``, a number by name as the other metrics.
+
+    >>> class_recalls({"accuracy": 0.5, "per_class": {"cat": {"recall": 0.25, "low": 0.1, "high": 0.5, "images": 8}}})
+    {'recall:cat': 0.25}
+    """
+    entries = metrics.get("per_class", {}).items()
+    return {f"{RECALL}{name}": entry["recall"] for name, entry in entries if isinstance(entry, dict)}
+
+
 def _format_decimal(number: float) -> str:
     return f"{number:.3f}".replace("-", "−")
 
@@ -49,10 +63,39 @@ METRICS = (
         "Top-1 accuracy on the test images. Higher is better.",
     ),
     MetricSpec(
+        "balanced_accuracy",
+        "Balanced accuracy",
+        format_percent,
+        "Mean recall of the classes: every class counts the same, whatever its number of images. Classes without test "
+        "images do not count. Higher is better.",
+        optional=True,
+    ),
+    MetricSpec(
+        "macro_f1",
+        "Macro-F1",
+        format_percent,
+        "Mean over the classes of F1, the harmonic mean of precision and recall. Higher is better.",
+        optional=True,
+    ),
+    MetricSpec(
+        "min_recall",
+        "Lowest recall",
+        format_percent,
+        "Recall of the class with the lowest recall: the share of its test images that are predicted correctly.",
+        optional=True,
+    ),
+    MetricSpec(
         "val_accuracy",
         "Validation accuracy",
         format_percent,
         "Top-1 accuracy on the validation images, which are held out of training.",
+    ),
+    MetricSpec(
+        "val_balanced_accuracy",
+        "Balanced validation accuracy",
+        format_percent,
+        "Mean recall of the classes on the validation images.",
+        optional=True,
     ),
     MetricSpec(
         "ece",

@@ -23,6 +23,7 @@ from camkd.report.run_summary import ROLES, RunSummary, read_runs
 from camkd.report.verdict import accuracy_gap, attention_verdict, cost_ratio, verdict
 from camkd.types import CHANCE_LEVELS, InputError
 from camkd.utils.files import write_text
+from camkd.utils.intervals import wilson_interval
 from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg
 from camkd.utils.units import format_percent
 
@@ -248,12 +249,25 @@ def _class_rows(runs: list[RunSummary], student: RunSummary, control: RunSummary
             {
                 "name": name,
                 "num_images": int(sum(student.confusion[index])),
-                "accuracies": [run.class_accuracy(index) for run in runs],
+                "accuracies": [_class_cell(run, index) for run in runs],
                 "gain": gain,
             }
         )
     longest = max([5.0, *(abs(row["gain"]) for row in rows if row["gain"] is not None)])
     return [row | {"bar": 50 * (row["gain"] or 0) / longest} for row in rows]
+
+
+def _class_cell(run: RunSummary, index: int) -> tuple[str, list[str]]:
+    """Return the formatted recall of a class, and its 95 % interval for the small print."""
+    recall = run.class_accuracy(index)
+    if recall is None:
+        return DASH, []
+    assert run.confusion is not None
+    counts = [int(count) for count in run.confusion[index]]
+    if not sum(counts):  # fractions in place of counts
+        return format_percent(recall), []
+    low, high = wilson_interval(counts[index], sum(counts))
+    return format_percent(recall), [f"{100 * low:.0f}–{100 * high:.0f}\N{NO-BREAK SPACE}%"]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -91,12 +91,13 @@ class RunSummary:
 
     @cached_property
     def confusion(self) -> list[list[float]] | None:
-        """Confusion matrix of counts, rows are true classes; None if it is missing, not square or not numeric."""
+        """Confusion matrix of counts, rows are true classes; None if it is missing, not square or not of counts."""
         table = self.metrics.get("confusion")
         if not isinstance(table, list) or not table:
             return None
         square = all(isinstance(row, list) and len(row) == len(table) for row in table)
-        return table if square and all(finite_number(value) is not None for row in table for value in row) else None
+        counts = [finite_number(value) for row in table for value in row] if square else []
+        return table if square and all(count is not None and count >= 0 for count in counts) else None
 
     @property
     def num_test_images(self) -> int | None:

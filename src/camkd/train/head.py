@@ -25,6 +25,7 @@ from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Dataset, weights_digest
 from camkd.data.views import Views
 from camkd.distill.keys import cache_key, key_inputs
+from camkd.evaluate.metrics import accuracy, balanced_accuracy
 from camkd.models.example_images import example_images
 from camkd.models.fold_batchnorm import fold_batchnorm
 from camkd.runs.folder import Run
@@ -138,8 +139,7 @@ def fit_head(
             "train_loss": summary["train_loss"],
             "terms": {"ce": summary["train_loss"]},
             "lr": 1.0,
-            "val_accuracy": summary["val_accuracy"],
-            "val_loss": summary["val_loss"],
+            **{name: summary[name] for name in ("val_accuracy", "val_loss", "val_balanced_accuracy")},
             "images_per_second": len(data.train) / seconds,
             "seconds": seconds,
         }
@@ -286,8 +286,9 @@ def _choose_weight_decay(
                 "weight_decay": weight_decay,
                 "iterations": solution.iterations,
                 "train_loss": solution.loss,
-                "val_accuracy": float((logits.argmax(1) == val.labels).double().mean()),
+                "val_accuracy": accuracy(logits, val.labels),
                 "val_loss": float(F.cross_entropy(logits, val.labels)),
+                "val_balanced_accuracy": balanced_accuracy(logits.argmax(1), val.labels).value,
             }
         )
     index = min(range(len(candidates)), key=lambda i: candidates[i]["val_loss"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from camkd.cams import predict
 from camkd.cams.head_detection import check_logits, check_not_probabilities
-from camkd.config import TrainConfig, resolve_optimizer
+from camkd.config import Select, TrainConfig, best_epoch, resolve_optimizer
 from camkd.data.augment import pick_augment
 from camkd.data.batches import batch_count, epoch_order
 from camkd.data.dataset import Dataset
@@ -49,7 +49,7 @@ def fit(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> nn.Module:
-    """Train a model and return its averaged weights of the epoch with the best validation accuracy.
+    """Train a model and return its averaged weights of the epoch that ``config.select`` chooses on validation images.
 
     ``model`` is trained in place. ``metrics.jsonl`` and a checkpoint are written after each epoch. Loss terms with
     weights of their own are initialized from ``config.seed``, trained together with the model, and left out of the
@@ -70,7 +70,7 @@ def fit(
         callbacks: Callbacks, called in order.
 
     Returns:
-        A copy of the model with averaged weights, in eval mode. Of epochs with equal accuracy, the latest counts.
+        A copy of the model with averaged weights, in eval mode. Of equally good epochs, the latest counts.
 
     Raises:
         Interrupted: If SIGINT or SIGTERM is received. The state is saved first.
@@ -103,7 +103,7 @@ def fit(
         for message in state.load(run):
             events.on_message(message)
     elif initial is not None:
-        _add_row(state, dict(initial))
+        _add_row(state, dict(initial), config.select)
     schedule = Schedule(config, batch_count(len(views), config.batch_size))
     validator = Validator(data, device, state.precision == "bf16", teacher)
     trainer = _Trainer(state, objective, config, schedule, events, views, cache)
@@ -116,7 +116,7 @@ def fit(
                     _check_state(state)
                     state.save(run)
                     raise Interrupted(str(run.folder))
-                _end_epoch(state, validator, schedule, len(views))
+                _end_epoch(state, validator, schedule, len(views), config.select)
                 if process_group().rank == 0:
                     run.write_history(state.rows)
                 state.save(run)
@@ -340,7 +340,7 @@ def _accumulate(state: TrainState, loss: Tensor, means: dict[str, Tensor], num_i
         state.counts[name] = state.counts.get(name, 0) + num_images
 
 
-def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_images: int) -> None:
+def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_images: int, select: Select) -> None:
     """Validate the averaged model, append the epoch's metrics and remember the best weights."""
     _check_state(state)
     location = f"epoch {state.epoch + 1}"
@@ -363,6 +363,7 @@ def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_
             "seconds": state.seconds,
             **({"skipped_samples": num_images - num_trained} if num_trained < num_images else {}),
         },
+        select,
     )
     state.epoch += 1
     state.batch = 0
@@ -371,10 +372,9 @@ def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_
     state.counts = {}
 
 
-def _add_row(state: TrainState, row: dict[str, Any]) -> None:
+def _add_row(state: TrainState, row: dict[str, Any], select: Select) -> None:
     """Append the metrics of an epoch, and remember the averaged weights if they are the best so far."""
     state.rows.append(row)
-    if row["val_accuracy"] >= state.best:
-        state.best = row["val_accuracy"]
+    if best_epoch(state.rows, select) is row:
         state.best_epoch = row["epoch"]
         state.best_weights = {name: tensor.clone() for name, tensor in state.average.state_dict().items()}

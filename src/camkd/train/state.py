@@ -29,8 +29,7 @@ class TrainState:
         seconds: Training time of the current epoch in seconds.
         sums: Sums over the images of the current epoch, of the loss under ``""`` and of each term by name.
         counts: Number of images in each sum.
-        best: Best validation accuracy, -1 before the first epoch ends.
-        best_epoch: Epoch with the best validation accuracy, from 1. Of equal accuracies, the latest epoch counts.
+        best_epoch: Epoch of ``best_weights`` by `camkd.config.best_epoch`, 0 before the first epoch ends.
         best_weights: State dict of ``average`` after ``best_epoch``.
         rows: The lines of ``metrics.jsonl``.
     """
@@ -46,7 +45,6 @@ class TrainState:
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    best: float = -1.0
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -68,7 +66,6 @@ class TrainState:
             "seconds": self.seconds,
             "sums": self.sums,
             "counts": self.counts,
-            "best": self.best,
             "best_epoch": self.best_epoch,
             "rows": self.rows,
             "random": torch.get_rng_state(),
@@ -110,7 +107,6 @@ class TrainState:
             self.seconds = state["seconds"]
             self.sums = state["sums"]
             self.counts = state["counts"]
-            self.best = state["best"]
             self.best_epoch = state["best_epoch"]
             self.rows = state["rows"]
         except (RuntimeError, ValueError, KeyError) as error:

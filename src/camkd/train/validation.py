@@ -13,7 +13,7 @@ from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Dataset
 from camkd.data.views import Batch, Views
 from camkd.evaluate import SplitPredictions
-from camkd.evaluate.metrics import cosine, to_common_grid
+from camkd.evaluate.metrics import cosine, mean_recall, to_common_grid
 from camkd.models.eval_mode import eval_mode
 from camkd.types import Prediction
 from camkd.utils.distributed import all_reduce_sum, process_group
@@ -54,22 +54,30 @@ class Validator:
             model: The model, on the device of the validator.
 
         Returns:
-            ``val_accuracy`` and ``val_loss``; with a teacher also ``val_teacher_agreement`` and ``val_cam_cosine``.
+            ``val_accuracy``, ``val_loss`` and ``val_balanced_accuracy``; with a teacher also ``val_teacher_agreement``
+            and ``val_cam_cosine``.
         """
         sums: dict[str, float] = {}
+        num_classes = self.views.classes
+        correct = torch.zeros(num_classes, dtype=torch.float64, device=self.views.device)
         for indices, batch in self._shards():
             targets = self._targets(indices, batch.x.device)
             prediction = self._predict(model, batch, targets)
+            is_correct = prediction.logits.argmax(1) == batch.labels
+            correct += torch.bincount(batch.labels, is_correct.double(), num_classes)
             values = {
-                "val_accuracy": (prediction.logits.argmax(1) == batch.labels).float(),
+                "val_accuracy": is_correct.float(),
                 "val_loss": nn.functional.cross_entropy(prediction.logits, batch.labels, reduction="none"),
             }
             if targets is not None:
                 values |= _agreement(prediction, targets)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
-        totals = all_reduce_sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.views.device))
-        return {name: float(total) / len(self.views) for name, total in zip(sums, totals, strict=True)}
+        values_and_correct = torch.cat([torch.tensor(list(sums.values()), dtype=torch.float64).to(correct), correct])
+        totals, correct = all_reduce_sum(values_and_correct).split([len(sums), num_classes])
+        metrics = {name: float(total) / len(self.views) for name, total in zip(sums, totals, strict=True)}
+        metrics["val_balanced_accuracy"] = mean_recall(correct, self.views.labels.bincount(minlength=num_classes))
+        return metrics
 
     def _shards(self) -> Iterator[tuple[Tensor, Batch]]:
         """Yield this process's shard of each batch: the sample indices, and the images with labels."""

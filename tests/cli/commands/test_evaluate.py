@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import camkd.evaluate
+from camkd.cli.commands.evaluate import metric_tables
 from camkd.data.dataset import Dataset, no_progress
 from camkd.data.sources import open_data
 from camkd.evaluate import Evaluation
@@ -42,6 +43,29 @@ def evaluation(student: str) -> Evaluation:
 def evaluated(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in this test use `evaluation` instead of computing it again."""
     monkeypatch.setattr(finished_runs, "reevaluate", lambda *arguments: evaluation)
+
+
+def test_recall_of_each_class_in_a_table(student: str) -> None:
+    output = run("evaluate", student)
+    per_class = run("evaluate", student, "--json").json["per_class"]
+    lines = [line.replace("│", " ").split() for line in output.out.split("recall by class")[1].splitlines()]
+    for name, entry in per_class.items():
+        numbers = [f"{entry[key]:.3f}" for key in ("recall", "low", "high")]
+        assert [name, str(entry["images"]), *numbers] in lines
+
+
+def test_only_the_lowest_recalls_of_many_classes_are_shown() -> None:
+    per_class = {str(k): {"recall": k / 30, "low": 0.0, "high": 1.0, "images": 30} for k in reversed(range(30))}
+    *_, (title, _, rows) = metric_tables("a", {"accuracy": 0.5, "per_class": per_class})
+    assert title.endswith("the 20 lowest of 30 classes")
+    assert [row[0] for row in rows] == [str(k) for k in range(20)]
+
+
+@pytest.mark.parametrize(("bound", "status"), [(0.0, 0), (1.01, 1)])
+def test_threshold_on_the_recall_of_a_class(student: str, bound: float, status: int) -> None:
+    output = run("evaluate", student, "--fail-under", f"recall:sky={bound}")
+    assert output.status == status
+    assert ("recall:sky is" in output.err) == bool(status)
 
 
 def test_json_has_the_metrics_of_training(student: str, stored_metrics: dict[str, Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +47,25 @@ def test_balanced_accuracy_over_all_orders(pairs: list[tuple[int, int]]) -> None
     assert result.chance == pytest.approx(1 / len(np.unique(labels)))
     assert result.standard_error == pytest.approx(np.std(values), abs=1e-7)
     assert np.mean(values) <= result.chance + 1e-9
+
+
+labeled = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
+"""Predicted and true classes, among them classes without images that are predicted, and the other way around."""
+
+
+@settings(max_examples=100, deadline=None)
+@given(labeled)
+def test_balanced_accuracy_and_macro_f1_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    predicted, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    with warnings.catch_warnings():  # scikit-learn warns about predictions of classes without images
+        warnings.simplefilter("ignore")
+        balanced = sklearn.metrics.balanced_accuracy_score(labels, predicted)
+        f1 = sklearn.metrics.f1_score(labels, predicted, labels=np.unique(labels), average="macro")
+    assert metrics.balanced_accuracy(torch.tensor(predicted), torch.tensor(labels)).value == pytest.approx(balanced)
+    correct = np.bincount(labels[predicted == labels], minlength=6)
+    images = np.bincount(labels, minlength=6)
+    assert metrics.mean_recall(torch.tensor(correct), torch.tensor(images)) == pytest.approx(balanced)
+    assert metrics.macro_f1(torch.tensor(predicted), torch.tensor(labels)) == pytest.approx(f1)
 
 
 def test_confusion_matrix_has_true_rows_and_predicted_columns() -> None:

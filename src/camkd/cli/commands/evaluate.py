@@ -30,6 +30,9 @@ Table = tuple[str, list[str], list[list[str]]]
 MAX_NAME_WIDTH = 48
 """Largest number of columns of the path of an image in a table. Longer paths are cut in the middle."""
 
+MAX_CLASSES = 20
+"""Largest number of classes in the table of recalls."""
+
 COST_KEYS = ("params", "macs")
 """Numbers that are shown with three digits, so that the table fits a terminal of 80 columns."""
 
@@ -101,7 +104,7 @@ def _run(options: Namespace) -> dict[str, Any]:
 
 
 def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
-    """Build tables of metrics with their chance levels, and of map similarity by outcome if there is a teacher.
+    """Build tables of metrics with their chance levels, of recall by class, and of map similarity by outcome.
 
     Args:
         title: Title of the first table.
@@ -123,9 +126,25 @@ def metric_tables(title: str, metrics: Mapping[str, Any]) -> list[Table]:
         if name not in chance_keys
     ]
     result: list[Table] = [(title, ["metric", "value", *(level.label for level in levels)], rows)]
+    if metrics.get("per_class"):
+        result.append(_class_table(metrics["per_class"]))
     if "by_outcome" in metrics:
         result.append(_outcome_table(metrics["by_outcome"]))
     return result
+
+
+def _class_table(per_class: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return the recall of each class with its interval, lowest first. Of many classes, the lowest are shown."""
+    lowest = sorted(per_class, key=lambda name: per_class[name]["recall"])[:MAX_CLASSES]
+    title = "recall by class, 95 % interval (Wilson)"
+    if len(per_class) > MAX_CLASSES:
+        title += f", the {MAX_CLASSES} lowest of {len(per_class):,} classes"
+    rows = []
+    for name in lowest:
+        entry = per_class[name]
+        row = [name, f"{int(entry['images']):,}", *(f"{entry[key]:.3f}" for key in ("recall", "low", "high"))]
+        rows.append([shorten_middle(row[0], MAX_NAME_WIDTH), *row[1:]])
+    return title, ["class", "images", "recall", "from", "to"], rows
 
 
 def _outcome_table(groups: Mapping[str, Mapping[str, float]]) -> Table:

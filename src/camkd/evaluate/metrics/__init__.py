@@ -20,6 +20,8 @@ from camkd.evaluate.metrics.classification import (
     balanced_accuracy,
     confusion_matrix,
     ece,
+    macro_f1,
+    mean_recall,
     nll,
 )
 from camkd.evaluate.metrics.localization import energy_inside, pointing_game
@@ -36,8 +38,10 @@ __all__ = [
     "energy_inside",
     "image_independent_maps",
     "iou_top",
+    "macro_f1",
     "map_similarities",
     "mean_maps_of_others",
+    "mean_recall",
     "means",
     "means_by_outcome",
     "nll",

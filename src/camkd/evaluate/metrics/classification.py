@@ -1,4 +1,4 @@
-"""Classification metrics: accuracy, confusion matrix, negative log-likelihood and calibration error."""
+"""Classification metrics: accuracy, recall, F1, confusion matrix, negative log-likelihood and calibration error."""
 
 from __future__ import annotations
 
@@ -84,6 +84,49 @@ def balanced_accuracy(predicted: Tensor, labels: Tensor) -> BalancedAccuracy:
     )
     variance = max(0.0, squares.item()) / (size - 1) if size > 1 else 0.0
     return BalancedAccuracy((correct * weights).sum().item(), chance, math.sqrt(variance))
+
+
+def mean_recall(correct: Tensor, images: Tensor) -> float:
+    """Balanced accuracy from counts: the mean of ``correct / images`` over the classes with images.
+
+    Args:
+        correct: Number of images of each class that are predicted correctly, ``(K,)``.
+        images: Number of images of each class, ``(K,)``, at least one of them positive.
+
+    Returns:
+        The mean recall, 0 to 1.
+
+    Example:
+        >>> mean_recall(torch.tensor([3, 0, 0]), torch.tensor([4, 2, 0]))
+        0.375
+    """
+    has_images = images > 0
+    return (correct[has_images].double() / images[has_images]).mean().item()
+
+
+def macro_f1(predicted: Tensor, labels: Tensor) -> float:
+    """Macro-averaged F1: the mean over the classes with images of ``2 * TP / (2 * TP + FP + FN)``.
+
+    A class without images has no F1, and a prediction of this class lowers the recall of the true class. This is
+    ``sklearn.metrics.f1_score`` with ``average="macro"`` and the classes of ``labels``.
+
+    Args:
+        predicted: Predicted classes ``(N,)``.
+        labels: True classes ``(N,)``, with ``N >= 1``.
+
+    Returns:
+        The mean F1, 0 to 1.
+
+    Example:
+        >>> macro_f1(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+        0.6666666666666666
+    """
+    classes = 1 + int(torch.cat([predicted, labels]).max())
+    images = labels.bincount(minlength=classes)
+    predictions = predicted.bincount(minlength=classes)
+    correct = labels[predicted == labels].bincount(minlength=classes)
+    f1 = 2 * correct.double() / (images + predictions)  # TP + FN are the images, TP + FP the predictions of a class
+    return f1[images > 0].mean().item()
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

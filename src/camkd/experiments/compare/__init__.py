@@ -164,7 +164,7 @@ def collect(plan: Plan) -> Comparison:
     for method, seeds in _requested_seeds(plan, stored).items():
         runs = {seed: plan.run_folder(method, seed) for seed in seeds}
         arms.append(Arm(method, {seed: run.read_metrics() for seed, run in runs.items() if run.finished}))
-    return Comparison(tuple(arms))
+    return Comparison(tuple(arms), plan.config.train.select)
 
 
 def _requested_seeds(plan: Plan, stored: Mapping[str, Any]) -> dict[str, list[int]]:
