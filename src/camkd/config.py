@@ -51,6 +51,9 @@ class DataConfig:
             )
 
 
+Balance = Literal["none", "sampler", "logits"]
+"""Treatment of unbalanced classes in training, see `camkd.data.class_balance` and `camkd.distill.losses.logits`."""
+
 Select = Literal["accuracy", "balanced_accuracy", "nll"]
 """Criterion that selects the epoch of a run and ranks methods, on the validation images."""
 
@@ -114,6 +117,8 @@ class TrainConfig:
         grad_clip: maximum norm of the gradient.
         on_nan: action when the loss or the gradient of a batch is not finite: stop, or skip the batch.
         ema_decay: decay per step of the averaged weights, which are evaluated and saved.
+        balance: unbalanced classes: none; sampler, epochs with equally many samples of each class; or logits, logit
+            adjustment of the cross-entropy.
         select: criterion on the validation images for the epoch that is kept: accuracy, balanced_accuracy (mean recall
             of the classes) or nll (mean negative log-likelihood).
         augment: augmentation: none, light (flip, crop), strong (light + rotation, color, cutout, mixup/cutmix), photo
@@ -138,6 +143,7 @@ class TrainConfig:
     grad_clip: float = 5.0
     on_nan: Literal["stop", "skip"] = "stop"
     ema_decay: float = 0.998
+    balance: Balance = "none"
     select: Select = "accuracy"
     augment: str = AUTO
     augment_epochs: int | None = None

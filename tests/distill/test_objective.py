@@ -518,3 +518,24 @@ def test_each_part_of_a_mixed_image_has_its_own_weight() -> None:
     labels = torch.lerp(F.one_hot(first, 3).float(), F.one_hot(second, 3).float(), share[:, None])
     weights = F.one_hot(first, 3) * own_part[:, None] + F.one_hot(second, 3) * partner_part[:, None]
     torch.testing.assert_close(parse_objective("ce=1")(student, None, labels, 0.5, weights)[0], expected)
+
+
+# --- logit adjustment
+
+
+@pytest.mark.parametrize("method", ["ce=0.3:label_smoothing=0.1,kd=0.9:T=4", "ce=1,dkd=1,cam=1", "plain"])
+def test_logits_are_adjusted_in_the_cross_entropy_only(method: str) -> None:
+    objective = parse_objective(method)
+    student, teacher, labels = make_student(), make_teacher(), make_labels()
+    log_prior = torch.tensor([0.7, 0.2, 0.1]).log()
+    loss, means = objective.adjust_logits(log_prior)(student, teacher, labels, 0.5)
+    _, plain = objective(student, teacher, labels, 0.5)
+    smoothing = objective.terms["ce"].term.label_smoothing  # type: ignore[attr-defined]
+    shifted = nn.functional.cross_entropy(student.logits.detach() + log_prior, labels, label_smoothing=smoothing)
+    assert means["ce"] == pytest.approx(float(shifted))
+    assert means["ce"] != pytest.approx(float(plain["ce"]))
+    assert {name: mean for name, mean in means.items() if name != "ce"} == {
+        name: mean for name, mean in plain.items() if name != "ce"
+    }
+    weights = {name: weighted.weight_at(0.5) for name, weighted in objective.terms.items()}
+    assert loss.item() == pytest.approx(float(sum(weights[name] * means[name] for name in means)))

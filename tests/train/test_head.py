@@ -16,13 +16,14 @@ from scipy.optimize import minimize as scipy_minimize
 from torch import nn
 
 from camkd.cams.linear_head import linear_head
-from camkd.config import DataConfig, RunConfig, TeacherConfig, TrainConfig
+from camkd.config import Balance, DataConfig, RunConfig, TeacherConfig, TrainConfig
 from camkd.data.dataset import Dataset
 from camkd.data.views import Views
+from camkd.distill.losses.logits import log_prior
 from camkd.models import build
 from camkd.runs.folder import Run
 from camkd.train import head as head_module
-from camkd.train.head import LabeledFeatures, fit_head, make_feature_fn, minimize
+from camkd.train.head import LabeledFeatures, _sample_weights, fit_head, make_feature_fn, minimize
 from camkd.types import InputError, Interrupted
 from support.interrupt import InterruptAt, Messages
 
@@ -75,6 +76,55 @@ def test_solution_is_the_minimum_that_scipy_finds(smoothing: float, weight_decay
     torch.testing.assert_close(solution.weight, weight, atol=2e-3, rtol=0)
     found = np.concatenate([solution.weight.flatten().numpy(), solution.bias.numpy()])
     assert objective(found) == pytest.approx(expected.fun, rel=2e-5)
+
+
+@pytest.mark.parametrize("balance", ["sampler", "logits"])
+def test_solution_for_unbalanced_classes_is_the_minimum_that_scipy_finds(balance: str) -> None:
+    """Sampler: every class has the same weight. Logits: the cross-entropy adds the logarithm of the class shares."""
+    data = random_features(200, 5, 3)
+    rows = torch.cat([(data.labels == k).nonzero()[:, 0][:count] for k, count in enumerate((40, 12, 3))])
+    data = LabeledFeatures(data.features[rows], data.labels[rows])
+    x, labels = data.features.numpy(), data.labels.numpy()
+    counts = np.bincount(labels)
+    sample_weights = {"sampler": 1 / (3 * counts[labels]), "logits": np.full(len(x), 1 / len(x))}[balance]
+    adjustment = {"sampler": np.zeros(3), "logits": np.log(counts / len(x))}[balance]
+
+    def objective(values: np.ndarray) -> float:
+        weight, bias = values[:15].reshape(3, 5), values[15:]
+        logits = x @ weight.T + bias + adjustment
+        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(x)), labels]
+        return float(sample_weights @ losses + 0.1 / 2 * (weight**2).sum())
+
+    expected = scipy_minimize(objective, np.zeros(18), method="BFGS", options={"gtol": 1e-8})
+    start = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    if balance == "sampler":
+        solution = minimize(data._replace(weights=_sample_weights(data.labels, 1).double()), 0.1, start)
+    else:
+        solution = minimize(data, 0.1, start, adjustment=log_prior(data.labels, 3).double())
+    torch.testing.assert_close(solution.weight, torch.from_numpy(expected.x[:15].reshape(3, 5)), atol=5e-3, rtol=0)
+
+
+def test_sample_weights_of_several_views() -> None:
+    weights = _sample_weights(torch.tensor([0, 0, 0, 1]), 2)
+    assert weights.tolist() == pytest.approx([1 / 12, 1 / 12, 1 / 12, 1 / 4] * 2)
+
+
+@pytest.mark.parametrize("augment", ["light", "strong"])
+@pytest.mark.parametrize("balance", ["sampler", "logits"])
+def test_head_of_unbalanced_classes(easy: Dataset, tmp_path: Path, balance: Balance, augment: str) -> None:
+    """The biases of a head for images of a rare class are higher than without balancing, also with mixed labels."""
+    rows = np.concatenate([np.flatnonzero(easy.train.labels == k)[:count] for k, count in enumerate((30, 30, 3))])
+    data = replace(easy, train=easy.train.take(rows))
+    shares = {}
+    for name in ("none", balance):
+        model = build("resnet8", 3, 16)
+        config = run_config(views=2, augment=augment)
+        config = replace(config, train=replace(config.train, balance=name))
+        trained = fit_head(model, data, config, Run(tmp_path / name))
+        batch = Views(data.val, 3, "none", 0, CPU)[0, torch.arange(len(data.val))]
+        with torch.no_grad():
+            shares[name] = float(trained(batch.x).softmax(1)[:, 2].mean())
+    assert shares[balance] > shares["none"]
 
 
 def test_probabilities_as_labels_equal_indices() -> None:

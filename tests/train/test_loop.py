@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from camkd.config import CRITERIA, Select
 from camkd.data.batches import epoch_order
 from camkd.data.dataset import Dataset
 from camkd.data.views import Views
+from camkd.distill.cache import Manifest, RecordFormat, Store, TeacherCache
 from camkd.distill.losses.logits import CrossEntropy
 from camkd.distill.objective import Objective, WeightedTerm, parse_objective
 from camkd.models.eval_mode import eval_mode
@@ -548,6 +550,66 @@ def test_initial_weights_are_returned_if_no_epoch_improves_them(
 def test_result_is_in_evaluation_mode(easy: Dataset, tmp_path: Path) -> None:
     average = fit(build_network(), easy, PLAIN, ONE_EPOCH, Run(tmp_path))
     assert not any(module.training for module in average.modules())
+
+
+# --- unbalanced classes
+
+
+@pytest.fixture
+def unbalanced(easy: Dataset) -> Dataset:
+    rows = np.concatenate([np.flatnonzero(easy.train.labels == k)[:count] for k, count in enumerate((32, 12, 4))])
+    return replace(easy, train=easy.train.take(rows))
+
+
+def store_cache(teacher: nn.Module, folder: Path, num_samples: int) -> TeacherCache:
+    def teacher_fn(x: Tensor) -> Prediction:
+        with eval_mode(teacher), torch.no_grad():
+            return predict(teacher, x)
+
+    record_format = RecordFormat(3, 4, 4)
+    manifest = Manifest("runs/teacher", "resnet8", "easy", "strong", 0, "fp32", num_samples, record_format)
+    return TeacherCache(teacher_fn, Store(folder, manifest))
+
+
+def test_sampler_trains_on_equally_many_images_of_each_class(unbalanced: Dataset, tmp_path: Path) -> None:
+    labels: list[Tensor] = []
+
+    @dataclass(frozen=True)
+    class RecordingTerm(CrossEntropy):
+        def __call__(self, student: Prediction, teacher: Prediction | None, batch_labels: Tensor) -> Tensor:
+            labels.append(batch_labels)
+            return super().__call__(student, teacher, batch_labels)
+
+    config = train_config(epochs=1, balance="sampler", augment="light")
+    fit_network(unbalanced, tmp_path, config, single_term(RecordingTerm()))
+    assert torch.cat(labels).bincount().tolist() == [16, 16, 16]
+
+
+def test_cached_outputs_with_the_sampler(unbalanced: Dataset, tmp_path: Path) -> None:
+    """A run that fills the cache ends with the same bits as one that reads it, and as an interrupted run."""
+    teacher = build_network(9)
+    config = train_config(epochs=3, balance="sampler", augment="strong", augment_epochs=2)
+    outputs = {}
+    for name in ("fill", "read", "resume"):
+        cache = store_cache(teacher, tmp_path / "store", len(unbalanced.train))
+        if name == "resume":
+            with pytest.raises(Interrupted):
+                fit_network(unbalanced, tmp_path / name, config, KD, cache=cache, callbacks=[InterruptAt(3)])
+        outputs[name] = fit_network(unbalanced, tmp_path / name, config, KD, cache=cache, resume=name == "resume")
+        assert (cache.num_computed > 0) == (name == "fill")
+    for name in ("read", "resume"):
+        assert equal_weights(outputs["fill"].weights, outputs[name].weights)
+    assert without_times(outputs["fill"].rows) == without_times(outputs["read"].rows)
+
+
+def test_balance_by_logits_trains_with_the_adjusted_objective(unbalanced: Dataset, tmp_path: Path) -> None:
+    prior = torch.tensor([32 / 48, 12 / 48, 4 / 48]).log()
+    weights, rows = fit_network(unbalanced, tmp_path / "a", train_config(balance="logits"))
+    expected, _ = fit_network(unbalanced, tmp_path / "b", train_config(), PLAIN.adjust_logits(prior))
+    plain, _ = fit_network(unbalanced, tmp_path / "c", train_config())
+    assert equal_weights(weights, expected)
+    assert not equal_weights(weights, plain)
+    assert rows[0]["terms"].keys() == {"ce"}
 
 
 # --- values that are not finite

@@ -183,14 +183,14 @@ def get_policy(name: str) -> Policy | PhotoPolicy:
     return POLICIES[name]
 
 
-def random_uniform(seed: int, epoch: int, indices: Tensor) -> Tensor:
+def random_uniform(seed: int, epoch: int | Tensor, indices: Tensor) -> Tensor:
     """Compute uniform random numbers as a pure function of (seed, epoch, sample, stream).
 
     The numbers are the upper 24 bits of SplitMix64 in counter mode (Steele, Lea and Flood 2014), divided by 2^24.
 
     Args:
         seed: Augmentation seed, 64 bits.
-        epoch: Epoch number.
+        epoch: Epoch number, or the epoch of each sample, ``(B,) int64``.
         indices: Sample indices, ``(B,) int64``.
 
     Returns:
@@ -202,16 +202,24 @@ def random_uniform(seed: int, epoch: int, indices: Tensor) -> Tensor:
     """
     first_counters = indices.cpu().numpy()[:, None] * _NUM_STREAMS
     counters: NDArray[np.uint64] = (first_counters + np.arange(1, _NUM_STREAMS + 1)).astype(np.uint64)
-    bits = mix64(counters * np.uint64(GOLDEN_GAMMA) + np.uint64(derive_seed(seed, epoch)))
+    bits = mix64(counters * np.uint64(GOLDEN_GAMMA) + _epoch_seeds(seed, epoch))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 
-def random_photo(seed: int, epoch: int, indices: Tensor) -> Tensor:
+def _epoch_seeds(seed: int, epoch: int | Tensor) -> NDArray[np.uint64]:
+    """Return the seed of an epoch ``()``, or of the epoch of each sample ``(B, 1)``."""
+    if isinstance(epoch, int):
+        return np.array(derive_seed(seed, epoch), np.uint64)
+    epochs, inverse = np.unique(epoch.numpy(), return_inverse=True)
+    return np.array([derive_seed(seed, number) for number in epochs.tolist()], np.uint64)[inverse, None]
+
+
+def random_photo(seed: int, epoch: int | Tensor, indices: Tensor) -> Tensor:
     """Compute the random numbers of a `PhotoPolicy`, which are independent of those of `random_uniform`.
 
     Args:
         seed: Augmentation seed, 64 bits.
-        epoch: Epoch number.
+        epoch: Epoch number, or the epoch of each sample, ``(B,) int64``.
         indices: Sample indices, ``(B,) int64``.
 
     Returns:

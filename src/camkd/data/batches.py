@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from camkd.data.dataset import Split, max_rows
+
+
+class SampleBatch(NamedTuple):
+    """Samples of a training batch.
+
+    Attributes:
+        indices: Sample indices ``(B,)`` int64.
+        epochs: Augmented epoch of the view of each sample ``(B,)`` int64, or one epoch for all samples.
+    """
+
+    indices: Tensor
+    epochs: Tensor | int
+
 
 DEFAULT_MAX_IMAGES = 250
 """Default maximum number of images per batch of `sequential_batches`."""
@@ -26,8 +41,12 @@ def epoch_order(count: int, seed: int, epoch: int, batch_size: int) -> tuple[Ten
     Returns:
         Sample indices of each batch, int64. Each sample occurs once.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator).tensor_split(batch_count(count, batch_size))
+    return shuffled(count, seed, epoch).tensor_split(batch_count(count, batch_size))
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    """Return a permutation of ``0..count - 1`` for an epoch, int64."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def batch_count(count: int, batch_size: int) -> int:

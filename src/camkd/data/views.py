@@ -130,8 +130,11 @@ class Views:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
-        """Return the augmented views of ``(epoch, indices)``, with ``indices (B,) int64`` on the CPU."""
+    def __getitem__(self, key: tuple[int | Tensor, Tensor]) -> Batch:
+        """Return the augmented views of ``(epoch, indices)``, with ``indices (B,) int64`` on the CPU.
+
+        ``epoch`` is one number, or the epoch of each sample, ``(B,) int64`` on the CPU.
+        """
         epoch, indices = key
         u = random_uniform(self.seed, epoch, indices)
         x = self._augment(epoch, indices)
@@ -143,7 +146,7 @@ class Views:
         x = x.contiguous(memory_format=torch.channels_last)  # rotation changes the memory format
         return Batch(x, labels, weights)
 
-    def _augment(self, epoch: int, indices: Tensor) -> Tensor:
+    def _augment(self, epoch: int | Tensor, indices: Tensor) -> Tensor:
         """Compute the augmented views of ``indices`` without mixup and CutMix, ``(B, 3, H, W)`` in 0..1."""
         pixels = self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
         if not pixels.is_cuda:
@@ -170,7 +173,7 @@ class Views:
             x = cutout(x, u[:, CUTOUT_Y], u[:, CUTOUT_X], policy.cutout, self.frame)
         return x
 
-    def _mix(self, epoch: int, u: Tensor, batch: Batch) -> Batch:
+    def _mix(self, epoch: int | Tensor, u: Tensor, batch: Batch) -> Batch:
         """Apply mixup (Zhang et al. 2017, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899), alpha = 1.
 
         The partner is drawn from the whole split and has its own augmented view of the same epoch.
@@ -179,7 +182,7 @@ class Views:
         rows = (u[:, MIX] < self.policy.mix).nonzero().squeeze(1)  # on the CPU, to avoid a synchronization of the GPU
         fraction = (u[rows, PARTNER].double() + u[rows, PARTNER_LOW].double() / (1 << 24)) * len(self)
         partners = fraction.long().clamp_max(len(self) - 1)
-        partner_x = self._augment(epoch, partners)
+        partner_x = self._augment(epoch if isinstance(epoch, int) else epoch[rows], partners)
         u = to_device(u[rows], self.device)
         rows = to_device(rows, self.device)
         partners = to_device(partners, self.device)

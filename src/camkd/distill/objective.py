@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from camkd.config import FRACTION, POSITIVE
-from camkd.distill.losses.logits import CrossEntropy
+from camkd.distill.losses.logits import AdjustedCrossEntropy, CrossEntropy
 from camkd.distill.losses.registry import TERMS, NeedsAdapter, Term
 from camkd.distill.methods import resolve_method
 from camkd.types import InputError, Prediction
@@ -128,6 +128,25 @@ class Objective:
         for name, weighted in self.terms.items():
             if isinstance(weighted.term, NeedsAdapter):
                 weighted = replace(weighted, term=weighted.term.build_adapter(student, teacher))
+            terms[name] = weighted
+        return Objective(terms)
+
+    @property
+    def has_cross_entropy(self) -> bool:
+        """Whether a term is the cross-entropy with the labels."""
+        return any(isinstance(weighted.term, CrossEntropy) for weighted in self.terms.values())
+
+    def adjust_logits(self, log_prior: Tensor) -> Objective:
+        """Return a copy in which the cross-entropy has logit adjustment; distillation terms are unchanged.
+
+        Args:
+            log_prior: Result of `camkd.distill.losses.logits.log_prior`, ``(K,)``.
+        """
+        terms = {}
+        for name, weighted in self.terms.items():
+            if isinstance(weighted.term, CrossEntropy):
+                term = AdjustedCrossEntropy(weighted.term.label_smoothing, log_prior=log_prior)
+                weighted = replace(weighted, term=term)
             terms[name] = weighted
         return Objective(terms)
 

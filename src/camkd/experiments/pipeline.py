@@ -96,6 +96,11 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None, teacher_s
         raise InputError(
             f"batch_size must be 2 or more for {config.method}, got {config.train.batch_size}. Choose a larger number."
         )
+    if config.train.balance == "logits" and not objective.has_cross_entropy:
+        raise InputError(
+            f"balance must be none or sampler for {config.method}, which has no cross-entropy, got logits. Choose "
+            "another --balance, or a method with the term ce."
+        )
     check_augment(config.train.augment)
     ranges = {
         **asdict(config.train),

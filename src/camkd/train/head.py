@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ from camkd.data.batches import sequential_batches
 from camkd.data.dataset import Dataset, weights_digest
 from camkd.data.views import Views
 from camkd.distill.keys import cache_key, key_inputs
+from camkd.distill.losses.logits import log_prior
 from camkd.evaluate.metrics import accuracy, balanced_accuracy
 from camkd.models.example_images import example_images
 from camkd.models.fold_batchnorm import fold_batchnorm
@@ -73,6 +75,13 @@ class LabeledFeatures(NamedTuple):
     labels: Tensor
     weights: Tensor | None = None
 
+    def cross_entropy(self, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Compute the weighted mean of the cross-entropy of logits ``(N, K)``."""
+        if self.weights is None:
+            return F.cross_entropy(logits, self.labels, label_smoothing=label_smoothing)
+        losses = F.cross_entropy(logits, self.labels, reduction="none", label_smoothing=label_smoothing)
+        return self.weights @ losses / self.weights.sum()
+
 
 class Solution(NamedTuple):
     """Minimum of the loss of a linear layer.
@@ -96,7 +105,8 @@ def fit_head(
     """Train the last layer of a model on features of its frozen layers, and write ``metrics.jsonl`` and ``head.json``.
 
     The first view of an image is the image itself, further views are augmented. The weight decay with the lowest loss
-    on the validation images is chosen. ``metrics.jsonl`` gets one line, for the chosen weight decay: epoch 1, or
+    on the validation images is chosen. ``config.train.balance`` applies: ``sampler`` gives the classes equal weights,
+    ``logits`` adjusts the logits in the loss. ``metrics.jsonl`` gets one line, for the chosen weight decay: epoch 1, or
     epoch 0 if all layers are trained afterwards. ``head.json`` lists all weight decays.
 
     Args:
@@ -132,7 +142,11 @@ def fit_head(
         started = time.perf_counter()
         train, val = _load_features(model, data, config, run, events)
         features_seconds = time.perf_counter() - started
-        weight, bias, summary = _choose_weight_decay(train, val, len(data.classes), config)
+        adjustment = None
+        if config.train.balance == "logits":
+            labels = torch.from_numpy(np.array(data.train.labels)).to(device)
+            adjustment = log_prior(labels, len(data.classes))
+        weight, bias, summary = _choose_weight_decay(train, val, adjustment, len(data.classes), config)
         seconds = time.perf_counter() - started
         row = {
             "epoch": 1 if config.teacher.train == "head" else 0,
@@ -187,15 +201,20 @@ def find_head(model: nn.Module, name: str, size: int) -> nn.Linear | nn.Conv2d:
 
 
 def minimize(
-    data: LabeledFeatures, weight_decay: float, start: tuple[Tensor, Tensor], label_smoothing: float = 0.0
+    data: LabeledFeatures,
+    weight_decay: float,
+    start: tuple[Tensor, Tensor],
+    label_smoothing: float = 0.0,
+    adjustment: Tensor | None = None,
 ) -> Solution:
     """Minimize the mean cross-entropy of a linear layer plus ``weight_decay / 2 * |weight|^2`` by L-BFGS.
 
     Args:
-        data: Features ``(N, D)`` and labels.
+        data: Features ``(N, D)``, labels, and weights of the samples.
         weight_decay: Weight decay of the weight; the bias has none.
         start: Weight ``(K, D)`` and bias ``(K,)`` to start from.
         label_smoothing: Label smoothing of the cross-entropy.
+        adjustment: Logit adjustment ``(K,)`` that the cross-entropy adds to the logits. None: no adjustment.
 
     Returns:
         The solution. L-BFGS stops when `ITERATIONS` iterations decrease the loss by less than the fraction `TOLERANCE`,
@@ -214,10 +233,7 @@ def minimize(
 
     def cross_entropy() -> Tensor:
         logits = F.linear(data.features, weight, bias)
-        if data.weights is None:
-            return F.cross_entropy(logits, data.labels, label_smoothing=label_smoothing)
-        losses = F.cross_entropy(logits, data.labels, label_smoothing=label_smoothing, reduction="none")
-        return (data.weights * losses).sum() / data.weights.sum()
+        return data.cross_entropy(logits if adjustment is None else logits + adjustment, label_smoothing)
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -259,12 +275,14 @@ class _Standardization:
 
 
 def _choose_weight_decay(
-    train: LabeledFeatures, val: LabeledFeatures, classes: int, config: RunConfig
+    train: LabeledFeatures, val: LabeledFeatures, adjustment: Tensor | None, classes: int, config: RunConfig
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Minimize the loss for each weight decay, and choose the weight decay with the lowest validation loss.
 
     With few validation images, the loss varies less than the accuracy. It also depends on the scale of the logits,
-    which matters in distillation.
+    which matters in distillation. The loss is the one that is minimized, without label smoothing: with ``balance``
+    ``sampler`` each class has the same weight, as in an epoch with equally many samples of each class, and with
+    ``logits`` the logits are adjusted.
 
     Returns:
         Weight, bias, and the content of ``head.json``.
@@ -274,13 +292,15 @@ def _choose_weight_decay(
     given = config.train.weight_decay
     width = train.features.shape[1]
     start = train.features.new_zeros(classes, width), train.features.new_zeros(classes)
+    val_losses = []
     solutions = []
     candidates = []
     for weight_decay in WEIGHT_DECAYS if given is None or config.teacher.train != "head" else (given,):
-        solution = minimize(train, weight_decay, start, config.train.label_smoothing)
+        solution = minimize(train, weight_decay, start, config.train.label_smoothing, adjustment)
         start = solution.weight, solution.bias
         logits = F.linear(val.features, *start)
         solutions.append(solution)
+        val_losses.append(float(val.cross_entropy(logits if adjustment is None else logits + adjustment)))
         candidates.append(
             {
                 "weight_decay": weight_decay,
@@ -291,7 +311,7 @@ def _choose_weight_decay(
                 "val_balanced_accuracy": balanced_accuracy(logits.argmax(1), val.labels).value,
             }
         )
-    index = min(range(len(candidates)), key=lambda i: candidates[i]["val_loss"])
+    index = val_losses.index(min(val_losses))
     weight, bias = standardization.unapply(solutions[index])
     return weight, bias, {**candidates[index], "candidates": candidates}
 
@@ -352,16 +372,38 @@ def _load_features(
         features[split].append(stored)
         labels_of[split].append(views.labels.cpu() if targets is None or split == "val" else targets)
     train_set, val_set = (
-        LabeledFeatures(torch.cat(features[split]).to(device), torch.cat(labels_of[split]).to(device))
-        for split in ("train", "val")
+        LabeledFeatures(
+            torch.cat(features[split]).to(device),
+            torch.cat(labels_of[split]).to(device),
+            _sample_weights(views.labels, len(features[split])) if config.train.balance == "sampler" else None,
+        )
+        for split, views in (("train", plain), ("val", val))
     )
     if plain.weights is None:
         return train_set, val_set
-    if not mixes:
-        return train_set._replace(weights=plain.weights.repeat(_num_views(config))), val_set
-    weights = train_set.labels.sum(1)
-    labels = train_set.labels / weights.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    labels = train_set.labels
+    if mixes:
+        weights = labels.sum(1)
+        labels = labels / weights.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    else:
+        weights = plain.weights.repeat(_num_views(config))
+    if train_set.weights is not None:
+        weights = weights * train_set.weights
     return train_set._replace(labels=labels, weights=weights), val_set
+
+
+def _sample_weights(labels: Tensor, num_views: int) -> Tensor:
+    """Return weights of the views of all samples, with which every class has the same sum and the total is 1.
+
+    Args:
+        labels: Class of each sample ``(N,)``. The views of mixed images count for the class of their first image.
+        num_views: Number of views of each sample.
+
+    Returns:
+        Weights ``(num_views * N,)``, view by view.
+    """
+    weights = 1 / labels.bincount()[labels].float()
+    return (weights / weights.sum() / num_views).repeat(num_views)
 
 
 def make_feature_fn(

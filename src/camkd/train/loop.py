@@ -16,10 +16,12 @@ from camkd.cams import predict
 from camkd.cams.head_detection import check_logits, check_not_probabilities
 from camkd.config import Select, TrainConfig, best_epoch, resolve_optimizer
 from camkd.data.augment import pick_augment
-from camkd.data.batches import batch_count, epoch_order
+from camkd.data.batches import SampleBatch, batch_count
 from camkd.data.dataset import Dataset
+from camkd.data.training_batches import training_batches
 from camkd.data.views import Batch, Views
 from camkd.distill.cache import TeacherCache
+from camkd.distill.losses.logits import log_prior
 from camkd.distill.objective import Objective
 from camkd.evaluate import SplitPredictions
 from camkd.models.eval_mode import eval_mode, fp32_dilated_convs
@@ -91,6 +93,8 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False)
     views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
+    if config.balance == "logits":
+        objective = objective.adjust_logits(log_prior(views.labels, len(data.classes)))
     precision = pick_precision(config.precision, device)
     _check_outputs(model, views, len(data.classes), precision)
     if objective.needs_adapters:
@@ -150,9 +154,8 @@ class _Trainer:
         state = self.state
         started = time.perf_counter()
         state.model.train()
-        augmented_epoch = state.epoch % (self.config.augment_epochs or self.config.epochs)
-        order = epoch_order(len(self.views), self.config.augment_seed, state.epoch, self.config.batch_size)
-        for size, batch, targets in _iter_batches(self.views, self.cache, augmented_epoch, order[state.batch :]):
+        batches = training_batches(self.views.split.labels, self.config, state.epoch)
+        for size, batch, targets in _iter_batches(self.views, self.cache, batches[state.batch :]):
             self.train_step(size, batch, targets)
             self.events.on_batch_end(size)
             if stop.poll():
@@ -191,17 +194,15 @@ class _Trainer:
 
 
 def _iter_batches(
-    views: Views, cache: TeacherCache | None, augmented_epoch: int, order: Sequence[Tensor]
+    views: Views, cache: TeacherCache | None, batches: Sequence[SampleBatch]
 ) -> Iterator[tuple[int, Batch, Prediction | None]]:
     """Yield the size of each batch, this process's shard of the batch, and the teacher's outputs on the shard."""
-    for indices in order:
+    for indices, epochs in batches:
         shard = process_group().shard(indices)
-        batch = views[augmented_epoch, shard]
-        if cache is None:
-            yield len(indices), batch, None
-            continue
-        cached = cache.get(augmented_epoch, shard)
-        outputs = cache.compute(augmented_epoch, shard, batch.x) if cached is None else cached.to(batch.x.device)
+        if isinstance(epochs, Tensor):
+            epochs = process_group().shard(epochs)
+        batch = views[epochs, shard]
+        outputs = None if cache is None else cache.outputs(epochs, shard, batch.x)
         yield len(indices), batch, outputs
 
 

@@ -26,11 +26,11 @@ CLASSES = 3
 FORMAT = RecordFormat(CLASSES, 2, 3)
 
 
-def make_views(epoch: int, samples: Tensor) -> Tensor:
+def make_views(epoch: int | Tensor, samples: Tensor) -> Tensor:
     """Stand-in for augmented images: channel 0 is the sample, channel 1 the epoch."""
     x = torch.zeros(len(samples), 3, 4, 4)
     x[:, 0] = samples[:, None, None].float()
-    x[:, 1] = float(epoch)
+    x[:, 1] = torch.as_tensor(epoch).float().reshape(-1, 1, 1)
     return x
 
 
@@ -281,3 +281,65 @@ def test_truncated_file_on_a_full_disk_gives_a_warning(tmp_path: Path, monkeypat
     cache, _ = make_cache(tmp_path)
     with pytest.warns(UserWarning, match="a full disk"):
         assert equal(get_or_compute(cache, 0, 8, 9), expected_outputs(0, 8, 9))
+
+
+# --- batches of samples of several epochs
+
+EPOCHS = torch.tensor([0, 2, 0, 2, 1, 0])
+SAMPLES = torch.tensor([1, 1, 4, 1, 9, 1])
+PAIRS = {(0, 1), (2, 1), (0, 4), (1, 9)}
+
+
+def test_outputs_of_samples_of_several_epochs(tmp_path: Path) -> None:
+    """Each pair of epoch and sample is computed once, also if it occurs twice in a batch, and then read."""
+    cache, teacher = make_cache(tmp_path)
+    x = make_views(EPOCHS, SAMPLES)
+    expected = round_to_float16(teacher_outputs(x))
+    for num_computed in (len(PAIRS), len(PAIRS)):
+        outputs = cache.outputs(EPOCHS, SAMPLES, x)
+        assert torch.equal(outputs.logits, expected.logits)
+        assert outputs.cams is not None
+        assert expected.cams is not None
+        assert torch.equal(outputs.cams, expected.cams)
+        assert cache.num_computed == len(teacher.samples) == num_computed
+    assert cache.get(2, torch.tensor([1])) is not None
+    assert cache.get(2, torch.tensor([4])) is None
+
+
+def test_cached_outputs_of_some_samples_are_not_replaced(tmp_path: Path) -> None:
+    """A run that fills the cache uses the bits that a later run reads, so written records stay."""
+    cache, teacher = make_cache(tmp_path)
+    get_or_compute(cache, 0, 4)
+    other, _ = make_cache(tmp_path)
+    other.teacher_fn = lambda x: Prediction(*(-part for part in teacher_outputs(x)[:2] if part is not None))
+    x = make_views(EPOCHS, SAMPLES)
+    outputs = other.outputs(EPOCHS, SAMPLES, x).logits
+    expected = round_to_float16(teacher_outputs(x)).logits
+    is_cached = (EPOCHS == 0) & (SAMPLES == 4)
+    assert torch.equal(outputs[is_cached], expected[is_cached])
+    assert torch.equal(outputs[~is_cached], -expected[~is_cached])
+    assert torch.equal(cache.outputs(EPOCHS, SAMPLES, x).logits, outputs)
+    assert teacher.samples == [4]
+
+
+def test_corrupt_outputs_of_samples_are_computed_again(tmp_path: Path) -> None:
+    cache, teacher = make_cache(tmp_path)
+    x = make_views(EPOCHS, SAMPLES)
+    expected = cache.outputs(EPOCHS, SAMPLES, x)
+    path = make_store(tmp_path).path(1)
+    content = bytearray(path.read_bytes())
+    content[9 * FORMAT.dtype.itemsize + 10] ^= 1
+    path.write_bytes(content)
+    cache, teacher = make_cache(tmp_path)
+    with pytest.warns(CorruptCacheWarning, match="epoch-0001"):
+        outputs = cache.outputs(EPOCHS, SAMPLES, x)
+    assert teacher.samples == [9]
+    assert torch.equal(outputs.logits, expected.logits)
+
+
+def test_outputs_of_samples_without_a_store() -> None:
+    teacher = RecordingTeacher()
+    cache = TeacherCache(teacher, record_format=FORMAT)
+    outputs = cache.outputs(EPOCHS, SAMPLES, make_views(EPOCHS, SAMPLES))
+    assert torch.equal(outputs.logits, round_to_float16(teacher_outputs(make_views(EPOCHS, SAMPLES))).logits)
+    assert len(teacher.samples) == len(SAMPLES)

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkd.distill.losses.logits import DKD, KD, CrossEntropy, StandardizedKD, cross_entropy, dkd, kd, standardize
+from camkd.distill.losses.logits import (
+    DKD,
+    KD,
+    AdjustedCrossEntropy,
+    CrossEntropy,
+    StandardizedKD,
+    cross_entropy,
+    dkd,
+    kd,
+    log_prior,
+    standardize,
+)
 from camkd.types import Prediction
 from support.reference_formulas import randn
 
@@ -218,3 +229,37 @@ def test_standardized_kd_matches_formula_and_is_invariant_to_scale_and_shift(
     rescaled = term(Prediction(scale * student + shift), Prediction(teacher), labels)
     torch.testing.assert_close(rescaled, values, rtol=1e-4, atol=1e-7)
     assert DKD().needs == term.needs == {"logits"}
+
+
+# --- logit adjustment
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("mixed", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(seeds, shapes)
+def test_logit_adjustment_is_that_of_the_paper(
+    label_smoothing: float, mixed: bool, seed: int, shape: tuple[int, int]
+) -> None:
+    """Menon et al. 2021, equation 10: ``log(1 + sum_{k != y} (prior[k] / prior[y]) * exp(f[k] - f[y]))``."""
+    count, classes = shape
+    logits = randn(seed, count, classes)
+    train_labels = torch.arange(classes).repeat_interleave(torch.arange(1, classes + 1))
+    prior = [(k + 1) / len(train_labels) for k in range(classes)]
+    labels = torch.arange(count) % classes
+    targets = randn(seed + 1, count, classes).softmax(1) if mixed else F.one_hot(labels, classes).float()
+    expected = []
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        losses = [
+            math.log(1 + sum(prior[k] / prior[y] * math.exp(row[k] - row[y]) for k in range(classes) if k != y))
+            for y in range(classes)
+        ]
+        q = [(1 - label_smoothing) * t + label_smoothing / classes for t in target]
+        expected.append(sum(weight * loss for weight, loss in zip(q, losses, strict=True)))
+    term = AdjustedCrossEntropy(label_smoothing, log_prior=log_prior(train_labels, classes))
+    loss = term(Prediction(logits), None, targets if mixed else labels)
+    assert loss.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_prior_of_a_class_without_images_is_finite() -> None:
+    assert log_prior(torch.tensor([0, 0, 2]), 4).exp().tolist() == pytest.approx([2 / 3, 1 / 3, 1 / 3, 1 / 3])

@@ -150,6 +150,7 @@ def open_reporter() -> ProgressReporter:
 
 def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     """Open the dataset of a command and print its summary."""
+    from camkd.data.class_balance import describe_imbalance
     from camkd.data.sources import open_dataset
     from camkd.utils.distributed import process_group, run_on_rank0
 
@@ -164,6 +165,7 @@ def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test images "
         f"of {size}x{size} pixels in {len(data.classes)} classes"
     )
-    for note in data.notes:
+    imbalance = describe_imbalance(data.train.labels, data.classes)
+    for note in (*data.notes, *([imbalance] if imbalance else [])):
         reporter.message(f"  {note}")
     return data

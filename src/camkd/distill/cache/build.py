@@ -81,7 +81,7 @@ class _TeacherViews:
         frame = self.teacher.student_data.size
         return Views(data.train, len(data.classes), self.config.augment, self.config.augment_seed, device, frame=frame)
 
-    def __call__(self, epoch: int, indices: Tensor) -> Tensor:
+    def __call__(self, epoch: int | Tensor, indices: Tensor) -> Tensor:
         return self.views[epoch, indices].x
 
 

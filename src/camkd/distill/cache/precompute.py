@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from camkd.config import RunConfig, epochs_in_budget
 from camkd.data.augment import pick_augment
-from camkd.data.batches import batch_count, epoch_order
+from camkd.data.batches import batch_count
 from camkd.data.dataset import Dataset, Progress, no_progress
 from camkd.data.sources import open_dataset
+from camkd.data.training_batches import training_batches
 from camkd.data.views import Views
 from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn, record_format_for
 from camkd.distill.cache.store import Store
@@ -102,26 +104,37 @@ class _Precomputer:
         return epochs_in_budget(self.config, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
-        """Yield the tasks of all `epochs`."""
+        """Yield the tasks of all `epochs`; with ``balance`` ``sampler`` those of every training epoch of the run."""
         num_batches = batch_count(len(self.data.train), self.config.train.batch_size)
-        return ((epoch, start) for epoch in range(self.epochs) for start in range(0, num_batches, BATCHES_PER_TASK))
+        return (
+            (epoch, start) for epoch in range(self.num_task_epochs) for start in range(0, num_batches, BATCHES_PER_TASK)
+        )
+
+    @property
+    def num_task_epochs(self) -> int:
+        return self.config.train.epochs if self.config.train.balance == "sampler" else self.epochs
 
     def __call__(self, task: tuple[int, int]) -> int:
         """Compute the missing outputs of a task. A batch with a missing output is computed as a whole.
 
         The batches are those of training, because the last bits of an output depend on the other images of its batch.
+        With ``balance`` ``sampler``, the missing outputs of a batch are computed, so these bits depend on the order of
+        the tasks too: several processes may give other last bits.
 
         Returns:
             The number of images of the task, including images with cached outputs.
         """
         epoch, start = task
         train = self.config.train
-        order = epoch_order(len(self.data.train), train.augment_seed, epoch, train.batch_size)
+        train = replace(train, augment_epochs=self.epochs)
         num_images = 0
-        for indices in order[start : start + BATCHES_PER_TASK]:
-            if not self.store.contains(epoch, indices.numpy()):
-                outputs = self.cache.teacher_fn(self.images(epoch, indices))
-                self.store.write(epoch, indices.numpy(), self.store.record_format.encode(outputs))
+        for indices, epochs in training_batches(self.data.train.labels, train, epoch)[start : start + BATCHES_PER_TASK]:
+            if isinstance(epochs, Tensor):
+                if not self.store.read_samples(epochs.numpy(), indices.numpy())["checksum"].all():
+                    self.cache.outputs(epochs, indices, self._views[epochs, indices].x)
+            elif not self.store.contains(epochs, indices.numpy()):
+                outputs = self.cache.teacher_fn(self.images(epochs, indices))
+                self.store.write(epochs, indices.numpy(), self.store.record_format.encode(outputs))
             num_images += len(indices)
         return num_images
 
@@ -168,7 +181,7 @@ def precompute(config: RunConfig, data: Dataset, processes: int, progress: Progr
         )
     check_writable(precomputer.store.folder, "Set CAMKD_CACHE to a writable folder.")
     tasks = list(precomputer.tasks())
-    total = precomputer.epochs * len(data.train)
+    total = precomputer.num_task_epochs * len(data.train)
     done = 0
     if processes == 1:
         for task in tasks:

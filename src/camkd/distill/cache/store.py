@@ -248,6 +248,46 @@ class Store:
         assert mapped is not None
         mapped[indices] = records
 
+    def read_samples(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Read the records of samples of several epochs.
+
+        Args:
+            epochs: Epoch of the augmented view of each sample, ``(N,)``.
+            indices: Sample indices, ``(N,)``.
+
+        Returns:
+            The records ``(N,)``. The checksum of a record that is missing or corrupt is 0.
+
+        Warns:
+            CorruptCacheWarning: If a record is corrupt.
+        """
+        all_records = np.zeros(len(indices), self.record_format.dtype)
+        for epoch in np.unique(epochs).tolist():
+            rows = epochs == epoch
+            try:
+                records, valid = self._read_records(epoch, indices[rows])
+            except CacheFullError:  # no space to extend a truncated file; `write_samples` raises the error again
+                continue
+            self._all_valid(epoch, records, valid)
+            records["checksum"][~valid] = 0
+            all_records[rows] = records
+        return all_records
+
+    def write_samples(self, epochs: NDArray[np.int64], indices: NDArray[np.int64], records: NDArray[np.void]) -> None:
+        """Write the records of samples of several epochs. See `write`.
+
+        Args:
+            epochs: Epoch of the augmented view of each sample, ``(N,)``.
+            indices: Sample indices, ``(N,)``.
+            records: ``N`` records from `RecordFormat.encode`.
+
+        Raises:
+            CacheFullError: If the disk has no space for an epoch.
+        """
+        for epoch in np.unique(epochs).tolist():
+            rows = epochs == epoch
+            self.write(epoch, indices[rows], records[rows])
+
     def verify_epoch(self, epoch: int, *, repair: bool = False) -> tuple[int, int]:
         """Verify the checksum of every record of an epoch.
 

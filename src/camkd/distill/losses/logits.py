@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -34,6 +34,23 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         tensor([0.6931])
     """
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+
+
+def log_prior(labels: Tensor, classes: int) -> Tensor:
+    """Compute the logarithm of the share of each class in the training labels.
+
+    Args:
+        labels: Class indices of the training images, ``(N,)``.
+        classes: Number of classes ``K``.
+
+    Returns:
+        ``log(N_k / N)``, ``(K,)``. A class without images counts as one image, so that the logarithm is finite.
+
+    Example:
+        >>> log_prior(torch.tensor([0, 0, 0, 1]), 2).exp()
+        tensor([0.7500, 0.2500])
+    """
+    return (labels.bincount(minlength=classes).clamp(min=1) / len(labels)).log()
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -160,6 +177,33 @@ class CrossEntropy:
 
     def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
         return cross_entropy(student.logits, labels, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class AdjustedCrossEntropy(CrossEntropy):
+    """Cross-entropy with logit adjustment, for unbalanced classes.
+
+        loss = cross_entropy(logits + log(prior), labels),    prior[k] = share of class k in the training labels
+
+    The adjusted logits model the training data, with its frequent and rare classes. So the logits themselves, which are
+    used after training, rank the classes as if all were equally frequent: the minimum has the lowest balanced error.
+    Probabilities are then those of data with equally frequent classes. Labels of mixed images and label smoothing apply
+    to the adjusted logits. Source: Menon et al. 2021, arXiv 2007.07314, equation 10, with tau = 1.
+
+    Args:
+        label_smoothing: Label smoothing in 0..1.
+        log_prior: Result of `log_prior`, ``(K,)``.
+
+    Example:
+        >>> term = AdjustedCrossEntropy(log_prior=torch.tensor([0.75, 0.25]).log())
+        >>> term(Prediction(torch.zeros(1, 2)), None, torch.tensor([1]))  # -log 0.25
+        tensor([1.3863])
+    """
+
+    log_prior: Tensor = field(kw_only=True)
+
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor) -> Tensor:
+        return cross_entropy(student.logits + self.log_prior, labels, self.label_smoothing)
 
 
 @dataclass(frozen=True)
