@@ -11,6 +11,7 @@ from typing import Any
 from unicodedata import normalize
 
 import numpy as np
+import torch
 from torch import nn
 
 from camkd.data.dataset import Dataset, Progress, derived_fingerprint, fingerprint
@@ -21,6 +22,7 @@ from camkd.data.sources import SOURCES, open_data
 from camkd.data.value_range import FULL_RANGE
 from camkd.distill.teacher import choose_teacher, load_teacher
 from camkd.evaluate import Evaluation, measure
+from camkd.evaluate.calibration import measure_confidence
 from camkd.explain.class_names import list_classes
 from camkd.explain.explain import explain_batches
 from camkd.explain.files import (
@@ -86,7 +88,30 @@ def reevaluate(
     teacher_predictions = load_teacher(teacher_folder, dataset, device).test_predictions if teacher_folder else None
     evaluation = measure(model, dataset, teacher_predictions)
     properties = {"params": info.params, "macs": info.macs, "image_size": info.size}
-    return evaluation._replace(metrics={**evaluation.metrics, **properties})
+    answers = {} if info.threshold is None else answer_metrics(evaluation, dataset, info.threshold)
+    return evaluation._replace(metrics={**evaluation.metrics, **answers, **properties})
+
+
+ANSWER_METRICS = ("threshold", "coverage", "answered_accuracy")
+"""Metrics of models with a confidence threshold."""
+
+
+def answer_metrics(evaluation: Evaluation, dataset: Dataset, threshold: float) -> dict[str, float]:
+    """Return `ANSWER_METRICS`. Without an answer there is no ``answered_accuracy``.
+
+    Args:
+        evaluation: Evaluation of a model.
+        dataset: The dataset that was evaluated.
+        threshold: Confidence below which an answer counts as unsure.
+    """
+    labels = torch.from_numpy(np.array(dataset.test.labels))
+    confidence = measure_confidence(evaluation.predictions.logits, labels, threshold)
+    values = {
+        "threshold": threshold,
+        "coverage": confidence.coverage,
+        "answered_accuracy": confidence.answered_accuracy,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _open_test_data(
@@ -351,6 +376,11 @@ def explain_files(
     for note in describe_remarks({escape_name(str(path)): remarks[path] for path in remarks}):
         message(note)
     paths = [path for path in paths if path not in unreadable]
+    thresholds = {title: getattr(entry, "info", info).threshold for title, entry in models.items()}
+    maps_by_model = {
+        title: maps._replace(threshold=thresholds[title] or 0.0) for title, maps in explanation.maps_by_model.items()
+    }
+    explanation = explanation._replace(maps_by_model=maps_by_model)
     if file_format == "folder":
         write_overlays(out, paths, explanation.maps_by_model[title].maps, progress, info.preprocessing)
     elif file_format == "png":

@@ -264,6 +264,7 @@ def train_run(
         )
 
         def finish() -> dict[str, Any]:
+            run.remove_calibration()
             save(best, folder, info)
             return evaluate_and_save(run, data, best, teacher)
 

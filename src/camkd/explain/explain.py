@@ -26,6 +26,14 @@ class ModelMaps(NamedTuple):
     """Softmax probabilities of all classes, ``(N, K)``."""
     maps: NDArray[np.float32]
     """Maps of the explained classes, ``(N, k, h, w)``."""
+    threshold: float = 0.0
+    """Confidence below which a prediction is unsure."""
+
+    @property
+    def unsure(self) -> NDArray[np.bool_]:
+        """Whether the confidence of each image is below the threshold, ``(N,)``."""
+        is_below: NDArray[np.bool_] = self.probabilities.max(1) < self.threshold
+        return is_below
 
     @classmethod
     def concatenate(cls, predictions: Sequence[Prediction]) -> ModelMaps:
@@ -125,6 +133,7 @@ def draw_explanation(
     """Save images and maps side by side as PNG, with `camkd.explain.plots.save_heatmaps`.
 
     With one explained class per image, the caption of a map is the class that its model predicts, and the confidence.
+    Below the model's threshold the caption starts with "unsure".
     With several explained classes, the caption is the class of the map and its probability. Without true classes, a
     footnote names the classes of the model. The names of contrast maps have the form "bird vs. cat", and a footnote
     describes the contrast.
@@ -153,7 +162,7 @@ def draw_explanation(
     footnote = " ".join(sentences)
     if class_ids.shape[1] == 1:
         columns = [
-            _column(title, model_maps, model_maps.probabilities.argmax(1), 0, classes, ())
+            _column(title, model_maps, model_maps.probabilities.argmax(1), 0, classes, (), mark_unsure=True)
             for title, model_maps in explanation.maps_by_model.items()
         ]
         map_classes = [describe_map(classes[k], against) for k in class_ids[:, 0]]
@@ -182,9 +191,15 @@ def _column(
     rank: int,
     classes: Sequence[str],
     against: Sequence[str],
+    *,
+    mark_unsure: bool = False,
 ) -> HeatmapColumn:
     confidences = np.take_along_axis(model_maps.probabilities, caption_ids[:, None], 1)[:, 0]
     captions = [describe_map(classes[k], against) for k in caption_ids]
+    if mark_unsure:
+        captions = [
+            f"unsure: {name}" if unsure else name for name, unsure in zip(captions, model_maps.unsure, strict=True)
+        ]
     return HeatmapColumn(title, model_maps.maps[:, rank], captions, confidences.tolist())
 
 

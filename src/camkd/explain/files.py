@@ -299,6 +299,7 @@ def prediction_records(
 
         - ``class``: name of the predicted class.
         - ``confidence``: probability of the predicted class.
+        - ``unsure``: whether the confidence is below the threshold of the model; absent if the model has none.
         - ``classes_shown``: for each class with a map, its name ``class`` and its probability ``confidence``.
 
     Example:
@@ -316,6 +317,7 @@ def prediction_records(
             record[title] = {
                 "class": classes[probabilities.argmax()],
                 "confidence": float(probabilities.max()),
+                **({"unsure": bool(model_maps.unsure[row])} if model_maps.threshold else {}),
                 "classes_shown": [
                     {"class": classes[k], "confidence": float(probabilities[k])} for k in explanation.class_ids[row]
                 ],

@@ -87,7 +87,8 @@ def render_card(
         f"Role: {info['role']}. Method: `{info['method']}`. Dataset: `{info['data']}` (fingerprint "
         f"`{info['data_fingerprint'][:16]}`). Seed: {info['seed']}.{_training_budget(metrics)}",
         "## Limitations\n\nA map shows where the model found evidence, not whether the prediction is correct. The "
-        "model also predicts a class for images unlike its training images, and its confidence does not reveal them.",
+        "model also predicts a class for images unlike its training images, and its confidence does not reveal them."
+        + _threshold_note(info.get("threshold")),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
@@ -112,6 +113,15 @@ def front_matter(info: Mapping[str, Any], metrics: Mapping[str, Any], kind: Kind
         }
         metadata["model-index"] = [{"name": title(info), "results": [result]}]
     return metadata
+
+
+def _threshold_note(threshold: float | None) -> str:
+    if not threshold:
+        return ""
+    return (
+        f" The confidence, the largest softmax probability of the logits, is calibrated. Below {threshold:.3f} the "
+        "answer counts as unsure."
+    )
 
 
 def _training_budget(metrics: Mapping[str, Any]) -> str:

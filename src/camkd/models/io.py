@@ -50,6 +50,8 @@ class ModelInfo:
         source_fingerprint: `Dataset.source_fingerprint` of the dataset; empty for a network with pretrained weights.
         fit: Treatment of images that are not square: ``crop`` or ``pad``; see `camkd.types.Preprocessing`.
         interpolation: Filter that resized the images: ``bicubic`` or ``bilinear``.
+        temperature: Temperature that ``camkd calibrate`` divided weight and bias of the last layer by; 1 without.
+        threshold: Confidence, the largest softmax probability, below which an answer counts as unsure. None without.
         sha256: Checksum of the weights file, hexadecimal; empty before saving.
     """
 
@@ -68,6 +70,8 @@ class ModelInfo:
     source_fingerprint: str = ""
     fit: Fit = "crop"
     interpolation: Interpolation = "bicubic"
+    temperature: float = 1.0
+    threshold: float | None = None
     sha256: str = ""
 
     @property
@@ -81,7 +85,8 @@ class ModelInfo:
         Raises:
             TypeError: If a field has the wrong type.
             ValueError: If there are fewer than two classes, if a class name is not a string of valid Unicode, or if
-                ``size`` or ``value_range`` is out of range, or if ``fit`` or ``interpolation`` is unknown.
+                ``size``, ``value_range``, ``temperature`` or ``threshold`` is out of range, or if ``fit`` or
+                ``interpolation`` is unknown.
         """
         for name, annotation in get_type_hints(ModelInfo).items():
             value = getattr(self, name)
@@ -101,6 +106,10 @@ class ModelInfo:
             low, high = self.value_range
             if not -math.inf < low < high < math.inf:
                 raise ValueError(f"value_range must be two increasing numbers, got {list(self.value_range)!r}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be more than 0, got {self.temperature}")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be between 0 and 1, got {self.threshold}")
         if not 1 <= self.size <= MAX_IMAGE_SIZE:
             raise ValueError(f"size must be between 1 and {MAX_IMAGE_SIZE}, got {self.size}")
         "".join(self.classes).encode()  # raises for a lone surrogate, which cannot be printed

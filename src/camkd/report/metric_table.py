@@ -110,6 +110,20 @@ METRICS = (
         "Mean negative log-likelihood of the true class, in nats. Lower is better.",
     ),
     MetricSpec(
+        "coverage",
+        "Answered images",
+        format_percent,
+        "Share of test images with a confidence at or above the threshold of camkd calibrate.",
+        optional=True,
+    ),
+    MetricSpec(
+        "answered_accuracy",
+        "Precision of the answers",
+        format_percent,
+        "Accuracy on the answered images.",
+        optional=True,
+    ),
+    MetricSpec(
         "teacher_agreement",
         "Agreement with teacher",
         format_percent,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from camkd.report.risk_coverage import RiskCoverage
 from camkd.utils.plot_style import SERIES_COLORS, TEXT_COLOR, style_context
 from camkd.utils.text import shorten
 from camkd.utils.units import finite_number
@@ -59,6 +60,36 @@ def curve_figure(
         axes.grid(axis="y", color=TEXT_COLOR, alpha=0.13, linewidth=0.8)
         if axes.lines:
             axes.legend(frameon=False, handlelength=2.6)
+    return figure
+
+
+def risk_figure(curves: Mapping[str, RiskCoverage], thresholds: Mapping[str, float]) -> Figure:
+    """Plot the error rate of the answers by the share of images that are answered, one line per run.
+
+    Args:
+        curves: Curves by the name of the run.
+        thresholds: Coverage at the confidence threshold, by the name of the run; it is marked with a diamond.
+
+    Returns:
+        The figure.
+    """
+    with style_context():
+        figure = Figure((3.9, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (name, curve) in enumerate(curves.items()):
+            points = list(zip(curve.coverage.tolist(), curve.risk.tolist(), strict=True))
+            _add_line(axes, [(100 * coverage, risk) for coverage, risk in points], index, 100, name)
+            if name in thresholds:
+                risk = float(np.interp(thresholds[name], curve.coverage, curve.risk))
+                color = SERIES_COLORS[index % len(SERIES_COLORS)]
+                axes.plot([100 * thresholds[name]], [100 * risk], "D", color=color, markersize=6)
+        axes.set_title("Errors among the answers (%)", loc="left", fontsize=10.5, weight="bold")
+        axes.set_xlabel("answered images (%), most confident first")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=TEXT_COLOR, alpha=0.13, linewidth=0.8)
+        axes.legend(frameon=False, handlelength=2.6)
     return figure
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from markupsafe import Markup
 from camkd.report.merge_galleries import merge_galleries
 from camkd.report.metric_table import DASH, METRICS, MetricSpec
 from camkd.report.page import read_template, render_page
-from camkd.report.plots import confusion_figure, curve_figure
+from camkd.report.plots import confusion_figure, curve_figure, risk_figure
+from camkd.report.risk_coverage import risk_coverage
 from camkd.report.run_summary import ROLES, RunSummary, read_runs
 from camkd.report.verdict import accuracy_gap, attention_verdict, cost_ratio, verdict
 from camkd.types import CHANCE_LEVELS, InputError
@@ -123,6 +124,10 @@ def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
         **_confusion_context(student),
         "gallery": merge_galleries(runs, student),
         "map_note": MAP_NOTE,
+        "risk_curve": Markup(risk_svg)
+        if (risk_svg := _risk_curve(runs))
+        else None,  # safe: matplotlib escapes its text
+        "calibrations": [(run.name, _calibration_cells(run)) for run in runs if run.calibration],
         "frequent_errors": _frequent_errors(student),
         "class_rows": _class_rows(runs, student, control),
         "environments": [(run.name, list(_flatten(run.environment))) for run in runs if run.environment],
@@ -210,6 +215,40 @@ def _training_curves(histories: dict[str, list[dict[str, Any]]]) -> Iterator[str
     for key, title, percent in plots:
         if any(key in row for history in histories.values() for row in history):
             yield figure_to_svg(curve_figure(histories, key, title, percent))
+
+
+def _risk_curve(runs: list[RunSummary]) -> str | None:
+    """Return the risk-coverage curves of the runs with results per image, as SVG."""
+    curves = {}
+    thresholds = {}
+    for run in runs:
+        confidence, predicted, label = (run.column(name) for name in ("confidence", "predicted", "label"))
+        if confidence is None or predicted is None or label is None:
+            continue
+        curves[run.name] = risk_coverage(confidence, predicted == label)
+        threshold = run.calibration_number("threshold")
+        if threshold:
+            thresholds[run.name] = float((confidence >= threshold).mean())
+    return figure_to_svg(risk_figure(curves, thresholds)) if curves else None
+
+
+def _calibration_cells(run: RunSummary) -> list[str]:
+    """Return the formatted cells of a calibrated run."""
+
+    def cell(format_value: Callable[[float], str], *keys: str) -> str:
+        value = run.calibration_number(*keys)
+        return DASH if value is None else format_value(value)
+
+    cells = [cell("{:.3f}".format, "total_temperature")]
+    for key in ("ece", "nll"):
+        before, after = (cell("{:.3f}".format, "test", state, key) for state in ("uncalibrated", "calibrated"))
+        cells.append(f"{before} → {after}")
+    cells.append(cell(format_percent, "precision"))
+    cells.append(cell("{:.3f}".format, "threshold"))
+    for key in ("coverage", "answered_accuracy"):
+        validation, test = (cell(format_percent, split, "calibrated", key) for split in ("validation", "test"))
+        cells.append(f"{validation} / {test}")
+    return cells
 
 
 def _confusion_context(run: RunSummary) -> dict[str, Any]:

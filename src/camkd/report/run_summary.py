@@ -42,6 +42,7 @@ class RunSummary:
         epoch_heatmaps: Epochs and heatmap figures during training.
         gallery: Content of ``gallery.json``, see `camkd.report.gallery`.
         per_image: Columns of ``per_image.npz``, one row per test image.
+        calibration: Content of ``calibration.json``.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RunSummary:
     epoch_heatmaps: list[tuple[int, str]] = field(default_factory=list)
     gallery: dict[str, Any] = field(default_factory=dict)
     per_image: dict[str, NDArray[Any]] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     def number(self, key: str) -> float | None:
         """Return a number from ``metrics.json``, or from ``model.json`` if ``metrics.json`` lacks the key.
@@ -66,6 +68,13 @@ class RunSummary:
             The number, or None if it is missing or not a finite number.
         """
         return finite_number(self.metrics.get(key, self.model_info.get(key)))
+
+    def calibration_number(self, *keys: str) -> float | None:
+        """Return a number of ``calibration.json`` by its keys from the outside in, or None if it is missing."""
+        value: Any = self.calibration
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return finite_number(value)
 
     def column(self, name: str) -> NDArray[Any] | None:
         """Return a column of numbers from ``per_image.npz``.
@@ -179,6 +188,7 @@ def _read_run(folder: Path, name: str) -> RunSummary:
         epoch_heatmaps=_thin_out(_read_epoch_heatmaps(figures)),
         gallery=_read_json(folder / "gallery.json"),
         per_image=read_per_image(per_image_file) if per_image_file.is_file() else {},
+        calibration=_read_json(folder / "calibration.json"),
     )
 
 

@@ -25,6 +25,9 @@ from camkd.runs.checkpoints import Checkpoints
 from camkd.types import InputError
 from camkd.utils.files import load_json, write_json, write_text
 
+UNCALIBRATED_FILE = "uncalibrated.safetensors"
+"""Name of the file with weight and bias of the last layer before the first calibration."""
+
 RESTORE = "Restore it from a copy, or choose another --out"
 """Advice in the error message for a corrupt file that a resumed run needs."""
 
@@ -76,6 +79,16 @@ class Run:
     def gallery_file(self) -> Path:
         """Path of the images and maps that the report shows."""
         return self.folder / "gallery.json"
+
+    @property
+    def calibration_file(self) -> Path:
+        """Path of the temperature, the threshold and their measurements."""
+        return self.folder / "calibration.json"
+
+    def remove_calibration(self) -> None:
+        """Remove the files of a calibration, when the head is that of training again."""
+        self.calibration_file.unlink(missing_ok=True)
+        (self.folder / UNCALIBRATED_FILE).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:

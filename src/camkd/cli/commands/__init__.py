@@ -3,6 +3,7 @@
 from camkd.cli.commands.audit import AUDIT
 from camkd.cli.commands.bench_device import BENCH_DEVICE
 from camkd.cli.commands.cache import CACHE
+from camkd.cli.commands.calibrate import CALIBRATE
 from camkd.cli.commands.common import Command, Group
 from camkd.cli.commands.compare import COMPARE
 from camkd.cli.commands.distill import DISTILL
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Command | Group] = {
     "distill": DISTILL,
     "compare": COMPARE,
     "evaluate": EVALUATE,
+    "calibrate": CALIBRATE,
     "explain": EXPLAIN,
     "report": REPORT,
     "export": EXPORT,

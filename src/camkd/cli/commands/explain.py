@@ -98,12 +98,16 @@ def _run(options: Namespace) -> dict[str, Any]:
 
 
 def _format_prediction(title: str, record: dict[str, Any]) -> str:
-    """Format ``student cat (93%)``, or with several classes ``student cat (93%), dog (4%)``."""
+    """Format ``student cat (93%)``, or with several classes ``student cat (93%), dog (4%)``.
+
+    Below the threshold of the model: ``student unsure: cat (41%)``.
+    """
     # With --top 1, classes_shown has one class: the one that the first model predicts. A model that predicts another
     # class is listed with its own prediction only, because the class of the map is already named for the first model.
     other_classes = [entry for entry in record["classes_shown"] if entry["class"] != record["class"]]
     entries = [record, *(other_classes if len(record["classes_shown"]) > 1 else [])]
-    return f"{title} " + ", ".join(f"{entry['class']} ({entry['confidence']:.0%})" for entry in entries)
+    answer = f"{title} unsure: " if record.get("unsure") else f"{title} "
+    return answer + ", ".join(f"{entry['class']} ({entry['confidence']:.0%})" for entry in entries)
 
 
 def _format_contrast(records: dict[str, Any], against: list[str]) -> str:

@@ -121,6 +121,7 @@ def _page_config(source: str, model: Path) -> dict[str, Any]:
         "params": info.params,
         "bytes": model.stat().st_size,
         "accuracy": metrics.get("accuracy"),
+        "threshold": info.threshold,
         "colormap": color_table(EVIDENCE_COLORMAP).tolist(),
     }
 

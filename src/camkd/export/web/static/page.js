@@ -73,6 +73,8 @@ function refuse(message) {
 const ranking = probabilities => probabilities.map((_, k) => k).sort((a, b) => probabilities[b] - probabilities[a]);
 const percent = fraction => `${fraction < MIN_PROBABILITY ? "< 0.1" : fraction >= 0.995 && fraction < 1 ? "> 99" : (100 * fraction).toFixed(fraction < 0.0995 ? 1 : 0)}\u00a0%`;
 const label = k => config.classes[k];
+const isUnsure = probabilities => config.threshold !== null && Math.max(...probabilities) < config.threshold;
+const answer = probabilities => `${isUnsure(probabilities) ? "unsure: " : ""}${label(ranking(probabilities)[0])}`;
 const mapClass = () => selectedClass ?? ranking(current.prediction.probabilities).find(k => k !== contrastClass);
 const mapLabel = () => (contrastClass === null ? label(mapClass()) : `${label(mapClass())} vs. ${label(contrastClass)}`);
 
@@ -92,7 +94,7 @@ function showResult(result) {
   const ranked = ranking(prediction.probabilities);
   const k = mapClass();
   $("result").hidden = false;
-  showFigure($("student"), selectedMap(prediction.maps), prediction.grid, `${label(ranked[0])}, ${percent(prediction.probabilities[ranked[0]])}`);
+  showFigure($("student"), selectedMap(prediction.maps), prediction.grid, `${answer(prediction.probabilities)}, ${percent(prediction.probabilities[ranked[0]])}`);
   const teacherMap = teacher && selectedMap(teacher.maps);
   $("teacher").hidden = !teacherMap;
   if (teacherMap) {
@@ -173,7 +175,7 @@ function applyOpacity() {
 function describePrediction() {
   const { prediction: { probabilities }, name, milliseconds } = current;
   const classes = ranking(probabilities).slice(0, 3).filter(k => probabilities[k] >= MIN_PROBABILITY);
-  return `${name}: ${classes.map(k => `${label(k)} ${percent(probabilities[k])}`).join(", ")}. Predicted in ${milliseconds.toFixed(1)} ms.`;
+  return `${name}: ${isUnsure(probabilities) ? `unsure, below ${percent(config.threshold)}; ` : ""}${classes.map(k => `${label(k)} ${percent(probabilities[k])}`).join(", ")}. Predicted in ${milliseconds.toFixed(1)} ms.`;
 }
 
 const showStatus = text => { $("status").textContent = text; };
@@ -218,7 +220,7 @@ async function showFrames(ownGeneration) {
 }
 
 function announceTopClass() {
-  const topLabel = label(ranking(current.prediction.probabilities)[0]);
+  const topLabel = answer(current.prediction.probabilities);
   if (topLabel === announced.label || performance.now() - announced.at < ANNOUNCE_INTERVAL) return;
   announced = { label: topLabel, at: performance.now() };
   showStatus(`Camera: ${topLabel}.`);
