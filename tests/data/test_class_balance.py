@@ -91,7 +91,7 @@ def test_views_of_several_epochs_equal_those_of_each_epoch(policy: str) -> None:
     views = Views(split, 3, policy, 5, torch.device("cpu"))
     epochs = torch.tensor([0, 3, 1, 0, 7, 3, 1, 1, 0, 7])
     indices = torch.tensor([0, 0, 5, 11, 2, 3, 3, 4, 9, 9])
-    x, labels = views[epochs, indices]
+    x, labels, _ = views[epochs, indices]
     for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
         expected = views[epoch, torch.tensor([index])]
         torch.testing.assert_close(x[row], expected.x[0], rtol=0, atol=0)
