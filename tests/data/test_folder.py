@@ -362,6 +362,7 @@ def test_cache_key_is_independent_of_class_and_field_names() -> None:
         modified_ns: int
         group: str | None
         weight: float | None
+        mask: None
 
     RenamedListing = type("RenamedListing", (Listing,), {})
     splits = {

@@ -48,9 +48,39 @@ def test_localization_metrics_have_chance_levels() -> None:
     metrics = compute_metrics(predictions, torch.tensor([0, 1]), ("cat", "dog"), None, masks)
     assert metrics["cam_inside"] == metrics["cam_pointing_game"] == 0.5
     assert metrics["cam_inside_chance"] == metrics["cam_pointing_game_chance"] == 4 / 64
+    assert metrics["mask_images"] == 2
     assert metrics["cam_pointing_game_center"] == 0.5  # the first of four equal center cells has its center at (3, 3)
     weights = center_prior(4, 4) / center_prior(4, 4).sum()
     assert metrics["cam_inside_center"] == pytest.approx(float(weights[0, 0] + weights[1, 1]) / 2)
+
+
+def test_localization_uses_the_images_with_a_mask_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps, logits = torch.rand(9, 4, 4, generator=generator), torch.randn(9, 2, generator=generator)
+    masks = torch.rand(9, 16, 16, generator=generator) < 0.3
+    masks[[0, 4, 8]] = False
+    labels, kept = torch.zeros(9, dtype=torch.int64), torch.tensor([1, 2, 3, 5, 6, 7])
+    metrics, expected = (
+        compute_metrics(
+            SplitPredictions(logits[rows], maps[rows], torch.zeros(len(rows), dtype=torch.int64), "exact"),
+            labels[rows],
+            ("cat", "dog"),
+            None,
+            masks[rows],
+        )
+        for rows in (torch.arange(9), kept)
+    )
+    assert metrics["mask_images"] == 6
+    names = [f"cam_{name}{level}" for name in ("inside", "pointing_game") for level in ("", "_chance", "_center")]
+    assert {name: metrics[name] for name in names} == {name: expected[name] for name in names}
+    without = compute_metrics(
+        SplitPredictions(logits, maps, torch.zeros(9, dtype=torch.int64), "exact"),
+        labels,
+        ("cat", "dog"),
+        None,
+        torch.zeros_like(masks),
+    )
+    assert not {"mask_images", *names} & without.keys()
 
 
 def test_accuracy_of_a_class_without_images_is_absent() -> None:

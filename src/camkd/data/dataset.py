@@ -44,7 +44,8 @@ class Split:
     Args:
         images: RGB images, ``(N, H, W, 3) uint8``.
         labels: Class indices, ``(N,) int64``.
-        masks: Object masks, ``(N, H, W) bool``, True on the object; None if the source has no masks.
+        masks: Object masks, ``(N, H, W) bool``, True on the object; None if the source has no masks. The mask of an
+            image without mask is False everywhere.
         names: Path of each image file, relative to the dataset folder; None if the images are not files.
         checksums: CRC-32 of each image, ``(N,) uint32``; None if the dataset was not opened from the dataset cache.
         weights: Weight of each image in the cross-entropy of the training, ``(N,) float32``, 0 or more; None if all

@@ -69,7 +69,7 @@ class DecoderPool:
     """
 
     def __init__(self, workers: int | None) -> None:
-        self.workers = workers or _available_cores()
+        self.workers = workers or available_cores()
         self._workers: list[_Worker] = []
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
 
@@ -212,5 +212,6 @@ def _run_task(task: DecodeTask) -> DecodedRows:
     return decode_rows(images, task.rows, task.paths, task.preprocessing, summarize_gray=task.summarize_gray)
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from camkd.data.decode import DecoderPool
 from camkd.data.file_names import escape_name, join_first, quote_names
 from camkd.data.images import DecodedRows, common_size, describe_remarks
 from camkd.data.listing import ImageFile, Listing
+from camkd.data.masks import MaskDecoder
 from camkd.data.store import SplitArrays, build_or_open, create_image_file, encode_key, select_rows
 from camkd.data.value_range import ValueRange, common_range
 from camkd.types import Fit, InputError, Interpolation, Preprocessing
@@ -108,7 +109,7 @@ def _add_weights(split: Split, samples: Sequence[tuple[int, ImageFile]]) -> Spli
 def cache_key(listing: Listing, preprocessing: Preprocessing, bad_images: BadImages) -> str:
     """Return the key of the cached dataset: the location, the options, and the size and time of each file."""
     splits = {
-        split: {name: [[file.name, file.bytes, file.modified_ns] for file in files] for name, files in classes.items()}
+        split: {name: [_key_of_file(file) for file in files] for name, files in classes.items()}
         for split, classes in listing.splits.items()
     }
     return encode_key(
@@ -124,6 +125,12 @@ def cache_key(listing: Listing, preprocessing: Preprocessing, bad_images: BadIma
             "splits": splits,
         }
     )
+
+
+def _key_of_file(file: ImageFile) -> list[Any]:
+    mask = file.mask
+    own = [file.name, file.bytes, file.modified_ns]
+    return own if mask is None else [*own, [mask.name, mask.bytes, mask.modified_ns]]
 
 
 def decode_splits(
@@ -199,7 +206,9 @@ def _decode_listing(
             f"gray values of images of more than 8 bits were scaled: {value_range[0]:,g} became 0 and "
             f"{value_range[1]:,g} became 255"
         )
-    train, val, test = (_make_split(folder, split, listing, errors[split]) for split in SPLITS)
+    masks = MaskDecoder(listing, preprocessing, workers, bad_images, progress)
+    train, val, test = (_make_split(folder, split, listing, errors[split], masks) for split in SPLITS)
+    notes += masks.notes()
     without_images = [
         name
         for label, name in enumerate(listing.classes)
@@ -219,8 +228,8 @@ def _decode_listing(
     return SplitArrays(listing.classes, train, val, test, tuple(notes), value_range, digest)
 
 
-def _make_split(folder: Path, split: str, listing: Listing, errors: Mapping[int, str]) -> Split:
-    """Return the decoded images of ``split`` without the unreadable rows."""
+def _make_split(folder: Path, split: str, listing: Listing, errors: Mapping[int, str], masks: MaskDecoder) -> Split:
+    """Return the decoded images of ``split`` without the unreadable rows, and their masks."""
     samples = listing.samples(split)
     kept = np.array([row for row in range(len(samples)) if row not in errors], np.int64)
     if errors and not len(kept):
@@ -228,4 +237,10 @@ def _make_split(folder: Path, split: str, listing: Listing, errors: Mapping[int,
     path = folder / f"{split}_images.npy"
     images = select_rows(path, kept) if errors else np.load(path, mmap_mode="r")
     labels = np.array([samples[row][0] for row in kept], np.int64)
-    return Split(images, labels, names=tuple(escape_name(samples[row][1].name) for row in kept))
+    files = [samples[row][1] for row in kept]
+    return Split(
+        images,
+        labels,
+        masks.decode(folder / f"{split}_masks.npy", files, f"reading {split} masks"),
+        names=tuple(escape_name(file.name) for file in files),
+    )

@@ -226,38 +226,115 @@ def _decode(path: str | Path, preprocessing: Preprocessing | None, value_range: 
 
     Without a preprocessing, the image keeps its size. Without a value range, gray values are only summarized.
     """
+    with _value_errors(), Path(path).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        opened = _open_image(file)
+        with opened.image as image:
+            loaded, is_complete = _load(opened)
+            remarks = [] if is_complete else [INCOMPLETE]
+            transposition = TRANSPOSITIONS.get(opened.orientation)
+            upright = loaded if transposition is None else loaded.transpose(transposition)
+            if upright.mode[0] in "IF":  # gray with more than 8 bits
+                is_16_bits = image.mode.startswith("I;16") or image.format == "PNG"
+                values = np.asarray(upright).astype(np.uint16) if is_16_bits else np.asarray(upright)
+                if isinstance(image, _TiffImage) and image.is_inverted:
+                    values = _invert(values, image.tag_v2[BITS_TAG][0])
+                transparent = image.info.get("transparency")
+                if value_range is None:
+                    return Decoded(summarize(values, transparent), remarks, sha256, upright.size)
+                pixels = scale_to_bytes(values, value_range, transparent)
+                visible = np.ones(values.shape, bool) if transparent is None else values != transparent
+                remarks += _remarks_on_scaling(values[visible], pixels[visible], value_range)
+                rgb = Image.fromarray(pixels).convert("RGB")
+            else:
+                rgb = _to_rgb(upright)
+                if opened.is_narrowed:
+                    remarks.append(NARROWED if _num_levels(np.asarray(rgb)) >= FEW_LEVELS else NEARLY_FLAT)
+            square = _to_square(rgb, preprocessing) if preprocessing else rgb
+            return Decoded(np.asarray(square), remarks, sha256, rgb.size)
+
+
+@contextmanager
+def _value_errors() -> Iterator[None]:
+    """Raise every error of Pillow and of the operating system as ``ValueError``."""
     try:
-        with Path(path).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            opened = _open_image(file)
-            with opened.image as image:
-                loaded, is_complete = _load(opened)
-                remarks = [] if is_complete else [INCOMPLETE]
-                transposition = TRANSPOSITIONS.get(opened.orientation)
-                upright = loaded if transposition is None else loaded.transpose(transposition)
-                if upright.mode[0] in "IF":  # gray with more than 8 bits
-                    is_16_bits = image.mode.startswith("I;16") or image.format == "PNG"
-                    values = np.asarray(upright).astype(np.uint16) if is_16_bits else np.asarray(upright)
-                    if isinstance(image, _TiffImage) and image.is_inverted:
-                        values = _invert(values, image.tag_v2[BITS_TAG][0])
-                    transparent = image.info.get("transparency")
-                    if value_range is None:
-                        return Decoded(summarize(values, transparent), remarks, sha256, upright.size)
-                    pixels = scale_to_bytes(values, value_range, transparent)
-                    visible = np.ones(values.shape, bool) if transparent is None else values != transparent
-                    remarks += _remarks_on_scaling(values[visible], pixels[visible], value_range)
-                    rgb = Image.fromarray(pixels).convert("RGB")
-                else:
-                    rgb = _to_rgb(upright)
-                    if opened.is_narrowed:
-                        remarks.append(NARROWED if _num_levels(np.asarray(rgb)) >= FEW_LEVELS else NEARLY_FLAT)
-                square = _to_square(rgb, preprocessing) if preprocessing else rgb
-                return Decoded(np.asarray(square), remarks, sha256, rgb.size)
+        yield
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow raises SyntaxError, struct.error, IndexError, ... on broken files
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def decode_mask(path: str | Path, image_path: str | Path, preprocessing: Preprocessing) -> NDArray[np.bool_]:
+    """Decode the object mask of an image, with the geometry of the image.
+
+    The object is where the mask is not black and not transparent. In formats whose black is not exact (JPEG, WebP,
+    AVIF), it is where the mask is brighter than half of its largest value. A pixel of the result is on the object if
+    half of its area or more is. An enlarged mask keeps its edges.
+
+    Args:
+        path: Image file of the mask. It may have another resolution than the image, but must have its proportions.
+        image_path: Image file of the image.
+        preprocessing: Size and fit of the image.
+
+    Returns:
+        ``(size, size) bool``, False on padding.
+
+    Raises:
+        ValueError: If a file cannot be decoded, or the proportions differ. The message is the reason.
+
+    Example:
+        >>> decode_mask(Path("masks/cat.png"), Path("cat.jpg"), Preprocessing(64)).shape      # doctest: +SKIP
+        (64, 64)
+    """
+    with _value_errors():
+        with Path(image_path).open("rb") as file:
+            opened = _open_image(file)
+            with opened.image as image:
+                width, height = image.size if opened.orientation < 5 else image.size[::-1]
+        with Path(path).open("rb") as file:
+            opened = _open_image(file)
+            with opened.image as image:
+                loaded = _load(opened)[0]
+                transposition = TRANSPOSITIONS.get(opened.orientation)
+                upright = loaded if transposition is None else loaded.transpose(transposition)
+                is_object = _find_object(upright, image.format)
+        mask_height, mask_width = is_object.shape
+        scale_x, scale_y = mask_width / width, mask_height / height
+        if min(abs(mask_height - height * scale_x), abs(mask_width - width * scale_y)) > 1:
+            raise ValueError(
+                f"the mask must have the proportions of its image, {width} x {height}, got {mask_width} x {mask_height}"
+            )
+        (left, top, right, bottom), target = place(width, height, preprocessing)
+        rows = np.linspace(top * scale_y, bottom * scale_y, target[3] - target[1] + 1)
+        columns = np.linspace(left * scale_x, right * scale_x, target[2] - target[0] + 1)
+        area = _integrate(_integrate(is_object, rows).T, columns).T
+        coverage = area / ((rows[1] - rows[0]) * (columns[1] - columns[0]))
+        mask = np.zeros((preprocessing.size, preprocessing.size), np.bool_)
+        mask[target[1] : target[3], target[0] : target[2]] = coverage > 0.5 - 1e-9
+        return mask
+
+
+def _integrate(values: NDArray[Any], borders: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integrate ``values (N, M)``, constant in each row, between consecutive ``borders`` in 0..N."""
+    kind = np.int32 if values.dtype == np.bool_ else np.float64
+    sums = np.concatenate([np.zeros((1, values.shape[1]), kind), np.cumsum(values, 0, dtype=kind)])
+    index = np.minimum(borders.astype(np.int64), len(values) - 1)
+    result: NDArray[np.float64] = np.diff(sums[index] + (borders - index)[:, None] * values[index], axis=0)
+    return result
+
+
+def _find_object(image: Image.Image, image_format: str | None) -> NDArray[np.bool_]:
+    """Return where a mask is not black and not transparent."""
+    if image.mode[0] in "IF":
+        is_object: NDArray[np.bool_] = np.asarray(image) != 0
+        return is_object
+    rgba = np.asarray(image.convert("RGBA"))
+    brightness = rgba[..., :3].max(2)
+    threshold = brightness.max() / 2 if image_format in ("JPEG", "WEBP", "AVIF") else 0
+    is_object = (brightness > threshold) & (rgba[..., 3] > 0)
+    return is_object
 
 
 def _remarks_on_scaling(values: NDArray[Any], pixels: NDArray[np.uint8], value_range: ValueRange) -> list[str]:

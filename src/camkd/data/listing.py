@@ -24,6 +24,20 @@ SPLIT_NAMES = {
 """Names of each split in folders and tables, compared without regard to case, invisible characters and full width."""
 
 
+class MaskFile(NamedTuple):
+    """Image file of an object mask.
+
+    Attributes:
+        name: Path relative to the root of the dataset, or an absolute path.
+        bytes: Size of the file.
+        modified_ns: Modification time in nanoseconds.
+    """
+
+    name: str
+    bytes: int
+    modified_ns: int
+
+
 class ImageFile(NamedTuple):
     """Image file.
 
@@ -33,6 +47,7 @@ class ImageFile(NamedTuple):
         modified_ns: Modification time in nanoseconds.
         group: Name of the group that must stay in one split, such as a patient. None without groups.
         weight: Weight of the image in the cross-entropy. None without weights.
+        mask: Mask of the object. None without a mask.
     """
 
     name: str
@@ -40,6 +55,7 @@ class ImageFile(NamedTuple):
     modified_ns: int
     group: str | None = None
     weight: float | None = None
+    mask: MaskFile | None = None
 
 
 ClassFiles = Mapping[str, Sequence[ImageFile]]

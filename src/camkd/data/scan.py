@@ -18,7 +18,7 @@ from camkd.data.file_names import (
     respelled_names,
 )
 from camkd.data.groups import add_groups
-from camkd.data.listing import ClassFiles, ImageFile, Listing, notes_of_similar_names
+from camkd.data.listing import ClassFiles, ImageFile, Listing, MaskFile, notes_of_similar_names
 from camkd.data.missing_splits import complete_splits
 from camkd.data.splits import find_split_folders
 from camkd.data.walker import (
@@ -38,8 +38,9 @@ from camkd.types import InputError
 def scan(root: Path, *, test_only: bool = False, group_regex: str | None = None) -> Listing:
     """List the image files of every split and class below a folder.
 
-    The folder is ``<split>/<class>/*`` or ``<class>/*``. Images for a missing split are held out from train. Class
-    names are compared and returned in the Unicode normal form NFC. A split may lack classes of train.
+    The folder is ``<split>/<class>/*`` or ``<class>/*``. A folder ``masks`` with the same structure beside these
+    folders has object masks: the mask of ``cat/1.jpg`` is ``masks/cat/1.png``. Images for a missing split are held out
+    from train. Class names are compared and returned in the Unicode normal form NFC. A split may lack classes of train.
 
     Args:
         root: The folder.
@@ -94,7 +95,60 @@ def _find_splits(root: Path, test_only: bool) -> tuple[dict[str, ClassFiles], li
         splits[split] = _find_classes(walker, folder, ignored, class_folders)
     if root not in folders.values():
         ignored.images += [Path(entry.path) for entry in walker.entries(root) if is_image(entry)]
-    return splits, [*notes, *ignored.notes(root), *walker.notes()]
+    notes = [*notes, *ignored.notes(root), *walker.notes()]
+    if walker.mask_folder is not None:
+        masks = _find_masks(root, walker.mask_folder)
+        splits, mask_notes = _add_masks(splits, masks, has_split_folders=root not in folders.values())
+        notes += mask_notes
+    return splits, notes
+
+
+def _find_masks(root: Path, folder: Path) -> dict[str, MaskFile]:
+    """Return the masks below a folder by their path in it, without suffix."""
+    masks: dict[str, MaskFile] = {}
+    for entry in Walker(folder).walk(folder, {folder.resolve()}):
+        if not is_image(entry):
+            continue
+        mask = MaskFile(*_image_file(root, entry)[:3])
+        key = _mask_key(relative_name(folder, entry.path))
+        if key in masks:
+            raise InputError(
+                f"an image in '{root}' must have one mask, got '{escape_name(masks[key].name)}' and "
+                f"'{escape_name(mask.name)}'. Delete one of them."
+            )
+        masks[key] = mask
+    return masks
+
+
+def _mask_key(name: str) -> str:
+    return normalize("NFC", Path(name).with_suffix("").as_posix())
+
+
+def _add_masks(
+    splits: Mapping[str, ClassFiles], masks: Mapping[str, MaskFile], *, has_split_folders: bool
+) -> tuple[dict[str, ClassFiles], list[str]]:
+    """Set the mask of each image file, and return notes about masks of no image.
+
+    The mask of ``train/cat/1.jpg`` is ``train/cat/1`` or ``cat/1`` with any image suffix.
+    """
+    used = set()
+
+    def add_mask(file: ImageFile) -> ImageFile:
+        key = _mask_key(file.name)
+        keys = [key, key.partition("/")[2]] if has_split_folders else [key]
+        found = next((key for key in keys if key in masks), None)
+        if found is None:
+            return file
+        used.add(found)
+        return file._replace(mask=masks[found])
+
+    with_masks: dict[str, ClassFiles] = {
+        split: {name: [add_mask(file) for file in files] for name, files in classes.items()}
+        for split, classes in splits.items()
+    }
+    unused = [masks[key].name for key in sorted(masks.keys() - used)]
+    names = quote_names([escape_name(name) for name in unused])
+    return with_masks, [f"{len(unused):,} masks of no image were ignored: {names}"] if unused else []
 
 
 @dataclass

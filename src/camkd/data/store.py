@@ -81,7 +81,8 @@ def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Spli
         key: All inputs that the stored arrays depend on, encoded by `encode_key`.
         cache: Root of the cache; the dataset is stored below ``cache / "data"``.
         build: Function ``build(folder) -> SplitArrays``. It may write the images of a split to
-            ``folder / "<split>_images.npy"`` with `create_image_file`. All other arrays are written afterwards.
+            ``folder / "<split>_images.npy"`` with `create_image_file`, and its masks to
+            ``folder / "<split>_masks.npy"`` with `create_mask_file`. All other arrays are written afterwards.
 
     Returns:
         The dataset, with memory-mapped images and masks.
@@ -114,9 +115,31 @@ def create_image_file(path: Path, count: int, size: int) -> NDArray[np.uint8]:
     Raises:
         InputError: If the disk is full.
     """
-    shape = (count, size, size, 3)
+    images: NDArray[np.uint8] = _create_array(path, (count, size, size, 3), np.uint8)
+    return images
+
+
+def create_mask_file(path: Path, count: int, size: int) -> NDArray[np.bool_]:
+    """Create a ``.npy`` file as a writable memory-mapped array of empty masks, as `create_image_file` does.
+
+    Args:
+        path: Path of the new file.
+        count: Number of masks.
+        size: Side of the masks in pixels.
+
+    Returns:
+        The memory-mapped array, ``(count, size, size) bool``.
+
+    Raises:
+        InputError: If the disk is full.
+    """
+    masks: NDArray[np.bool_] = _create_array(path, (count, size, size), np.bool_)
+    return masks
+
+
+def _create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     try:
-        images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         reserve(path, path.stat().st_size)
     except OSError as error:
         if error.errno not in NO_SPACE_ERRNOS:
@@ -125,7 +148,7 @@ def create_image_file(path: Path, count: int, size: int) -> NDArray[np.uint8]:
             f"'{path.parent.parent}' must have space for {format_quantity(math.prod(shape))} of decoded images, got a "
             "full disk. Free some space, choose a smaller size, or set CAMKD_CACHE to another folder."
         ) from error
-    return images
+    return array
 
 
 def select_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from camkd.data.listing import (
     ClassFiles,
     ImageFile,
     Listing,
+    MaskFile,
     notes_of_similar_names,
     split_of,
 )
@@ -26,7 +27,7 @@ from camkd.data.walker import class_name
 from camkd.types import InputError
 
 REQUIRED_COLUMNS = ("image", "label")
-COLUMNS = (*REQUIRED_COLUMNS, "split", "group", "weight")
+COLUMNS = (*REQUIRED_COLUMNS, "split", "group", "weight", "mask")
 """Columns of a table. Other columns are ignored."""
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -45,6 +46,7 @@ class Row(NamedTuple):
         split: Split: train, val or test. None without the column.
         group: Group of the image. None without groups.
         weight: Weight of the image in the cross-entropy, 1 for an empty cell. None without the column.
+        mask: Path of the mask of the object, absolute or relative to the folder of the table. None without a mask.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Row(NamedTuple):
     split: str | None
     group: str | None
     weight: float | None
+    mask: str | None
 
 
 def read_table(
@@ -68,7 +71,7 @@ def read_table(
     The first row names the columns. ``image`` is the path of a file, absolute or relative to the folder of the table,
     and ``label`` is the class name. ``split`` is the split. Without this column, or without rows of val or test, images
     are held out from train. The path in the table decides the split, as the path of an image in a folder does.
-    ``weight`` is the weight of the image in the cross-entropy, 0 or more.
+    ``weight`` is the weight of the image in the cross-entropy, 0 or more. ``mask`` is the path of a mask of the object.
 
     Args:
         path: The table, ``.csv`` or ``.tsv``, UTF-8 with or without byte order mark.
@@ -111,6 +114,8 @@ def read_table(
             f"every image of '{path}' must be a file, absolute or relative to '{root}', got {_describe(missing)}. "
             f"{advice}."
         )
+    masks, mask_notes = _find_masks(path, rows, bad_images)
+    notes += mask_notes
     if missing:
         notes.append(f"{len(missing):,} rows without an image file were left out: {_describe(missing)}")
         rows = [row for row in rows if row.number in files]
@@ -121,7 +126,9 @@ def read_table(
     for split, split_rows in by_split.items():
         classes: dict[str, list[ImageFile]] = {name: [] for name in sorted(labels)}
         for row in split_rows:
-            classes[row.label].append(files[row.number]._replace(group=row.group, weight=row.weight))
+            classes[row.label].append(
+                files[row.number]._replace(group=row.group, weight=row.weight, mask=masks.get(row.number))
+            )
         splits[split] = {name: sorted(group) for name, group in classes.items()}
     notes += notes_of_similar_names(sorted(labels), f"'{path}'")
     notes += _notes_of_equal_numbers(labels)
@@ -171,6 +178,7 @@ def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list
             continue
         cells = {name: record[index] if index < len(record) else "" for name, index in columns.items()}
         image = cells["image"]  # spaces are part of a path
+        mask = str(PurePath(cells["mask"])) if cells.get("mask", "").strip() else None
         cells = {name: cell.strip() for name, cell in cells.items()}
         for name in (*REQUIRED_COLUMNS, "group"):
             if cells.get(name) == "":
@@ -181,7 +189,9 @@ def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list
         weight = _parse_weight(cells.get("weight"))
         if weight is not None and not 0 <= weight < math.inf:
             errors["weight"].append((number, _quote(cells["weight"])))
-        rows.append(Row(number, str(PurePath(image)), class_name(cells["label"]), split, cells.get("group"), weight))
+        rows.append(
+            Row(number, str(PurePath(image)), class_name(cells["label"]), split, cells.get("group"), weight, mask)
+        )
     separator = SEPARATOR_NAMES[SEPARATORS[path.suffix.lower()]]
     for name, rule, advice in (
         (
@@ -293,6 +303,28 @@ def _image_file(root: Path, image: str) -> ImageFile | str:
     if not stat.S_ISREG(status.st_mode):
         return "not a file"
     return ImageFile(image, status.st_size, status.st_mtime_ns)
+
+
+def _find_masks(
+    path: Path, rows: Sequence[Row], bad_images: Literal["fail", "skip"]
+) -> tuple[dict[int, MaskFile], list[str]]:
+    """Return the mask of each row that has one, by the number of the row, and notes for the user."""
+    masks = {}
+    missing = []
+    for row in rows:
+        if row.mask is None:
+            continue
+        file = _image_file(path.parent, row.mask)
+        if isinstance(file, str):
+            missing.append((row.number, f"{_quote(row.mask)}: {file}"))
+        else:
+            masks[row.number] = MaskFile(file.name, file.bytes, file.modified_ns)
+    if missing and bad_images == "fail":
+        raise InputError(
+            f"every mask of '{path}' must be a file, absolute or relative to '{path.parent}', got "
+            f"{_describe(missing)}. Correct the paths, or leave the masks out with --bad-images skip."
+        )
+    return masks, [f"{len(missing):,} masks that are no files were left out: {_describe(missing)}"] if missing else []
 
 
 def _check_once(path: Path, rows: Sequence[Row]) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
 
-from camkd.data.file_names import count_suffixes, escape_name, join_first, quote_names
+from camkd.data.file_names import comparable_name, count_suffixes, escape_name, join_first, quote_names
 from camkd.data.ignored import is_own_folder, is_system_name
 from camkd.data.image_formats import SUFFIXES
+from camkd.data.listing import split_of
 from camkd.types import InputError
 
 IMAGE_TYPES = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
@@ -38,6 +39,7 @@ class Walker:
     own_folders: set[str] = field(default_factory=set)
     hidden_images: set[str] = field(default_factory=set)
     broken_links: set[str] = field(default_factory=set)
+    mask_folder: Path | None = None
 
     def entries(self, folder: Path | str) -> list[os.DirEntry[str]]:
         """Return the folders and files in ``folder``, sorted by name."""
@@ -55,6 +57,9 @@ class Walker:
             return False
         if entry_is_folder and is_own_folder(entry.path):
             self.own_folders.add(entry.path)
+            return False
+        if entry_is_folder and is_mask_folder(entry.path, self.root):
+            self.mask_folder = Path(entry.path)
             return False
         if is_broken_link(entry):
             self.broken_links.add(entry.path)
@@ -143,6 +148,31 @@ def holds_images(folder: Path) -> bool:
         folder: The folder.
     """
     return not is_own_folder(folder) and bool(Walker(folder).class_names(folder))
+
+
+def is_mask_folder(folder: str, root: Path) -> bool:
+    """Return whether a folder holds object masks, in folders with the names of the classes or splits beside it.
+
+    Such a folder is ``root/masks``. It holds no image directly. Otherwise it is a class.
+
+    Args:
+        folder: The folder.
+        root: Folder of the dataset.
+    """
+    if os.path.dirname(folder) != str(root) or comparable_name(os.path.basename(folder)) != "masks":
+        return False
+    with os.scandir(folder) as iterator:
+        entries = [entry for entry in iterator if not is_system_name(entry.name)]
+    if any(map(is_image, entries)):
+        return False
+    with os.scandir(root) as iterator:
+        beside = {entry.path: class_name(entry.name) for entry in iterator if is_folder(entry) and entry.path != folder}
+    classes = set(beside.values())
+    for path, name in beside.items():
+        if split_of(name):
+            with os.scandir(path) as iterator:
+                classes |= {class_name(entry.name) for entry in iterator if is_folder(entry)}
+    return any(class_name(entry.name) in classes for entry in entries if is_folder(entry))
 
 
 def describe_empty(root: Path, path: str, files: Sequence[Path]) -> str:

@@ -127,7 +127,7 @@ def compute_metrics(
         labels: True classes ``(N,)``.
         classes: Class names.
         teacher: Predictions of the teacher for the same images, or None.
-        masks: Object masks ``(N, H, W)`` bool, or None.
+        masks: Object masks ``(N, H, W)`` bool, or None. The mask of an image without mask is False everywhere.
 
     Returns:
         Metrics by name. A metric that does not apply is absent, for example the recall of a class without images, a
@@ -156,8 +156,10 @@ def compute_metrics(
     }
     if len(classes) <= MAX_CONFUSION_CLASSES:
         metrics["confusion"] = confusion_matrix(predicted, labels, len(classes)).tolist()
-    if masks is not None:
-        metrics |= _localization_metrics(predictions.maps, masks)
+    if masks is not None and masks.any():
+        has_mask = masks.flatten(1).any(1)
+        metrics |= _localization_metrics(predictions.maps[has_mask], masks[has_mask])
+        metrics["mask_images"] = int(has_mask.sum())
     if teacher is not None:
         assert torch.equal(predictions.class_ids, teacher.class_ids), "maps of different classes cannot be compared"
         teacher_predicted = teacher.logits.argmax(1)

@@ -165,8 +165,8 @@ METRICS = (
         "CAM energy on the object",
         format_percent,
         "Share of the map's positive evidence inside the object mask (energy-based pointing game, Wang et al. 2020). "
-        "Needs a dataset with object masks. Small print: a Gaussian in the center of the image, and a uniform map, "
-        "which scores the object's share of the image.",
+        "Computed on the test images with a mask. Small print: a Gaussian in the center of the image, and a uniform "
+        "map, which scores the object's share of the image.",
         optional=True,
     ),
     MetricSpec(
@@ -175,6 +175,13 @@ METRICS = (
         format_percent,
         "Share of images with the center of the map's strongest cell inside the object mask (Zhang et al. 2016, "
         "without tolerance).",
+        optional=True,
+    ),
+    MetricSpec(
+        "mask_images",
+        "Images with a mask",
+        _format_integer,
+        "Number of test images with an object mask, on which the two metrics above are computed.",
         optional=True,
     ),
     MetricSpec(
