@@ -27,7 +27,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TEACHER, TEACHER_SIZE = "tf_efficientnet_lite0.in1k", 224
+TEACHER = "tf_efficientnet_lite0.in1k"
+TEACHER_SIZE = 224
 SPLITS = ("train", "validation", "test")
 
 Box = tuple[float, float, float, float]
@@ -36,7 +37,8 @@ Box = tuple[float, float, float, float]
 def center_square(image: Image.Image) -> Box:
     """Return the largest centered square of an image: left, top, right, bottom."""
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+    left = (image.width - side) / 2
+    top = (image.height - side) / 2
     return left, top, left + side, top + side
 
 
@@ -96,9 +98,11 @@ def write_views(data: Path, out: Path, sizes: list[int], num_views: int) -> None
             square = center_square(image)
             for view in range(views):
                 generator = random.Random(f"{split} {index} {view}")
-                box, flip = square, False
+                box = square
+                flip = False
                 if split == "train":
-                    box, flip = random_crop(square, generator), generator.random() < 0.5
+                    box = random_crop(square, generator)
+                    flip = generator.random() < 0.5
                 for size, array in arrays.items():
                     array[index, view] = render(image, box, flip, size)
 
@@ -131,7 +135,7 @@ def backbone_session(out: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(file, settings)
 
 
-def pooled(out: Path, split: str) -> Tensor:
+def load_pooled_features(out: Path, split: str) -> Tensor:
     """Return the pooled features of a split, ``(N, views, 1280)``."""
     features = np.load(out / f"{split}-features.npy", mmap_mode="r")
     rows = [
@@ -143,8 +147,10 @@ def pooled(out: Path, split: str) -> Tensor:
 
 def train_head(out: Path) -> nn.Linear:
     """Train the linear head on the pooled features of all views. Validation images choose weight decay and epoch."""
-    x, labels = pooled(out, "train"), torch.from_numpy(np.load(out / "train-labels.npy"))
-    val_x, val_labels = pooled(out, "validation")[:, 0], torch.from_numpy(np.load(out / "validation-labels.npy"))
+    x = load_pooled_features(out, "train")
+    labels = torch.from_numpy(np.load(out / "train-labels.npy"))
+    val_x = load_pooled_features(out, "validation")[:, 0]
+    val_labels = torch.from_numpy(np.load(out / "validation-labels.npy"))
     best: tuple[float, float, dict[str, Tensor]] = (0.0, -math.inf, {})
     for weight_decay in (0.01, 0.1, 0.5):
         torch.manual_seed(0)

@@ -485,7 +485,7 @@ def test_message_of_an_unreadable_image(tmp_path: Path) -> None:
         open_images(root, tmp_path / "cache")
     assert str(caught.value) == (
         f"all images in '{root}' must be readable, got 1 unreadable (a/page.jpg: an image must be JPEG, PNG, WebP, "
-        "GIF, BMP, TIFF or AVIF, got an HTML page). Replace or delete them, or leave them out with --bad-images skip."
+        "GIF, BMP, TIFF or AVIF, got an HTML page). Replace or delete them, or skip them with --bad-images skip."
     )
     assert not list((tmp_path / "cache" / "data").iterdir())
 

@@ -59,7 +59,7 @@ def render(policy: str, images: np.ndarray, frame: int | None = None, seed: int 
 
 @every_policy
 @pytest.mark.parametrize("side", [1, 7, 16, 33])
-def test_frame_of_the_own_size_changes_no_bit(policy: str, side: int) -> None:
+def test_frame_of_the_same_size_gives_bit_identical_views(policy: str, side: int) -> None:
     without = render(policy, noise(COUNT, side))
     with_frame = render(policy, noise(COUNT, side), frame=side)
     assert torch.equal(with_frame.x, without.x)
@@ -184,11 +184,11 @@ def test_views_of_a_smooth_image_agree_everywhere(policy: str, frame: int, side:
     assert shifted.mean() > 5 * difference.mean(), "a shift by one pixel of the frame would be seen"
 
 
-# --- frames that matter, and wrong ones
+# --- dependence on the frame, and invalid frames
 
 
 @every_policy
-def test_uses_frame_tells_whether_the_views_depend_on_it(policy: str) -> None:
+def test_uses_frame_is_true_if_the_views_depend_on_the_frame(policy: str) -> None:
     images = noise(60, 24)
     equal = torch.equal(render(policy, images, frame=16).x, render(policy, images, frame=17).x)
     assert equal == (not POLICIES[policy].uses_frame)

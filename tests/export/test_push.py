@@ -144,7 +144,7 @@ def test_missing_token(run: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     output = command("push", str(run), "me/pets")
     assert output.status == 2
-    assert "needs a token of the Hugging Face Hub with write permission, got none. Run 'hf auth login'" in output.err
+    assert "must be set for an upload, got none. Run 'hf auth login', or set HF_TOKEN." in output.err
     assert hub.commits == []
 
 

@@ -637,7 +637,7 @@ def test_evaluate_leaves_out_unreadable_images(finished: Any, easy_folder: Path,
     expected = camkd("evaluate", student, "--data", str(new), "--json").json
     (new / "leaf" / "broken.png").write_bytes(b"<html>404</html>")
     command = ["evaluate", student, "--data", str(new), "--json"]
-    assert "leave them out with --bad-images skip" in camkd(*command).error
+    assert "skip them with --bad-images skip" in camkd(*command).error
     output = camkd(*command, "--bad-images", "skip")
     assert output.json["confusion"] == expected["confusion"]
     assert "1 unreadable images were skipped: leaf/broken.png" in output.err

@@ -49,7 +49,7 @@ class CifarArchive:
 
     Args:
         name: Name of the dataset.
-        url: Address of the archive.
+        url: URL of the archive.
         md5: MD5 of the archive, hexadecimal.
         label_bytes: Number of bytes before the image in each record.
         train_files: Names of the files with the training records.

@@ -195,7 +195,7 @@ def _decode_listing(
     if unreadable and bad_images == "fail":
         raise InputError(
             f"all images in '{listing.path}' must be readable, got {len(unreadable):,} unreadable "
-            f"({join_first(unreadable, '; ')}). Replace or delete them, or leave them out with --bad-images skip."
+            f"({join_first(unreadable, '; ')}). Replace or delete them, or skip them with --bad-images skip."
         )
     notes = (
         [f"{len(unreadable):,} unreadable images were skipped: {join_first(unreadable, '; ')}"] if unreadable else []

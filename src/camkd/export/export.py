@@ -147,8 +147,9 @@ def default_export_folder(source: str) -> Path:
     Example:
         >>> default_export_folder("cam-net-cifar10").as_posix()
         'runs/cam-net-cifar10/export'
-    >>> default_export_folder("hf:me/my-birds").as_posix()
-    'runs/hf-me/my-birds/export'
+    Example:
+        >>> default_export_folder("hf:me/my-birds").as_posix()
+        'runs/hf-me/my-birds/export'
     """
     return Path(source if Path(source).is_dir() else Path("runs", source.replace(":", "-")), "export")
 

@@ -51,7 +51,7 @@ def push(
         reporter: Reporter that receives progress and messages.
 
     Returns:
-        Entries ``model`` and ``space`` with the address (None in a dry run) and the size of each file in bytes.
+        Entries ``model`` and ``space`` with the URL (None in a dry run) and the size of each file in bytes.
 
     Raises:
         InputError: If an argument is invalid, the run is unfinished, there is no token, or the Hub rejects the upload

@@ -108,7 +108,7 @@ class ImageClassifier(nn.Module):
             token: Access token (default: the token that ``hf auth login`` stored).
 
         Returns:
-            The address of the repository.
+            The URL of the repository.
 
         Raises:
             InputError: If ``info`` is None, if ``huggingface_hub`` is not installed, or if the Hub rejects the upload

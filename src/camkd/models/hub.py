@@ -24,8 +24,9 @@ MAX_REPO_ID_LENGTH = 96
 def is_hub_name(source: str | Path) -> bool:
     """Return whether a model is on the Hub.
 
-    >>> is_hub_name("hf:me/my-birds"), is_hub_name("runs/mine")
-    (True, False)
+    Example:
+        >>> is_hub_name("hf:me/my-birds"), is_hub_name("runs/mine")
+        (True, False)
     """
     return str(source).startswith(PREFIX)
 
@@ -59,8 +60,8 @@ def check_token(token: str | None = None) -> None:
     """
     if (token or _import_hub().get_token()) is None:
         raise InputError(
-            "an upload needs a token of the Hugging Face Hub with write permission, got none. Run 'hf auth login', or "
-            "set HF_TOKEN."
+            "an access token of the Hugging Face Hub with write permission must be set for an upload, got none. Run "
+            "'hf auth login', or set HF_TOKEN."
         )
 
 
@@ -87,7 +88,7 @@ def upload_folder(
         commit_message: Message of the commit.
 
     Returns:
-        The address of the repository.
+        The URL of the repository.
 
     Raises:
         InputError: If ``huggingface_hub`` is not installed, if there is no token, if the Hub rejects the upload or

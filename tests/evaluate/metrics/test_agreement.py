@@ -73,7 +73,7 @@ def test_similarity_of_a_scaled_copy_is_one_and_above_chance() -> None:
     assert values["cam_iou_mean_map"] == pytest.approx(0.11, abs=0.04)  # two random fifths of the cells
 
 
-def test_chance_levels_compare_maps_that_ignore_the_image_with_the_teacher() -> None:
+def test_chance_levels_compare_image_independent_maps_with_the_teacher() -> None:
     student = random_maps(1, 6, 4, 4)
     teacher = random_maps(2, 6, 8, 8)
     class_ids = [3, 1, 3, 3, 1, 7]
