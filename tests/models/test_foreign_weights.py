@@ -58,7 +58,7 @@ def test_safetensors_and_wrappers_of_torch(tmp_path: Path) -> None:
     assert_equal(without_prefix(read_weights(tmp_path / "b.pt").state, expected), expected)
 
 
-def test_averaged_weights_come_first_and_options_of_argparse_are_read(tmp_path: Path) -> None:
+def test_averaged_weights_are_preferred_and_options_of_argparse_are_read(tmp_path: Path) -> None:
     model, average = state_dict(0), state_dict(1)
     content = {"model": model, "model_ema": average, "args": argparse.Namespace(lr=0.1), "epoch": 2}
     torch.save(content, tmp_path / "a.pth")

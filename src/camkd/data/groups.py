@@ -117,10 +117,10 @@ def check_groups(splits: Mapping[str, ClassFiles], path: Path) -> int:
 
 
 def hold_out_groups(train: ClassFiles, missing: Sequence[str], path: Path) -> dict[str, ClassFiles]:
-    """Divide the groups of train into train and the ``missing`` splits, near a tenth of each class each.
+    """Divide the groups of train into train and the ``missing`` splits, each with about a tenth of each class.
 
-    scikit-learn's ``StratifiedGroupKFold`` divides the groups into ten folds. For each missing split, the fold is taken
-    whose classes are nearest to the fraction, of the folds that leave images of each class in train.
+    scikit-learn's ``StratifiedGroupKFold`` divides the groups into ten folds. Each missing split gets one fold: those
+    whose class counts are nearest to a tenth, among the choices that leave images of each class in train.
 
     Args:
         train: Image files of each class, with groups.

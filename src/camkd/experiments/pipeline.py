@@ -441,7 +441,7 @@ def prepare_teacher(
         f"{started} of them exist"
     )
     if epochs < num_augmented_epochs(config.train):
-        message(f"{budget} holds no more: the augmented epochs repeat after {epochs} epochs")
+        message(f"the augmented epochs repeat after {epochs} epochs, which is the number that fits into {budget}")
         config = replace(config, train=replace(config.train, augment_epochs=epochs))
     return TeacherWithCache(teacher, cache), config
 
