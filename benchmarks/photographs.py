@@ -22,25 +22,33 @@ from typing import Any
 from camkd.utils.files import write_json
 
 TEACHER = "timm:tf_efficientnet_lite0.in1k"
-METHODS = "plain,kd,lskd,cam-kd,ce=0.1+lskd=9+cam=1"
+BEST = "ce=0.1+lskd=9:T=2+cam=1:pool=4"
+"""Method that was chosen on the validation images."""
+
+METHODS = f"plain,kd,cam-kd,{BEST}"
 
 
 def commands(data: str, out: Path, seeds: int) -> dict[str, list[str]]:
-    """Return the arguments of each command by its name."""
+    """Return the arguments of each command by its name.
+
+    A head is trained once: the loss is convex, so its minimum does not depend on a seed.
+    """
     result: dict[str, list[str]] = {}
-    for size in (64, 128, 224):
-        for seed in range(seeds):
-            options = ["--data", data, "--model", TEACHER, "--size", str(size), "--seed", str(seed)]
-            for layers in ("head", "head,all"):
-                name = f"{layers.replace(',', '-')}-{size}-{seed}"
-                result[name] = ["teacher", *options, "--train", layers, "--out", str(out / name)]
+    for size in (64, 96, 128, 224):
+        options = ["--data", data, "--model", TEACHER, "--size", str(size)]
+        result[f"head-{size}"] = ["teacher", *options, "--train", "head", "--out", str(out / f"head-{size}")]
+        for seed in range(seeds if size in (128, 224) else 0):
+            name = f"head-all-{size}-{seed}"
+            fine_tuning = ["--train", "head,all", "--epochs", "3", "--seed", str(seed), "--out", str(out / name)]
+            result[name] = ["teacher", *options, *fine_tuning]
     for size in (64, 96):
-        for teacher in (224, 64):
+        for teacher in (224, size):
             name = f"students-{size}-from-{teacher}"
-            methods = METHODS if teacher == 224 else METHODS.removeprefix("plain,")
+            methods = METHODS if teacher == 224 else "kd,cam-kd"
             result[name] = [
-                *("compare", "--data", data, "--size", str(size), "--teacher", str(out / f"head-{teacher}-0")),
-                *("--methods", methods, "--seeds", str(seeds), "--epochs", "40", "--out", str(out / name)),
+                *("compare", "--data", data, "--size", str(size), "--teacher", str(out / f"head-{teacher}")),
+                *("--methods", methods, "--seeds", str(seeds), "--epochs", "40", "--augment-epochs", "8"),
+                *("--processes", "2", "--out", str(out / name)),
             ]
     return result
 

@@ -28,6 +28,7 @@ class DataConfig:
         train_limit: use at most N training images, balanced over the classes; validation and test stay complete.
         workers: processes that decode a folder (default: one per core; 1: this process only).
         bad_images: unreadable images: stop and list them (fail), or leave them out (skip).
+        unlabeled: a folder of images without labels, at any depth, for every loss term except the cross-entropy.
         group: column of a table with the group of each image, such as the patient; a group stays in one split (default:
             the column group, if there is one).
         group_regex: regular expression; its first capturing group in the path of an image is the group of the image.
@@ -41,6 +42,7 @@ class DataConfig:
     train_limit: int | None = None
     workers: int | None = None
     bad_images: Literal["fail", "skip"] = "fail"
+    unlabeled: str | None = None
     group: str | None = None
     group_regex: str | None = None
 
@@ -117,6 +119,8 @@ class TrainConfig:
         grad_clip: maximum norm of the gradient.
         on_nan: action when the loss or the gradient of a batch is not finite: stop, or skip the batch.
         ema_decay: decay per step of the averaged weights, which are evaluated and saved.
+        unlabeled_ratio: number of unlabeled images per labeled image in each batch (default: all unlabeled images are
+            in every epoch).
         balance: unbalanced classes: none; sampler, epochs with equally many samples of each class; or logits, logit
             adjustment of the cross-entropy.
         select: criterion on the validation images for the epoch that is kept: accuracy, balanced_accuracy (mean recall
@@ -143,6 +147,7 @@ class TrainConfig:
     grad_clip: float = 5.0
     on_nan: Literal["stop", "skip"] = "stop"
     ema_decay: float = 0.998
+    unlabeled_ratio: float | None = None
     balance: Balance = "none"
     select: Select = "accuracy"
     augment: str = AUTO
@@ -366,6 +371,7 @@ RANGES: dict[str, Range] = {
     "figure_every": NOT_NEGATIVE,
     "cache_map_size": COUNT,
     "head_views": COUNT,
+    "unlabeled_ratio": POSITIVE,
 }
 """Valid ranges of numeric settings. `camkd.data.open_data` checks the settings of `DataConfig`."""
 

@@ -539,3 +539,55 @@ def test_logits_are_adjusted_in_the_cross_entropy_only(method: str) -> None:
     }
     weights = {name: weighted.weight_at(0.5) for name, weighted in objective.terms.items()}
     assert loss.item() == pytest.approx(float(sum(weights[name] * means[name] for name in means)))
+
+
+# --- unlabeled images
+
+
+def _unlabeled_batch() -> tuple[Prediction, Prediction]:
+    generator = torch.Generator().manual_seed(3)
+    return Prediction(torch.randn(5, 3, generator=generator)), Prediction(torch.randn(5, 3, generator=generator))
+
+
+def test_unlabeled_images_are_left_out_of_the_cross_entropy_only() -> None:
+    student, teacher = _unlabeled_batch()
+    labels = torch.tensor([2, -1, 0, -1, 1])
+    weights = torch.tensor([1.0, 0, 1, 0, 1])
+    loss, means = parse_objective("ce=0.5,kd=2:T=3")(student, teacher, labels, 0.5, weights)
+    known = [0, 2, 4]
+    ce = torch.nn.functional.cross_entropy(student.logits[known], labels[known])
+    _, expected = parse_objective("kd=1:T=3")(student, teacher, labels.clamp_min(0), 0.5)
+    torch.testing.assert_close(means["ce"], ce)
+    torch.testing.assert_close(means["kd"], expected["kd"])
+    torch.testing.assert_close(loss, 0.5 * ce + 2 * expected["kd"])
+
+
+@pytest.mark.parametrize("method", ["dkd=1", "ce=1,dkd=1"])
+def test_label_of_an_unlabeled_image_is_the_class_that_the_teacher_predicts(method: str) -> None:
+    student, teacher = _unlabeled_batch()
+    predicted = teacher.logits.argmax(1)
+    labels = torch.tensor([2, -1, 0, -1, 1])
+    weights = torch.tensor([1.0, 0, 1, 0, 1])
+    _, means = parse_objective(method)(student, teacher, labels, 0.5, weights)
+    _, expected = parse_objective("dkd=1")(student, teacher, torch.where(labels < 0, predicted, labels), 0.5)
+    torch.testing.assert_close(means["dkd"], expected["dkd"])
+
+
+def test_unlabeled_part_of_a_mixed_image() -> None:
+    """A labeled image of class 2 with a share of 0.7, mixed with an unlabeled one."""
+    student, teacher = (Prediction(prediction.logits[:2]) for prediction in _unlabeled_batch())
+    labels = torch.tensor([[0, 0, 0.7], [0, 1, 0]])
+    _, means = parse_objective("ce=1,dkd=1")(student, teacher, labels, 0.5, labels)
+    losses = torch.nn.functional.cross_entropy(student.logits, torch.tensor([2, 1]), reduction="none")
+    torch.testing.assert_close(means["ce"], (0.7 * losses[0] + losses[1]) / 1.7)
+    completed = labels.clone()
+    completed[0, teacher.logits[0].argmax()] += 0.3
+    _, expected = parse_objective("dkd=1")(student, teacher, completed, 0.5)
+    torch.testing.assert_close(means["dkd"], expected["dkd"])
+
+
+def test_batch_without_labels_has_no_cross_entropy() -> None:
+    student, teacher = _unlabeled_batch()
+    loss, means = parse_objective("ce=1,kd=1")(student, teacher, torch.full((5,), -1), 0.5, torch.zeros(5))
+    assert means["ce"] == 0
+    assert torch.equal(loss, means["kd"])

@@ -20,6 +20,9 @@ from camkd.data.value_range import ValueRange
 from camkd.types import Fit, InputError, Interpolation
 
 SPLITS = ("train", "val", "test")
+UNLABELED = -1
+"""Label of an image without a label."""
+
 CHUNK_BYTES = 1 << 24
 """Number of bytes of pixels that are read from disk at a time."""
 
@@ -43,7 +46,7 @@ class Split:
 
     Args:
         images: RGB images, ``(N, H, W, 3) uint8``.
-        labels: Class indices, ``(N,) int64``.
+        labels: Class indices, ``(N,) int64``. `UNLABELED` stands for an image without a label.
         masks: Object masks, ``(N, H, W) bool``, True on the object; None if the source has no masks. The mask of an
             image without mask is False everywhere.
         names: Path of each image file, relative to the dataset folder; None if the images are not files.
@@ -121,6 +124,7 @@ class Dataset:
         interpolation: Filter that resized the images. None for a source whose images are not resized.
         open_at: Function ``open_at(size, interpolation) -> Dataset`` that opens the same images at another size, see
             `at_size`. None: the images exist at one size only.
+        labeled_part: The dataset before unlabeled images were added to its training split. None: it has none.
     """
 
     name: str
@@ -135,11 +139,17 @@ class Dataset:
     fit: Fit | None = None
     interpolation: Interpolation | None = None
     open_at: OpenAt | None = field(default=None, repr=False, compare=False)
+    labeled_part: Dataset | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
         """Side of the images in pixels."""
         return int(self.train.images.shape[1])
+
+    @property
+    def labeled(self) -> Dataset:
+        """The dataset without unlabeled training images; the dataset itself if it has none."""
+        return self.labeled_part or self
 
     @property
     def splits(self) -> dict[str, Split]:

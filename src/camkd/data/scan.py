@@ -198,7 +198,7 @@ def _find_classes(walker: Walker, folder: Path, ignored: _IgnoredFiles, class_fo
         if (resolved := Path(entry.path).resolve()) in ancestors:
             continue
         entries = list(walker.walk(entry.path, ancestors | {resolved}))
-        files = [_image_file(root, file) for file in entries if is_image(file)]
+        files = [image_file(root, file) for file in entries if is_image(file)]
         others = [Path(file.path) for file in entries if not is_image(file)]
         name = class_name(entry.name)
         if resolved in class_folders:
@@ -232,7 +232,8 @@ def _find_classes(walker: Walker, folder: Path, ignored: _IgnoredFiles, class_fo
     return classes
 
 
-def _image_file(root: Path, entry: os.DirEntry[str]) -> ImageFile:
+def image_file(root: Path, entry: os.DirEntry[str]) -> ImageFile:
+    """Return the size and the modification time of an image file below ``root``."""
     try:
         status = os.stat(entry.path)
     except OSError:  # a broken symbolic link

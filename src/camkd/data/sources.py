@@ -17,6 +17,7 @@ from camkd.data.listing import Listing
 from camkd.data.scan import scan
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
 from camkd.data.table import read_table
+from camkd.data.unlabeled import add_unlabeled
 from camkd.data.value_range import ValueRange
 from camkd.data.walker import holds_images
 from camkd.types import Fit, InputError, Interpolation
@@ -286,7 +287,7 @@ def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Datase
         progress: Progress callback.
 
     Returns:
-        The dataset.
+        The dataset, with the unlabeled images of the configuration.
 
     Raises:
         InputError: If `open_data` raises it.
@@ -294,7 +295,7 @@ def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Datase
     Example:
         >>> data = open_dataset(DataConfig("shapes", limit=100))         # doctest: +SKIP
     """
-    return open_data(
+    data = open_data(
         config.data,
         size=config.size,
         fit=config.fit,
@@ -305,5 +306,14 @@ def open_dataset(config: DataConfig, progress: Progress = no_progress) -> Datase
         bad_images=config.bad_images,
         group=config.group,
         group_regex=config.group_regex,
+        progress=progress,
+    )
+    if config.unlabeled is None:
+        return data
+    return add_unlabeled(
+        data,
+        Path(config.unlabeled),
+        workers=config.workers,
+        bad_images=config.bad_images,
         progress=progress,
     )

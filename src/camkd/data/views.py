@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ from camkd.data.augment import (
     random_uniform,
 )
 from camkd.data.color import color_jitter, image_mean
-from camkd.data.dataset import Split
+from camkd.data.dataset import UNLABELED, Split
 from camkd.data.geometry import crop_and_flip, render_frame, rotate, rotation_angle
 from camkd.data.photo import render_photo
 from camkd.data.regions import at_size, cutmix_area, cutmix_box, cutout
@@ -43,9 +44,12 @@ class Batch(NamedTuple):
 
     Attributes:
         x: Images ``(B, 3, H, W)`` float32 in 0..1, in channels-last memory format.
-        labels: Class indices ``(B,)`` int64. If the policy mixes images, class probabilities ``(B, K)`` float32.
-        weights: Weights of the images in the cross-entropy ``(B,)`` float32, None if all count equally. If the policy
-            mixes images, the class probabilities with each image's part multiplied by its weight, ``(B, K)``.
+        labels: Class indices ``(B,)`` int64, `UNLABELED` for an image without a label. If the policy mixes images,
+            class probabilities ``(B, K)`` float32: those of an unlabeled image are 0, so those of its mixture with a
+            labeled image add up to the share of the labeled image.
+        weights: Weights of the images in the cross-entropy ``(B,)`` float32, 0 for unlabeled images; None if all count
+            equally. If the policy mixes images, the class probabilities with each image's part multiplied by its
+            weight, ``(B, K)``.
     """
 
     x: Tensor
@@ -61,11 +65,20 @@ def _check_split(split: Split, classes: int) -> None:
             f"the images of a split must be RGB in 0..255, (N, H, W, 3) uint8, got {split.images.dtype} of shape "
             f"{shape}. Convert them first."
         )
-    if classes and len(split) and not (split.labels.min() >= 0 and split.labels.max() < classes):
+    if classes and len(split) and not (split.labels.min() >= UNLABELED and split.labels.max() < classes):
         raise InputError(
             f"the labels of a split must be 0 to {classes - 1} for {classes} classes, got {split.labels.min()} to "
             f"{split.labels.max()}. Number the classes from 0."
         )
+
+
+def _cross_entropy_weights(split: Split) -> NDArray[np.float32] | None:
+    """Return the weights of the images in the cross-entropy, 0 without a label; None if all count equally."""
+    is_labeled = split.labels != UNLABELED
+    if is_labeled.all():
+        return None if split.weights is None else np.array(split.weights)
+    weights = np.ones(len(split), np.float32) if split.weights is None else split.weights
+    return np.where(is_labeled, weights, np.float32(0))
 
 
 def _check_frame(frame: int, height: int, width: int) -> None:
@@ -125,7 +138,8 @@ class Views:
             split.verify(np.arange(len(split)), split.images)
             self.pixels = self.pixels.to(device)
         self.labels = torch.from_numpy(np.array(split.labels, dtype=np.int64)).to(device)
-        self.weights = None if split.weights is None else torch.from_numpy(np.array(split.weights)).to(device)
+        weights = _cross_entropy_weights(split)
+        self.weights = None if weights is None else torch.from_numpy(weights).to(device)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -191,15 +205,19 @@ class Views:
         weight = torch.where(use_mixup[:, None, None], u[:, WEIGHT, None, None], in_box.float())
         pixel_weight = at_size(weight, x)[:, None].expand_as(partner_x)
         x = x.index_copy(0, rows, torch.lerp(x[rows], partner_x, pixel_weight))
-        own_labels = F.one_hot(labels, self.classes).float()
+        own_labels = self._probabilities(labels)
         if self.policy.uses_frame:
             label_weight = image_mean(weight[:, None])
         else:  # independent of the size of the images
             label_weight = torch.where(use_mixup, u[:, WEIGHT], cutmix_area(u))[:, None]
-        partner_labels = F.one_hot(self.labels[partners], self.classes).float()
+        partner_labels = self._probabilities(self.labels[partners])
         mixed = own_labels.index_copy(0, rows, torch.lerp(own_labels[rows], partner_labels, label_weight))
         if weights is None or self.weights is None:
             return Batch(x, mixed)
         own = weights[:, None] * own_labels
         partner = self.weights[partners, None] * partner_labels
         return Batch(x, mixed, own.index_copy(0, rows, torch.lerp(own[rows], partner, label_weight)))
+
+    def _probabilities(self, labels: Tensor) -> Tensor:
+        """Return one-hot class probabilities ``(B, K)``, zeros for unlabeled images."""
+        return F.one_hot(labels.clamp_min(0), self.classes) * (labels != UNLABELED)[:, None].float()

@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from camkd.config import FRACTION, POSITIVE
+from camkd.data.dataset import UNLABELED
 from camkd.distill.losses.logits import AdjustedCrossEntropy, CrossEntropy
 from camkd.distill.losses.registry import TERMS, NeedsAdapter, Term
 from camkd.distill.methods import resolve_method
@@ -39,6 +41,9 @@ RANGES = {"temperature": POSITIVE, "label_smoothing": FRACTION}
 
 ALIASES = {"T": "temperature"}
 """Full names of abbreviated settings."""
+
+ROUNDING = 1e-5
+"""Difference from 1 of a sum of class probabilities that is due to rounding."""
 
 TERM_SEPARATOR = re.compile(r",|\+(?=\s*[a-z])")  # the + of 1e+2 is not a separator
 
@@ -79,7 +84,9 @@ class Objective:
 
         loss = mean_n sum_i weight[i](progress) * term[i][n]
 
-    With weights of the images, the mean of the cross-entropy is weighted, and that of all other terms is not.
+    With weights of the images, the mean of the cross-entropy is weighted, and that of all other terms is not. The
+    cross-entropy leaves out images without a label, whose weight is 0. For the other terms, the label of such an image
+    is the class that the teacher predicts.
 
     Args:
         terms: Weighted terms by name, in which a second ``cam`` term is ``cam 2``.
@@ -167,7 +174,8 @@ class Objective:
         Args:
             student: Prediction of the student for ``N`` images.
             teacher: Prediction of the teacher for the same images, or None if ``needs_teacher`` is False.
-            labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images.
+            labels: Class indices ``(N,)``, or class probabilities ``(N, K)`` of mixed images, as in
+                `camkd.data.views.Batch.labels`. Images without a label must have weights and a teacher.
             progress: Completed fraction of the run in 0..1, for the schedules.
             weights: Weights of the images in the cross-entropy, `camkd.data.views.Batch.weights`. None: all count
                 equally.
@@ -180,6 +188,8 @@ class Objective:
             InputError: If the numbers of images or classes of student, teacher and labels differ.
         """
         _check_shapes(student, teacher, labels)
+        if weights is not None and teacher is not None:
+            labels = _complete_labels(labels, teacher)
         loss = torch.zeros((), device=student.logits.device)
         means = {}
         for name, weighted in self.terms.items():
@@ -192,6 +202,16 @@ class Objective:
                 loss = loss + weight * mean
                 means[name] = mean.detach()
         return loss, means
+
+
+def _complete_labels(labels: Tensor, teacher: Prediction) -> Tensor:
+    """Replace the label of an unlabeled image, or its part of a mixed label, by the class that the teacher predicts."""
+    predicted = teacher.logits.argmax(1)
+    if labels.ndim == 1:
+        return torch.where(labels == UNLABELED, predicted, labels)
+    missing = 1 - labels.sum(1, keepdim=True)
+    missing = torch.where(missing > ROUNDING, missing, 0.0)
+    return labels + missing * F.one_hot(predicted, labels.shape[1])
 
 
 def _weighted_mean(term: CrossEntropy, student: Prediction, labels: Tensor, weights: Tensor) -> Tensor:

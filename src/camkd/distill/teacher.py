@@ -71,7 +71,9 @@ class Teacher:
 
     def _predict(self, split: str) -> SplitPredictions:
         device = next(self.model.parameters()).device
-        inputs = key_inputs(self.model, self.architecture, self.student_data, self.size, self.interpolation, device)
+        inputs = key_inputs(
+            self.model, self.architecture, self.student_data.labeled, self.size, self.interpolation, device
+        )
         key = cache_key(self.model, {**inputs, "split": split})
         return cached_predictions(key, lambda: predict_split(self.model, self.data.splits[split]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from camkd.config import (
 )
 from camkd.data.augment import check_augment, pick_augment
 from camkd.data.batches import batch_count
-from camkd.data.dataset import CHUNK_BYTES, Dataset, max_rows, weights_digest
+from camkd.data.dataset import CHUNK_BYTES, UNLABELED, Dataset, max_rows, weights_digest
+from camkd.data.training_batches import epoch_size
 from camkd.distill.cache import TeacherCache
 from camkd.distill.cache.build import build_teacher_cache
 from camkd.distill.cache.store import store_folder
@@ -207,9 +208,12 @@ def train_run(
     """
     run = Run(folder)
     teacher = teacher_with_cache.teacher if teacher_with_cache else None
-    config = _resolve(config, data, teacher)
     objective = build_objective(config)
-    _check_shards(config.train, len(data.train))
+    if not objective.needs_teacher:  # nothing is to be trained on images without labels
+        data = data.labeled
+        config = replace(config, data=replace(config.data, unlabeled=None))
+    config = _resolve(config, data, teacher)
+    _check_shards(config.train, epoch_size(data.train.labels, config.train))
     message = CallbackList(callbacks).on_message
     model = None
     if not run.config():
@@ -234,7 +238,7 @@ def train_run(
         elif model is None:
             model = start_network(config, data, message)
         if not model.has_pretrained_normalization:
-            model.set_normalization(*channel_statistics(data.train.images))
+            model.set_normalization(*channel_statistics(data.labeled.train.images))
         cost = profile_model(config.model, model, size)
         best = _train(
             model,
@@ -254,9 +258,9 @@ def train_run(
             role=config.role,
             method=config.method,
             data=config.data.data,
-            data_fingerprint=data.fingerprint,
+            data_fingerprint=data.labeled.fingerprint,
             seed=config.train.seed,
-            source_fingerprint=data.source_fingerprint,
+            source_fingerprint=data.labeled.source_fingerprint,
             teacher=config.distill.teacher if teacher else None,
             value_range=data.value_range,
             fit=config.data.fit,
@@ -266,7 +270,9 @@ def train_run(
         def finish() -> dict[str, Any]:
             run.remove_calibration()
             save(best, folder, info)
-            return evaluate_and_save(run, data, best, teacher)
+            cache = teacher_with_cache.cache if teacher_with_cache else None
+            unlabeled = _count_unlabeled(data, cache) if data.labeled_part and cache else {}
+            return evaluate_and_save(run, data, best, teacher, unlabeled)
 
         return run_on_rank0(finish)
 
@@ -355,7 +361,9 @@ def _with_built_in(
     return [figures, *listeners]
 
 
-def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
+def evaluate_and_save(
+    run: Run, data: Dataset, model: nn.Module, teacher: Teacher | None, more_metrics: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Evaluate a trained network on the test images, and write metrics, per-image records, heatmaps and gallery.
 
     Args:
@@ -363,6 +371,7 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
         data: The dataset.
         model: The trained network.
         teacher: The teacher to compare with, or None.
+        more_metrics: Further entries of ``metrics.json``.
 
     Returns:
         The content of ``metrics.json``.
@@ -376,6 +385,7 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     epochs = run.completed_epochs()
     seconds = sum(row["seconds"] for row in history)
     training_seconds = sum(row["seconds"] for row in history if row["epoch"])
+    num_samples = sum(row["images_per_second"] * row["seconds"] for row in history if row["epoch"])
     metrics = {
         **evaluation.metrics,
         **{key: validation[key] for criterion in CRITERIA.values() if (key := criterion.key) in validation},
@@ -383,10 +393,11 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
         "params": info.params,
         "macs": info.macs,
         "image_size": info.size,
+        **(more_metrics or {}),
         "epochs": epochs,
         "augment_epochs": min(run.config().get("augment_epochs") or epochs, epochs),
         "seconds": seconds,
-        "images_per_second": epochs * len(data.train) / training_seconds if epochs else None,
+        "images_per_second": num_samples / training_seconds if epochs else None,
     }
     gallery_models = {info.role: GalleryModel(model, info.sha256, data.test)}
     if teacher:
@@ -398,6 +409,18 @@ def evaluate_and_save(run: Run, data: Dataset, model: nn.Module, teacher: Teache
     write_per_image(run.per_image_file, evaluation.per_image)
     write_json(run.metrics_file, metrics)
     return metrics
+
+
+def _count_unlabeled(data: Dataset, cache: TeacherCache) -> dict[str, Any]:
+    """Count the unlabeled images, and those of their first cached views that the teacher predicts as each class."""
+    rows = np.flatnonzero(data.train.labels == UNLABELED)
+    counts = np.zeros(len(data.classes), np.int64)
+    for row in rows:
+        outputs = cache.get(0, torch.tensor([row]))
+        if outputs is not None:
+            counts[int(outputs.logits.argmax())] += 1
+    predictions = dict(zip(data.classes, counts.tolist(), strict=True))
+    return {"unlabeled_images": len(rows), "unlabeled_predictions": predictions}
 
 
 def prepare_teacher(
@@ -527,9 +550,10 @@ def provenance(config: RunConfig, data: Dataset, teacher: Teacher | None, object
     """
     return {
         "role": config.role,
-        "data_fingerprint": data.fingerprint,
-        "source_fingerprint": data.source_fingerprint,
-        "sample_weights": weights_digest(data.train),
+        "data_fingerprint": data.labeled.fingerprint,
+        "source_fingerprint": data.labeled.source_fingerprint,
+        **({"unlabeled_fingerprint": data.fingerprint} if data.labeled_part else {}),
+        "sample_weights": weights_digest(data.labeled.train),
         "teacher_weights": read_model_info(teacher.folder).sha256 if teacher else None,
         "terms": format_objective(objective, label_smoothing=config.train.label_smoothing),
         "classes": list(data.classes),

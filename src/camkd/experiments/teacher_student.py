@@ -99,8 +99,9 @@ def train_all(
     metrics: dict[str, dict[str, Any]] = {}
     if trains_teacher:
         train_config = replace(config.train, label_smoothing=0.0, **settings["teacher"])
-        teacher_config = replace(config, model=teacher_name, role="teacher", train=train_config)
-        teacher_run = _prepare_teacher_run(teacher_config, data, teacher_size, message)
+        teacher_data = replace(config.data, unlabeled=None)
+        teacher_config = replace(config, data=teacher_data, model=teacher_name, role="teacher", train=train_config)
+        teacher_run = _prepare_teacher_run(teacher_config, data.labeled, teacher_size, message)
         if not any(run.config() for run in runs.values()):
             message(describe_times(_estimate_all(config, data, teacher_run)))
         teacher_folder = runs["teacher"].folder
@@ -205,7 +206,8 @@ def _estimate_all(config: RunConfig, data: Dataset, teacher_run: tuple[RunConfig
 def _estimate_students(config: RunConfig, data: Dataset, teacher: nn.Module, teacher_size: int) -> dict[str, float]:
     """Estimate the time in seconds of the control, the student and the outputs of the teacher."""
     seconds = estimate_distillation(teacher, teacher_size, config, data)
-    return {"control": seconds["student"], **seconds}
+    labeled_share = len(data.labeled.train) / len(data.train)
+    return {"control": seconds["student"] * labeled_share, **seconds}
 
 
 def _draw_all_models(folder: Path, data: Dataset, teacher: Teacher) -> None:

@@ -120,7 +120,7 @@ def write_gallery(path: Path, data: Dataset, models: Mapping[str, GalleryModel],
     """
     content: dict[str, Any] = {
         "version": VERSION,
-        "source_fingerprint": data.source_fingerprint,
+        "source_fingerprint": data.labeled.source_fingerprint,
         "models": [{"title": title, "sha256": entry.sha256} for title, entry in models.items()],
         "images": [],
     }

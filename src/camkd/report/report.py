@@ -26,7 +26,7 @@ from camkd.types import CHANCE_LEVELS, InputError
 from camkd.utils.files import write_text
 from camkd.utils.intervals import wilson_interval
 from camkd.utils.plot_style import SERIES_COLORS, figure_to_svg
-from camkd.utils.units import format_percent
+from camkd.utils.units import finite_number, format_percent
 
 SCRIPTS = ("maps.js", "gallery.js", "detail.js", "confusion.js")
 """Scripts of the page, concatenated in this order."""
@@ -122,6 +122,7 @@ def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
         "heatmap": student.heatmap or next((run.heatmap for run in runs if run.heatmap), None),
         "curves": [Markup(curve_svg) for curve_svg in _training_curves(histories)],  # safe: matplotlib escapes its text
         **_confusion_context(student),
+        "unlabeled": _unlabeled_images(student),
         "gallery": merge_galleries(runs, student),
         "map_note": MAP_NOTE,
         "risk_curve": Markup(risk_svg)
@@ -132,6 +133,16 @@ def _page_context(runs: list[RunSummary]) -> dict[str, Any]:
         "class_rows": _class_rows(runs, student, control),
         "environments": [(run.name, list(_flatten(run.environment))) for run in runs if run.environment],
     }
+
+
+def _unlabeled_images(run: RunSummary) -> dict[str, Any] | None:
+    """Return the number of unlabeled images of a run, and how many the teacher predicts as each class, most first."""
+    count = run.number("unlabeled_images")
+    counts = run.metrics.get("unlabeled_predictions")
+    if not count or not isinstance(counts, dict):
+        return None
+    numbers = [(name, int(number)) for name, value in counts.items() if (number := finite_number(value))]
+    return {"images": int(count), "predicted": sorted(numbers, key=lambda item: (-item[1], item[0]))}
 
 
 def _is_teacher_of(run: RunSummary, student: RunSummary) -> bool:

@@ -34,6 +34,7 @@ IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget", "
 PROVENANCE = {
     "data_fingerprint": "images",
     "sample_weights": "weights of the images",
+    "unlabeled_fingerprint": "unlabeled images",
     "teacher_weights": "teacher's weights",
     "terms": "loss terms of the method",
     "weights_file": "weights of --weights",
@@ -43,6 +44,7 @@ PROVENANCE = {
 
 IDENTIFIED_BY = {
     **dict.fromkeys(("data", "size", "limit", "train_limit", "bad_images", "group", "group_regex"), "data_fingerprint"),
+    "unlabeled": "unlabeled_fingerprint",
     "teacher": "teacher_weights",
     "weights": "weights_file",
     "classes": "classes_file",

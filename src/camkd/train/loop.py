@@ -17,8 +17,8 @@ from camkd.cams.head_detection import check_logits, check_not_probabilities
 from camkd.config import Select, TrainConfig, best_epoch, resolve_optimizer
 from camkd.data.augment import pick_augment
 from camkd.data.batches import SampleBatch, batch_count
-from camkd.data.dataset import Dataset
-from camkd.data.training_batches import training_batches
+from camkd.data.dataset import UNLABELED, Dataset
+from camkd.data.training_batches import epoch_size, training_batches
 from camkd.data.views import Batch, Views
 from camkd.distill.cache import TeacherCache
 from camkd.distill.losses.logits import log_prior
@@ -94,7 +94,7 @@ def fit(
     average = copy.deepcopy(model).requires_grad_(False)
     views = Views(data.train, len(data.classes), config.augment, config.augment_seed, device)
     if config.balance == "logits":
-        objective = objective.adjust_logits(log_prior(views.labels, len(data.classes)))
+        objective = objective.adjust_logits(log_prior(views.labels[views.labels != UNLABELED], len(data.classes)))
     precision = pick_precision(config.precision, device)
     _check_outputs(model, views, len(data.classes), precision)
     if objective.needs_adapters:
@@ -108,7 +108,8 @@ def fit(
             events.on_message(message)
     elif initial is not None:
         _add_row(state, dict(initial), config.select)
-    schedule = Schedule(config, batch_count(len(views), config.batch_size))
+    num_samples = epoch_size(data.train.labels, config)
+    schedule = Schedule(config, batch_count(num_samples, config.batch_size))
     validator = Validator(data, device, state.precision == "bf16", teacher)
     trainer = _Trainer(state, objective, config, schedule, events, views, cache)
     try:
@@ -120,7 +121,7 @@ def fit(
                     _check_state(state)
                     state.save(run)
                     raise Interrupted(str(run.folder))
-                _end_epoch(state, validator, schedule, len(views), config.select)
+                _end_epoch(state, validator, schedule, num_samples, config.select)
                 if process_group().rank == 0:
                     run.write_history(state.rows)
                 state.save(run)

@@ -77,7 +77,7 @@ def _precompute(options: Namespace) -> dict[str, Any]:
         else:
             data = open_data(config.data, reporter)
             assert teacher is not None
-            check_default_teacher(options.teacher, teacher, options.data, data.source_fingerprint)
+            check_default_teacher(options.teacher, teacher, options.data, data.labeled.source_fingerprint)
             config = pipeline.resolve_settings(config, data, callbacks=[reporter])
             if not options.dry_run:
                 return _compute_outputs(config, data, options.processes, reporter)

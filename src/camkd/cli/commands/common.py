@@ -162,10 +162,10 @@ def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     data = open_dataset(config, reporter.progress)
     size = data.size
     reporter.message(
-        f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation and {len(data.test):,} test images "
-        f"of {size}x{size} pixels in {len(data.classes)} classes"
+        f"{data.name}: {len(data.labeled.train):,} training, {len(data.val):,} validation and {len(data.test):,} test "
+        f"images of {size}x{size} pixels in {len(data.classes)} classes"
     )
-    imbalance = describe_imbalance(data.train.labels, data.classes)
+    imbalance = describe_imbalance(data.labeled.train.labels, data.classes)
     for note in (*data.notes, *([imbalance] if imbalance else [])):
         reporter.message(f"  {note}")
     return data

@@ -63,7 +63,7 @@ def _run(options: Namespace) -> dict[str, Any]:
     pipeline.check_outputs(config, folder)
     with open_reporter() as reporter:
         data = open_data(config.data, reporter)
-        check_default_teacher(options.teacher, teacher, options.data, data.source_fingerprint)
+        check_default_teacher(options.teacher, teacher, options.data, data.labeled.source_fingerprint)
         plan = compare.prepare(plan, data, resume=options.resume, callback=reporter)
         try:
             errors = compare.run_missing(plan, data, options.processes, reporter, reporter.progress)

@@ -44,7 +44,7 @@ def _run(options: Namespace) -> dict[str, Any] | None:
         run_on_rank0(lambda: pipeline.check_outputs(config, folder))
         data = open_data(config.data, reporter)
         teacher = load_teacher(teacher_folder, data, options.device)
-        check_default_teacher(options.teacher, teacher_folder, options.data, data.source_fingerprint)
+        check_default_teacher(options.teacher, teacher_folder, options.data, data.labeled.source_fingerprint)
         config = pipeline.resolve_settings(config, data, folder, callbacks=[reporter])
         teacher_with_cache, config = pipeline.prepare_teacher(teacher, config, [reporter])
         if not Run(folder).config():

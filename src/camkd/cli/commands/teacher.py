@@ -30,7 +30,7 @@ def _add_options(parser: ArgumentParser) -> None:
         help="the network, see 'camkd list models'; auto: wrn-16-4, on a CPU resnet20 for more than 32 pixels",
     )
     add_flags(parser, TeacherConfig)
-    add_training_options(parser, exclude=["interpolation"])
+    add_training_options(parser, exclude=["interpolation", "unlabeled", "unlabeled_ratio"])
     parser.add_argument(
         "--interpolation",
         type=Interpolation | None,

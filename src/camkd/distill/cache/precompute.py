@@ -22,7 +22,7 @@ from camkd.data.augment import pick_augment
 from camkd.data.batches import batch_count
 from camkd.data.dataset import Dataset, Progress, no_progress
 from camkd.data.sources import open_dataset
-from camkd.data.training_batches import training_batches
+from camkd.data.training_batches import draws_in_cycles, epoch_size, training_batches
 from camkd.data.views import Views
 from camkd.distill.cache.build import build_teacher_cache, make_teacher_fn, record_format_for
 from camkd.distill.cache.store import Store
@@ -104,22 +104,22 @@ class _Precomputer:
         return epochs_in_budget(self.config, self.store.epoch_bytes)
 
     def tasks(self) -> Iterator[tuple[int, int]]:
-        """Yield the tasks of all `epochs`; with ``balance`` ``sampler`` those of every training epoch of the run."""
-        num_batches = batch_count(len(self.data.train), self.config.train.batch_size)
+        """Yield the tasks of all `epochs`; those of every training epoch of the run if samples are drawn in cycles."""
+        num_batches = batch_count(epoch_size(self.data.train.labels, self.config.train), self.config.train.batch_size)
         return (
             (epoch, start) for epoch in range(self.num_task_epochs) for start in range(0, num_batches, BATCHES_PER_TASK)
         )
 
     @property
     def num_task_epochs(self) -> int:
-        return self.config.train.epochs if self.config.train.balance == "sampler" else self.epochs
+        return self.config.train.epochs if draws_in_cycles(self.config.train) else self.epochs
 
     def __call__(self, task: tuple[int, int]) -> int:
         """Compute the missing outputs of a task. A batch with a missing output is computed as a whole.
 
         The batches are those of training, because the last bits of an output depend on the other images of its batch.
-        With ``balance`` ``sampler``, the missing outputs of a batch are computed, so these bits depend on the order of
-        the tasks too: several processes may give other last bits.
+        If samples are drawn in cycles, the missing outputs of a batch are computed, so these bits depend on the order
+        of the tasks too: several processes may give other last bits.
 
         Returns:
             The number of images of the task, including images with cached outputs.
