@@ -109,7 +109,7 @@ def _find_masks(root: Path, folder: Path) -> dict[str, MaskFile]:
     for entry in Walker(folder).walk(folder, {folder.resolve()}):
         if not is_image(entry):
             continue
-        mask = MaskFile(*_image_file(root, entry)[:3])
+        mask = MaskFile(*image_file(root, entry)[:3])
         key = _mask_key(relative_name(folder, entry.path))
         if key in masks:
             raise InputError(
