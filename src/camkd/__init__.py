@@ -1,4 +1,4 @@
-"""camkd: compress an image classifier into a tiny one, trained to look where its teacher looks.
+"""camkd: distill an image classifier into a tiny one that reproduces its class activation maps.
 
 Public names and packages are imported on first access, so that ``camkd --help`` does not import torch.
 """

@@ -1,4 +1,4 @@
-"""All images of a dataset with what the audit needs to know of each, unreadable images included."""
+"""All images of a dataset with the properties that the audit uses, unreadable images included."""
 
 from __future__ import annotations
 

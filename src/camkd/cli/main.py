@@ -188,7 +188,7 @@ def _build_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         version=version(PROGRAM),
-        description="Compress an image classifier into a tiny one, trained to look where its teacher looks.",
+        description="Distill an image classifier into a tiny one that reproduces its class activation maps.",
         formatter_class=PlainHelp,
     )
     _add_commands(parser, COMMANDS)

@@ -10,7 +10,7 @@
 
    the first-order registration of B. Lucas and T. Kanade (IJCAI 1981). The similarity of a pair is the explained
    fraction of the variance, R^2, the smaller one of both directions. It is computed in RGB, so that the same object in
-   another color is no duplicate.
+   another color is not a duplicate.
 
 Images that are nearly uniform have no structure to compare. They are marked as blank, and are in no pair.
 """
@@ -340,7 +340,7 @@ def _similarity(
     second: NDArray[np.int64],
     mirrored: bool,
 ) -> NDArray[np.float64]:
-    """Return the similarity of each pair; of pairs that are no near duplicates, an upper bound of it."""
+    """Return the similarity of each pair; of pairs that are not near duplicates, an upper bound of it."""
     result = np.empty(len(first), np.float64)
     for start in range(0, len(first), PAIRS_PER_BLOCK):
         block = slice(start, start + PAIRS_PER_BLOCK)

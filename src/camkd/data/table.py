@@ -225,7 +225,7 @@ def _read_rows(path: Path, group: str | None, *, use_groups: bool) -> tuple[list
 
 
 def _parse_weight(text: str | None) -> float | None:
-    """Return the weight of a cell: 1 if it is empty, NaN if it is no number, None without the column."""
+    """Return the weight of a cell: 1 if it is empty, NaN if it is not a number, None without the column."""
     if text is None:
         return None
     try:

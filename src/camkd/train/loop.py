@@ -343,7 +343,7 @@ def _accumulate(state: TrainState, loss: Tensor, means: dict[str, Tensor], num_i
 
 
 def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_images: int, select: Select) -> None:
-    """Validate the averaged model, append the epoch's metrics and remember the best weights."""
+    """Validate the averaged model, append the epoch's metrics and keep the best weights."""
     _check_state(state)
     location = f"epoch {state.epoch + 1}"
     sums = {name: float(value) for name, value in state.sums.items()}
@@ -375,7 +375,7 @@ def _end_epoch(state: TrainState, validator: Validator, schedule: Schedule, num_
 
 
 def _add_row(state: TrainState, row: dict[str, Any], select: Select) -> None:
-    """Append the metrics of an epoch, and remember the averaged weights if they are the best so far."""
+    """Append the metrics of an epoch, and keep the averaged weights if they are the best so far."""
     state.rows.append(row)
     if best_epoch(state.rows, select) is row:
         state.best_epoch = row["epoch"]
