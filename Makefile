@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
-# timm, torchvision, transformers, pytorch-grad-cam, Quantus and Ray.
+# timm, torchvision, transformers, pytorch-grad-cam, Quantus, Ray and the trackers.
 EXTRAS := $(VENV)-extras/.extras-installed
 # atheris has wheels for few versions of Python.
 FUZZ   := $(VENV)-fuzz/.fuzz-installed
@@ -61,10 +61,10 @@ $(DOCS): pyproject.toml requirements.txt requirements-docs.txt
 	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	@touch $(RUN) $@
 
-$(EXTRAS): pyproject.toml requirements.txt requirements-dev.txt requirements-extras.txt requirements-quantus.txt
+$(EXTRAS): pyproject.toml requirements.txt requirements-dev.txt requirements-extras.txt requirements-no-deps.txt
 	$(environment)
 	$(@D)/bin/python -m pip install --quiet -r requirements-extras.txt
-	$(@D)/bin/python -m pip install --quiet --no-deps -r requirements-quantus.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps -r requirements-no-deps.txt
 	@touch $@
 
 $(FUZZ): pyproject.toml requirements.txt requirements-fuzz.txt

@@ -135,6 +135,7 @@ class TrainConfig:
         device: auto, cpu, cuda, cuda:1 or mps.
         figure_every: epochs between two heatmap figures of the model during training (0: only at the end).
         tensorboard: also write scalars and heatmaps for TensorBoard into the run folder (needs camkd[tensorboard]).
+        track: also send settings, metrics and heatmaps to trackio, mlflow or wandb (needs the extra of that name).
     """
 
     epochs: int = 30
@@ -158,6 +159,7 @@ class TrainConfig:
     device: str = "auto"
     figure_every: int = 5
     tensorboard: bool = False
+    track: Literal["trackio", "mlflow", "wandb"] | None = None
 
 
 WeakTeacher = Literal["reject", "accept"]

@@ -39,6 +39,7 @@ EVENTS = {
     "on_figure": ("epoch", "path"),
     "on_message": ("text",),
     "on_train_end": (),
+    "on_run_end": ("metrics",),
 }
 """The documented events and their arguments."""
 

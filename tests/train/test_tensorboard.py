@@ -124,12 +124,30 @@ def test_missing_package_is_named(
 
 def test_terminal_line_has_the_same_scalars() -> None:
     row = {"epoch": 3, "train_loss": 1.234, "terms": {"ce": 0.987, "cam": 0.247}, "lr": 0.0625, "val_accuracy": 0.913}
-    row |= {"val_loss": 0.321, "val_teacher_agreement": 0.876, "val_cam_cosine": 0.54, "images_per_second": 1234.0}
+    row |= {
+        "val_balanced_accuracy": 0.857,
+        "val_loss": 0.321,
+        "val_teacher_agreement": 0.876,
+        "val_cam_cosine": 0.54,
+        "images_per_second": 1234.0,
+    }
     reporter = ProgressReporter()
     reporter.console = StderrConsole()
     reporter.console.file = io.StringIO()
     reporter.console.width = 400
     reporter.on_epoch_end({**row, "seconds": 2.0}, None)  # type: ignore[arg-type]
     text = reporter.console.file.getvalue()  # type: ignore[attr-defined]
-    for words in ("epoch 3", "1.234", "ce 0.987", "cam 0.247", "lr 0.0625", "91.3%", "0.321", "87.6%", "0.54", "1,234"):
+    for words in (
+        "epoch 3",
+        "1.234",
+        "ce 0.987",
+        "cam 0.247",
+        "lr 0.0625",
+        "91.3%",
+        "85.7%",
+        "0.321",
+        "87.6%",
+        "0.54",
+        "1,234",
+    ):
         assert words in text, words

@@ -57,6 +57,7 @@ from camkd.train.heatmap_figures import HeatmapFigures, draw_examples
 from camkd.train.loop import fit
 from camkd.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from camkd.train.tensorboard import TensorBoardCallback, check_tensorboard
+from camkd.train.trackers import TRACKERS, check_tracker
 from camkd.train.validation import Validator
 from camkd.types import InputError
 from camkd.utils.devices import describe_device, pick_device, pick_precision
@@ -89,7 +90,7 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None, teacher_s
 
     Raises:
         InputError: If the model, method, augmentation or device is unknown or not available, a number is out of range,
-            or TensorBoard is requested but not installed.
+            or TensorBoard or a tracker is requested but not installed.
     """
     model_factory(config.model)
     objective = build_objective(config)
@@ -118,6 +119,8 @@ def check_config(config: RunConfig, teacher_epochs: int | None = None, teacher_s
     pick_device(config.train.device)
     if config.train.tensorboard:
         check_tensorboard()
+    if config.train.track is not None:
+        check_tracker(config.train.track)
 
 
 def check_outputs(config: RunConfig, folder: Path, *run_folders: Path) -> None:
@@ -189,7 +192,7 @@ def train_run(
         data: The dataset of ``config.data``.
         teacher_with_cache: The teacher and the cache of its outputs, from `prepare_teacher`. None for a teacher run.
         resume: Permission to continue a run in ``folder``. None: the folder must be new.
-        callbacks: Callbacks that are called after the built-in callbacks for figures and TensorBoard.
+        callbacks: Callbacks that are called after the built-in callbacks for figures, TensorBoard and trackers.
 
     Returns:
         The content of ``metrics.json``.
@@ -240,6 +243,8 @@ def train_run(
         if not model.has_pretrained_normalization:
             model.set_normalization(*channel_statistics(data.labeled.train.images))
         cost = profile_model(config.model, model, size)
+        all_callbacks = _with_built_in(callbacks, run, config, data, teacher)
+        stack.callback(lambda: CallbackList(all_callbacks).on_run_end(metrics or None))
         best = _train(
             model,
             data,
@@ -247,7 +252,7 @@ def train_run(
             run,
             teacher_with_cache,
             resume=has_checkpoint,
-            callbacks=_with_built_in(callbacks, run, config, data, teacher),
+            callbacks=all_callbacks,
         )
         info = ModelInfo(
             architecture=config.model,
@@ -274,7 +279,8 @@ def train_run(
             unlabeled = _count_unlabeled(data, cache) if data.labeled_part and cache else {}
             return evaluate_and_save(run, data, best, teacher, unlabeled)
 
-        return run_on_rank0(finish)
+        metrics = run_on_rank0(finish)
+    return metrics
 
 
 def _train(
@@ -349,11 +355,19 @@ def _check_shards(config: TrainConfig, num_images: int) -> None:
 def _with_built_in(
     callbacks: Sequence[Callback], run: Run, config: RunConfig, data: Dataset, teacher: Teacher | None
 ) -> list[Callback]:
-    """Put the built-in callbacks for figures and TensorBoard before ``callbacks``. Ranks other than 0 have none."""
+    """Put the built-in callbacks for figures, TensorBoard and trackers before ``callbacks``. Only rank 0 has them."""
+    built_in: list[Callback] = []
+
+    def open_built_in() -> None:
+        if config.train.tensorboard:
+            built_in.append(TensorBoardCallback(run.folder))
+        if config.train.track is not None:
+            built_in.append(TRACKERS[config.train.track](run, config, CallbackList(callbacks).on_message))
+
+    run_on_rank0(open_built_in)
     if process_group().rank > 0:
         return list(callbacks)
-    tensorboard = [TensorBoardCallback(run.folder)] if config.train.tensorboard else []
-    listeners = [*tensorboard, *callbacks]
+    listeners = [*built_in, *callbacks]
     teacher_predictions = teacher.val_predictions if teacher else None
     figures = HeatmapFigures(
         run, data, config.role, teacher_predictions, config.train.figure_every, listener=CallbackList(listeners)

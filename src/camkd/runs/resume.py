@@ -25,7 +25,7 @@ ACCEPTABLE = (
 )
 """Settings that a resumed run may change if ``--accept`` names them. The result then differs."""
 
-IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "cache_budget", "weak_teacher")
+IGNORED_ON_RESUME = ("workers", "figure_every", "tensorboard", "track", "cache_budget", "weak_teacher")
 """Settings that a resumed run may always change, because they do not influence the result.
 
 ``cache_budget`` can change the result only by reducing ``augment_epochs``, which is itself compared on resume.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from camkd.utils.units import finite_number
 
 
 class Callback:
@@ -67,6 +69,13 @@ class Callback:
     def on_train_end(self) -> None:
         """Handle the end of training, also after an interruption or an error."""
 
+    def on_run_end(self, metrics: dict[str, Any] | None) -> None:
+        """Handle the end of a run, after the evaluation on the test images.
+
+        Args:
+            metrics: Content of ``metrics.json``; None after an interruption or an error.
+        """
+
 
 class CallbackList(Callback):
     """Pass every event to several callbacks, in order.
@@ -106,3 +115,22 @@ class CallbackList(Callback):
         with ExitStack() as stack:  # every callback gets the event, even if an earlier callback raises an error
             for callback in reversed(self.callbacks):
                 stack.callback(callback.on_train_end)
+
+    def on_run_end(self, metrics: dict[str, Any] | None) -> None:
+        with ExitStack() as stack:
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.on_run_end, metrics)
+
+
+def scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield name and value of each finite number in a row of ``metrics.jsonl`` except the epoch.
+
+    >>> dict(scalars({"epoch": 3, "val_loss": 0.5, "terms": {"ce": 0.25}, "note": "text"}))
+    {'val_loss': 0.5, 'terms/ce': 0.25}
+    """
+    for name, value in row.items():
+        number = finite_number(value)
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{prefix}{name}/")
+        elif name != "epoch" and number is not None:
+            yield prefix + name, number

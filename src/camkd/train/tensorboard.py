@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from camkd.train.callbacks import Callback
+from camkd.train.callbacks import Callback, scalars
 from camkd.types import InputError
 
 FOLDER = "tensorboard"
@@ -43,7 +42,7 @@ class TensorBoardCallback(Callback):
         self.writer = SummaryWriter(str(run_folder / FOLDER))
 
     def on_epoch_end(self, row: dict[str, Any], model: nn.Module) -> None:
-        for name, value in _scalars(row):
+        for name, value in scalars(row):
             self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
 
@@ -54,12 +53,3 @@ class TensorBoardCallback(Callback):
 
     def on_train_end(self) -> None:
         self.writer.close()
-
-
-def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield name and value of each number in a row of ``metrics.jsonl`` except the epoch."""
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif name != "epoch":
-            yield prefix + name, float(value)
