@@ -169,6 +169,7 @@ REPLACEMENTS = {
     "RUN": "runs/mine/teacher",
     "NEW": "FOLDER",
     "holiday/": "holiday",
+    "PILE": "holiday",
     "cat.jpg": "image.jpg",
     "resnet50": "resnet8",
 }
@@ -229,7 +230,7 @@ def shared_workspace(images_folder: Path) -> Workspace:
     """A workspace in which ``camkd train`` of data.md has made ``runs/mine``, the folder of three runs."""
     workspace = Workspace(images_folder)
     commands = indented_commands((ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
-    train = next(arguments for arguments in commands if arguments[0] == "train")
+    train = next(arguments for arguments in commands if arguments[0] == "train" and "runs/mine" in arguments)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(images_folder)
         workspace.run(train, ["--teacher", "resnet8", "--student", "resnet8", "--epochs", "12", *TINY])
