@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 DOCS   := $(VENV)/.docs-installed
-# timm, torchvision, transformers, pytorch-grad-cam, Quantus, Ray and the trackers.
+# timm, torchvision, transformers, datasets, pytorch-grad-cam, Quantus, Ray and the trackers.
 EXTRAS := $(VENV)-extras/.extras-installed
 # atheris has wheels for few versions of Python.
 FUZZ   := $(VENV)-fuzz/.fuzz-installed
@@ -30,7 +30,7 @@ help:
 	@echo "make check         format, lint, types, layers"
 	@echo "make test-fast     tests that are not marked slow: no training by the command line"
 	@echo "make test          all tests; warnings are errors"
-	@echo "make test-extras   tests with timm, torchvision, transformers and Ray, in $(VENV)-extras"
+	@echo "make test-extras   tests with timm, torchvision, transformers, datasets and Ray, in $(VENV)-extras"
 	@echo "make test-lowest   fast tests with the lowest versions that pyproject.toml allows, in $(VENV)-lowest"
 	@echo "make test-faults   kills, full disks and corrupt files, many times each, and a table"
 	@echo "make fuzz          random changes of every file format (FUZZ_SECONDS each), and a table"

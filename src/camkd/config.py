@@ -19,8 +19,8 @@ class DataConfig:
     """The images of a run.
 
     Args:
-        data: shapes, shapes-cue, cifar10, cifar100, a folder of images with one subfolder per class, or a table
-            (.csv, .tsv) with the columns image and label.
+        data: shapes, shapes-cue, cifar10, cifar100, a folder of images with one subfolder per class, a table (.csv,
+            .tsv) with the columns image and label, or hf:PATH_OR_NAME, a data set of the Hugging Face library datasets.
         size: side of the images in pixels (default: the dataset's own, 64 for folders of mixed or larger sizes).
         fit: images that are not square: crop the center square (crop), or fill up the shorter side with gray (pad).
         interpolation: filter that resizes images, with antialiasing.

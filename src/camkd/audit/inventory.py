@@ -18,7 +18,7 @@ from camkd.data.file_names import escape_name
 from camkd.data.files import DEFAULT_SIZE, MAX_HEADERS_READ, decode_splits
 from camkd.data.images import common_size, decode_full, describe_remarks
 from camkd.data.listing import Listing
-from camkd.data.sources import MAX_SIZE, SOURCES, open_dataset, read_listing
+from camkd.data.sources import MAX_SIZE, SOURCES, locate, open_dataset, read_listing
 from camkd.data.value_range import ValueRange
 from camkd.types import InputError, Preprocessing
 
@@ -96,12 +96,7 @@ def open_inventory(config: DataConfig, progress: Progress) -> Iterator[Inventory
     if name in SOURCES:
         yield _built_in(open_dataset(config, progress))
         return
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"data must be {', '.join(SOURCES)}, a folder with one subfolder of images per class, or a table of images "
-            f"(.csv, .tsv), got '{name}', which does not exist. Check the name."
-        )
+    path, _ = locate(name, cache_folder(), progress)
     listing = read_listing(path, bad_images="skip", group=config.group, group_regex=config.group_regex)
     if size is None:
         size = common_size(listing.sample_paths("train", MAX_HEADERS_READ)) or DEFAULT_SIZE

@@ -23,6 +23,9 @@ MAX_SUFFIX_WIDTH = 16
 TABLE_SUFFIXES = (".csv", ".tsv")
 """Suffixes of tables that list image files."""
 
+HUGGING_FACE = "hf:"
+"""Start of the name of a data set of the Hugging Face library ``datasets``, before its path or its name on the Hub."""
+
 MAX_LISTED = 10
 """Maximum number of items that a message lists. Further items are counted."""
 
@@ -37,16 +40,16 @@ def escape_name(name: str) -> str:
 
 
 def dataset_name(data: str) -> str:
-    """Return the name of a dataset without its location: the name of a folder, or of a table without suffix.
+    """Return the name of a dataset without its location and its source, and of a table without suffix.
 
     Args:
         data: Name or path of the dataset, as in ``--data``.
 
     Example:
-        >>> dataset_name("cifar10"), dataset_name("/data/pets"), dataset_name("/data/pets.csv")
-        ('cifar10', 'pets', 'pets')
+        >>> [dataset_name(data) for data in ("cifar10", "/data/pets", "/data/pets.csv", "hf:me/pets")]
+        ['cifar10', 'pets', 'pets', 'pets']
     """
-    path = Path(data).expanduser().resolve()
+    path = Path(data.removeprefix(HUGGING_FACE)).expanduser().resolve()
     return path.stem if is_table_name(path.name) else path.name
 
 

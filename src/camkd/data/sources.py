@@ -11,8 +11,9 @@ from typing import Any, get_args
 from camkd.config import DataConfig
 from camkd.data.cifar import CIFAR10, CIFAR100, open_cifar
 from camkd.data.dataset import Dataset, Progress, cache_folder, no_progress
-from camkd.data.file_names import is_table_name
+from camkd.data.file_names import HUGGING_FACE, is_table_name
 from camkd.data.files import BadImages, open_listing
+from camkd.data.hugging_face import extract
 from camkd.data.listing import Listing
 from camkd.data.scan import scan
 from camkd.data.shapes import COUNTS, SHAPES, open_shapes
@@ -95,8 +96,8 @@ def open_data(
     """Open a built-in dataset, a folder or a table of images. The images are stored as arrays the first time.
 
     Args:
-        name: A name in `SOURCES`, the path of a folder, ``<class>/*`` or ``train/<class>/*``, or that of a table, see
-            `camkd.data.table`.
+        name: A name in `SOURCES`, the path of a folder, ``<class>/*`` or ``train/<class>/*``, that of a table, see
+            `camkd.data.table`, or ``hf:PATH`` or ``hf:NAME``, see `camkd.data.hugging_face`.
         size: Side of the square images in pixels (default: that of the dataset; see `open_listing` for files).
         fit: ``crop`` keeps the center square of image files that are not square, ``pad`` fills up their shorter side
             with gray.
@@ -157,15 +158,11 @@ def open_data(
         data = replace(data, notes=(*notes, *data.notes), open_at=lambda size, _: source.open(size, cache, progress))
         data = data if limit is None else data.limited(limit)
         return data if train_limit is None else data.limited(train_limit, ("train",))
-    root = Path(name).expanduser()
-    if not root.exists():
-        raise InputError(
-            f"data must be {', '.join(SOURCES)}, a folder with one subfolder of images per class, or a table of images "
-            f"(.csv, .tsv), got '{name}', which does not exist. Check the name."
-        )
+    path, notes = locate(name, cache, progress)
     open_at = partial(
         _open_files_at,
-        root,
+        path,
+        notes,
         fit=fit,
         limit=limit,
         train_limit=train_limit,
@@ -179,6 +176,39 @@ def open_data(
         progress=progress,
     )
     return open_at(size, interpolation)
+
+
+def locate(name: str | Path, cache: Path, progress: Progress) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder or the table of a dataset that is not built in.
+
+    The files of a Hugging Face data set are written to the cache the first time, with a table of them.
+
+    Args:
+        name: Path of a folder or of a table, ``hf:PATH`` or ``hf:NAME``.
+        cache: Root of the cache.
+        progress: Progress callback.
+
+    Returns:
+        The path, and notes for the user.
+
+    Raises:
+        InputError: If the path does not exist, or if the Hugging Face data set cannot be loaded or has other columns.
+
+    Example:
+        >>> locate("pets", cache_folder(), no_progress)             # doctest: +SKIP
+        (PosixPath('pets'), ())
+    """
+    path = Path(name).expanduser()
+    if str(name).startswith(HUGGING_FACE) and not path.exists():
+        table, notes = extract(str(name), cache, progress)
+        return table, tuple(notes)
+    if not path.exists():
+        raise InputError(
+            f"data must be {', '.join(SOURCES)}, a folder with one subfolder of images per class, a table of images "
+            f"(.csv, .tsv), or {HUGGING_FACE}PATH or {HUGGING_FACE}NAME, got '{name}', which does not exist. Check the "
+            "name."
+        )
+    return path, ()
 
 
 def read_listing(
@@ -219,6 +249,7 @@ def read_listing(
 
 def _open_files_at(
     path: Path,
+    notes: tuple[str, ...],
     size: int | None,
     interpolation: Interpolation,
     *,
@@ -234,13 +265,14 @@ def _open_files_at(
     open_at = partial(
         _open_files_at,
         path,
+        notes,
         test_only=test_only,
         bad_images=bad_images,
         group=group,
         group_regex=group_regex,
         **options,
     )
-    return replace(data, open_at=open_at)
+    return replace(data, notes=(*notes, *data.notes), open_at=open_at)
 
 
 def _check_square(name: str, fit: Fit, interpolation: Interpolation) -> None:

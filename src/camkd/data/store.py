@@ -94,7 +94,7 @@ def build_or_open(name: str, key: str, cache: Path, build: Callable[[Path], Spli
     digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
     folder = cache / "data" / f"{safe_name}-{digest[:16]}"
     if not folder.exists():
-        with _staged_folder(folder) as temporary:
+        with staged_folder(folder) as temporary:
             _write(temporary, name, build(temporary))
     return _open(folder)
 
@@ -173,8 +173,15 @@ def select_rows(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _staged_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder that is renamed to ``folder`` when the block ends without an exception."""
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that is renamed to ``folder`` when the block ends without an exception.
+
+    Args:
+        folder: The final folder in the cache.
+
+    Raises:
+        InputError: If the cache cannot be written, or the disk is full.
+    """
     with ExitStack() as stack:
         try:
             remove_stale_temp(folder.parent)  # leftovers of killed processes, also of other datasets

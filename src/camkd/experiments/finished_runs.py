@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from camkd.data.dataset import Dataset, Progress, derived_fingerprint, fingerprint
-from camkd.data.file_names import escape_name, join_first, quote_names, respelled_names
+from camkd.data.file_names import HUGGING_FACE, escape_name, join_first, quote_names, respelled_names
 from camkd.data.files import BadImages
 from camkd.data.images import describe_remarks
 from camkd.data.sources import SOURCES, open_data
@@ -175,20 +175,24 @@ def open_model_data(
         return _open_or_share(source, data, progress, message, bad_images)
     if info.data in SOURCES:
         return _open_at_model_size(source, info.data, progress, bad_images, as_trained=True)
-    recorded = Path(info.data).expanduser()
+    prefix = HUGGING_FACE if info.data.startswith(HUGGING_FACE) else ""
+    location = info.data.removeprefix(prefix)
+    recorded = Path(location).expanduser()
     dataset = (
         _open_at_model_size(source, info.data, progress, bad_images, as_trained=True) if recorded.exists() else None
     )
     if dataset is not None and dataset.fingerprint == info.data_fingerprint:
         return dataset
-    for folder in relocated(info.data, find_model_folder(source)):
+    for folder in relocated(location, find_model_folder(source)):
         if folder == recorded:
             continue
         with suppress(InputError):  # a folder with another content
-            moved = _open_at_model_size(source, str(folder), progress, bad_images, as_trained=True)
+            moved = _open_at_model_size(source, f"{prefix}{folder}", progress, bad_images, as_trained=True)
             if moved.fingerprint == info.data_fingerprint:
-                message(f"the images of {source!r} moved from {info.data!r} to {str(folder)!r}")
+                message(f"the images of {source!r} moved from {info.data!r} to '{prefix}{folder}'")
                 return moved
+    if dataset is None and prefix:  # the name of a data set on the Hub
+        return _open_at_model_size(source, info.data, progress, bad_images, as_trained=True)
     if dataset is None:
         raise InputError(
             f"--data must name the images of {source!r}, got none, and its training images {info.data!r} do not exist. "

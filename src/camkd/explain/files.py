@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from camkd.data.dataset import Progress
-from camkd.data.file_names import is_table_name
+from camkd.data.dataset import Progress, cache_folder, no_progress
+from camkd.data.file_names import HUGGING_FACE, is_table_name
+from camkd.data.hugging_face import extract
 from camkd.data.ignored import OUTPUT_MARKER
 from camkd.data.images import decode, decode_full, decode_with_remarks
 from camkd.data.table import table_images
@@ -50,6 +51,8 @@ def find_image_files(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
             "images must be files or folders, got an empty name. Give a name, or . for the current folder."
         )
     for path in map(Path, paths):
+        if str(path).startswith(HUGGING_FACE) and not path.exists():
+            path, _ = extract(str(path), cache_folder(), no_progress)
         if path.is_dir():
             folder_images, others = find_images(path)
         else:
