@@ -58,6 +58,17 @@ RECIPES: dict[str, Recipe] = {
         "about 40 minutes on one core for 3,781 photographs, of which 17 minutes compute teacher outputs",
         "clothing photographs: 72.8 % test accuracy, 70.6 % without a teacher (2 runs)",
     ),
+    "photo": Recipe(
+        {
+            "teacher": "timm:tf_efficientnet_lite0.in1k",
+            "size": 64,
+            "epochs": 40,
+            "augment-epochs": 8,
+            "method": "cam-kd",
+        },
+        "about half an hour on 2 cores for 3,781 photographs, the sum of its measured parts",
+        "clothing photographs: 79.9 % test accuracy, 76.7 % without a teacher (3 runs)",
+    ),
 }
 """Recipes by name. The measurements are in docs/evidence.md."""
 
