@@ -122,6 +122,15 @@ def test_second_calibration_changes_nothing_and_undo_restores_all_bits(student: 
         run_calibration(student, undo=True)
 
 
+def test_note_about_the_students_of_a_calibrated_teacher(student: Path) -> None:
+    info = json.loads((student / "model.json").read_text(encoding="utf-8"))
+    (student / "model.json").write_text(json.dumps({**info, "role": "teacher"}), encoding="utf-8")
+    notes: list[str] = []
+    for _ in range(2):
+        calibrate(str(student), device="cpu", progress=ignore, message=notes.append)
+    assert len([note for note in notes if "the teacher has other weights now" in note]) == 1
+
+
 def test_copy_leaves_the_run_unchanged(student: Path, tmp_path: Path) -> None:
     contents = {path: path.read_bytes() for path in student.rglob("*") if path.is_file()}
     (student / "checkpoints").mkdir()

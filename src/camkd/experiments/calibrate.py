@@ -115,6 +115,11 @@ def calibrate(
         if out is not None:
             shutil.copytree(folder, out, ignore=shutil.ignore_patterns(*NOT_COPIED))
         _write(Run(out or folder), model, changed, record, head, evaluation, dataset, teacher)
+    if info.role == "teacher" and read_model_info(out or folder).sha256 != info.sha256:
+        message(
+            "the teacher has other weights now: its outputs are cached again, and students that were trained with the "
+            "previous weights leave it out"
+        )
     return {"run": str(out or folder), **record}
 
 
@@ -184,7 +189,7 @@ def _write(
             staged_run.figures_folder / "cams.png",
             dataset,
             "test",
-            {title: entry.model for title, entry in models.items() if title != "teacher"},
+            {title: entry.model for title, entry in models.items() if teacher is None or title != "teacher"},
             teacher.test_predictions if teacher else None,
         )
         write_per_image(staged_run.per_image_file, evaluation.per_image)

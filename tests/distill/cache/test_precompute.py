@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from camkd.config import DataConfig, DistillConfig, RunConfig, TrainConfig
+from camkd.config import Balance, DataConfig, DistillConfig, RunConfig, TrainConfig
 from camkd.data.batches import epoch_order
 from camkd.data.dataset import Dataset, no_progress
 from camkd.data.sources import open_data
@@ -105,19 +105,20 @@ def is_complete(store: Store, num_epochs: int) -> bool:
 # --- outputs
 
 
-@pytest.mark.parametrize("policy", ["light", "strong"])
+@pytest.mark.parametrize(("policy", "balance"), [("light", "none"), ("strong", "none"), ("strong", "sampler")])
 def test_training_after_precomputing_equals_training_without(
     teacher_folder: Path,
     easy: Dataset,
     tmp_path: Path,
     use_cache: Callable[[str], Path],
     policy: str,
+    balance: Balance,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pipeline, "evaluate_and_save", lambda *arguments: {})
     monkeypatch.setattr(Teacher, "check_accuracy", lambda *arguments: "")
     teacher = load_teacher(teacher_folder, easy, "cpu")
-    config = run_config(teacher_folder, replace(TRAIN, augment=policy))
+    config = run_config(teacher_folder, replace(TRAIN, augment=policy, balance=balance))
 
     def train(name: str) -> int:
         teacher_with_cache, resolved = prepare_teacher(teacher, config)
