@@ -87,8 +87,8 @@ def test_message_of_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         open_data("cifar11", cache=tmp_path)
     assert str(caught.value) == (
-        "data must be shapes, shapes-cue, cifar10, cifar100, a folder with one subfolder of images per class, or a "
-        "table of images (.csv, .tsv), got 'cifar11', which does not exist. Check the name."
+        "data must be shapes, shapes-cue, cifar10, cifar100, a folder with one subfolder of images per class, a "
+        "table of images (.csv, .tsv), or hf:PATH or hf:NAME, got 'cifar11', which does not exist. Check the name."
     )
     assert not list(tmp_path.iterdir())
 
