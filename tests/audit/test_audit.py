@@ -154,6 +154,7 @@ def test_all_images_unreadable(tmp_path: Path) -> None:
     assert result["findings"]["unreadable"]["count"] == 15
 
 
+@pytest.mark.slow
 def test_built_in_dataset_has_no_files() -> None:
     result, lines = audit(DataConfig("shapes"))
     assert result["sizes"] == {}

@@ -10,6 +10,8 @@ import yaml
 from camkd.runs.folder import Run
 from support.cli import QUICK, camkd
 
+pytestmark = pytest.mark.slow
+
 MODEL = ("--model", "resnet8", "--seed", "0", *QUICK)
 
 

@@ -31,6 +31,8 @@ from camkd.train.head import fit_head
 from camkd.types import InputError
 from support.cli import camkd
 
+pytestmark = pytest.mark.slow
+
 
 def ignore(*arguments: Any) -> None:
     pass

@@ -28,6 +28,8 @@ from camkd.runs.resume import Resume
 from camkd.types import InputError
 from support.interrupt import Messages
 
+pytestmark = pytest.mark.slow
+
 TRAIN = TrainConfig(epochs=0, batch_size=24, precision="fp32", device="cpu", figure_every=0)
 CPU = torch.device("cpu")
 

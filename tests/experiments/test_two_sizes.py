@@ -26,6 +26,8 @@ from camkd.types import InputError
 from support.cli import QUICK, camkd
 from support.untrained import save_untrained
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LARGE, SMALL = 24, 16
 TRAIN = TrainConfig(epochs=2, batch_size=24, optimizer="sgd", lr=0.4, precision="fp32", device="cpu", figure_every=0)
