@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from camkd.audit.findings import KINDS, Entry, Finding, class_counts, find_faults
+from camkd.audit.findings import KINDS, Entry, Finding, class_counts, find_faults, sort_findings
 from camkd.audit.inventory import Inventory, open_inventory
+from camkd.audit.label_errors import check_cleanlab, find_label_errors
 from camkd.audit.page import write_page
 from camkd.config import DataConfig
 from camkd.data.dataset import SPLITS, Progress, no_progress
@@ -25,28 +27,45 @@ MAX_NAME_WIDTH = 48
 
 
 def audit(
-    config: DataConfig, *, out: Path | None = None, progress: Progress = no_progress
+    config: DataConfig,
+    *,
+    teacher: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], list[str]]:
     """Look for faults of a dataset.
 
     Args:
         config: The dataset, the size, fit and interpolation of its images, and its groups.
+        teacher: A run or a pretrained network whose features show label errors, see `camkd.audit.label_errors`. None:
+            label errors are not looked for.
         out: Folder for the page ``audit.html``. None: no page.
+        device: Device of the network.
         progress: Progress callback.
 
     Returns:
         The result, see `to_json`, and the lines of `describe`.
 
     Raises:
-        InputError: If the dataset cannot be listed, or the cache or ``out`` cannot be written.
+        InputError: If the dataset cannot be listed, the network cannot be used, or the cache or ``out`` cannot be
+            written.
 
     Example:
         >>> result, lines = audit(DataConfig("pets"))                                         # doctest: +SKIP
     """
     if out is not None:
         check_writable(out, "Choose another folder for --out.")
+    if teacher is not None:
+        check_cleanlab()
     with open_inventory(config, progress) as inventory:
-        findings = find_faults(inventory, progress)
+        findings, duplicates = find_faults(inventory, progress)
+        if teacher is not None:
+            finding, note = find_label_errors(
+                inventory, duplicates, config, teacher, device=device, with_maps=out is not None, progress=progress
+            )
+            inventory = replace(inventory, notes=(*inventory.notes, note))
+            findings = sort_findings([*findings, *([finding] if finding else [])])
         if out is not None:
             write_page(out, inventory, findings, progress)
         return to_json(config.data, inventory, findings), describe(inventory, findings)

@@ -13,13 +13,13 @@ from camkd.audit.inventory import Inventory
 from camkd.data.dataset import CHUNK_BYTES, SPLITS, Progress, max_rows
 from camkd.data.file_names import join_first
 from camkd.data.near_duplicates import DuplicateGroup, find_duplicates
-from camkd.data.problems import leaking_rows, sort_groups
+from camkd.data.problems import sort_groups, summarize_blank, summarize_duplicates
 
 KINDS = {
     "unreadable": "Unreadable images",
     "leakage": "Duplicates in several splits",
     "conflicts": "Duplicates with different labels",
-    "label-errors": "Probable label errors",
+    "label-errors": "Possible label errors",
     "duplicates": "Duplicates within a split",
     "blank": "Blank images",
     "few-images": "Classes with few images",
@@ -36,7 +36,7 @@ LEADS = {
     "images of a group in one split.",
     "conflicts": "At most one of the labels is right. Correct the others.",
     "label-errors": "A network that was not trained on the image predicts another class with confidence. Look at "
-    "each: some are hard images with the right label.",
+    "each: many are hard images with the right label.",
     "duplicates": "Each copy counts as an image of its own: in training it has more weight, and in a test the interval "
     "of the accuracy is too narrow.",
     "blank": "These images are nearly one color. Delete them, unless empty images are a class.",
@@ -96,7 +96,7 @@ class Finding:
     entries: tuple[Entry, ...] = ()
 
 
-def find_faults(inventory: Inventory, progress: Progress) -> list[Finding]:
+def find_faults(inventory: Inventory, progress: Progress) -> tuple[list[Finding], list[DuplicateGroup]]:
     """Find all faults that need no network.
 
     Args:
@@ -104,7 +104,7 @@ def find_faults(inventory: Inventory, progress: Progress) -> list[Finding]:
         progress: Progress callback.
 
     Returns:
-        A finding for each kind of fault that exists, the most severe first.
+        A finding for each kind of fault that exists, the most severe first, and all groups of duplicates.
     """
     readable = inventory.is_readable
     groups, is_blank = find_duplicates(*inventory.parts, skip=~readable, progress=progress)
@@ -118,7 +118,7 @@ def find_faults(inventory: Inventory, progress: Progress) -> list[Finding]:
         _proportions(inventory),
         _gray(inventory, readable & ~is_blank),
     ]
-    return sort_findings([finding for finding in findings if finding is not None])
+    return sort_findings([finding for finding in findings if finding is not None]), groups
 
 
 def sort_findings(findings: Sequence[Finding]) -> list[Finding]:
@@ -140,9 +140,8 @@ def class_counts(inventory: Inventory) -> dict[str, dict[str, int]]:
 def _blank(rows: NDArray[np.int64]) -> Finding | None:
     if not len(rows):
         return None
-    count = len(rows)
     entries = tuple(Entry((row,), "blank", {}) for row in rows.tolist())
-    return Finding("blank", count, f"{count:,} image{_s(count)} {_are(count)} nearly one color", entries)
+    return Finding("blank", len(rows), summarize_blank(len(rows)), entries)
 
 
 def _unreadable(inventory: Inventory) -> Finding | None:
@@ -155,28 +154,11 @@ def _unreadable(inventory: Inventory) -> Finding | None:
 
 def _duplicates(inventory: Inventory, groups: Sequence[DuplicateGroup]) -> list[Finding]:
     problems = sort_groups(groups, inventory.splits, inventory.labels)
-    findings = []
-    if problems.leakage:
-        counts = {split: len(leaking_rows(problems.leakage, inventory.splits, split)) for split in ("val", "test")}
-        parts = [f"{count:,} {split}" for split, count in counts.items() if count]
-        num_groups = len(problems.leakage)
-        summary = (
-            f"{' and '.join(parts)} images have a duplicate in another split ({num_groups:,} group{_s(num_groups)})"
-        )
-        entries = _group_entries(inventory, problems.leakage)
-        findings.append(Finding("leakage", sum(counts.values()), summary, entries))
-    if problems.conflicts:
-        count = sum(len(group.rows) for group in problems.conflicts)
-        summary = f"{count:,} images in {len(problems.conflicts):,} group{_s(len(problems.conflicts))} of duplicates "
-        summary += "have different labels"
-        findings.append(Finding("conflicts", count, summary, _group_entries(inventory, problems.conflicts)))
-    if problems.repeated:
-        count = 0
-        for group in problems.repeated:
-            count += len(group.rows) - len(np.unique(inventory.splits[list(group.rows)]))
-        summary = f"{count:,} image{_s(count)} repeat{'' if count > 1 else 's'} another image of the same split"
-        findings.append(Finding("duplicates", count, summary, _group_entries(inventory, problems.repeated)))
-    return findings
+    by_kind = {"leakage": problems.leakage, "conflicts": problems.conflicts, "duplicates": problems.repeated}
+    return [
+        Finding(kind, count, summary, _group_entries(inventory, by_kind[kind]))
+        for kind, (count, summary) in summarize_duplicates(problems, inventory.splits).items()
+    ]
 
 
 def _group_entries(inventory: Inventory, groups: Sequence[DuplicateGroup]) -> tuple[Entry, ...]:

@@ -40,6 +40,7 @@ class Inventory:
         sizes: Width and height of each readable image file in pixels, by row. Empty for a built-in dataset.
         notes: Messages for the user.
         value_range: The gray values that became 0 and 255, for gray images of more than 8 bits.
+        groups: Group of each image, such as the patient; None for an image without a group.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Inventory:
     sizes: dict[int, tuple[int, int]]
     notes: tuple[str, ...]
     value_range: ValueRange | None = None
+    groups: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,7 +119,7 @@ def open_inventory(config: DataConfig, progress: Progress) -> Iterator[Inventory
 def _decode(folder: Path, listing: Listing, preprocessing: Preprocessing, progress: Progress) -> Inventory:
     decoded, value_range = decode_splits(folder, listing, preprocessing, None, progress)
     parts = []
-    values: dict[str, list[Any]] = {"splits": [], "labels": [], "names": [], "paths": []}
+    values: dict[str, list[Any]] = {"splits": [], "labels": [], "names": [], "paths": [], "groups": []}
     errors: dict[int, str] = {}
     sizes: dict[int, tuple[int, int]] = {}
     remarks: dict[str, list[str]] = {}
@@ -129,6 +131,7 @@ def _decode(folder: Path, listing: Listing, preprocessing: Preprocessing, progre
         values["labels"] += [label for label, _ in samples]
         values["names"] += names
         values["paths"] += listing.paths(split)
+        values["groups"] += [file.group for _, file in samples]
         errors |= {start + row: reason for row, reason in sorted(decoded[split].errors.items())}
         sizes |= {start + row: pair for row, pair in sorted(decoded[split].sizes.items())}
         remarks |= {names[row]: texts for row, texts in sorted(decoded[split].remarks.items())}
@@ -147,6 +150,7 @@ def _decode(folder: Path, listing: Listing, preprocessing: Preprocessing, progre
         sizes=sizes,
         notes=(*listing.notes, *describe_remarks(remarks)),
         value_range=value_range,
+        groups=tuple(values["groups"]),
     )
 
 

@@ -23,7 +23,7 @@ from camkd.cams.linear_head import head_inputs, linear_head
 from camkd.config import RunConfig
 from camkd.data.augment import get_policy, pick_augment
 from camkd.data.batches import sequential_batches
-from camkd.data.dataset import Dataset, weights_digest
+from camkd.data.dataset import Dataset, Progress, weights_digest
 from camkd.data.views import Views
 from camkd.distill.keys import cache_key, key_inputs
 from camkd.distill.losses.logits import log_prior
@@ -254,18 +254,25 @@ def minimize(
 
 
 @dataclass(frozen=True)
-class _Standardization:
-    """Mean and standard deviation of each feature. Constant features get a standard deviation of one."""
+class Standardization:
+    """Mean and standard deviation of each feature. Constant features get a standard deviation of one.
+
+    Args:
+        mean: Mean of each feature ``(D,)``.
+        std: Standard deviation of each feature ``(D,)``.
+    """
 
     mean: Tensor
     std: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> _Standardization:
+    def of(cls, features: Tensor) -> Standardization:
+        """Compute mean and standard deviation of features ``(N, D)``."""
         std, mean = torch.std_mean(features, 0, correction=0)
         return cls(mean, torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std)))
 
     def apply(self, features: Tensor) -> Tensor:
+        """Return features with mean zero and standard deviation one."""
         return (features - self.mean) / self.std
 
     def unapply(self, solution: Solution) -> tuple[Tensor, Tensor]:
@@ -287,7 +294,7 @@ def _choose_weight_decay(
     Returns:
         Weight, bias, and the content of ``head.json``.
     """
-    standardization = _Standardization.of(train.features)
+    standardization = Standardization.of(train.features)
     train, val = (split._replace(features=standardization.apply(split.features)) for split in (train, val))
     given = config.train.weight_decay
     width = train.features.shape[1]
@@ -404,6 +411,45 @@ def _sample_weights(labels: Tensor, num_views: int) -> Tensor:
     """
     weights = 1 / labels.bincount()[labels].float()
     return (weights / weights.sum() / num_views).repeat(num_views)
+
+
+def plain_features(model: nn.Module, data: Dataset, config: RunConfig, progress: Progress) -> dict[str, Tensor]:
+    """Compute the features of all images, without augmentation. They are stored, and read if they are stored already.
+
+    Args:
+        model: A classifier whose logits are a linear layer of one feature vector per image.
+        data: The dataset, at the image size of the model.
+        config: Configuration with the name of the network, the device and the precision.
+        progress: Progress callback.
+
+    Returns:
+        Features ``(n, D)`` of each split, on the device of the model.
+
+    Raises:
+        InputError: If the model does not end in a linear layer, or if the disk has no space for the features.
+        FloatingPointError: If a feature is not finite.
+
+    Example:
+        >>> features = plain_features(model, data, config, no_progress)["test"]               # doctest: +SKIP
+    """
+    config = replace(config, train=replace(config.train, augment="none"))
+    device = torch.device(pick_device(config.train.device))
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    feature_fn, width = make_feature_fn(model, data.size, config, device)
+    description = _key_inputs(model, data, config, device)
+    store = FeatureStore(feature_folder(cache_key(_without_head(model, data), description)), description, width)
+    total = sum(map(len, data.splits.values()))
+    done = 0
+    features = {}
+    for name, split in data.splits.items():
+        views = Views(split, len(data.classes), "none", 0, device)
+        for rows in sequential_batches(split, CPU_BATCH_SIZE if device.type == "cpu" else None) if len(split) else ():
+            if store.missing(name, 0, rows.numpy(), len(split)).any():
+                store.write(name, 0, rows.numpy(), len(split), feature_fn(views[0, rows].x))
+            done += len(rows)
+            progress(done, total, "computing features")
+        features[name] = store.read(name, 0, len(split))[0] if len(split) else torch.empty(0, width)
+    return {name: values.to(device) for name, values in features.items()}
 
 
 def make_feature_fn(

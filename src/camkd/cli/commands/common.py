@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,7 @@ def open_reporter() -> ProgressReporter:
 def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     """Open the dataset of a command and print its summary."""
     from camkd.data.class_balance import describe_imbalance
+    from camkd.data.problems import check_dataset
     from camkd.data.sources import open_dataset
     from camkd.utils.distributed import process_group, run_on_rank0
 
@@ -168,4 +170,9 @@ def open_data(config: DataConfig, reporter: ProgressReporter) -> Dataset:
     imbalance = describe_imbalance(data.labeled.train.labels, data.classes)
     for note in (*data.notes, *([imbalance] if imbalance else [])):
         reporter.message(f"  {note}")
+    if process_group().rank == 0 and (problems := check_dataset(data.labeled, reporter.progress)):
+        flags = {"--group": config.group, "--group-regex": config.group_regex}
+        options = [part for flag, value in flags.items() if value is not None for part in (flag, value)]
+        command = shlex.join(["camkd", "audit", config.data, *options])
+        reporter.message(f"  {'; '.join(problems)}. List them with: {command}")
     return data
