@@ -61,3 +61,37 @@ def test_every_command_takes_a_table(project: Path, monkeypatch: pytest.MonkeyPa
     assert camkd("compare", "--methods", "plain,kd", "--seeds", "1", *student, "--out", "comparison").status == 0
     assert camkd("report", "student", "--out", "report.html").status == 0
     assert camkd("export", "student").status == 0
+
+
+def test_other_weights_are_another_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    rows = [(f"images/{name}", label, name.split("/")[0]) for name, label in list_files(project / "images")]
+    heavy = [(*row, 3 if row[1] == "sky" else 1) for row in rows]
+    run = ("teacher", "--model", "resnet8", "--data", "w.csv", "--out", "run", *QUICK)
+    write_table(project / "w.csv", heavy, "image,label,split,weight")
+    assert camkd(*run).status == 0
+    plain = camkd("teacher", "--model", "resnet8", "--data", "easy.csv", "--out", "plain", *QUICK)
+    assert plain.status == 0
+    assert weights(project / "run") != weights(project / "plain")
+    write_table(project / "w.csv", [(*row[:3], row[3] + 1) for row in heavy], "image,label,split,weight")
+    refused = camkd(*run, "--resume")
+    assert "weights of the images must be those that run was started with" in refused.err
+    evaluated = camkd("evaluate", "run", "--json")
+    assert evaluated.status == 0
+    assert "changed" not in evaluated.err
+
+
+def test_groups_of_a_run_decide_its_test_images(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    files = list_files(project / "images" / "train")
+    pattern = r"/([0-9][0-9])[0-9]\.png"
+    (project / "images" / "train").rename(project / "classes")
+    options = ("--group-regex", pattern, *QUICK)
+    assert camkd("teacher", "--model", "resnet8", "--data", "classes", "--out", "run", *options).status == 0
+    own = camkd("evaluate", "run", "--json")
+    given = camkd("evaluate", "run", "--data", "classes", "--json")
+    assert own.json["accuracy"] == given.json["accuracy"]
+    assert own.json["test_images"] == given.json["test_images"] < len(files)
+    (project / "classes").rename(project / "moved")
+    moved = camkd("evaluate", "run", "--data", "moved", "--json")
+    assert moved.json["test_images"] == own.json["test_images"]

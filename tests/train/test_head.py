@@ -236,6 +236,21 @@ def test_only_the_head_changes_and_fits_the_images(name: str, easy: Dataset, tmp
     assert row["val_loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, batch.labels)), rel=1e-2)
 
 
+@pytest.mark.parametrize("augment", ["light", "strong"])  # strong mixes images
+def test_images_of_weight_0_do_not_change_the_head(easy: Dataset, tmp_path: Path, augment: str) -> None:
+    """Every second image gets a wrong label."""
+    is_wrong = np.arange(len(easy.train)) % 2 == 1
+    labels = np.where(is_wrong, (easy.train.labels + 1) % 3, easy.train.labels)
+    accuracies = {}
+    for name, weights in (("ignored", np.where(is_wrong, 0, 2).astype(np.float32)), ("counted", None)):
+        data = replace(easy, train=replace(easy.train, labels=labels, weights=weights))
+        run = Run(tmp_path / name)
+        fit_head(build("resnet8", 3, 16), data, run_config(views=2, augment=augment), run)
+        accuracies[name] = run.read_history()[0]["val_accuracy"]
+    assert accuracies["ignored"] > 0.95
+    assert accuracies["counted"] < 0.8
+
+
 def test_features_are_those_of_the_images_and_of_their_augmented_views(easy: Dataset, tmp_path: Path) -> None:
     model = build("resnet8", 3, 16)
     config = run_config(views=3, augment="light")

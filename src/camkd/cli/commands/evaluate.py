@@ -46,7 +46,7 @@ def _add_options(parser: ArgumentParser) -> None:
         "--dataset",
         type=str | None,
         default=None,
-        help="another dataset than that of RUN: its test split, or all images of a folder without splits",
+        help="another dataset than that of RUN: its test split, or all images of a folder or table without splits",
     )
     add_bad_images_option(parser, None, AS_IN_TRAINING)
     parser.add_argument("--teacher", type=str | None, default=None, help=TEACHER_RUN_HELP)
