@@ -164,15 +164,20 @@ def test_shipped_model_needs_a_folder() -> None:
         run_calibration(Path("cam-net-cifar10"))
 
 
-def test_error_leaves_the_run_unchanged(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("copies", [False, True])
+def test_error_leaves_the_run_unchanged(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: bool
+) -> None:
     contents = {path: path.read_bytes() for path in student.rglob("*") if path.is_file()}
 
     def fail(*arguments: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("camkd.experiments.calibrate.write_per_image", fail)
+    out = tmp_path / "copy" if copies else None
     with pytest.raises(OSError, match="disk full"):
-        run_calibration(student)
+        run_calibration(student, out=out)
+    assert not (tmp_path / "copy").exists()
     assert {path: path.read_bytes() for path in student.rglob("*") if path.is_file()} == contents
 
 

@@ -381,7 +381,7 @@ def test_files_of_a_comparison(finished_plan: Plan, tmp_path: Path) -> None:
     assert "ce=0.1+cam=1:pool=2 − kd" in html
     center = 100 * summary["methods"]["kd"]["cam_cosine_center"]["mean"]
     assert f"<small>center {center:.1f}</small>" in html
-    (reached, _), chance = (
+    (_, reached, _), chance = (
         tables(comparison),
         max(level.mean for level in comparison.arms[1].chance_levels("cam_cosine").values()),
     )
@@ -418,7 +418,7 @@ def test_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     assert Run(out / "kd" / "seed-1").finished
     assert main([*arguments, "--resume"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.count("kd") == 2, "two tables"
+    assert captured.out.count("kd") == 3, "three tables"
     assert "kd versus plain: " in captured.err
     assert "validation" in captured.err
     assert main(arguments) == 2

@@ -112,9 +112,12 @@ def calibrate(
         evaluation = measure(model, dataset, teacher.test_predictions if teacher else None)
         if not undo:
             record["test"] = _before_and_after(evaluation.predictions.logits, _labels(dataset.test), changed)
+        target = folder
         if out is not None:
-            shutil.copytree(folder, out, ignore=shutil.ignore_patterns(*NOT_COPIED))
-        _write(Run(out or folder), model, changed, record, head, evaluation, dataset, teacher)
+            target = stack.enter_context(commit_dir(out))
+            shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
+        models = _gallery_models(folder, model, changed, dataset, teacher)
+        _write(Run(target), model, changed, record, head, evaluation, dataset, teacher, models)
     if info.role == "teacher" and read_model_info(out or folder).sha256 != info.sha256:
         message(
             "the teacher has other weights now: its outputs are cached again, and students that were trained with the "
@@ -154,6 +157,7 @@ def _write(
     evaluation: Evaluation,
     dataset: Dataset,
     teacher: Teacher | None,
+    models: Mapping[str, GalleryModel],
 ) -> None:
     """Write the files of a run that depend on the head. They get their names when all of them are written.
 
@@ -166,6 +170,7 @@ def _write(
         evaluation: Evaluation of the model.
         dataset: The dataset.
         teacher: The teacher, or None.
+        models: Models of the gallery. The checksum of ``model`` is filled in.
     """
     rows = gallery_rows(run.gallery_file)
     if not rows:
@@ -173,7 +178,7 @@ def _write(
             _labels(dataset.test), evaluation.predictions, teacher.test_predictions if teacher else None
         )
     metrics = {name: value for name, value in run.read_metrics().items() if name not in ANSWER_METRICS}
-    metrics |= evaluation.metrics
+    metrics = {**evaluation.metrics, **{name: metrics[name] for name in metrics if name not in evaluation.metrics}}
     if info.threshold is not None:
         metrics |= answer_metrics(evaluation, dataset, info.threshold)
     if record:
@@ -183,7 +188,7 @@ def _write(
             (staged / UNCALIBRATED_FILE).write_bytes(serialize({key: head[key].cpu().contiguous() for key in head}))
         save(model, staged, info)
         staged_run = Run(staged)
-        models = _gallery_models(run, staged, model, info, dataset, teacher)
+        models = {**models, info.role: models[info.role]._replace(sha256=read_model_info(staged).sha256)}
         write_gallery(staged_run.gallery_file, dataset, models, rows)
         draw_examples(
             staged_run.figures_folder / "cams.png",
@@ -201,14 +206,14 @@ def _write(
 
 
 def _gallery_models(
-    run: Run, weights: Path, model: nn.Module, info: ModelInfo, dataset: Dataset, teacher: Teacher | None
+    folder: Path, model: nn.Module, info: ModelInfo, dataset: Dataset, teacher: Teacher | None
 ) -> dict[str, GalleryModel]:
     """Return the models of the gallery: the teacher, the model of the run, and the control beside a student."""
-    models = {info.role: GalleryModel(model, read_model_info(weights).sha256, dataset.test)}
+    models = {info.role: GalleryModel(model, "", dataset.test)}
     if teacher:
         teacher_checksum = read_model_info(teacher.folder).sha256
         models = {"teacher": GalleryModel(teacher.model, teacher_checksum, teacher.data.test), **models}
-    control = run.folder.resolve().parent / "control"
+    control = folder.resolve().parent / "control"
     if info.role == "student" and (control / INFO_FILE).exists():
         control_info = read_model_info(control)
         if (control_info.data_fingerprint, control_info.size) == (info.data_fingerprint, info.size):

@@ -48,9 +48,8 @@ TERMINAL_METRICS = {
     "macro_f1": "macro-F1",
     "val_accuracy": "val",
     "teacher_agreement": "agreement",
-    "cam_cosine": "CAM cosine",
-    "road": "ROAD",
 }
+TERMINAL_MAP_METRICS = {"cam_cosine": "CAM cosine", "cam_iou": "CAM overlap", "road": "ROAD"}
 TERMINAL_COSTS = {"params": "parameters", "macs": "MACs", "seconds": "seconds", "images_per_second": "images/s"}
 """Metrics and costs in the tables of the terminal: the key and the title of the column."""
 
@@ -80,16 +79,21 @@ def write_comparison(comparison: Comparison, folder: Path, settings: Mapping[str
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Return two tables for a terminal: the metrics of all methods, and the costs of all methods."""
-    metric_rows = [[arm.method, *(_with_chance_level(arm, key) for key in TERMINAL_METRICS)] for arm in comparison.arms]
+    """Return tables for a terminal: the metrics of all methods, those of their maps, and their costs."""
+
+    def metric_rows(columns: Mapping[str, str]) -> list[list[str]]:
+        return [[arm.method, *(_with_chance_level(arm, key) for key in columns)] for arm in comparison.arms]
+
     cost_rows = [
         [arm.method, str(len(arm.runs)), *(_format_mean(arm.estimate(key)) for key in TERMINAL_COSTS)]
         for arm in comparison.arms
     ]
-    metric_title = "percent, mean ± half the 95 % interval; map metrics with the highest chance level in parentheses"
+    metric_title = "percent, mean ± half the 95 % interval"
+    map_title = "maps, times 100; the highest chance level in parentheses"
     cost_title = "cost of a run, without caching teacher outputs in advance"
     return [
-        (metric_title, ["method", *TERMINAL_METRICS.values()], metric_rows),
+        (metric_title, ["method", *TERMINAL_METRICS.values()], metric_rows(TERMINAL_METRICS)),
+        (map_title, ["method", *TERMINAL_MAP_METRICS.values()], metric_rows(TERMINAL_MAP_METRICS)),
         (cost_title, ["method", "seeds", *TERMINAL_COSTS.values()], cost_rows),
     ]
 
