@@ -14,7 +14,7 @@ from camkd.config import DataConfig
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", type=str, help="a folder or table of images, hf:PATH or hf:NAME, or a built-in dataset")
+    parser.add_argument("dataset", type=str, help="a folder or table of images, hf:PATH, hf:NAME or a built-in dataset")
     parser.add_argument(
         "--teacher",
         type=str | None,
