@@ -53,6 +53,9 @@ class DataConfig:
             )
 
 
+UNLABELED_OPTIONS = ("unlabeled", "unlabeled_ratio")
+"""Options of students only: a teacher is trained on labeled images."""
+
 Balance = Literal["none", "sampler", "logits"]
 """Treatment of unbalanced classes in training, see `camkd.data.class_balance` and `camkd.distill.losses.logits`."""
 
@@ -253,6 +256,7 @@ class RunConfig:
         """
         settings = {**asdict(self.data), **asdict(self.train)}
         if self.role == "teacher":
+            settings = {name: value for name, value in settings.items() if name not in UNLABELED_OPTIONS}
             return {"model": self.model, **asdict(self.teacher), **settings}
         distill = asdict(self.distill)
         return {"teacher": distill.pop("teacher"), "student": self.model, **distill, **settings}

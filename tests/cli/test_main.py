@@ -15,7 +15,7 @@ import docstring_parser
 import pytest
 
 from camkd.cli.commands import COMMANDS
-from camkd.config import DataConfig, TrainConfig
+from camkd.config import UNLABELED_OPTIONS, DataConfig, TrainConfig
 from camkd.data import sources
 from camkd.experiments import finished_runs
 from camkd.types import InputError, Interrupted
@@ -80,7 +80,7 @@ def test_every_setting_is_a_flag_with_its_documentation(command: str) -> None:
         docs = docstring_parser.parse(config.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
         helps = {param.arg_name: param.description or "" for param in docs.params}
         for field in fields(config):
-            if command == "teacher" and field.name in ("unlabeled", "unlabeled_ratio"):
+            if command == "teacher" and field.name in UNLABELED_OPTIONS:
                 continue  # a teacher is trained on labeled images
             assert "--" + field.name.replace("_", "-") in page
             assert len(helps[field.name]) > 10

@@ -149,7 +149,7 @@ def test_file_that_differs_from_pytorch_is_not_kept(
     [
         (["nowhere"], "'nowhere'"),
         (["RUN", "--max-drop", "-1"], "max_drop must be between 0 and 100 percentage points, got -1"),
-        (["RUN", "--data", "nowhere"], "or a folder with one subfolder of images per class, got 'nowhere'"),
+        (["RUN", "--data", "nowhere"], "or hf:PATH or hf:NAME, got 'nowhere'"),
         (["RUN", "--data", "shapes"], "Give images of the model's classes"),
         (["RUN", "--web", "OTHER_FILES"], "--web must be a new folder or a page of camkd, got"),
         (["RUN", "--web", "page", "--runtime", "nowhere"], "got 'nowhere'"),

@@ -18,7 +18,7 @@ from camkd.cli.commands.common import (
     run_config,
 )
 from camkd.cli.flags import add_flags
-from camkd.config import AUTO, TeacherConfig
+from camkd.config import AUTO, UNLABELED_OPTIONS, TeacherConfig
 from camkd.types import Interpolation
 
 
@@ -30,7 +30,7 @@ def _add_options(parser: ArgumentParser) -> None:
         help="the network, see 'camkd list models'; auto: wrn-16-4, on a CPU resnet20 for more than 32 pixels",
     )
     add_flags(parser, TeacherConfig)
-    add_training_options(parser, exclude=["interpolation", "unlabeled", "unlabeled_ratio"])
+    add_training_options(parser, exclude=["interpolation", *UNLABELED_OPTIONS])
     parser.add_argument(
         "--interpolation",
         type=Interpolation | None,
