@@ -114,18 +114,7 @@ def find_label_errors(
     model = load(teacher)
     info = model.info
     assert info is not None
-    data = open_data(
-        config.data,
-        size=info.size,
-        fit=info.fit,
-        interpolation=info.interpolation,
-        bad_images="skip",
-        group=config.group,
-        group_regex=config.group_regex,
-        value_range=info.value_range,
-        progress=progress,
-    )
-    run = RunConfig(config, TrainConfig(device=device), model=info.architecture, role="teacher")
+    data, features = image_features(inventory, model, config, device, progress)
     is_checked = inventory.is_readable
     was_trained = trains_all_layers(teacher)
     if was_trained:
@@ -136,8 +125,7 @@ def find_label_errors(
                 "run of --train head."
             )
         is_checked &= inventory.splits != "train"
-    features = plain_features(model, data, run, progress)
-    prediction = predict_out_of_sample(inventory, duplicates, is_checked, _in_inventory(inventory, data, features))
+    prediction = predict_out_of_sample(inventory, duplicates, is_checked, features)
     images = "validation and test images" if was_trained else "images"
     note = (
         f"{len(prediction.rows):,} {images} were predicted out of sample: {FOLDS} folds, a linear head on features of "
@@ -157,6 +145,41 @@ def find_label_errors(
     count = len(entries)
     summary = f"{count:,} of {len(prediction.rows):,} images may have a wrong label"
     return Finding("label-errors", count, summary, tuple(entries)), note
+
+
+def image_features(
+    inventory: Inventory, model: ImageClassifier, config: DataConfig, device: str, progress: Progress
+) -> tuple[Dataset, Tensor]:
+    """Compute the features of all readable images at the image size of a network.
+
+    Args:
+        inventory: The images.
+        model: The network.
+        config: The dataset and its groups.
+        device: Device of the network.
+        progress: Progress callback.
+
+    Returns:
+        The readable images at the size of the network, and the features ``(N, D)`` by row of the inventory.
+
+    Raises:
+        InputError: If the network has no linear head, a class of train has no readable image, or the disk is full.
+    """
+    info = model.info
+    assert info is not None
+    data = open_data(
+        config.data,
+        size=info.size,
+        fit=info.fit,
+        interpolation=info.interpolation,
+        bad_images="skip",
+        group=config.group,
+        group_regex=config.group_regex,
+        value_range=info.value_range,
+        progress=progress,
+    )
+    run = RunConfig(config, TrainConfig(device=device), model=info.architecture, role="teacher")
+    return data, _in_inventory(inventory, data, plain_features(model, data, run, progress))
 
 
 def trains_all_layers(teacher: str) -> bool:
@@ -277,19 +300,22 @@ def _in_inventory(inventory: Inventory, data: Dataset, features: dict[str, Tenso
     return result
 
 
-def _entries(inventory: Inventory, prediction: OutOfSample) -> list[Entry]:
-    """Return the possible errors, the lowest probability of the label first."""
+def find_suspects(prediction: OutOfSample) -> list[int]:
+    """Return the indices of the predictions that contradict the label, by cleanlab, the lowest probability first."""
     from cleanlab.filter import find_label_issues
 
     issues = find_label_issues(
         prediction.labels, prediction.probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
     )
+    predicted = prediction.probabilities.argmax(1)
+    return [index for index in np.asarray(issues, np.int64).tolist() if predicted[index] != prediction.labels[index]]
+
+
+def _entries(inventory: Inventory, prediction: OutOfSample) -> list[Entry]:
     entries = []
-    for index in np.asarray(issues, np.int64).tolist():
+    for index in find_suspects(prediction):
         probabilities = prediction.probabilities[index]
         predicted, label = int(probabilities.argmax()), int(prediction.labels[index])
-        if predicted == label:
-            continue
         name = inventory.classes[prediction.classes[predicted]]
         facts = {
             "predicted": name,
